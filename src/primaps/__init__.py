@@ -1,0 +1,71 @@
+"""Find and segment the classes of an image collection without a single label.
+
+PriMaPs (principal mask proposals) and PriMaPs-EM, after Hahn et al., "Boosting Unsupervised
+Semantic Segmentation with Principal Mask Proposals", TMLR 2024. Everything public is listed here
+and imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from primaps.backbones import Backbone, load_backbone
+    from primaps.config import Config
+    from primaps.crf import DenseCRF, dense_crf
+    from primaps.data import ImageError, find_images, load_image
+    from primaps.proposals import Proposals, image_masks, propose
+    from primaps.runs import evaluate, predict_files, propose_files
+    from primaps.segmenter import ModelError, PriMaPsEM
+    from primaps.weights import WeightsError
+
+_HOME = {
+    "Backbone": "backbones",
+    "load_backbone": "backbones",
+    "Config": "config",
+    "DenseCRF": "crf",
+    "dense_crf": "crf",
+    "ImageError": "data",
+    "find_images": "data",
+    "load_image": "data",
+    "Proposals": "proposals",
+    "image_masks": "proposals",
+    "propose": "proposals",
+    "evaluate": "runs",
+    "predict_files": "runs",
+    "propose_files": "runs",
+    "ModelError": "segmenter",
+    "PriMaPsEM": "segmenter",
+    "WeightsError": "weights",
+}
+
+__all__ = [
+    "Backbone",
+    "Config",
+    "DenseCRF",
+    "ImageError",
+    "ModelError",
+    "PriMaPsEM",
+    "Proposals",
+    "WeightsError",
+    "dense_crf",
+    "evaluate",
+    "find_images",
+    "image_masks",
+    "load_backbone",
+    "load_image",
+    "predict_files",
+    "propose",
+    "propose_files",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"primaps.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'primaps' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

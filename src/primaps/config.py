@@ -1,0 +1,89 @@
+"""The options of a model: the fields are the CLI's options and the JSON beside the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Method = Literal["em", "kmeans"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a :class:`primaps.PriMaPsEM` is fitted; the defaults are the paper's.
+
+    Attributes:
+        classes: K, the number of classes to find.
+        method: ``em`` is PriMaPs-EM; ``kmeans`` is the baseline that it starts from.
+        backbone: name, hub id, folder or file; see :func:`primaps.load_backbone`.
+        size: shorter side of the images in pixels; None is the multiple of the patch size nearest
+            to 320 (320 for patch 8, 322 for patch 14).
+        epochs: passes of EM over the images.
+        init_epochs: passes of k-means.
+        min_steps: least number of steps of EM, whatever ``epochs`` gives.
+        min_init_steps: least number of steps of k-means. The paper's 2 epochs of Cityscapes are
+            184 steps; on 100 images they would be 6.
+        batch_size: images per step.
+        learning_rate: of Adam.
+        momentum: decay of the moving average (Eq. 11), which follows every ``momentum_every``
+            steps.
+        momentum_every: steps between two updates of the moving average.
+        momentum_ramp: ramp the decay up as the authors' program does; see
+            :class:`primaps.em.Settings`.
+        threshold: psi of Eq. 6, in [0, 1).
+        crf: refine the masks by the dense CRF.
+        views: photometrically augmented feature maps per image; 0 trains on clean features.
+        seed: everything random follows from it.
+    """
+
+    classes: int
+    method: Method = "em"
+    backbone: str = "dinov2-vits14"
+    size: int | None = None
+    epochs: int = 50
+    init_epochs: int = 2
+    min_steps: int = 150
+    min_init_steps: int = 184
+    batch_size: int = 32
+    learning_rate: float = 0.005
+    momentum: float = 0.98
+    momentum_every: int = 10
+    momentum_ramp: bool = True
+    threshold: float = 0.4
+    crf: bool = True
+    views: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.classes <= 256:
+            raise ValueError(
+                f"classes is {self.classes}; it must be 2 to 256 (one class needs no model, and "
+                "label maps have 8 bits)"
+            )
+        if self.method not in get_args(Method):
+            raise ValueError(f"method {self.method!r} must be one of {', '.join(get_args(Method))}")
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold is {self.threshold}; it must be in [0, 1)")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}; it must be in [0, 1)")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be positive")
+        for name in ("epochs", "batch_size", "momentum_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("init_epochs", "min_steps", "min_init_steps", "views"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+
+    def steps(self, images: int) -> tuple[int, int]:
+        """Steps of k-means and of EM for a number of images.
+
+        Examples:
+            >>> Config(classes=27).steps(2975)
+            (184, 4600)
+            >>> Config(classes=11).steps(100)
+            (184, 150)
+        """
+        per_epoch = max(1, images // self.batch_size)
+        start = max(self.init_epochs * per_epoch, self.min_init_steps)
+        return start, max(self.epochs * per_epoch, self.min_steps)

@@ -1,0 +1,19 @@
+"""Images and labels from disk, and the transforms of the protocol."""
+
+from primaps.data.folder import ImageFile, find_images, find_label, read_classes
+from primaps.data.reading import ImageError, load_image, load_label
+from primaps.data.transforms import centre_crop, fit_to_patches, resize_shorter, to_tensor
+
+__all__ = [
+    "ImageError",
+    "ImageFile",
+    "centre_crop",
+    "find_images",
+    "find_label",
+    "fit_to_patches",
+    "load_image",
+    "load_label",
+    "read_classes",
+    "resize_shorter",
+    "to_tensor",
+]

@@ -1,0 +1,129 @@
+"""Collections of images: files, folders and globs, and the labels beside them."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL.Image import Image
+
+_KINDS = "avif bmp gif jfif jp2 jpeg jpg pgm png ppm tif tiff webp"
+IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image of a collection.
+
+    Attributes:
+        source: the file, or an image in memory.
+        key: path relative to the input that it was found in, without its suffix and unique in the
+            collection; results are written, and labels looked up, under this name.
+    """
+
+    source: Path | Image
+    key: str
+
+
+def find_images(
+    inputs: str | Path | Sequence[str | Path], exclude: str | Path | None = None
+) -> list[ImageFile]:
+    """List the images of files, folders (searched recursively) and globs, sorted by path.
+
+    Keys are relative to the folder, or to the common folder if several inputs are given. If two
+    files differ in their suffix only, it stays in their keys (``a.jpg`` and ``a.png``). A folder
+    contributes files with the suffix of an image; a file that is named is always taken. Hidden
+    files and everything below ``exclude`` are left out.
+
+    Raises:
+        FileNotFoundError: an input does not exist, matches nothing, or there is no image.
+    """
+    given = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    if not given:
+        raise FileNotFoundError("no input was given: name files, folders or globs")
+    found: dict[Path, None] = {}  # a set that keeps order
+    roots: list[Path] = []
+    barred = Path(exclude).resolve() if exclude is not None else None
+    for entry in given:
+        path = Path(entry).expanduser()
+        if path.is_dir():
+            roots.append(path.resolve())
+            candidates = _images_below(path.resolve())
+        elif path.is_file():
+            roots.append(path.resolve().parent)
+            candidates = [path.resolve()]
+        else:
+            matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute too)
+            if not matches:
+                raise FileNotFoundError(f"{entry} does not exist and matches no file")
+            candidates = []
+            for match in map(Path, matches):
+                candidates += (
+                    _images_below(match.resolve()) if match.is_dir() else [match.resolve()]
+                )
+            candidates = [c for c in candidates if c.suffix.lower() in IMAGE_SUFFIXES]
+            wild = next(i for i, part in enumerate(path.parts) if re.search(r"[*?\[]", part))
+            roots.append(Path(*path.parts[:wild]).resolve())
+        found |= dict.fromkeys(c for c in candidates if not barred or barred not in c.parents)
+    if not found:
+        raise FileNotFoundError(
+            f"no image in {', '.join(map(str, given))} "
+            f"(looked for {', '.join(sorted(IMAGE_SUFFIXES))})"
+        )
+    root = Path(os.path.commonpath(roots))
+    names = {path: path.relative_to(root) for path in found}
+    stems = Counter(str(name.with_suffix("")).casefold() for name in names.values())
+    files = []
+    for path, name in sorted(names.items(), key=lambda item: item[1]):
+        alone = stems[str(name.with_suffix("")).casefold()] == 1
+        files.append(ImageFile(path, (name.with_suffix("") if alone else name).as_posix()))
+    return files
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def find_label(file: ImageFile, labels: str | Path) -> Path | None:
+    """The label map of an image: the same relative path under ``labels``, as PNG or TIFF."""
+    keys = [file.key]
+    if Path(file.key).suffix.lower() in IMAGE_SUFFIXES:  # kept to tell two files apart
+        keys.append(str(Path(file.key).with_suffix("")))
+    candidates = [Path(labels) / f"{key}{end}" for key in keys for end in (".png", ".tif", ".tiff")]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read_classes(labels: str | Path) -> tuple[list[str] | None, int | None]:
+    """Class names and ignore index from ``classes.json`` in the folder of labels or above it.
+
+    The file reads ``{"classes": ["road", ...], "ignore_index": 255}``. At most two folders up are
+    searched, so that ``labels/val`` finds the file of the data set. Without one both are None.
+
+    Raises:
+        ValueError: the file is there and does not read like this.
+    """
+    folder = Path(labels).resolve()
+    for candidate in (folder, *folder.parents[:2]):
+        path = candidate / "classes.json"
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            return [str(name) for name in content["classes"]], content.get("ignore_index")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{path} must read {{"classes": [names], "ignore_index": number}}'
+            ) from error
+    return None, None

@@ -1,0 +1,76 @@
+"""Propose, fit and predict on photographs that scikit-image and scikit-learn bring along."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from primaps.files import atomic_path
+from primaps.plotting import grid
+from primaps.preview import model_preview
+from primaps.progress import Report, silent
+from primaps.runs import predict_files, propose_files
+from primaps.segmenter import PriMaPsEM
+
+PHOTOGRAPHS = (
+    ("skimage", "data/astronaut.png"),
+    ("skimage", "data/chelsea.png"),
+    ("skimage", "data/coffee.png"),
+    ("skimage", "data/motorcycle_left.png"),
+    ("skimage", "data/rocket.jpg"),
+    ("sklearn", "datasets/images/china.jpg"),
+    ("sklearn", "datasets/images/flower.jpg"),
+)
+CLASSES = 8
+
+
+def demo(
+    out: str | Path = "primaps-demo", device: str | torch.device = "auto", report: Report = silent
+) -> Path:
+    """Run the three main commands on seven photographs and write everything below ``out``.
+
+    Returns:
+        The picture to look at: photographs, mask proposals, classes.
+
+    Raises:
+        ImportError: scikit-image or scikit-learn is not installed.
+    """
+    out = Path(out)
+    paths = [_packaged(package, name) for package, name in PHOTOGRAPHS]
+    model = PriMaPsEM(CLASSES, device=device)
+    propose_files(paths, out / "proposals", backbone=model.backbone, report=report)
+    model.fit(paths, report)
+    model.save_pretrained(out / "model")
+    model_preview(model, out / "model" / "preview.png")
+    predict_files(model, paths, out / "classes", report=report)
+    return _picture(paths, out)
+
+
+def _packaged(package: str, name: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ImportError("the demo needs its photographs: pip install 'primaps[demo]'")
+    return Path(spec.origin).parent / name
+
+
+def _picture(paths: list[Path], out: Path) -> Path:
+    """Photographs, proposals and classes in three rows."""
+    rows = []
+    for folder in (None, "proposals", "classes"):
+        row = []
+        for path in paths:
+            photograph = Image.open(path).convert("RGB")
+            if folder is None:
+                row.append(photograph)
+            else:
+                shown = Image.open(next((out / folder).rglob(f"{path.stem}.overlay.jpg")))
+                # Without the legend below it, which would repeat under every picture.
+                row.append(shown.crop((0, 0, *photograph.size)))
+        rows.append(row)
+    target = out / "demo.png"
+    with atomic_path(target) as temporary:
+        grid(rows, height=200).save(temporary)
+    return target

@@ -1,0 +1,42 @@
+"""The picture that ``fit`` leaves: training images, their proposals and the classes found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from primaps.files import atomic_path
+from primaps.plotting import grid, overlay, palette, with_legend
+from primaps.segmenter import PriMaPsEM
+
+
+def model_preview(model: PriMaPsEM, path: str | Path, crf: bool = True) -> None:
+    """Write a picture of up to six training images: image, mask proposals, predicted classes.
+
+    Raises:
+        ValueError: the model was not fitted in this process, so it has no images to show.
+    """
+    if model.samples_ is None:
+        raise ValueError("the model was loaded, not fitted here: it has no training images to show")
+    images = model.samples_.to(model.backbone.device)
+    masks = model.masks(model.backbone(images.float() / 255), images).cpu().numpy()
+    labels = model.predict_probabilities(images, crf).argmax(1).cpu().numpy()
+    colours = palette(model.config.classes)
+    rows = []
+    for image, mask, label in zip(images.cpu(), masks, labels, strict=True):
+        photograph = Image.fromarray(image.permute(1, 2, 0).numpy())
+        mask_colours = np.concatenate([np.zeros((1, 3), np.uint8), palette(max(1, mask.max()))])
+        rows.append(
+            [
+                photograph,
+                overlay(photograph, mask, mask_colours, ignore=0),
+                overlay(photograph, label, colours),
+            ]
+        )
+    sheet = grid(rows, ("image", "mask proposals", "classes found"))
+    present = np.flatnonzero(np.bincount(labels.flatten(), minlength=len(colours)))
+    sheet = with_legend(sheet, [f"class {k}" for k in present], colours[present])
+    with atomic_path(path) as temporary:
+        sheet.save(temporary)

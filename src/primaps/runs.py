@@ -1,0 +1,318 @@
+"""Whole runs over files: proposals, predictions and scores of a collection."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Integer
+from PIL import Image
+from torch import Tensor
+
+import primaps
+from primaps.backbones import Backbone, load_backbone
+from primaps.crf import DenseCRF
+from primaps.data import (
+    ImageError,
+    ImageFile,
+    centre_crop,
+    find_images,
+    find_label,
+    fit_to_patches,
+    load_image,
+    load_label,
+    read_classes,
+    resize_shorter,
+    to_tensor,
+)
+from primaps.evaluation import Scores, confusion_matrix, scores
+from primaps.extraction import Problem, chunks, read, square
+from primaps.files import atomic_path, write_json
+from primaps.imagesize import upsample
+from primaps.plotting import overlay, palette, with_legend
+from primaps.progress import Report, silent
+from primaps.proposals import Proposals, mask_logits, propose
+from primaps.segmenter import PriMaPsEM, largest_channel
+
+logger = logging.getLogger("primaps")
+Inputs = str | Path | Sequence[str | Path]
+OVERLAY_SIDE = 1600
+"""Longest side of overlay pictures in pixels: to look at, so no larger than a screen."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a run over files did.
+
+    Attributes:
+        written: label maps made now.
+        kept: label maps that an earlier run with the same options had made.
+        problems: one sentence about each image that was left out.
+    """
+
+    written: list[Path]
+    kept: list[Path]
+    problems: list[str]
+
+
+def propose_files(
+    inputs: Inputs,
+    out: str | Path,
+    *,
+    backbone: str | Path | Backbone = "dinov2-vits14",
+    threshold: float = 0.4,
+    crf: bool = True,
+    size: int | None = None,
+    device: str | torch.device = "auto",
+    report: Report = silent,
+    problem: Problem = logger.warning,
+) -> Written:
+    """Mask proposals of images: ``primaps propose``.
+
+    For each image ``out/<relative path>.png`` has the masks at the image's own size (0 = ignore,
+    1..Z in the order found; 8 bits, or 16 if Z > 255), and ``.overlay.jpg`` beside it shows them.
+    Whole images are used, the shorter side scaled to ``size``. What an earlier run with the same
+    options wrote is kept.
+
+    Args:
+        inputs: files, folders (searched recursively) or globs.
+        threshold: psi of Eq. 6, in [0, 1).
+        crf: refine the masks by the dense CRF.
+        size: shorter side in pixels; None is 320 or the multiple of the patch size nearest to it.
+
+    Raises:
+        FileNotFoundError: there is no image.
+        WeightsError: the backbone has no weights here.
+    """
+    network = load_backbone(backbone, device)
+    side = size or network.default_size
+    refine = DenseCRF() if crf else None
+
+    def masks(image: Image.Image) -> Tensor:
+        scaled = to_tensor(fit_to_patches(image, side, network.patch_size))[None]
+        scaled = scaled.to(network.device)
+        features = network(scaled.float() / 255)
+        found = propose(features, threshold=threshold, return_details=True)
+        assert isinstance(found, Proposals)
+        logits = mask_logits(found.similarities)[0]
+        probabilities = upsample(logits[None], scaled.shape[-2:]).softmax(1)
+        if refine:
+            probabilities = refine(scaled, probabilities)
+        return largest_channel(probabilities[0], (image.height, image.width))
+
+    options = {
+        "command": "propose",
+        "backbone": network.digest or network.name,
+        "threshold": threshold,
+        "crf": crf,
+        "size": side,
+    }
+
+    def picture(image: Image.Image, labels: np.ndarray) -> Image.Image:
+        colours = np.concatenate([np.zeros((1, 3), np.uint8), palette(max(1, int(labels.max())))])
+        return overlay(image, labels, colours, ignore=0)
+
+    return _write_maps("proposals", inputs, out, masks, picture, options, report, problem)
+
+
+def predict_files(
+    model: PriMaPsEM,
+    inputs: Inputs,
+    out: str | Path,
+    *,
+    crf: bool = True,
+    names: Sequence[str] | None = None,
+    report: Report = silent,
+    problem: Problem = logger.warning,
+) -> Written:
+    """Class maps of images by a fitted model: ``primaps predict``.
+
+    For each image ``out/<relative path>.png`` has the class 0..K-1 of every pixel at the image's
+    own size (8 bits), and ``.overlay.jpg`` beside it shows it with a legend.
+
+    Args:
+        names: of the K classes, for the legend.
+    """
+    classes = model.config.classes
+    titles = list(names) if names else [f"class {k}" for k in range(classes)]
+    if len(titles) != classes:
+        raise ValueError(f"{len(titles)} names were given for {classes} classes")
+    colours = palette(classes)
+    options = {"command": "predict", "crf": crf, "model": model.digest(), "names": titles}
+
+    def picture(image: Image.Image, labels: np.ndarray) -> Image.Image:
+        present = np.bincount(labels.flatten(), minlength=classes) / labels.size
+        shown = [k for k in np.argsort(-present) if present[k] >= 0.001]
+        legend = [f"{titles[k]} {present[k]:.0%}" for k in shown]
+        return with_legend(overlay(image, labels, colours), legend, colours[shown])
+
+    def classify(image: Image.Image) -> Tensor:
+        return model.predict(image, crf)
+
+    return _write_maps("prediction", inputs, out, classify, picture, options, report, problem)
+
+
+def evaluate(
+    model: PriMaPsEM,
+    images: Inputs,
+    labels: str | Path,
+    *,
+    ignore_index: int | None = None,
+    crf: bool = True,
+    report: Report = silent,
+    problem: Problem = logger.warning,
+) -> dict[str, Any]:
+    """Scores of a fitted model on labelled images: ``primaps evaluate``.
+
+    Protocol: shorter side of image and label to the model's size (bilinear, nearest), centre crop,
+    prediction with mirror averaging, one Hungarian assignment over the set.
+
+    Args:
+        labels: folder of label maps under the relative paths of the images; a ``classes.json``
+            there or up to two folders above gives names and ignore index.
+        ignore_index: label that is not counted; the one of ``classes.json`` if None, else 255.
+        crf: refine predictions by the dense CRF.
+
+    Returns:
+        ``accuracy``, ``mean_iou``, ``iou`` by class name, ``assignment`` (class name per cluster),
+        ``confusion``, ``images``, ``skipped`` (sentences) and the options.
+
+    Raises:
+        ImageError: no image has a usable label.
+        FileNotFoundError: there is no image, or the folder of labels is missing.
+    """
+    if not Path(labels).is_dir():
+        raise FileNotFoundError(f"{labels} is not a folder of label maps")
+    names, stated = read_classes(labels)
+    ignore = ignore_index if ignore_index is not None else 255 if stated is None else stated
+    files, size, clusters = find_images(images), model.size, model.config.classes
+    skipped: list[str] = []
+
+    def skip(sentence: str) -> None:
+        skipped.append(sentence)
+        problem(sentence)
+
+    def load(file: ImageFile) -> tuple[Tensor, Tensor]:
+        path = find_label(file, labels)
+        if path is None:
+            raise ImageError(f"{file.source} has no label {labels}/{file.key}.png")
+        image, label = load_image(file.source), load_label(path)
+        if label.shape != (image.height, image.width):
+            raise ImageError(
+                f"label {path} has {label.shape[1]}x{label.shape[0]} pixels and its image "
+                f"{image.width}x{image.height}; they must be equal"
+            )
+        if names and not (((label >= 0) & (label < len(names))) | (label == ignore)).all():
+            odd = sorted(set(np.unique(label)) - set(range(len(names))) - {ignore})
+            raise ImageError(
+                f"label {path} has the value {odd[0]}, which is none of the {len(names)} classes "
+                f"and not the ignore index {ignore}"
+            )
+        # Nearest neighbour picks single pixels, so any integer type survives as int32.
+        target = centre_crop(
+            resize_shorter(Image.fromarray(label.astype(np.int32)), size, nearest=True), size
+        )
+        return square(image, size), torch.from_numpy(np.array(target)).long()
+
+    counts = torch.zeros(0, clusters, dtype=torch.int64)
+    done = 0
+    for chunk in chunks(read(files, load, skip), 4):
+        pictures = torch.stack([image for _, (image, _) in chunk])
+        target = torch.stack([label for _, (_, label) in chunk])
+        prediction = model.predict_probabilities(pictures, crf).argmax(1).cpu()
+        known = target[target != ignore]
+        classes = (
+            len(names) if names else max(len(counts), int(known.max()) + 1 if len(known) else 0)
+        )
+        grown = torch.zeros(classes, clusters, dtype=torch.int64)
+        grown[: len(counts)] += counts
+        counts = grown + confusion_matrix(prediction, target, clusters, classes, ignore)
+        done += len(chunk)
+        report("evaluation", done, len(files), {})
+    if not done:
+        raise ImageError(f"none of the {len(files)} images has a usable label; first: {skipped[0]}")
+    report("evaluation", len(files), len(files), {})
+    titles = names or [f"class {i}" for i in range(len(counts))]
+    result: Scores = scores(counts)
+    return {
+        "accuracy": result.accuracy,
+        "mean_iou": result.mean_iou,
+        "iou": dict(zip(titles, result.iou, strict=True)),
+        "assignment": [None if c is None else titles[c] for c in result.assignment],
+        "confusion": counts.tolist(),
+        "images": done,
+        "skipped": skipped,
+        "options": {"size": size, "crf": crf, "ignore_index": ignore, "labels": str(labels)},
+    }
+
+
+def _write_maps(
+    stage: str,
+    inputs: Inputs,
+    out: str | Path,
+    label: Callable[[Image.Image], Tensor],
+    picture: Callable[[Image.Image, Integer[np.ndarray, "h w"]], Image.Image],
+    options: dict[str, Any],
+    report: Report,
+    problem: Problem,
+) -> Written:
+    """Apply ``label`` to every image; write its map and picture, keeping what is already there."""
+    out = Path(out)
+    files = find_images(inputs, exclude=out)
+    options = {"primaps": primaps.__version__, **options}
+    record = out / "primaps.json"
+    same = record.is_file() and _read_json(record) == options
+    if not same:  # first, so that maps of other options are never taken for these
+        write_json(record, options)
+    result = Written([], [], [])
+
+    def skip(sentence: str) -> None:
+        result.problems.append(sentence)
+        problem(sentence)
+
+    def finished(file: ImageFile) -> bool:
+        paths = (out / f"{file.key}.png", out / f"{file.key}.overlay.jpg")
+        newest = Path(str(file.source)).stat().st_mtime
+        return all(path.is_file() and path.stat().st_mtime >= newest for path in paths)
+
+    todo = []
+    for file in files:
+        if same and finished(file):
+            result.kept.append(out / f"{file.key}.png")
+        else:
+            (out / f"{file.key}.png").unlink(missing_ok=True)
+            todo.append(file)
+    done = 0
+    for file, image in read(todo, lambda file: load_image(file.source), skip):
+        labels = label(image).cpu().numpy()
+        labels = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+        scale = min(1.0, OVERLAY_SIDE / max(image.size))
+        shown = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        small = Image.fromarray(labels).resize(shown, Image.Resampling.NEAREST)
+        with atomic_path(out / f"{file.key}.overlay.jpg") as temporary:
+            picture(image.resize(shown), np.asarray(small)).save(temporary, quality=90)
+        with atomic_path(out / f"{file.key}.png") as temporary:
+            Image.fromarray(labels).save(temporary)
+        result.written.append(out / f"{file.key}.png")
+        done += 1
+        report(stage, done, len(todo), {})
+    if todo and done < len(todo):
+        report(stage, len(todo), len(todo), {})
+    if not result.written and not result.kept:
+        raise ImageError(
+            f"none of the {len(files)} images could be read; first: {result.problems[0]}"
+        )
+    return result
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError:
+        return None
