@@ -270,6 +270,8 @@ def _from_transformers(folder_or_id: str, local: bool) -> tuple[nn.Module, int]:
         keys = sorted(key for key in report.get(kind, ()) if not key.startswith(_HEADS))
         if keys:
             raise WeightsError(f"{folder_or_id} {word} {len(keys)} tensors, first {keys[0]}")
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # random where the checkpoint has none, and not needed for patches
     if mismatched := report.get("mismatched_keys"):
         raise WeightsError(f"{folder_or_id} has tensors of another shape: {mismatched}")
     patch = getattr(config, "patch_size", None)

@@ -105,12 +105,12 @@ def photometric(
     from kornia.color import rgb_to_grayscale
     from kornia.filters import gaussian_blur2d
 
-    def uniform(low: float, high: float) -> Tensor:
+    def uniform(low: float = 0.0, high: float = 1.0) -> Tensor:
         return low + (high - low) * torch.rand(len(images), generator=generator).to(images.device)
 
     sigma = uniform(0.1, 2.0)
     images = gaussian_blur2d(images, (21, 21), sigma[:, None].expand(-1, 2))
-    choice, chance = uniform(0, 1), uniform(0, 1)
+    choice, chance = uniform(), uniform()
     jittered = enhance.adjust_brightness_accumulative(images, uniform(0.9, 1.1))
     jittered = enhance.adjust_contrast_with_mean_subtraction(jittered, uniform(0.9, 1.1))
     jittered = enhance.adjust_saturation_with_gray_subtraction(jittered, uniform(0.9, 1.1))

@@ -26,7 +26,7 @@ class Prototypes(nn.Module):
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         weight = self.scale[:, None] * F.normalize(self.direction, dim=1)
-        return torch.einsum("kc,bchw->bkhw", weight, features)
+        return (weight @ features.flatten(2)).unflatten(2, features.shape[-2:])
 
 
 def principal_directions(features: Float[Tensor, "n c h w"], k: int) -> Float[Tensor, "k c"]:

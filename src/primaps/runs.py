@@ -265,6 +265,11 @@ def _write_maps(
     """Apply ``label`` to every image; write its map and picture, keeping what is already there."""
     out = Path(out)
     files = find_images(inputs, exclude=out)
+    if own := next((f for f in files if Path(str(f.source)).parent == out.resolve()), None):
+        raise ValueError(
+            f"{out} holds the image {own.source}: write to another folder, so that images and "
+            "results do not mix"
+        )
     options = {"primaps": primaps.__version__, **options}
     record = out / "primaps.json"
     same = record.is_file() and _read_json(record) == options

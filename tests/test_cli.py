@@ -1,0 +1,104 @@
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+import primaps
+from primaps.cli import app
+from primaps.weights import write_folder
+from tests.test_backbones import original_names
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory) -> str:
+    """A folder with a small random ViT of patch 8."""
+    return str(write_folder(tmp_path_factory.mktemp("vit"), original_names(patch=8, dinov2=False)))
+
+
+def call(*arguments):
+    return runner.invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+
+
+def test_fit_predict_evaluate_and_propose(vit, painted_folder, tmp_path):
+    images, labels, model = painted_folder / "images", painted_folder / "labels", tmp_path / "model"
+    quick = ["--size", 64, "--epochs", 1, "--min-steps", 5, "--min-init-steps", 20]
+    done = call("fit", images, "--classes", 3, "--out", model, "--backbone", vit, *quick)
+    assert done.exit_code == 0, done.output
+    assert {p.name for p in model.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "history.json",
+        "preview.png",
+    }
+    done = call("predict", model, images, "--out", tmp_path / "maps", "--names", "a,b,c")
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "maps").glob("*.overlay.jpg"))) == 8
+    scores = tmp_path / "scores.json"
+    done = call("evaluate", model, images, "--labels", labels, "--json", scores, "--no-crf")
+    assert done.exit_code == 0, done.output
+    assert "mean IoU" in done.output
+    assert json.loads(scores.read_text())["options"]["crf"] is False
+    done = call("propose", images, "--out", tmp_path / "p", "--backbone", vit, "--size", 64)
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "p").glob("*.overlay.jpg"))) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fit", "{images}", "--classes", 1, "--out", "{tmp}/m"], "classes is 1; it must be"),
+        (["fit", "{images}", "--classes", 5000, "--out", "{tmp}/m"], "classes is 5000"),
+        (["fit", "{tmp}/none", "--classes", 3, "--out", "{tmp}/m"], "does not exist"),
+        (["predict", "{tmp}", "{images}", "--out", "{tmp}/o"], "holds no model of primaps"),
+        (["propose", "{tmp}/labels.txt", "--out", "{tmp}/o"], "does not exist"),
+        (["fit", "{images}", "--classes", 3, "--out", "{tmp}/m", "--size", 65], "not a multiple"),
+        (["propose", "{images}", "--out", "{images}"], "write to another folder"),
+    ],
+)
+def test_what_users_can_mend_is_one_sentence(vit, painted_folder, tmp_path, arguments, words):
+    filled = [str(a).format(images=painted_folder / "images", tmp=tmp_path) for a in arguments]
+    if filled[0] != "predict":
+        filled += ["--backbone", vit]
+    done = call(*filled)
+    assert done.exit_code == 1
+    assert words in done.output.replace("\n", " ")
+    assert "Traceback" not in done.output
+
+
+def test_a_file_where_a_folder_should_be_written_is_named(vit, painted_folder, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    done = call("propose", painted_folder / "images", "--out", tmp_path / "out", "--backbone", vit)
+    assert done.exit_code == 1
+    assert str(tmp_path / "out") in done.output.replace("\n", "")
+
+
+def test_help_answers_in_under_a_second():
+    times = []
+    for _ in range(3):
+        began = time.monotonic()
+        subprocess.run(
+            [sys.executable, "-m", "primaps.cli", "--help"], check=True, capture_output=True
+        )
+        times.append(time.monotonic() - began)
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import primaps.cli, sys; print('torch' in sys.modules)"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert loaded.stdout.strip() == "False"
+    assert min(times) < 2  # twice the promise: this may be a busy machine
+
+
+def test_version():
+    assert call("--version").output.strip() == primaps.__version__
+
+
+def test_every_public_name_is_there():
+    for name in primaps.__all__:
+        assert getattr(primaps, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = primaps.nothing
