@@ -34,7 +34,7 @@ class Progress:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self.stage, self.began = "", 0.0
+        self.stage, self.began, self.tenths = "", 0.0, 0
         self.bars = Bars(
             TextColumn("{task.description:>9}"),
             BarColumn(),
@@ -66,9 +66,10 @@ class Progress:
     def _line(self, stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
         now = time.monotonic()
         if stage != self.stage:
-            self.stage, self.began = stage, now
-        if (10 * done) // total == (10 * (done - 1)) // total:
+            self.stage, self.began, self.tenths = stage, now, 0
+        if (10 * done) // total == self.tenths:  # work may come in larger units than tenths
             return
+        self.tenths = (10 * done) // total
         left = (now - self.began) / done * (total - done)
         parts = [f"{stage} {done}/{total}"]
         parts += [f"{left:.0f} s left"] if done < total else []
