@@ -1,0 +1,275 @@
+"""The dense CRF on images: what users call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from primaps.crf import _inputs
+from primaps.crf.exact import gaussian_filter
+from primaps.crf.features import bilateral_features, spatial_features
+from primaps.crf.lattice import Lattice, build_lattice
+from primaps.crf.mean_field import Filter, Kernel, mean_field
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Values = TypeVar("Values", Tensor, list[Tensor], tuple[Tensor, ...])
+
+GROUP_VALUES = 2**28
+"""Pixels times labels that the torch path takes through the lattice together."""
+
+
+@dataclass(frozen=True)
+class DenseCRF:
+    """A fully connected CRF over the pixels of an image, solved by mean field.
+
+    Two Gaussian kernels connect every pair of pixels: the bilateral one joins pixels of similar
+    colour that are not far apart, the Gaussian one joins close neighbours whatever their colour
+    (Krähenbühl & Koltun 2011, Eq. 3). Filtering runs on the permutohedral lattice (Adams et al.
+    2010). The defaults are those of unsupervised segmentation (PriMaPs, STEGO and others).
+
+    Attributes:
+        iterations: mean-field updates.
+        bilateral_weight: weight of the bilateral kernel; 0 leaves it out.
+        theta_alpha: its standard deviation in space, pixels.
+        theta_beta: its standard deviation in colour, 8-bit units (0..255).
+        gaussian_weight: weight of the Gaussian kernel; 0 leaves it out.
+        theta_gamma: its standard deviation, pixels.
+        compatibility: K x K penalties ``mu(l, l')`` for label l beside label l', as rows of
+            numbers or a tensor; None is Potts, 1 for different labels and 0 for equal ones.
+        exact: evaluate the kernels by brute force instead of the lattice, for small images
+            (memory grows with the square of the pixels).
+        dtype: "float32", or "float64" for reference results, which is slow.
+        tolerance: stop early, image by image, once an update changes the marginals by less than
+            this (mean absolute difference); None always runs all iterations.
+
+    Raises:
+        ValueError: a parameter out of its range, named in the message.
+
+    Example:
+        >>> image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+        >>> image[..., 4:] = 200
+        >>> noisy = torch.full((1, 2, 8, 8), 0.4)
+        >>> noisy[:, 0, :, :4] = noisy[:, 1, :, 4:] = 0.6
+        >>> noisy[0, :, 3, 1] = torch.tensor([0.4, 0.6])  # one wrong pixel
+        >>> crf = DenseCRF(iterations=5)
+        >>> crf(image, noisy).argmax(1)[0, 3].tolist()
+        [0, 0, 0, 0, 1, 1, 1, 1]
+    """
+
+    iterations: int = 10
+    bilateral_weight: float = 4.0
+    theta_alpha: float = 67.0
+    theta_beta: float = 3.0
+    gaussian_weight: float = 3.0
+    theta_gamma: float = 1.0
+    compatibility: Sequence[Sequence[float]] | Float[Tensor, "k k"] | None = None
+    exact: bool = False
+    dtype: Literal["float32", "float64"] = "float32"
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        _inputs.check_parameters(self)
+
+    @overload
+    def __call__(
+        self,
+        images: Tensor | Image | Sequence[Tensor | Image],
+        probabilities: Values | None = None,
+        *,
+        logits: Values | None = None,
+        return_changes: Literal[False] = False,
+    ) -> Values: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Tensor | Image | Sequence[Tensor | Image],
+        probabilities: Values | None = None,
+        *,
+        logits: Values | None = None,
+        return_changes: Literal[True],
+    ) -> tuple[Values, Tensor]: ...
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Any,
+        probabilities: Any = None,
+        *,
+        logits: Any = None,
+        return_changes: bool = False,
+    ) -> Any:
+        """The marginals of every pixel's label. Exactly one of probabilities and logits is given.
+
+        Args:
+            images: 8-bit colours: a uint8 tensor (B, 3, H, W) or (3, H, W), a PIL image, or a
+                list of (3, H, W) tensors and PIL images, whose sizes may differ.
+            probabilities: (B, K, H, W) or (K, H, W) in [0, 1], or a list of (K, H, W) tensors
+                whose number of labels may differ. Clipped at 1e-5. On any device; the
+                computation takes place there.
+            logits: the same of unnormalised scores, any finite value, -inf too for some labels.
+            return_changes: also return how much every iteration changed the marginals.
+
+        Returns:
+            The marginals, float32, in the layout of what was given (a list for a list or tuple).
+            With ``return_changes`` a pair of these and the mean absolute change of the marginals
+            in every update, shape (B, iterations), NaN after an early stop.
+
+        Raises:
+            ValueError: an argument of wrong shape, type or range, named in the message.
+        """
+        image_list = _inputs.as_images(images)
+        name, values = _inputs.as_values(probabilities, logits)
+        _inputs.check_match(name, image_list, values, self.compatibility)
+        given = probabilities if logits is None else logits
+        out: Any
+        if isinstance(given, Tensor):
+            out = torch.empty(given.shape, dtype=torch.float32, device=given.device)
+            slots = list(out) if out.ndim == 4 else [out]
+        else:
+            out = slots = [torch.empty(v.shape, device=v.device) for v in values]
+        changes = torch.full((len(values), self.iterations), torch.nan)
+
+        compiled = self.dtype == "float32" and not self.exact
+        if compiled and all(v.device.type == "cpu" for v in values):
+            from primaps.crf import _cpu_batch
+
+            _cpu_batch.solve(self, image_list, name, values, slots, changes, return_changes)
+        else:
+            for group in self._groups(values):
+                _solve(self, image_list, name, values, slots, changes, group)
+        return (out, changes) if return_changes else out
+
+    def _groups(self, values: list[Tensor]) -> list[range]:
+        """Runs of images of one shape that share the torch path's operations."""
+        groups: list[range] = []
+        for i, value in enumerate(values):
+            last = groups[-1] if groups else None
+            if (
+                last is not None
+                and not self.exact
+                and self.tolerance is None
+                and values[last.start].shape == value.shape
+                and values[last.start].device == value.device
+                and (len(last) + 1) * value.numel() <= GROUP_VALUES
+            ):
+                groups[-1] = range(last.start, i + 1)
+            else:
+                groups.append(range(i, i + 1))
+        return groups
+
+
+def dense_crf(
+    images: Tensor | Image | Sequence[Tensor | Image],
+    probabilities: Values | None = None,
+    *,
+    logits: Values | None = None,
+    iterations: int = 10,
+    bilateral_weight: float = 4.0,
+    theta_alpha: float = 67.0,
+    theta_beta: float = 3.0,
+    gaussian_weight: float = 3.0,
+    theta_gamma: float = 1.0,
+    compatibility: Sequence[Sequence[float]] | Float[Tensor, "k k"] | None = None,
+    exact: bool = False,
+    dtype: Literal["float32", "float64"] = "float32",
+    tolerance: float | None = None,
+    return_changes: bool = False,
+) -> Any:
+    """Refine label probabilities with a dense CRF: ``DenseCRF(...)(images, probabilities)``.
+
+    The parameters and their meaning are those of :class:`DenseCRF`, the arguments, results and
+    errors those of :meth:`DenseCRF.__call__`.
+
+    Example:
+        >>> image = torch.randint(0, 256, (1, 3, 6, 6), dtype=torch.uint8)
+        >>> marginals = dense_crf(image, logits=torch.randn(1, 4, 6, 6))
+        >>> marginals.shape, bool(torch.allclose(marginals.sum(1), torch.ones(1, 6, 6)))
+        (torch.Size([1, 4, 6, 6]), True)
+    """
+    crf = DenseCRF(
+        iterations=iterations,
+        bilateral_weight=bilateral_weight,
+        theta_alpha=theta_alpha,
+        theta_beta=theta_beta,
+        gaussian_weight=gaussian_weight,
+        theta_gamma=theta_gamma,
+        compatibility=compatibility,
+        exact=exact,
+        dtype=dtype,
+        tolerance=tolerance,
+    )
+    call: Any = crf
+    return call(images, probabilities, logits=logits, return_changes=return_changes)
+
+
+def _solve(
+    crf: DenseCRF,
+    images: list[Tensor],
+    name: str,
+    values: list[Tensor],
+    out: list[Tensor],
+    changes: Float[Tensor, "b iterations"],
+    group: range,
+) -> None:
+    """Solve a group of images of one shape by torch operations, as one block-diagonal problem."""
+    dtype = getattr(torch, crf.dtype)
+    first = values[group.start]
+    labels, height, width = first.shape
+    log_unary = torch.cat([_inputs.log_unary(name, values[i], dtype).T for i in group])
+
+    weighted: list[tuple[float, Filter]] = []
+    if crf.bilateral_weight:
+        features = torch.cat(
+            [
+                bilateral_features(
+                    images[i].to(first.device), crf.theta_alpha, crf.theta_beta, dtype
+                )
+                for i in group
+            ]
+        )
+        bilateral = (
+            gaussian_filter(features)
+            if crf.exact
+            else build_lattice(features, blocks=len(group)).filter
+        )
+        weighted.append((crf.bilateral_weight, bilateral))
+    if crf.gaussian_weight:
+        spatial = (height, width, crf.theta_gamma, dtype, first.device)
+        gaussian = (
+            gaussian_filter(spatial_features(*spatial))
+            if crf.exact
+            else _spatial_lattice(*spatial).repeat(len(group)).filter
+        )
+        weighted.append((crf.gaussian_weight, gaussian))
+
+    compatibility = crf.compatibility
+    if compatibility is not None:
+        compatibility = torch.as_tensor(compatibility, dtype=dtype, device=first.device)
+    marginals, change = mean_field(
+        log_unary,
+        [Kernel.normalised(kernel, weight, log_unary) for weight, kernel in weighted],
+        compatibility=compatibility,
+        iterations=crf.iterations,
+        tolerance=crf.tolerance,
+        blocks=len(group),
+    )
+    changes[group.start : group.stop, : change.shape[1]] = change.cpu()
+    for i, part in zip(group, marginals.chunk(len(group)), strict=True):
+        out[i].copy_(part.T.reshape(labels, height, width))
+
+
+@lru_cache(maxsize=8)
+def _spatial_lattice(
+    height: int, width: int, theta: float, dtype: torch.dtype, device: torch.device
+) -> Lattice:
+    """The lattice of the Gaussian kernel, which depends on the image size alone."""
+    return build_lattice(spatial_features(height, width, theta, dtype, device))

@@ -1,0 +1,182 @@
+"""The dense CRF against brute force and against pydensecrf, on photographs."""
+
+import os
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from primaps.crf import DenseCRF, _cpu_rows, dense_crf
+
+data = pytest.importorskip("skimage.data", reason="photographs come with scikit-image")
+
+REPOSITORY = Path(__file__).parents[2]
+PHOTOGRAPHS = ["astronaut", "coffee", "chelsea", "rocket"]
+FOLDERS = ["camvid/images/val", "coco200/images/val", "aerial260/images"]
+
+
+def resized(image, height, width):
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
+    image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@lru_cache
+def photograph(name, height=320, width=320):
+    if name in PHOTOGRAPHS:
+        return resized(getattr(data, name)(), height, width)
+    folder = Path(os.environ.get("PRIMAPS_DATA", REPOSITORY / "../shared/data")) / name
+    if not folder.is_dir():
+        pytest.skip(f"no images in {folder}; set PRIMAPS_DATA to the folder that holds them")
+    return resized(Image.open(sorted(folder.glob("*.jpg"))[7]), height, width)
+
+
+def soft_clusters(image, labels):
+    """Probabilities that follow the colours: soft assignment of patches to colour centres."""
+    coarse = F.adaptive_avg_pool2d(image[None].float(), 40)
+    flat = coarse[0].flatten(1).T
+    order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(0))
+    logits = -torch.cdist(flat, flat[order[:labels]]).T.reshape(1, labels, 40, 40) / 15
+    size = image.shape[1:]
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].softmax(0)
+
+
+def soft_patches(image, labels):
+    """Probabilities that ignore the image: upsampled random logits of 23 x 23 patches."""
+    logits = 2 * torch.randn(1, labels, 23, 23, generator=torch.Generator().manual_seed(1))
+    size = image.shape[1:]
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].softmax(0)
+
+
+def agreement(one, other):
+    return (one.argmax(0) == other.argmax(0)).float().mean().item()
+
+
+CASES = [
+    *((name, 320, 320, labels) for name in PHOTOGRAPHS for labels in (3, 12, 27)),
+    ("coffee", 240, 372, 12),
+    *((folder, 320, 320, 27) for folder in FOLDERS),
+]
+
+
+@pytest.mark.parametrize("unary", [soft_clusters, soft_patches])
+@pytest.mark.parametrize(("name", "height", "width", "labels"), CASES)
+def test_labels_of_pydensecrf(name, height, width, labels, unary):
+    library = pytest.importorskip(
+        "pydensecrf.densecrf", reason="pydensecrf2 is not installed: it needs a compiler"
+    )
+    image = photograph(name, height, width)
+    probabilities = unary(image, labels)
+    model = library.DenseCRF2D(width, height, labels)
+    energy = -probabilities.clamp(1e-5, 1).log().reshape(labels, -1)
+    model.setUnaryEnergy(energy.contiguous().numpy())
+    model.addPairwiseGaussian(sxy=1, compat=3)
+    rgb = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    model.addPairwiseBilateral(sxy=67, srgb=3, rgbim=rgb, compat=4)
+    expected = torch.from_numpy(np.array(model.inference(10))).view_as(probabilities)
+
+    marginals = dense_crf(image, probabilities)
+    assert agreement(marginals, expected) >= 0.9995
+    assert (marginals - expected).abs().mean() < 1e-4
+    assert agreement(expected, probabilities) < 0.99  # the CRF has something to do
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"), [("astronaut", 3), ("coffee", 12), ("chelsea", 27), ("rocket", 40)]
+)
+def test_torch_operations_give_the_same_labels(name, labels):
+    image = photograph(name, 96, 112)
+    probabilities = soft_clusters(image, labels)
+    compiled = dense_crf(image, probabilities)
+    portable = dense_crf(image, probabilities, dtype="float64")
+    assert agreement(compiled, portable) >= 0.9995
+    assert (compiled - portable).abs().mean() < 1e-4
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_lattice_is_near_brute_force(name):
+    """The lattice is an approximation; this is how near it comes at 60 x 60 pixels."""
+    image = photograph(name, 60, 60)
+    probabilities = soft_clusters(image, 6)
+    exact = dense_crf(image, probabilities, exact=True)
+    lattice = dense_crf(image, probabilities)
+    assert agreement(lattice, exact) > 0.96
+    assert agreement(lattice, exact) > agreement(lattice, probabilities) + 0.02
+    double = dense_crf(image, probabilities, exact=True, dtype="float64")
+    torch.testing.assert_close(exact, double, atol=1e-3, rtol=0)
+
+
+def test_brute_force_is_the_equation():
+    """Two updates of Eq. 4, written out pixel by pixel."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 20, (3, 3, 4), generator=generator, dtype=torch.uint8)
+    unary = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64).log_softmax(0)
+    crf = DenseCRF(2, 2.0, 5.0, 6.0, 1.5, 0.8, exact=True, dtype="float64")
+    colours = image.double().flatten(1).T
+    place = torch.tensor([(x, y) for y in range(3) for x in range(4)], dtype=torch.float64)
+    near = (place[:, None] - place[None]).square().sum(-1)
+    alike = (colours[:, None] - colours[None]).square().sum(-1)
+    kernels = [
+        (2.0, torch.exp(-near / (2 * 5.0**2) - alike / (2 * 6.0**2))),
+        (1.5, torch.exp(-near / (2 * 0.8**2))),
+    ]
+    marginals = unary.flatten(1).softmax(0)
+    for _ in range(2):
+        penalty = torch.zeros_like(marginals)
+        for weight, kernel in kernels:
+            norm = kernel.sum(1).rsqrt()
+            message = weight * (marginals @ (norm[:, None] * kernel * norm))
+            penalty += message.flip(0)  # Potts with two labels: the other one's message
+        marginals = (unary.flatten(1) - penalty).softmax(0)
+    result = crf(image, logits=unary).flatten(1)
+    torch.testing.assert_close(result, marginals.float(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("labels", [12, 27])
+def test_negligible_labels_are_left_out_without_a_trace(labels, monkeypatch):
+    """Most labels of a prediction are absent from an image; rows become shorter, labels stay."""
+    image = photograph("chelsea", 120, 160)
+    present = soft_clusters(image, 3).log()
+    logits = torch.full((labels, 120, 160), -9.0)
+    logits[[0, 2, labels - 1]] = present
+    shorter = []
+    shorten = _cpu_rows.Rows.shorten
+
+    def spy(rows, peaks):
+        shorten(rows, peaks)
+        shorter.append(rows.width)
+
+    monkeypatch.setattr(_cpu_rows.Rows, "shorten", spy)
+    short = dense_crf(image, logits=logits)
+    assert shorter[-1] == 4
+    monkeypatch.setattr(_cpu_rows, "LEAVE", 0.0)
+    full = dense_crf(image, logits=logits)
+    assert torch.equal(short.argmax(0), full.argmax(0))
+    torch.testing.assert_close(short, full, atol=1e-5, rtol=0)
+
+
+def test_labels_that_were_left_out_come_back(monkeypatch):
+    """With an absurd threshold labels leave and return; the result still follows the lattice."""
+    image = photograph("coffee", 100, 100)
+    logits = soft_patches(image, 12).log() / 2
+    reference = dense_crf(image, logits=logits)
+    widths = []
+    shorten = _cpu_rows.Rows.shorten
+
+    def spy(rows, peaks):
+        shorten(rows, peaks)
+        widths.append(rows.width)
+
+    monkeypatch.setattr(_cpu_rows.Rows, "shorten", spy)
+    monkeypatch.setattr(_cpu_rows, "LEAVE", 4.2)
+    monkeypatch.setattr(_cpu_rows, "RETURN", 0.5)
+    marginals = dense_crf(image, logits=logits, iterations=12)
+    assert any(a < b for a, b in pairwise(widths)), widths
+    torch.testing.assert_close(marginals.sum(0), torch.ones(100, 100), atol=1e-5, rtol=0)
+    assert agreement(marginals, reference) > 0.7
