@@ -1,0 +1,57 @@
+"""Labels of pydensecrf on what the pipeline feeds to the CRF: real proposals and predictions."""
+
+import numpy as np
+import pytest
+import torch
+
+from primaps.crf import dense_crf
+from primaps.em import Views, fit_kmeans
+from primaps.imagesize import upsample
+from primaps.proposals import mask_logits, propose
+from tests.crf.test_parity import PHOTOGRAPHS, agreement, photograph
+
+library = pytest.importorskip(
+    "pydensecrf.densecrf", reason="pydensecrf2 is not installed: it needs a compiler"
+)
+
+
+@pytest.fixture(scope="module")
+def features(dinov2):
+    """Feature maps of four photographs and of their mirror images."""
+    images = torch.stack([photograph(name, 322, 322) for name in PHOTOGRAPHS]) / 255
+    return torch.stack([dinov2(images), dinov2(images.flip(-1))])
+
+
+def reference(image, probabilities):
+    labels, height, width = probabilities.shape
+    model = library.DenseCRF2D(width, height, labels)
+    energy = -probabilities.clamp(1e-5, 1).log().reshape(labels, -1)
+    model.setUnaryEnergy(energy.contiguous().numpy())
+    model.addPairwiseGaussian(sxy=1, compat=3)
+    rgb = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    model.addPairwiseBilateral(sxy=67, srgb=3, rgbim=rgb, compat=4)
+    return torch.from_numpy(np.array(model.inference(10))).view_as(probabilities)
+
+
+@pytest.mark.parametrize("size", [(320, 320), (240, 372)])
+def test_masks_of_real_proposals(features, size):
+    found = propose(features[0], return_details=True)
+    for name, logits in zip(PHOTOGRAPHS, mask_logits(found.similarities), strict=True):
+        image = photograph(name, *size)
+        probabilities = upsample(logits[None], size)[0].softmax(0)
+        expected = reference(image, probabilities)
+        assert agreement(dense_crf(image, probabilities), expected) >= 0.999
+        assert agreement(expected, probabilities) < 0.999  # the CRF has something to do
+
+
+@pytest.mark.parametrize("classes", [3, 12, 27])
+def test_classes_of_real_predictions(features, classes):
+    views = Views(features.half(), features[:0].half(), torch.zeros(0, 4, dtype=torch.bool))
+    prototypes = fit_kmeans(views, classes, steps=30)
+    with torch.no_grad():
+        logits = prototypes(features[0])
+    for name, small in zip(PHOTOGRAPHS, logits, strict=True):
+        image = photograph(name)
+        probabilities = upsample(small[None], (320, 320))[0].softmax(0)
+        expected = reference(image, probabilities)
+        assert agreement(dense_crf(image, probabilities), expected) >= 0.999
