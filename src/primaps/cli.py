@@ -62,6 +62,9 @@ def propose(
     threshold: Threshold = 0.4,
     crf: Crf = True,
     size: Size = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also draw how the masks come about.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Mask proposals (PriMaPs): per image a map of masks, 0 = ignore, and a picture."""
@@ -75,6 +78,13 @@ def propose(
             inputs, out, backbone=network, threshold=threshold, crf=crf, size=size,
             device=device, report=report, problem=_warn,
         )  # fmt: skip
+        if explain:
+            from primaps.explain import explain_files
+
+            explain_files(
+                inputs, out, backbone=network, threshold=threshold, crf=crf, size=size,
+                report=report, problem=_warn,
+            )  # fmt: skip
     _summary(done, out)
 
 
@@ -176,6 +186,42 @@ def evaluate(
     table.add_section()
     table.add_row("mean IoU", f"{100 * result['mean_iou']:.1f}")
     table.add_row("accuracy", f"{100 * result['accuracy']:.1f}")
+    Console().print(table)
+
+
+@app.command()
+def oracle(
+    images: Images,
+    labels: Annotated[str, typer.Option(help="Folder of label maps, named like the images.")],
+    backbone: Backbone = "dinov2-vits14",
+    threshold: Threshold = 0.4,
+    crf: Crf = True,
+    size: Size = None,
+    ignore_index: Annotated[
+        int | None, typer.Option(help="Label not counted [default: of classes.json, or 255].")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
+    device: Device = "auto",
+) -> None:
+    """How good mask proposals are as such: each gets its most frequent label (Table 5)."""
+    with _progress() as report:
+        from primaps.backbones import load_backbone
+        from primaps.files import write_json
+        from primaps.oracle import evaluate_oracle
+
+        network = load_backbone(backbone, device)
+        result = evaluate_oracle(
+            images, labels, backbone=network, size=size, ignore_index=ignore_index,
+            threshold=threshold, crf="dense" if crf else None, report=report, problem=_warn,
+        )  # fmt: skip
+        if json_file:
+            write_json(json_file, result)
+    title = f"{result['images']} images, {result['masks_per_image']:.1f} masks per image"
+    title += f", {100 * result['ignored']:.1f} % of the pixels in none"
+    table = Table("", "accuracy", "mean IoU", title=title)
+    for name, kind in (("pixels in masks", "assigned"), ("all pixels", "all_pixels")):
+        values = (f"{100 * result[kind][figure]:.1f}" for figure in ("accuracy", "mean_iou"))
+        table.add_row(name, *values)
     Console().print(table)
 
 

@@ -19,18 +19,17 @@ PHOTOGRAPHS = (
     ("skimage", "data/astronaut.png"),
     ("skimage", "data/chelsea.png"),
     ("skimage", "data/coffee.png"),
-    ("skimage", "data/motorcycle_left.png"),
     ("skimage", "data/rocket.jpg"),
     ("sklearn", "datasets/images/china.jpg"),
     ("sklearn", "datasets/images/flower.jpg"),
 )
-CLASSES = 8
+CLASSES = 16
 
 
 def demo(
     out: str | Path = "primaps-demo", device: str | torch.device = "auto", report: Report = silent
 ) -> Path:
-    """Run the three main commands on seven photographs and write everything below ``out``.
+    """Run the three main commands on six photographs and write everything below ``out``.
 
     Returns:
         The picture to look at: photographs, mask proposals, classes.

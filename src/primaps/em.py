@@ -7,6 +7,7 @@ touches nothing but ``Views``, the masks and the K x C prototypes.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -182,13 +183,14 @@ def diagnostics(
         class is that of their mask. ``entropy``: of the classes' shares among predictions, divided
         by log K, so 1 = all equal. ``empty_classes``: classes that no pixel has.
     """
-    inside = pseudo >= 0
+    inside = int((pseudo >= 0).sum())
+    agreeing = int((prediction == pseudo).sum())  # ignored pixels are -1, which no class is
     share = torch.bincount(prediction.flatten().int(), minlength=classes).double()
     share /= prediction.numel()
-    entropy = -(share * share.clamp_min(1e-12).log()).sum() / torch.tensor(float(classes)).log()
+    entropy = -(share * share.clamp_min(1e-12).log()).sum() / math.log(classes)
     return {
-        "ignored": 1 - float(inside.float().mean()),
-        "agreement": float((prediction == pseudo)[inside].float().mean()) if inside.any() else 0.0,
+        "ignored": 1 - inside / pseudo.numel(),
+        "agreement": agreeing / max(inside, 1),
         "entropy": float(entropy),
         "empty_classes": float((share == 0).sum()),
     }

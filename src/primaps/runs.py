@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Integer
+from jaxtyping import Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -104,7 +104,8 @@ def propose_files(
         probabilities = upsample(logits[None], scaled.shape[-2:]).softmax(1)
         if refine:
             probabilities = refine(scaled, probabilities)
-        return largest_channel(probabilities[0], (image.height, image.width))
+        labels = largest_channel(probabilities[0], (image.height, image.width))
+        return consecutive(labels)
 
     options = {
         "command": "propose",
@@ -119,6 +120,19 @@ def propose_files(
         return overlay(image, labels, colours, ignore=0)
 
     return _write_maps("proposals", inputs, out, masks, picture, options, report, problem)
+
+
+def consecutive(masks: Integer[Tensor, "h w"]) -> Integer[Tensor, "h w"]:
+    """Renumber masks 1..Z without gaps, which the CRF leaves where it removes a mask; 0 stays 0.
+
+    Examples:
+        >>> consecutive(torch.tensor([[0, 5], [2, 5]])).tolist()
+        [[0, 2], [1, 2]]
+    """
+    present = torch.zeros(int(masks.max()) + 1, dtype=masks.dtype, device=masks.device)
+    present[masks.unique().long()] = 1
+    present[0] = 0
+    return (present.cumsum(0) * present)[masks.long()]
 
 
 def predict_files(
@@ -199,26 +213,7 @@ def evaluate(
         problem(sentence)
 
     def load(file: ImageFile) -> tuple[Tensor, Tensor]:
-        path = find_label(file, labels)
-        if path is None:
-            raise ImageError(f"{file.source} has no label {labels}/{file.key}.png")
-        image, label = load_image(file.source), load_label(path)
-        if label.shape != (image.height, image.width):
-            raise ImageError(
-                f"label {path} has {label.shape[1]}x{label.shape[0]} pixels and its image "
-                f"{image.width}x{image.height}; they must be equal"
-            )
-        if names and not (((label >= 0) & (label < len(names))) | (label == ignore)).all():
-            odd = sorted(set(np.unique(label)) - set(range(len(names))) - {ignore})
-            raise ImageError(
-                f"label {path} has the value {odd[0]}, which is none of the {len(names)} classes "
-                f"and not the ignore index {ignore}"
-            )
-        # Nearest neighbour picks single pixels, so any integer type survives as int32.
-        target = centre_crop(
-            resize_shorter(Image.fromarray(label.astype(np.int32)), size, nearest=True), size
-        )
-        return square(image, size), torch.from_numpy(np.array(target)).long()
+        return load_pair(file, labels, size, len(names) if names else None, ignore)
 
     counts = torch.zeros(0, clusters, dtype=torch.int64)
     done = 0
@@ -250,6 +245,38 @@ def evaluate(
         "skipped": skipped,
         "options": {"size": size, "crf": crf, "ignore_index": ignore, "labels": str(labels)},
     }
+
+
+def load_pair(
+    file: ImageFile, labels: str | Path, size: int, classes: int | None, ignore_index: int
+) -> tuple[UInt8[Tensor, "3 size size"], Integer[Tensor, "size size"]]:
+    """An image and its label map, scaled and cut to the square of the protocol.
+
+    Args:
+        classes: number of classes; labels are checked against it unless it is None.
+
+    Raises:
+        ImageError: there is no label, or it does not fit the image or the classes.
+    """
+    path = find_label(file, labels)
+    if path is None:
+        raise ImageError(f"{file.source} has no label {labels}/{file.key}.png")
+    image, label = load_image(file.source), load_label(path)
+    if label.shape != (image.height, image.width):
+        raise ImageError(
+            f"label {path} has {label.shape[1]}x{label.shape[0]} pixels and its image "
+            f"{image.width}x{image.height}; they must be equal"
+        )
+    if classes is not None:
+        odd = sorted(set(np.unique(label).tolist()) - {*range(classes), ignore_index})
+        if odd:
+            raise ImageError(
+                f"label {path} has the value {odd[0]}, which is none of the {classes} classes "
+                f"and not the ignore index {ignore_index}"
+            )
+    # Nearest neighbour picks single pixels, so 32-bit integers keep every value.
+    scaled = resize_shorter(Image.fromarray(label.astype(np.int32)), size, nearest=True)
+    return square(image, size), torch.from_numpy(np.array(centre_crop(scaled, size))).long()
 
 
 def _write_maps(

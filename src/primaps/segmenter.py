@@ -25,7 +25,7 @@ from primaps.config import Config
 from primaps.crf import DenseCRF
 from primaps.data import ImageFile, find_images, fit_to_patches, to_tensor
 from primaps.em import Settings, fit_em, fit_kmeans
-from primaps.extraction import Problem, extract, mirrored_mean
+from primaps.extraction import Extracted, Problem, extract, mirrored_mean
 from primaps.files import atomic_path, write_json
 from primaps.imagesize import upsample
 from primaps.progress import Report, silent
@@ -121,31 +121,33 @@ class PriMaPsEM:
             ImageError: no image could be read.
             ValueError: more classes than the features can start.
         """
-        config, settings = (
-            self.config,
-            Settings(
-                **{field.name: getattr(self.config, field.name) for field in fields(Settings)}
-            ),
-        )
         files = as_files(images)
         extracted = extract(
             files,
             self.backbone,
             self.size,
-            views=config.views if config.method == "em" else 0,
-            masks=self.masks if config.method == "em" else None,
-            seed=config.seed,
+            views=self.config.views if self.config.method == "em" else 0,
+            masks=self.masks if self.config.method == "em" else None,
+            seed=self.config.seed,
             report=report,
             problem=problem,
         )
-        count = len(extracted.keys)
-        self._images, self.samples_ = count, extracted.samples
-        start_steps, steps = config.steps(count)
-        recorder = _Recorder(report, max(1, count // config.batch_size))
+        return self.fit_extracted(extracted, report)
+
+    def fit_extracted(self, extracted: Extracted, report: Report = silent) -> PriMaPsEM:
+        """Fit to features and masks that are there already, as :meth:`fit` does after computing
+        them: for several fits on the same images."""
+        config = self.config
+        settings = Settings(**{f.name: getattr(config, f.name) for f in fields(Settings)})
+        self._images, self.samples_ = len(extracted.keys), extracted.samples
+        init_steps, steps = config.steps(self._images)
+        recorder = _Recorder(report, max(1, self._images // config.batch_size))
         prototypes = fit_kmeans(
-            extracted.views, config.classes, start_steps, settings, config.seed, recorder
+            extracted.views, config.classes, init_steps, settings, config.seed, recorder
         )
-        if extracted.masks is not None:
+        if config.method == "em":
+            if extracted.masks is None:
+                raise ValueError("PriMaPs-EM needs masks: extract them with masks=model.masks")
             prototypes = fit_em(
                 extracted.views, extracted.masks, prototypes, steps, settings, config.seed, recorder
             )
@@ -159,7 +161,6 @@ class PriMaPsEM:
         crf = DenseCRF() if self.config.crf else None
         return image_masks(features, images, crf=crf, threshold=self.config.threshold)
 
-    @torch.no_grad()
     def predict_probabilities(
         self, images: UInt8[Tensor, "b 3 H W"], crf: bool = True
     ) -> Float[Tensor, "b k H W"]:
@@ -167,10 +168,24 @@ class PriMaPsEM:
 
         Features are averaged over each image and its mirror image; logits are upsampled and, with
         ``crf``, refined by the dense CRF.
+
+        Raises:
+            ModelError: the model is not fitted.
         """
         if self.prototypes_ is None:
             raise ModelError("the model is not fitted: call fit first, or load one")
-        features = mirrored_mean(self.backbone, images)
+        return self.probabilities(mirrored_mean(self.backbone, images), images, crf)
+
+    @torch.no_grad()
+    def probabilities(
+        self,
+        features: Float[Tensor, "b c h w"],
+        images: UInt8[Tensor, "b 3 H W"],
+        crf: bool = True,
+    ) -> Float[Tensor, "b k H W"]:
+        """Class probabilities at image size from features that are there already."""
+        if self.prototypes_ is None:
+            raise ModelError("the model is not fitted: call fit first, or load one")
         if self.config.method == "kmeans":  # logits are cosines, as in Eq. 9
             features = F.normalize(features, dim=1)
         logits = self.prototypes_(features)

@@ -1,0 +1,244 @@
+"""How good are masks as such: each gets the class that is most frequent inside it (Table 5)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, Integer
+from PIL import Image
+from torch import Tensor
+
+from primaps.data import (
+    ImageError,
+    ImageFile,
+    centre_crop,
+    find_images,
+    find_label,
+    load_image,
+    load_label,
+    read_classes,
+    resize_shorter,
+)
+from primaps.evaluation import Scores, confusion_matrix, scores
+from primaps.extraction import Problem, chunks, read, square
+from primaps.progress import Report, silent
+from primaps.proposals import image_masks
+
+if TYPE_CHECKING:
+    from primaps.backbones import Backbone
+
+logger = logging.getLogger("primaps")
+
+
+@dataclass(frozen=True)
+class OracleScores:
+    """Scores of masks that know their classes; all figures over labelled pixels only.
+
+    Attributes:
+        assigned: scores over the pixels that lie in a mask.
+        all_pixels: scores over all pixels, those in no mask counted wrong.
+        masks_per_image: mean number of masks.
+        ignored: share of the pixels that lie in no mask, in [0, 1].
+    """
+
+    assigned: Scores
+    all_pixels: Scores
+    masks_per_image: float
+    ignored: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def oracle_classes(
+    mask: Integer[Tensor, "h w"],
+    label: Integer[Tensor, "h w"],
+    classes: int,
+    ignore_index: int | None = 255,
+) -> Int[Tensor, " z1"]:
+    """The most frequent label inside each mask of an image.
+
+    Args:
+        mask: 0 = in no mask, 1..Z.
+        label: classes 0..classes-1 or ``ignore_index``.
+
+    Returns:
+        ``1 + Z`` classes, the entry 0 (no mask) being ``classes``. On a tie the smaller class, and
+        class 0 for a mask without a labelled pixel.
+
+    Raises:
+        ValueError: the shapes differ or a label is outside its range.
+
+    Example:
+        >>> mask, label = torch.tensor([[0, 1, 1, 2]]), torch.tensor([[0, 2, 2, 1]])
+        >>> oracle_classes(mask, label, classes=3)
+        tensor([3, 2, 1])
+    """
+    counts = confusion_matrix(mask, label, int(mask.max()) + 1, classes, ignore_index)
+    best = counts.argmax(0)
+    best[0] = classes
+    return best
+
+
+def oracle_confusion(
+    masks: Integer[Tensor, "b h w"],
+    labels: Integer[Tensor, "b h w"],
+    classes: int,
+    ignore_index: int | None = 255,
+) -> Int[Tensor, "classes classes1"]:
+    """Labelled pixels by class (rows) and by the class of their mask (columns, last: no mask).
+
+    Args:
+        masks: per image 0 = in no mask, 1..Z.
+        labels: classes 0..classes-1 or ``ignore_index``.
+
+    Raises:
+        ValueError: the shapes differ or a label is outside its range.
+
+    Example:
+        >>> masks, labels = torch.tensor([[[0, 1, 1, 1]]]), torch.tensor([[[0, 1, 1, 0]]])
+        >>> oracle_confusion(masks, labels, classes=2)
+        tensor([[0, 1, 1],
+                [0, 2, 0]])
+    """
+    total = torch.zeros(classes, classes + 1, dtype=torch.int64, device=masks.device)
+    for mask, label in zip(masks, labels, strict=True):
+        prediction = oracle_classes(mask, label, classes, ignore_index)[mask.long()]
+        total += confusion_matrix(prediction, label, classes + 1, classes, ignore_index)
+    return total
+
+
+def oracle_scores(
+    confusion: Int[Tensor, "classes classes1"], masks: int, images: int
+) -> OracleScores:
+    """Scores of :func:`oracle_confusion` summed over a set of ``images`` with ``masks`` in all.
+
+    Raises:
+        ValueError: no labelled pixel lies in a mask.
+
+    Example:
+        >>> found = oracle_scores(torch.tensor([[0, 1, 1], [0, 2, 0]]), masks=1, images=1)
+        >>> round(found.assigned.accuracy, 3), found.all_pixels.accuracy, found.ignored
+        (0.667, 0.5, 0.25)
+    """
+    classes = len(confusion)
+    known: list[int | None] = list(range(classes))
+    return OracleScores(
+        assigned=scores(confusion[:, :classes], known),
+        all_pixels=scores(confusion, [*known, None]),
+        masks_per_image=masks / images,
+        ignored=int(confusion[:, -1].sum()) / int(confusion.sum()),
+    )
+
+
+def count_masks(masks: Integer[Tensor, "b h w"]) -> int:
+    """Number of masks with at least one pixel, over all images.
+
+    Example:
+        >>> count_masks(torch.tensor([[[0, 1, 3]], [[0, 0, 0]]]))
+        2
+    """
+    return sum(int((mask.unique() > 0).sum()) for mask in masks)
+
+
+def evaluate_oracle(
+    images: str | Path,
+    labels: str | Path,
+    *,
+    backbone: Backbone,
+    ignore_index: int | None = None,
+    size: int | None = None,
+    batch_size: int = 8,
+    report: Report = silent,
+    problem: Problem = logger.warning,
+    **options: Any,
+) -> dict[str, Any]:
+    """Oracle scores of the masks of labelled images (Table 5): ``primaps oracle``.
+
+    Protocol: shorter side of image and label to ``size`` (bilinear, nearest), centre crop.
+
+    Args:
+        images: a folder (searched recursively) or a glob.
+        labels: folder of label maps under the relative paths of the images; a ``classes.json``
+            there or up to two folders above gives names and ignore index.
+        backbone: from :func:`primaps.load_backbone`.
+        ignore_index: label that is not counted; the one of ``classes.json`` if None, else 255.
+        size: pixels; None is the multiple of the patch size nearest to 320.
+        batch_size: images at a time.
+        options: of :func:`primaps.image_masks` (``crf``, ``threshold``, ...).
+
+    Returns:
+        ``assigned`` and ``all_pixels`` (each ``accuracy``, ``mean_iou`` and ``iou`` by class
+        name), ``masks_per_image``, ``ignored``, ``images`` and ``skipped`` (sentences).
+
+    Raises:
+        ImageError: no image has a usable label.
+        FileNotFoundError: there is no image, or the folder of labels is missing.
+    """
+    if not Path(labels).is_dir():
+        raise FileNotFoundError(f"{labels} is not a folder of label maps")
+    names, stated = read_classes(labels)
+    ignore = ignore_index if ignore_index is not None else 255 if stated is None else stated
+    files, side = find_images(images), size or backbone.default_size
+    classes = len(names) if names else 256  # as many as 8 bits have; empty ones are left out
+    skipped: list[str] = []
+
+    def skip(sentence: str) -> None:
+        skipped.append(sentence)
+        problem(sentence)
+
+    def load(file: ImageFile) -> tuple[Tensor, Tensor]:
+        return square(load_image(file.source), side), square_label(file, labels, side)
+
+    counts, masks_found, done = torch.zeros(classes, classes + 1, dtype=torch.int64), 0, 0
+    for chunk in chunks(read(files, load, skip), batch_size):
+        pictures = torch.stack([image for _, (image, _) in chunk]).to(backbone.device)
+        target = torch.stack([label for _, (_, label) in chunk])
+        masks = image_masks(backbone(pictures.float() / 255), pictures, **options).cpu()
+        counts += oracle_confusion(masks, target, classes, ignore)
+        masks_found += count_masks(masks)
+        done += len(chunk)
+        report("oracle", done, len(files), {})
+    if not done:
+        raise ImageError(f"none of the {len(files)} images has a usable label; first: {skipped[0]}")
+    found = oracle_scores(counts, masks_found, done)
+    titles = names or [f"class {i}" for i in range(classes)]
+    return {
+        **{
+            kind: {
+                "accuracy": each.accuracy,
+                "mean_iou": each.mean_iou,
+                "iou": {
+                    title: value
+                    for title, value in zip(titles, each.iou, strict=True)
+                    if names or value is not None
+                },
+            }
+            for kind, each in (("assigned", found.assigned), ("all_pixels", found.all_pixels))
+        },
+        "masks_per_image": found.masks_per_image,
+        "ignored": found.ignored,
+        "images": done,
+        "skipped": skipped,
+    }
+
+
+def square_label(file: ImageFile, labels: str | Path, size: int) -> Integer[Tensor, "size size"]:
+    """The label map of an image by the protocol: shorter side to ``size``, centred square.
+
+    Raises:
+        ImageError: there is none, or it is damaged or in colour.
+    """
+    path = find_label(file, labels)
+    if path is None:
+        raise ImageError(f"{file.source} has no label {labels}/{file.key}.png")
+    # Nearest neighbour picks single pixels, so any integer type survives as int32.
+    label = Image.fromarray(load_label(path).astype(np.int32))
+    small = centre_crop(resize_shorter(label, size, nearest=True), size)
+    return torch.from_numpy(np.array(small)).long()
