@@ -126,9 +126,7 @@ def arithmetic(maps: Tensor) -> float:
 def data_sets() -> Iterator[tuple[str, Tensor, Tensor, Tensor, int, int]]:
     """Name, images, labels, features, classes and ignore index of each data set at 322 px."""
     from primaps.backbones import load_backbone
-    from primaps.data import find_images, load_image
-    from primaps.extraction import square
-    from primaps.oracle import square_label
+    from primaps.data import find_images, load_pair
 
     if not DATA.is_dir():
         sys.exit(
@@ -137,9 +135,9 @@ def data_sets() -> Iterator[tuple[str, Tensor, Tensor, Tensor, int, int]]:
     backbone = load_backbone()
     for name, (split, classes, ignore) in SETS.items():
         files = find_images(DATA / name / "images" / split)
-        images = torch.stack([square(load_image(file.source), 322) for file in files])
         folder = DATA / name / "labels" / split
-        labels = torch.stack([square_label(file, folder, 322) for file in files])
+        pairs = [load_pair(file, folder, 322, classes, ignore) for file in files]
+        images, labels = (torch.stack(each) for each in zip(*pairs, strict=True))
         features = torch.cat(
             [backbone((each.float() / 255).to(backbone.device)).cpu() for each in images.split(8)]
         )

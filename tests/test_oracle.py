@@ -5,14 +5,13 @@ import torch
 from PIL import Image
 
 from primaps.backbones import load_backbone
-from primaps.data import ImageError
+from primaps.data import ImageError, load_pair
 from primaps.oracle import (
     count_masks,
     evaluate_oracle,
     oracle_classes,
     oracle_confusion,
     oracle_scores,
-    square_label,
 )
 
 
@@ -103,7 +102,7 @@ def test_label_is_cut_like_the_image(tmp_path):
     label.paste(2, (10, 0, 30, 20))
     label.save(tmp_path / "labels" / "a.png")
     file = find_images(tmp_path / "images")[0]
-    cut = square_label(file, tmp_path / "labels", 10)
+    cut = load_pair(file, tmp_path / "labels", 10, None, 255)[1]
     assert cut.shape == (10, 10)
     assert (cut == 2).all()
 

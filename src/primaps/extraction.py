@@ -11,18 +11,10 @@ from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Integer, UInt8
-from PIL import Image
 from torch import Tensor
 
 from primaps.backbones import Backbone
-from primaps.data import (
-    ImageError,
-    ImageFile,
-    centre_crop,
-    load_image,
-    resize_shorter,
-    to_tensor,
-)
+from primaps.data import ImageError, ImageFile, load_image, square
 from primaps.em import Views
 from primaps.progress import Report, silent
 
@@ -47,11 +39,6 @@ class Extracted:
     views: Views
     masks: Integer[Tensor, "n H W"] | None
     samples: UInt8[Tensor, "s 3 H W"]
-
-
-def square(image: Image.Image, size: int) -> UInt8[Tensor, "3 size size"]:
-    """The protocol's crop: shorter side to ``size``, then the centred square."""
-    return to_tensor(centre_crop(resize_shorter(image, size), size))
 
 
 def read(

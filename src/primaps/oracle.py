@@ -7,25 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from jaxtyping import Int, Integer
-from PIL import Image
 from torch import Tensor
 
-from primaps.data import (
-    ImageError,
-    ImageFile,
-    centre_crop,
-    find_images,
-    find_label,
-    load_image,
-    load_label,
-    read_classes,
-    resize_shorter,
-)
+from primaps.data import ImageError, ImageFile, find_images, load_pair, read_classes
 from primaps.evaluation import Scores, confusion_matrix, scores
-from primaps.extraction import Problem, chunks, read, square
+from primaps.extraction import Problem, chunks, read
 from primaps.progress import Report, silent
 from primaps.proposals import image_masks
 
@@ -194,7 +182,7 @@ def evaluate_oracle(
         problem(sentence)
 
     def load(file: ImageFile) -> tuple[Tensor, Tensor]:
-        return square(load_image(file.source), side), square_label(file, labels, side)
+        return load_pair(file, labels, side, len(names) if names else None, ignore)
 
     counts, masks_found, done = torch.zeros(classes, classes + 1, dtype=torch.int64), 0, 0
     for chunk in chunks(read(files, load, skip), batch_size):
@@ -227,18 +215,3 @@ def evaluate_oracle(
         "images": done,
         "skipped": skipped,
     }
-
-
-def square_label(file: ImageFile, labels: str | Path, size: int) -> Integer[Tensor, "size size"]:
-    """The label map of an image by the protocol: shorter side to ``size``, centred square.
-
-    Raises:
-        ImageError: there is none, or it is damaged or in colour.
-    """
-    path = find_label(file, labels)
-    if path is None:
-        raise ImageError(f"{file.source} has no label {labels}/{file.key}.png")
-    # Nearest neighbour picks single pixels, so any integer type survives as int32.
-    label = Image.fromarray(load_label(path).astype(np.int32))
-    small = centre_crop(resize_shorter(label, size, nearest=True), size)
-    return torch.from_numpy(np.array(small)).long()

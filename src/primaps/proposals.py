@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -184,7 +184,7 @@ def _median3x3(maps: Float[Tensor, "z h w"]) -> Float[Tensor, "z h w"]:
     return torch.stack(windows).median(0).values
 
 
-def image_masks(
+def mask_probabilities(
     features: Float[Tensor, "b c h w"],
     images: UInt8[Tensor, "b 3 H W"],
     *,
@@ -195,8 +195,8 @@ def image_masks(
     iterative: bool = True,
     median: bool = True,
     gain: float = 10.0,
-) -> Int[Tensor, "b H W"]:
-    """Principal mask proposals at image size: smoothed, upsampled and refined by a dense CRF.
+) -> list[Float[Tensor, "z1 H W"]]:
+    """Proposals at image size as probabilities: smoothed, upsampled and refined by a dense CRF.
 
     Args:
         features: feature maps of the images.
@@ -207,16 +207,16 @@ def image_masks(
         median, gain: see :func:`mask_logits`.
 
     Returns:
-        Masks: 0 = ignore, else the number that :func:`propose` gave the mask. A mask that the
-        smoothing or the CRF removes leaves a gap in the numbers.
+        Per image (1 + Z, H, W): ignore, and the masks in the order found.
 
     Raises:
         ValueError: as :func:`propose`, or images and features do not go together.
 
     Example:
         >>> features, images = torch.randn(2, 8, 3, 4), torch.zeros(2, 3, 6, 8, dtype=torch.uint8)
-        >>> image_masks(features, images, crf=None).shape
-        torch.Size([2, 6, 8])
+        >>> first, second = mask_probabilities(features, images, crf=None)
+        >>> bool(torch.allclose(first.sum(0), torch.ones(6, 8)))
+        True
     """
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         kind = f"{images.dtype} {tuple(images.shape)}"
@@ -240,11 +240,35 @@ def image_masks(
         from primaps.crf import DenseCRF
 
         crf = DenseCRF()
-    if crf is not None:
-        probabilities = list(crf(images, probabilities))
-    if not probabilities:
-        return torch.zeros((0, *size), dtype=torch.int64, device=features.device)
-    return torch.stack([each.argmax(0) for each in probabilities])
+    return probabilities if crf is None else list(crf(images, probabilities))
+
+
+def image_masks(
+    features: Float[Tensor, "b c h w"], images: UInt8[Tensor, "b 3 H W"], **options: Any
+) -> Int[Tensor, "b H W"]:
+    """Principal mask proposals at image size: the argmax of :func:`mask_probabilities`.
+
+    Args:
+        features: feature maps of the images.
+        images: what the features were made from, 8-bit RGB.
+        **options: as in :func:`mask_probabilities`.
+
+    Returns:
+        Masks: 0 = ignore, else the number that :func:`propose` gave the mask. A mask that the
+        smoothing or the CRF removes leaves a gap in the numbers.
+
+    Raises:
+        ValueError: as :func:`mask_probabilities`.
+
+    Example:
+        >>> features, images = torch.randn(2, 8, 3, 4), torch.zeros(2, 3, 6, 8, dtype=torch.uint8)
+        >>> image_masks(features, images, crf=None).shape
+        torch.Size([2, 6, 8])
+    """
+    found = mask_probabilities(features, images, **options)
+    if not found:
+        return torch.zeros((0, *images.shape[-2:]), dtype=torch.int64, device=features.device)
+    return torch.stack([each.argmax(0) for each in found])
 
 
 def _prepare(features: Tensor, threshold: float, coverage: float) -> Float[Tensor, "b c n"]:

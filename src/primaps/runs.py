@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer
 from PIL import Image
 from torch import Tensor
 
@@ -21,23 +21,19 @@ from primaps.crf import DenseCRF
 from primaps.data import (
     ImageError,
     ImageFile,
-    centre_crop,
     find_images,
-    find_label,
     fit_to_patches,
     load_image,
-    load_label,
+    load_pair,
     read_classes,
-    resize_shorter,
     to_tensor,
 )
 from primaps.evaluation import Scores, confusion_matrix, scores
-from primaps.extraction import Problem, chunks, read, square
+from primaps.extraction import Problem, chunks, read
 from primaps.files import atomic_path, write_json
-from primaps.imagesize import upsample
 from primaps.plotting import overlay, palette, with_legend
 from primaps.progress import Report, silent
-from primaps.proposals import Proposals, mask_logits, propose
+from primaps.proposals import mask_probabilities
 from primaps.segmenter import PriMaPsEM, largest_channel
 
 logger = logging.getLogger("primaps")
@@ -98,13 +94,8 @@ def propose_files(
         scaled = to_tensor(fit_to_patches(image, side, network.patch_size))[None]
         scaled = scaled.to(network.device)
         features = network(scaled.float() / 255)
-        found = propose(features, threshold=threshold, return_details=True)
-        assert isinstance(found, Proposals)
-        logits = mask_logits(found.similarities)[0]
-        probabilities = upsample(logits[None], scaled.shape[-2:]).softmax(1)
-        if refine:
-            probabilities = refine(scaled, probabilities)
-        labels = largest_channel(probabilities[0], (image.height, image.width))
+        (probabilities,) = mask_probabilities(features, scaled, crf=refine, threshold=threshold)
+        labels = largest_channel(probabilities, (image.height, image.width))
         return consecutive(labels)
 
     options = {
@@ -245,38 +236,6 @@ def evaluate(
         "skipped": skipped,
         "options": {"size": size, "crf": crf, "ignore_index": ignore, "labels": str(labels)},
     }
-
-
-def load_pair(
-    file: ImageFile, labels: str | Path, size: int, classes: int | None, ignore_index: int
-) -> tuple[UInt8[Tensor, "3 size size"], Integer[Tensor, "size size"]]:
-    """An image and its label map, scaled and cut to the square of the protocol.
-
-    Args:
-        classes: number of classes; labels are checked against it unless it is None.
-
-    Raises:
-        ImageError: there is no label, or it does not fit the image or the classes.
-    """
-    path = find_label(file, labels)
-    if path is None:
-        raise ImageError(f"{file.source} has no label {labels}/{file.key}.png")
-    image, label = load_image(file.source), load_label(path)
-    if label.shape != (image.height, image.width):
-        raise ImageError(
-            f"label {path} has {label.shape[1]}x{label.shape[0]} pixels and its image "
-            f"{image.width}x{image.height}; they must be equal"
-        )
-    if classes is not None:
-        odd = sorted(set(np.unique(label).tolist()) - {*range(classes), ignore_index})
-        if odd:
-            raise ImageError(
-                f"label {path} has the value {odd[0]}, which is none of the {classes} classes "
-                f"and not the ignore index {ignore_index}"
-            )
-    # Nearest neighbour picks single pixels, so 32-bit integers keep every value.
-    scaled = resize_shorter(Image.fromarray(label.astype(np.int32)), size, nearest=True)
-    return square(image, size), torch.from_numpy(np.array(centre_crop(scaled, size))).long()
 
 
 def _write_maps(
