@@ -1,11 +1,19 @@
 """Shared fixtures. Shapes in signatures are checked at run time while tests run."""
 
+import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+
+# numba's cache notices changes in the file of a compiled function only, not in the functions that
+# it calls from other files: tests keep a cache per state of the source, so that none runs old code.
+SOURCE = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
+STATE = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCE)).hexdigest()[:16]
+os.environ.setdefault("NUMBA_CACHE_DIR", f"{tempfile.gettempdir()}/primaps-numba-{STATE}")
 
 CHECKED = ("backbones", "em", "extraction", "imagesize", "prototypes", "segmenter")
 install_import_hook([f"primaps.{name}" for name in CHECKED], "beartype.beartype")

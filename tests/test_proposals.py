@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from primaps._proposals_cpu import _dominant, propose_cpu
+from primaps._proposals_cpu import propose_cpu
 from primaps._proposals_torch import propose_torch
+from primaps._symmetric import dominant
 from primaps.proposals import image_masks, mask_logits, propose
 
 
@@ -101,7 +102,7 @@ def test_dominant_eigenvector_on_real_features(features):
     for f in features:
         x = (f.flatten(1) - f.flatten(1).mean(1, keepdim=True)).numpy()
         for matrix in (x @ x.T, x[:, :64].T @ x[:, :64]):
-            value, vector = _dominant(matrix, len(matrix))
+            value, vector = dominant(matrix, len(matrix))
             values, vectors = np.linalg.eigh(matrix.astype(np.float64))
             assert abs(vectors[:, -1] @ vector) > 0.9999
             assert value == pytest.approx(values[-1], rel=1e-5)
@@ -113,7 +114,7 @@ def test_dominant_eigenvector_with_a_small_gap(ratio):
     q = np.linalg.qr(generator.standard_normal((60, 60)))[0]
     spectrum = np.concatenate([[1, ratio], ratio * np.linspace(1, 0, 58)])
     matrix = ((q * spectrum) @ q.T).astype(np.float32)
-    _, vector = _dominant(matrix, 60)
+    _, vector = dominant(matrix, 60)
     assert abs(q[:, 0] @ vector) > 0.9999
 
 

@@ -83,7 +83,7 @@ def propose(
 
             explain_files(
                 inputs, out, backbone=network, threshold=threshold, crf=crf, size=size,
-                report=report, problem=_warn,
+                report=report, problem=lambda sentence: None,
             )  # fmt: skip
     _summary(done, out)
 
@@ -104,7 +104,7 @@ def fit(
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 0.005,
     momentum: Annotated[float, typer.Option(help="Decay of the moving average (Eq. 11).")] = 0.98,
     momentum_every: Annotated[int, typer.Option(help="Steps between its updates.")] = 10,
-    momentum_ramp: Annotated[bool, typer.Option(help="Ramp the decay up, see docs.")] = True,
+    momentum_ramp: Annotated[bool, typer.Option(help="Ramp the decay up (see README).")] = True,
     views: Annotated[int, typer.Option(help="Augmented feature maps per image.")] = 0,
     threshold: Threshold = 0.4,
     crf: Crf = True,
@@ -130,7 +130,7 @@ def fit(
         model_preview(model, out / "preview.png")
     dead = int(model.history_[-1].get("empty_classes", 0))
     if dead:
-        _warn(f"{dead} of {classes} classes are empty in the last epoch; fewer classes may do")
+        err.print(f"{dead} of {classes} classes are empty at the end; fewer classes may do")
     print(out)
 
 
@@ -253,7 +253,7 @@ def _progress() -> Iterator[Any]:
         with Progress(err) as report:
             yield report
     except KeyboardInterrupt:
-        err.print("stopped; the same command goes on with what is not written yet")
+        err.print("stopped: propose and predict go on where they stopped, fit starts anew")
         raise typer.Exit(130) from None
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         if isinstance(error, RuntimeError) and not type(error).__module__.startswith("primaps"):

@@ -18,7 +18,7 @@ from primaps.crf import DenseCRF
 from primaps.data import find_images, fit_to_patches, load_image, to_tensor
 from primaps.extraction import Problem, read
 from primaps.files import atomic_path
-from primaps.plotting import grid, overlay, palette, with_legend
+from primaps.plotting import grid, overlay, overlay_masks, palette, with_legend
 from primaps.progress import Report, silent
 from primaps.proposals import CRF, Proposals, image_masks, propose
 
@@ -28,18 +28,16 @@ THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
 
 
 def masks_picture(
-    image: Image.Image, masks: Integer[Tensor, "h w"], names: Sequence[str] | None = None
+    image: Image.Image, masks: Integer[Tensor, "h w"], names: Sequence[str] = ()
 ) -> Image.Image:
-    """Masks in colours over their image, ignored pixels dark.
+    """Masks in colours over their image, what lies in none dark.
 
     Args:
         masks: 0 = ignore, 1..Z; any size, brought to that of the image.
-        names: legend, one entry per mask; none if None.
+        names: legend, one entry per mask.
     """
-    labels = _to_size(masks, image)
-    colours = np.concatenate([np.zeros((1, 3), np.uint8), palette(max(1, int(labels.max())))])
-    picture = overlay(image, labels, colours, ignore=0)
-    return picture if names is None else with_legend(picture, names, colours[1:])
+    picture = overlay_masks(image, _to_size(masks, image))
+    return with_legend(picture, names, palette(len(names)))
 
 
 def classes_picture(
@@ -106,11 +104,10 @@ def steps_picture(
     """
     found = propose(features[None], threshold=threshold, return_details=True)
     component, anchor = similarity_maps(features, found)
-    colours = np.concatenate([np.zeros((1, 3), np.uint8), palette(max(1, len(anchor)))])
     rows = []
     for z, position in enumerate(found.anchors[0].tolist()[:limit]):
         alone = torch.where(found.masks[0] == z + 1, z + 1, 0)
-        mask = overlay(image, _to_size(alone, image), colours, ignore=0)
+        mask = masks_picture(image, alone)
         shown = [_heat(maps[z], image, position) for maps in (component, anchor)]
         rows.append([_marked(image, position, features.shape[1:]), *shown, mask])
     titles = ("image and anchor", "similarity to component", "similarity to anchor", "mask")
@@ -177,7 +174,6 @@ def explain_files(
         }
         for name, picture in pictures.items():
             path = Path(out) / f"{file.key}.{name}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
                 picture.save(temporary, quality=92)
             written.append(path)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from primaps.data import ImageError, ImageFile, find_images, load_pair, read_classes
+from primaps.data import ImageError, ImageFile, find_images, load_pair, read_protocol
 from primaps.evaluation import Scores, confusion_matrix, scores
 from primaps.extraction import Problem, chunks, read
 from primaps.progress import Report, silent
@@ -169,10 +169,7 @@ def evaluate_oracle(
         ImageError: no image has a usable label.
         FileNotFoundError: there is no image, or the folder of labels is missing.
     """
-    if not Path(labels).is_dir():
-        raise FileNotFoundError(f"{labels} is not a folder of label maps")
-    names, stated = read_classes(labels)
-    ignore = ignore_index if ignore_index is not None else 255 if stated is None else stated
+    names, ignore = read_protocol(labels, ignore_index)
     files, side = find_images(images), size or backbone.default_size
     classes = len(names) if names else 256  # as many as 8 bits have; empty ones are left out
     skipped: list[str] = []

@@ -66,6 +66,12 @@ def overlay(
     return Image.fromarray(blended.round().clip(0, 255).astype(np.uint8))
 
 
+def overlay_masks(image: Image.Image, masks: Integer[np.ndarray, "h w"]) -> Image.Image:
+    """Masks 1..Z in colours over their image, what lies in none (0) dark."""
+    colours = palette(max(1, int(masks.max())))
+    return overlay(image, masks, np.concatenate([np.zeros_like(colours[:1]), colours]), ignore=0)
+
+
 def with_legend(
     image: Image.Image, names: Sequence[str], colours: UInt8[np.ndarray, "k 3"]
 ) -> Image.Image:

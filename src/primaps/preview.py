@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from primaps.files import atomic_path
-from primaps.plotting import grid, overlay, palette, with_legend
+from primaps.plotting import grid, overlay, overlay_masks, palette, with_legend
 from primaps.segmenter import PriMaPsEM
 
 
@@ -27,11 +27,10 @@ def model_preview(model: PriMaPsEM, path: str | Path, crf: bool = True) -> None:
     rows = []
     for image, mask, label in zip(images.cpu(), masks, labels, strict=True):
         photograph = Image.fromarray(image.permute(1, 2, 0).numpy())
-        mask_colours = np.concatenate([np.zeros((1, 3), np.uint8), palette(max(1, mask.max()))])
         rows.append(
             [
                 photograph,
-                overlay(photograph, mask, mask_colours, ignore=0),
+                overlay_masks(photograph, mask),
                 overlay(photograph, label, colours),
             ]
         )

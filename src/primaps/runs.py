@@ -25,13 +25,13 @@ from primaps.data import (
     fit_to_patches,
     load_image,
     load_pair,
-    read_classes,
+    read_protocol,
     to_tensor,
 )
 from primaps.evaluation import Scores, confusion_matrix, scores
 from primaps.extraction import Problem, chunks, read
 from primaps.files import atomic_path, write_json
-from primaps.plotting import overlay, palette, with_legend
+from primaps.plotting import overlay, overlay_masks, palette, with_legend
 from primaps.progress import Report, silent
 from primaps.proposals import mask_probabilities
 from primaps.segmenter import PriMaPsEM, largest_channel
@@ -106,11 +106,7 @@ def propose_files(
         "size": side,
     }
 
-    def picture(image: Image.Image, labels: np.ndarray) -> Image.Image:
-        colours = np.concatenate([np.zeros((1, 3), np.uint8), palette(max(1, int(labels.max())))])
-        return overlay(image, labels, colours, ignore=0)
-
-    return _write_maps("proposals", inputs, out, masks, picture, options, report, problem)
+    return _write_maps("proposals", inputs, out, masks, overlay_masks, options, report, problem)
 
 
 def consecutive(masks: Integer[Tensor, "h w"]) -> Integer[Tensor, "h w"]:
@@ -192,10 +188,7 @@ def evaluate(
         ImageError: no image has a usable label.
         FileNotFoundError: there is no image, or the folder of labels is missing.
     """
-    if not Path(labels).is_dir():
-        raise FileNotFoundError(f"{labels} is not a folder of label maps")
-    names, stated = read_classes(labels)
-    ignore = ignore_index if ignore_index is not None else 255 if stated is None else stated
+    names, ignore = read_protocol(labels, ignore_index)
     files, size, clusters = find_images(images), model.size, model.config.classes
     skipped: list[str] = []
 
@@ -259,8 +252,6 @@ def _write_maps(
     options = {"primaps": primaps.__version__, **options}
     record = out / "primaps.json"
     same = record.is_file() and _read_json(record) == options
-    if not same:  # first, so that maps of other options are never taken for these
-        write_json(record, options)
     result = Written([], [], [])
 
     def skip(sentence: str) -> None:
@@ -279,6 +270,8 @@ def _write_maps(
         else:
             (out / f"{file.key}.png").unlink(missing_ok=True)
             todo.append(file)
+    if not same:  # only now, so that maps of other options are never taken for these
+        write_json(record, options)
     done = 0
     for file, image in read(todo, lambda file: load_image(file.source), skip):
         labels = label(image).cpu().numpy()

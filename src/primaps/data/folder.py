@@ -129,3 +129,23 @@ def read_classes(labels: str | Path) -> tuple[list[str] | None, int | None]:
                 f'{path} must read {{"classes": [names], "ignore_index": number}}'
             ) from error
     return None, None
+
+
+def read_protocol(
+    labels: str | Path, ignore_index: int | None = None
+) -> tuple[list[str] | None, int]:
+    """Class names, if a ``classes.json`` gives them, and the label that is not counted.
+
+    Args:
+        ignore_index: None takes that of ``classes.json``, or 255 without one.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: ``classes.json`` does not read as it should.
+    """
+    if not Path(labels).is_dir():
+        raise FileNotFoundError(f"{labels} is not a folder of label maps")
+    names, stated = read_classes(labels)
+    if ignore_index is None:
+        ignore_index = 255 if stated is None else stated
+    return names, ignore_index
