@@ -3,56 +3,77 @@ import copy
 import pytest
 import torch
 
-from primaps.em import Settings, Views, batches, diagnostics, fit_em, fit_kmeans
-from primaps.imagesize import predict_classes
-from primaps.prototypes import Prototypes, focal_loss, momentum_update, vote
+from primaps.data.store import Rows
+from primaps.em import Settings, diagnostics, fit_em, fit_kmeans, pca_start
+from primaps.prototypes import Prototypes, focal_weights, momentum_update, vote
+from primaps.training import Recorder
+from primaps.views import Views, batch_indices
 
 
-@pytest.fixture
-def views() -> Views:
-    """Eight images of three well separated kinds of features in vertical stripes."""
+def stripes() -> torch.Tensor:
+    """Eight images of three well separated kinds of features in stripes: (8, 2, C, h, w)."""
     generator = torch.Generator().manual_seed(0)
     kinds = torch.eye(3, 12) * 6
     kind = torch.randint(0, 3, (8, 1, 6), generator=generator).expand(8, 6, 6)
     features = kinds[kind].permute(0, 3, 1, 2)
     features = features + 0.3 * torch.randn(features.shape, generator=generator)
-    clean = torch.stack([features, features.flip(-1)]).half()
-    return Views(clean, clean[:0], torch.zeros(0, 8, dtype=torch.bool))
+    return torch.stack([features, features.flip(-1)], dim=1).half()
 
 
-def truth(views: Views) -> torch.Tensor:
-    return views.clean[0, :, :3].float().argmax(1)
+CLEAN = stripes()
+TRUTH = CLEAN[:, 0, :3].float().argmax(1)
 
 
-def purity(prediction: torch.Tensor, label: torch.Tensor) -> float:
-    counts = torch.bincount((label * 3 + prediction.long()).flatten(), minlength=9).view(3, 3)
+@pytest.fixture
+def views() -> Views:
+    return Views(Rows(CLEAN))
+
+
+def enlarged(labels: torch.Tensor) -> Rows:
+    return Rows(labels.repeat_interleave(4, 1).repeat_interleave(4, 2).to(torch.uint8))
+
+
+def random_masks() -> Rows:
+    generator = torch.Generator().manual_seed(1)
+    return Rows(torch.randint(0, 4, (8, 24, 24), generator=generator).to(torch.uint8))
+
+
+def purity(prediction: torch.Tensor) -> float:
+    counts = torch.bincount((TRUTH * 3 + prediction.long()).flatten(), minlength=9).view(3, 3)
     return float(counts.amax(1).sum() / counts.sum())
 
 
 def test_kmeans_finds_separated_classes(views):
-    prototypes = fit_kmeans(views, 3, steps=60)
-    prediction = prototypes(views.clean[0].float()).argmax(1)
-    assert purity(prediction, truth(views)) > 0.99
+    prototypes = fit_kmeans(views, pca_start(views, 3), steps=60)
+    assert purity(prototypes(CLEAN[:, 0].float()).argmax(1)) > 0.99
     assert (prototypes.scale == 1).all()
 
 
-def test_em_keeps_separated_classes_and_grows_confident(views):
-    masks = (truth(views) + 1).repeat_interleave(4, 1).repeat_interleave(4, 2).to(torch.int16)
-    start = fit_kmeans(views, 3, steps=60)
+@pytest.mark.parametrize("loss_size", ["image", "feature"])
+def test_em_keeps_separated_classes_and_grows_confident(views, loss_size):
+    start = fit_kmeans(views, pca_start(views, 3), steps=60)
     before = copy.deepcopy(start.state_dict())
-    result = fit_em(views, masks, start, steps=40)
-    prediction = result(views.clean[0].float()).argmax(1)
-    assert purity(prediction, truth(views)) > 0.99
+    settings = Settings(loss_size=loss_size)
+    result = fit_em(views, enlarged(TRUTH + 1), start, 40, settings)
+    assert purity(result(CLEAN[:, 0].float()).argmax(1)) > 0.99
     assert (result.scale > 1).all()
     assert all(torch.equal(before[k], v) for k, v in start.state_dict().items())  # left alone
 
 
-def test_a_seed_gives_the_same_bytes_and_another_seed_does_not(views):
-    masks = torch.randint(0, 4, (8, 24, 24), generator=torch.Generator().manual_seed(1))
-    settings = Settings(batch_size=4)
+def test_feature_size_equals_image_size_on_an_image_as_small_as_its_features(views):
+    masks = Rows((TRUTH + 1).to(torch.uint8))
+    start = Prototypes(torch.randn(3, 12, generator=torch.Generator().manual_seed(2)))
+    image, feature = (
+        fit_em(views, masks, start, 12, Settings(loss_size=size)) for size in ("image", "feature")
+    )
+    assert torch.equal(image.direction, feature.direction)
 
+
+def test_a_seed_gives_the_same_bytes_and_another_seed_does_not(views):
     def run(seed):
-        return fit_em(views, masks, fit_kmeans(views, 3, 5, settings, seed), 15, settings, seed)
+        settings = Settings(batch_size=4, seed=seed)
+        start = fit_kmeans(views, pca_start(views, 3), 5, settings)
+        return fit_em(views, random_masks(), start, 15, settings)
 
     first, again, other = run(0), run(0), run(1)
     assert torch.equal(first.direction, again.direction)
@@ -62,30 +83,29 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_does_not(views):
 
 def test_em_step_by_step_against_the_equations(views):
     """Autograd on the paper's own order of operations, in float64, without our shortcuts."""
-    masks = torch.randint(0, 4, (8, 24, 24), generator=torch.Generator().manual_seed(1))
+    masks, settings = random_masks(), Settings(batch_size=8, momentum_every=2, seed=7)
     torch.manual_seed(3)
     start = Prototypes(torch.randn(3, 12))
-    settings = Settings(batch_size=8, momentum_every=2)
-    found = fit_em(views, masks, start, 5, settings, seed=7)
+    found = fit_em(views, masks, start, 5, settings)
 
-    generator = torch.Generator().manual_seed(7)
     student = copy.deepcopy(start).double()
     momentum = copy.deepcopy(student).requires_grad_(False)
     optimizer = torch.optim.Adam(student.parameters(), lr=0.005)
-    order = batches(8, 8, 5, generator)
     for step in range(1, 6):
-        index = next(order)
-        mirror = torch.rand(8, generator=generator) < 0.5
-        features = views.clean[mirror.long(), index].double()
-        mask = masks[index]
+        index = batch_indices(step, 8, 8, "EM", 7)
+        mirror = views.batch(index, step, 7).mirror
+        features = CLEAN[index, mirror.long()].double()
+        mask = masks.take(index)
         mask[mirror] = mask[mirror].flip(-1)
         large = torch.nn.functional.interpolate(features, size=(24, 24), mode="bilinear")
-        pseudo = vote(momentum(large).argmax(1), mask, 3).long()
+        pseudo = vote(momentum(large).argmax(1), mask, 3)[0].long()
         logits = student(large)
         chi = logits.detach().softmax(1).mean((0, 2, 3))
-        loss = focal_loss(logits, pseudo, chi)
+        losses = torch.nn.functional.cross_entropy(
+            logits, pseudo, focal_weights(chi), ignore_index=-1, reduction="none"
+        )
         optimizer.zero_grad()
-        loss.backward()
+        losses.mean().backward()
         optimizer.step()
         if step % 2 == 0:
             momentum_update(momentum, student, min(1 - 1 / (step // 2 + 1), 0.98))
@@ -93,18 +113,20 @@ def test_em_step_by_step_against_the_equations(views):
     torch.testing.assert_close(found.scale.double(), momentum.scale, rtol=1e-4, atol=1e-5)
 
 
-def test_augmented_views_are_what_the_student_sees(views):
+def test_augmented_views_are_what_the_student_sees():
     """With views of zeros the student learns nothing from the features: directions stay."""
-    augmented = torch.zeros(1, *views.clean.shape[1:]).half()
-    blind = Views(views.clean, augmented, torch.zeros(1, 8, dtype=torch.bool))
+    blind = Views(
+        Rows(CLEAN),
+        augmented=(Rows(torch.zeros_like(CLEAN[:, 0])),),
+        mirrored=torch.zeros(1, 8, dtype=torch.bool),
+    )
     start = Prototypes(torch.randn(3, 12))
-    masks = torch.ones(8, 24, 24, dtype=torch.int16)
-    result = fit_em(blind, masks, start, 12)
+    result = fit_em(blind, Rows(torch.ones(8, 24, 24, dtype=torch.uint8)), start, 12)
     torch.testing.assert_close(result.direction.data, start.direction.data, rtol=1e-5, atol=1e-6)
 
 
 def test_constant_momentum_is_equation_11(views):
-    masks = torch.ones(8, 24, 24, dtype=torch.int16)
+    masks = Rows(torch.ones(8, 24, 24, dtype=torch.uint8))
     start = Prototypes(torch.randn(3, 12))
     ramped = fit_em(views, masks, start, 10, Settings())
     constant = fit_em(views, masks, start, 10, Settings(momentum_ramp=False))
@@ -115,26 +137,56 @@ def test_constant_momentum_is_equation_11(views):
     )
 
 
-def test_batches_cover_each_epoch_once_and_drop_the_rest():
-    found = list(batches(10, 4, 5, torch.Generator().manual_seed(0)))
-    assert [len(index) for index in found] == [4] * 5
-    assert len(set(torch.cat(found[:2]).tolist())) == 8
-    assert len(set(torch.cat(found[2:4]).tolist())) == 8
-
-
-def test_fewer_images_than_a_batch():
-    assert [len(i) for i in batches(3, 32, 2, torch.Generator())] == [3, 3]
+def test_momentum_zero_in_every_step_is_pseudo_labels_of_the_student_itself(views):
+    """The row "+ pseudo label" of Table 4b: without a moving average."""
+    start = Prototypes(torch.randn(3, 12, generator=torch.Generator().manual_seed(3)))
+    plain = Settings(batch_size=8, momentum=0.0, momentum_every=1)
+    found = fit_em(views, random_masks(), start, 3, plain)
+    student = copy.deepcopy(start)
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.005)
+    for step in range(1, 4):
+        index = batch_indices(step, 8, 8, "EM", 0)
+        clean, _, mirror, rows = views.batch(index, step, 0)
+        mask = random_masks().take(rows)
+        mask[mirror] = mask[mirror].flip(-1)
+        logits = torch.nn.functional.interpolate(student(clean), size=(24, 24), mode="bilinear")
+        pseudo = vote(logits.argmax(1), mask, 3)[0].long()
+        weights = focal_weights(logits.detach().softmax(1).mean((0, 2, 3)))
+        losses = torch.nn.functional.cross_entropy(
+            logits, pseudo, weights, ignore_index=-1, reduction="none"
+        )
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(found.direction, student.direction, rtol=1e-4, atol=1e-5)
 
 
 def test_diagnostics_by_hand():
-    prediction = torch.tensor([[[0, 0, 1, 1]]])
-    pseudo = torch.tensor([[[0, 1, 1, -1]]])
-    found = diagnostics(prediction, pseudo, 3)
+    sums = {
+        "loss": torch.tensor(6.0),
+        "pixels": torch.tensor(8.0),
+        "assigned": torch.tensor(6.0),
+        "agreeing": torch.tensor(4.0),
+        "classes": torch.tensor([4.0, 4.0, 0.0]),
+    }
+    found = diagnostics(sums, steps=3)
+    assert found["loss"] == 2
     assert found["ignored"] == pytest.approx(0.25)
     assert found["agreement"] == pytest.approx(2 / 3)
     assert found["entropy"] == pytest.approx(torch.tensor(2.0).log() / torch.tensor(3.0).log())
-    assert found["empty_classes"] == 1
+    assert found["empty"] == [2]
 
 
-def test_one_class_per_image_predictions_have_the_size_of_the_masks(views):
-    assert predict_classes(torch.randn(2, 3, 6, 6), (24, 30)).shape == (2, 24, 30)
+def test_diagnostics_of_an_epoch_are_those_of_its_masks_and_predictions(views):
+    recorder = Recorder(per_epoch=2)
+    start = Prototypes(torch.eye(3, 12))
+    fit_em(views, enlarged(TRUTH + 1), start, 4, Settings(batch_size=4), recorder)
+    assert [line["step"] for line in recorder.epochs] == [2, 4]
+    line = recorder.epochs[0]
+    assert line["ignored"] == 0
+    assert line["agreement"] > 0.9  # the classes of the start are those of the masks
+    assert line["empty"] == []
+    recorder = Recorder(per_epoch=1)
+    fit_em(views, Rows(torch.zeros(8, 24, 24, dtype=torch.uint8)), start, 1, Settings(), recorder)
+    assert recorder.epochs[0]["ignored"] == 1
+    assert recorder.epochs[0]["loss"] == 0

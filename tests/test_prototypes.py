@@ -2,11 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from primaps.imagesize import confidence_sum_torch, weighted_cross_entropy_torch
 from primaps.prototypes import (
     Prototypes,
-    class_confidence,
-    focal_loss,
+    focal_weights,
     kmeans_loss,
+    moments,
     momentum_update,
     principal_directions,
     vote,
@@ -27,7 +28,8 @@ def test_prototypes_are_a_weight_normalised_convolution():
 def test_principal_directions_agree_with_svd_in_double_precision():
     torch.manual_seed(0)
     features = torch.randn(70, 6, 3, 2) * torch.tensor([9, 7, 5, 3, 2, 1.0]).view(1, 6, 1, 1) + 4
-    found = principal_directions(features.half(), 3)
+    parts = moments(features.half().split(32))
+    found = principal_directions(*parts, 3)
     rows = features.half().permute(0, 2, 3, 1).reshape(-1, 6).double()
     _, _, v = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
     cosines = (F.normalize(found.double(), dim=1) * v[:3]).sum(1).abs()
@@ -37,19 +39,19 @@ def test_principal_directions_agree_with_svd_in_double_precision():
 
 def test_more_classes_than_directions_continue_with_the_opposite_sign():
     features = torch.randn(2, 3, 4, 4)
-    found = principal_directions(features, 5)
+    found = principal_directions(*moments([features]), 5)
     torch.testing.assert_close(found[3:], -found[:2])
 
 
 @pytest.mark.parametrize("k", [7, 100])
 def test_too_many_classes_are_refused(k):
     with pytest.raises(ValueError, match="classes cannot be started"):
-        principal_directions(torch.randn(2, 3, 4, 4), k)
+        principal_directions(*moments([torch.randn(2, 3, 4, 4)]), k)
 
 
 def test_features_with_nan_are_refused():
     with pytest.raises(ValueError, match="NaN"):
-        principal_directions(torch.full((1, 3, 4, 4), torch.nan), 2)
+        principal_directions(*moments([torch.full((1, 3, 4, 4), torch.nan)]), 2)
 
 
 def test_kmeans_loss_by_hand():
@@ -69,9 +71,9 @@ def test_focal_loss_against_a_loop():
             for x in range(5):
                 if (k := int(labels[b, y, x])) >= 0:
                     expected -= (1 - chi[k]) ** 2 * probabilities[b, k, y, x].log()
-    expected /= 2 * 4 * 5  # ignored pixels count in the mean
-    torch.testing.assert_close(class_confidence(logits), chi)
-    torch.testing.assert_close(focal_loss(logits, labels, chi), expected)
+    torch.testing.assert_close(confidence_sum_torch(logits, (4, 5)) / 40, chi)
+    loss, _ = weighted_cross_entropy_torch(logits, labels, focal_weights(chi))
+    torch.testing.assert_close(loss, expected)
 
 
 def test_vote_against_a_loop():
@@ -83,13 +85,13 @@ def test_vote_against_a_loop():
             inside = masks[b] == z
             if inside.any():
                 expected[b][inside] = prediction[b][inside].bincount(minlength=4).argmax()
-    torch.testing.assert_close(vote(prediction, masks, 4).long(), expected)
+    torch.testing.assert_close(vote(prediction, masks, 4)[0].long(), expected)
 
 
 def test_votes_of_one_image_do_not_reach_another():
     prediction = torch.tensor([[[0, 0]], [[1, 1]]])
     masks = torch.ones(2, 1, 2, dtype=torch.int64)
-    assert vote(prediction, masks, 2).tolist() == [[[0, 0]], [[1, 1]]]
+    assert vote(prediction, masks, 2)[0].tolist() == [[[0, 0]], [[1, 1]]]
 
 
 def test_momentum_update_is_equation_11():

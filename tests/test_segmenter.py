@@ -46,7 +46,7 @@ def test_label_maps_have_the_size_of_the_image(fitted):
 def test_history_has_a_line_per_epoch_with_diagnostics(fitted):
     stages = [line["stage"] for line in fitted.history_]
     assert stages == ["k-means"] * 60 + ["EM"] * 20
-    assert {"loss", "ignored", "agreement", "entropy", "empty_classes"} < set(fitted.history_[-1])
+    assert {"loss", "ignored", "agreement", "entropy", "empty"} < set(fitted.history_[-1])
 
 
 def test_saved_and_loaded_models_predict_alike(fitted, colours, tmp_path):
@@ -72,11 +72,39 @@ def test_the_same_fit_twice_gives_the_same_bytes(fitted, colours, painted_folder
 
 def test_views_and_kmeans_are_switches(colours, painted_folder):
     images = painted_folder / "images"
-    viewed = PriMaPsEM(3, backbone=colours, views=2, **QUICK).fit(images)
-    assert agreement(viewed, 100) > 0.9
+    for options in ({"views": 2}, {"views": None}, {"loss_size": "feature"}, {"crf": False}):
+        assert agreement(PriMaPsEM(3, backbone=colours, **options, **QUICK).fit(images), 100) > 0.9
     baseline = PriMaPsEM(3, backbone=colours, method="kmeans", **QUICK).fit(images)
     assert {line["stage"] for line in baseline.history_} == {"k-means"}
     assert agreement(baseline, 100) > 0.9
+
+
+def test_a_linear_probe_learns_the_classes_of_the_labels(colours, painted_folder, tmp_path):
+    images, labels = painted_folder / "images", painted_folder / "labels"
+    model = PriMaPsEM(3, backbone=colours, method="probe", **{**QUICK, "min_steps": 150})
+    with pytest.raises(ValueError, match="give the folder of label maps"):
+        model.fit(images)
+    model.fit(images, labels)
+    image, label = painted(100)
+    assert (model.predict(image).numpy() == label).mean() > 0.95  # no matching needed
+    model.save_pretrained(tmp_path / "model")
+    loaded = PriMaPsEM.from_pretrained(tmp_path / "model", backbone=colours, device="cpu")
+    assert torch.equal(loaded.predict(image), model.predict(image))
+    with pytest.raises(ValueError, match="take none"):
+        PriMaPsEM(3, backbone=colours, **QUICK).fit(images, labels)
+
+
+def test_pixels_without_a_label_do_not_train_the_probe(colours, painted_folder):
+    """All green pixels are unlabelled, so nothing is ever called green."""
+    for path in (painted_folder / "labels").glob("*.png"):
+        label = np.asarray(Image.open(path)).copy()
+        label[label == 1] = 255
+        Image.fromarray(label).save(path)
+    model = PriMaPsEM(3, backbone=colours, method="probe", **{**QUICK, "min_steps": 150})
+    model.fit(painted_folder / "images", painted_folder / "labels")
+    found, label = model.predict(painted(100)[0]).numpy(), painted(100)[1]
+    assert not (found == 1).any()
+    assert (found == label)[label != 1].mean() > 0.95
 
 
 def test_bad_images_among_many_are_reported_and_left_out(colours, painted_folder):
@@ -134,7 +162,7 @@ def test_config_json_has_everything_to_repeat_it(fitted, tmp_path):
         ({"classes": 300}, "classes is 300"),
         ({"classes": 3, "size": 65}, "not a multiple of the patch size 8 of .*; 64 is"),
         ({"classes": 3, "threshold": 1.0}, "threshold is 1.0"),
-        ({"classes": 3, "method": "dbscan"}, "must be one of em, kmeans"),
+        ({"classes": 3, "method": "dbscan"}, "must be one of em, kmeans, probe"),
         ({"classes": 3, "epoch": 5}, "unknown option 'epoch'"),
     ],
 )

@@ -22,31 +22,38 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
+from primaps.prototypes import MASKS
+
 Floats = NDArray[np.float32]
 compiled = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 
 
-def predict_classes(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """See :func:`primaps.imagesize.predict_classes`."""
-    small, axes = _numpy(logits), _axes(logits, size)
-    out = np.empty((len(small), *size), np.int16)
-    _each(len(small), lambda i: _classes(small[i], *axes, out[i]))
-    return torch.from_numpy(out)
+def assign(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """See :func:`primaps.imagesize.assign`."""
+    small, mask = _numpy(logits), masks.to(torch.uint8).contiguous().numpy()
+    axes = _axes(logits, (mask.shape[1], mask.shape[2]))
+    pseudo = np.empty(mask.shape, np.int16)
+    counts = np.zeros((len(mask), MASKS, small.shape[1]), np.int32)
+    _each(len(mask), lambda i: _assign(small[i], *axes, mask[i], pseudo[i], counts[i]))
+    return torch.from_numpy(pseudo), torch.from_numpy(counts)
 
 
-def focal_step(logits: Tensor, pseudo_labels: Tensor) -> tuple[float, Tensor]:
-    """See :func:`primaps.imagesize.focal_step`."""
-    size = (pseudo_labels.shape[1], pseudo_labels.shape[2])
+def confidence_sum(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """See :func:`primaps.imagesize.confidence_sum`."""
     small, axes = _numpy(logits), _axes(logits, size)
-    labels = pseudo_labels.to(torch.int16).contiguous().numpy()
-    pixels = labels.size
-    confidence = np.sum(_each(len(small), lambda i: _confidence(small[i], *axes)), axis=0) / pixels
-    weights = ((1 - confidence) ** 2).astype(np.float32)
-    gradient = np.zeros_like(small)
-    losses = _each(
-        len(small), lambda i: _gradient(small[i], *axes, labels[i], weights, gradient[i])
-    )
-    return float(np.sum(losses) / pixels), torch.from_numpy(gradient / np.float32(pixels))
+    sums = _each(len(small), lambda i: _confidence(small[i], *axes))
+    return torch.from_numpy(np.sum([np.zeros(small.shape[1]), *sums], axis=0))
+
+
+def weighted_cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """See :func:`primaps.imagesize.weighted_cross_entropy`."""
+    small, label = _numpy(logits), labels.to(torch.int16).contiguous().numpy()
+    axes = _axes(logits, (label.shape[1], label.shape[2]))
+    weight, gradient = weights.float().numpy(), np.zeros_like(small)
+    losses = _each(len(small), lambda i: _gradient(small[i], *axes, label[i], weight, gradient[i]))
+    return torch.tensor(sum(losses), dtype=torch.float64), torch.from_numpy(gradient)
 
 
 def _numpy(logits: Tensor) -> Floats:
@@ -55,7 +62,7 @@ def _numpy(logits: Tensor) -> Floats:
 
 def _each(count, function):  # type: ignore[no-untyped-def]
     threads = min(torch.get_num_threads(), count)
-    if threads == 1:
+    if threads <= 1:
         return [function(i) for i in range(count)]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(function, range(count)))
@@ -155,6 +162,22 @@ def _classes(logits, y0, y1, fy, x0, x1, fx, out):  # type: ignore[no-untyped-de
                 value = a[j] + blend * (b[j] - a[j])
                 winner[j] = k if value > top[j] else winner[j]
                 top[j] = max(top[j], value)
+
+
+@compiled
+def _assign(logits, y0, y1, fy, x0, x1, fx, masks, pseudo, counts):  # type: ignore[no-untyped-def]
+    """Classes, counted per mask; then the mask's most frequent class at each of its pixels."""
+    _classes(logits, y0, y1, fy, x0, x1, fx, pseudo)
+    for i in range(len(y0)):
+        for j in range(len(x0)):
+            counts[masks[i, j], pseudo[i, j]] += 1
+    winner = np.empty(len(counts), np.int16)
+    winner[0] = -1
+    for mask in range(1, len(counts)):
+        winner[mask] = np.argmax(counts[mask])
+    for i in range(len(y0)):
+        for j in range(len(x0)):
+            pseudo[i, j] = winner[masks[i, j]]
 
 
 @compiled

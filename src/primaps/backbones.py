@@ -39,7 +39,8 @@ class Backbone(nn.Module):
         patch_size: pixels per feature position; image sides must be multiples of it.
         source: where the weights came from, in words.
         digest: SHA-256 over the weights (independent of their names and order), or None for a
-            callable that is not a module.
+            callable that has none.
+        precision: of the network's arithmetic, ``float32`` or ``bfloat16``; features are float32.
     """
 
     mean: Tensor
@@ -53,8 +54,12 @@ class Backbone(nn.Module):
         source: str = "given",
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
+        precision: str = "float32",
     ) -> None:
         super().__init__()
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision {precision!r} must be float32 or bfloat16")
+        self.precision = precision
         self.features = features
         self.name, self.patch_size, self.source = name, patch_size, source
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -93,7 +98,9 @@ class Backbone(nn.Module):
                 f"image size {height}x{width} is not a multiple of the patch size "
                 f"{self.patch_size} of {self.name}"
             )
-        features = self.features((images - self.mean) / self.std)
+        reduced = self.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
+            features = self.features((images - self.mean) / self.std)
         if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != len(images):
             raise ValueError(f"backbone {self.name} must return (B, C, h, w) for a batch of images")
         return features.float()
@@ -120,6 +127,7 @@ def load_backbone(
     backbone: str | Path | Callable[[Tensor], Tensor] | Backbone = "dinov2-vits14",
     device: str | torch.device = "auto",
     patch_size: int | None = None,
+    precision: str = "float32",
 ) -> Backbone:
     """Load a frozen backbone.
 
@@ -134,6 +142,8 @@ def load_backbone(
               (B, 3, H, W) to (B, C, h, w); ``patch_size`` says how many pixels a position has.
         device: ``auto`` takes CUDA if there is one.
         patch_size: only for a callable.
+        precision: ``bfloat16`` runs the network in mixed precision, about twice as fast where the
+            processor has instructions for it.
 
     Raises:
         WeightsError: no weights were found or they do not fit; the message names the choices.
@@ -151,10 +161,11 @@ def load_backbone(
         if not patch_size:
             raise ValueError("patch_size must be given with a callable backbone")
         name = f"callable:{getattr(backbone, '__qualname__', type(backbone).__qualname__)}"
-        return Backbone(backbone, patch_size, name).to(target)
+        return Backbone(backbone, patch_size, name, precision=precision).to(target)
     folder_or_id, source, local = _locate(str(backbone))
     model, patch = _from_transformers(folder_or_id, local)
-    return Backbone(_TransformersViT(model, patch), patch, str(backbone), source).to(target)
+    network = _TransformersViT(model, patch)
+    return Backbone(network, patch, str(backbone), source, precision=precision).to(target)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

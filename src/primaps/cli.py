@@ -41,6 +41,22 @@ Size = Annotated[
 Crf = Annotated[bool, typer.Option("--crf/--no-crf", help="Refine by the dense CRF.")]
 Threshold = Annotated[float, typer.Option(help="psi of Eq. 6: smaller gives larger masks.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Labels = Annotated[str, typer.Option(help="Folder of label maps, named like the images.")]
+BatchSize = Annotated[int, typer.Option(help="Images per step.")]
+LearningRate = Annotated[float, typer.Option(help="Of Adam.")]
+Precision = Annotated[
+    str, typer.Option(help="float32, or bfloat16: about twice as fast on recent processors.")
+]
+Seed = Annotated[int, typer.Option(help="Everything random follows from it.")]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder that keeps features and masks between runs, or none: keep nothing "
+        "[default: features in the cache]."
+    ),
+]
+TensorBoard = Annotated[Path | None, typer.Option(help="Write figures per epoch there.")]
+NOT_OF_THE_MODEL = ("images", "labels", "out", "store", "plan", "tensorboard")
 
 
 @app.callback(invoke_without_command=True)
@@ -100,37 +116,86 @@ def fit(
     init_epochs: Annotated[int, typer.Option(help="Passes of k-means before.")] = 2,
     min_steps: Annotated[int, typer.Option(help="Least steps of EM, for few images.")] = 150,
     min_init_steps: Annotated[int, typer.Option(help="Least steps of k-means.")] = 184,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 0.005,
+    batch_size: BatchSize = 32,
+    learning_rate: LearningRate = 0.005,
     momentum: Annotated[float, typer.Option(help="Decay of the moving average (Eq. 11).")] = 0.98,
     momentum_every: Annotated[int, typer.Option(help="Steps between its updates.")] = 10,
     momentum_ramp: Annotated[bool, typer.Option(help="Ramp the decay up (see README).")] = True,
-    views: Annotated[int, typer.Option(help="Augmented feature maps per image.")] = 0,
+    views: Annotated[
+        str, typer.Option(help="Augmented views per image, kept; fresh: new ones in every step.")
+    ] = "0",
+    loss_size: Annotated[str, typer.Option(help="Votes and loss at image or feature size.")] = (
+        "image"
+    ),
     threshold: Threshold = 0.4,
     crf: Crf = True,
-    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    precision: Precision = "float32",
+    seed: Seed = 0,
+    store: Store = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what it will take: bytes, memory, time.")
+    ] = False,
+    tensorboard: TensorBoard = None,
     device: Device = "auto",
 ) -> None:
     """Find K classes in unlabelled images (PriMaPs-EM) and write the model."""
-    options = {k: v for k, v in locals().items() if k not in ("images", "out")}
-    with _progress() as report:
+    options = {k: v for k, v in locals().items() if k not in NOT_OF_THE_MODEL}
+    with _progress() as report, _process(device) as own:
         from primaps.data import find_images
-        from primaps.preview import model_preview
         from primaps.segmenter import PriMaPsEM
 
+        options |= {"views": None if views == "fresh" else _number(views), "device": own}
         files = find_images(images, exclude=out)
         model = PriMaPsEM(**options)
-        err.print(f"backbone {model.backbone.name} from {model.backbone.source}", highlight=False)
+        if plan:
+            from primaps.plan import plan as estimate
+
+            print("\n".join(estimate(model, files, _store(store)).lines()))
+            return
         start, steps = model.config.steps(len(files))
-        plan = f"{len(files)} images of {model.size} px, {classes} classes: k-means {start} steps"
-        plan += f", EM {steps} steps" if method == "em" else ""
-        err.print(f"{plan} of {min(batch_size, len(files))} images", highlight=False)
-        model.fit(files, report, _warn)
-        model.save_pretrained(out)
-        model_preview(model, out / "preview.png")
-    dead = int(model.history_[-1].get("empty_classes", 0))
+        text = f"{len(files)} images of {model.size} px, {classes} classes: k-means {start} steps"
+        text += f", EM {steps} steps" if method == "em" else ""
+        _note(f"{text} of {min(batch_size, len(files))} images")
+        _train(model, files, None, out, store, tensorboard, report)
+        dead = model.history_[-1].get("empty", [])
     if dead:
-        err.print(f"{dead} of {classes} classes are empty at the end; fewer classes may do")
+        _note(f"{len(dead)} of {classes} classes are empty at the end; fewer classes may do")
+    print(out)
+
+
+@app.command()
+def probe(
+    images: Images,
+    labels: Labels,
+    out: Annotated[Path, typer.Option(help="Folder of the model.")],
+    classes: Annotated[
+        int | None, typer.Option(help="Number of classes [default: those of classes.json].")
+    ] = None,
+    backbone: Backbone = "dinov2-vits14",
+    size: Size = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 50,
+    min_steps: Annotated[int, typer.Option(help="Least steps, for few images.")] = 150,
+    batch_size: BatchSize = 32,
+    learning_rate: LearningRate = 0.005,
+    precision: Precision = "float32",
+    seed: Seed = 0,
+    store: Store = None,
+    tensorboard: TensorBoard = None,
+    device: Device = "auto",
+) -> None:
+    """Train a linear probe on labels: the upper bound that the paper compares with."""
+    options = {k: v for k, v in locals().items() if k not in NOT_OF_THE_MODEL}
+    with _progress() as report, _process(device) as own:
+        from primaps.data import find_images, read_protocol
+        from primaps.segmenter import PriMaPsEM
+
+        names, _ = read_protocol(labels)
+        if classes is None and names is None:
+            raise ValueError(f"{labels} has no classes.json: give the number of --classes")
+        options |= {"classes": classes or len(names or ()), "device": own}
+        files = find_images(images, exclude=out)
+        model = PriMaPsEM(**options, method="probe")
+        _train(model, files, labels, out, store, tensorboard, report)
     print(out)
 
 
@@ -159,7 +224,7 @@ def predict(
 def evaluate(
     model: Model,
     images: Images,
-    labels: Annotated[str, typer.Option(help="Folder of label maps, named like the images.")],
+    labels: Labels,
     ignore_index: Annotated[
         int | None, typer.Option(help="Label not counted [default: of classes.json, or 255].")
     ] = None,
@@ -192,7 +257,7 @@ def evaluate(
 @app.command()
 def oracle(
     images: Images,
-    labels: Annotated[str, typer.Option(help="Folder of label maps, named like the images.")],
+    labels: Labels,
     backbone: Backbone = "dinov2-vits14",
     threshold: Threshold = 0.4,
     crf: Crf = True,
@@ -253,7 +318,7 @@ def _progress() -> Iterator[Any]:
         with Progress(err) as report:
             yield report
     except KeyboardInterrupt:
-        err.print("stopped: propose and predict go on where they stopped, fit starts anew")
+        err.print("stopped: the same command goes on where it stopped")
         raise typer.Exit(130) from None
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         if isinstance(error, RuntimeError) and not type(error).__module__.startswith("primaps"):
@@ -262,6 +327,73 @@ def _progress() -> Iterator[Any]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         err.print(f"[red]error[/red]: {where}{reason}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def _process(device: str) -> Iterator[str]:
+    """Join the other processes under torchrun; only the first one speaks."""
+    from primaps import distributed
+
+    with distributed.group(device) as own:
+        err.quiet = distributed.rank() > 0
+        yield own
+
+
+def _train(
+    model: Any, files: Any, labels: str | None, out: Path, store: str | None, log: Path | None,
+    report: Any,
+) -> None:  # fmt: skip
+    """Fit, save and draw; the state of training lives beside the model until it is complete."""
+    from primaps import distributed
+    from primaps.preview import model_preview
+
+    _note(f"backbone {model.backbone.name} from {model.backbone.source}")
+    with _tensorboard(log) as write:
+        model.fit(
+            files, labels, store=_store(store), checkpoints=out, report=report, problem=_warn,
+            log=write,
+        )  # fmt: skip
+    if distributed.rank() == 0:
+        model.save_pretrained(out)
+        model_preview(model, out / "preview.png")
+    for path in out.glob("training-*.safetensors"):  # the run is complete
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _tensorboard(folder: Path | None) -> Iterator[Any]:
+    if folder is None:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ImportError("--tensorboard needs its package: pip install tensorboard") from None
+
+    def write(line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if isinstance(value, float):
+                writer.add_scalar(f"{line['stage']}/{name}", value, line["step"])
+
+    with SummaryWriter(str(folder)) as writer:
+        yield write
+
+
+def _store(text: str | None) -> str | Path | None:
+    from primaps.files import cache_dir
+
+    return None if text == "none" else text or cache_dir() / "features"
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"--views is {text!r}; it must be a number or fresh") from None
+
+
+def _note(sentence: str) -> None:
+    err.print(sentence, highlight=False, soft_wrap=True)
 
 
 def _warn(sentence: str) -> None:

@@ -41,7 +41,7 @@ def demo(
     paths = [_packaged(package, name) for package, name in PHOTOGRAPHS]
     model = PriMaPsEM(CLASSES, device=device)
     propose_files(paths, out / "proposals", backbone=model.backbone, report=report)
-    model.fit(paths, report)
+    model.fit(paths, report=report)
     model.save_pretrained(out / "model")
     model_preview(model, out / "model" / "preview.png")
     predict_files(model, paths, out / "classes", report=report)

@@ -1,47 +1,34 @@
-"""PriMaPs-EM (section 3.2): k-means start, then expectation and maximisation on cached features.
+"""PriMaPs-EM (section 3.2): k-means start, then expectation and maximisation on features.
 
-A frozen backbone gives the same features in every epoch, so they are computed once. Training
-touches nothing but ``Views``, the masks and the K x C prototypes.
+A frozen backbone gives the same features in every epoch, so training touches nothing but
+``Views``, the masks and the K x C prototypes.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Integer
-from torch import Tensor
+from jaxtyping import Integer
+from torch import Tensor, nn
 
-from primaps.imagesize import focal_step, predict_classes
-from primaps.progress import Report, silent
+from primaps.data.store import Rows
+from primaps.distributed import total
+from primaps.imagesize import assign, confidence_sum, weighted_cross_entropy
 from primaps.prototypes import (
     Prototypes,
+    focal_weights,
     kmeans_loss,
+    moments,
     momentum_update,
     principal_directions,
-    vote,
 )
-
-
-@dataclass(frozen=True)
-class Views:
-    """Cached feature maps of the training images.
-
-    Attributes:
-        clean: (2, N, C, h, w) half precision; [0] of each image and [1] of its mirror image.
-        augmented: (V, N, C, h, w) of photometrically augmented images; V may be 0.
-        mirrored: (V, N), which of the augmented images were mirrored.
-    """
-
-    clean: Float[Tensor, "2 n c h w"]
-    augmented: Float[Tensor, "v n c h w"]
-    mirrored: Bool[Tensor, "v n"]
-
-    def __len__(self) -> int:
-        return self.clean.shape[1]
+from primaps.seeding import generator
+from primaps.training import Figures, Recorder, mean_figures, optimise
+from primaps.views import Views, batch_indices
 
 
 @dataclass(frozen=True)
@@ -55,6 +42,9 @@ class Settings:
         momentum_every: steps between its updates.
         momentum_ramp: let the decay of the n-th update be min(1 - 1/(n+1), momentum), as the
             authors' program does; without it the decay is constant as in Eq. 11.
+        loss_size: ``image`` takes votes and the loss at image size, as the paper; ``feature`` at
+            that of the feature map, with the mask at the middle of each position.
+        seed: everything random follows from it.
     """
 
     batch_size: int = 32
@@ -62,59 +52,66 @@ class Settings:
     momentum: float = 0.98
     momentum_every: int = 10
     momentum_ramp: bool = True
+    loss_size: str = "image"
+    seed: int = 0
 
 
-def batches(
-    count: int, batch_size: int, steps: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Indices of ``steps`` random batches; every epoch is a new permutation, its rest dropped."""
-    batch_size = min(batch_size, count)
-    done = 0
-    while done < steps:
-        order = torch.randperm(count, generator=generator)
-        for start in range(0, count - batch_size + 1, batch_size):
-            if done == steps:
-                return
-            yield order[start : start + batch_size]
-            done += 1
+def pca_start(views: Views, classes: int) -> Prototypes:
+    """The first principal components of the clean features of all images, as prototypes."""
+    count, summed, second = moments(chunk[:, 0].to(views.device) for chunk in views.clean.chunks())
+    number = total(torch.tensor([count], device=views.device))
+    directions = principal_directions(int(number), total(summed), total(second), classes)
+    return Prototypes(directions).to(views.device)
 
 
 def fit_kmeans(
     views: Views,
-    classes: int,
+    start: Prototypes,
     steps: int,
     settings: Settings = Settings(),
-    seed: int = 0,
-    report: Report = silent,
+    recorder: Recorder | None = None,
 ) -> Prototypes:
-    """Spherical k-means by stochastic gradient descent on Eq. 9, started from PCA.
+    """Spherical k-means by stochastic gradient descent on Eq. 9.
 
     Returns:
         Prototypes with scale 1: the baseline of the paper, and where EM starts.
     """
-    device = views.clean.device
-    generator = torch.Generator().manual_seed(seed)
-    prototypes = Prototypes(principal_directions(views.clean[0], classes)).to(device)
-    optimizer = torch.optim.Adam([prototypes.direction], lr=settings.learning_rate)
-    for step, index in enumerate(batches(len(views), settings.batch_size, steps, generator), 1):
-        mirror = torch.rand(len(index), generator=generator) < 0.5
-        features = views.clean[mirror.long().to(device), index.to(device)].float()
-        loss = kmeans_loss(prototypes(features) / features.norm(dim=1, keepdim=True))
-        optimizer.zero_grad()
+    prototypes = copy.deepcopy(start)
+    prototypes.scale.requires_grad_(False)
+
+    def step(number: int) -> dict[str, Tensor]:
+        size = settings.batch_size
+        index = batch_indices(number, len(views), size, "k-means", settings.seed)
+        random = generator("k-means mirror", settings.seed, number)
+        mirror = torch.rand(len(index), generator=random) < 0.5
+        rows, here = views.here(index)
+        if not len(rows):
+            return {"loss": torch.zeros((), device=views.device)}
+        features = views.features(rows, mirror[here])
+        cosines = prototypes(features) / features.norm(dim=1, keepdim=True)
+        loss = kmeans_loss(cosines) * (len(rows) / len(index))
         loss.backward()
-        optimizer.step()
-        report("k-means", step, steps, {"loss": loss.item()})
+        return {"loss": loss}
+
+    optimise(
+        "k-means",
+        nn.ModuleDict({"trained": prototypes}),
+        step,
+        steps,
+        settings.learning_rate,
+        recorder or Recorder(),
+    )
+    prototypes.scale.requires_grad_()
     return prototypes
 
 
 def fit_em(
     views: Views,
-    masks: Integer[Tensor, "n H W"],
+    masks: Rows,
     start: Prototypes,
     steps: int,
     settings: Settings = Settings(),
-    seed: int = 0,
-    report: Report = silent,
+    recorder: Recorder | None = None,
 ) -> Prototypes:
     """Moving-average stochastic EM from given prototypes (Eq. 10 and 11).
 
@@ -123,74 +120,82 @@ def fit_em(
     the student on the augmented view. The momentum prototypes follow the student.
 
     Args:
-        masks: proposals at image size, 0 = ignore.
+        masks: proposals (H, W) of each image at image size, 0 = ignore.
 
     Returns:
         The momentum prototypes.
     """
-    device, size = views.clean.device, masks.shape[-2:]
-    generator = torch.Generator().manual_seed(seed)
     student, momentum = copy.deepcopy(start), copy.deepcopy(start).requires_grad_(False)
-    optimizer = torch.optim.Adam(student.parameters(), lr=settings.learning_rate)
-    updates = 0
-    for step, index in enumerate(batches(len(views), settings.batch_size, steps, generator), 1):
-        clean, seen, mirror = _draw(views, index, generator)
-        mask = masks[index.to(masks.device)].to(device)
-        mask = torch.where(mirror.view(-1, 1, 1), mask.flip(-1), mask)
 
-        prediction = predict_classes(momentum(clean), size)
-        pseudo = vote(prediction, mask, len(start.scale))
+    def step(number: int) -> dict[str, Tensor]:
+        index = batch_indices(number, len(views), settings.batch_size, "EM", settings.seed)
+        clean, seen, mirror, rows = views.batch(index, number, settings.seed)
+        mask = masks.take(rows)
+        mask = torch.where(mirror.view(-1, 1, 1), mask.flip(-1), mask).to(views.device)
+        if settings.loss_size == "feature":
+            mask = _at_positions(mask, (clean.shape[2], clean.shape[3]))
+        height, width = mask.shape[1:]
+        pixels = len(index) * height * width  # of the batch in all processes
+
+        pseudo, counts = assign(momentum(clean), mask)
 
         logits = student(seen)
-        loss, gradient = focal_step(logits, pseudo)
-        optimizer.zero_grad()
-        logits.backward(gradient)
-        optimizer.step()
+        confidence = total(confidence_sum(logits.detach(), (height, width))) / pixels
+        loss, gradient = weighted_cross_entropy(logits.detach(), pseudo, focal_weights(confidence))
+        logits.backward(gradient / pixels)
+        return {
+            "loss": loss / pixels,
+            "pixels": counts.sum(),
+            "assigned": counts[:, 1:].sum(),
+            "agreeing": counts[:, 1:].amax(2).sum(),
+            "classes": counts.sum((0, 1)),
+        }
 
-        if step % settings.momentum_every == 0:
-            updates += 1
+    def follow(number: int) -> None:
+        if number % settings.momentum_every == 0:
+            updates = number // settings.momentum_every
             ramp = 1 - 1 / (updates + 1) if settings.momentum_ramp else 1.0
             momentum_update(momentum, student, min(ramp, settings.momentum))
-        report(
-            "EM", step, steps, {"loss": loss, **diagnostics(prediction, pseudo, len(start.scale))}
-        )
+
+    optimise(
+        "EM",
+        nn.ModuleDict({"trained": student, "momentum": momentum}),
+        step,
+        steps,
+        settings.learning_rate,
+        recorder or Recorder(),
+        diagnostics,
+        follow,
+    )
     return momentum
 
 
-def _draw(
-    views: Views, index: Integer[Tensor, " b"], generator: torch.Generator
-) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"], Bool[Tensor, " b"]]:
-    """Clean and augmented features of a batch, and which of its images are mirrored."""
-    device, count = views.clean.device, len(views.augmented)
-    if count:
-        view = torch.randint(count, (len(index),), generator=generator).to(device)
-        index = index.to(device)
-        mirror = views.mirrored[view, index]
-        seen = views.augmented[view, index].float()
-        return views.clean[mirror.long(), index].float(), seen, mirror
-    mirror = (torch.rand(len(index), generator=generator) < 0.5).to(device)
-    clean = views.clean[mirror.long(), index.to(device)].float()
-    return clean, clean, mirror
-
-
-def diagnostics(
-    prediction: Integer[Tensor, "b H W"], pseudo: Integer[Tensor, "b H W"], classes: int
-) -> dict[str, float]:
-    """What can be told without labels.
+def diagnostics(sums: Mapping[str, Tensor], steps: int) -> Figures:
+    """What can be told of an epoch of EM without labels.
 
     Returns:
-        ``ignored``: share of pixels in no mask. ``agreement``: share of the others whose predicted
-        class is that of their mask. ``entropy``: of the classes' shares among predictions, divided
-        by log K, so 1 = all equal. ``empty_classes``: classes that no pixel has.
+        ``loss``: its mean. ``ignored``: share of pixels in no mask. ``agreement``: share of the
+        others whose predicted class is that of their mask. ``entropy``: of the classes' shares
+        among predictions, divided by log K, so 1 = all equal. ``empty``: the classes that no pixel
+        of the epoch has.
     """
-    inside = int((pseudo >= 0).sum())
-    agreeing = int((prediction == pseudo).sum())  # ignored pixels are -1, which no class is
-    share = torch.bincount(prediction.flatten().int(), minlength=classes).double()
-    share /= prediction.numel()
-    entropy = -(share * share.clamp_min(1e-12).log()).sum() / math.log(classes)
+    share = sums["classes"] / sums["classes"].sum()
+    entropy = -(share * share.clamp_min(1e-12).log()).sum() / math.log(len(share))
     return {
-        "ignored": 1 - inside / pseudo.numel(),
-        "agreement": agreeing / max(inside, 1),
+        **mean_figures({"loss": sums["loss"]}, steps),
+        "ignored": 1 - float(sums["assigned"] / sums["pixels"]),
+        "agreement": float(sums["agreeing"] / sums["assigned"].clamp_min(1)),
         "entropy": float(entropy),
-        "empty_classes": float((share == 0).sum()),
+        "empty": (share == 0).nonzero()[:, 0].tolist(),
     }
+
+
+def _at_positions(
+    masks: Integer[Tensor, "b H W"], size: tuple[int, int]
+) -> Integer[Tensor, "b h w"]:
+    """The mask at the middle of each position of a feature map."""
+    rows, columns = (
+        ((torch.arange(small) + 0.5) * large / small).long().to(masks.device)
+        for small, large in zip(size, masks.shape[1:], strict=True)
+    )
+    return masks[:, rows][:, :, columns]

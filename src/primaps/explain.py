@@ -15,8 +15,7 @@ from torch import Tensor
 
 from primaps.backbones import Backbone
 from primaps.crf import DenseCRF
-from primaps.data import find_images, fit_to_patches, load_image, to_tensor
-from primaps.extraction import Problem, read
+from primaps.data import Problem, find_images, fit_to_patches, load_image, read, to_tensor
 from primaps.files import atomic_path
 from primaps.plotting import grid, overlay, overlay_masks, palette, with_legend
 from primaps.progress import Report, silent

@@ -1,27 +1,44 @@
-"""Images in, cached features and masks out: everything that training needs, in one pass."""
+"""Images in, features and masks out: everything that training needs, computed once."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import TypeVar
+from itertools import groupby
+from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Integer, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from primaps.augmentation import CHANCES
 from primaps.backbones import Backbone
-from primaps.data import ImageError, ImageFile, load_image, square
-from primaps.em import Views
+from primaps.data import (
+    ImageError,
+    ImageFile,
+    Problem,
+    load_image,
+    load_pair,
+    read,
+    read_protocol,
+    square,
+)
+from primaps.data.store import Rows
+from primaps.distributed import gather, processes, rank
+from primaps.files import sha256
+from primaps.probe import UNLABELLED
 from primaps.progress import Report, silent
+from primaps.seeding import generator
+from primaps.stores import CollectionStores, MaskMaker, augmented, view_chances
+from primaps.views import Fresh, Views
 
 logger = logging.getLogger("primaps")
-T = TypeVar("T")
-Problem = Callable[[str], None]
-"""Called with one sentence about each image that is left out."""
+TOGETHER = 8
+"""Images that go through the backbone together. Fixed, and counted from the first file, because
+the last bits of features depend on it."""
 
 
 @dataclass(frozen=True)
@@ -29,48 +46,20 @@ class Extracted:
     """What a collection of images becomes before training.
 
     Attributes:
-        keys: names of the images used, in order.
-        views: their feature maps.
-        masks: proposals at image size, 0 = ignore; None if not asked for.
+        keys: names of the images used, in order, of all processes.
+        digest: SHA-256 of the content of these images.
+        views: feature maps of those that this process has.
+        masks: their proposals at image size, 0 = ignore; None if not asked for.
+        labels: their label maps at image size, 255 = not counted; None if not asked for.
         samples: the first few images, to show.
     """
 
     keys: list[str]
+    digest: str
     views: Views
-    masks: Integer[Tensor, "n H W"] | None
+    masks: Rows | None
+    labels: Rows | None
     samples: UInt8[Tensor, "s 3 H W"]
-
-
-def read(
-    files: Sequence[ImageFile],
-    transform: Callable[[ImageFile], T],
-    problem: Problem,
-    ahead: int = 8,
-) -> Iterator[tuple[ImageFile, T]]:
-    """Apply ``transform`` to files in order, a few ahead in threads; bad files are reported.
-
-    Decoding releases the interpreter lock, so it overlaps with the network.
-    """
-    with ThreadPoolExecutor(2) as pool:
-        queue: list[tuple[ImageFile, Future[T]]] = []
-        rest = iter(files)
-        while True:
-            for file in islice(rest, max(0, ahead - len(queue))):
-                queue.append((file, pool.submit(transform, file)))
-            if not queue:
-                return
-            file, future = queue.pop(0)
-            try:
-                yield file, future.result()
-            except ImageError as error:
-                problem(str(error))
-
-
-def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Consecutive lists of ``size`` items, the last one shorter."""
-    rest = iter(items)
-    while chunk := list(islice(rest, size)):
-        yield chunk
 
 
 def mirrored_mean(backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
@@ -79,97 +68,144 @@ def mirrored_mean(backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]) -> Float
     return (backbone(inputs) + backbone(inputs.flip(-1)).flip(-1)) / 2
 
 
-def photometric(
-    images: Float[Tensor, "b 3 H W"], generator: torch.Generator
-) -> Float[Tensor, "b 3 H W"]:
-    """The student's augmentation: Gaussian blur, then colour jitter or grey, as in the program.
-
-    The blur has 21 pixels and a deviation in [0.1, 2]. Then with equal chance either brightness,
-    contrast, saturation and hue are jittered by up to 0.1 (in 3 of 10 images) or the image becomes
-    grey (in 1 of 10). Randomness comes from ``generator`` alone.
-    """
-    from kornia import enhance
-    from kornia.color import rgb_to_grayscale
-    from kornia.filters import gaussian_blur2d
-
-    def uniform(low: float = 0.0, high: float = 1.0) -> Tensor:
-        return low + (high - low) * torch.rand(len(images), generator=generator).to(images.device)
-
-    sigma = uniform(0.1, 2.0)
-    images = gaussian_blur2d(images, (21, 21), sigma[:, None].expand(-1, 2))
-    choice, chance = uniform(), uniform()
-    jittered = enhance.adjust_brightness_accumulative(images, uniform(0.9, 1.1))
-    jittered = enhance.adjust_contrast_with_mean_subtraction(jittered, uniform(0.9, 1.1))
-    jittered = enhance.adjust_saturation_with_gray_subtraction(jittered, uniform(0.9, 1.1))
-    jittered = enhance.adjust_hue(jittered, uniform(-0.1, 0.1) * 2 * torch.pi)
-    grey = rgb_to_grayscale(images).expand_as(images)
-    jitter = ((choice < 0.5) & (chance < 0.3)).view(-1, 1, 1, 1)
-    to_grey = ((choice >= 0.5) & (chance < 0.1)).view(-1, 1, 1, 1)
-    return torch.where(jitter, jittered, torch.where(to_grey, grey, images)).clamp(0, 1)
-
-
 def extract(
     files: Sequence[ImageFile],
     backbone: Backbone,
     size: int,
     *,
-    views: int = 0,
-    masks: Callable[[Tensor, Tensor], Tensor] | None = None,
+    views: int | None = 0,
+    masks: MaskMaker | None = None,
+    labels: str | Path | None = None,
+    classes: int | None = None,
     seed: int = 0,
-    batch_size: int = 8,
+    store: str | Path | None = "auto",
     report: Report = silent,
     problem: Problem = logger.warning,
 ) -> Extracted:
     """Features (clean, mirrored and augmented) and masks of the centred squares of images.
 
+    Each is computed once for an image; with ``store`` once and for all. Under ``torchrun`` every
+    process takes its share of the images.
+
     Args:
         size: side of the square in pixels.
-        views: augmented feature maps per image.
-        masks: features (B, C, h, w) and 8-bit images (B, 3, H, W) to masks (B, H, W).
+        views: augmented feature maps per image; None computes them anew in every step.
+        labels: folder of label maps, to train a linear probe on.
+        classes: number of classes of the labels.
+        store: folder to keep them in; ``auto`` is memory if they take less than 2 GB, else the
+            cache; None is memory.
         problem: told about every image that cannot be read; the others go on.
 
     Raises:
         ImageError: no image could be read.
+        ValueError: there are fewer images than processes.
     """
-    generator = torch.Generator().manual_seed(seed)
-    keys: list[str] = []
-    clean: list[Tensor] = []
-    augmented: list[Tensor] = []
-    flags: list[Bool[Tensor, "v b"]] = []
-    found: list[Tensor] = []
-    samples: list[Tensor] = []
-    loaded = read(files, lambda file: square(load_image(file.source), size), problem)
-    for chunk in chunks(loaded, batch_size):
-        images = torch.stack([image for _, image in chunk]).to(backbone.device)
-        inputs = images.float() / 255
-        features = backbone(inputs)
-        clean.append(torch.stack([features, backbone(inputs.flip(-1))]).half())
-        mirror = torch.rand(views, len(chunk), generator=generator) < 0.5
-        seen = [
-            backbone(
-                photometric(torch.where(m.view(-1, 1, 1, 1), inputs.flip(-1), inputs), generator)
-            )
-            for m in mirror.to(inputs.device)
-        ]
-        augmented.append(torch.stack(seen).half() if seen else features.new_zeros(0).half())
-        flags.append(mirror)
-        if masks is not None:
-            found.append(masks(features, images).to(torch.int16).cpu())
-        if sum(map(len, samples)) < 6:
-            samples.append(images.cpu())
-        keys += [file.key for file, _ in chunk]
-        report("features", len(keys), len(files), {})
-    if not keys:
+    share = files[rank() :: processes()]
+    stores = CollectionStores(backbone, size, len(share), views, masks, seed, store)
+    label_maps: dict[str, np.ndarray] = {}
+    ignore = 255 if labels is None else read_protocol(labels)[1]
+
+    def content_and_label(file: ImageFile) -> str:
+        content = content_digest(file)
+        if labels is not None:
+            _, label = load_pair(file, labels, size, classes, ignore)
+            label_maps[file.key] = label.where(label != ignore, UNLABELLED).byte().numpy()
+        return content
+
+    contents: dict[str, str] = {}
+    for file, content in read(share, content_and_label, problem):
+        contents[file.key] = content
+        report("reading", len(contents), len(share), {})
+    with stores.writing():
+        used = _fill(stores, [f for f in share if f.key in contents], contents, report, problem)
+    order = {file.key: place for place, file in enumerate(files)}
+    both = [(key, contents[key]) for key in used]
+    everyone = [pair for part in gather(both) for pair in part]
+    everyone.sort(key=lambda pair: order[pair[0]])
+    if not everyone:
         raise ImageError(f"none of the {len(files)} images could be read")
-    report("features", len(files), len(files), {})
-    both = torch.cat(clean, dim=1)
+    if not used:
+        raise ValueError(f"process {rank()} has no image: start fewer processes")
+    keys = [key for key, _ in everyone]
+    here = [contents[key] for key in used]
+    row = {key: place for place, key in enumerate(used)}
+    place = torch.tensor([row.get(key, -1) for key in keys]) if processes() > 1 else None
+    device = backbone.device
+    mirrored = [
+        [bool(view_chances(seed, v, content)[0] < 0.5) for content in here]
+        for v in range(views or 0)
+    ]
+    first = [file for file in files if file.key in set(keys[:6])]
     return Extracted(
-        keys,
-        Views(
-            both,
-            torch.cat(augmented, dim=1) if views else both[:0],
-            torch.cat(flags, dim=1).to(both.device),
+        keys=keys,
+        digest=hashlib.sha256("".join(content for _, content in everyone).encode()).hexdigest(),
+        views=Views(
+            clean=stores.features.rows(here).to(device),
+            place=place,
+            augmented=tuple(view.rows(here).to(device) for view in stores.views),
+            mirrored=torch.tensor(mirrored) if mirrored else None,
+            fresh=_fresh(stores, here) if views is None else None,
+            device=device,
         ),
-        torch.cat(found) if masks is not None else None,
-        torch.cat(samples)[:6],
+        masks=stores.masks.rows(here) if stores.masks else None,
+        labels=Rows([label_maps[key] for key in used]) if label_maps else None,
+        samples=torch.stack([square(load_image(file.source), size) for file in first]),
     )
+
+
+def _fill(
+    stores: CollectionStores,
+    files: Sequence[ImageFile],
+    contents: dict[str, str],
+    report: Report,
+    problem: Problem,
+) -> list[str]:
+    """Compute what the stores lack; returns the keys of the images that could be read."""
+    group = {file.key: number // TOGETHER for number, file in enumerate(files)}
+    missing = stores.missing([contents[file.key] for file in files])
+    lacking = {group[file.key] for file in files if contents[file.key] in missing}
+
+    def load(file: ImageFile) -> Tensor | None:
+        needed = group[file.key] in lacking
+        return square(load_image(file.source), stores.size) if needed else None
+
+    used: list[str] = []
+    loaded = read(files, load, problem, ahead=2 * TOGETHER)
+    for _, together in groupby(loaded, key=lambda item: group[item[0].key]):
+        items = list(together)
+        images = [image for _, image in items if image is not None]
+        used += [file.key for file, _ in items]
+        if images:
+            stores.add(torch.stack(images), [contents[file.key] for file, _ in items])
+        report("features", group[used[-1]] * TOGETHER + len(items), len(files), {})
+    report("features", len(files), len(files), {})
+    return used
+
+
+def _fresh(stores: CollectionStores, contents: Sequence[str]) -> Fresh:
+    """Augmented features of rows of images, new ones in every step."""
+    assert stores.images is not None
+    images = stores.images.rows(contents)
+
+    def features(rows: Tensor, mirror: Tensor, step: int) -> Tensor:
+        chances = torch.zeros(len(rows), CHANCES)
+        for chance, row in zip(chances, rows.tolist(), strict=True):
+            chance.copy_(torch.rand(CHANCES, generator=generator(stores.seed, step, contents[row])))
+        return augmented(stores.backbone, images.take(rows), mirror, chances)
+
+    return features
+
+
+def content_digest(file: ImageFile) -> str:
+    """SHA-256 of a file, or of the pixels of an image in memory.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    if isinstance(file.source, Path):
+        try:
+            return sha256(file.source)
+        except OSError as error:
+            raise ImageError(f"{file.source} cannot be read ({error.strerror})") from None
+    image = file.source
+    return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from primaps.prototypes import class_confidence, focal_loss
+from primaps.prototypes import vote
 
 
 def upsample(
@@ -21,54 +21,98 @@ def upsample(
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def predict_classes(
-    logits: Float[Tensor, "b k h w"], size: tuple[int, int] | torch.Size
-) -> Integer[Tensor, "b H W"]:
-    """Class of the largest upsampled logit at each pixel."""
-    if logits.device.type == "cpu":
-        from primaps import _imagesize_cpu
-
-        return _imagesize_cpu.predict_classes(logits, (size[0], size[1]))
-    return predict_classes_torch(logits, size)
-
-
-def predict_classes_torch(
-    logits: Float[Tensor, "b k h w"], size: tuple[int, int] | torch.Size
-) -> Integer[Tensor, "b H W"]:
-    """:func:`predict_classes` in torch operations, image by image."""
-    return torch.cat([upsample(one[None], size).argmax(1) for one in logits]).to(torch.int16)
-
-
-def focal_step(
-    logits: Float[Tensor, "b k h w"], pseudo_labels: Integer[Tensor, "b H W"]
-) -> tuple[float, Float[Tensor, "b k h w"]]:
-    """Focal loss (Eq. 10) at image size and its gradient with respect to the small logits.
+def assign(
+    logits: Float[Tensor, "b k h w"], masks: Integer[Tensor, "b H W"]
+) -> tuple[Integer[Tensor, "b H W"], Integer[Tensor, "b 256 k"]]:
+    """E-step: every mask takes the class that the upsampled logits predict most often inside it.
 
     Args:
-        pseudo_labels: classes 0..K-1, or -1 for ignored pixels.
+        masks: 0 = ignore, 1..255.
+
+    Returns:
+        Pseudo labels, -1 where the mask is 0 (ties go to the smaller class); and per image the
+        number of pixels by mask and predicted class.
     """
     if logits.device.type == "cpu":
         from primaps import _imagesize_cpu
 
-        return _imagesize_cpu.focal_step(logits, pseudo_labels)
-    return focal_step_torch(logits, pseudo_labels)
+        return _imagesize_cpu.assign(logits, masks)
+    return assign_torch(logits, masks)
 
 
-def focal_step_torch(
-    logits: Float[Tensor, "b k h w"], pseudo_labels: Integer[Tensor, "b H W"]
-) -> tuple[float, Float[Tensor, "b k h w"]]:
-    """:func:`focal_step` in torch operations.
+def assign_torch(
+    logits: Float[Tensor, "b k h w"], masks: Integer[Tensor, "b H W"]
+) -> tuple[Integer[Tensor, "b H W"], Integer[Tensor, "b 256 k"]]:
+    """:func:`assign` in torch operations."""
+    size, k = masks.shape[-2:], logits.shape[1]
+    prediction = torch.cat([upsample(part, size).argmax(1) for part in _parts(logits, size)])
+    return vote(prediction, masks, k)
 
-    The class weights depend on the whole batch and carry no gradient, so the loss is taken image
-    by image: memory is that of one image at full size, not of the batch.
+
+def confidence_sum(
+    logits: Float[Tensor, "b k h w"], size: tuple[int, int] | torch.Size
+) -> Float[Tensor, " k"]:
+    """Softmax probability of each class, summed over batch and pixels: chi of Eq. 10 before the
+    division, so that it can be summed over processes."""
+    if logits.device.type == "cpu":
+        from primaps import _imagesize_cpu
+
+        return _imagesize_cpu.confidence_sum(logits, (size[0], size[1]))
+    return confidence_sum_torch(logits, size)
+
+
+def confidence_sum_torch(
+    logits: Float[Tensor, "b k h w"], size: tuple[int, int] | torch.Size
+) -> Float[Tensor, " k"]:
+    """:func:`confidence_sum` in torch operations."""
+    parts = _parts(logits.detach(), size)
+    return sum(
+        (upsample(part, size).softmax(1).sum((0, 2, 3)).double() for part in parts),
+        start=logits.new_zeros(logits.shape[1], dtype=torch.float64),
+    )
+
+
+def weighted_cross_entropy(
+    logits: Float[Tensor, "b k h w"],
+    labels: Integer[Tensor, "b H W"],
+    weights: Float[Tensor, " k"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, "b k h w"]]:
+    """Cross-entropy at image size with class weights, and its gradient.
+
+    Args:
+        labels: classes 0..K-1; pixels with -1 contribute nothing.
+
+    Returns:
+        The sum over pixels, and its gradient with respect to the small logits.
     """
-    size, b = pseudo_labels.shape[-2:], len(logits)
-    logits = logits.detach()
-    confidence = torch.stack([class_confidence(upsample(one[None], size)) for one in logits])
-    losses, gradients = [], []
-    for one, label in zip(logits, pseudo_labels.long(), strict=True):
-        leaf = one[None].requires_grad_()
-        loss = focal_loss(upsample(leaf, size), label[None], confidence.mean(0)) / b
-        gradients.append(torch.autograd.grad(loss, leaf)[0])
-        losses.append(loss.detach())
-    return torch.stack(losses).sum().item(), torch.cat(gradients)
+    if logits.device.type == "cpu":
+        from primaps import _imagesize_cpu
+
+        return _imagesize_cpu.weighted_cross_entropy(logits, labels, weights)
+    return weighted_cross_entropy_torch(logits, labels, weights)
+
+
+def weighted_cross_entropy_torch(
+    logits: Float[Tensor, "b k h w"],
+    labels: Integer[Tensor, "b H W"],
+    weights: Float[Tensor, " k"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, "b k h w"]]:
+    """:func:`weighted_cross_entropy` in torch operations."""
+    size = labels.shape[-2:]
+    loss = logits.new_zeros((), dtype=torch.float64)
+    gradients = []
+    parts = _parts(logits.detach(), size)
+    for part, label in zip(parts, labels.long().split([len(p) for p in parts]), strict=True):
+        leaf = part.clone().requires_grad_()
+        value = F.cross_entropy(
+            upsample(leaf, size), label, weights.to(leaf), ignore_index=-1, reduction="sum"
+        )
+        gradients.append(torch.autograd.grad(value, leaf)[0])
+        loss += value.detach()
+    return loss, torch.cat(gradients) if gradients else torch.zeros_like(logits)
+
+
+def _parts(logits: Tensor, size: tuple[int, int] | torch.Size) -> list[Tensor]:
+    """Parts of a batch of at most about 1 GB each at image size."""
+    images = max(1, (1 << 28) // (logits.shape[1] * size[0] * size[1]))
+    return list(logits.split(images)) if len(logits) else []

@@ -11,9 +11,17 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from primaps.data import ImageError, ImageFile, find_images, load_pair, read_protocol
+from primaps.data import (
+    ImageError,
+    ImageFile,
+    Problem,
+    chunks,
+    find_images,
+    load_pair,
+    read,
+    read_protocol,
+)
 from primaps.evaluation import Scores, confusion_matrix, scores
-from primaps.extraction import Problem, chunks, read
 from primaps.progress import Report, silent
 from primaps.proposals import image_masks
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
+
+MASKS = 256
+"""Numbers that a mask can have: 0 = ignore, 1..255."""
 
 
 class Prototypes(nn.Module):
@@ -29,30 +34,50 @@ class Prototypes(nn.Module):
         return (weight @ features.flatten(2)).unflatten(2, features.shape[-2:])
 
 
-def principal_directions(features: Float[Tensor, "n c h w"], k: int) -> Float[Tensor, "k c"]:
+def moments(
+    chunks: Iterable[Float[Tensor, "_ c h w"]],
+) -> tuple[int, Float[Tensor, " c"], Float[Tensor, "c c"]]:
+    """Number of features, their sum, and the sum of their outer products, in double precision.
+
+    Sums of several collections add up to those of all.
+
+    Examples:
+        >>> count, total, second = moments([torch.ones(1, 2, 3, 3)])
+        >>> count, total.tolist(), second.tolist()
+        (9, [9.0, 9.0], [[9.0, 9.0], [9.0, 9.0]])
+    """
+    count, total, second = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    for chunk in chunks:
+        rows = chunk.permute(0, 2, 3, 1).reshape(-1, chunk.shape[1]).double()
+        count += len(rows)
+        total, second = total.to(rows) + rows.sum(0), second.to(rows) + rows.T @ rows
+    return count, total, second
+
+
+def principal_directions(
+    count: int, total: Float[Tensor, " c"], second: Float[Tensor, "c c"], k: int
+) -> Float[Tensor, "k c"]:
     """The first ``k`` principal components of the centred features: where the prototypes start.
 
     Signs are fixed: the entry of largest magnitude is positive. Beyond the number of components
     the components follow again with the opposite sign.
 
+    Args:
+        count, total, second: :func:`moments` of the features.
+
     Raises:
         ValueError: ``k`` exceeds twice the rank that the features can have, or NaN.
     """
-    n, c, h, w = features.shape
-    rank = min(n * h * w - 1, c)
+    rank = min(count - 1, len(total))
     if k > 2 * rank:
         raise ValueError(
-            f"{k} classes cannot be started from {n * h * w} features of {c} channels: "
+            f"{k} classes cannot be started from {count} features of {len(total)} channels: "
             "use fewer classes, more images or a larger size"
         )
-    total, moment = torch.zeros(c).double(), torch.zeros(c, c).double()
-    for chunk in features.split(64):  # in double precision, but never all at once
-        rows = chunk.permute(0, 2, 3, 1).reshape(-1, c).double()
-        total, moment = total.to(rows) + rows.sum(0), moment.to(rows) + rows.T @ rows
-    if not torch.isfinite(moment).all():
+    if not torch.isfinite(second).all():
         raise ValueError("features contain NaN or infinity")
-    mean = total / (n * h * w)
-    _, vectors = torch.linalg.eigh(moment / (n * h * w) - mean[:, None] * mean)
+    mean = total / count
+    _, vectors = torch.linalg.eigh(second / count - mean[:, None] * mean)
     directions = vectors.flip(1).T[: min(k, rank)]
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     directions = directions * largest.sign()
@@ -64,51 +89,44 @@ def kmeans_loss(cosines: Float[Tensor, "b k h w"]) -> Float[Tensor, ""]:
     return -cosines.amax(1).mean()
 
 
-def class_confidence(logits: Float[Tensor, "b k h w"]) -> Float[Tensor, " k"]:
-    """chi of Eq. 10: mean softmax probability of each class over batch and positions."""
-    return logits.softmax(1).mean((0, 2, 3))
+def focal_weights(confidence: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """Class weights ``(1 - chi_k)^2`` of the focal loss (Eq. 10).
 
-
-def focal_loss(
-    logits: Float[Tensor, "b k h w"],
-    pseudo_labels: Integer[Tensor, "b h w"],
-    confidence: Float[Tensor, " k"],
-    ignore_index: int = -1,
-) -> Float[Tensor, ""]:
-    """Eq. 10: cross-entropy with the class weights ``(1 - chi_k)^2``.
-
-    Ignored pixels contribute nothing but are counted in the mean, as in the authors' program.
+    Args:
+        confidence: chi, the mean softmax probability of each class over batch and positions.
     """
-    losses = F.cross_entropy(
-        logits, pseudo_labels, (1 - confidence) ** 2, ignore_index=ignore_index, reduction="none"
-    )
-    return losses.mean()
+    return (1 - confidence) ** 2
 
 
 def vote(
-    prediction: Integer[Tensor, "b h w"], masks: Integer[Tensor, "b h w"], classes: int
-) -> Integer[Tensor, "b h w"]:
+    prediction: Integer[Tensor, "b h w"],
+    masks: Integer[Tensor, "b h w"],
+    classes: int,
+) -> tuple[Integer[Tensor, "b h w"], Integer[Tensor, "b 256 k"]]:
     """Pseudo labels: inside each mask, the class that is predicted most often.
 
     Args:
         prediction: classes 0..K-1 of the momentum prototypes.
-        masks: 0 = ignore, 1..Z.
+        masks: 0 = ignore, 1..255.
         classes: K.
 
     Returns:
-        The winning class per pixel, -1 where the mask is 0. Ties go to the smaller class.
+        The winning class per pixel, -1 where the mask is 0 (ties go to the smaller class); and the
+        number of pixels by mask and predicted class.
 
     Examples:
-        >>> vote(torch.tensor([[[1, 1, 0, 2]]]), torch.tensor([[[1, 1, 1, 0]]]), classes=3)
-        tensor([[[ 1,  1,  1, -1]]], dtype=torch.int16)
+        >>> pseudo, counts = vote(torch.tensor([[[1, 1, 0]]]), torch.tensor([[[1, 1, 0]]]), 2)
+        >>> pseudo, counts[0, :2].tolist()
+        (tensor([[[ 1,  1, -1]]], dtype=torch.int16), [[1, 0], [0, 2]])
     """
-    b = len(masks)
-    z = int(masks.max()) + 1
-    mask = masks.long() + torch.arange(b, device=masks.device).view(-1, 1, 1) * z
-    counts = torch.bincount((mask * classes + prediction).flatten(), minlength=b * z * classes)
-    winner = counts.view(b * z, classes).argmax(1).to(torch.int16)
-    winner.view(b, z)[:, 0] = -1
-    return winner[mask]
+    b, m = len(masks), MASKS
+    mask = masks.long() + torch.arange(b, device=masks.device).view(-1, 1, 1) * m
+    counts = torch.zeros(b * m * classes, dtype=torch.int64, device=masks.device)
+    pair = (mask * classes + prediction).flatten()
+    counts = counts.scatter_add_(0, pair, torch.ones_like(pair)).view(b, m, classes)
+    winner = counts.argmax(2).to(torch.int16)
+    winner[:, 0] = -1
+    return winner.flatten()[mask], counts
 
 
 @torch.no_grad()

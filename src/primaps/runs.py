@@ -21,15 +21,17 @@ from primaps.crf import DenseCRF
 from primaps.data import (
     ImageError,
     ImageFile,
+    Problem,
+    chunks,
     find_images,
     fit_to_patches,
     load_image,
     load_pair,
+    read,
     read_protocol,
     to_tensor,
 )
 from primaps.evaluation import Scores, confusion_matrix, scores
-from primaps.extraction import Problem, chunks, read
 from primaps.files import atomic_path, write_json
 from primaps.plotting import overlay, overlay_masks, palette, with_legend
 from primaps.progress import Report, silent

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, cast
@@ -15,25 +14,25 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer, UInt8
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import primaps
 from primaps.backbones import Backbone, load_backbone, weights_digest
 from primaps.config import Config
 from primaps.crf import DenseCRF
-from primaps.data import ImageFile, find_images, fit_to_patches, to_tensor
-from primaps.em import Settings, fit_em, fit_kmeans
-from primaps.extraction import Extracted, Problem, extract, mirrored_mean
-from primaps.files import atomic_path, write_json
+from primaps.data import ImageFile, Problem, find_images, fit_to_patches, to_tensor
+from primaps.distributed import processes
+from primaps.em import Settings, fit_em, fit_kmeans, pca_start
+from primaps.extraction import Extracted, extract, mirrored_mean
 from primaps.imagesize import upsample
+from primaps.probe import LinearProbe, fit_probe
 from primaps.progress import Report, silent
 from primaps.proposals import image_masks
 from primaps.prototypes import Prototypes
+from primaps.stores import MaskMaker
+from primaps.training import Figures, Recorder
 
 logger = logging.getLogger("primaps")
-FORMAT = 1
 
 
 class ModelError(RuntimeError):
@@ -52,7 +51,7 @@ class PriMaPsEM:
 
     Attributes:
         config: all options.
-        prototypes_: the K fitted prototypes; None before :meth:`fit`.
+        prototypes_: the K fitted prototypes, or the linear probe; None before :meth:`fit`.
         history_: per stage and epoch the loss and label-free diagnostics.
         samples_: a few of the training images, 8-bit, to show.
 
@@ -82,7 +81,7 @@ class PriMaPsEM:
             raise ValueError(f"unknown option {unknown[0]!r}; there are {', '.join(sorted(known))}")
         name = str(backbone) if isinstance(backbone, str | Path) else ""
         self.config = Config(classes, **{"backbone": name, **options})
-        self.backbone = load_backbone(backbone, device, patch_size)
+        self.backbone = load_backbone(backbone, device, patch_size, self.config.precision)
         size = self.config.size or self.backbone.default_size
         if size % self.backbone.patch_size:
             patch = self.backbone.patch_size
@@ -91,10 +90,15 @@ class PriMaPsEM:
                 f"{max(1, round(size / patch)) * patch} is"
             )
         self.config = Config(
-            **{**asdict(self.config), "size": size, "backbone": self.backbone.name}
+            **{
+                **asdict(self.config),
+                "size": size,
+                "backbone": self.backbone.name,
+                "precision": self.backbone.precision,
+            }
         )
-        self.prototypes_: Prototypes | None = None
-        self.history_: list[dict[str, float | str]] = []
+        self.prototypes_: Prototypes | LinearProbe | None = None
+        self.history_: list[Figures] = []
         self.samples_: UInt8[Tensor, "s 3 H W"] | None = None
         self._images = 0
 
@@ -106,53 +110,98 @@ class PriMaPsEM:
     def fit(
         self,
         images: str | Path | Sequence[str | Path] | Sequence[ImageFile] | Sequence[Image.Image],
+        labels: str | Path | None = None,
+        *,
+        store: str | Path | None = "auto",
+        checkpoints: str | Path | None = None,
         report: Report = silent,
         problem: Problem = logger.warning,
+        log: Callable[[Figures], None] | None = None,
     ) -> PriMaPsEM:
-        """Fit the prototypes to images: features, proposals, k-means start, EM (section 3.2).
+        """Fit to images: features, proposals, k-means start, EM (section 3.2).
 
         Args:
             images: files, folders or globs, or Pillow images. Each is scaled and cut to its
                 centred square.
+            labels: folder of label maps; for the linear probe, and for nothing else.
+            store: folder that keeps features and masks, so that they are computed once and for
+                all; ``auto`` is memory if they take less than 2 GB, else the cache; None is memory.
+            checkpoints: folder of the training state: the same call goes on where it was stopped.
             report: told about progress.
             problem: told about every image that cannot be read; the others go on.
+            log: called with a line of figures per epoch.
 
         Raises:
             ImageError: no image could be read.
-            ValueError: more classes than the features can start.
+            ValueError: more classes than the features can start, or labels are missing or not
+                wanted.
         """
         files = as_files(images)
+        method = self.config.method
+        if (labels is not None) != (method == "probe"):
+            raise ValueError(
+                "labels are for method='probe' alone: PriMaPs-EM and k-means take none"
+                if labels is not None
+                else "the linear probe is trained on labels: give the folder of label maps"
+            )
         extracted = extract(
             files,
             self.backbone,
             self.size,
-            views=self.config.views if self.config.method == "em" else 0,
-            masks=self.masks if self.config.method == "em" else None,
+            views=self.config.views if method == "em" else 0,
+            masks=self.mask_maker() if method == "em" else None,
+            labels=labels,
+            classes=self.config.classes,
             seed=self.config.seed,
+            store=store,
             report=report,
             problem=problem,
         )
-        return self.fit_extracted(extracted, report)
+        return self.fit_extracted(extracted, checkpoints, report, log)
 
-    def fit_extracted(self, extracted: Extracted, report: Report = silent) -> PriMaPsEM:
+    def fit_extracted(
+        self,
+        extracted: Extracted,
+        checkpoints: str | Path | None = None,
+        report: Report = silent,
+        log: Callable[[Figures], None] | None = None,
+    ) -> PriMaPsEM:
         """Fit to features and masks that are there already, as :meth:`fit` does after computing
         them: for several fits on the same images."""
-        config = self.config
+        config, views = self.config, extracted.views
         settings = Settings(**{f.name: getattr(config, f.name) for f in fields(Settings)})
         self._images, self.samples_ = len(extracted.keys), extracted.samples
         init_steps, steps = config.steps(self._images)
-        recorder = _Recorder(report, max(1, self._images // config.batch_size))
-        prototypes = fit_kmeans(
-            extracted.views, config.classes, init_steps, settings, config.seed, recorder
+        recorder = Recorder(
+            max(1, self._images // config.batch_size),
+            report,
+            checkpoints,
+            self._fingerprint(extracted),
+            log,
         )
-        if config.method == "em":
-            if extracted.masks is None:
-                raise ValueError("PriMaPs-EM needs masks: extract them with masks=model.masks")
-            prototypes = fit_em(
-                extracted.views, extracted.masks, prototypes, steps, settings, config.seed, recorder
-            )
-        self.prototypes_, self.history_ = prototypes.requires_grad_(False), recorder.epochs
+        model: Prototypes | LinearProbe
+        if config.method == "probe":
+            if extracted.labels is None:
+                raise ValueError("the linear probe needs labels: extract them with labels=folder")
+            model = fit_probe(views, extracted.labels, config.classes, steps, settings, recorder)
+        else:
+            start = pca_start(views, config.classes)
+            model = start = fit_kmeans(views, start, init_steps, settings, recorder)
+            if config.method == "em":
+                if extracted.masks is None:
+                    raise ValueError("PriMaPs-EM needs masks: extract them with model.mask_maker()")
+                model = fit_em(views, extracted.masks, start, steps, settings, recorder)
+        self.prototypes_, self.history_ = model.requires_grad_(False), recorder.epochs
         return self
+
+    def _fingerprint(self, extracted: Extracted) -> str:
+        """Of everything that decides the result of training."""
+        about = [asdict(self.config), self.backbone.digest, extracted.digest, processes()]
+        return hashlib.sha256(json.dumps([primaps.__version__, *about]).encode()).hexdigest()
+
+    def mask_maker(self) -> MaskMaker:
+        """:meth:`masks`, and the options that it depends on."""
+        return MaskMaker(self.masks, {"threshold": self.config.threshold, "crf": self.config.crf})
 
     def masks(
         self, features: Float[Tensor, "b c h w"], images: UInt8[Tensor, "b 3 H W"]
@@ -211,33 +260,9 @@ class PriMaPsEM:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors``, ``config.json`` and ``history.json``, each atomically."""
-        if self.prototypes_ is None:
-            raise ModelError("the model is not fitted: call fit first")
-        folder = Path(folder)
-        state = {
-            name: value.cpu().contiguous() for name, value in self.prototypes_.state_dict().items()
-        }
-        with atomic_path(folder / "model.safetensors") as temporary:
-            save_file(state, temporary, metadata={"format": "pt"})
-        write_json(folder / "history.json", self.history_)
-        start, steps = self.config.steps(self._images)
-        content = {
-            "format": FORMAT,
-            "library": "primaps",
-            "config": asdict(self.config),
-            "backbone": {
-                "name": self.backbone.name,
-                "sha256": self.backbone.digest,
-                "patch_size": self.backbone.patch_size,
-            },
-            "training": {"images": self._images, "init_steps": start, "steps": steps},
-            "versions": {
-                "primaps": primaps.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-        }
-        write_json(folder / "config.json", content)
+        from primaps.pretrained import save
+
+        save(self, folder)
 
     @classmethod
     def from_pretrained(
@@ -255,60 +280,9 @@ class PriMaPsEM:
         Raises:
             ModelError: no model of this package is there, or the backbone has other weights.
         """
-        path = _model_folder(folder)
-        try:
-            content = json.loads((path / "config.json").read_text("utf-8"))
-            if content["library"] != "primaps" or content["format"] > FORMAT:
-                raise KeyError("library")
-            config, trained_on = dict(content["config"]), content["backbone"]
-            state = load_file(path / "model.safetensors")
-            direction = state["direction"]
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ModelError(
-                f"{folder} holds no model of primaps ({type(error).__name__}: {error}); "
-                "give the folder that `primaps fit --out` wrote"
-            ) from error
-        given = backbone if backbone is not None else config["backbone"]
-        if isinstance(given, str) and given.startswith("callable:"):
-            raise ModelError(
-                f"{folder} was fitted on features of your {given.removeprefix('callable:')}; "
-                "pass it as from_pretrained(..., backbone=it)"
-            )
-        config.pop("backbone")
-        model = cls(**config, backbone=given, device=device, patch_size=trained_on["patch_size"])
-        if trained_on["sha256"] not in (None, model.backbone.digest):
-            raise ModelError(
-                f"{folder} was fitted on other weights of {trained_on['name']} than those found at "
-                f"{model.backbone.source}; give the original weights as backbone"
-            )
-        model.prototypes_ = Prototypes(direction)
-        model.prototypes_.load_state_dict(state)
-        model.prototypes_.to(model.backbone.device).requires_grad_(False)
-        model._images = content["training"]["images"]
-        history = path / "history.json"
-        model.history_ = json.loads(history.read_text("utf-8")) if history.is_file() else []
-        return model
+        from primaps.pretrained import load
 
-
-class _Recorder:
-    """Passes progress on and averages the figures of each epoch."""
-
-    def __init__(self, report: Report, per_epoch: int) -> None:
-        self.report, self.per_epoch = report, per_epoch
-        self.epochs: list[dict[str, float | str]] = []
-        self.sums: dict[str, float] = {}
-        self.count = 0
-
-    def __call__(self, stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-        self.report(stage, done, total, figures)
-        self.count += 1
-        for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        if done % self.per_epoch == 0 or done == total:
-            epoch = -(-done // self.per_epoch)
-            means = {name: value / self.count for name, value in self.sums.items()}
-            self.epochs.append({"stage": stage, "epoch": epoch, "step": done, **means})
-            self.sums, self.count = {}, 0
+        return load(folder, backbone, device)
 
 
 def as_files(images: Any) -> list[ImageFile]:
@@ -339,24 +313,3 @@ def largest_channel(
         winner[value > best] = channel
         best = torch.maximum(best, value)
     return winner
-
-
-def _model_folder(folder: str | Path) -> Path:
-    path = Path(folder).expanduser()
-    if path.is_dir() or str(folder).count("/") != 1 or path.is_absolute():
-        if not (path / "config.json").is_file():
-            raise ModelError(
-                f"{folder} holds no model of primaps (no config.json); give the folder that "
-                "`primaps fit --out` wrote"
-            )
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ModelError(
-            f"{folder} is no folder here, and the hub has no such model or cannot be reached "
-            f"({type(error).__name__})"
-        ) from error

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from primaps.crf import dense_crf
-from primaps.em import Views, fit_kmeans
+from primaps.data.store import Rows
+from primaps.em import fit_kmeans, pca_start
 from primaps.imagesize import upsample
 from primaps.proposals import mask_logits, propose
+from primaps.views import Views
 from tests.crf.test_parity import PHOTOGRAPHS, agreement, photograph
 
 library = pytest.importorskip(
@@ -46,8 +48,8 @@ def test_masks_of_real_proposals(features, size):
 
 @pytest.mark.parametrize("classes", [3, 12, 27])
 def test_classes_of_real_predictions(features, classes):
-    views = Views(features.half(), features[:0].half(), torch.zeros(0, 4, dtype=torch.bool))
-    prototypes = fit_kmeans(views, classes, steps=30)
+    views = Views(Rows(features.transpose(0, 1).half()))
+    prototypes = fit_kmeans(views, pca_start(views, classes), steps=30)
     with torch.no_grad():
         logits = prototypes(features[0])
     for name, small in zip(PHOTOGRAPHS, logits, strict=True):

@@ -1,0 +1,44 @@
+"""The student's augmentation: Gaussian blur, then colour jitter or grey, as in the program."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+CHANCES = 7
+"""Uniform random numbers that the augmentation of one image takes."""
+
+
+def photometric(
+    images: Float[Tensor, "b 3 H W"], chances: Float[Tensor, "b 7"]
+) -> Float[Tensor, "b 3 H W"]:
+    """Blur and recolour images; the same chances give the same image in any batch.
+
+    The blur has 21 pixels and a deviation in [0.1, 2]. Then with equal chance either brightness,
+    contrast, saturation and hue are jittered by up to 0.1 (in 3 of 10 images) or the image becomes
+    grey (in 1 of 10).
+
+    Args:
+        images: RGB in [0, 1].
+        chances: uniform in [0, 1): blur, branch, whether, brightness, contrast, saturation, hue.
+
+    Examples:
+        >>> photometric(torch.rand(2, 3, 32, 32), torch.rand(2, CHANCES)).shape
+        torch.Size([2, 3, 32, 32])
+    """
+    from kornia import enhance
+    from kornia.color import rgb_to_grayscale
+    from kornia.filters import gaussian_blur2d
+
+    blur, branch, whether, *amounts = chances.to(images).T
+    brightness, contrast, saturation, hue = (0.2 * amount - 0.1 for amount in amounts)
+    images = gaussian_blur2d(images, (21, 21), (0.1 + 1.9 * blur)[:, None].expand(-1, 2))
+    jittered = enhance.adjust_brightness_accumulative(images, 1 + brightness)
+    jittered = enhance.adjust_contrast_with_mean_subtraction(jittered, 1 + contrast)
+    jittered = enhance.adjust_saturation_with_gray_subtraction(jittered, 1 + saturation)
+    jittered = enhance.adjust_hue(jittered, hue * 2 * torch.pi)
+    grey = rgb_to_grayscale(images).expand_as(images)
+    jitter = ((branch < 0.5) & (whether < 0.3)).view(-1, 1, 1, 1)
+    to_grey = ((branch >= 0.5) & (whether < 0.1)).view(-1, 1, 1, 1)
+    return torch.where(jitter, jittered, torch.where(to_grey, grey, images)).clamp(0, 1)

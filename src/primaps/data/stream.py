@@ -1,0 +1,47 @@
+"""Files read a little ahead of whoever uses them, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+from primaps.data.folder import ImageFile
+from primaps.data.reading import ImageError
+
+T = TypeVar("T")
+Problem = Callable[[str], None]
+"""Called with one sentence about each image that is left out."""
+
+
+def read(
+    files: Sequence[ImageFile],
+    transform: Callable[[ImageFile], T],
+    problem: Problem,
+    ahead: int = 8,
+) -> Iterator[tuple[ImageFile, T]]:
+    """Apply ``transform`` to files in order, a few ahead in threads; bad files are reported.
+
+    Decoding releases the interpreter lock, so it overlaps with the network.
+    """
+    with ThreadPoolExecutor(2) as pool:
+        queue: list[tuple[ImageFile, Future[T]]] = []
+        rest = iter(files)
+        while True:
+            for file in islice(rest, max(0, ahead - len(queue))):
+                queue.append((file, pool.submit(transform, file)))
+            if not queue:
+                return
+            file, future = queue.pop(0)
+            try:
+                yield file, future.result()
+            except ImageError as error:
+                problem(str(error))
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Consecutive lists of ``size`` items, the last one shorter."""
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk

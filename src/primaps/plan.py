@@ -1,0 +1,151 @@
+"""What a fit will take, before it starts: bytes, memory and time, measured on a few images."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from primaps.config import Config
+from primaps.data import ImageError, ImageFile
+from primaps.em import Settings, fit_em, fit_kmeans
+from primaps.extraction import TOGETHER, content_digest, extract
+from primaps.prototypes import Prototypes
+from primaps.segmenter import PriMaPsEM
+from primaps.stores import CollectionStores
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a fit will take.
+
+    Attributes:
+        images: how many there are.
+        missing: those whose features or masks are not kept yet.
+        init_steps: steps of k-means.
+        steps: steps of EM.
+        stored: bytes of features and masks.
+        folder: where they are kept; None is memory.
+        free: bytes that are free there; None for memory.
+        seconds: by stage, estimated.
+    """
+
+    images: int
+    missing: int
+    init_steps: int
+    steps: int
+    stored: int
+    folder: Path | None
+    free: int | None
+    seconds: dict[str, float]
+
+    def lines(self) -> list[str]:
+        """The plan in words."""
+        size = f"{self.stored / 1e9:.2f} GB of features and masks"
+        place = "in memory"
+        if self.folder:
+            place = f"in {self.folder} ({(self.free or 0) / 1e9:.0f} GB free), memory-mapped"
+        stages = ", ".join(f"{name} {_duration(s)}" for name, s in self.seconds.items())
+        return [
+            f"{self.images} images, {self.missing} of them to be computed",
+            f"{size} {place}",
+            f"k-means {self.init_steps} steps, EM {self.steps} steps",
+            f"about {_duration(sum(self.seconds.values()))}: {stages}",
+        ]
+
+
+def plan(model: PriMaPsEM, files: Sequence[ImageFile], store: str | Path | None = "auto") -> Plan:
+    """Estimate what ``model.fit(files, store=store)`` will take.
+
+    Times are measured on up to eight of the images: reading, backbone, masks and steps of training,
+    each the second time that it runs.
+
+    Raises:
+        ImageError: none of the eight could be read.
+    """
+    config = model.config
+    em = config.method == "em"
+    views = config.views if em else 0
+    maker = model.mask_maker() if em else None
+    stores = CollectionStores(
+        model.backbone, model.size, len(files), views, maker, config.seed, store
+    )
+    contents = []
+    for file in files:
+        try:
+            contents.append(content_digest(file))
+        except ImageError:
+            continue  # fit will report it
+    missing = len(stores.missing(contents))
+    spread = [files[i * len(files) // TOGETHER] for i in range(min(TOGETHER, len(files)))]
+    sample = list(dict.fromkeys(spread))
+
+    def features(with_masks: bool) -> float:
+        began = time.monotonic()
+        given = maker if with_masks else None
+        extract(sample, model.backbone, model.size, masks=given, store=None, problem=_ignore)
+        return (time.monotonic() - began) / len(sample)
+
+    features(em)  # compiles and allocates
+    forwards = features(False)  # image and mirror image
+    masks = features(True) - forwards if em else 0.0
+    init_steps, steps = config.steps(len(files))
+    kmeans, step = _step_seconds(model, sample)
+    seconds = {"features": missing * forwards * (1 + (views or 0) / 2)}
+    if em:
+        seconds["masks"] = missing * max(masks, 0.0)
+    seconds["k-means"] = init_steps * kmeans
+    if em:
+        fresh = forwards / 2 * min(config.batch_size, len(files)) if views is None else 0.0
+        seconds["EM"] = steps * (step + fresh)
+    existing = stores.folder
+    while existing is not None and not existing.exists():
+        existing = existing.parent
+    return Plan(
+        images=len(files),
+        missing=missing,
+        init_steps=init_steps,
+        steps=steps if em else 0,
+        stored=len(files) * stores.bytes_per_image,
+        folder=stores.folder,
+        free=shutil.disk_usage(existing).free if existing else None,
+        seconds=seconds,
+    )
+
+
+def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float, float]:
+    """Seconds of a step of k-means and of EM with the batch size of the model."""
+    config: Config = model.config
+    found = extract(
+        sample, model.backbone, model.size, masks=model.mask_maker(), store=None, problem=_ignore
+    )
+    scale = config.batch_size / len(found.keys)
+    settings = Settings(batch_size=len(found.keys), loss_size=config.loss_size)
+    start = Prototypes(torch.randn(config.classes, found.views.clean.shape[1]))
+    start.to(model.backbone.device)
+    seconds = []
+    for fit in (
+        lambda: fit_kmeans(found.views, start, 1, settings),
+        lambda: fit_em(found.views, found.masks, start, 1, settings),  # type: ignore[arg-type]
+    ):
+        fit()
+        began = time.monotonic()
+        fit()
+        seconds.append((time.monotonic() - began) * scale)
+    return seconds[0], seconds[1]
+
+
+def _ignore(sentence: str) -> None:
+    """The fit itself reports what cannot be read."""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
