@@ -1,10 +1,10 @@
-"""The table of results in the README: k-means and PriMaPs-EM on labelled folders, several seeds.
+"""The tables of results: labelled folders, several seeds, with and without the CRF.
 
-    python benchmarks/results.py --data ROOT [--sets camvid coco200 aerial260] [--seeds 0 1 2]
+    python benchmarks/results.py --data ROOT [--table readme|4b|views] [--sets camvid ...]
 
 ROOT holds ``camvid``, ``coco200`` and ``aerial260``, each with images, labels and classes.json.
-Features and masks of a data set are computed once and shared by all rows. Labels are used for
-scores alone. Prints Markdown; ``--json`` keeps every figure.
+Features, views and masks are computed once and kept in the store, so that rows, seeds and later
+runs share them. Labels are used for scores alone. Prints Markdown; ``--json`` keeps every figure.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from primaps.data import find_images, load_pair, read_classes
+from primaps.data import chunks, find_images, load_pair, read, read_protocol
 from primaps.evaluation import confusion_matrix, scores
-from primaps.extraction import chunks, extract, mirrored_mean, read
-from primaps.files import write_json
+from primaps.extraction import mirrored_mean
+from primaps.files import cache_dir, write_json
 from primaps.progress import Progress
 from primaps.segmenter import PriMaPsEM
 
@@ -30,63 +30,66 @@ SETS = {
     "coco200": ("coco200/images", "coco200/images", "coco200/labels"),
     "aerial260": ("aerial260/images", "aerial260/images", "aerial260/labels"),
 }
-ROWS = ("kmeans", "em")
+BOTH, PLAIN, REFINED = (False, True), (False,), (True,)
+NO_EMA = {"momentum": 0.0, "momentum_every": 1}
+# Row: options of the model, and whether predictions are refined by the CRF.
+TABLES = {
+    "readme": {
+        "k-means": ({"method": "kmeans"}, BOTH),
+        "PriMaPs-EM": ({}, BOTH),
+    },
+    "4b": {  # of the paper
+        "baseline": ({"method": "kmeans"}, PLAIN),
+        "+ pseudo label": ({"views": 0, "crf": False, **NO_EMA}, PLAIN),
+        "+ EMA": ({"views": 0, "crf": False}, PLAIN),
+        "+ augment": ({"crf": False}, PLAIN),
+        "+ CRF": ({}, REFINED),
+    },
+    "views": {
+        **{f"{views} views": ({"views": views}, PLAIN) for views in (0, 1, 2, 4, 8)},
+        "loss at feature size": ({"loss_size": "feature"}, PLAIN),
+        "bfloat16": ({"precision": "bfloat16"}, PLAIN),
+    },
+}
 
 
-def labelled(model, images, labels, names, ignore):
-    """Images, labels and mirror-averaged features of the images to score, in small batches."""
-    files = find_images(images)
-    load = lambda file: load_pair(file, labels, model.size, len(names), ignore)  # noqa: E731
-    for chunk in chunks(read(files, load, print), 8):
-        pictures = torch.stack([image for _, (image, _) in chunk])
-        target = torch.stack([label for _, (_, label) in chunk])
-        yield pictures, target, mirrored_mean(model.backbone, pictures)
-
-
-def run(root: Path, name: str, seeds: list[int], options: dict) -> dict:
+def run(root: Path, name: str, table: str, seeds: list[int], options: dict, store) -> dict:
+    """Figures of every row of a table on a data set."""
     train, images, labels = (root / part for part in SETS[name])
-    names, ignore = read_classes(labels)
-    began = time.monotonic()
-    first = PriMaPsEM(len(names), **options)
-    with Progress(Console(stderr=True)) as report:
-        extracted = extract(
-            find_images(train), first.backbone, first.size,
-            views=first.config.views, masks=first.masks, report=report,
-        )  # fmt: skip
-    seconds = {"features and masks": time.monotonic() - began}
-    models = {}
-    for row in ROWS:
+    names, ignore = read_protocol(labels)
+    models, seconds = {}, {}
+    for row, (own, _) in TABLES[table].items():
         for seed in seeds:
             began = time.monotonic()
-            own = {**options, "backbone": first.backbone, "method": row, "seed": seed}
-            models[row, seed] = PriMaPsEM(len(names), **own).fit_extracted(extracted)
+            model = PriMaPsEM(len(names), **{**options, **own, "seed": seed})
+            with Progress(Console(stderr=True)) as report:
+                models[row, seed] = model.fit(train, store=store, report=report)
             seconds[f"{row} {seed}"] = time.monotonic() - began
     shape = (len(names), len(names))
     counts = {
         (*key, crf): torch.zeros(shape, dtype=torch.int64)
         for key in models
-        for crf in (False, True)
+        for crf in TABLES[table][key[0]][1]
     }
-    for pictures, target, features in labelled(first, images, labels, names, ignore):
+    size, backbone = model.size, model.backbone
+    load = lambda file: load_pair(file, labels, size, len(names), ignore)  # noqa: E731
+    for chunk in chunks(read(find_images(images), load, print), 8):
+        pictures = torch.stack([image for _, (image, _) in chunk])
+        target = torch.stack([label for _, (_, label) in chunk])
+        features = mirrored_mean(backbone, pictures)
         for (row, seed, crf), count in counts.items():
             predicted = models[row, seed].probabilities(features, pictures, crf).argmax(1)
             count += confusion_matrix(predicted.cpu(), target, *shape, ignore)
     figures = {}
-    for row in ROWS:
-        for crf in (False, True):
+    for row, (_, refined) in TABLES[table].items():
+        for crf in refined:
             found = [scores(counts[row, seed, crf]) for seed in seeds]
-            figures[row + (" + CRF" if crf else "")] = {
+            figures[row + (" + CRF" if crf and refined == BOTH else "")] = {
                 "accuracy": [100 * s.accuracy for s in found],
                 "mean_iou": [100 * s.mean_iou for s in found],
                 "iou": [dict(zip(names, s.iou, strict=True)) for s in found],
             }
-    masks = extracted.masks.flatten(1)
-    diagnostics = {
-        "images": len(masks),
-        "masks per image": masks.amax(1).double().mean().item(),
-        "ignored": (masks == 0).double().mean().item(),
-    }
-    return {"rows": figures, "seconds": seconds, "masks": diagnostics}
+    return {"rows": figures, "seconds": seconds}
 
 
 def cell(values: list[float]) -> str:
@@ -97,25 +100,27 @@ def cell(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--table", default="readme", choices=list(TABLES))
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--views", type=int, default=0)
-    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--backbone", default="dinov2-vits14")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--store", type=Path, default=cache_dir() / "features")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    options = {"views": arguments.views, "backbone": arguments.backbone}
-    if arguments.epochs:
-        options["epochs"] = arguments.epochs
+    options = {name: getattr(arguments, name) for name in ("epochs", "backbone", "precision")}
     results = {}
     print("| data set | method | accuracy | mean IoU |\n|---|---|---|---|", flush=True)
     for name in arguments.sets:
-        results[name] = run(arguments.data, name, arguments.seeds, options)
+        results[name] = run(
+            arguments.data, name, arguments.table, arguments.seeds, options, arguments.store
+        )
         for row, found in results[name]["rows"].items():
             accuracy, iou = cell(found["accuracy"]), cell(found["mean_iou"])
             print(f"| {name} | {row} | {accuracy} | {iou} |", flush=True)
-    if arguments.json:
-        write_json(arguments.json, results)
+        if arguments.json:
+            write_json(arguments.json, results)
 
 
 if __name__ == "__main__":

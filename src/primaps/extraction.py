@@ -92,6 +92,7 @@ def extract(
         views: augmented feature maps per image; None computes them anew in every step.
         labels: folder of label maps, to train a linear probe on.
         classes: number of classes of the labels.
+        seed: of augmentation in every step.
         store: folder to keep them in; ``auto`` is memory if they take less than 2 GB, else the
             cache; None is memory.
         problem: told about every image that cannot be read; the others go on.
@@ -101,7 +102,7 @@ def extract(
         ValueError: there are fewer images than processes.
     """
     share = files[rank() :: processes()]
-    stores = CollectionStores(backbone, size, len(share), views, masks, seed, store)
+    stores = CollectionStores(backbone, size, len(share), views, masks, store)
     label_maps: dict[str, np.ndarray] = {}
     ignore = 255 if labels is None else read_protocol(labels)[1]
 
@@ -132,8 +133,7 @@ def extract(
     place = torch.tensor([row.get(key, -1) for key in keys]) if processes() > 1 else None
     device = backbone.device
     mirrored = [
-        [bool(view_chances(seed, v, content)[0] < 0.5) for content in here]
-        for v in range(views or 0)
+        [bool(view_chances(v, content)[0] < 0.5) for content in here] for v in range(views or 0)
     ]
     first = [file for file in files if file.key in set(keys[:6])]
     return Extracted(
@@ -144,7 +144,7 @@ def extract(
             place=place,
             augmented=tuple(view.rows(here).to(device) for view in stores.views),
             mirrored=torch.tensor(mirrored) if mirrored else None,
-            fresh=_fresh(stores, here) if views is None else None,
+            fresh=_fresh(stores, here, seed) if views is None else None,
             device=device,
         ),
         masks=stores.masks.rows(here) if stores.masks else None,
@@ -182,7 +182,7 @@ def _fill(
     return used
 
 
-def _fresh(stores: CollectionStores, contents: Sequence[str]) -> Fresh:
+def _fresh(stores: CollectionStores, contents: Sequence[str], seed: int) -> Fresh:
     """Augmented features of rows of images, new ones in every step."""
     assert stores.images is not None
     images = stores.images.rows(contents)
@@ -190,7 +190,8 @@ def _fresh(stores: CollectionStores, contents: Sequence[str]) -> Fresh:
     def features(rows: Tensor, mirror: Tensor, step: int) -> Tensor:
         chances = torch.zeros(len(rows), CHANCES)
         for chance, row in zip(chances, rows.tolist(), strict=True):
-            chance.copy_(torch.rand(CHANCES, generator=generator(stores.seed, step, contents[row])))
+            random = generator("fresh", seed, step, contents[row])
+            chance.copy_(torch.rand(CHANCES, generator=random))
         return augmented(stores.backbone, images.take(rows), mirror, chances)
 
     return features

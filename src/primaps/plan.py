@@ -71,9 +71,7 @@ def plan(model: PriMaPsEM, files: Sequence[ImageFile], store: str | Path | None 
     em = config.method == "em"
     views = config.views if em else 0
     maker = model.mask_maker() if em else None
-    stores = CollectionStores(
-        model.backbone, model.size, len(files), views, maker, config.seed, store
-    )
+    stores = CollectionStores(model.backbone, model.size, len(files), views, maker, store)
     contents = []
     for file in files:
         try:

@@ -74,15 +74,14 @@ class CollectionStores:
         images: int,
         views: int | None = 0,
         masks: MaskMaker | None = None,
-        seed: int = 0,
         root: str | Path | None = "auto",
     ) -> None:
-        self.backbone, self.size, self.maker, self.seed = backbone, size, masks, seed
+        self.backbone, self.size, self.maker = backbone, size, masks
         shape = tuple(backbone(torch.zeros(1, 3, size, size, device=backbone.device)).shape[1:])
         rows: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
             "features": ((2, *shape), np.float16)
         }
-        rows |= {f"view-{seed}-{view}": (shape, np.float16) for view in range(views or 0)}
+        rows |= {f"view-{view}": (shape, np.float16) for view in range(views or 0)}
         if views is None:
             rows["images"] = ((3, size, size), np.uint8)
         if masks:
@@ -153,7 +152,7 @@ class CollectionStores:
             return torch.stack([self.backbone(inputs), self.backbone(inputs.flip(-1))], dim=1)
 
         def view(number: int) -> Tensor:
-            draws = torch.stack([view_chances(self.seed, number, c) for c in contents])
+            draws = torch.stack([view_chances(number, c) for c in contents])
             return augmented(self.backbone, images, draws[:, 0] < 0.5, draws[:, 1:])
 
         def masks() -> Tensor:
@@ -186,9 +185,12 @@ def augmented(
     return backbone(photometric(torch.where(flip, inputs.flip(-1), inputs), chances))
 
 
-def view_chances(seed: int, view: int, content: str) -> Float[Tensor, " 8"]:
-    """Uniform random numbers of a view of an image: whether to mirror (< 1/2), and the rest."""
-    return torch.rand(1 + CHANCES, generator=generator("view", seed, view, content))
+def view_chances(view: int, content: str) -> Float[Tensor, " 8"]:
+    """Uniform random numbers of a view of an image: whether to mirror (< 1/2), and the rest.
+
+    They are the same for every seed of a fit, so that fits share the views.
+    """
+    return torch.rand(1 + CHANCES, generator=generator("view", view, content))
 
 
 def _complete(store: Store, contents: Sequence[str], make: Callable[[], Tensor]) -> None:

@@ -1,0 +1,222 @@
+"""Speed and memory of PriMaPs-EM.
+
+    python benchmarks/em.py epoch --images FOLDER     # one epoch against the straightforward one
+    python benchmarks/em.py stages --images FOLDER    # where the time of a whole fit goes
+    python benchmarks/em.py scale                     # 50,000 images in bounded memory
+
+``epoch`` trains on the same cached features in processes of their own, so that their peaks of
+memory can be told apart. The straightforward epoch does what the equations say, in their order:
+features are upsampled to image size, the 1x1 convolution and the votes of each mask follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.console import Console
+
+from primaps.data import find_images
+from primaps.em import Settings, fit_em, pca_start
+from primaps.extraction import extract
+from primaps.files import cache_dir
+from primaps.progress import Progress
+from primaps.prototypes import Prototypes, focal_weights, momentum_update
+from primaps.segmenter import PriMaPsEM
+from primaps.views import batch_indices
+
+
+def straightforward(views, masks, start: Prototypes, steps: int, settings: Settings) -> None:
+    """EM as the equations read, on the same batches."""
+    student, momentum = Prototypes(start.direction), Prototypes(start.direction)
+    optimizer = torch.optim.Adam(student.parameters(), lr=settings.learning_rate)
+    for step in range(1, steps + 1):
+        index = batch_indices(step, len(views), settings.batch_size, "EM", settings.seed)
+        clean, seen, mirror, rows = views.batch(index, step, settings.seed)
+        mask = masks.take(rows)
+        mask = torch.where(mirror.view(-1, 1, 1), mask.flip(-1), mask)
+        size = mask.shape[-2:]
+        with torch.no_grad():
+            large = F.interpolate(clean, size=size, mode="bilinear")
+            prediction = momentum(large).argmax(1)
+        pseudo = torch.full_like(prediction, -1)
+        for one, inside, label in zip(prediction, mask, pseudo, strict=True):
+            for z in inside.unique().tolist():
+                if z:
+                    label[inside == z] = one[inside == z].bincount().argmax()
+        logits = student(F.interpolate(seen, size=size, mode="bilinear"))
+        confidence = logits.detach().softmax(1).mean((0, 2, 3))
+        losses = F.cross_entropy(
+            logits, pseudo, focal_weights(confidence), ignore_index=-1, reduction="none"
+        )
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+        if step % settings.momentum_every == 0:
+            momentum_update(momentum, student, 0.5)
+
+
+def prepared(arguments: argparse.Namespace):
+    model = PriMaPsEM(arguments.classes)
+    return model, extract(
+        find_images(arguments.images),
+        model.backbone,
+        model.size,
+        masks=model.mask_maker(),
+        store=arguments.store,
+    )
+
+
+def child(arguments: argparse.Namespace) -> None:
+    """One epoch in this process; prints seconds and by how much memory rose."""
+    _, found = prepared(arguments)
+    settings, start = Settings(), pca_start(found.views, arguments.classes)
+    steps = len(found.keys) // settings.batch_size
+    if arguments.kind == "ours":
+        fit_em(found.views, found.masks, start, 1, settings)  # loads the compiled functions
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.monotonic()
+    if arguments.kind == "ours":
+        fit_em(found.views, found.masks, start, steps, settings)
+        part = 1.0
+    else:
+        steps = min(steps, arguments.steps)
+        straightforward(found.views, found.masks, start, steps, settings)
+        part = steps / (len(found.keys) // settings.batch_size)
+    seconds = (time.monotonic() - began) / part
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"seconds": seconds, "peak": peak / 1e6, "rise": (peak - before) / 1e6}))
+
+
+def epoch(arguments: argparse.Namespace) -> None:
+    prepared(arguments)  # so that the store is filled
+    found: dict[str, list[dict]] = {"ours": [], "straightforward": []}
+    for _ in range(arguments.repeats):
+        for kind, results in found.items():
+            command = [sys.executable, __file__, "child", "--kind", kind]
+            for name in ("images", "classes", "steps", "store"):
+                command += [f"--{name}", str(getattr(arguments, name))]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            results.append(json.loads(done.stdout.splitlines()[-1]))
+    ratios = [s["seconds"] / o["seconds"] for o, s in zip(*found.values(), strict=True)]
+    for kind, results in found.items():
+        seconds = statistics.median(r["seconds"] for r in results)
+        peak = statistics.median(r["peak"] for r in results)
+        print(f"{kind}: {seconds:.2f} s per epoch, peak memory {peak:.2f} GB")
+    print(f"time: {statistics.median(ratios):.0f} times less (median of {len(ratios)})")
+    peaks = [s["peak"] / o["peak"] for o, s in zip(*found.values(), strict=True)]
+    print(f"peak memory of the process: {statistics.median(peaks):.1f} times less")
+
+
+def stages(arguments: argparse.Namespace) -> None:
+    """A whole fit from images to model, nothing kept from before."""
+    model = PriMaPsEM(arguments.classes, views=arguments.views, precision=arguments.precision)
+    seconds = {"backbone": 0.0, "masks": 0.0}
+
+    def timed(name, function):
+        def call(*given):
+            began = time.monotonic()
+            result = function(*given)
+            seconds[name] += time.monotonic() - began
+            return result
+
+        return call
+
+    model.backbone.features.forward = timed("backbone", model.backbone.features.forward)
+    model.masks = timed("masks", model.masks)
+    began = time.monotonic()
+    with Progress(Console(stderr=True)) as report, tempfile.TemporaryDirectory() as store:
+        started: dict[str, float] = {}
+
+        def note(stage, done, total, figures):
+            started.setdefault(stage, time.monotonic())
+            report(stage, done, total, figures)
+
+        model.fit(arguments.images, store=store, report=note)
+    end = time.monotonic()
+    seconds["k-means"] = started["EM"] - started["k-means"]
+    seconds["EM"] = end - started["EM"]
+    whole = end - began
+    seconds["rest"] = whole - sum(seconds.values())
+    print(f"whole fit: {whole:.0f} s")
+    for name, value in seconds.items():
+        print(f"  {name}: {value:.0f} s, {value / whole:.0%}")
+
+
+class RandomPatches(torch.nn.Module):
+    """A synthetic backbone: a random projection of 8x8 patches."""
+
+    def __init__(self, channels: int = 256) -> None:
+        super().__init__()
+        self.mix = torch.nn.Conv2d(3, channels, 8, 8)
+        generator = torch.Generator().manual_seed(0)
+        self.mix.weight.data = torch.randn(self.mix.weight.shape, generator=generator) / 14
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.mix(images)
+
+
+def scale(arguments: argparse.Namespace) -> None:
+    """Many small images through store, masks and training, with the memory that it takes."""
+    peak = [0]
+
+    def watch() -> None:
+        while True:
+            status = Path("/proc/self/status").read_text()
+            peak[0] = max(peak[0], int(status.split("RssAnon:")[1].split()[0]))
+            time.sleep(0.05)
+
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        images, generator = Path(folder) / "images", np.random.default_rng(0)
+        for number in range(arguments.count):
+            path = images / f"{number // 1000:03}" / f"{number:06}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            blocks = generator.integers(0, 256, (4, 4, 3), np.uint8)
+            Image.fromarray(blocks.repeat(16, 0).repeat(16, 1)).save(path)
+        options = {"backbone": RandomPatches(), "patch_size": 8, "size": 64, "crf": False}
+        model = PriMaPsEM(8, epochs=1, init_epochs=1, **options)
+        files = find_images(images)
+        model.fit(files[:64], store=None)  # what the program itself takes
+        threading.Thread(target=watch, daemon=True).start()
+        time.sleep(0.2)
+        before, began = peak[0], time.monotonic()
+        with Progress(Console(stderr=True)) as report:
+            model.fit(files, store=Path(folder) / "store", report=report)
+        stored = sum(p.stat().st_size for p in (Path(folder) / "store").rglob("rows.bin"))
+        seconds = time.monotonic() - began
+    rise = (peak[0] - before) / 1e6
+    print(f"{len(files)} images, {stored / 1e9:.2f} GB stored, {seconds:.0f} s")
+    print(f"anonymous memory rose by {rise:.2f} GB, to {peak[0] / 1e6:.2f} GB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["epoch", "stages", "scale", "child"])
+    parser.add_argument("--images")
+    parser.add_argument("--classes", type=int, default=11)
+    parser.add_argument("--views", type=int, default=8)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="of the straightforward epoch")
+    parser.add_argument("--count", type=int, default=50_000)
+    parser.add_argument("--folder", help="for the images and the store of scale")
+    parser.add_argument("--store", default=str(cache_dir() / "features"))
+    parser.add_argument("--kind", default="ours", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    globals()[arguments.what](arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""``primaps fit`` from the command line: killed, resumed, planned, logged."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from tests.conftest import painted
+from tests.test_cli import call, vit  # noqa: F401
+
+QUICK = ["--classes", "3", "--size", "64", "--epochs", "1"]
+FILES = ("model.safetensors", "history.json", "config.json", "preview.png")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def images(tmp_path):
+    (tmp_path / "images").mkdir()
+    for seed in range(20):
+        painted(seed)[0].save(tmp_path / "images" / f"{seed:02}.png")
+    return tmp_path / "images"
+
+
+def test_a_fit_killed_at_any_moment_ends_with_the_same_bytes(images, vit, tmp_path):  # noqa: F811
+    options = [*QUICK, "--min-steps", "400", "--min-init-steps", "200", "--views", "1"]
+    arguments = [str(images), "--backbone", vit, *options]
+
+    def command(name):
+        out, store = str(tmp_path / name), str(tmp_path / f"{name}-store")
+        return [sys.executable, "-m", "primaps.cli", "fit", *arguments, "--out", out,
+                "--store", store]  # fmt: skip
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command("whole"), check=True, capture_output=True, env=environment)
+    out, store = tmp_path / "killed", tmp_path / "killed-store"
+
+    def features():
+        return sum(p.stat().st_size for p in store.rglob("rows.txt"))
+
+    whole = sum(p.stat().st_size for p in (tmp_path / "whole-store").rglob("rows.txt"))
+    # Amid features, amid k-means and amid EM.
+    for reached in (
+        lambda: 0 < features() < whole,
+        lambda: (out / "training-k-means.safetensors").exists(),
+        lambda: (out / "training-EM.safetensors").exists(),
+    ):
+        process = subprocess.Popen(
+            command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+        while not reached():
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (out / "model.safetensors").exists()
+    subprocess.run(command("killed"), check=True, capture_output=True, env=environment)
+    for name in FILES:
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert {path.name for path in out.iterdir()} == set(FILES)
+    for path in store.rglob("rows.*"):
+        other = tmp_path / "whole-store" / path.relative_to(store)
+        assert path.read_bytes() == other.read_bytes(), path
+
+
+def test_plan_says_what_it_takes_and_writes_nothing(images, vit, tmp_path):  # noqa: F811
+    store = tmp_path / "store"
+    done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--plan",
+                "--views", 2, "--store", store)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "20 images, 20 of them to be computed" in done.output
+    assert "k-means 184 steps, EM 150 steps" in done.output
+    assert "masks" in done.output
+    assert not (tmp_path / "m").exists()
+    assert not list(store.rglob("rows.bin"))
+
+
+def test_tensorboard_gets_the_figures(images, vit, tmp_path):  # noqa: F811
+    pytest.importorskip("tensorboard")
+    done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--min-steps",
+                3, "--min-init-steps", 3, "--tensorboard", tmp_path / "log")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert list((tmp_path / "log").glob("events.*"))
+
+
+def test_probe_and_evaluate(painted_folder, vit, tmp_path):  # noqa: F811
+    images, labels = painted_folder / "images", painted_folder / "labels"
+    quick = ["--size", 64, "--epochs", 1, "--min-steps", 40, "--backbone", vit]
+    done = call("probe", images, "--labels", labels, "--out", tmp_path / "m", *quick)
+    assert done.exit_code == 0, done.output
+    json_file = tmp_path / "scores.json"
+    done = call("evaluate", tmp_path / "m", images, "--labels", labels, "--json", json_file)
+    assert done.exit_code == 0, done.output
+    scores = json.loads(json_file.read_text())
+    assert scores["assignment"] == ["red", "green", "blue"]
+    other = tmp_path / "unnamed"
+    other.mkdir()
+    for path in labels.glob("*.png"):
+        Image.open(path).save(other / path.name)
+    done = call("probe", images, "--labels", other, "--out", tmp_path / "n", *quick)
+    assert done.exit_code == 1
+    assert "has no classes.json: give the number of --classes" in done.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--views", "many", "--views is 'many'; it must be a number or fresh"),
+        ("--views", "-3", "views is -3"),
+        ("--precision", "int4", "precision 'int4' must be"),
+        ("--loss-size", "huge", "loss_size 'huge' must be one of image, feature"),
+    ],
+)
+def test_options_are_checked_before_any_work(images, vit, tmp_path, option, value, words):  # noqa: F811
+    done = call(
+        "fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", f"{option}={value}"
+    )
+    assert done.exit_code == 1
+    assert words in done.output.replace("\n", " ")
