@@ -1,11 +1,14 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from primaps.backbones import load_backbone
-from primaps.data import ImageError, find_images
+from primaps.data import ImageError, ImageFile, find_images
 from primaps.extraction import extract, mirrored_mean
+from primaps.segmenter import PriMaPsEM
 from primaps.stores import MaskMaker
 from tests.conftest import painted
 
@@ -178,3 +181,32 @@ def test_unreadable_images_are_reported_every_time(folder, counting, tmp_path_fa
         path.write_bytes(b"no image")
     with pytest.raises(ImageError, match="none of the 11 images"):
         extract(find_images(folder), counting, 64, store=store, problem=problems.append)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_memory_does_not_grow_with_the_collection(tmp_path):
+    """Over half a gigabyte of features goes through the store and training; a fifth may stay."""
+    network = torch.nn.Conv2d(3, 256, 4, 4)
+    model = PriMaPsEM(
+        3, backbone=network, patch_size=4, size=64, crf=False, device="cpu",
+        epochs=1, min_steps=10, min_init_steps=10,
+    )  # fmt: skip
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 4, 4, 3), np.uint8)
+    files = [ImageFile(Image.fromarray(n).resize((64, 64)), str(i)) for i, n in enumerate(noise)]
+
+    def anonymous():
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+    peak = 0
+
+    def report(*_):
+        nonlocal peak
+        peak = max(peak, anonymous())
+
+    model.fit(files[:64], store=tmp_path / "warm")
+    before = anonymous()
+    model.fit(files, store=tmp_path / "store", report=report)
+    stored = sum(path.stat().st_size for path in (tmp_path / "store").rglob("rows.bin"))
+    assert stored > 5e8
+    assert peak - before < stored / 5

@@ -74,11 +74,12 @@ def test_a_damaged_state_is_found(tmp_path, at, caplog):
     assert "training-EM.safetensors is damaged" in caplog.text
 
 
-def test_a_class_that_dies_is_in_the_history():
+def test_a_class_that_dies_is_reported_once(caplog):
     views = Views(Rows(torch.ones(4, 2, 3, 5, 5).half()))
     start = pca_start(Views(Rows(torch.randn(4, 2, 3, 5, 5).half())), 3)
     start.direction.data = torch.tensor([[1.0, 1, 1], [-1, -1, -1], [-1, 1, -1]])
     recorder = Recorder()
     masks = Rows(torch.ones(4, 20, 20, dtype=torch.uint8))
-    fit_em(views, masks, start, 1, SETTINGS, recorder)
+    fit_em(views, masks, start, 3, SETTINGS, recorder)
+    assert caplog.text.count("no pixel has class 1, 2") == 1
     assert recorder.epochs[0]["empty"] == [1, 2]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from primaps.config import Config
     from primaps.crf import DenseCRF, dense_crf
     from primaps.data import ImageError, find_images, load_image
+    from primaps.planning import Plan, plan
     from primaps.proposals import Proposals, image_masks, propose
     from primaps.runs import evaluate, predict_files, propose_files
     from primaps.segmenter import ModelError, PriMaPsEM
@@ -29,6 +30,8 @@ _HOME = {
     "ImageError": "data",
     "find_images": "data",
     "load_image": "data",
+    "Plan": "planning",
+    "plan": "planning",
     "Proposals": "proposals",
     "image_masks": "proposals",
     "propose": "proposals",
@@ -46,6 +49,7 @@ __all__ = [
     "DenseCRF",
     "ImageError",
     "ModelError",
+    "Plan",
     "PriMaPsEM",
     "Proposals",
     "WeightsError",
@@ -55,6 +59,7 @@ __all__ = [
     "image_masks",
     "load_backbone",
     "load_image",
+    "plan",
     "predict_files",
     "propose",
     "propose_files",

@@ -148,7 +148,7 @@ def fit(
         files = find_images(images, exclude=out)
         model = PriMaPsEM(**options)
         if plan:
-            from primaps.plan import plan as estimate
+            from primaps.planning import plan as estimate
 
             print("\n".join(estimate(model, files, _store(store)).lines()))
             return

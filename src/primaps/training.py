@@ -113,6 +113,7 @@ class Recorder:
             sums = {name: total(value).cpu() for name, value in self._sums.items()}
             line = {"stage": stage, "epoch": -(-step // self.per_epoch), "step": step}
             line |= summary(sums, self._steps)
+            self._report_dead(line)
             self.epochs.append(line)
             self._sums, self._steps = {}, 0
             if self.log and rank() == 0:
@@ -120,6 +121,14 @@ class Recorder:
         last = self.epochs[-1] if self.epochs and self.epochs[-1]["stage"] == stage else {}
         shown = {k: v for k, v in last.items() if isinstance(v, float)}
         self.report(stage, step, steps, shown)
+
+    def _report_dead(self, line: Figures) -> None:
+        before = self.epochs[-1].get("empty", []) if self.epochs else []
+        if dead := sorted(set(line.get("empty", [])) - set(before)):
+            classes = ", ".join(map(str, dead))
+            logger.warning(
+                "%s, epoch %d: no pixel has class %s", line["stage"], line["epoch"], classes
+            )
 
     def save(
         self,
