@@ -10,6 +10,7 @@ page cache, as far as there is room.
 
 from __future__ import annotations
 
+import logging
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,8 @@ import numpy as np
 import torch
 from jaxtyping import Integer, Shaped
 from torch import Tensor
+
+logger = logging.getLogger("primaps")
 
 
 class Rows:
@@ -161,12 +164,20 @@ class Store:
         if self.folder is None:
             yield
             return
-        from filelock import FileLock
+        from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / "lock"):
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            logger.info("waiting for another run that writes to %s", self.folder)
+            lock.acquire()
+        try:
             self._read_journal(repair=True)
             yield
+        finally:
+            lock.release()
 
     def _arrays(self) -> Sequence[np.ndarray] | np.ndarray:
         if self.folder is None:
