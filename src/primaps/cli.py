@@ -368,7 +368,9 @@ def _tensorboard(folder: Path | None) -> Iterator[Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ImportError("--tensorboard needs its package: pip install 'primaps[tensorboard]'") from None
+        raise ImportError(
+            "--tensorboard needs its package: pip install 'primaps[tensorboard]'"
+        ) from None
 
     def write(line: dict[str, Any]) -> None:
         for name, value in line.items():

@@ -34,6 +34,10 @@ class Config:
         momentum_ramp: ramp the decay up as the authors' program does; see
             :class:`primaps.em.Settings`.
         threshold: psi of Eq. 6, in [0, 1).
+        anchor: compare features with the anchor (Eq. 4); without it with the principal component
+            itself ("similarity masks" of Table 4a).
+        iterative: decompose the remaining features anew for each mask ("non-iterative" of Table 4a
+            does not).
         crf: refine the masks by the dense CRF.
         views: photometrically augmented feature maps per image, computed once; 0 trains on clean
             features; None augments anew in every step, as the paper does.
@@ -58,6 +62,8 @@ class Config:
     momentum_every: int = 10
     momentum_ramp: bool = True
     threshold: float = 0.4
+    anchor: bool = True
+    iterative: bool = True
     crf: bool = True
     views: int | None = 0
     loss_size: LossSize = "image"

@@ -201,14 +201,18 @@ class PriMaPsEM:
 
     def mask_maker(self) -> MaskMaker:
         """:meth:`masks`, and the options that it depends on."""
-        return MaskMaker(self.masks, {"threshold": self.config.threshold, "crf": self.config.crf})
+        return MaskMaker(self.masks, self._mask_options())
 
     def masks(
         self, features: Float[Tensor, "b c h w"], images: UInt8[Tensor, "b 3 H W"]
     ) -> Integer[Tensor, "b H W"]:
-        """Proposals at image size with this model's threshold and CRF; 0 = ignore."""
-        crf = DenseCRF() if self.config.crf else None
-        return image_masks(features, images, crf=crf, threshold=self.config.threshold)
+        """Proposals at image size with this model's options of Table 4a; 0 = ignore."""
+        return image_masks(features, images, **self._mask_options())
+
+    def _mask_options(self) -> dict[str, Any]:
+        config = self.config
+        options = {name: getattr(config, name) for name in ("threshold", "anchor", "iterative")}
+        return {**options, "crf": "dense" if config.crf else None}
 
     def predict_probabilities(
         self, images: UInt8[Tensor, "b 3 H W"], crf: bool = True
