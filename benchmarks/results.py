@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from primaps.data import find_images, load_pair, read_classes
+from primaps.data import find_images, load_pair, pair_up
 from primaps.evaluation import confusion_matrix, scores
 from primaps.extraction import chunks, extract, mirrored_mean, read
 from primaps.files import write_json
@@ -33,11 +33,10 @@ SETS = {
 ROWS = ("kmeans", "em")
 
 
-def labelled(model, images, labels, names, ignore):
+def labelled(model, data):
     """Images, labels and mirror-averaged features of the images to score, in small batches."""
-    files = find_images(images)
-    load = lambda file: load_pair(file, labels, model.size, len(names), ignore)  # noqa: E731
-    for chunk in chunks(read(files, load, print), 8):
+    load = lambda sample: load_pair(data, sample, model.size)  # noqa: E731
+    for chunk in chunks(read(data.samples, load, print), 8):
         pictures = torch.stack([image for _, (image, _) in chunk])
         target = torch.stack([label for _, (_, label) in chunk])
         yield pictures, target, mirrored_mean(model.backbone, pictures)
@@ -45,7 +44,8 @@ def labelled(model, images, labels, names, ignore):
 
 def run(root: Path, name: str, seeds: list[int], options: dict) -> dict:
     train, images, labels = (root / part for part in SETS[name])
-    names, ignore = read_classes(labels)
+    data = pair_up(images, labels)
+    names, ignore = data.classes, data.ignore_index
     began = time.monotonic()
     first = PriMaPsEM(len(names), **options)
     with Progress(Console(stderr=True)) as report:
@@ -67,7 +67,7 @@ def run(root: Path, name: str, seeds: list[int], options: dict) -> dict:
         for key in models
         for crf in (False, True)
     }
-    for pictures, target, features in labelled(first, images, labels, names, ignore):
+    for pictures, target, features in labelled(first, data):
         for (row, seed, crf), count in counts.items():
             predicted = models[row, seed].probabilities(features, pictures, crf).argmax(1)
             count += confusion_matrix(predicted.cpu(), target, *shape, ignore)

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from primaps.backbones import Backbone, load_backbone
     from primaps.config import Config
     from primaps.crf import DenseCRF, dense_crf
-    from primaps.data import ImageError, find_images, load_image
+    from primaps.data import ImageError, find_images, load_dataset, load_image
     from primaps.proposals import Proposals, image_masks, propose
-    from primaps.runs import evaluate, predict_files, propose_files
+    from primaps.protocol import evaluate
+    from primaps.runs import predict_files, propose_files
     from primaps.segmenter import ModelError, PriMaPsEM
     from primaps.weights import WeightsError
 
@@ -28,11 +29,12 @@ _HOME = {
     "dense_crf": "crf",
     "ImageError": "data",
     "find_images": "data",
+    "load_dataset": "data",
     "load_image": "data",
     "Proposals": "proposals",
     "image_masks": "proposals",
     "propose": "proposals",
-    "evaluate": "runs",
+    "evaluate": "protocol",
     "predict_files": "runs",
     "propose_files": "runs",
     "ModelError": "segmenter",
@@ -54,6 +56,7 @@ __all__ = [
     "find_images",
     "image_masks",
     "load_backbone",
+    "load_dataset",
     "load_image",
     "predict_files",
     "propose",

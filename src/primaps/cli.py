@@ -170,7 +170,7 @@ def evaluate(
     """Accuracy, mean IoU and IoU per class after Hungarian matching."""
     with _progress() as report:
         from primaps.files import write_json
-        from primaps.runs import evaluate as run
+        from primaps.protocol import evaluate as run
         from primaps.segmenter import PriMaPsEM
 
         result = run(

@@ -94,6 +94,21 @@ def match(confusion: Int[Tensor, "classes clusters"]) -> list[int | None]:
     return [found.get(cluster) for cluster in range(confusion.shape[1])]
 
 
+def majority(confusion: Int[Tensor, "classes clusters"]) -> list[int | None]:
+    """Give each cluster its most frequent class: for more clusters than classes.
+
+    Returns:
+        Per cluster its class, the smaller one on a tie; None for clusters without a pixel.
+
+    Examples:
+        >>> majority(torch.tensor([[3, 0, 0, 2], [1, 4, 0, 2]]))
+        [0, 1, None, 0]
+    """
+    counts = confusion.cpu().numpy()
+    best = counts.argmax(0).tolist()
+    return [c if counts[c, cluster] else None for cluster, c in enumerate(best)]
+
+
 def scores(
     confusion: Int[Tensor, "classes clusters"], assignment: list[int | None] | None = None
 ) -> Scores:
