@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(
@@ -238,6 +239,68 @@ def demo(
     print(picture)
 
 
+data_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", help="Labelled data sets: check, prepare."
+)
+app.add_typer(data_app, name="data")
+Root = Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the data set.")]
+
+
+@data_app.command()
+def check(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="cityscapes, cocostuff, potsdam or folder.")
+    ],
+    root: Root,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Do not read the values of the label maps.")
+    ] = False,
+) -> None:
+    """Is a data set on disk what the protocol expects? Exit status 1 if something is wrong."""
+    wrong = 0
+    with _progress() as report:
+        from primaps.data.check import check_dataset
+
+        for finding in check_dataset(name, root, quick, report):
+            colour = {"fine": "green", "odd": "yellow", "wrong": "red"}[finding.level]
+            line = f"[{colour}]{finding.level}[/{colour}]: {escape(finding.text)}"
+            Console(soft_wrap=True).print(line, highlight=False)
+            wrong += finding.level == "wrong"
+    if wrong:
+        raise typer.Exit(1)
+
+
+@data_app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="potsdam or cocostuff.")],
+    raw: Annotated[Path, typer.Argument(metavar="RAW", help="Folder of the downloads.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the data set to.")],
+    make_lists: Annotated[
+        bool,
+        typer.Option(
+            "--make-lists",
+            help="cocostuff: make missing curated lists by their rule (75 % of the pixels stuff).",
+        ),
+    ] = False,
+) -> None:
+    """Bring downloads into the layout of the field: cut ISPRS tiles, lay out COCO-Stuff."""
+    with _progress() as report:
+        from primaps.data.prepare_cocostuff import prepare_cocostuff
+        from primaps.data.prepare_potsdam import prepare_potsdam
+
+        if name == "potsdam" and not make_lists:
+            done = prepare_potsdam(raw, out, report, _warn)
+        elif name == "cocostuff":
+            done = prepare_cocostuff(raw, out, make_lists, report, _warn)
+        else:
+            raise ValueError(
+                "prepare knows `potsdam` and `cocostuff`, and --make-lists is for the latter; "
+                "Cityscapes needs no preparation"
+            )
+    for part, number in done.items():
+        print(f"{out / part}: {number:,}")
+
+
 @contextmanager
 def _progress() -> Iterator[Any]:
     """Progress on the terminal; what users can mend becomes one sentence and exit status 1."""
@@ -253,7 +316,7 @@ def _progress() -> Iterator[Any]:
         with Progress(err) as report:
             yield report
     except KeyboardInterrupt:
-        err.print("stopped: propose and predict go on where they stopped, fit starts anew")
+        err.print("stopped: propose, predict and prepare go on where they stopped, fit starts anew")
         raise typer.Exit(130) from None
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         if isinstance(error, RuntimeError) and not type(error).__module__.startswith("primaps"):

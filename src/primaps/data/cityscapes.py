@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from primaps.data.dataset import Colour, Layout, Sample
+from primaps.data.dataset import Colour, Finding, Layout, Sample
 from primaps.data.places import need_folder
 
 SOURCE = (
@@ -84,19 +84,21 @@ def _listed(root: Path, split: str) -> list[Sample]:
     return samples
 
 
-def _odd(root: Path, split: str) -> Iterator[str]:
+def _look(root: Path, split: str) -> Iterator[Finding]:
     """Cities that are missing or incomplete, labels without an image."""
     for folder, end in (("leftImg8bit", "_leftImg8bit.png"), ("gtFine", _LABEL)):
         base = root / folder / split
         for city, expected in CITIES[split].items():
             found = len(list((base / city).glob(f"*{end}")))
             if not (base / city).is_dir():
-                yield f"{base} has no folder of the city {city} ({expected} images)"
+                text = f"{base} has no folder of the city {city} ({expected} images)"
+                yield Finding("wrong", text)
             elif found != expected:
-                yield f"{base / city} has {found} files *{end}; the data set has {expected}"
+                text = f"{base / city} has {found} files *{end}; the data set has {expected}"
+                yield Finding("wrong", text)
         strange = {path.name for path in base.iterdir() if path.is_dir()} - CITIES[split].keys()
         for city in sorted(strange):
-            yield f"{base} has a folder {city}, which is no city of this split"
+            yield Finding("wrong", f"{base} has a folder {city}, which is no city of this split")
 
 
 def _instead(label: Path) -> str:
@@ -119,7 +121,7 @@ LAYOUT = Layout(
     source=SOURCE,
     colours=tuple(CLASSES.values()),
     size=(2048, 1024),
-    odd=_odd,
+    look=_look,
     instead=_instead,
     telltales={255: "255 is a value of labelTrainIds, the protocol needs labelIds"},
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 
-from primaps.data.dataset import Layout, Sample
+from primaps.data.dataset import Finding, Layout, Sample
 from primaps.data.places import need_folder, read_list
 
 SOURCE = (
@@ -85,10 +85,11 @@ def _listed(root: Path, split: str) -> list[Sample]:
     return [Sample(images / f"{n}.jpg", n, labels / f"{n}.png") for n in names]
 
 
-def _odd(root: Path, split: str) -> Iterator[str]:
+def _look(root: Path, split: str) -> Iterator[Finding]:
     names = list_path(root, split).read_text("utf-8").split()
     if len(set(names)) < len(names):
-        yield f"{list_path(root, split)} names {len(names) - len(set(names))} ids twice"
+        twice = f"{list_path(root, split)} names {len(names) - len(set(names))} ids twice"
+        yield Finding("wrong", twice)
 
 
 def _instead(label: Path) -> str:
@@ -105,7 +106,7 @@ LAYOUT = Layout(
     splits={"train": 49_629, "val": 2_175},
     listed=_listed,
     source=SOURCE,
-    odd=_odd,
+    look=_look,
     instead=_instead,
     telltales=dict.fromkeys(
         (182, 183), "values above 181 are of the stuff pixelmaps, the protocol needs stuffthingmaps"

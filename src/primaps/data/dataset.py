@@ -28,6 +28,14 @@ class Sample(ImageFile):
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What a check found: ``level`` is ``fine``, ``odd`` (works, but look) or ``wrong``."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Layout:
     """How a data set lies on disk, and what the protocol expects of it.
 
@@ -41,7 +49,7 @@ class Layout:
         ignore_index: label that is not counted.
         colours: of the classes, if the data set has its own.
         size: width and height of every image, if they are all alike.
-        odd: what names alone show to be wrong in a split of a root, one sentence each.
+        look: what names alone show about a split of a root.
         instead: what lies in place of a label map that is not there, or nothing.
         telltales: label values that betray a mistake, and which.
         guessed: no names are known, so classes are the values that occur in labels.
@@ -56,7 +64,7 @@ class Layout:
     ignore_index: int = 255
     colours: tuple[Colour, ...] | None = None
     size: tuple[int, int] | None = None
-    odd: Callable[[Path, str], Iterator[str]] = lambda root, split: iter(())
+    look: Callable[[Path, str], Iterator[Finding]] = lambda root, split: iter(())
     instead: Callable[[Path], str] = lambda label: ""
     telltales: Mapping[int, str] = field(default_factory=dict)
     guessed: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from primaps.data.dataset import DataError, Dataset, Layout, Sample
+from primaps.data.dataset import DataError, Dataset, Finding, Layout, Sample
 from primaps.data.folder import IMAGE_SUFFIXES, find_images, find_label, read_protocol
 from primaps.data.places import need_folder
 
@@ -85,7 +85,7 @@ def _layout(names: list[str] | None, ignore: int, splits: dict[str, None]) -> La
         listed=_listed,
         source=SOURCE,
         ignore_index=ignore,
-        odd=_odd,
+        look=_look,
         guessed=names is None,
     )
 
@@ -111,15 +111,17 @@ def _listed(root: Path, split: str) -> list[Sample]:
         raise DataError(str(error)) from None
 
 
-def _odd(root: Path, split: str) -> Iterator[str]:
+def _look(root: Path, split: str) -> Iterator[Finding]:
     """Names without classes, labels without an image."""
     images, labels = _folders(root, split)
     names, _ = read_protocol(labels)
     if names is None:
-        yield f'{root} has no classes.json, {{"classes": [names], "ignore_index": number}}'
+        text = f'{root} has no classes.json, {{"classes": [names], "ignore_index": number}}'
+        yield Finding("odd", text)
     used = {sample.label for sample in _samples(images, labels)}
     spare = {p.resolve() for p in labels.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES} - {
         path.resolve() for path in used if path is not None
     }
     if spare:
-        yield f"{labels} has {len(spare)} label maps without an image; first: {min(spare)}"
+        text = f"{labels} has {len(spare)} label maps without an image; first: {min(spare)}"
+        yield Finding("odd", text)

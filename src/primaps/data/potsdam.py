@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from primaps.data.dataset import Layout, Sample
+from primaps.data.dataset import Finding, Layout, Sample
 from primaps.data.places import need_folder, read_list
 
 SOURCE = (
@@ -39,14 +39,15 @@ def _listed(root: Path, split: str) -> list[Sample]:
     ]
 
 
-def _odd(root: Path, split: str) -> Iterator[str]:
+def _look(root: Path, split: str) -> Iterator[Finding]:
     """Patches on two lists."""
     names = set(read_list(root / LISTS[split], ""))
     for other, name in LISTS.items():
         if other < split and (root / name).is_file():
             both = names & set(read_list(root / name, ""))
             if both:
-                yield f"{len(both)} ids are in {name} and in {LISTS[split]}; first: {min(both)}"
+                text = f"{len(both)} ids are in {name} and in {LISTS[split]}; first: {min(both)}"
+                yield Finding("wrong", text)
 
 
 def _instead(label: Path) -> str:
@@ -63,6 +64,6 @@ LAYOUT = Layout(
     source=SOURCE,
     colours=((255, 255, 255), (0, 0, 255), (0, 255, 0)),
     size=(200, 200),
-    odd=_odd,
+    look=_look,
     instead=_instead,
 )
