@@ -289,9 +289,9 @@ def prepare(
         from primaps.data.prepare_potsdam import prepare_potsdam
 
         if name == "potsdam" and not make_lists:
-            done = prepare_potsdam(raw, out, report, _warn)
+            done = prepare_potsdam(raw, out, report, _note)
         elif name == "cocostuff":
-            done = prepare_cocostuff(raw, out, make_lists, report, _warn)
+            done = prepare_cocostuff(raw, out, make_lists, report, _note)
         else:
             raise ValueError(
                 "prepare knows `potsdam` and `cocostuff`, and --make-lists is for the latter; "
@@ -329,6 +329,10 @@ def _progress() -> Iterator[Any]:
 
 def _warn(sentence: str) -> None:
     err.print(f"[yellow]left out[/yellow]: {sentence}", highlight=False, soft_wrap=True)
+
+
+def _note(sentence: str) -> None:
+    err.print(f"[yellow]note[/yellow]: {escape(sentence)}", highlight=False, soft_wrap=True)
 
 
 def _summary(done: Any, out: Path) -> None:

@@ -35,8 +35,8 @@ def need_folder(root: Path, folder: str, source: str) -> Path:
     packed = [*root.glob("*.zip"), *root.glob("*.tar*"), *root.glob("*.tgz")]
     if packed:
         raise DataError(
-            f"{root} has no folder {first}/, but {min(packed).name}, which is not unpacked: unpack "
-            "it there"
+            f"{root} has no folder {first}/, but {min(packed).name}, which is not unpacked; needed "
+            f"are {source}"
         )
     raise DataError(f"{root} has no folder {first}/; get {source}")
 

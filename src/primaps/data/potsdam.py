@@ -17,8 +17,8 @@ from primaps.data.places import need_folder, read_list
 
 SOURCE = (
     "4_Ortho_RGBIR.zip and 5_Labels_for_participants.zip (or 5_Labels_all.zip) from "
-    "https://www.isprs.org/education/benchmarks/UrbanSemLab, and cut them by `primaps data "
-    "prepare potsdam`"
+    "https://www.isprs.org/education/benchmarks/UrbanSemLab; `primaps data prepare potsdam` cuts "
+    "them"
 )
 LISTS = {
     "train": "labelled_train.txt",
@@ -44,7 +44,7 @@ def _look(root: Path, split: str) -> Iterator[Finding]:
     names = set(read_list(root / LISTS[split], ""))
     for other, name in LISTS.items():
         if other < split and (root / name).is_file():
-            both = names & set(read_list(root / name, ""))
+            both = names & set((root / name).read_text("utf-8").split())
             if both:
                 text = f"{len(both)} ids are in {name} and in {LISTS[split]}; first: {min(both)}"
                 yield Finding("wrong", text)

@@ -22,11 +22,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Integer, UInt8
-from PIL import Image
 
 from primaps.data.dataset import DataError
 from primaps.data.potsdam import LISTS, SOURCE
-from primaps.data.reading import ImageError
+from primaps.data.reading import ImageError, load_image
 from primaps.files import atomic_path
 from primaps.progress import Report, silent
 
@@ -172,9 +171,9 @@ def _cut_tile(
     folders = ("imgs",) if label is None else ("imgs", "gt")
     if all((out / folder / f"{name}.mat").is_file() for folder in folders for name in names):
         return
-    _write_patches(out / "imgs", "img", names, halve_image(_read_tile(image)))
+    _write_patches(out / "imgs", "img", names, halve_image(_read_image(image)))
     if label is not None:
-        classes = label_of_colours(_read_tile(label)[::2, ::2, :3])
+        classes = label_of_colours(_read_label(label)[::2, ::2])
         if strange := int((classes == 255).sum()):
             problem(
                 f"{label} has {strange:,} pixels of no colour of the legend (of {classes.size:,} "
@@ -183,28 +182,33 @@ def _cut_tile(
         _write_patches(out / "gt", "gt", names, classes)
 
 
-def _read_tile(path: Path) -> UInt8[np.ndarray, "h w c"]:
+def _read_image(path: Path) -> UInt8[np.ndarray, "h w c"]:
+    """Red, green, blue and, if it is there, infrared. Pillow would drop a fourth channel."""
     try:
-        with Image.open(path) as image:
-            if image.size != (TILE, TILE):
-                raise ImageError(
-                    f"{path} has {image.width}x{image.height} pixels; a tile has {TILE}x{TILE}"
-                )
-            if image.mode not in ("RGB", "RGBA", "RGBX"):
-                raise ImageError(
-                    f"{path} is a {image.mode} image; a tile has 3 or 4 channels of 8 bits"
-                )
-            # Alpha that the colours were multiplied with would be divided out: not so infrared.
-            if getattr(image, "tag_v2", {}).get(338) == (1,):
-                raise ImageError(
-                    f"{path} marks infrared as premultiplied alpha, by which Pillow would divide "
-                    "the colours; run `gdal_translate -co ALPHA=NO` on it, or use the _RGB.tif"
-                )
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{path} cannot be read ({error}); restore it") from None
+        import tifffile
+    except ImportError:
+        raise ImportError(
+            "tiles are read by tifffile: pip install 'primaps[potsdam]'", name="tifffile"
+        ) from None
+    try:
+        image = tifffile.imread(path)
+    except (OSError, ValueError) as error:  # ValueError: a compression that needs imagecodecs
+        raise ImageError(f"{path} cannot be read ({error})") from None
+    if image.shape not in ((TILE, TILE, 3), (TILE, TILE, 4)) or image.dtype != np.uint8:
+        raise ImageError(
+            f"{path} has the shape {image.shape} and type {image.dtype}; a tile has "
+            f"{TILE}x{TILE} pixels and 3 or 4 channels of 8 bits"
+        )
+    return image
+
+
+def _read_label(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    image = load_image(path)
+    if image.size != (TILE, TILE):
+        raise ImageError(
+            f"{path} has {image.width}x{image.height} pixels; a tile has {TILE}x{TILE}"
+        )
+    return np.asarray(image)
 
 
 def _write_patches(folder: Path, key: str, names: list[str], array: np.ndarray) -> None:
