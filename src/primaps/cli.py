@@ -160,26 +160,58 @@ def predict(
 def evaluate(
     model: Model,
     images: Images,
-    labels: Annotated[str, typer.Option(help="Folder of label maps, named like the images.")],
+    labels: Annotated[
+        str | None, typer.Option(help="Folder of label maps, named like the images.")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="IMAGES is the root of this data set: cityscapes, cocostuff, potsdam or folder."
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of the data set.")] = "val",
     ignore_index: Annotated[
         int | None, typer.Option(help="Label not counted [default: of classes.json, or 255].")
     ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Shorter side in pixels [default: that of the model].")
+    ] = None,
+    crop: Annotated[
+        bool, typer.Option("--crop/--no-crop", help="Cut the centred square, or whole images.")
+    ] = True,
+    mirror: Annotated[
+        bool, typer.Option("--mirror/--no-mirror", help="Average with the mirrored image.")
+    ] = True,
     crf: Crf = True,
+    matching: Annotated[
+        str, typer.Option(help="hungarian, or majority (for more clusters than classes).")
+    ] = "hungarian",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Draw confusion, IoU and examples into this folder.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Accuracy, mean IoU and IoU per class after Hungarian matching."""
     with _progress() as report:
+        from primaps.data import as_dataset, load_dataset
         from primaps.files import write_json
         from primaps.protocol import evaluate as run
         from primaps.segmenter import PriMaPsEM
 
+        given = load_dataset(dataset, images, split) if dataset else images
+        data = as_dataset(given, labels, ignore_index)
+        network = PriMaPsEM.from_pretrained(model, device=device)
         result = run(
-            PriMaPsEM.from_pretrained(model, device=device), images, labels,
-            ignore_index=ignore_index, crf=crf, report=report, problem=_warn,
+            network, data, size=size, crop=crop, mirror=mirror, crf=crf, matching=matching,
+            report=report, problem=_warn,
         )  # fmt: skip
         if json_file:
             write_json(json_file, result)
+        if pictures:
+            from primaps.charts import draw_result
+
+            draw_result(network, data, result, pictures)
     options = ", ".join(f"{name} {value}" for name, value in result["options"].items())
     table = Table("class", "IoU", title=f"{result['images']} images, {options}")
     for name, value in result["iou"].items():

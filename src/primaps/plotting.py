@@ -124,6 +124,38 @@ def grid(
     return sheet
 
 
+def examples(
+    rows: Sequence[tuple[Image.Image, Sequence[Integer[np.ndarray, "h w"]]]],
+    titles: Sequence[str],
+    classes: Sequence[str],
+    colours: UInt8[np.ndarray, "k 3"] | None = None,
+    ignore: int | None = 255,
+    height: int = 240,
+) -> Image.Image:
+    """A sheet of examples: in each row an image and label maps of it, below a legend.
+
+    Args:
+        rows: an image and label maps of its size (label, predictions) each.
+        titles: of the columns.
+        classes: names; the legend has those that occur.
+        colours: of the classes; from :func:`palette` if None.
+        ignore: label that is shown dark.
+        height: of each picture in pixels.
+    """
+    shades = palette(len(classes)) if colours is None else colours
+    present: set[int] = set()
+    shades = np.concatenate([shades, np.zeros_like(shades[:1])])  # the last one: ignored
+    pictures = []
+    for image, maps in rows:
+        pictures.append([image])
+        for labels in maps:
+            known = np.where(labels == ignore, len(classes), labels)
+            present |= set(np.unique(known).tolist()) - {len(classes)}
+            pictures[-1].append(overlay(image, known, shades, 0.75, ignore=len(classes)))
+    shown = sorted(present)
+    return with_legend(grid(pictures, titles, height), [classes[k] for k in shown], shades[shown])
+
+
 @lru_cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
