@@ -19,6 +19,7 @@ from primaps.plotting import examples, palette
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     from primaps.segmenter import PriMaPsEM
 
@@ -49,8 +50,8 @@ def confusion_chart(
     columns = [*classes, "none"] if None in assignment else list(classes)
     counts = counts[:, : len(columns)]
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = 2.2 + 0.36 * len(classes)
-    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    side = max(4.2, 2.2 + 0.36 * len(classes))
+    figure = Figure(figsize=(side + 1.2, side), layout=_layout())
     axes = figure.add_subplot()
     drawn = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     names = [
@@ -89,9 +90,8 @@ def iou_chart(
     from matplotlib.figure import Figure
 
     classes = list(next(iter(series.values())))
-    figure = Figure(
-        figsize=(7.2, 1.4 + len(classes) * (0.16 + 0.14 * len(series))), layout="constrained"
-    )
+    height = 1.4 + len(classes) * (0.16 + 0.14 * len(series))
+    figure = Figure(figsize=(7.2, height), layout=_layout())
     axes = figure.add_subplot()
     thick = 0.8 / len(series)
     for i, (method, values) in enumerate(series.items()):
@@ -107,12 +107,20 @@ def iou_chart(
             axes.text(length + 0.6, place, text, va="center", size=7 if len(series) > 1 else 8)
     axes.set_yticks(range(len(classes)), classes)
     axes.invert_yaxis()
-    axes.set_xlim(0, 105)
+    axes.set_xlim(0, 105)  # leaves room for the figure beside a full bar
+    axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("IoU, %")
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=min(3, len(series)), frameon=False)
     return figure
+
+
+def _layout() -> ConstrainedLayoutEngine:
+    """Room for all labels, and a margin."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12)
 
 
 def save(figure: Figure, path: str | Path) -> None:
@@ -145,7 +153,8 @@ def draw_result(
     folder = Path(folder)
     confusion = torch.tensor(result["confusion"])
     save(confusion_chart(confusion, classes, assignment, shown), folder / "confusion.png")
-    save(iou_chart({"IoU": result["iou"]}, shown), folder / "iou.png")
+    method = {"em": "PriMaPs-EM", "kmeans": "k-means"}[model.config.method]
+    save(iou_chart({method: result["iou"]}, shown), folder / "iou.png")
     chosen = np.linspace(0, len(data.samples) - 1, min(number, len(data.samples))).astype(int)
     samples = [data.samples[i] for i in chosen]
     none, ignore = len(data.classes), data.ignore_index

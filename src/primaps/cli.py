@@ -213,7 +213,8 @@ def evaluate(
 
             draw_result(network, data, result, pictures)
     options = ", ".join(f"{name} {value}" for name, value in result["options"].items())
-    table = Table("class", "IoU", title=f"{result['images']} images, {options}")
+    Console(soft_wrap=True).print(f"{result['images']} images, {options}", highlight=False)
+    table = Table("class", "IoU")
     for name, value in result["iou"].items():
         table.add_row(name, "-" if value is None else f"{100 * value:.1f}")
     table.add_section()

@@ -73,12 +73,19 @@ def overlay_masks(image: Image.Image, masks: Integer[np.ndarray, "h w"]) -> Imag
 
 
 def with_legend(
-    image: Image.Image, names: Sequence[str], colours: UInt8[np.ndarray, "k 3"]
+    image: Image.Image,
+    names: Sequence[str],
+    colours: UInt8[np.ndarray, "k 3"],
+    text: int | None = None,
 ) -> Image.Image:
-    """Put a legend under an image, in as many columns as fit its width."""
+    """Put a legend under an image, in as many columns as fit its width.
+
+    Args:
+        text: height of letters in pixels; by the width of the image if None.
+    """
     if not names:
         return image
-    font = _font(max(12, min(28, image.width // 28)))
+    font = _font(text or max(12, min(28, image.width // 28)))
     height = round(font.size * 1.5)
     entry = max(round(font.getlength(name)) for name in names) + 2 * height
     columns = max(1, min(len(names), image.width // entry))
@@ -153,7 +160,8 @@ def examples(
             present |= set(np.unique(known).tolist()) - {len(classes)}
             pictures[-1].append(overlay(image, known, shades, 0.75, ignore=len(classes)))
     shown = sorted(present)
-    return with_legend(grid(pictures, titles, height), [classes[k] for k in shown], shades[shown])
+    sheet = grid(pictures, titles, height)
+    return with_legend(sheet, [classes[k] for k in shown], shades[shown], max(12, height // 14))
 
 
 @lru_cache
