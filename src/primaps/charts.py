@@ -84,7 +84,7 @@ def iou_chart(
 
     Examples:
         >>> figure = iou_chart({"EM": {"road": 0.9, "car": 0.45, "train": None}})
-        >>> [bar.get_width() for bar in figure.axes[0].patches]
+        >>> [float(bar.get_width()) for bar in figure.axes[0].patches]
         [90.0, 45.0, 0.0]
     """
     from matplotlib.figure import Figure
