@@ -101,12 +101,14 @@ def iou_chart(
         mean = np.mean([100 * value for value in known if value is not None])
         shade = SERIES[i % len(SERIES)]
         axes.barh(places, lengths, thick, color=shade, label=f"{method}: mean {mean:.1f}")
-        axes.axvline(float(mean), color=shade, linestyle="--", linewidth=1)
+        axes.axvline(float(mean), color=shade, linestyle="--", linewidth=1, zorder=0)
         for place, value, length in zip(places, known, lengths, strict=True):
             text = "does not occur" if value is None else f"{length:.1f}"
-            axes.text(length + 0.6, place, text, va="center", size=7 if len(series) > 1 else 8)
+            size = 7 if len(series) > 1 else 8
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # on the dashed lines
+            axes.text(length + 0.8, place, text, va="center", size=size, bbox=box)
     axes.set_yticks(range(len(classes)), classes)
-    axes.invert_yaxis()
+    axes.set_ylim(len(classes) - 0.5, -0.5)
     axes.set_xlim(0, 105)  # leaves room for the figure beside a full bar
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("IoU, %")
