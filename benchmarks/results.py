@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from primaps.data import chunks, find_images, load_pair, read, read_protocol
+from primaps.data import chunks, load_pair, pair_up, read
 from primaps.evaluation import confusion_matrix, scores
 from primaps.extraction import mirrored_mean
 from primaps.files import cache_dir, write_json
@@ -56,7 +56,8 @@ TABLES = {
 def run(root: Path, name: str, table: str, seeds: list[int], options: dict, store) -> dict:
     """Figures of every row of a table on a data set."""
     train, images, labels = (root / part for part in SETS[name])
-    names, ignore = read_protocol(labels)
+    data = pair_up(images, labels)
+    names, ignore = data.classes, data.ignore_index
     models, seconds = {}, {}
     for row, (own, _) in TABLES[table].items():
         for seed in seeds:
@@ -71,12 +72,11 @@ def run(root: Path, name: str, table: str, seeds: list[int], options: dict, stor
         for key in models
         for crf in TABLES[table][key[0]][1]
     }
-    size, backbone = model.size, model.backbone
-    load = lambda file: load_pair(file, labels, size, len(names), ignore)  # noqa: E731
-    for chunk in chunks(read(find_images(images), load, print), 8):
+    load = lambda sample: load_pair(data, sample, model.size)  # noqa: E731
+    for chunk in chunks(read(data.samples, load, print), 8):
         pictures = torch.stack([image for _, (image, _) in chunk])
         target = torch.stack([label for _, (_, label) in chunk])
-        features = mirrored_mean(backbone, pictures)
+        features = mirrored_mean(model.backbone, pictures)
         for (row, seed, crf), count in counts.items():
             predicted = models[row, seed].probabilities(features, pictures, crf).argmax(1)
             count += confusion_matrix(predicted.cpu(), target, *shape, ignore)

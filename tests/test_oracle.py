@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from primaps.backbones import load_backbone
-from primaps.data import ImageError, load_pair
+from primaps.data import ImageError, load_pair, pair_up
 from primaps.oracle import (
     count_masks,
     evaluate_oracle,
@@ -93,16 +93,14 @@ def test_folder_without_names_and_with_gaps(painted_folder, colours):
 
 
 def test_label_is_cut_like_the_image(tmp_path):
-    from primaps.data import find_images
-
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     Image.new("RGB", (40, 20)).save(tmp_path / "images" / "a.png")
     label = Image.new("L", (40, 20), 1)
     label.paste(2, (10, 0, 30, 20))
     label.save(tmp_path / "labels" / "a.png")
-    file = find_images(tmp_path / "images")[0]
-    cut = load_pair(file, tmp_path / "labels", 10, None, 255)[1]
+    data = pair_up(tmp_path / "images", tmp_path / "labels")
+    cut = load_pair(data, data.samples[0], 10)[1]
     assert cut.shape == (10, 10)
     assert (cut == 2).all()
 

@@ -7,7 +7,8 @@ from PIL import Image
 
 from primaps.backbones import load_backbone
 from primaps.data import ImageError
-from primaps.runs import evaluate, predict_files, propose_files
+from primaps.protocol import evaluate
+from primaps.runs import predict_files, propose_files
 from primaps.segmenter import PriMaPsEM
 from tests.conftest import painted
 from tests.test_segmenter import QUICK

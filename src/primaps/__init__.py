@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from primaps.backbones import Backbone, load_backbone
     from primaps.config import Config
     from primaps.crf import DenseCRF, dense_crf
-    from primaps.data import ImageError, find_images, load_image
+    from primaps.data import ImageError, find_images, load_dataset, load_image
     from primaps.planning import Plan, plan
     from primaps.proposals import Proposals, image_masks, propose
-    from primaps.runs import evaluate, predict_files, propose_files
+    from primaps.protocol import evaluate
+    from primaps.runs import predict_files, propose_files
     from primaps.segmenter import ModelError, PriMaPsEM
     from primaps.weights import WeightsError
 
@@ -29,13 +30,14 @@ _HOME = {
     "dense_crf": "crf",
     "ImageError": "data",
     "find_images": "data",
+    "load_dataset": "data",
     "load_image": "data",
     "Plan": "planning",
     "plan": "planning",
     "Proposals": "proposals",
     "image_masks": "proposals",
     "propose": "proposals",
-    "evaluate": "runs",
+    "evaluate": "protocol",
     "predict_files": "runs",
     "propose_files": "runs",
     "ModelError": "segmenter",
@@ -58,6 +60,7 @@ __all__ = [
     "find_images",
     "image_masks",
     "load_backbone",
+    "load_dataset",
     "load_image",
     "plan",
     "predict_files",

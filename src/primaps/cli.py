@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(
@@ -224,28 +225,61 @@ def predict(
 def evaluate(
     model: Model,
     images: Images,
-    labels: Labels,
+    labels: Annotated[
+        str | None, typer.Option(help="Folder of label maps, named like the images.")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="IMAGES is the root of this data set: cityscapes, cocostuff, potsdam or folder."
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of the data set.")] = "val",
     ignore_index: Annotated[
         int | None, typer.Option(help="Label not counted [default: of classes.json, or 255].")
     ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Shorter side in pixels [default: that of the model].")
+    ] = None,
+    crop: Annotated[
+        bool, typer.Option("--crop/--no-crop", help="Cut the centred square, or whole images.")
+    ] = True,
+    mirror: Annotated[
+        bool, typer.Option("--mirror/--no-mirror", help="Average with the mirrored image.")
+    ] = True,
     crf: Crf = True,
+    matching: Annotated[
+        str, typer.Option(help="hungarian, or majority (for more clusters than classes).")
+    ] = "hungarian",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Draw confusion, IoU and examples into this folder.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Accuracy, mean IoU and IoU per class after Hungarian matching."""
     with _progress() as report:
+        from primaps.data import as_dataset, load_dataset
         from primaps.files import write_json
-        from primaps.runs import evaluate as run
+        from primaps.protocol import evaluate as run
         from primaps.segmenter import PriMaPsEM
 
+        given = load_dataset(dataset, images, split) if dataset else images
+        data = as_dataset(given, labels, ignore_index)
+        network = PriMaPsEM.from_pretrained(model, device=device)
         result = run(
-            PriMaPsEM.from_pretrained(model, device=device), images, labels,
-            ignore_index=ignore_index, crf=crf, report=report, problem=_warn,
+            network, data, size=size, crop=crop, mirror=mirror, crf=crf, matching=matching,
+            report=report, problem=_warn,
         )  # fmt: skip
         if json_file:
             write_json(json_file, result)
+        if pictures:
+            from primaps.charts import draw_result
+
+            draw_result(network, data, result, pictures)
     options = ", ".join(f"{name} {value}" for name, value in result["options"].items())
-    table = Table("class", "IoU", title=f"{result['images']} images, {options}")
+    Console(soft_wrap=True).print(f"{result['images']} images, {options}", highlight=False)
+    table = Table("class", "IoU")
     for name, value in result["iou"].items():
         table.add_row(name, "-" if value is None else f"{100 * value:.1f}")
     table.add_section()
@@ -301,6 +335,68 @@ def demo(
 
         picture = run(out, device=device, report=report)
     print(picture)
+
+
+data_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", help="Labelled data sets: check, prepare."
+)
+app.add_typer(data_app, name="data")
+Root = Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the data set.")]
+
+
+@data_app.command()
+def check(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="cityscapes, cocostuff, potsdam or folder.")
+    ],
+    root: Root,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Do not read the values of the label maps.")
+    ] = False,
+) -> None:
+    """Is a data set on disk what the protocol expects? Exit status 1 if something is wrong."""
+    wrong = 0
+    with _progress() as report:
+        from primaps.data.check import check_dataset
+
+        for finding in check_dataset(name, root, quick, report):
+            colour = {"fine": "green", "odd": "yellow", "wrong": "red"}[finding.level]
+            line = f"[{colour}]{finding.level}[/{colour}]: {escape(finding.text)}"
+            Console(soft_wrap=True).print(line, highlight=False)
+            wrong += finding.level == "wrong"
+    if wrong:
+        raise typer.Exit(1)
+
+
+@data_app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="potsdam or cocostuff.")],
+    raw: Annotated[Path, typer.Argument(metavar="RAW", help="Folder of the downloads.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the data set to.")],
+    make_lists: Annotated[
+        bool,
+        typer.Option(
+            "--make-lists",
+            help="cocostuff: make missing curated lists by their rule (75 % of the pixels stuff).",
+        ),
+    ] = False,
+) -> None:
+    """Bring downloads into the layout of the field: cut ISPRS tiles, lay out COCO-Stuff."""
+    with _progress() as report:
+        from primaps.data.prepare_cocostuff import prepare_cocostuff
+        from primaps.data.prepare_potsdam import prepare_potsdam
+
+        if name == "potsdam" and not make_lists:
+            done = prepare_potsdam(raw, out, report, _note)
+        elif name == "cocostuff":
+            done = prepare_cocostuff(raw, out, make_lists, report, _note)
+        else:
+            raise ValueError(
+                "prepare knows `potsdam` and `cocostuff`, and --make-lists is for the latter; "
+                "Cityscapes needs no preparation"
+            )
+    for part, number in done.items():
+        print(f"{out / part}: {number:,}")
 
 
 @contextmanager
@@ -400,6 +496,10 @@ def _note(sentence: str) -> None:
 
 def _warn(sentence: str) -> None:
     err.print(f"[yellow]left out[/yellow]: {sentence}", highlight=False, soft_wrap=True)
+
+
+def _note(sentence: str) -> None:
+    err.print(f"[yellow]note[/yellow]: {escape(sentence)}", highlight=False, soft_wrap=True)
 
 
 def _summary(done: Any, out: Path) -> None:

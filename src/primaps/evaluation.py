@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Int, Integer
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -94,6 +94,40 @@ def match(confusion: Int[Tensor, "classes clusters"]) -> list[int | None]:
     return [found.get(cluster) for cluster in range(confusion.shape[1])]
 
 
+def majority(confusion: Int[Tensor, "classes clusters"]) -> list[int | None]:
+    """Give each cluster its most frequent class: for more clusters than classes.
+
+    Returns:
+        Per cluster its class, the smaller one on a tie; None for clusters without a pixel.
+
+    Examples:
+        >>> majority(torch.tensor([[3, 0, 0, 2], [1, 4, 0, 2]]))
+        [0, 1, None, 0]
+    """
+    counts = confusion.cpu().numpy()
+    best = counts.argmax(0).tolist()
+    return [c if counts[c, cluster] else None for cluster, c in enumerate(best)]
+
+
+def by_class(
+    confusion: Int[Tensor, "classes clusters"], assignment: list[int | None]
+) -> Int[Tensor, "classes classes1"]:
+    """Add up the clusters of each class; the last column has those without a class.
+
+    Examples:
+        >>> by_class(torch.tensor([[3, 0, 2], [1, 4, 2]]), [0, 1, None])
+        tensor([[3, 0, 2],
+                [1, 4, 2]])
+        >>> by_class(torch.tensor([[3, 0, 2], [1, 4, 2]]), [0, 1, 0])
+        tensor([[5, 0, 0],
+                [3, 4, 0]])
+    """
+    classes = len(confusion)
+    target = [classes if c is None else c for c in assignment]
+    joined = confusion.new_zeros(classes, classes + 1)
+    return joined.index_add_(1, torch.tensor(target, device=confusion.device), confusion)
+
+
 def scores(
     confusion: Int[Tensor, "classes clusters"], assignment: list[int | None] | None = None
 ) -> Scores:
@@ -115,12 +149,8 @@ def scores(
     if total == 0:
         raise ValueError("no labelled pixel was counted: are all labels the ignore index?")
     assignment = match(confusion) if assignment is None else assignment
-    classes = confusion.shape[0]
-    counts: Float[np.ndarray, "classes clusters"] = confusion.cpu().numpy().astype(np.float64)
-    matched = np.zeros((classes, classes))
-    for cluster, target in enumerate(assignment):
-        if target is not None:
-            matched[:, target] += counts[:, cluster]
+    counts = confusion.cpu().numpy().astype(np.float64)
+    matched = by_class(confusion, assignment)[:, :-1].cpu().numpy().astype(np.float64)
     correct = np.diag(matched)
     union = counts.sum(1) + matched.sum(0) - correct
     iou = [float(c / u) if u > 0 else None for c, u in zip(correct, union, strict=True)]

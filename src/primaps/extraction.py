@@ -17,13 +17,14 @@ from torch import Tensor
 from primaps.augmentation import CHANCES
 from primaps.backbones import Backbone
 from primaps.data import (
+    Dataset,
     ImageError,
     ImageFile,
     Problem,
+    Sample,
     load_image,
     load_pair,
     read,
-    read_protocol,
     square,
 )
 from primaps.data.store import Rows
@@ -75,8 +76,7 @@ def extract(
     *,
     views: int | None = 0,
     masks: MaskMaker | None = None,
-    labels: str | Path | None = None,
-    classes: int | None = None,
+    labels: Dataset | None = None,
     seed: int = 0,
     store: str | Path | None = "auto",
     report: Report = silent,
@@ -90,8 +90,7 @@ def extract(
     Args:
         size: side of the square in pixels.
         views: augmented feature maps per image; None computes them anew in every step.
-        labels: folder of label maps, to train a linear probe on.
-        classes: number of classes of the labels.
+        labels: the data set whose samples the files are, to train a linear probe on.
         seed: of augmentation in every step.
         store: folder to keep them in; ``auto`` is memory if they take less than 2 GB, else the
             cache; None is memory.
@@ -104,13 +103,13 @@ def extract(
     share = files[rank() :: processes()]
     stores = CollectionStores(backbone, size, len(share), views, masks, store)
     label_maps: dict[str, np.ndarray] = {}
-    ignore = 255 if labels is None else read_protocol(labels)[1]
 
     def content_and_label(file: ImageFile) -> str:
         content = content_digest(file)
-        if labels is not None:
-            _, label = load_pair(file, labels, size, classes, ignore)
-            label_maps[file.key] = label.where(label != ignore, UNLABELLED).byte().numpy()
+        if labels is not None and isinstance(file, Sample):
+            _, label = load_pair(labels, file, size)
+            label = label.where(label != labels.ignore_index, UNLABELLED)
+            label_maps[file.key] = label.byte().numpy()
         return content
 
     contents: dict[str, str] = {}

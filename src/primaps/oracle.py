@@ -11,16 +11,7 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-from primaps.data import (
-    ImageError,
-    ImageFile,
-    Problem,
-    chunks,
-    find_images,
-    load_pair,
-    read,
-    read_protocol,
-)
+from primaps.data import Dataset, ImageError, Problem, as_dataset, chunks, load_pair, read
 from primaps.evaluation import Scores, confusion_matrix, scores
 from primaps.progress import Report, silent
 from primaps.proposals import image_masks
@@ -144,8 +135,8 @@ def count_masks(masks: Integer[Tensor, "b h w"]) -> int:
 
 
 def evaluate_oracle(
-    images: str | Path,
-    labels: str | Path,
+    images: str | Path | Dataset,
+    labels: str | Path | None = None,
     *,
     backbone: Backbone,
     ignore_index: int | None = None,
@@ -160,7 +151,7 @@ def evaluate_oracle(
     Protocol: shorter side of image and label to ``size`` (bilinear, nearest), centre crop.
 
     Args:
-        images: a folder (searched recursively) or a glob.
+        images: a data set, or a folder (searched recursively) or a glob, which need ``labels``.
         labels: folder of label maps under the relative paths of the images; a ``classes.json``
             there or up to two folders above gives names and ignore index.
         backbone: from :func:`primaps.load_backbone`.
@@ -177,17 +168,17 @@ def evaluate_oracle(
         ImageError: no image has a usable label.
         FileNotFoundError: there is no image, or the folder of labels is missing.
     """
-    names, ignore = read_protocol(labels, ignore_index)
-    files, side = find_images(images), size or backbone.default_size
-    classes = len(names) if names else 256  # as many as 8 bits have; empty ones are left out
+    data = as_dataset(images, labels, ignore_index)
+    files, side, ignore = data.samples, size or backbone.default_size, data.ignore_index
+    classes = len(data.classes)
     skipped: list[str] = []
 
     def skip(sentence: str) -> None:
         skipped.append(sentence)
         problem(sentence)
 
-    def load(file: ImageFile) -> tuple[Tensor, Tensor]:
-        return load_pair(file, labels, side, len(names) if names else None, ignore)
+    def load(sample: Any) -> tuple[Tensor, Tensor]:
+        return load_pair(data, sample, side)
 
     counts, masks_found, done = torch.zeros(classes, classes + 1, dtype=torch.int64), 0, 0
     for chunk in chunks(read(files, load, skip), batch_size):
@@ -201,7 +192,6 @@ def evaluate_oracle(
     if not done:
         raise ImageError(f"none of the {len(files)} images has a usable label; first: {skipped[0]}")
     found = oracle_scores(counts, masks_found, done)
-    titles = names or [f"class {i}" for i in range(classes)]
     return {
         **{
             kind: {
@@ -209,8 +199,8 @@ def evaluate_oracle(
                 "mean_iou": each.mean_iou,
                 "iou": {
                     title: value
-                    for title, value in zip(titles, each.iou, strict=True)
-                    if names or value is not None
+                    for title, value in zip(data.classes, each.iou, strict=True)
+                    if not data.layout.guessed or value is not None
                 },
             }
             for kind, each in (("assigned", found.assigned), ("all_pixels", found.all_pixels))

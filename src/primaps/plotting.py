@@ -73,12 +73,19 @@ def overlay_masks(image: Image.Image, masks: Integer[np.ndarray, "h w"]) -> Imag
 
 
 def with_legend(
-    image: Image.Image, names: Sequence[str], colours: UInt8[np.ndarray, "k 3"]
+    image: Image.Image,
+    names: Sequence[str],
+    colours: UInt8[np.ndarray, "k 3"],
+    text: int | None = None,
 ) -> Image.Image:
-    """Put a legend under an image, in as many columns as fit its width."""
+    """Put a legend under an image, in as many columns as fit its width.
+
+    Args:
+        text: height of letters in pixels; by the width of the image if None.
+    """
     if not names:
         return image
-    font = _font(max(12, min(28, image.width // 28)))
+    font = _font(text or max(12, min(28, image.width // 28)))
     height = round(font.size * 1.5)
     entry = max(round(font.getlength(name)) for name in names) + 2 * height
     columns = max(1, min(len(names), image.width // entry))
@@ -122,6 +129,39 @@ def grid(
             x = GAP + sum(widths[:i]) + GAP * i + (widths[i] - cell.width) // 2
             sheet.paste(cell, (x, top + r * (height + GAP)))
     return sheet
+
+
+def examples(
+    rows: Sequence[tuple[Image.Image, Sequence[Integer[np.ndarray, "h w"]]]],
+    titles: Sequence[str],
+    classes: Sequence[str],
+    colours: UInt8[np.ndarray, "k 3"] | None = None,
+    ignore: int | None = 255,
+    height: int = 240,
+) -> Image.Image:
+    """A sheet of examples: in each row an image and label maps of it, below a legend.
+
+    Args:
+        rows: an image and label maps of its size (label, predictions) each.
+        titles: of the columns.
+        classes: names; the legend has those that occur.
+        colours: of the classes; from :func:`palette` if None.
+        ignore: label that is shown dark.
+        height: of each picture in pixels.
+    """
+    shades = palette(len(classes)) if colours is None else colours
+    present: set[int] = set()
+    shades = np.concatenate([shades, np.zeros_like(shades[:1])])  # the last one: ignored
+    pictures = []
+    for image, maps in rows:
+        pictures.append([image])
+        for labels in maps:
+            known = np.where(labels == ignore, len(classes), labels)
+            present |= set(np.unique(known).tolist()) - {len(classes)}
+            pictures[-1].append(overlay(image, known, shades, 0.75, ignore=len(classes)))
+    shown = sorted(present)
+    sheet = grid(pictures, titles, height)
+    return with_legend(sheet, [classes[k] for k in shown], shades[shown], max(12, height // 14))
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""Whole runs over files: proposals, predictions and scores of a collection."""
+"""Whole runs over files: proposals and predictions of a collection."""
 
 from __future__ import annotations
 
@@ -22,16 +22,12 @@ from primaps.data import (
     ImageError,
     ImageFile,
     Problem,
-    chunks,
     find_images,
     fit_to_patches,
     load_image,
-    load_pair,
     read,
-    read_protocol,
     to_tensor,
 )
-from primaps.evaluation import Scores, confusion_matrix, scores
 from primaps.files import atomic_path, write_json
 from primaps.plotting import overlay, overlay_masks, palette, with_legend
 from primaps.progress import Report, silent
@@ -159,78 +155,6 @@ def predict_files(
         return model.predict(image, crf)
 
     return _write_maps("prediction", inputs, out, classify, picture, options, report, problem)
-
-
-def evaluate(
-    model: PriMaPsEM,
-    images: Inputs,
-    labels: str | Path,
-    *,
-    ignore_index: int | None = None,
-    crf: bool = True,
-    report: Report = silent,
-    problem: Problem = logger.warning,
-) -> dict[str, Any]:
-    """Scores of a fitted model on labelled images: ``primaps evaluate``.
-
-    Protocol: shorter side of image and label to the model's size (bilinear, nearest), centre crop,
-    prediction with mirror averaging, one Hungarian assignment over the set.
-
-    Args:
-        labels: folder of label maps under the relative paths of the images; a ``classes.json``
-            there or up to two folders above gives names and ignore index.
-        ignore_index: label that is not counted; the one of ``classes.json`` if None, else 255.
-        crf: refine predictions by the dense CRF.
-
-    Returns:
-        ``accuracy``, ``mean_iou``, ``iou`` by class name, ``assignment`` (class name per cluster),
-        ``confusion``, ``images``, ``skipped`` (sentences) and the options.
-
-    Raises:
-        ImageError: no image has a usable label.
-        FileNotFoundError: there is no image, or the folder of labels is missing.
-    """
-    names, ignore = read_protocol(labels, ignore_index)
-    files, size, clusters = find_images(images), model.size, model.config.classes
-    skipped: list[str] = []
-
-    def skip(sentence: str) -> None:
-        skipped.append(sentence)
-        problem(sentence)
-
-    def load(file: ImageFile) -> tuple[Tensor, Tensor]:
-        return load_pair(file, labels, size, len(names) if names else None, ignore)
-
-    counts = torch.zeros(0, clusters, dtype=torch.int64)
-    done = 0
-    for chunk in chunks(read(files, load, skip), 4):
-        pictures = torch.stack([image for _, (image, _) in chunk])
-        target = torch.stack([label for _, (_, label) in chunk])
-        prediction = model.predict_probabilities(pictures, crf).argmax(1).cpu()
-        known = target[target != ignore]
-        classes = (
-            len(names) if names else max(len(counts), int(known.max()) + 1 if len(known) else 0)
-        )
-        grown = torch.zeros(classes, clusters, dtype=torch.int64)
-        grown[: len(counts)] += counts
-        counts = grown + confusion_matrix(prediction, target, clusters, classes, ignore)
-        done += len(chunk)
-        report("evaluation", done, len(files), {})
-    if not done:
-        raise ImageError(f"none of the {len(files)} images has a usable label; first: {skipped[0]}")
-    report("evaluation", len(files), len(files), {})
-    titles = names or [f"class {i}" for i in range(len(counts))]
-    result: Scores = scores(counts)
-    return {
-        "accuracy": result.accuracy,
-        "mean_iou": result.mean_iou,
-        "iou": dict(zip(titles, result.iou, strict=True)),
-        "assignment": [None if c is None else titles[c] for c in result.assignment],
-        "confusion": counts.tolist(),
-        "images": done,
-        "skipped": skipped,
-        "options": {"size": size, "crf": crf, "ignore_index": ignore, "labels": str(labels)},
-    }
 
 
 def _write_maps(

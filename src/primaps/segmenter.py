@@ -20,7 +20,15 @@ import primaps
 from primaps.backbones import Backbone, load_backbone, weights_digest
 from primaps.config import Config
 from primaps.crf import DenseCRF
-from primaps.data import ImageFile, Problem, find_images, fit_to_patches, to_tensor
+from primaps.data import (
+    Dataset,
+    ImageFile,
+    Problem,
+    find_images,
+    fit_to_patches,
+    pair_up,
+    to_tensor,
+)
 from primaps.distributed import processes
 from primaps.em import Settings, fit_em, fit_kmeans, pca_start
 from primaps.extraction import Extracted, extract, mirrored_mean
@@ -33,6 +41,7 @@ from primaps.stores import MaskMaker
 from primaps.training import Figures, Recorder
 
 logger = logging.getLogger("primaps")
+Images = str | Path | Sequence[str | Path] | Sequence[ImageFile] | Sequence[Image.Image]
 
 
 class ModelError(RuntimeError):
@@ -109,8 +118,8 @@ class PriMaPsEM:
 
     def fit(
         self,
-        images: str | Path | Sequence[str | Path] | Sequence[ImageFile] | Sequence[Image.Image],
-        labels: str | Path | None = None,
+        images: Images,
+        labels: str | Path | Dataset | None = None,
         *,
         store: str | Path | None = "auto",
         checkpoints: str | Path | None = None,
@@ -123,7 +132,8 @@ class PriMaPsEM:
         Args:
             images: files, folders or globs, or Pillow images. Each is scaled and cut to its
                 centred square.
-            labels: folder of label maps; for the linear probe, and for nothing else.
+            labels: folder of label maps, or the data set that the images are of; for the linear
+                probe, and for nothing else.
             store: folder that keeps features and masks, so that they are computed once and for
                 all; ``auto`` is memory if they take less than 2 GB, else the cache; None is memory.
             checkpoints: folder of the training state: the same call goes on where it was stopped.
@@ -136,7 +146,6 @@ class PriMaPsEM:
             ValueError: more classes than the features can start, or labels are missing or not
                 wanted.
         """
-        files = as_files(images)
         method = self.config.method
         if (labels is not None) != (method == "probe"):
             raise ValueError(
@@ -144,14 +153,20 @@ class PriMaPsEM:
                 if labels is not None
                 else "the linear probe is trained on labels: give the folder of label maps"
             )
+        data = None
+        files: Sequence[ImageFile] = []
+        if labels is None:
+            files = as_files(images)
+        else:
+            data = labels if isinstance(labels, Dataset) else pair_up(images, labels)
+            files = data.samples
         extracted = extract(
             files,
             self.backbone,
             self.size,
             views=self.config.views if method == "em" else 0,
             masks=self.mask_maker() if method == "em" else None,
-            labels=labels,
-            classes=self.config.classes,
+            labels=data,
             seed=self.config.seed,
             store=store,
             report=report,
@@ -289,7 +304,7 @@ class PriMaPsEM:
         return load(folder, backbone, device)
 
 
-def as_files(images: Any) -> list[ImageFile]:
+def as_files(images: Images) -> list[ImageFile]:
     """Paths become the files that they name; image files and Pillow images stay what they are."""
     if isinstance(images, str | Path):
         return find_images(images)

@@ -1,23 +1,33 @@
-"""Images and labels from disk, and the transforms of the protocol."""
+"""Images and labels from disk, labelled data sets, and the transforms of the protocol."""
 
+from primaps.data.dataset import DataError, Dataset, Sample
 from primaps.data.folder import ImageFile, find_images, find_label, read_classes, read_protocol
+from primaps.data.labelled import as_dataset, pair_up
 from primaps.data.pairs import load_pair, square
 from primaps.data.reading import ImageError, load_image, load_label
+from primaps.data.sets import DATASETS, load_dataset
 from primaps.data.stream import Problem, chunks, read
 from primaps.data.transforms import centre_crop, fit_to_patches, resize_shorter, to_tensor
 
 __all__ = [
+    "DATASETS",
+    "DataError",
+    "Dataset",
     "ImageError",
     "ImageFile",
     "Problem",
+    "Sample",
+    "as_dataset",
     "centre_crop",
     "chunks",
     "find_images",
     "find_label",
     "fit_to_patches",
+    "load_dataset",
     "load_image",
     "load_label",
     "load_pair",
+    "pair_up",
     "read",
     "read_classes",
     "read_protocol",

@@ -1,8 +1,6 @@
-"""An image and its label map as the protocol sees them: the centred square at one size."""
+"""An image and its label map as the protocol sees them, at one size."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,9 +8,9 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
-from primaps.data.folder import ImageFile, find_label
-from primaps.data.reading import ImageError, load_image, load_label
-from primaps.data.transforms import centre_crop, resize_shorter, to_tensor
+from primaps.data.dataset import Dataset, Sample
+from primaps.data.reading import ImageError, load_image
+from primaps.data.transforms import centre_crop, fit_to_patches, resize_shorter, to_tensor
 
 
 def square(image: Image.Image, size: int) -> UInt8[Tensor, "3 size size"]:
@@ -21,32 +19,32 @@ def square(image: Image.Image, size: int) -> UInt8[Tensor, "3 size size"]:
 
 
 def load_pair(
-    file: ImageFile, labels: str | Path, size: int, classes: int | None, ignore_index: int
-) -> tuple[UInt8[Tensor, "3 size size"], Integer[Tensor, "size size"]]:
-    """An image and its label map, scaled and cut to the square of the protocol.
+    data: Dataset, sample: Sample, size: int, patch_size: int | None = None
+) -> tuple[UInt8[Tensor, "3 h w"], Integer[Tensor, "h w"]]:
+    """An image and its label map, scaled bilinearly and by nearest neighbour.
 
     Args:
-        classes: number of classes; labels are checked against it unless it is None.
+        size: shorter side in pixels.
+        patch_size: None cuts the centred square, as the protocol does; a number keeps the whole
+            image and makes its sides multiples of it.
 
     Raises:
         ImageError: there is no label, or it does not fit the image or the classes.
     """
-    path = find_label(file, labels)
-    if path is None:
-        raise ImageError(f"{file.source} has no label {labels}/{file.key}.png")
-    image, label = load_image(file.source), load_label(path)
+    label = data.label(sample)
+    image = load_image(sample.source)
     if label.shape != (image.height, image.width):
         raise ImageError(
-            f"label {path} has {label.shape[1]}x{label.shape[0]} pixels and its image "
+            f"label {sample.label} has {label.shape[1]}x{label.shape[0]} pixels and its image "
             f"{image.width}x{image.height}; they must be equal"
         )
-    if classes is not None:
-        odd = sorted(set(np.unique(label).tolist()) - {*range(classes), ignore_index})
-        if odd:
-            raise ImageError(
-                f"label {path} has the value {odd[0]}, which is none of the {classes} classes "
-                f"and not the ignore index {ignore_index}"
-            )
     # Nearest neighbour picks single pixels, so 32-bit integers keep every value.
-    scaled = resize_shorter(Image.fromarray(label.astype(np.int32)), size, nearest=True)
-    return square(image, size), torch.from_numpy(np.array(centre_crop(scaled, size))).long()
+    classes = Image.fromarray(label.astype(np.int32))
+    if patch_size is None:
+        picture = square(image, size)
+        classes = centre_crop(resize_shorter(classes, size, nearest=True), size)
+    else:
+        picture = to_tensor(fit_to_patches(image, size, patch_size))
+        shape = (picture.shape[2], picture.shape[1])
+        classes = classes.resize(shape, Image.Resampling.NEAREST)
+    return picture, torch.from_numpy(np.array(classes)).long()

@@ -1,4 +1,8 @@
-"""One image or label map from one file, whatever its mode, with one clear sentence on failure."""
+"""One image or label map from one file, whatever its mode, with one clear sentence on failure.
+
+Besides the formats of Pillow these are MATLAB files (``.mat``), in which Potsdam-3 comes: the image
+under the key ``img``, red, green and blue first, and the label map under ``gt``.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +23,17 @@ def load_image(source: str | Path | Image.Image) -> Image.Image:
     EXIF rotation is applied. Grey, palette and CMYK images are converted; transparency is put on
     white. Images of 16 or 32 bits are scaled from the smallest of 8, 10, 12, 14, 16, 24 or 32 bits
     that holds their largest value; images of floating point are stretched from their own minimum
-    and maximum. Of several frames the first is taken.
+    and maximum. Of several frames the first is taken, of a MATLAB file the first three channels.
 
     Raises:
         ImageError: the file is absent, no image, truncated, or too large.
     """
-    image = source if isinstance(source, Image.Image) else _read(source)
+    if isinstance(source, Image.Image):
+        image = source
+    elif Path(source).suffix.lower() == ".mat":
+        image = Image.fromarray(_mat_image(source))
+    else:
+        image = _read(source)
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -35,18 +44,64 @@ def load_image(source: str | Path | Image.Image) -> Image.Image:
 
 
 def load_label(path: str | Path) -> Integer[np.ndarray, "h w"]:
-    """Read a label map: one channel of class indices, 8 or 16 bits, or a palette image.
+    """Read a label map: one channel of class indices, 8 or 16 bits, a palette image, or a MATLAB
+    file.
 
     Raises:
         ImageError: the file is absent or damaged, or is in colour.
     """
+    if Path(path).suffix.lower() == ".mat":
+        return read_mat(path, "gt").astype(np.int64)
     image = _read(path)
-    if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
+    if not has_indices(image):
         raise ImageError(
             f"label {path} is a {image.mode} image; a label map has one channel of class indices, "
             "so convert its colours to indices first"
         )
     return np.asarray(image).astype(np.int64)
+
+
+def has_indices(image: Image.Image) -> bool:
+    """Whether an image has one channel of whole numbers, as a label map must; not decoded."""
+    return image.mode in ("L", "P", "1") or image.mode.startswith("I")
+
+
+def read_mat(path: str | Path, key: str) -> np.ndarray:
+    """One array of a MATLAB file of version 5 (or 4), the versions before 7.3.
+
+    Raises:
+        ImageError: the file is absent, damaged, of version 7.3, or has no such array.
+    """
+    from scipy.io import loadmat
+
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(20).startswith(b"MATLAB 7.3"):
+                raise ImageError(
+                    f"{path} is a MATLAB file of version 7.3 (HDF5); save it again with "
+                    'save(..., "-v7") in MATLAB'
+                )
+            file.seek(0)
+            content = loadmat(file, variable_names=[key])
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist") from None
+    except ImageError:
+        raise
+    except Exception as error:  # scipy raises whatever a broken byte leads to
+        raise ImageError(f"{path} is no MATLAB file or damaged ({error}); restore it") from None
+    if key not in content:
+        raise ImageError(f"{path} has no array {key!r}; is it of another data set?")
+    return np.asarray(content[key])
+
+
+def _mat_image(path: str | Path) -> np.ndarray:
+    array = read_mat(path, "img")
+    if array.ndim != 3 or array.shape[2] not in (3, 4) or array.dtype != np.uint8:
+        raise ImageError(
+            f"the array 'img' of {path} has the shape {array.shape} and type {array.dtype}; an "
+            "image is (height, width, 3 or 4) of uint8"
+        )
+    return array[..., :3]
 
 
 def _read(path: str | Path) -> Image.Image:

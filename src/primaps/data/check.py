@@ -1,0 +1,221 @@
+"""Is a data set on disk what the protocol expects? ``primaps data check``.
+
+First a quick look at lists, names, existence and headers, then the values of all label maps.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from primaps.data.dataset import DataError, Finding, Layout, Sample
+from primaps.data.reading import ImageError, has_indices, load_image, load_label
+from primaps.data.sets import find_layout
+from primaps.progress import Report, silent
+
+T = TypeVar("T")
+BLOCK = 256  # files handed to the threads at once, so that a stop takes effect soon
+ABSENT = "images not on disk"
+
+
+def check_dataset(
+    name: str, root: str | Path, quick: bool = False, report: Report = silent
+) -> Iterator[Finding]:
+    """Find out what is missing or odd in a data set, split by split.
+
+    Args:
+        name: ``cityscapes``, ``cocostuff``, ``potsdam`` or ``folder``.
+        root: see :func:`primaps.data.load_dataset`.
+        quick: do not read the values of the label maps.
+
+    Yields:
+        One finding at a time, as soon as it is known; each is one sentence.
+
+    Raises:
+        ValueError: there is no data set of this name.
+
+    Examples:
+        >>> for finding in check_dataset("potsdam", "nowhere"):
+        ...     print(finding.level, finding.text)
+        wrong train: nowhere does not exist; give the folder that holds imgs/
+        wrong val: nowhere does not exist; give the folder that holds imgs/
+        odd unlabelled: nowhere does not exist; give the folder that holds imgs/
+    """
+    root = Path(root).expanduser()
+    try:
+        layout = find_layout(name, root)
+    except DataError as error:
+        yield Finding("wrong", str(error))
+        return
+    for split in layout.splits:
+        for finding in _check_split(layout, root, split, quick, report):
+            # The paper does without the unlabelled patches of Potsdam.
+            level = "odd" if split == "unlabelled" and finding.level == "wrong" else finding.level
+            yield Finding(level, f"{split}: {finding.text}")
+
+
+def _check_split(
+    layout: Layout, root: Path, split: str, quick: bool, report: Report
+) -> Iterator[Finding]:
+    try:
+        samples = layout.listed(root, split)
+        looked = list(layout.look(root, split))
+    except DataError as error:
+        yield Finding("wrong", str(error))
+        return
+    expected = layout.splits[split]
+    if expected is not None and len(samples) != expected:
+        yield Finding("wrong", f"{len(samples):,} images; the protocol has {expected:,}")
+    yield from looked
+
+    mistakes = _Mistakes(len(samples), layout.source)
+    sizes: Counter[tuple[int, int]] = Counter()
+    usable = []
+    for sample, found in _each(lambda s: _size(layout, s), samples, f"{split}: sizes", report):
+        if isinstance(found, _Mistake):
+            mistakes.add(found)
+        else:
+            sizes[found] += 1
+            usable.append(sample)
+    yield from mistakes.findings()
+    if not usable:
+        return
+    alike = f"all {_times(next(iter(sizes)))}" if len(sizes) == 1 else f"{len(sizes)} sizes"
+    labelled = [sample for sample in usable if sample.label is not None]
+    if quick or not labelled:
+        text = f"{len(usable):,} images, {len(labelled):,} with a label of their size, {alike}"
+        yield Finding("fine", text)
+        return
+
+    mistakes, total, fine = _Mistakes(len(labelled), layout.source), Counter[int](), 0
+    for _, counted in _each(lambda s: _values(layout, s), labelled, f"{split}: labels", report):
+        if isinstance(counted, _Mistake):
+            mistakes.add(counted)
+        else:
+            total += counted
+            fine += 1
+    yield from mistakes.findings()
+    pixels = total.total()
+    if not pixels:
+        return
+    ignored = total[layout.ignore_index] / pixels
+    text = f"{fine:,} images with labels as the protocol has them, {alike}"
+    yield Finding("fine", f"{text}, {ignored:.1%} of the pixels ignored")
+    empty = [name for k, name in enumerate(layout.classes) if not total[k]]
+    if empty and not layout.guessed:
+        yield Finding("odd", f"no pixel of {', '.join(empty)}")
+
+
+class _Mistake(NamedTuple):
+    """A kind of mistake and where it is."""
+
+    kind: str
+    detail: str
+
+
+class _Mistakes:
+    """Mistakes of one kind become one sentence, with their number and the first of them."""
+
+    def __init__(self, files: int, source: str) -> None:
+        self.files, self.source = files, source
+        self.number: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+
+    def add(self, mistake: _Mistake) -> None:
+        self.number[mistake.kind] += 1
+        self.first.setdefault(mistake.kind, mistake.detail)
+
+    def findings(self) -> Iterator[Finding]:
+        for kind, number in self.number.items():
+            text = f"{kind}: {number:,} of {self.files:,}, first {self.first[kind]}"
+            hint = f"; get {self.source}" if kind == ABSENT else ""
+            yield Finding("wrong", text + hint)
+
+
+def _size(layout: Layout, sample: Sample) -> tuple[int, int] | _Mistake:
+    """Width and height of an image whose label has them too, from the headers."""
+    if not sample.source.is_file():
+        return _Mistake(ABSENT, str(sample.source))
+    if sample.label is not None and not sample.label.is_file():
+        instead = layout.instead(sample.label)
+        return _Mistake("labels not on disk" + f" ({instead})" * bool(instead), str(sample.label))
+    try:
+        size = _header(sample.source, label=False)
+        other = size if sample.label is None else _header(sample.label, label=True)
+    except _ColourError as error:
+        return _Mistake("labels in colour, not class indices", str(error))
+    except ImageError as error:
+        return _Mistake("files that cannot be read", str(error))
+    if size != other:
+        detail = f"{sample.label} has {_times(other)} pixels, its image {_times(size)}"
+        return _Mistake("labels of another size than their image", detail)
+    if layout.size and size != layout.size:
+        detail = f"{sample.source} with {_times(size)}"
+        return _Mistake(f"images that are not {_times(layout.size)}", detail)
+    return size
+
+
+class _ColourError(Exception):
+    """A label map is in colour."""
+
+
+def _header(path: Path, label: bool) -> tuple[int, int]:
+    """Width and height, upright; pixels are not decoded, except in MATLAB files."""
+    if path.suffix.lower() == ".mat":
+        if not label:
+            return load_image(path).size
+        shape = load_label(path).shape
+        if len(shape) != 2:
+            raise _ColourError(f"{path} of shape {shape}")
+        return shape[1], shape[0]
+    try:
+        with Image.open(path) as image:
+            if label and not has_indices(image):
+                raise _ColourError(f"{path} ({image.mode})")
+            turned = image.getexif().get(0x0112, 1) >= 5
+            return (image.height, image.width) if turned else image.size
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{path} ({error})") from None
+
+
+def _values(layout: Layout, sample: Sample) -> Counter[int] | _Mistake:
+    """Pixels per class (and ignored) of a label map."""
+    assert sample.label is not None
+    try:
+        raw = load_label(sample.label)
+    except ImageError as error:
+        return _Mistake("labels that cannot be read", str(error))
+    low = min(0, int(raw.min()))
+    counts = np.bincount((raw - low).ravel())
+    found = {int(i) + low: int(counts[i]) for i in np.flatnonzero(counts)}
+    odd = sorted(found.keys() - layout.values.keys())
+    if odd:
+        hint = next((layout.telltales[v] for v in odd if v in layout.telltales), "")
+        kind = "labels with values outside the protocol" + f" ({hint})" * bool(hint)
+        return _Mistake(kind, f"{sample.label} with {', '.join(map(str, odd[:5]))}")
+    total: Counter[int] = Counter()
+    for value, number in found.items():
+        total[layout.values[value]] += number
+    return total
+
+
+def _each(
+    function: Callable[[Sample], T], samples: Sequence[Sample], stage: str, report: Report
+) -> Iterator[tuple[Sample, T]]:
+    """Apply ``function`` in threads, in order; decoding releases the interpreter lock."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(samples), BLOCK):
+            block = samples[start : start + BLOCK]
+            yield from zip(block, pool.map(function, block), strict=True)
+            report(stage, start + len(block), len(samples), {})
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

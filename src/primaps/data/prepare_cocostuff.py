@@ -1,0 +1,191 @@
+"""COCO-Stuff from the downloads of COCO: ``primaps data prepare cocostuff``.
+
+Files are hard-linked, which takes no space and survives the removal of the download; on another
+file system, where that is impossible, and out of archives they are copied.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from primaps.data.cocostuff import (
+    FOLDERS,
+    LAYOUT,
+    LEAST_SIDE,
+    LIST,
+    SOURCE,
+    is_curated,
+    list_path,
+)
+from primaps.data.dataset import DataError
+from primaps.data.reading import load_label
+from primaps.files import atomic_path
+from primaps.progress import Report, silent
+
+logger = logging.getLogger("primaps")
+BLOCK = 256
+Problem = Callable[[str], None]
+
+
+def prepare_cocostuff(
+    raw: str | Path,
+    out: str | Path,
+    make_lists: bool = False,
+    report: Report = silent,
+    problem: Problem = logger.warning,
+) -> dict[str, int]:
+    """Lay out COCO downloads as ``images``, ``annotations`` and ``curated``.
+
+    What is there already is kept, so that a run that was stopped goes on.
+
+    Args:
+        raw: folder with ``train2017`` and ``val2017`` (images and stuffthingmaps, in any
+            sub-folders) or the archives as they are downloaded; curated lists in it are taken too.
+        out: folder to write to.
+        make_lists: where a curated list is missing, make one by its rule
+            (:func:`primaps.data.cocostuff.is_curated`).
+        problem: told about what is missing.
+
+    Returns:
+        The number of images, label maps and ids on the list of each split.
+
+    Raises:
+        DataError: there is nothing of COCO in ``raw``.
+    """
+    raw, out = Path(raw).expanduser(), Path(out).expanduser()
+    if not raw.is_dir():
+        raise DataError(f"{raw} is no folder; give the one that holds train2017 and val2017")
+    done: dict[str, int] = {}
+    for folder in FOLDERS.values():
+        for kind, suffix in (("images", ".jpg"), ("annotations", ".png")):
+            target = out / kind / folder
+            files = _files(raw, out, folder, suffix)
+            archives = [] if files else _archives(raw, folder, suffix)
+            for path in files:
+                _link(path, target / path.name)
+            for archive in archives:
+                _unpack(archive, folder, suffix, target, report)
+            done[f"{kind}/{folder}"] = len(list(target.glob(f"*{suffix}")))
+            if files:
+                report(f"{kind}/{folder}", len(files), len(files), {})
+            if not done[f"{kind}/{folder}"]:
+                problem(f"{raw} has no {folder}/*{suffix}, unpacked or in an archive; get {SOURCE}")
+    if not any(done.values()):
+        raise DataError(f"nothing of COCO-Stuff is in {raw}; get {SOURCE}")
+    for split, folder in FOLDERS.items():
+        done[f"curated/{folder}"] = _provide_list(raw, out, split, make_lists, report, problem)
+    return done
+
+
+def make_list(out: Path, split: str, report: Report = silent) -> int:
+    """Make the curated list of a split by its rule from all label maps, and count its ids.
+
+    On the 21 maps that the tests have, the rule gives what the published lists have.
+    """
+    labels = sorted((out / "annotations" / FOLDERS[split]).glob("*.png"))
+    names: list[str] = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(labels), BLOCK):
+            block = labels[start : start + BLOCK]
+            found = zip(block, pool.map(_belongs, block), strict=True)
+            names += [path.stem for path, belongs in found if belongs]
+            report(f"list {split}", start + len(block), len(labels), {"ids": len(names)})
+    with atomic_path(list_path(out, split)) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in names), "utf-8")
+    return len(names)
+
+
+def _belongs(path: Path) -> bool:
+    with Image.open(path) as image:  # the header alone settles small images
+        if min(image.size) < LEAST_SIDE:
+            return False
+    return is_curated(load_label(path))
+
+
+def _provide_list(
+    raw: Path, out: Path, split: str, make_lists: bool, report: Report, problem: Problem
+) -> int:
+    path, folder, expected = list_path(out, split), FOLDERS[split], LAYOUT.splits[split]
+    given = next(iter(sorted(raw.glob(f"**/{folder}/{LIST}"))), None)
+    if not path.is_file():
+        if given is not None:
+            _link(given, path)
+        elif make_lists:
+            number = make_list(out, split, report)
+            if number != expected:
+                problem(
+                    f"{path} was made by the rule and has {number:,} ids; the published list has "
+                    f"{expected:,}"
+                )
+        else:
+            problem(
+                f"{path} is missing; take it from https://github.com/janghyuncho/PiCIE (folder "
+                "curated), or add --make-lists: it names the images of which at least 75 % of the "
+                "pixels are stuff and both sides have at least 360 pixels"
+            )
+            return 0
+    return len(path.read_text("utf-8").split())
+
+
+def _folders(raw: Path, out: Path, folder: str) -> Iterator[Path]:
+    """Folders of this name up to three levels below ``raw``, not those that we write."""
+    for depth in ("", "*/", "*/*/"):
+        for path in sorted(raw.glob(f"{depth}{folder}")):
+            if path.is_dir() and (raw == out or out.resolve() not in path.resolve().parents):
+                yield path
+
+
+def _files(raw: Path, out: Path, folder: str, suffix: str) -> list[Path]:
+    """Images or label maps in the first folder that has any; both may lie in one."""
+    for path in _folders(raw, out, folder):
+        if files := sorted(path.glob(f"*{suffix}")):
+            return files
+    return []
+
+
+def _archives(raw: Path, folder: str, suffix: str) -> list[Path]:
+    kind = "stuffthingmaps*.zip" if suffix == ".png" else f"{folder}.zip"
+    return sorted(raw.rglob(kind))[:1]
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.exists():
+        if target.stat().st_size == source.stat().st_size:
+            return
+        target.unlink()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(source.resolve())
+    except OSError:  # another file system, or one without hard links
+        with atomic_path(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
+def _unpack(archive: Path, folder: str, suffix: str, target: Path, report: Report) -> None:
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            members = [
+                info
+                for info in packed.infolist()
+                if Path(info.filename).parent.name == folder and info.filename.endswith(suffix)
+            ]
+            for done, info in enumerate(members, 1):
+                path = target / Path(info.filename).name
+                if not (path.is_file() and path.stat().st_size == info.file_size):
+                    with (
+                        atomic_path(path) as temporary,
+                        packed.open(info) as source,
+                        temporary.open("wb") as sink,
+                    ):
+                        shutil.copyfileobj(source, sink)
+                report(f"unpacking {archive.name}: {folder}", done, len(members), {})
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{archive} is damaged or not complete ({error}); get it again") from None
