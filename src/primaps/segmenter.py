@@ -158,7 +158,7 @@ class PriMaPsEM:
         if labels is None:
             files = as_files(images)
         else:
-            data = labels if isinstance(labels, Dataset) else pair_up(images, labels)
+            data = labels if isinstance(labels, Dataset) else pair_up(cast(Any, images), labels)
             files = data.samples
         extracted = extract(
             files,
@@ -306,12 +306,10 @@ class PriMaPsEM:
 
 def as_files(images: Images) -> list[ImageFile]:
     """Paths become the files that they name; image files and Pillow images stay what they are."""
-    if isinstance(images, str | Path):
-        return find_images(images)
-    items = list(images)
-    if all(isinstance(item, ImageFile) for item in items) and items:
+    items: list[Any] = [images] if isinstance(images, str | Path) else list(images)
+    if items and all(isinstance(item, ImageFile) for item in items):
         return items
-    if all(isinstance(item, Image.Image) for item in items) and items:
+    if items and all(isinstance(item, Image.Image) for item in items):
         return [ImageFile(item, str(i)) for i, item in enumerate(items)]
     return find_images(items)
 

@@ -1,0 +1,9 @@
+"""The command line. Heavy imports wait inside the commands, so that --help is quick."""
+
+from primaps.cli import data, images, scores, training  # noqa: F401 (they add their commands)
+from primaps.cli.app import app
+
+
+def main() -> None:
+    """Entry point of the ``primaps`` command."""
+    app()

@@ -1,0 +1,5 @@
+"""``python -m primaps.cli``."""
+
+from primaps.cli import main
+
+main()

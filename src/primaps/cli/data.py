@@ -1,0 +1,73 @@
+"""``primaps data``: labelled data sets, checked and prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from primaps.cli.app import app, note, progress
+
+data_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", help="Labelled data sets: check, prepare."
+)
+app.add_typer(data_app, name="data")
+Root = Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the data set.")]
+
+
+@data_app.command()
+def check(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="cityscapes, cocostuff, potsdam or folder.")
+    ],
+    root: Root,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Do not read the values of the label maps.")
+    ] = False,
+) -> None:
+    """Is a data set on disk what the protocol expects? Exit status 1 if something is wrong."""
+    wrong = 0
+    with progress() as report:
+        from primaps.data.check import check_dataset
+
+        for finding in check_dataset(name, root, quick, report):
+            colour = {"fine": "green", "odd": "yellow", "wrong": "red"}[finding.level]
+            line = f"[{colour}]{finding.level}[/{colour}]: {escape(finding.text)}"
+            Console(soft_wrap=True).print(line, highlight=False)
+            wrong += finding.level == "wrong"
+    if wrong:
+        raise typer.Exit(1)
+
+
+@data_app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="potsdam or cocostuff.")],
+    raw: Annotated[Path, typer.Argument(metavar="RAW", help="Folder of the downloads.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the data set to.")],
+    make_lists: Annotated[
+        bool,
+        typer.Option(
+            "--make-lists",
+            help="cocostuff: make missing curated lists by their rule (75 % of the pixels stuff).",
+        ),
+    ] = False,
+) -> None:
+    """Bring downloads into the layout of the field: cut ISPRS tiles, lay out COCO-Stuff."""
+    with progress() as report:
+        from primaps.data.prepare_cocostuff import prepare_cocostuff
+        from primaps.data.prepare_potsdam import prepare_potsdam
+
+        if name == "potsdam" and not make_lists:
+            done = prepare_potsdam(raw, out, report, note)
+        elif name == "cocostuff":
+            done = prepare_cocostuff(raw, out, make_lists, report, note)
+        else:
+            raise ValueError(
+                "prepare knows `potsdam` and `cocostuff`, and --make-lists is for the latter; "
+                "Cityscapes needs no preparation"
+            )
+    for part, number in done.items():
+        print(f"{out / part}: {number:,}")

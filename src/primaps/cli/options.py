@@ -1,0 +1,43 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Inputs = Annotated[
+    list[str], typer.Argument(metavar="INPUT...", help="Image files, folders (recursive) or globs.")
+]
+Images = Annotated[str, typer.Argument(metavar="IMAGES", help="A folder (recursive) or a glob.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="What `fit --out` wrote, or a hub id.")]
+Out = Annotated[Path, typer.Option(help="Folder to write to.")]
+Backbone = Annotated[
+    str,
+    typer.Option(
+        help="dino-vits8, dino-vitb8, dinov2-vits14, dinov2-vitb14, a hub id, a folder or a .pth."
+    ),
+]
+Size = Annotated[
+    int | None, typer.Option(help="Shorter side in pixels [default: 320, or 322 for patch 14].")
+]
+Crf = Annotated[bool, typer.Option("--crf/--no-crf", help="Refine by the dense CRF.")]
+Threshold = Annotated[float, typer.Option(help="psi of Eq. 6: smaller gives larger masks.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Labels = Annotated[str, typer.Option(help="Folder of label maps, named like the images.")]
+BatchSize = Annotated[int, typer.Option(help="Images per step.")]
+LearningRate = Annotated[float, typer.Option(help="Of Adam.")]
+Precision = Annotated[
+    str, typer.Option(help="float32, or bfloat16: about twice as fast on recent processors.")
+]
+Seed = Annotated[int, typer.Option(help="Everything random follows from it.")]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder that keeps features and masks between runs, or none: keep nothing "
+        "[default: features in the cache]."
+    ),
+]
+TensorBoard = Annotated[Path | None, typer.Option(help="Write figures per epoch there.")]
+NOT_OF_THE_MODEL = ("images", "labels", "out", "store", "plan", "tensorboard")

@@ -1,0 +1,187 @@
+"""Commands that fit: fit, probe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from primaps.cli.app import app, err, note, progress, warn
+from primaps.cli.options import (
+    NOT_OF_THE_MODEL,
+    Backbone,
+    BatchSize,
+    Crf,
+    Device,
+    Images,
+    Labels,
+    LearningRate,
+    Precision,
+    Seed,
+    Size,
+    Store,
+    TensorBoard,
+    Threshold,
+)
+
+
+@app.command()
+def fit(
+    images: Images,
+    classes: Annotated[int, typer.Option(help="K, the number of classes to find.")],
+    out: Annotated[Path, typer.Option(help="Folder of the model.")],
+    method: Annotated[str, typer.Option(help="em (PriMaPs-EM) or kmeans (the baseline).")] = "em",
+    backbone: Backbone = "dinov2-vits14",
+    size: Size = None,
+    epochs: Annotated[int, typer.Option(help="Passes of EM over the images.")] = 50,
+    init_epochs: Annotated[int, typer.Option(help="Passes of k-means before.")] = 2,
+    min_steps: Annotated[int, typer.Option(help="Least steps of EM, for few images.")] = 150,
+    min_init_steps: Annotated[int, typer.Option(help="Least steps of k-means.")] = 184,
+    batch_size: BatchSize = 32,
+    learning_rate: LearningRate = 0.005,
+    momentum: Annotated[float, typer.Option(help="Decay of the moving average (Eq. 11).")] = 0.98,
+    momentum_every: Annotated[int, typer.Option(help="Steps between its updates.")] = 10,
+    momentum_ramp: Annotated[bool, typer.Option(help="Ramp the decay up (see README).")] = True,
+    views: Annotated[
+        str, typer.Option(help="Augmented views per image, kept; fresh: new ones in every step.")
+    ] = "0",
+    loss_size: Annotated[str, typer.Option(help="Votes and loss at image or feature size.")] = (
+        "image"
+    ),
+    threshold: Threshold = 0.4,
+    crf: Crf = True,
+    precision: Precision = "float32",
+    seed: Seed = 0,
+    store: Store = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what it will take: bytes, memory, time.")
+    ] = False,
+    tensorboard: TensorBoard = None,
+    device: Device = "auto",
+) -> None:
+    """Find K classes in unlabelled images (PriMaPs-EM) and write the model."""
+    options = {k: v for k, v in locals().items() if k not in NOT_OF_THE_MODEL}
+    with progress() as report, _process(device) as own:
+        from primaps.data import find_images
+        from primaps.segmenter import PriMaPsEM
+
+        options |= {"views": None if views == "fresh" else _number(views), "device": own}
+        files = find_images(images, exclude=out)
+        model = PriMaPsEM(**options)
+        if plan:
+            from primaps.planning import plan as estimate
+
+            print("\n".join(estimate(model, files, _store(store)).lines()))
+            return
+        start, steps = model.config.steps(len(files))
+        text = f"{len(files)} images of {model.size} px, {classes} classes: k-means {start} steps"
+        text += f", EM {steps} steps" if method == "em" else ""
+        note(f"{text} of {min(batch_size, len(files))} images")
+        _train(model, files, None, out, store, tensorboard, report)
+        dead = model.history_[-1].get("empty", [])
+    if dead:
+        note(f"{len(dead)} of {classes} classes are empty at the end; fewer classes may do")
+    print(out)
+
+
+@app.command()
+def probe(
+    images: Images,
+    labels: Labels,
+    out: Annotated[Path, typer.Option(help="Folder of the model.")],
+    classes: Annotated[
+        int | None, typer.Option(help="Number of classes [default: those of classes.json].")
+    ] = None,
+    backbone: Backbone = "dinov2-vits14",
+    size: Size = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 50,
+    min_steps: Annotated[int, typer.Option(help="Least steps, for few images.")] = 150,
+    batch_size: BatchSize = 32,
+    learning_rate: LearningRate = 0.005,
+    precision: Precision = "float32",
+    seed: Seed = 0,
+    store: Store = None,
+    tensorboard: TensorBoard = None,
+    device: Device = "auto",
+) -> None:
+    """Train a linear probe on labels: the upper bound that the paper compares with."""
+    options = {k: v for k, v in locals().items() if k not in NOT_OF_THE_MODEL}
+    with progress() as report, _process(device) as own:
+        from primaps.data import pair_up
+        from primaps.segmenter import PriMaPsEM
+
+        data = pair_up(images, labels)
+        if classes is None and data.layout.guessed:
+            raise ValueError(f"{labels} has no classes.json: give the number of --classes")
+        options |= {"classes": classes or len(data.classes), "device": own}
+        model = PriMaPsEM(**options, method="probe")
+        _train(model, data.samples, data, out, store, tensorboard, report)
+    print(out)
+
+
+@contextmanager
+def _process(device: str) -> Iterator[str]:
+    """Join the other processes under torchrun; only the first one speaks."""
+    from primaps import distributed
+
+    with distributed.group(device) as own:
+        err.quiet = distributed.rank() > 0
+        yield own
+
+
+def _train(
+    model: Any, files: Any, labels: Any, out: Path, store: str | None, log: Path | None,
+    report: Any,
+) -> None:  # fmt: skip
+    """Fit, save and draw; the state of training lives beside the model until it is complete."""
+    from primaps import distributed
+    from primaps.preview import model_preview
+
+    note(f"backbone {model.backbone.name} from {model.backbone.source}")
+    with _tensorboard(log) as write:
+        model.fit(
+            files, labels, store=_store(store), checkpoints=out, report=report, problem=warn,
+            log=write,
+        )  # fmt: skip
+    if distributed.rank() == 0:
+        model.save_pretrained(out)
+        model_preview(model, out / "preview.png")
+    for path in out.glob("training-*.safetensors"):  # the run is complete
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _tensorboard(folder: Path | None) -> Iterator[Any]:
+    if folder is None:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ImportError(
+            "--tensorboard needs its package: pip install 'primaps[tensorboard]'"
+        ) from None
+
+    def write(line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if isinstance(value, float):
+                writer.add_scalar(f"{line['stage']}/{name}", value, line["step"])
+
+    with SummaryWriter(str(folder)) as writer:
+        yield write
+
+
+def _store(text: str | None) -> str | Path | None:
+    from primaps.files import cache_dir
+
+    return None if text == "none" else text or cache_dir() / "features"
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"--views is {text!r}; it must be a number or fresh") from None
