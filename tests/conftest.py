@@ -22,6 +22,7 @@ CHECKED = (
     "em",
     "extraction",
     "imagesize",
+    "orthogonal",
     "probe",
     "prototypes",
     "segmenter",

@@ -72,7 +72,8 @@ def test_the_same_fit_twice_gives_the_same_bytes(fitted, colours, painted_folder
 
 def test_views_and_kmeans_are_switches(colours, painted_folder):
     images = painted_folder / "images"
-    for options in ({"views": 2}, {"views": None}, {"loss_size": "feature"}, {"crf": False}):
+    for options in ({"views": 2}, {"views": None}, {"loss_size": "feature"}, {"crf": False},
+                    {"recipe": "orthogonal"}):  # fmt: skip
         assert agreement(PriMaPsEM(3, backbone=colours, **options, **QUICK).fit(images), 100) > 0.9
     baseline = PriMaPsEM(3, backbone=colours, method="kmeans", **QUICK).fit(images)
     assert {line["stage"] for line in baseline.history_} == {"k-means"}

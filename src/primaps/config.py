@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Method = Literal["em", "kmeans", "probe"]
+Recipe = Literal["paper", "orthogonal"]
 LossSize = Literal["image", "feature"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -18,6 +19,8 @@ class Config:
         classes: K, the number of classes to find.
         method: ``em`` is PriMaPs-EM; ``kmeans`` the baseline that it starts from; ``probe`` a
             linear probe, which is trained on labels.
+        recipe: ``paper`` is PriMaPs-EM; ``orthogonal`` fits orthonormal prototypes to mask features
+            instead, see :mod:`primaps.orthogonal`.
         backbone: name, hub id, folder or file; see :func:`primaps.load_backbone`.
         size: shorter side of the images in pixels; None is the multiple of the patch size nearest
             to 320 (320 for patch 8, 322 for patch 14).
@@ -50,6 +53,7 @@ class Config:
 
     classes: int
     method: Method = "em"
+    recipe: Recipe = "paper"
     backbone: str = "dinov2-vits14"
     size: int | None = None
     epochs: int = 50
@@ -95,6 +99,11 @@ class Config:
         for name in ("init_epochs", "min_steps", "min_init_steps", "views"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+
+    @property
+    def cosine(self) -> bool:
+        """Whether prototypes are compared with features of length 1."""
+        return self.method == "kmeans" or (self.method == "em" and self.recipe == "orthogonal")
 
     def steps(self, images: int) -> tuple[int, int]:
         """Steps of k-means and of EM for a number of images.

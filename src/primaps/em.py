@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Integer
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from primaps.data.store import Rows
@@ -58,7 +58,7 @@ class Settings:
 
 def pca_start(views: Views, classes: int) -> Prototypes:
     """The first principal components of the clean features of all images, as prototypes."""
-    count, summed, second = moments(chunk[:, 0].to(views.device) for chunk in views.clean.chunks())
+    count, summed, second = moments(views.project(chunk[:, 0]) for chunk in views.clean.chunks())
     number = total(torch.tensor([count], device=views.device))
     directions = principal_directions(int(number), total(summed), total(second), classes)
     return Prototypes(directions).to(views.device)
@@ -70,8 +70,12 @@ def fit_kmeans(
     steps: int,
     settings: Settings = Settings(),
     recorder: Recorder | None = None,
+    stage: str = "k-means",
 ) -> Prototypes:
     """Spherical k-means by stochastic gradient descent on Eq. 9.
+
+    Args:
+        stage: its name in progress and history.
 
     Returns:
         Prototypes with scale 1: the baseline of the paper, and where EM starts.
@@ -94,7 +98,7 @@ def fit_kmeans(
         return {"loss": loss}
 
     optimise(
-        "k-means",
+        stage,
         nn.ModuleDict({"trained": prototypes}),
         step,
         steps,
@@ -180,14 +184,24 @@ def diagnostics(sums: Mapping[str, Tensor], steps: int) -> Figures:
         of the epoch has.
     """
     share = sums["classes"] / sums["classes"].sum()
-    entropy = -(share * share.clamp_min(1e-12).log()).sum() / math.log(len(share))
     return {
         **mean_figures({"loss": sums["loss"]}, steps),
         "ignored": 1 - float(sums["assigned"] / sums["pixels"]),
         "agreement": float(sums["agreeing"] / sums["assigned"].clamp_min(1)),
-        "entropy": float(entropy),
+        "entropy": class_entropy(share),
         "empty": (share == 0).nonzero()[:, 0].tolist(),
     }
+
+
+def class_entropy(share: Float[Tensor, " k"]) -> float:
+    """Entropy of the classes' shares divided by log K: 1 = all equal, 0 = one has all.
+
+    Examples:
+        >>> class_entropy(torch.tensor([0.5, 0.5])), class_entropy(torch.tensor([1.0, 0.0]))
+        (1.0, 0.0)
+    """
+    share = share.double()
+    return abs(float(-(share * share.clamp_min(1e-12).log()).sum() / math.log(len(share))))
 
 
 def _at_positions(

@@ -49,7 +49,8 @@ def fit_probe(
     Args:
         labels: classes (H, W) of each image at image size, 255 = not counted.
     """
-    probe = LinearProbe(torch.zeros(classes, views.clean.shape[1])).to(views.device)
+    channels = len(views.mirrored_mean(0))
+    probe = LinearProbe(torch.zeros(classes, channels)).to(views.device)
     weights = torch.ones(classes, device=views.device)
 
     def step(number: int) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from primaps.distributed import processes
 from primaps.em import Settings, fit_em, fit_kmeans, pca_start
 from primaps.extraction import Extracted, extract, mirrored_mean
 from primaps.imagesize import upsample
+from primaps.orthogonal import fit_orthogonal
 from primaps.probe import LinearProbe, fit_probe
 from primaps.progress import Report, silent
 from primaps.proposals import image_masks
@@ -197,15 +198,21 @@ class PriMaPsEM:
         model: Prototypes | LinearProbe
         if config.method == "probe":
             if extracted.labels is None:
-                raise ValueError("the linear probe needs labels: extract them with labels=folder")
+                raise ValueError("the linear probe needs labels: extract them with labels=")
             model = fit_probe(views, extracted.labels, config.classes, steps, settings, recorder)
+        elif config.method == "kmeans":
+            start = pca_start(views, config.classes)
+            model = fit_kmeans(views, start, init_steps, settings, recorder)
+        elif extracted.masks is None:
+            raise ValueError("PriMaPs-EM needs masks: extract them with model.mask_maker()")
+        elif config.recipe == "orthogonal":
+            model = fit_orthogonal(
+                views, extracted.masks, config.classes, init_steps, settings, recorder
+            )
         else:
             start = pca_start(views, config.classes)
-            model = start = fit_kmeans(views, start, init_steps, settings, recorder)
-            if config.method == "em":
-                if extracted.masks is None:
-                    raise ValueError("PriMaPs-EM needs masks: extract them with model.mask_maker()")
-                model = fit_em(views, extracted.masks, start, steps, settings, recorder)
+            start = fit_kmeans(views, start, init_steps, settings, recorder)
+            model = fit_em(views, extracted.masks, start, steps, settings, recorder)
         self.prototypes_, self.history_ = model.requires_grad_(False), recorder.epochs
         return self
 
@@ -254,7 +261,7 @@ class PriMaPsEM:
         """Class probabilities at image size from features that are there already."""
         if self.prototypes_ is None:
             raise ModelError("the model is not fitted: call fit first, or load one")
-        if self.config.method == "kmeans":  # logits are cosines, as in Eq. 9
+        if self.config.cosine:  # logits are cosines, as in Eq. 9
             features = F.normalize(features, dim=1)
         logits = self.prototypes_(features)
         probabilities = upsample(logits, images.shape[-2:]).softmax(1)

@@ -44,6 +44,7 @@ class Views:
         augmented: features (C, h, w) of each image, photometrically augmented, one entry per view.
         mirrored: which of the augmented images were mirrored.
         fresh: computes augmented features in every step; instead of ``augmented``.
+        projection: features to the codes that prototypes are fitted to; None fits them to features.
         device: where batches go.
     """
 
@@ -52,6 +53,7 @@ class Views:
     augmented: tuple[Rows, ...] = ()
     mirrored: Bool[Tensor, "v m"] | None = None
     fresh: Fresh | None = None
+    projection: Callable[[Tensor], Tensor] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __len__(self) -> int:
@@ -69,7 +71,17 @@ class Views:
         self, rows: Integer[Tensor, " b"], mirror: Bool[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
         """Clean features of images or, where ``mirror``, of their mirror images."""
-        return self.clean.take(rows, mirror.long()).to(self.device).float()
+        return self.project(self.clean.take(rows, mirror.long()))
+
+    def project(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        """Stored features to what prototypes are fitted to."""
+        features = features.to(self.device).float()
+        return self.projection(features) if self.projection else features
+
+    def mirrored_mean(self, row: int) -> Float[Tensor, "c h w"]:
+        """Features of an image of this process, averaged with those of its mirror image."""
+        both = self.project(self.clean.take(torch.tensor([row]))[0])
+        return (both[0] + both[1].flip(-1)) / 2
 
     def batch(self, index: Integer[Tensor, " b"], step: int, seed: int) -> Batch:
         """Features of a batch. Everything random follows from ``step`` and ``seed``."""
@@ -83,12 +95,11 @@ class Views:
             seen = torch.empty_like(clean)
             for number in view.unique().tolist():
                 at = (view == number).nonzero()[:, 0]
-                part = self.augmented[number].take(rows[at]).to(self.device).float()
-                seen[at.to(self.device)] = part
+                seen[at.to(self.device)] = self.project(self.augmented[number].take(rows[at]))
             return Batch(clean, seen, mirror, rows)
         mirror = (torch.rand(len(index), generator=random) < 0.5)[here]
         clean = self.features(rows, mirror)
-        seen = self.fresh(rows, mirror, step) if self.fresh else clean
+        seen = self.project(self.fresh(rows, mirror, step)) if self.fresh else clean
         return Batch(clean, seen, mirror, rows)
 
 

@@ -34,6 +34,9 @@ def fit(
     classes: Annotated[int, typer.Option(help="K, the number of classes to find.")],
     out: Annotated[Path, typer.Option(help="Folder of the model.")],
     method: Annotated[str, typer.Option(help="em (PriMaPs-EM) or kmeans (the baseline).")] = "em",
+    recipe: Annotated[
+        str, typer.Option(help="paper, or orthogonal: orthonormal prototypes on mask features.")
+    ] = "paper",
     backbone: Backbone = "dinov2-vits14",
     size: Size = None,
     epochs: Annotated[int, typer.Option(help="Passes of EM over the images.")] = 50,
@@ -78,7 +81,7 @@ def fit(
             return
         start, steps = model.config.steps(len(files))
         text = f"{len(files)} images of {model.size} px, {classes} classes: k-means {start} steps"
-        text += f", EM {steps} steps" if method == "em" else ""
+        text += f", EM {steps} steps" if (method, recipe) == ("em", "paper") else ""
         note(f"{text} of {min(batch_size, len(files))} images")
         _train(model, files, None, out, store, tensorboard, report)
         dead = model.history_[-1].get("empty", [])
