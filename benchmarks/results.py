@@ -37,6 +37,7 @@ TABLES = {
     "readme": {
         "k-means": ({"method": "kmeans"}, BOTH),
         "PriMaPs-EM": ({}, BOTH),
+        "recipe orthogonal": ({"recipe": "orthogonal"}, BOTH),
     },
     "4b": {  # of the paper
         "baseline": ({"method": "kmeans"}, PLAIN),
@@ -46,9 +47,12 @@ TABLES = {
         "+ CRF": ({}, REFINED),
     },
     "views": {
-        **{f"{views} views": ({"views": views}, PLAIN) for views in (0, 1, 2, 4, 8)},
-        "loss at feature size": ({"loss_size": "feature"}, PLAIN),
-        "bfloat16": ({"precision": "bfloat16"}, PLAIN),
+        **{f"{views} views": ({"views": views}, PLAIN) for views in (0, 2)},
+        "2 views, loss at feature size": ({"views": 2, "loss_size": "feature"}, PLAIN),
+        **{
+            f"{views} views, bfloat16": ({"views": views, "precision": "bfloat16"}, PLAIN)
+            for views in (0, 2, 4, 8)
+        },
     },
 }
 
