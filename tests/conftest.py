@@ -15,7 +15,7 @@ SOURCE = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
 STATE = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCE)).hexdigest()[:16]
 os.environ.setdefault("NUMBA_CACHE_DIR", f"{tempfile.gettempdir()}/primaps-numba-{STATE}")
 
-CHECKED = ("backbones", "em", "extraction", "imagesize", "prototypes", "segmenter")
+CHECKED = ("backbones", "em", "extraction", "imagesize", "projections", "prototypes", "segmenter")
 install_import_hook([f"primaps.{name}" for name in CHECKED], "beartype.beartype")
 
 import torch  # noqa: E402
