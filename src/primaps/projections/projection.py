@@ -43,9 +43,26 @@ class Head(nn.Module):
         self.branch = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, dim))
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        tokens = features.flatten(2).transpose(1, 2)  # a 1x1 convolution is one matrix product
-        codes = self.linear(tokens) + self.branch(tokens)
+        codes = self.tokens(features.flatten(2).transpose(1, 2))
         return codes.transpose(1, 2).unflatten(2, features.shape[-2:])
+
+    def tokens(
+        self,
+        features: Float[Tensor, "*b n c"],
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "*b n d"]:
+        """Codes of lists of positions: a 1x1 convolution is one matrix product.
+
+        Args:
+            dropout: share of the channels that are hidden from each branch, others for each list.
+        """
+        if not dropout:
+            return self.linear(features) + self.branch(features)
+        shape = (2, *features.shape[:-2], 1, features.shape[-1])
+        keep = torch.rand(shape, generator=generator).to(features.device) >= dropout
+        one, other = features * keep / (1 - dropout)
+        return self.linear(one) + self.branch(other)
 
 
 class Projection(nn.Module):

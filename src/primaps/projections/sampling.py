@@ -1,0 +1,82 @@
+"""What training a projection draws from cached features: batches, points, nearest images."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Features(Protocol):
+    """Cached features of N images and their mirror images, (N, 2, C, h, w): a tensor or a store.
+
+    ``features[index, which]`` with two index tensors (B,) gives (B, C, h, w); ``which`` is 0 for
+    the image and 1 for its mirror image.
+    """
+
+    @property
+    def shape(self) -> Any: ...
+
+    def __getitem__(self, key: tuple[Tensor, Tensor]) -> Tensor: ...
+
+
+def draw(
+    features: Features, index: Int[Tensor, " b"], generator: torch.Generator
+) -> Float[Tensor, "b c h w"]:
+    """Features of some images in single precision, each image mirrored or not by chance."""
+    which = torch.randint(2, (len(index),), generator=generator)
+    return features[index, which].float()
+
+
+def random_points(count: int, points: int, generator: torch.Generator) -> Float[Tensor, "b p 2"]:
+    """Points (x, y) in [-1, 1], uniform, for each of ``count`` images."""
+    return 2 * torch.rand(count, points, 2, generator=generator) - 1
+
+
+def sample(
+    maps: Float[Tensor, "b c h w"], points: Float[Tensor, "b p 2"]
+) -> Float[Tensor, "b c p"]:
+    """Bilinear values at points (x, y) in [-1, 1], which spans the centres of the outer positions.
+
+    Examples:
+        >>> sample(torch.tensor([[[[0.0, 4.0]]]]), torch.tensor([[[-1.0, 0.0], [-0.5, 0.0]]]))
+        tensor([[[0., 1.]]])
+    """
+    grid = points[:, None].to(maps.device)
+    return F.grid_sample(maps, grid, align_corners=True, padding_mode="border")[:, :, 0]
+
+
+def descriptors(features: Features, batch_size: int = 64) -> Float[Tensor, "n c"]:
+    """One direction per image: its features averaged over positions, of length 1."""
+    means = []
+    for index in torch.arange(features.shape[0]).split(batch_size):
+        maps = features[index, torch.zeros_like(index)].float()
+        means.append(F.normalize(maps.mean((2, 3)), dim=1))
+    return torch.cat(means)
+
+
+def nearest_images(images: Float[Tensor, "n c"], count: int) -> Int[Tensor, "n k"]:
+    """Indices of the ``count`` most similar other images (fewer if there are fewer).
+
+    Examples:
+        >>> nearest_images(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), 1).tolist()
+        [[1], [0], [1]]
+    """
+    found = []
+    for start in range(0, len(images), 1024):
+        cosines = images[start : start + 1024] @ images.T
+        rows = torch.arange(len(cosines), device=images.device)
+        cosines[rows, start + rows] = -torch.inf  # an image is no neighbour of its own
+        found.append(cosines.topk(min(count, len(images) - 1)).indices)
+    return torch.cat(found)
+
+
+def partners(count: int, generator: torch.Generator) -> Int[Tensor, " b"]:
+    """A random partner for each of ``count`` images of a batch, never the image itself."""
+    order = torch.randperm(count, generator=generator)
+    found = torch.empty(count, dtype=torch.int64)
+    found[order] = order.roll(1)  # one long cycle
+    return found
