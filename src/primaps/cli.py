@@ -238,6 +238,34 @@ def demo(
     print(picture)
 
 
+projection = typer.Typer(no_args_is_help=True, help="Projections of features (STEGO, HP).")
+app.add_typer(projection, name="projection")
+
+
+@projection.callback()
+def _projection() -> None:
+    """Projections of features (STEGO, HP)."""
+
+
+@projection.command()
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .ckpt of STEGO or a .pth of HP.")
+    ],
+    out: Out,
+    kind: Annotated[str | None, typer.Option(help="stego or hp [default: seen from FILE].")] = None,
+) -> None:
+    """Convert a checkpoint to safetensors, the backbone that it carries included.
+
+    Nothing that the file contains is executed.
+    """
+    with _progress():
+        from primaps.projections import convert_projection
+
+        convert_projection(checkpoint, out, kind)
+    print(out)
+
+
 @contextmanager
 def _progress() -> Iterator[Any]:
     """Progress on the terminal; what users can mend becomes one sentence and exit status 1."""

@@ -7,15 +7,37 @@ from primaps.projections.checkpoints import (
     read_checkpoint,
 )
 from primaps.projections.foreign import UnsafeFileError
+from primaps.projections.hp import HP_PRESETS, HPSettings, train_hp
+from primaps.projections.probes import fit_clusters, fit_linear
 from primaps.projections.projection import Head, Projection, ProjectionError
+from primaps.projections.stego import (
+    STEGO_PRESETS,
+    Pairs,
+    StegoSettings,
+    automatic_shifts,
+    train_stego,
+)
+from primaps.projections.train import projection_settings, train_projection
 
 __all__ = [
+    "HP_PRESETS",
+    "STEGO_PRESETS",
     "Checkpoint",
+    "HPSettings",
     "Head",
+    "Pairs",
     "Projection",
     "ProjectionError",
+    "StegoSettings",
     "UnsafeFileError",
+    "automatic_shifts",
     "convert_projection",
+    "fit_clusters",
+    "fit_linear",
     "load_projection",
+    "projection_settings",
     "read_checkpoint",
+    "train_hp",
+    "train_projection",
+    "train_stego",
 ]

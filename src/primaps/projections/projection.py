@@ -156,7 +156,7 @@ class Projection(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Projection:
-        """Read what :meth:`save` or ``primaps convert`` wrote.
+        """Read what :meth:`save` or ``primaps projection convert`` wrote.
 
         Raises:
             ProjectionError: files are missing, damaged or do not belong together.
