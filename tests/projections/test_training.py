@@ -8,7 +8,6 @@ from primaps.projections import Head, Projection
 from primaps.projections.hp import (
     HPSettings,
     contrastive_loss,
-    criterion,
     hidden_positives,
     neighbourhood,
     train_hp,
@@ -173,15 +172,44 @@ def test_one_image_has_nothing_to_be_compared_with():
 
 def test_hidden_positives_agree_with_the_definition():
     generator = torch.Generator().manual_seed(0)
-    vectors = F.normalize(torch.randn(12, 4, generator=generator), dim=1)
-    pool = F.normalize(torch.randn(5, 4, generator=generator), dim=1)
-    enough = criterion(vectors, pool)
-    found = hidden_positives(vectors[:7], vectors, enough[:7], enough)
-    best = [max(float(v @ m) for m in pool) for v in vectors]
-    for i in range(7):
+    vectors = torch.randn(12, 4, generator=generator, dtype=torch.float64)
+    pool = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    anchors = torch.tensor([0, 3, 4, 11])
+    found = hidden_positives(vectors, anchors, pool)
+
+    def cosine(a, b):
+        return float(F.cosine_similarity(a, b, dim=0))
+
+    best = [max(cosine(v, m) for m in pool) for v in vectors]
+    for row, i in enumerate(anchors.tolist()):
         for j in range(12):
-            alike = float(vectors[i] @ vectors[j])
-            assert found[i, j].item() == (alike > best[i] or alike > best[j])
+            alike = cosine(vectors[i], vectors[j])
+            expected = i != j and (alike > best[i] or alike > best[j])
+            assert found[row, j].item() == expected
+    assert 0 < found.sum() < 40
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "words"),
+    [
+        (StegoSettings, {"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        (StegoSettings, {"dropout": 1.0}, "dropout is 1.0; it must be in"),
+        (HPSettings, {"temperature": 0.0}, "temperature is 0.0; it must be positive"),
+        (HPSettings, {"contrast": 0.0}, "contrast is 0.0; it must be in"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, options, words):
+    with pytest.raises(ValueError, match=words):
+        settings(**options)
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_features_that_are_no_numbers_end_the_training(method):
+    features, _ = blocks()
+    features[:, :, 0, 0, 0] = torch.nan
+    train, settings = SMALL[method]
+    with pytest.raises(ValueError, match="contain NaN"):
+        train(features, 2, settings)
 
 
 def test_the_loss_of_hp_agrees_with_its_definition_written_out():

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from primaps.em import batches
 from primaps.progress import Report, silent
 from primaps.projections.projection import Head, Projection
-from primaps.projections.sampling import Features
+from primaps.projections.sampling import Features, check, finite
 from primaps.prototypes import momentum_update
 
 
@@ -66,6 +67,12 @@ class HPSettings:
     weight_decay: float = 0.1
     dropout: float = 0.1
 
+    def __post_init__(self) -> None:
+        counts = ("dim", "pool", "batch_size", "positions", "anchors")
+        check(self, counts, ("temperature", "learning_rate"), ("momentum", "warmup", "dropout"))
+        if not 0 < self.contrast <= 1:
+            raise ValueError(f"contrast is {self.contrast}; it must be in (0, 1]")
+
 
 # The authors' values for DINO: ViT-S/8 for the first two, ViT-B/8 for Potsdam-3. They count the
 # warm-up in steps (50 of 1,380; 1,000 of 11,600; 100 of 1,330).
@@ -77,30 +84,29 @@ HP_PRESETS = {
 }
 
 
-def criterion(vectors: Float[Tensor, "n c"], pool: Float[Tensor, "m c"]) -> Float[Tensor, " n"]:
-    """How alike another position must be to be a hidden positive: the best match in the pool.
+def hidden_positives(
+    vectors: Float[Tensor, "n c"], anchors: Int[Tensor, " a"], pool: Float[Tensor, "m c"]
+) -> Bool[Tensor, "a n"]:
+    """Pairs whose cosine is larger than that of either of the two to anything in the pool.
 
     Args:
-        vectors, pool: of length 1.
-    """
-    return (vectors @ pool.T).amax(1)
+        vectors: of all positions of a batch.
+        anchors: which of them are anchors.
+        pool: of the reference positions.
 
-
-def hidden_positives(
-    anchors: Float[Tensor, "a c"],
-    others: Float[Tensor, "n c"],
-    of_anchors: Float[Tensor, " a"],
-    of_others: Float[Tensor, " n"],
-) -> Bool[Tensor, "a n"]:
-    """Pairs that are more alike than the criterion of either of the two asks for.
+    Returns:
+        False for an anchor and itself.
 
     Examples:
-        >>> one, others = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.8, 0.6], [0.0, 1.0]])
-        >>> hidden_positives(one, others, torch.tensor([0.9]), torch.tensor([0.7, 0.5]))
-        tensor([[ True, False]])
+        >>> vectors = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+        >>> hidden_positives(vectors, torch.tensor([0]), pool=torch.tensor([[1.0, 1.0]]))
+        tensor([[False,  True, False]])
     """
-    cosines = anchors @ others.T
-    return (cosines > of_anchors[:, None]) | (cosines > of_others)
+    vectors = F.normalize(vectors, dim=1)
+    enough = (vectors @ F.normalize(pool, dim=1).T).amax(1)
+    cosines = vectors[anchors] @ vectors.T
+    positive = (cosines > enough[anchors, None]) | (cosines > enough)
+    return positive.scatter(1, anchors[:, None], False)
 
 
 def contrastive_loss(
@@ -136,12 +142,15 @@ def neighbourhood(
     its image and outside the image; weights are scaled to sum to 1. The middle is the anchor.
     """
     b, _, h, w = maps.shape
-    step = torch.tensor([-1, 0, 1])
+    step = torch.tensor([-1, 0, 1], device=maps.device)
     y = position[..., None] // w + step.repeat_interleave(3)
     x = position[..., None] % w + step.repeat(3)
     inside = (y >= 0) & (y < h) & (x >= 0) & (x < w)
     tokens = maps.flatten(2).transpose(1, 2)
-    near = tokens[torch.arange(b)[:, None, None], y.clamp(0, h - 1) * w + x.clamp(0, w - 1)]
+    near = tokens[
+        torch.arange(b, device=maps.device)[:, None, None],
+        y.clamp(0, h - 1) * w + x.clamp(0, w - 1),
+    ]
     directions = F.normalize(near, dim=3)
     anchor, image = directions[:, :, 4], F.normalize(tokens, dim=2).mean(1)
     affinity = torch.einsum("bac,bakc->bak", anchor, directions)
@@ -169,9 +178,11 @@ def train_hp(
     """
     generator = torch.Generator().manual_seed(seed)
     count, channels = features.shape[0], features.shape[2]
+    references = _references(features, settings.pool, generator)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head, project = Head(channels, settings.dim), nn.Linear(settings.dim, settings.dim)
+    head, project = head.to(references.device), project.to(references.device)
     slow = copy.deepcopy(head).requires_grad_(False)
     optimizer = torch.optim.AdamW(
         [
@@ -180,54 +191,71 @@ def train_hp(
         ],
         lr=settings.learning_rate,
     )
-    references = _references(features, settings.pool, generator)
-    pool = F.normalize(references, dim=1)
     for step, index in enumerate(batches(count, settings.batch_size, steps, generator), 1):
-        growth = max(0.0, (step / steps - settings.warmup) / (1 - settings.warmup))
-        which = torch.randint(2, (len(index),), generator=generator)
-        maps, mirrored = (features[index, i].float() for i in (which, 1 - which))
-        position = _positions(maps, settings.positions, generator)
-        tokens = _at(maps, position)  # (b, n, c); the first ones of each image are anchors
-        is_anchor = torch.zeros(position.shape, dtype=torch.bool)
-        is_anchor[:, : settings.anchors] = True
-        first = is_anchor.flatten().nonzero()[:, 0]
-        near, weights = neighbourhood(maps, position[:, : settings.anchors])
-        opposite = _at(mirrored.flip(-1), position[:, : settings.anchors])
-
+        drawn = _draw(features, index, settings, generator)
         with torch.no_grad():
-            unit = F.normalize(tokens.flatten(0, 1), dim=1)
-            enough = criterion(unit, pool)
-            agnostic = hidden_positives(unit[first], unit, enough[first], enough)
-            judged = F.normalize(slow.tokens(tokens).flatten(0, 1), dim=1)
-            enough = criterion(judged, F.normalize(slow.tokens(references), dim=1))
-            specific = hidden_positives(judged[first], judged, enough[first], enough)
-            itself = first[:, None] == torch.arange(len(unit))
-            positives = (agnostic + growth * specific) * ~itself
-            chosen = torch.rand(itself.shape, generator=generator) < settings.contrast
-            contrasted = (agnostic | chosen) & ~itself
+            tokens = drawn.tokens.flatten(0, 1)
+            agnostic = hidden_positives(tokens, drawn.anchors, references)
+            pool = slow.tokens(references)
+            specific = hidden_positives(slow.tokens(tokens), drawn.anchors, pool)
+            growth = max(0.0, (step / steps - settings.warmup) / (1 - settings.warmup))
+            chosen = torch.rand(agnostic.shape, generator=generator) < settings.contrast
+            contrasted = agnostic | chosen.to(agnostic.device).scatter(
+                1, drawn.anchors[:, None], False
+            )
 
-        codes = head.tokens(tokens, settings.dropout, generator)
-        around = head.tokens(near, settings.dropout, generator)
-        local = torch.einsum("bak,bakd->bad", weights, around)
-        seen = head.tokens(opposite, settings.dropout, generator)
-        keys, local, seen = (
-            F.normalize(project(c.flatten(0, 1)), dim=1) for c in (codes, local, seen)
+        codes, around, opposite = (
+            head.tokens(f, settings.dropout, generator)
+            for f in (drawn.tokens, drawn.near, drawn.opposite)
         )
-        losses = [
-            contrastive_loss(query @ keys.T, positives, contrasted, settings.temperature)
-            for query in (keys[first], local)
+        local = torch.einsum("bak,bakd->bad", drawn.weights, around)
+        keys, local, opposite = (
+            F.normalize(project(c.flatten(0, 1)), dim=1) for c in (codes, local, opposite)
+        )
+        contrast = [
+            contrastive_loss(
+                query @ keys.T, agnostic + growth * specific, contrasted, settings.temperature
+            )
+            for query in (keys[drawn.anchors], local)
         ]
-        distance = F.pairwise_distance(keys[first], seen).mean()
-        loss = torch.stack(losses).mean() + settings.consistency * distance
+        distance = F.pairwise_distance(keys[drawn.anchors], opposite).mean()
+        loss = torch.stack(contrast).mean() + settings.consistency * distance
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(head.parameters(), 10.0)
         optimizer.step()
         momentum_update(slow, head, settings.momentum)
-        found = (agnostic & ~itself).sum(1).float().mean().item()
-        report("HP", step, steps, {"loss": loss.item(), "positives": found})
+        found = agnostic.sum(1).float().mean().item()
+        report("HP", step, steps, {"loss": finite(loss, step), "positives": found})
     about = {"method": "hp", "steps": steps, "seed": seed, "images": count}
     return Projection(head, None, "hp", {**about, "settings": asdict(settings)})
+
+
+class _Drawn(NamedTuple):
+    """What a step sees of each image: random positions, of which the first ones are anchors."""
+
+    tokens: Float[Tensor, "b n c"]
+    anchors: Int[Tensor, " a"]  # among all b * n
+    near: Float[Tensor, "b a 9 c"]
+    weights: Float[Tensor, "b a 9"]
+    opposite: Float[Tensor, "b a c"]  # the anchors in the mirror image
+
+
+def _draw(
+    features: Features, index: Int[Tensor, " b"], settings: HPSettings, generator: torch.Generator
+) -> _Drawn:
+    which = torch.randint(2, (len(index),), generator=generator)
+    maps, mirrored = (features[index, i].float() for i in (which, 1 - which))
+    size, total = len(maps), maps.shape[2] * maps.shape[3]
+    each = min(settings.positions, total)
+    position = torch.rand(size, total, generator=generator).topk(each).indices.to(maps.device)
+    anchor = position[:, : settings.anchors]
+    rows = torch.arange(size, device=maps.device)[:, None]
+    first = (rows * each + torch.arange(anchor.shape[1], device=maps.device)).flatten()
+    near, weights = neighbourhood(maps, anchor)
+    opposite = mirrored.flip(-1).flatten(2).transpose(1, 2)[rows, anchor]
+    tokens = maps.flatten(2).transpose(1, 2)[rows, position]
+    return _Drawn(tokens, first, near, weights, opposite)
 
 
 def _references(features: Features, count: int, generator: torch.Generator) -> Float[Tensor, "m c"]:
@@ -238,16 +266,3 @@ def _references(features: Features, count: int, generator: torch.Generator) -> F
         position = torch.randint(tokens.shape[2], (len(index),), generator=generator)
         found.append(tokens[torch.arange(len(index)), :, position].float())
     return torch.cat(found)
-
-
-def _positions(
-    maps: Float[Tensor, "b c h w"], count: int, generator: torch.Generator
-) -> Int[Tensor, "b n"]:
-    """Random different positions of each image, at most ``count``."""
-    total = maps.shape[2] * maps.shape[3]
-    return torch.rand(len(maps), total, generator=generator).topk(min(count, total)).indices
-
-
-def _at(maps: Float[Tensor, "b c h w"], position: Int[Tensor, "b n"]) -> Float[Tensor, "b n c"]:
-    tokens = maps.flatten(2).transpose(1, 2)
-    return tokens[torch.arange(len(maps))[:, None], position]

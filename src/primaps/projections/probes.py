@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from primaps.em import batches
 from primaps.progress import Report, silent
 from primaps.projections.projection import Projection
-from primaps.projections.sampling import Features, draw
+from primaps.projections.sampling import Features, draw, finite
 from primaps.prototypes import kmeans_loss, principal_directions
 
 # Codes of so many images give the principal directions that the clusters start from.
@@ -47,7 +47,7 @@ def fit_clusters(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        report("clusters", step, steps, {"loss": loss.item()})
+        report("clusters", step, steps, {"loss": finite(loss, step)})
     clusters = F.normalize(centres.detach(), dim=1)
     return Projection(projection.codes, clusters, projection.name, projection.about)
 
@@ -70,7 +70,7 @@ def fit_linear(
     """
     generator = torch.Generator().manual_seed(seed)
     sample = projection(features[torch.tensor([0]), torch.tensor([0])].float())
-    probe = nn.utils.skip_init(nn.Linear, sample.shape[1], classes)
+    probe = nn.utils.skip_init(nn.Linear, sample.shape[1], classes, device=sample.device)
     nn.init.zeros_(probe.weight)
     nn.init.zeros_(probe.bias)
     optimizer = torch.optim.Adam(probe.parameters(), lr=learning_rate)
@@ -78,9 +78,10 @@ def fit_linear(
         codes = projection(features[index, torch.zeros_like(index)].float())
         logits = probe(codes.movedim(1, -1)).movedim(-1, 1)
         logits = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
-        loss = F.cross_entropy(logits, labels[index].long(), ignore_index=ignore_index)
+        target = labels[index].to(logits.device).long()
+        loss = F.cross_entropy(logits, target, ignore_index=ignore_index)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        report("linear", step, steps, {"loss": loss.item()})
+        report("linear", step, steps, {"loss": finite(loss, step)})
     return probe.requires_grad_(False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -81,3 +83,25 @@ def partners(count: int, generator: torch.Generator) -> Int[Tensor, " b"]:
     found = torch.empty(count, dtype=torch.int64)
     found[order] = order.roll(1)  # one long cycle
     return found
+
+
+def check(
+    settings: object, counts: Sequence[str], positive: Sequence[str], shares: Sequence[str]
+) -> None:
+    """Refuse settings out of their range: at least 1, above 0, in [0, 1)."""
+    for names, fits, words in (
+        (counts, lambda v: v >= 1, "at least 1"),
+        (positive, lambda v: v > 0, "positive"),
+        (shares, lambda v: 0 <= v < 1, "in [0, 1)"),
+    ):
+        for name in names:
+            if not fits(value := getattr(settings, name)):
+                raise ValueError(f"{name} is {value}; it must be {words}")
+
+
+def finite(loss: Float[Tensor, ""], step: int) -> float:
+    """The loss as a number; an error if it is none, because then nothing is learnt any more."""
+    value = loss.item()
+    if not math.isfinite(value):
+        raise ValueError(f"the loss of step {step} is {value}: features contain NaN or infinity")
+    return value

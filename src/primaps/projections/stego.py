@@ -21,8 +21,10 @@ from primaps.progress import Report, silent
 from primaps.projections.projection import Head, Projection
 from primaps.projections.sampling import (
     Features,
+    check,
     descriptors,
     draw,
+    finite,
     nearest_images,
     partners,
     random_points,
@@ -67,6 +69,10 @@ class StegoSettings:
     negatives: int = 5
     neighbours: int = 7
     dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        counts = ("dim", "batch_size", "points", "negatives", "neighbours")
+        check(self, counts, ("learning_rate",), ("dropout",))
 
 
 # The authors' values, for features of DINO: ViT-B/8 for the first two, ViT-S/8 for Potsdam-3.
@@ -126,7 +132,7 @@ def automatic_shifts(
         shares: of attracting pairs for each kind of pair, in (0, 1).
     """
     generator = torch.Generator().manual_seed(seed)
-    neighbours = nearest_images(descriptors(features), settings.neighbours)
+    neighbours = nearest_images(descriptors(features), settings.neighbours).cpu()
     values: list[list[Tensor]] = [[], [], []]
     for index in batches(features.shape[0], settings.batch_size, 16, generator):
         one, near, others = _points(features, index, neighbours, settings, generator)
@@ -162,13 +168,14 @@ def train_stego(
     """
     generator = torch.Generator().manual_seed(seed)
     count, channels = features.shape[0], features.shape[2]
-    if count < 2:
-        raise ValueError("STEGO compares images and needs at least 2, got 1")
+    if min(count, settings.batch_size) < 2:
+        raise ValueError("STEGO compares images and needs at least 2, also in a batch")
     shifts = settings.shifts or automatic_shifts(features, settings, seed)
-    neighbours = nearest_images(descriptors(features), settings.neighbours)
+    images = descriptors(features)
+    neighbours = nearest_images(images, settings.neighbours).cpu()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = Head(channels, settings.dim)
+        head = Head(channels, settings.dim).to(images.device)
     optimizer = torch.optim.Adam(head.parameters(), lr=settings.learning_rate)
     for step, index in enumerate(batches(count, settings.batch_size, steps, generator), 1):
         one, near, others = _points(features, index, neighbours, settings, generator)
@@ -192,7 +199,7 @@ def train_stego(
         loss.backward()
         optimizer.step()
         figures = {name: s.mean().item() for name, (_, s) in zip(Pairs._fields, pairs, strict=True)}
-        report("STEGO", step, steps, {"loss": loss.item(), **figures})
+        report("STEGO", step, steps, {"loss": finite(loss, step), **figures})
     about = {"method": "stego", "steps": steps, "seed": seed, "images": count}
     chosen = {**asdict(settings), "weights": settings.weights._asdict(), "shifts": shifts._asdict()}
     return Projection(head, None, "stego", {**about, "settings": chosen})
