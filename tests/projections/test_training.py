@@ -122,6 +122,25 @@ def test_automatic_shifts_let_the_given_shares_attract():
         assert attracting == pytest.approx(share, abs=0.05)
 
 
+def test_dropout_hides_whole_channels_of_a_list_and_others_from_each_branch():
+    head = Head(40, 3, 5)
+    with torch.no_grad():
+        head.linear.weight.fill_(1), head.linear.bias.fill_(0)
+        for layer in (head.branch[0], head.branch[2]):
+            layer.weight.fill_(0), layer.bias.fill_(0)
+    features = torch.ones(50, 7, 40)
+    codes = head.tokens(features, 0.25, torch.Generator().manual_seed(0))[..., 0]
+    kept = codes * 0.75  # channels that the linear branch saw
+    torch.testing.assert_close(kept, kept.round())
+    assert (kept == kept[:, :1]).all()  # the same ones at every position of a list
+    assert kept[:, 0].unique().numel() > 3
+    assert codes.mean().item() == pytest.approx(40, rel=0.03)
+    with torch.no_grad():
+        head.branch[0].weight.fill_(1), head.branch[2].weight.fill_(1)
+    both = head.tokens(features, 0.25, torch.Generator().manual_seed(0))[..., 0]
+    assert not torch.allclose((both - codes) / 5, codes)
+
+
 SMALL = {
     "stego": (train_stego, StegoSettings(dim=8, batch_size=6, points=36, learning_rate=5e-3)),
     "hp": (
