@@ -23,6 +23,7 @@ def test_a_method_is_trained_by_name_and_has_clusters(method):
     )
     assert projection.clusters.shape == (3, 8)
     assert projection.name == method
+    settings = projection_settings(method, "potsdam", dim=8)
     without = train_projection(features, method, settings=settings, steps=2)
     assert without.clusters is None
 

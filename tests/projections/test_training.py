@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from primaps.projections.sampling import (
     sample,
 )
 from primaps.projections.stego import (
-    Pairs,
+    SHARE_ALIKE,
     StegoSettings,
     automatic_shifts,
     centred,
@@ -109,15 +110,16 @@ def test_the_loss_of_stego_agrees_with_the_sums_of_the_paper():
     assert found.item() == pytest.approx(total / 75, abs=1e-12)
 
 
-def test_automatic_shifts_let_the_given_shares_attract():
+def test_automatic_shifts_let_one_of_k_random_pairs_attract_and_a_fixed_share_of_others():
     features, _ = blocks(images=20, noise=0.5)
     settings = StegoSettings(batch_size=8, points=30)
-    shares = Pairs(0.6, 0.3, 0.1)
-    shifts = automatic_shifts(features, settings, 0, shares)
+    shifts = automatic_shifts(features, settings, classes=5)
     generator = torch.Generator().manual_seed(5)
     one = sample(features[:, 0].float(), random_points(20, 200, generator))
     pairs = (one, one), (one, one.roll(1, 0))
-    for (a, b), shift, share in zip(pairs, (shifts.same, shifts.random), (0.6, 0.1), strict=True):
+    for (a, b), shift, share in zip(
+        pairs, (shifts.same, shifts.random), (SHARE_ALIKE, 0.2), strict=True
+    ):
         attracting = (centred(correlation(a, b)) > shift).float().mean().item()
         assert attracting == pytest.approx(share, abs=0.05)
 
@@ -142,7 +144,10 @@ def test_dropout_hides_whole_channels_of_a_list_and_others_from_each_branch():
 
 
 SMALL = {
-    "stego": (train_stego, StegoSettings(dim=8, batch_size=6, points=36, learning_rate=5e-3)),
+    "stego": (
+        partial(train_stego, classes=3),
+        StegoSettings(dim=8, batch_size=6, points=36, learning_rate=5e-3),
+    ),
     "hp": (
         train_hp,
         HPSettings(dim=8, batch_size=6, positions=36, anchors=12, pool=64, learning_rate=5e-3),
@@ -166,7 +171,7 @@ def test_the_same_seed_gives_the_same_projection_and_another_another(method):
     features, _ = blocks()
     train, settings = SMALL[method]
     state = torch.get_rng_state()
-    one, again, other = (train(features, 3, settings, seed).digest for seed in (0, 0, 1))
+    one, again, other = (train(features, 3, settings, seed=seed).digest for seed in (0, 0, 1))
     assert one == again != other
     assert torch.equal(state, torch.get_rng_state())
 
@@ -186,7 +191,9 @@ def test_a_trained_projection_is_saved_with_its_settings(method, tmp_path):
 def test_one_image_has_nothing_to_be_compared_with():
     features, _ = blocks(images=1)
     with pytest.raises(ValueError, match="needs at least 2"):
-        train_stego(features, 1)
+        train_stego(features, 1, classes=3)
+    with pytest.raises(ValueError, match="needs the number of classes"):
+        train_stego(blocks()[0], 1)
 
 
 def test_hidden_positives_agree_with_the_definition():

@@ -175,6 +175,9 @@ def train_hp(
 
     Returns:
         A projection without clusters; its ``about`` holds the settings.
+
+    Raises:
+        ValueError: features with NaN.
     """
     generator = torch.Generator().manual_seed(seed)
     count, channels = features.shape[0], features.shape[2]

@@ -82,13 +82,13 @@ STEGO_PRESETS = {
     "cocostuff": StegoSettings(70, Pairs(0.10, 1.0, 0.15), Pairs(0.12, 0.20, 1.0)),
     "potsdam": StegoSettings(70, _POTSDAM, Pairs(0.08, 0.02, 0.46)),
 }
-SHARES = Pairs(0.4, 0.4, 0.1)
+SHARE_ALIKE = 0.6
 
 
 def correlation(
     one: Float[Tensor, "b c p"], other: Float[Tensor, "b c q"]
 ) -> Float[Tensor, "b p q"]:
-    """Cosines between all points of one image and all of another (Eq. 1).
+    """Cosines between all points of one image and all of another: the paper's F and S.
 
     Examples:
         >>> correlation(torch.tensor([[[3.0], [4.0]]]), torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]))
@@ -98,10 +98,10 @@ def correlation(
 
 
 def centred(correlations: Float[Tensor, "b p q"]) -> Float[Tensor, "b p q"]:
-    """Spatial centring (Eq. 3): without it small objects are dominated by large ones.
+    """Spatial centring, so that large things do not drown small ones: every point loses its mean.
 
-    Every point loses its mean. The mean of the batch is added again, as in the authors' program,
-    so that the shifts b are comparable to cosines.
+    The mean of the batch is added again. The paper does not mention it, but the authors' program
+    does, and the published shifts b are relative to it.
     """
     return correlations - correlations.mean(2, keepdim=True) + correlations.mean()
 
@@ -109,7 +109,7 @@ def centred(correlations: Float[Tensor, "b p q"]) -> Float[Tensor, "b p q"]:
 def correspondence_loss(
     features: Float[Tensor, "b p q"], codes: Float[Tensor, "b p q"], shift: float
 ) -> Float[Tensor, ""]:
-    """Minus the mean of ``max(S, 0) (F - b)`` (Eq. 2 and 4).
+    """L_corr of the paper: minus the mean of ``max(S, 0) (F - b)``.
 
     Args:
         features: F, correlations of features, centred.
@@ -120,17 +120,22 @@ def correspondence_loss(
 
 
 def automatic_shifts(
-    features: Features, settings: StegoSettings, seed: int = 0, shares: Pairs = SHARES
+    features: Features, settings: StegoSettings, classes: int, seed: int = 0
 ) -> Pairs:
-    """Shifts b for features for which nobody has tuned them.
+    """Shifts b for features and images for which nobody has tuned them.
 
     The paper tunes b by hand for each backbone and data set. What b decides is which share of the
-    point pairs attract (centred correlation above b). So we fix these shares and take b as the
-    quantile of the centred correlations of 16 batches.
+    point pairs attract: those whose centred correlation is above it. So we fix the shares, and b
+    is the quantile of the centred correlations in 16 batches. Of random pairs of images the share
+    is 1 / K, the chance that two points are of the same class if classes are equally large: with
+    more everything attracts everything in the end, with less classes fall into pieces. Inside an
+    image and between neighbours, where points are more often alike, it is ``SHARE_ALIKE``, found
+    by trying out.
 
     Args:
-        shares: of attracting pairs for each kind of pair, in (0, 1).
+        classes: K.
     """
+    shares = (SHARE_ALIKE, SHARE_ALIKE, 1 / classes)
     generator = torch.Generator().manual_seed(seed)
     neighbours = nearest_images(descriptors(features), settings.neighbours).cpu()
     values: list[list[Tensor]] = [[], [], []]
@@ -149,6 +154,7 @@ def train_stego(
     features: Features,
     steps: int,
     settings: StegoSettings = StegoSettings(),
+    classes: int | None = None,
     seed: int = 0,
     report: Report = silent,
 ) -> Projection:
@@ -160,17 +166,25 @@ def train_stego(
     Args:
         features: (N, 2, C, h, w), image and mirror image; N at least 2.
         steps: of Adam, each on ``batch_size`` images, as many neighbours and random pairs.
+        classes: K; needed where the settings have no shifts.
         report: told the mean correlation of codes for each kind of pair: near 1 for all kinds
             means collapse, near 0 for all kinds that nothing attracts.
 
     Returns:
         A projection without clusters; its ``about`` holds the settings, shifts included.
+
+    Raises:
+        ValueError: fewer than 2 images, no shifts and no classes, or features with NaN.
     """
     generator = torch.Generator().manual_seed(seed)
     count, channels = features.shape[0], features.shape[2]
     if min(count, settings.batch_size) < 2:
         raise ValueError("STEGO compares images and needs at least 2, also in a batch")
-    shifts = settings.shifts or automatic_shifts(features, settings, seed)
+    if settings.shifts is None and (classes is None or classes < 2):
+        raise ValueError(
+            "STEGO needs the number of classes (at least 2), or shifts in its settings"
+        )
+    shifts = settings.shifts or automatic_shifts(features, settings, classes or 0, seed)
     images = descriptors(features)
     neighbours = nearest_images(images, settings.neighbours).cpu()
     with torch.random.fork_rng(devices=[]):

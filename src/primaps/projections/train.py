@@ -62,7 +62,8 @@ def train_projection(
         features: (N, 2, C, h, w), image and mirror image; see
             :class:`primaps.projections.sampling.Features`.
         method: ``stego`` or ``hp``.
-        classes: K, the number of clusters to find in the codes; None for none.
+        classes: K, the number of clusters to find in the codes; None for none, which STEGO takes
+            only if its settings have shifts.
         settings: from :func:`projection_settings`; None is its preset ``own``.
         steps: of the optimiser.
         cluster_steps: steps of k-means on the codes.
@@ -72,7 +73,7 @@ def train_projection(
     """
     settings = projection_settings(method) if settings is None else settings
     if method == "stego" and isinstance(settings, StegoSettings):
-        projection = train_stego(features, steps, settings, seed, report)
+        projection = train_stego(features, steps, settings, classes, seed, report)
     elif method == "hp" and isinstance(settings, HPSettings):
         projection = train_hp(features, steps, settings, seed, report)
     else:
