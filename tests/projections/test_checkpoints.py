@@ -5,6 +5,7 @@ import primaps
 from primaps.projections import (
     Projection,
     ProjectionError,
+    as_projection,
     convert_projection,
     load_projection,
     read_checkpoint,
@@ -167,6 +168,15 @@ def test_a_callable_is_a_projection_but_cannot_be_saved(tmp_path):
     assert projection.digest is None
     with pytest.raises(ValueError, match="halves is a callable and cannot be saved"):
         projection.save(tmp_path)
+
+
+def test_a_projection_may_be_given_as_itself_a_file_a_folder_or_a_callable(tmp_path):
+    write_hp(tmp_path / "hp.pth", width=64, dim=16)
+    from_file = as_projection(tmp_path / "hp.pth")
+    from_folder = as_projection(str(convert_projection(tmp_path / "hp.pth", tmp_path / "out")))
+    assert from_file.digest == from_folder.digest
+    assert as_projection(from_file) is from_file
+    assert as_projection(torch.nn.Identity()).name == "Identity"
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from primaps.projections.checkpoints import (
     Checkpoint,
+    as_projection,
     convert_projection,
     load_projection,
     read_checkpoint,
 )
+from primaps.projections.crops import five_crops
 from primaps.projections.foreign import UnsafeFileError
 from primaps.projections.hp import HP_PRESETS, HPSettings, train_hp
 from primaps.projections.probes import fit_clusters, fit_linear
@@ -30,10 +32,12 @@ __all__ = [
     "ProjectionError",
     "StegoSettings",
     "UnsafeFileError",
+    "as_projection",
     "automatic_shifts",
     "convert_projection",
     "fit_clusters",
     "fit_linear",
+    "five_crops",
     "load_projection",
     "projection_settings",
     "read_checkpoint",

@@ -13,7 +13,7 @@ with the head itself, and so do we.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -67,6 +67,20 @@ def load_projection(kind: str | None, path: str | Path) -> Projection:
     """
     path = Path(path).expanduser()
     return Projection.load(path) if path.is_dir() else read_checkpoint(kind, path).projection
+
+
+def as_projection(projection: Projection | str | Path | Callable[[Tensor], Tensor]) -> Projection:
+    """Whatever a user may give as a projection: one, a file or folder, or a callable.
+
+    Examples:
+        >>> as_projection(lambda features: features[:, :16]).name
+        '<lambda>'
+    """
+    if isinstance(projection, Projection):
+        return projection
+    if isinstance(projection, str | Path):
+        return load_projection(None, projection)
+    return Projection(projection)
 
 
 def read_checkpoint(kind: str | None, path: str | Path) -> Checkpoint:
