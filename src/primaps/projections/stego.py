@@ -82,7 +82,7 @@ STEGO_PRESETS = {
     "cocostuff": StegoSettings(70, Pairs(0.10, 1.0, 0.15), Pairs(0.12, 0.20, 1.0)),
     "potsdam": StegoSettings(70, _POTSDAM, Pairs(0.08, 0.02, 0.46)),
 }
-SHARE_ALIKE = 0.6
+SHARE_ALIKE = 0.7
 
 
 def correlation(
