@@ -18,9 +18,7 @@ from tests.projections.test_training import SMALL, blocks
 def test_a_method_is_trained_by_name_and_has_clusters(method):
     features, _ = blocks()
     settings = SMALL[method][1]
-    projection = train_projection(
-        features, method, classes=3, settings=settings, steps=2, cluster_steps=2
-    )
+    projection = train_projection(features, method, classes=3, settings=settings, steps=2)
     assert projection.clusters.shape == (3, 8)
     assert projection.name == method
     settings = projection_settings(method, "potsdam", dim=8)

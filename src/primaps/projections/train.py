@@ -52,7 +52,6 @@ def train_projection(
     classes: int | None = None,
     settings: StegoSettings | HPSettings | None = None,
     steps: int = 300,
-    cluster_steps: int = 200,
     seed: int = 0,
     report: Report = silent,
 ) -> Projection:
@@ -66,7 +65,6 @@ def train_projection(
             only if its settings have shifts.
         settings: from :func:`projection_settings`; None is its preset ``own``.
         steps: of the optimiser.
-        cluster_steps: steps of k-means on the codes.
 
     Raises:
         ValueError: settings of the other method, too few images, or out of range.
@@ -80,4 +78,4 @@ def train_projection(
         raise ValueError(f"{type(settings).__name__} are no settings of method {method!r}")
     if classes is None:
         return projection
-    return fit_clusters(features, projection, classes, cluster_steps, seed=seed, report=report)
+    return fit_clusters(features, projection, classes, seed=seed, report=report)
