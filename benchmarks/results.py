@@ -1,6 +1,6 @@
 """The tables of results: labelled folders, several seeds, with and without the CRF.
 
-    python benchmarks/results.py --data ROOT [--table readme|4b|views] [--sets camvid ...]
+    python benchmarks/results.py --data ROOT [--table readme|4b|views|projections] [--sets camvid ...]
 
 ROOT holds ``camvid``, ``coco200`` and ``aerial260``, each with images, labels and classes.json.
 Features, views and masks are computed once and kept in the store, so that rows, seeds and later
@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from primaps.data import chunks, load_pair, pair_up, read
+from primaps.data import chunks, find_images, load_pair, pair_up, read
 from primaps.evaluation import confusion_matrix, scores
-from primaps.extraction import mirrored_mean
+from primaps.extraction import extract, mirrored_mean
 from primaps.files import cache_dir, write_json
 from primaps.progress import Progress
+from primaps.projections import train_projection
 from primaps.segmenter import PriMaPsEM
 
 # Images to fit, images to score, labels of those.
@@ -46,6 +47,14 @@ TABLES = {
         "+ augment": ({"crf": False}, PLAIN),
         "+ CRF": ({}, REFINED),
     },
+    "projections": {
+        "k-means": ({"method": "kmeans"}, BOTH),
+        "PriMaPs-EM": ({}, BOTH),
+        "STEGO": ({"method": "kmeans", "projection": "stego"}, BOTH),
+        "STEGO + PriMaPs-EM": ({"projection": "stego"}, BOTH),
+        "HP": ({"method": "kmeans", "projection": "hp"}, BOTH),
+        "HP + PriMaPs-EM": ({"projection": "hp"}, BOTH),
+    },
     "views": {
         **{f"{views} views": ({"views": views}, PLAIN) for views in (0, 2)},
         "2 views, loss at feature size": ({"views": 2, "loss_size": "feature"}, PLAIN),
@@ -62,12 +71,18 @@ def run(root: Path, name: str, table: str, seeds: list[int], options: dict, stor
     train, images, labels = (root / part for part in SETS[name])
     data = pair_up(images, labels)
     names, ignore = data.classes, data.ignore_index
-    models, seconds = {}, {}
+    models, seconds, trained = {}, {}, {}
     for row, (own, _) in TABLES[table].items():
         for seed in seeds:
             began = time.monotonic()
-            model = PriMaPsEM(len(names), **{**options, **own, "seed": seed})
+            given = {**options, **own, "seed": seed}
             with Progress(Console(stderr=True)) as report:
+                if "projection" in own:
+                    key = (own["projection"], seed)
+                    if key not in trained:
+                        trained[key] = projection(train, len(names), *key, options, store, report)
+                    given["projection"] = trained[key]
+                model = PriMaPsEM(len(names), **given)
                 models[row, seed] = model.fit(train, store=store, report=report)
             seconds[f"{row} {seed}"] = time.monotonic() - began
     shape = (len(names), len(names))
@@ -94,6 +109,13 @@ def run(root: Path, name: str, table: str, seeds: list[int], options: dict, stor
                 "iou": [dict(zip(names, s.iou, strict=True)) for s in found],
             }
     return {"rows": figures, "seconds": seconds}
+
+
+def projection(train: Path, classes: int, method: str, seed: int, options: dict, store, report):
+    """STEGO or HP, trained on the features of the images."""
+    model = PriMaPsEM(classes, backbone=options["backbone"], precision=options["precision"])
+    found = extract(find_images(train), model.backbone, model.size, store=store, report=report)
+    return train_projection(found.views.clean, method, classes=classes, seed=seed, report=report)
 
 
 def cell(values: list[float]) -> str:

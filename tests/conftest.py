@@ -24,6 +24,7 @@ CHECKED = (
     "imagesize",
     "orthogonal",
     "probe",
+    "projections",
     "prototypes",
     "segmenter",
     "stores",

@@ -125,3 +125,16 @@ def test_options_are_checked_before_any_work(images, vit, tmp_path, option, valu
     )
     assert done.exit_code == 1
     assert words in done.output.replace("\n", " ")
+
+
+def test_project_and_fit_on_its_codes(images, vit, tmp_path):  # noqa: F811
+    done = call("project", images, "--classes", 3, "--backbone", vit, "--size", 64, "--steps", 3,
+                "--out", tmp_path / "stego")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    quick = ["--min-steps", 3, "--projection", tmp_path / "stego", "--out", tmp_path / "m"]
+    done = call("fit", images, "--backbone", vit, *QUICK, *quick)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "m" / "projection.safetensors").is_file()
+    done = call("predict", tmp_path / "m", images, "--out", tmp_path / "maps", "--no-crf")
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "maps").glob("*.png"))) == 20

@@ -1,11 +1,12 @@
 import itertools
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from primaps.data.store import Rows
-from primaps.em import Settings
+from primaps.em import Settings, fit_kmeans, pca_start
 from primaps.orthogonal import (
     consensus,
     fit_orthogonal,
@@ -90,7 +91,11 @@ def test_consensus_does_not_depend_on_the_order_of_classes():
 def test_separated_classes_are_found_and_the_history_tells():
     recorder = Recorder()
     views, masks = Views(Rows(CLEAN)), enlarged(TRUTH + 1)
-    model = fit_orthogonal(views, masks, 3, 40, Settings(), recorder)
+
+    def start(settings, stage, classes=3):
+        return fit_kmeans(views, pca_start(views, classes), 40, settings, recorder, stage)
+
+    model = fit_orthogonal(views, masks, start, Settings(), recorder)
     assert purity(model(F.normalize(CLEAN[:, 0].float(), dim=1)).argmax(1)) > 0.99
     gram = model.direction @ model.direction.T
     torch.testing.assert_close(gram.detach(), torch.eye(3), atol=1e-5, rtol=0)
@@ -99,4 +104,4 @@ def test_separated_classes_are_found_and_the_history_tells():
     assert last["loss"] < -0.9
     assert last["empty"] == []
     with pytest.raises(ValueError, match="13 prototypes of 12 channels cannot be orthogonal"):
-        fit_orthogonal(views, masks, 13, 1, Settings(), Recorder())
+        fit_orthogonal(views, masks, partial(start, classes=13), Settings(), recorder)

@@ -9,7 +9,7 @@ luck. Labels decide nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from primaps.data.store import Rows
 from primaps.distributed import total
-from primaps.em import Settings, class_entropy, fit_kmeans, pca_start
+from primaps.em import Settings, class_entropy
 from primaps.prototypes import Prototypes
 from primaps.training import Figures, Recorder
 from primaps.views import Views
@@ -111,12 +111,14 @@ def _summary(sums: Mapping[str, Tensor], steps: int) -> Figures:
 def fit_orthogonal(
     views: Views,
     masks: Rows,
-    classes: int,
-    init_steps: int,
+    start: Callable[[Settings, str], Prototypes],
     settings: Settings,
     recorder: Recorder,
 ) -> Prototypes:
     """K orthonormal prototypes: k-means starts, each refined on masks, and their consensus.
+
+    Args:
+        start: settings (a seed of its own for each) and the name of the stage to K prototypes.
 
     Returns:
         Prototypes with scale 10, for features of length 1: logits are cosines times 10.
@@ -125,24 +127,22 @@ def fit_orthogonal(
         ValueError: there are more classes than channels, so they cannot be orthogonal.
     """
     features = mask_features(views, masks)
-    if classes > features.shape[1]:
-        raise ValueError(
-            f"{classes} prototypes of {features.shape[1]} channels cannot be orthogonal: use fewer "
-            "classes or --recipe paper"
-        )
-    start = pca_start(views, classes)
     found = []
     for number in range(RESTARTS):
         own = replace(settings, seed=RESTARTS * settings.seed + number)
-        name = f"k-means-{number + 1}"
-        begun = fit_kmeans(views, start, init_steps, own, recorder, name)
-        found.append(orthogonal_kmeans(features, F.normalize(begun.direction.detach(), dim=1)))
+        begun = F.normalize(start(own, f"k-means-{number + 1}").direction.detach(), dim=1)
+        if len(begun) > features.shape[1]:
+            raise ValueError(
+                f"{len(begun)} prototypes of {features.shape[1]} channels cannot be orthogonal: "
+                "use fewer classes or --recipe paper"
+            )
+        found.append(orthogonal_kmeans(features, begun))
     directions = orthogonal_kmeans(features, consensus(found).to(features))
     cosines, assigned = (features @ directions.T).max(1)
     figures = {
         "count": torch.tensor([len(features)]),
         "loss": -cosines.sum(),
-        "classes": torch.bincount(assigned, minlength=classes),
+        "classes": torch.bincount(assigned, minlength=len(directions)),
     }
     recorder.record("orthogonal", 1, 1, figures, _summary)
     prototypes = Prototypes(directions)

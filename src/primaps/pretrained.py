@@ -17,6 +17,7 @@ import primaps
 from primaps.backbones import Backbone
 from primaps.files import atomic_path, write_json
 from primaps.probe import LinearProbe
+from primaps.projections.projection import Projection
 from primaps.prototypes import Prototypes
 from primaps.segmenter import ModelError, PriMaPsEM
 
@@ -34,6 +35,9 @@ def save(model: PriMaPsEM, folder: str | Path) -> None:
     with atomic_path(folder / "model.safetensors") as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
     write_json(folder / "history.json", model.history_)
+    projection = model.projection
+    if projection is not None and projection.own:
+        projection.save(folder)
     start, steps = model.config.steps(model._images)
     content = {
         "format": FORMAT,
@@ -44,6 +48,7 @@ def save(model: PriMaPsEM, folder: str | Path) -> None:
             "sha256": model.backbone.digest,
             "patch_size": model.backbone.patch_size,
         },
+        "projection": projection and {"name": projection.name, "sha256": projection.digest},
         "training": {"images": model._images, "init_steps": start, "steps": steps},
         "versions": {
             "primaps": primaps.__version__,
@@ -58,12 +63,14 @@ def load(
     folder: str | Path,
     backbone: str | Path | Callable[[Tensor], Tensor] | Backbone | None = None,
     device: str | torch.device = "auto",
+    projection: Callable[[Tensor], Tensor] | None = None,
 ) -> PriMaPsEM:
     """Load a model from a folder, or from the hub by its id (owner/name).
 
     Args:
         backbone: needed if the model was fitted with a callable; otherwise the one that it was
             fitted with is found by its name.
+        projection: needed if the model was fitted with a callable.
 
     Raises:
         ModelError: no model of this package is there, or the backbone has other weights.
@@ -88,7 +95,22 @@ def load(
             "pass it as from_pretrained(..., backbone=it)"
         )
     config.pop("backbone")
-    model = PriMaPsEM(**config, backbone=given, device=device, patch_size=trained_on["patch_size"])
+    codes: Projection | Callable[[Tensor], Tensor] | None = projection
+    if codes is None and content.get("projection"):
+        name = content["projection"]["name"]
+        if not (path / "projection.json").is_file():
+            raise ModelError(
+                f"{folder} was fitted on codes of your {name}; "
+                "pass it as from_pretrained(..., projection=it)"
+            )
+        codes = Projection.load(path)
+    model = PriMaPsEM(
+        **config,
+        backbone=given,
+        device=device,
+        patch_size=trained_on["patch_size"],
+        projection=codes,
+    )
     if trained_on["sha256"] not in (None, model.backbone.digest):
         raise ModelError(
             f"{folder} was fitted on other weights of {trained_on['name']} than those found at "

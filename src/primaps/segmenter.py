@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,10 +36,13 @@ from primaps.imagesize import upsample
 from primaps.orthogonal import fit_orthogonal
 from primaps.probe import LinearProbe, fit_probe
 from primaps.progress import Report, silent
+from primaps.projections.checkpoints import as_projection
+from primaps.projections.projection import Projection
 from primaps.proposals import image_masks
 from primaps.prototypes import Prototypes
 from primaps.stores import MaskMaker
 from primaps.training import Figures, Recorder
+from primaps.views import Views
 
 logger = logging.getLogger("primaps")
 Images = str | Path | Sequence[str | Path] | Sequence[ImageFile] | Sequence[Image.Image]
@@ -57,6 +60,9 @@ class PriMaPsEM:
         backbone: name, hub id, folder, file, callable or :class:`primaps.Backbone`.
         device: ``auto``, ``cpu``, ``cuda``, ...
         patch_size: only with a callable.
+        projection: features to the codes that prototypes are fitted to, masks staying those of the
+            features: a :class:`primaps.projections.Projection`, its folder, a checkpoint of STEGO
+            or HP, or a callable of yours.
         **options: fields of :class:`primaps.Config`.
 
     Attributes:
@@ -84,6 +90,7 @@ class PriMaPsEM:
         backbone: str | Path | Callable[[Tensor], Tensor] | Backbone = "dinov2-vits14",
         device: str | torch.device = "auto",
         patch_size: int | None = None,
+        projection: Projection | str | Path | Callable[[Tensor], Tensor] | None = None,
         **options: Any,
     ) -> None:
         known = {field.name for field in fields(Config)}
@@ -107,6 +114,9 @@ class PriMaPsEM:
                 "precision": self.backbone.precision,
             }
         )
+        self.projection = None if projection is None else as_projection(projection)
+        if self.projection is not None:
+            self.projection.to(self.backbone.device)
         self.prototypes_: Prototypes | LinearProbe | None = None
         self.history_: list[Figures] = []
         self.samples_: UInt8[Tensor, "s 3 H W"] | None = None
@@ -184,7 +194,7 @@ class PriMaPsEM:
     ) -> PriMaPsEM:
         """Fit to features and masks that are there already, as :meth:`fit` does after computing
         them: for several fits on the same images."""
-        config, views = self.config, extracted.views
+        config, views = self.config, replace(extracted.views, projection=self.projection)
         settings = Settings(**{f.name: getattr(config, f.name) for f in fields(Settings)})
         self._images, self.samples_ = len(extracted.keys), extracted.samples
         init_steps, steps = config.steps(self._images)
@@ -201,24 +211,50 @@ class PriMaPsEM:
                 raise ValueError("the linear probe needs labels: extract them with labels=")
             model = fit_probe(views, extracted.labels, config.classes, steps, settings, recorder)
         elif config.method == "kmeans":
-            start = pca_start(views, config.classes)
-            model = fit_kmeans(views, start, init_steps, settings, recorder)
+            model = self._start(views, init_steps, settings, recorder)
         elif extracted.masks is None:
             raise ValueError("PriMaPs-EM needs masks: extract them with model.mask_maker()")
         elif config.recipe == "orthogonal":
             model = fit_orthogonal(
-                views, extracted.masks, config.classes, init_steps, settings, recorder
+                views,
+                extracted.masks,
+                lambda own, stage: self._start(views, init_steps, own, recorder, stage),
+                settings,
+                recorder,
             )
         else:
-            start = pca_start(views, config.classes)
-            start = fit_kmeans(views, start, init_steps, settings, recorder)
+            start = self._start(views, init_steps, settings, recorder)
             model = fit_em(views, extracted.masks, start, steps, settings, recorder)
         self.prototypes_, self.history_ = model.requires_grad_(False), recorder.epochs
         return self
 
+    def _start(
+        self,
+        views: Views,
+        steps: int,
+        settings: Settings,
+        recorder: Recorder,
+        stage: str = "k-means",
+    ) -> Prototypes:
+        """Where EM starts: k-means from principal components, or the projection's own clusters."""
+        clusters = None if self.projection is None else self.projection.clusters
+        if clusters is not None and len(clusters) == self.config.classes:
+            return Prototypes(clusters).to(views.device)
+        if clusters is not None:
+            logger.warning(
+                "the projection has %d clusters and %d classes are wanted: k-means starts anew",
+                len(clusters),
+                self.config.classes,
+            )
+        return fit_kmeans(
+            views, pca_start(views, self.config.classes), steps, settings, recorder, stage
+        )
+
     def _fingerprint(self, extracted: Extracted) -> str:
         """Of everything that decides the result of training."""
-        about = [asdict(self.config), self.backbone.digest, extracted.digest, processes()]
+        projection = self.projection and (self.projection.digest or self.projection.name)
+        about = [asdict(self.config), self.backbone.digest, projection, extracted.digest]
+        about.append(processes())
         return hashlib.sha256(json.dumps([primaps.__version__, *about]).encode()).hexdigest()
 
     def mask_maker(self) -> MaskMaker:
@@ -258,9 +294,11 @@ class PriMaPsEM:
         images: UInt8[Tensor, "b 3 H W"],
         crf: bool = True,
     ) -> Float[Tensor, "b k H W"]:
-        """Class probabilities at image size from features that are there already."""
+        """Class probabilities at image size from the backbone's features."""
         if self.prototypes_ is None:
             raise ModelError("the model is not fitted: call fit first, or load one")
+        if self.projection is not None:
+            features = self.projection(features)
         if self.config.cosine:  # logits are cosines, as in Eq. 9
             features = F.normalize(features, dim=1)
         logits = self.prototypes_(features)
@@ -279,7 +317,9 @@ class PriMaPsEM:
 
     def digest(self) -> str:
         """SHA-256 of what decides a prediction: prototypes, backbone and size."""
-        text = f"{self.backbone.digest or self.backbone.name} {self.size}"
+        text = f"{self.backbone.digest or self.backbone.name} {self.size} {self.config.cosine}"
+        if self.projection is not None:
+            text += f" {self.projection.digest or self.projection.name}"
         if self.prototypes_ is not None:
             text += str(weights_digest(self.prototypes_))
         return hashlib.sha256(text.encode()).hexdigest()
@@ -296,19 +336,21 @@ class PriMaPsEM:
         folder: str | Path,
         backbone: str | Path | Callable[[Tensor], Tensor] | Backbone | None = None,
         device: str | torch.device = "auto",
+        projection: Callable[[Tensor], Tensor] | None = None,
     ) -> PriMaPsEM:
         """Load a model from a folder, or from the hub by its id (owner/name).
 
         Args:
             backbone: needed if the model was fitted with a callable; otherwise the one that it was
                 fitted with is found by its name.
+            projection: needed if the model was fitted with a callable.
 
         Raises:
             ModelError: no model of this package is there, or the backbone has other weights.
         """
         from primaps.pretrained import load
 
-        return load(folder, backbone, device)
+        return load(folder, backbone, device, projection)
 
 
 def as_files(images: Images) -> list[ImageFile]:

@@ -1,6 +1,6 @@
 """The command line. Heavy imports wait inside the commands, so that --help is quick."""
 
-from primaps.cli import data, images, scores, training  # noqa: F401 (they add their commands)
+from primaps.cli import data, images, projections, scores, training  # noqa: F401 (they add commands)
 from primaps.cli.app import app
 
 

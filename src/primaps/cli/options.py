@@ -40,4 +40,15 @@ Store = Annotated[
     ),
 ]
 TensorBoard = Annotated[Path | None, typer.Option(help="Write figures per epoch there.")]
+Projection = Annotated[
+    str | None,
+    typer.Option(help="Fit to codes: a folder of `project`, or a checkpoint of STEGO or HP."),
+]
 NOT_OF_THE_MODEL = ("images", "labels", "out", "store", "plan", "tensorboard")
+
+
+def kept_in(store: str | None) -> str | Path | None:
+    """Folder of features and masks that ``--store`` means; None for memory."""
+    from primaps.files import cache_dir
+
+    return None if store == "none" else store or cache_dir() / "features"

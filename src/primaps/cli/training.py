@@ -20,11 +20,13 @@ from primaps.cli.options import (
     Labels,
     LearningRate,
     Precision,
+    Projection,
     Seed,
     Size,
     Store,
     TensorBoard,
     Threshold,
+    kept_in,
 )
 
 
@@ -54,7 +56,10 @@ def fit(
     loss_size: Annotated[str, typer.Option(help="Votes and loss at image or feature size.")] = (
         "image"
     ),
+    projection: Projection = None,
     threshold: Threshold = 0.4,
+    anchor: Annotated[bool, typer.Option(help="Compare with the anchor of Eq. 4.")] = True,
+    iterative: Annotated[bool, typer.Option(help="Decompose anew for each mask.")] = True,
     crf: Crf = True,
     precision: Precision = "float32",
     seed: Seed = 0,
@@ -77,7 +82,7 @@ def fit(
         if plan:
             from primaps.planning import plan as estimate
 
-            print("\n".join(estimate(model, files, _store(store)).lines()))
+            print("\n".join(estimate(model, files, kept_in(store)).lines()))
             return
         start, steps = model.config.steps(len(files))
         text = f"{len(files)} images of {model.size} px, {classes} classes: k-means {start} steps"
@@ -105,6 +110,7 @@ def probe(
     batch_size: BatchSize = 32,
     learning_rate: LearningRate = 0.005,
     precision: Precision = "float32",
+    projection: Projection = None,
     seed: Seed = 0,
     store: Store = None,
     tensorboard: TensorBoard = None,
@@ -146,7 +152,7 @@ def _train(
     note(f"backbone {model.backbone.name} from {model.backbone.source}")
     with _tensorboard(log) as write:
         model.fit(
-            files, labels, store=_store(store), checkpoints=out, report=report, problem=warn,
+            files, labels, store=kept_in(store), checkpoints=out, report=report, problem=warn,
             log=write,
         )  # fmt: skip
     if distributed.rank() == 0:
@@ -175,12 +181,6 @@ def _tensorboard(folder: Path | None) -> Iterator[Any]:
 
     with SummaryWriter(str(folder)) as writer:
         yield write
-
-
-def _store(text: str | None) -> str | Path | None:
-    from primaps.files import cache_dir
-
-    return None if text == "none" else text or cache_dir() / "features"
 
 
 def _number(text: str) -> int:

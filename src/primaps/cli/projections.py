@@ -1,0 +1,87 @@
+"""``primaps project`` and ``primaps projection``: learnt projections of features (STEGO, HP)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from primaps.cli.app import app, note, progress, warn
+from primaps.cli.options import (
+    Backbone,
+    Device,
+    Images,
+    Out,
+    Precision,
+    Seed,
+    Size,
+    Store,
+    kept_in,
+)
+
+projection = typer.Typer(no_args_is_help=True, help="Projections of features (STEGO, HP).")
+app.add_typer(projection, name="projection")
+
+
+@projection.callback()
+def _projection() -> None:
+    """Projections of features (STEGO, HP)."""
+
+
+@projection.command()
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .ckpt of STEGO or a .pth of HP.")
+    ],
+    out: Out,
+    kind: Annotated[str | None, typer.Option(help="stego or hp [default: seen from FILE].")] = None,
+) -> None:
+    """Convert a checkpoint to safetensors, the backbone that it carries included.
+
+    Nothing that the file contains is executed.
+    """
+    with progress():
+        from primaps.projections import convert_projection
+
+        convert_projection(checkpoint, out, kind)
+    print(out)
+
+
+@app.command()
+def project(
+    images: Images,
+    classes: Annotated[int, typer.Option(help="K, the number of clusters to find in the codes.")],
+    out: Out,
+    method: Annotated[str, typer.Option(help="stego or hp.")] = "stego",
+    preset: Annotated[
+        str, typer.Option(help="own, or the papers' cityscapes, cocostuff, potsdam (for DINO).")
+    ] = "own",
+    steps: Annotated[int, typer.Option(help="Of the optimiser.")] = 300,
+    backbone: Backbone = "dinov2-vits14",
+    size: Size = None,
+    precision: Precision = "float32",
+    seed: Seed = 0,
+    store: Store = None,
+    device: Device = "auto",
+) -> None:
+    """Train a projection (STEGO or HP) on unlabelled images, for `fit --projection`."""
+    with progress() as report:
+        from primaps.backbones import load_backbone
+        from primaps.data import find_images
+        from primaps.extraction import extract
+        from primaps.projections import projection_settings, train_projection
+
+        settings = projection_settings(method, preset)
+        network = load_backbone(backbone, device, precision=precision)
+        note(f"backbone {network.name} from {network.source}")
+        found = extract(
+            find_images(images, exclude=out), network, size or network.default_size,
+            store=kept_in(store), report=report, problem=warn,
+        )  # fmt: skip
+        trained = train_projection(
+            found.views.clean, method, classes=classes, settings=settings, steps=steps,
+            seed=seed, report=report,
+        )  # fmt: skip
+        trained.save(out)
+    print(out)

@@ -1,0 +1,46 @@
+"""Projections of frozen features to codes: your own, those of STEGO and HP, and their training."""
+
+from primaps.projections.checkpoints import (
+    Checkpoint,
+    as_projection,
+    convert_projection,
+    load_projection,
+    read_checkpoint,
+)
+from primaps.projections.crops import five_crops
+from primaps.projections.foreign import UnsafeFileError
+from primaps.projections.hp import HP_PRESETS, HPSettings, train_hp
+from primaps.projections.probes import fit_clusters
+from primaps.projections.projection import Head, Projection, ProjectionError
+from primaps.projections.stego import (
+    STEGO_PRESETS,
+    Pairs,
+    StegoSettings,
+    automatic_shifts,
+    train_stego,
+)
+from primaps.projections.train import projection_settings, train_projection
+
+__all__ = [
+    "HP_PRESETS",
+    "STEGO_PRESETS",
+    "Checkpoint",
+    "HPSettings",
+    "Head",
+    "Pairs",
+    "Projection",
+    "ProjectionError",
+    "StegoSettings",
+    "UnsafeFileError",
+    "as_projection",
+    "automatic_shifts",
+    "convert_projection",
+    "fit_clusters",
+    "five_crops",
+    "load_projection",
+    "projection_settings",
+    "read_checkpoint",
+    "train_hp",
+    "train_projection",
+    "train_stego",
+]

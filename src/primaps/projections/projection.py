@@ -1,0 +1,219 @@
+"""A projection: frozen features in, codes of fewer channels out, and cluster centres if it has any.
+
+STEGO (Hamilton et al., ICLR 2022) and HP (Seong et al., CVPR 2023) learn such a head on top of a
+frozen backbone. PriMaPs-EM on top of them takes masks from the features and fits its prototypes to
+the codes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from primaps.backbones import weights_digest
+from primaps.files import atomic_path, write_json
+
+FORMAT = 1
+
+
+class ProjectionError(RuntimeError):
+    """A file or folder holds no projection, or one that does not fit; the message says why."""
+
+
+class Head(nn.Module):
+    """The head of STEGO and HP: a linear map plus a branch of two layers, each a 1x1 convolution.
+
+    Attributes:
+        linear: C -> D.
+        branch: C -> hidden, ReLU, hidden -> D; the sum of both is the code.
+    """
+
+    def __init__(self, channels: int, dim: int, hidden: int | None = None) -> None:
+        super().__init__()
+        hidden = channels if hidden is None else hidden
+        self.linear = nn.Linear(channels, dim)
+        self.branch = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        codes = self.tokens(features.flatten(2).transpose(1, 2))
+        return codes.transpose(1, 2).unflatten(2, features.shape[-2:])
+
+    def tokens(
+        self,
+        features: Float[Tensor, "*b n c"],
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "*b n d"]:
+        """Codes of lists of positions: a 1x1 convolution is one matrix product.
+
+        Args:
+            dropout: share of the channels that are hidden from each branch, others for each list.
+        """
+        if not dropout:
+            return self.linear(features) + self.branch(features)
+        shape = (2, *features.shape[:-2], 1, features.shape[-1])
+        keep = torch.rand(shape, generator=generator).to(features.device) >= dropout
+        one, other = features * keep / (1 - dropout)
+        return self.linear(one) + self.branch(other)
+
+
+class Projection(nn.Module):
+    """A frozen map from features to codes.
+
+    Args:
+        codes: a :class:`Head`, or any callable or module of yours that maps (B, C, h, w) to
+            (B, D, h, w).
+        clusters: (K, D) centres in code space, compared by cosine; PriMaPs-EM starts from them.
+        name: what it is called in messages and files; None takes the callable's name.
+        about: anything that JSON can hold, kept beside the weights: where it is from, settings.
+
+    Attributes:
+        digest: SHA-256 over weights and clusters, or None for a callable without weights.
+
+    Examples:
+        >>> projection = Projection(Head(channels=384, dim=70), clusters=torch.randn(27, 70))
+        >>> projection(torch.randn(2, 384, 23, 23)).shape
+        torch.Size([2, 70, 23, 23])
+        >>> halves = Projection(lambda features: features[:, ::2])
+        >>> halves(torch.randn(2, 384, 23, 23)).shape
+        torch.Size([2, 192, 23, 23])
+    """
+
+    clusters: Tensor | None
+
+    def __init__(
+        self,
+        codes: Callable[[Tensor], Tensor],
+        clusters: Float[Tensor, "k d"] | None = None,
+        name: str | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.codes = codes
+        self.name = name or getattr(codes, "__qualname__", type(codes).__qualname__)
+        self.about = dict(about or {})
+        self.register_parameter(
+            "clusters", None if clusters is None else nn.Parameter(clusters.detach().clone())
+        )
+        self.requires_grad_(False).eval()
+
+    @property
+    def digest(self) -> str | None:
+        return weights_digest(self)
+
+    @property
+    def own(self) -> bool:
+        """Whether it has a head of this package, which can be saved."""
+        return isinstance(self.codes, Head)
+
+    @torch.no_grad()
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        """Codes of a batch of feature maps, not normalised.
+
+        Raises:
+            ValueError: the features have another number of channels than the head takes, or a
+                callable returned another shape.
+        """
+        if features.ndim != 4:
+            raise ValueError(f"features must be (B, C, h, w), got {tuple(features.shape)}")
+        if isinstance(self.codes, Head) and features.shape[1] != self.codes.linear.in_features:
+            raise ValueError(
+                f"the projection {self.name} takes {self.codes.linear.in_features} channels, but "
+                f"the features have {features.shape[1]}: it was made for another backbone"
+            )
+        codes = self.codes(features)
+        if (
+            not isinstance(codes, Tensor)
+            or codes.ndim != 4
+            or (len(codes), *codes.shape[2:]) != (len(features), *features.shape[2:])
+        ):
+            found = tuple(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
+            raise ValueError(
+                f"the projection {self.name} returned {found} for features "
+                f"{tuple(features.shape)}; it must be (B, D, h, w) with the same B, h, w"
+            )
+        return codes
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``projection.safetensors`` and ``projection.json`` into a folder.
+
+        Raises:
+            ValueError: the codes come from a callable, whose program cannot be written.
+        """
+        if not self.own:
+            raise ValueError(
+                f"the projection {self.name} is a callable and cannot be saved: keep its program, "
+                "and give it again when the model is loaded"
+            )
+        tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
+        with atomic_path(Path(folder) / "projection.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        content = {"format": FORMAT, "name": self.name, "digest": self.digest, "about": self.about}
+        write_json(Path(folder) / "projection.json", content)  # last: then the folder is whole
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Projection:
+        """Read what :meth:`save` or ``primaps projection convert`` wrote.
+
+        Raises:
+            ProjectionError: files are missing, damaged or do not belong together.
+        """
+        folder = Path(folder)
+        weights, description = folder / "projection.safetensors", folder / "projection.json"
+        for file in (weights, description):
+            if not file.is_file():
+                raise ProjectionError(f"{folder} holds no projection (no {file.name})")
+        try:
+            content = json.loads(description.read_text("utf-8"))
+            tensors = load_file(weights)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ProjectionError(f"{folder}: the projection cannot be read ({error})") from error
+        if content.get("format") != FORMAT:
+            raise ProjectionError(
+                f"{folder} has format {content.get('format')}, this version reads {FORMAT}"
+            )
+        projection = from_tensors(tensors, str(folder), content["name"], content["about"])
+        if projection.digest != content["digest"]:
+            raise ProjectionError(
+                f"{folder}: projection.json and projection.safetensors do not belong together"
+            )
+        return projection
+
+
+def from_tensors(
+    tensors: Mapping[str, Tensor], where: str, name: str, about: Mapping[str, Any]
+) -> Projection:
+    """A projection with given weights: ``codes.linear.*``, ``codes.branch.{0,2}.*``, ``clusters``.
+
+    Args:
+        where: file or folder, for messages.
+
+    Raises:
+        ProjectionError: a tensor is missing, surplus or of another shape.
+    """
+    clusters = tensors.get("clusters")
+    weights = {k: v.float() for k, v in tensors.items() if k != "clusters"}
+    try:
+        dim, channels = weights["codes.linear.weight"].shape
+        hidden = len(weights["codes.branch.0.weight"])
+    except (KeyError, ValueError) as error:
+        raise ProjectionError(f"{where} has no head of a linear map and a branch") from error
+    head = Head(channels, dim, hidden)
+    try:
+        head.load_state_dict({k.removeprefix("codes."): v for k, v in weights.items()})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n\t")[1:]).strip() or str(error)
+        raise ProjectionError(f"{where}: {reason}") from error
+    if clusters is not None and (clusters.ndim != 2 or clusters.shape[1] != dim):
+        raise ProjectionError(
+            f"{where}: clusters are {tuple(clusters.shape)}, but codes have {dim} channels"
+        )
+    return Projection(head, None if clusters is None else clusters.float(), name, about)

@@ -1,0 +1,236 @@
+"""STEGO (Hamilton et al., ICLR 2022): distil feature correspondences into codes.
+
+Where two positions have similar features, their codes are drawn together; where not, apart. The
+pairs of positions lie in one image, in an image and one of its nearest neighbours, and in two
+random images. Written from section 3 of the paper; what the paper leaves open is as in the
+authors' program and said so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from primaps.progress import Report, silent
+from primaps.projections.projection import Head, Projection
+from primaps.projections.sampling import (
+    Features,
+    batches,
+    check,
+    descriptors,
+    draw,
+    finite,
+    nearest_images,
+    partners,
+    random_points,
+    sample,
+)
+
+
+class Pairs(NamedTuple):
+    """One number for each kind of pair of images."""
+
+    same: float
+    near: float
+    random: float
+
+
+_POTSDAM = Pairs(0.67, 0.25, 0.63)
+
+
+@dataclass(frozen=True)
+class StegoSettings:
+    """How STEGO trains a head.
+
+    Attributes:
+        dim: D, channels of the codes.
+        weights: lambda of each kind of pair.
+        shifts: b of each kind: correlations above it attract, below it repel. None takes them
+            from the data by :func:`automatic_shifts`.
+        batch_size: images per step.
+        learning_rate: of Adam.
+        points: points drawn per image.
+        negatives: random partners of each image.
+        neighbours: nearest images, of which one is drawn.
+        dropout: share of the feature channels that are hidden from each branch of the head.
+    """
+
+    dim: int = 70
+    weights: Pairs = _POTSDAM
+    shifts: Pairs | None = None
+    batch_size: int = 32
+    learning_rate: float = 5e-4
+    points: int = 121
+    negatives: int = 5
+    neighbours: int = 7
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        counts = ("dim", "batch_size", "points", "negatives", "neighbours")
+        check(self, counts, ("learning_rate",), ("dropout",))
+
+
+# The authors' values, for features of DINO: ViT-B/8 for the first two, ViT-S/8 for Potsdam-3.
+STEGO_PRESETS = {
+    "own": StegoSettings(),
+    "cityscapes": StegoSettings(100, Pairs(1.0, 0.58, 0.91), Pairs(0.46, 0.18, 0.31)),
+    "cocostuff": StegoSettings(70, Pairs(0.10, 1.0, 0.15), Pairs(0.12, 0.20, 1.0)),
+    "potsdam": StegoSettings(70, _POTSDAM, Pairs(0.08, 0.02, 0.46)),
+}
+SHARE_ALIKE = 0.7
+
+
+def correlation(
+    one: Float[Tensor, "b c p"], other: Float[Tensor, "b c q"]
+) -> Float[Tensor, "b p q"]:
+    """Cosines between all points of one image and all of another: the paper's F and S.
+
+    Examples:
+        >>> correlation(torch.tensor([[[3.0], [4.0]]]), torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]))
+        tensor([[[0.6000, 0.8000]]])
+    """
+    return F.normalize(one, dim=1).transpose(1, 2) @ F.normalize(other, dim=1)
+
+
+def centred(correlations: Float[Tensor, "b p q"]) -> Float[Tensor, "b p q"]:
+    """Spatial centring, so that large things do not drown small ones: every point loses its mean.
+
+    The mean of the batch is added again. The paper does not mention it, but the authors' program
+    does, and the published shifts b are relative to it.
+    """
+    return correlations - correlations.mean(2, keepdim=True) + correlations.mean()
+
+
+def correspondence_loss(
+    features: Float[Tensor, "b p q"], codes: Float[Tensor, "b p q"], shift: float
+) -> Float[Tensor, ""]:
+    """L_corr of the paper: minus the mean of ``max(S, 0) (F - b)``.
+
+    Args:
+        features: F, correlations of features, centred.
+        codes: S, correlations of codes. Below 0 they do not count: orthogonal is far enough.
+        shift: b.
+    """
+    return -(codes.clamp_min(0) * (features - shift)).mean()
+
+
+def automatic_shifts(
+    features: Features, settings: StegoSettings, classes: int, seed: int = 0
+) -> Pairs:
+    """Shifts b for features and images for which nobody has tuned them.
+
+    The paper tunes b by hand for each backbone and data set. What b decides is which share of the
+    point pairs attract: those whose centred correlation is above it. So we fix the shares, and b
+    is the quantile of the centred correlations in 16 batches. Of random pairs of images the share
+    is 1 / K, the chance that two points are of the same class if classes are equally large: with
+    more everything attracts everything in the end, with less classes fall into pieces. Inside an
+    image and between neighbours, where points are more often alike, it is ``SHARE_ALIKE``, found
+    by trying out.
+
+    Args:
+        classes: K.
+    """
+    shares = (SHARE_ALIKE, SHARE_ALIKE, 1 / classes)
+    generator = torch.Generator().manual_seed(seed)
+    neighbours = nearest_images(descriptors(features), settings.neighbours).cpu()
+    values: list[list[Tensor]] = [[], [], []]
+    for index in batches(len(features), settings.batch_size, 16, "shifts", seed):
+        one, near, others = _points(features, index, neighbours, settings, generator)
+        for kind, other in enumerate((one, near, one[others[0]])):
+            values[kind].append(centred(correlation(one, other)).flatten())
+    found = [
+        torch.cat(v).kthvalue(max(1, round((1 - share) * sum(map(len, v))))).values.item()
+        for v, share in zip(values, shares, strict=True)
+    ]
+    return Pairs(*found)
+
+
+def train_stego(
+    features: Features,
+    steps: int,
+    settings: StegoSettings = StegoSettings(),
+    classes: int | None = None,
+    seed: int = 0,
+    report: Report = silent,
+) -> Projection:
+    """Train a head on cached features of N images.
+
+    Features are sampled at the random points first and the head is applied there. The paper
+    samples the codes, which is the same for the linear branch and several times slower.
+
+    Args:
+        features: of N images and their mirror images; N at least 2.
+        steps: of Adam, each on ``batch_size`` images, as many neighbours and random pairs.
+        classes: K; needed where the settings have no shifts.
+        report: told the mean correlation of codes for each kind of pair: near 1 for all kinds
+            means collapse, near 0 for all kinds that nothing attracts.
+
+    Returns:
+        A projection without clusters; its ``about`` holds the settings, shifts included.
+
+    Raises:
+        ValueError: fewer than 2 images, no shifts and no classes, or features with NaN.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count, channels = len(features), features.shape[1]
+    if min(count, settings.batch_size) < 2:
+        raise ValueError("STEGO compares images and needs at least 2, also in a batch")
+    if settings.shifts is None and (classes is None or classes < 2):
+        raise ValueError(
+            "STEGO needs the number of classes (at least 2), or shifts in its settings"
+        )
+    shifts = settings.shifts or automatic_shifts(features, settings, classes or 0, seed)
+    images = descriptors(features)
+    neighbours = nearest_images(images, settings.neighbours).cpu()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = Head(channels, settings.dim).to(images.device)
+    optimizer = torch.optim.Adam(head.parameters(), lr=settings.learning_rate)
+    for step, index in enumerate(batches(count, settings.batch_size, steps, "STEGO", seed), 1):
+        one, near, others = _points(features, index, neighbours, settings, generator)
+        code, code_near = (
+            head.tokens(f.transpose(1, 2), settings.dropout, generator).transpose(1, 2)
+            for f in (one, near)
+        )
+        pairs = [
+            (correlation(one, one), correlation(code, code)),
+            (correlation(one, near), correlation(code, code_near)),
+            (
+                torch.cat([correlation(one, one[i]) for i in others]),
+                torch.cat([correlation(code, code[i]) for i in others]),
+            ),
+        ]
+        losses = [
+            correspondence_loss(centred(f), s, b) for (f, s), b in zip(pairs, shifts, strict=True)
+        ]
+        loss = torch.stack([w * x for w, x in zip(settings.weights, losses, strict=True)]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        figures = {name: s.mean().item() for name, (_, s) in zip(Pairs._fields, pairs, strict=True)}
+        report("STEGO", step, steps, {"loss": finite(loss, step), **figures})
+    about = {"method": "stego", "steps": steps, "seed": seed, "images": count}
+    chosen = {**asdict(settings), "weights": settings.weights._asdict(), "shifts": shifts._asdict()}
+    return Projection(head, None, "stego", {**about, "settings": chosen})
+
+
+def _points(
+    features: Features,
+    index: Tensor,
+    neighbours: Tensor,
+    settings: StegoSettings,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Features at random points of images and of a neighbour of each, and random partners."""
+    size = len(index)
+    pick = torch.randint(neighbours.shape[1], (size,), generator=generator)
+    one = draw(features, index, generator)
+    near = draw(features, neighbours[index, pick], generator)
+    points = [random_points(size, settings.points, generator) for _ in range(2)]
+    others = [partners(size, generator) for _ in range(settings.negatives)]
+    return sample(one, points[0]), sample(near, points[1]), others

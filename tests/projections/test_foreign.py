@@ -1,0 +1,170 @@
+import builtins
+import os
+import pickle
+import subprocess
+import sys
+from collections import OrderedDict
+
+import pytest
+import torch
+
+from primaps.projections import UnsafeFileError, read_checkpoint
+from primaps.projections.foreign import Inert, read_foreign
+from tests.projections.originals import Calls, pickled, pretended, write_raw, write_stego
+
+
+def hostile(marker):
+    """Ways to run a command when a file is read, each of which creates ``marker``."""
+    command = f"touch {marker}"
+    code = f"open({str(marker)!r}, 'w')"
+    return {
+        "os.system": Calls(os.system, command),
+        "subprocess": Calls(subprocess.check_call, ["touch", str(marker)]),
+        "eval": Calls(eval, code),
+        "exec": Calls(exec, code),
+        "open": Calls(open, str(marker), "w"),
+        "import": Calls(builtins.__import__, "os"),
+        "getattr": Calls(getattr, "text", "__class__"),
+        "torch.load": Calls(torch.load, str(marker)),
+        "torch.hub": Calls(torch.hub.load, "a/b", "c"),
+        "extension of a listed module": Calls(torch._utils._import_dotted_name, "os.system"),
+    }
+
+
+@pytest.mark.parametrize("way", hostile("x"))
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path, way, nested):
+    marker, path = tmp_path / "ran", tmp_path / "file.ckpt"
+    attack = hostile(marker)[way]
+    if nested:  # inside a configuration object, beside honest weights
+        with pretended(omegaconf__dictconfig=["DictConfig"]) as modules:
+            config = modules.omegaconf__dictconfig.DictConfig()
+            config._content = {"arch": [attack]}
+            content = {"state_dict": OrderedDict(), "hyper_parameters": {"cfg": config}}
+            write_raw(path, pickled(content))
+    else:
+        write_raw(path, pickled({"state_dict": attack}))
+    with pytest.raises(UnsafeFileError, match="which no file of weights needs: it was not called"):
+        read_foreign(path)
+    with pytest.raises(UnsafeFileError, match="file is refused"):
+        read_checkpoint(None, path)
+    assert not marker.exists()
+
+
+def test_a_chain_of_getattr_from_a_listed_name_to_a_command_is_refused(tmp_path):
+    marker = tmp_path / "ran"
+    chain = b"cbuiltins\ngetattr\n(cbuiltins\n__import__\n(S'os'\ntRS'system'\ntR"
+    write_raw(tmp_path / "a.pth", chain + f"(S'touch {marker}'\ntR.".encode())
+    pickle.loads(chain + f"(S'touch {marker}'\ntR.".encode())
+    assert marker.exists()  # the usual means does run it
+    marker.unlink()
+    with pytest.raises(UnsafeFileError, match=r"asks for builtins.getattr"):
+        read_foreign(tmp_path / "a.pth")
+    for first in (b"ccollections\nOrderedDict\n", b"comegaconf\nA\n"):
+        write_raw(tmp_path / "b.pth", b"cbuiltins\ngetattr\n(" + first + b"S'__init__'\ntR.")
+        with pytest.raises(UnsafeFileError, match=r"asks for builtins.getattr"):
+            read_foreign(tmp_path / "b.pth")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"cbuiltins\ngetattr\n.",
+        b"c__builtin__\neval\n.",
+        b"cos\nsystem\n.",
+        b"cposix\nsystem\n.",
+        b"cprimaps.files\natomic_path\n.",
+        b"ctorch\nload\n.",
+        b"ctorch\nTensor\n.",
+        b"ctorch._utils\n__builtins__\n.",
+        b"ccollections\nnamedtuple\n.",
+        b"c_codecs\nlookup\n.",
+        b"comegaconfig\nDictConfig\n.",
+        b"\x8c\x0bcollections\x8c\x14OrderedDict.__init__\x93.",
+    ],
+)
+def test_other_names_are_refused_even_without_a_call(tmp_path, name):
+    write_raw(tmp_path / "a.pth", b"\x80\x04" + name)
+    with pytest.raises(UnsafeFileError, match="asks for"):
+        read_foreign(tmp_path / "a.pth")
+
+
+def test_classes_that_are_not_installed_become_inert_and_nothing_is_imported(tmp_path):
+    before = set(sys.modules)
+    write_stego(tmp_path / "a.ckpt", width=64, dim=4)
+    content = read_foreign(tmp_path / "a.ckpt")
+    assert isinstance(content["hyper_parameters"], Inert)
+    assert content["global_step"] == 5000
+    new = {name.split(".")[0] for name in set(sys.modules) - before}
+    assert not new & {"omegaconf", "pytorch_lightning", "lightning"}
+
+
+def test_a_pickle_cannot_change_the_functions_that_it_may_call(tmp_path):
+    """BUILD sets attributes: here of the listed function, then of the class of stand-ins."""
+    change = b"(N}X\x04\x00\x00\x00nameX\x01\x00\x00\x00xst"  # (None, {"name": "x"})
+    for target in (b"ctorch._utils\n_rebuild_tensor_v2\n", b"comegaconf\nA\n"):
+        write_raw(tmp_path / "a.pth", b"\x80\x02" + target + change + b"b.")
+        with pytest.raises(UnsafeFileError, match="is damaged or no file of weights"):
+            read_foreign(tmp_path / "a.pth")
+    assert not hasattr(Inert, "name")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_tensors_are_those_that_were_saved(tmp_path, protocol):
+    base = torch.randn(6, 5)
+    saved = {
+        "whole": base,
+        "transposed": base.T,
+        "part": base[2:5, 1:3],
+        "half": base.half(),
+        "bfloat": base.bfloat16(),
+        "double": base.double(),
+        "long": torch.arange(7),
+        "flags": base > 0,
+        "bytes": torch.arange(9, dtype=torch.uint8),
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 4),
+        "parameter": torch.nn.Parameter(base),
+    }
+    torch.save(OrderedDict(saved), tmp_path / "a.pth", pickle_protocol=protocol)
+    found = read_foreign(tmp_path / "a.pth")
+    assert list(found) == list(saved)
+    for name, tensor in saved.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor.detach()), name
+
+
+def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path):
+    import zipfile
+
+    torch.save(torch.zeros(4), tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as archive:
+        data = archive.read("a/data.pkl")
+    size = b"K\x04\x85"  # (4,)
+    assert data.count(size) == 1
+    for forged in (b"J\x00\x00\x00\x7f\x85", b"K\x05\x85"):
+        with zipfile.ZipFile(tmp_path / "b.pth", "w") as archive:
+            archive.writestr("a/data.pkl", data.replace(size, forged))
+            archive.writestr("a/data/0", bytes(16))
+        with pytest.raises(UnsafeFileError, match="is larger than its storage"):
+            read_foreign(tmp_path / "b.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"not a zip archive", "no zip archive"),
+        (pickle.dumps({"a": 1}), "no zip archive"),
+    ],
+)
+def test_other_files_are_told_apart(tmp_path, content, words):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(UnsafeFileError, match=words):
+        read_foreign(tmp_path / "a.pth")
+
+
+def test_a_truncated_pickle_is_one_sentence(tmp_path):
+    write_raw(tmp_path / "a.pth", pickled({"a": [1, 2]})[:-3])
+    with pytest.raises(UnsafeFileError, match="is damaged"):
+        read_foreign(tmp_path / "a.pth")
