@@ -1,28 +1,32 @@
 """The tables of results: labelled folders, several seeds, with and without the CRF.
 
-    python benchmarks/results.py --data ROOT [--table readme|4b|views|projections] [--sets camvid ...]
+    python benchmarks/results.py --data ROOT [--table readme|4b|projections|views] [--sets ...]
 
 ROOT holds ``camvid``, ``coco200`` and ``aerial260``, each with images, labels and classes.json.
-Features, views and masks are computed once and kept in the store, so that rows, seeds and later
-runs share them. Labels are used for scores alone. Prints Markdown; ``--json`` keeps every figure.
+Features, views, masks, fitted models and counts are kept in the store, so that rows, seeds and
+tables share them and a run that was stopped goes on. Labels are used for scores alone. Prints Markdown; ``--json`` keeps every figure.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import statistics
-import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from primaps.data import chunks, find_images, load_pair, pair_up, read
+import primaps
+from primaps.config import Config
+from primaps.data import Dataset, find_images, load_pair, pair_up, read
 from primaps.evaluation import confusion_matrix, scores
-from primaps.extraction import extract, mirrored_mean
+from primaps.extraction import extract
 from primaps.files import cache_dir, write_json
 from primaps.progress import Progress
-from primaps.projections import train_projection
+from primaps.projections import Projection, train_projection
 from primaps.segmenter import PriMaPsEM
 
 # Images to fit, images to score, labels of those.
@@ -60,62 +64,76 @@ TABLES = {
         "2 views, loss at feature size": ({"views": 2, "loss_size": "feature"}, PLAIN),
         **{
             f"{views} views, bfloat16": ({"views": views, "precision": "bfloat16"}, PLAIN)
-            for views in (0, 2, 4, 8)
+            for views in (2, 8)
         },
     },
 }
 
 
-def run(root: Path, name: str, table: str, seeds: list[int], options: dict, store) -> dict:
+def run(root: Path, name: str, table: str, seeds: list[int], options: dict, store: Path) -> dict:
     """Figures of every row of a table on a data set."""
     train, images, labels = (root / part for part in SETS[name])
     data = pair_up(images, labels)
-    names, ignore = data.classes, data.ignore_index
-    models, seconds, trained = {}, {}, {}
-    for row, (own, _) in TABLES[table].items():
-        for seed in seeds:
-            began = time.monotonic()
-            given = {**options, **own, "seed": seed}
-            with Progress(Console(stderr=True)) as report:
-                if "projection" in own:
-                    key = (own["projection"], seed)
-                    if key not in trained:
-                        trained[key] = projection(train, len(names), *key, options, store, report)
-                    given["projection"] = trained[key]
-                model = PriMaPsEM(len(names), **given)
-                models[row, seed] = model.fit(train, store=store, report=report)
-            seconds[f"{row} {seed}"] = time.monotonic() - began
-    shape = (len(names), len(names))
-    counts = {
-        (*key, crf): torch.zeros(shape, dtype=torch.int64)
-        for key in models
-        for crf in TABLES[table][key[0]][1]
-    }
-    load = lambda sample: load_pair(data, sample, model.size)  # noqa: E731
-    for chunk in chunks(read(data.samples, load, print), 8):
-        pictures = torch.stack([image for _, (image, _) in chunk])
-        target = torch.stack([label for _, (_, label) in chunk])
-        features = mirrored_mean(model.backbone, pictures)
-        for (row, seed, crf), count in counts.items():
-            predicted = models[row, seed].probabilities(features, pictures, crf).argmax(1)
-            count += confusion_matrix(predicted.cpu(), target, *shape, ignore)
     figures = {}
-    for row, (_, refined) in TABLES[table].items():
+    for row, (own, refined) in TABLES[table].items():
         for crf in refined:
-            found = [scores(counts[row, seed, crf]) for seed in seeds]
+            found = [
+                counted(train, data, {**options, **own, "seed": seed}, crf, store) for seed in seeds
+            ]
+            result = [scores(torch.tensor(counts)) for counts in found]
             figures[row + (" + CRF" if crf and refined == BOTH else "")] = {
-                "accuracy": [100 * s.accuracy for s in found],
-                "mean_iou": [100 * s.mean_iou for s in found],
-                "iou": [dict(zip(names, s.iou, strict=True)) for s in found],
+                "accuracy": [100 * s.accuracy for s in result],
+                "mean_iou": [100 * s.mean_iou for s in result],
+                "iou": [dict(zip(data.classes, s.iou, strict=True)) for s in result],
             }
-    return {"rows": figures, "seconds": seconds}
+    return figures
 
 
-def projection(train: Path, classes: int, method: str, seed: int, options: dict, store, report):
-    """STEGO or HP, trained on the features of the images."""
-    model = PriMaPsEM(classes, backbone=options["backbone"], precision=options["precision"])
-    found = extract(find_images(train), model.backbone, model.size, store=store, report=report)
-    return train_projection(found.views.clean, method, classes=classes, seed=seed, report=report)
+def counted(train: Path, data: Dataset, options: dict, crf: bool, store: Path) -> list[list[int]]:
+    """Confusion counts of a model fitted with options, from an earlier run if there was one."""
+    about = {**asdict(Config(len(data.classes))), **options, "train": str(train)}
+    text = json.dumps([primaps.__version__, about], sort_keys=True)
+    folder = store / "results" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = folder / f"{'crf' if crf else 'plain'}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    with Progress(Console(stderr=True)) as report:
+        if (folder / "config.json").is_file():
+            model = PriMaPsEM.from_pretrained(folder)
+        else:
+            codes = None
+            if "projection" in options:
+                method, seed = options["projection"], options["seed"]
+                codes = projection(train, len(data.classes), method, seed, options, store, report)
+            given = {k: v for k, v in options.items() if k != "projection"}
+            model = PriMaPsEM(len(data.classes), projection=codes, **given)
+            model.fit(train, store=store, checkpoints=folder, report=report)
+            model.save_pretrained(folder)
+        size, ignore = model.size, data.ignore_index
+        kept = extract(data.samples, model.backbone, size, store=store, report=report)
+        counts = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
+        loaded = read(data.samples, lambda sample: load_pair(data, sample, size), print)
+        for row, (_, (image, label)) in enumerate(loaded):
+            features = kept.views.mirrored_mean(row)[None]
+            predicted = model.probabilities(features, image[None], crf).argmax(1).cpu()
+            counts += confusion_matrix(predicted, label[None], *counts.shape, ignore)
+            report("scores", row + 1, len(data.samples), {})
+    write_json(path, counts.tolist())
+    return counts.tolist()
+
+
+def projection(train, classes: int, method: str, seed: int, options: dict, store, report):
+    """STEGO or HP, trained on the features of the images; kept for the next row."""
+    name = f"{train.parts[-2]}-{method}-{seed}-{options['backbone'].replace('/', '-')}"
+    folder = store / "projections" / name
+    if not (folder / "projection.json").is_file():
+        model = PriMaPsEM(classes, backbone=options["backbone"], precision=options["precision"])
+        found = extract(find_images(train), model.backbone, model.size, store=store, report=report)
+        trained = train_projection(
+            found.views.clean, method, classes=classes, seed=seed, report=report
+        )
+        trained.save(folder)
+    return Projection.load(folder)
 
 
 def cell(values: list[float]) -> str:
@@ -142,7 +160,7 @@ def main() -> None:
         results[name] = run(
             arguments.data, name, arguments.table, arguments.seeds, options, arguments.store
         )
-        for row, found in results[name]["rows"].items():
+        for row, found in results[name].items():
             accuracy, iou = cell(found["accuracy"]), cell(found["mean_iou"])
             print(f"| {name} | {row} | {accuracy} | {iou} |", flush=True)
         if arguments.json:
