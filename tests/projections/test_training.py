@@ -13,7 +13,7 @@ from primaps.projections.hp import (
     neighbourhood,
     train_hp,
 )
-from primaps.projections.probes import fit_clusters, fit_linear, spherical_kmeans, spread
+from primaps.projections.probes import fit_clusters, fit_linear, spherical_kmeans
 from primaps.projections.sampling import (
     descriptors,
     nearest_images,
@@ -322,21 +322,6 @@ def test_spherical_kmeans_agrees_with_one_step_by_hand_and_never_increases_the_l
     centres, loss = spherical_kmeans(codes, start, 500)
     assert torch.equal(spherical_kmeans(codes, centres, 1)[0], centres)
     assert loss == pytest.approx(-float((codes @ centres.T).amax(1).mean()))
-
-
-def test_starts_are_spread_over_groups_that_lie_apart():
-    groups = torch.eye(6).repeat_interleave(30, 0)
-    for seed in range(20):
-        start = spread(groups, 6, torch.Generator().manual_seed(seed))
-        assert start.unique(dim=0).shape[0] == 6
-    alike = spread(torch.ones(4, 2) / 2**0.5, 3, torch.Generator().manual_seed(0))
-    assert alike.shape == (3, 2)
-
-
-def test_clusters_need_as_many_positions_as_classes():
-    features, _ = blocks(images=2, side=2)
-    with pytest.raises(ValueError, match="8 positions cannot form 9 clusters"):
-        fit_clusters(features, Projection(torch.nn.Identity()), 9)
 
 
 def test_the_linear_probe_learns_labels_and_ignores_ignored_ones():

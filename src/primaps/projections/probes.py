@@ -11,6 +11,7 @@ from primaps.em import batches
 from primaps.progress import Report, silent
 from primaps.projections.projection import Projection
 from primaps.projections.sampling import Features, draw, finite
+from primaps.prototypes import principal_directions
 
 
 def fit_clusters(
@@ -18,7 +19,6 @@ def fit_clusters(
     projection: Projection,
     classes: int,
     positions: int = 20_000,
-    restarts: int = 10,
     iterations: int = 50,
     seed: int = 0,
     report: Report = silent,
@@ -26,43 +26,22 @@ def fit_clusters(
     """The cluster probe: K centres that maximise the mean largest cosine of codes (Eq. 9).
 
     The papers descend its gradient. Codes are few numbers, so here it is spherical k-means on
-    random positions: from several k-means++ starts the one with the smallest loss is kept.
+    random positions. It starts from the principal directions of the codes, as prototypes of
+    features do.
 
     Returns:
         The same projection with ``clusters`` (K, D) of length 1.
 
     Raises:
-        ValueError: there are fewer positions than classes, or codes with NaN.
+        ValueError: K exceeds twice the rank that the codes can have, or codes with NaN.
     """
     generator = torch.Generator().manual_seed(seed)
     codes = _some_codes(features, projection, positions, generator)
-    if not torch.isfinite(codes).all():
-        raise ValueError("codes contain NaN or infinity")
-    if len(codes) < classes:
-        raise ValueError(f"{len(codes)} positions cannot form {classes} clusters")
-    best, least = codes[:0], torch.inf
-    for restart in range(1, restarts + 1):
-        centres, loss = spherical_kmeans(codes, spread(codes, classes, generator), iterations)
-        if loss < least:
-            best, least = centres, loss
-        report("clusters", restart, restarts, {"loss": least})
-    return Projection(projection.codes, best, projection.name, projection.about)
-
-
-def spread(
-    codes: Float[Tensor, "n d"], classes: int, generator: torch.Generator
-) -> Float[Tensor, "k d"]:
-    """Start of k-means++: codes drawn with chances in proportion to their distance to those drawn.
-
-    The distance is 1 - cosine, half the squared distance of vectors of length 1.
-    """
-    chosen = [int(torch.randint(len(codes), (1,), generator=generator))]
-    distance = torch.full((len(codes),), torch.inf)
-    for _ in range(classes - 1):
-        distance = torch.minimum(distance, 1 - (codes @ codes[chosen[-1]]).cpu())
-        chance = distance.clamp_min(1e-12)  # all may be alike
-        chosen.append(int(torch.multinomial(chance, 1, generator=generator)))
-    return codes[chosen]
+    start = principal_directions(codes.T[None, :, :, None], classes).to(codes.device)
+    unit = F.normalize(codes, dim=1)
+    centres, loss = spherical_kmeans(unit, F.normalize(start, dim=1), iterations)
+    report("clusters", 1, 1, {"loss": loss})
+    return Projection(projection.codes, centres, projection.name, projection.about)
 
 
 def spherical_kmeans(
@@ -88,7 +67,7 @@ def spherical_kmeans(
 def _some_codes(
     features: Features, projection: Projection, count: int, generator: torch.Generator
 ) -> Float[Tensor, "n d"]:
-    """Codes of length 1 at random positions of all images, or of ``count`` of the images."""
+    """Codes at random positions of all images, or of ``count`` of the images."""
     images = torch.randperm(features.shape[0], generator=generator)[:count]
     found = []
     for index in images.split(32):
@@ -97,7 +76,7 @@ def _some_codes(
         place = torch.rand(len(index), codes.shape[2], generator=generator).topk(each).indices
         rows = torch.arange(len(index))[:, None]
         found.append(codes.transpose(1, 2)[rows, place].flatten(0, 1))
-    return F.normalize(torch.cat(found)[:count], dim=1)
+    return torch.cat(found)[:count]
 
 
 def fit_linear(
@@ -105,8 +84,8 @@ def fit_linear(
     projection: Projection,
     labels: Integer[Tensor, "n H W"],
     classes: int,
-    steps: int = 500,
-    batch_size: int = 32,
+    steps: int = 200,
+    batch_size: int = 8,
     learning_rate: float = 0.005,
     ignore_index: int = 255,
     seed: int = 0,
