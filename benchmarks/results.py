@@ -4,7 +4,8 @@
 
 ROOT holds ``camvid``, ``coco200`` and ``aerial260``, each with images, labels and classes.json.
 Features, views, masks, fitted models and counts are kept in the store, so that rows, seeds and
-tables share them and a run that was stopped goes on. Labels are used for scores alone. Prints Markdown; ``--json`` keeps every figure.
+tables share them and a run that was stopped goes on. Labels are used for scores alone. Prints
+Markdown; ``--json`` keeps every figure.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from primaps.projections.hp import (
     neighbourhood,
     train_hp,
 )
-from primaps.projections.probes import fit_clusters, spherical_kmeans, spread
 from primaps.projections.sampling import (
     descriptors,
     nearest_images,
@@ -293,53 +292,3 @@ def test_the_gradient_of_an_anchor_reaches_its_neighbours():
     near, weights = neighbourhood(maps, torch.tensor([[4]]))
     torch.einsum("bak,bakc->bac", weights.detach(), near).sum().backward()
     torch.testing.assert_close(maps.grad, torch.full((1, 3, 3, 3), 1 / 9))
-
-
-def test_the_cluster_probe_finds_the_classes_and_keeps_the_codes():
-    features, label = blocks()
-    projection = Projection(lambda f: f - 0.5, name="without the common part")
-    found = fit_clusters(features, projection, 3)
-    assert found.clusters.shape == (3, 16)
-    torch.testing.assert_close(found.clusters.norm(dim=1), torch.ones(3))
-    codes = found(features.arrays[:, 0].float())
-    assert torch.equal(codes, projection(features.arrays[:, 0].float()))
-    prediction = torch.einsum("kd,bdhw->bkhw", found.clusters, codes).argmax(1)
-    for k in range(3):  # one class each
-        counts = torch.bincount(label[prediction == k], minlength=3)
-        assert counts.max() > 0.9 * counts.sum()
-    again = fit_clusters(features, projection, 3)
-    assert torch.equal(found.clusters, again.clusters)
-
-
-def test_spherical_kmeans_agrees_with_one_step_by_hand_and_never_increases_the_loss():
-    generator = torch.Generator().manual_seed(0)
-    codes = F.normalize(torch.randn(200, 5, generator=generator, dtype=torch.float64), dim=1)
-    start = codes[:4]
-    by_hand = []
-    groups = [[] for _ in range(4)]
-    for code in codes:
-        groups[max(range(4), key=lambda k: float(code @ start[k]))].append(code)
-    for group in groups:
-        total = sum(group)
-        by_hand.append(total / total.norm())
-    torch.testing.assert_close(spherical_kmeans(codes, start, 1)[0], torch.stack(by_hand))
-    losses = [spherical_kmeans(codes, start, n)[1] for n in range(12)]
-    assert losses == sorted(losses, reverse=True)
-    centres, loss = spherical_kmeans(codes, start, 500)
-    assert torch.equal(spherical_kmeans(codes, centres, 1)[0], centres)
-    assert loss == pytest.approx(-float((codes @ centres.T).amax(1).mean()))
-
-
-def test_starts_are_spread_over_groups_that_lie_apart():
-    groups = torch.eye(6).repeat_interleave(30, 0)
-    for seed in range(20):
-        start = spread(groups, 6, torch.Generator().manual_seed(seed))
-        assert start.unique(dim=0).shape[0] == 6
-    alike = spread(torch.ones(4, 2) / 2**0.5, 3, torch.Generator().manual_seed(0))
-    assert alike.shape == (3, 2)
-
-
-def test_clusters_need_as_many_positions_as_classes():
-    features, _ = blocks(images=2, side=2)
-    with pytest.raises(ValueError, match="8 positions cannot form 9 clusters"):
-        fit_clusters(features, Projection(torch.nn.Identity()), 9)

@@ -10,7 +10,6 @@ from primaps.projections.checkpoints import (
 from primaps.projections.crops import five_crops
 from primaps.projections.foreign import UnsafeFileError
 from primaps.projections.hp import HP_PRESETS, HPSettings, train_hp
-from primaps.projections.probes import fit_clusters
 from primaps.projections.projection import Head, Projection, ProjectionError
 from primaps.projections.stego import (
     STEGO_PRESETS,
@@ -35,7 +34,6 @@ __all__ = [
     "as_projection",
     "automatic_shifts",
     "convert_projection",
-    "fit_clusters",
     "five_crops",
     "load_projection",
     "projection_settings",

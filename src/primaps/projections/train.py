@@ -1,4 +1,4 @@
-"""Train a projection by name: method, preset, number of steps, number of clusters."""
+"""Train a projection by name: method, preset, number of steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from primaps.progress import Report, silent
 from primaps.projections.hp import HP_PRESETS, HPSettings, train_hp
-from primaps.projections.probes import fit_clusters
 from primaps.projections.projection import Projection
 from primaps.projections.sampling import Features
 from primaps.projections.stego import STEGO_PRESETS, StegoSettings, train_stego
@@ -55,13 +54,15 @@ def train_projection(
     seed: int = 0,
     report: Report = silent,
 ) -> Projection:
-    """Train a projection on cached features, and clusters on its codes.
+    """Train a projection on cached features.
+
+    It has no clusters: the cluster probe of both papers is k-means on codes by gradient descent on
+    Eq. 9, which is ``PriMaPsEM(method="kmeans", projection=...)``.
 
     Args:
         features: (2, C, h, w) of each image; [0] of itself and [1] of its mirror image.
         method: ``stego`` or ``hp``.
-        classes: K, the number of clusters to find in the codes; None for none, which STEGO takes
-            only if its settings have shifts.
+        classes: K, from which STEGO finds its shifts if its settings have none; HP needs none.
         settings: from :func:`projection_settings`; None is its preset ``own``.
         steps: of the optimiser.
 
@@ -70,11 +71,7 @@ def train_projection(
     """
     settings = projection_settings(method) if settings is None else settings
     if method == "stego" and isinstance(settings, StegoSettings):
-        projection = train_stego(features, steps, settings, classes, seed, report)
-    elif method == "hp" and isinstance(settings, HPSettings):
-        projection = train_hp(features, steps, settings, seed, report)
-    else:
-        raise ValueError(f"{type(settings).__name__} are no settings of method {method!r}")
-    if classes is None:
-        return projection
-    return fit_clusters(features, projection, classes, seed=seed, report=report)
+        return train_stego(features, steps, settings, classes, seed, report)
+    if method == "hp" and isinstance(settings, HPSettings):
+        return train_hp(features, steps, settings, seed, report)
+    raise ValueError(f"{type(settings).__name__} are no settings of method {method!r}")
