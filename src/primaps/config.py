@@ -69,7 +69,7 @@ class Config:
     anchor: bool = True
     iterative: bool = True
     crf: bool = True
-    views: int | None = 0
+    views: int | None = 2
     loss_size: LossSize = "image"
     precision: Precision = "float32"
     seed: int = 0

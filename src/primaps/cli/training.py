@@ -52,7 +52,7 @@ def fit(
     momentum_ramp: Annotated[bool, typer.Option(help="Ramp the decay up (see README).")] = True,
     views: Annotated[
         str, typer.Option(help="Augmented views per image, kept; fresh: new ones in every step.")
-    ] = "0",
+    ] = "2",
     loss_size: Annotated[str, typer.Option(help="Votes and loss at image or feature size.")] = (
         "image"
     ),
