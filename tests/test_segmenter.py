@@ -108,6 +108,18 @@ def test_pixels_without_a_label_do_not_train_the_probe(colours, painted_folder):
     assert (found == label)[label != 1].mean() > 0.95
 
 
+def test_the_scale_of_cosines_sharpens_probabilities_and_leaves_classes(colours, painted_folder):
+    images = painted_folder / "images"
+    picture = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    plain, sharp = (
+        PriMaPsEM(3, backbone=colours, method="kmeans", cosine_scale=scale, **QUICK)
+        .fit(images)
+        .predict_probabilities(picture, crf=False)
+        for scale in (None, 10.0)
+    )
+    torch.testing.assert_close(sharp, (plain.log() * 10).softmax(1), rtol=1e-4, atol=1e-5)
+
+
 def test_bad_images_among_many_are_reported_and_left_out(colours, painted_folder):
     (painted_folder / "images" / "bad.png").write_text("no image")
     problems = []

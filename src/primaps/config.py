@@ -36,6 +36,9 @@ class Config:
         momentum_every: steps between two updates of the moving average.
         momentum_ramp: ramp the decay up as the authors' program does; see
             :class:`primaps.em.Settings`.
+        cosine_scale: of logits where they are cosines (k-means and the recipe "orthogonal"): the CRF
+            and mirror averages see the probabilities that follow; None is 1 for k-means, as in
+            Eq. 9, and 10 for the recipe.
         threshold: psi of Eq. 6, in [0, 1).
         anchor: compare features with the anchor (Eq. 4); without it with the principal component
             itself ("similarity masks" of Table 4a).
@@ -65,6 +68,7 @@ class Config:
     momentum: float = 0.98
     momentum_every: int = 10
     momentum_ramp: bool = True
+    cosine_scale: float | None = None
     threshold: float = 0.4
     anchor: bool = True
     iterative: bool = True
@@ -91,8 +95,9 @@ class Config:
             raise ValueError(f"threshold is {self.threshold}; it must be in [0, 1)")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; it must be in [0, 1)")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be positive")
+        for name in ("learning_rate", "cosine_scale"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; it must be positive")
         for name in ("epochs", "batch_size", "momentum_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

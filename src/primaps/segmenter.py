@@ -225,6 +225,8 @@ class PriMaPsEM:
         else:
             start = self._start(views, init_steps, settings, recorder)
             model = fit_em(views, extracted.masks, start, steps, settings, recorder)
+        if config.cosine and config.cosine_scale is not None and isinstance(model, Prototypes):
+            model.scale.data.fill_(config.cosine_scale)
         self.prototypes_, self.history_ = model.requires_grad_(False), recorder.epochs
         return self
 

@@ -50,6 +50,10 @@ def fit(
     momentum: Annotated[float, typer.Option(help="Decay of the moving average (Eq. 11).")] = 0.98,
     momentum_every: Annotated[int, typer.Option(help="Steps between its updates.")] = 10,
     momentum_ramp: Annotated[bool, typer.Option(help="Ramp the decay up (see README).")] = True,
+    cosine_scale: Annotated[
+        float | None,
+        typer.Option(help="Of cosine logits [default: 1 for k-means, 10 for orthogonal]."),
+    ] = None,
     views: Annotated[
         str, typer.Option(help="Augmented views per image, kept; fresh: new ones in every step.")
     ] = "2",
