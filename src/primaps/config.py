@@ -36,9 +36,9 @@ class Config:
         momentum_every: steps between two updates of the moving average.
         momentum_ramp: ramp the decay up as the authors' program does; see
             :class:`primaps.em.Settings`.
-        cosine_scale: of logits where they are cosines (k-means and the recipe "orthogonal"): the CRF
-            and mirror averages see the probabilities that follow; None is 1 for k-means, as in
-            Eq. 9, and 10 for the recipe.
+        cosine_scale: of logits that are cosines (k-means and the recipe "orthogonal"), which makes
+            the probabilities that the CRF sees surer; None is 1 for k-means, as in Eq. 9, and 10
+            for the recipe.
         threshold: psi of Eq. 6, in [0, 1).
         anchor: compare features with the anchor (Eq. 4); without it with the principal component
             itself ("similarity masks" of Table 4a).
