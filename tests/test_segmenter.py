@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from primaps.segmenter import ModelError, PriMaPsEM, largest_channel
+from primaps.imagesize import largest_channel
+from primaps.segmenter import ModelError, PriMaPsEM
 from tests.conftest import painted
 
 QUICK = {

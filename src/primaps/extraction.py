@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -48,7 +49,7 @@ class Extracted:
 
     Attributes:
         keys: names of the images used, in order, of all processes.
-        digest: SHA-256 of the content of these images.
+        digest: SHA-256 of the content of these images, and of their labels if any.
         views: feature maps of those that this process has.
         masks: their proposals at image size, 0 = ignore; None if not asked for.
         labels: their label maps at image size, 255 = not counted; None if not asked for.
@@ -119,7 +120,7 @@ def extract(
     with stores.writing():
         used = _fill(stores, [f for f in share if f.key in contents], contents, report, problem)
     order = {file.key: place for place, file in enumerate(files)}
-    both = [(key, contents[key]) for key in used]
+    both = [(key, contents[key] + _mark(label_maps.get(key))) for key in used]
     everyone = [pair for part in gather(both) for pair in part]
     everyone.sort(key=lambda pair: order[pair[0]])
     if not everyone:
@@ -150,6 +151,11 @@ def extract(
         labels=Rows([label_maps[key] for key in used]) if label_maps else None,
         samples=torch.stack([square(load_image(file.source), size) for file in first]),
     )
+
+
+def _mark(label: np.ndarray | None) -> str:
+    """Tells a label map from another, so that a changed one starts training anew."""
+    return "" if label is None else f" {zlib.crc32(label.tobytes()):08x}"
 
 
 def _fill(

@@ -21,6 +21,24 @@ def upsample(
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def largest_channel(
+    probabilities: Float[Tensor, "k h w"], size: tuple[int, int]
+) -> Integer[Tensor, "H W"]:
+    """Channel of the largest bilinearly scaled value, one channel at a time to spare memory.
+
+    Examples:
+        >>> largest_channel(torch.eye(2).view(2, 1, 2), (1, 4)).tolist()
+        [[0, 0, 1, 1]]
+    """
+    best = upsample(probabilities[None, :1], size)[0, 0]
+    winner = torch.zeros(size, dtype=torch.int16, device=best.device)
+    for channel in range(1, len(probabilities)):
+        value = upsample(probabilities[None, channel : channel + 1], size)[0, 0]
+        winner[value > best] = channel
+        best = torch.maximum(best, value)
+    return winner
+
+
 def assign(
     logits: Float[Tensor, "b k h w"], masks: Integer[Tensor, "b H W"]
 ) -> tuple[Integer[Tensor, "b H W"], Integer[Tensor, "b 256 k"]]:

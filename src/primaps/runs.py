@@ -29,10 +29,11 @@ from primaps.data import (
     to_tensor,
 )
 from primaps.files import atomic_path, write_json
+from primaps.imagesize import largest_channel
 from primaps.plotting import overlay, overlay_masks, palette, with_legend
 from primaps.progress import Report, silent
 from primaps.proposals import mask_probabilities
-from primaps.segmenter import PriMaPsEM, largest_channel
+from primaps.segmenter import PriMaPsEM
 
 logger = logging.getLogger("primaps")
 Inputs = str | Path | Sequence[str | Path]

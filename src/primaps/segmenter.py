@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,11 +30,10 @@ from primaps.data import (
     to_tensor,
 )
 from primaps.distributed import processes
-from primaps.em import Settings, fit_em, fit_kmeans, pca_start
 from primaps.extraction import Extracted, extract, mirrored_mean
-from primaps.imagesize import upsample
-from primaps.orthogonal import fit_orthogonal
-from primaps.probe import LinearProbe, fit_probe
+from primaps.fitting import fit_prototypes
+from primaps.imagesize import largest_channel, upsample
+from primaps.probe import LinearProbe
 from primaps.progress import Report, silent
 from primaps.projections.checkpoints import as_projection
 from primaps.projections.projection import Projection
@@ -42,7 +41,6 @@ from primaps.proposals import image_masks
 from primaps.prototypes import Prototypes
 from primaps.stores import MaskMaker
 from primaps.training import Figures, Recorder
-from primaps.views import Views
 
 logger = logging.getLogger("primaps")
 Images = str | Path | Sequence[str | Path] | Sequence[ImageFile] | Sequence[Image.Image]
@@ -194,63 +192,17 @@ class PriMaPsEM:
     ) -> PriMaPsEM:
         """Fit to features and masks that are there already, as :meth:`fit` does after computing
         them: for several fits on the same images."""
-        config, views = self.config, replace(extracted.views, projection=self.projection)
-        settings = Settings(**{f.name: getattr(config, f.name) for f in fields(Settings)})
         self._images, self.samples_ = len(extracted.keys), extracted.samples
-        init_steps, steps = config.steps(self._images)
         recorder = Recorder(
-            max(1, self._images // config.batch_size),
+            max(1, self._images // self.config.batch_size),
             report,
             checkpoints,
             self._fingerprint(extracted),
             log,
         )
-        model: Prototypes | LinearProbe
-        if config.method == "probe":
-            if extracted.labels is None:
-                raise ValueError("the linear probe needs labels: extract them with labels=")
-            model = fit_probe(views, extracted.labels, config.classes, steps, settings, recorder)
-        elif config.method == "kmeans":
-            model = self._start(views, init_steps, settings, recorder)
-        elif extracted.masks is None:
-            raise ValueError("PriMaPs-EM needs masks: extract them with model.mask_maker()")
-        elif config.recipe == "orthogonal":
-            model = fit_orthogonal(
-                views,
-                extracted.masks,
-                lambda own, stage: self._start(views, init_steps, own, recorder, stage),
-                settings,
-                recorder,
-            )
-        else:
-            start = self._start(views, init_steps, settings, recorder)
-            model = fit_em(views, extracted.masks, start, steps, settings, recorder)
-        if config.cosine and config.cosine_scale is not None and isinstance(model, Prototypes):
-            model.scale.data.fill_(config.cosine_scale)
+        model = fit_prototypes(self.config, extracted, self.projection, recorder)
         self.prototypes_, self.history_ = model.requires_grad_(False), recorder.epochs
         return self
-
-    def _start(
-        self,
-        views: Views,
-        steps: int,
-        settings: Settings,
-        recorder: Recorder,
-        stage: str = "k-means",
-    ) -> Prototypes:
-        """Where EM starts: k-means from principal components, or the projection's own clusters."""
-        clusters = None if self.projection is None else self.projection.clusters
-        if clusters is not None and len(clusters) == self.config.classes:
-            return Prototypes(clusters).to(views.device)
-        if clusters is not None:
-            logger.warning(
-                "the projection has %d clusters and %d classes are wanted: k-means starts anew",
-                len(clusters),
-                self.config.classes,
-            )
-        return fit_kmeans(
-            views, pca_start(views, self.config.classes), steps, settings, recorder, stage
-        )
 
     def _fingerprint(self, extracted: Extracted) -> str:
         """Of everything that decides the result of training."""
@@ -363,21 +315,3 @@ def as_files(images: Images) -> list[ImageFile]:
     if items and all(isinstance(item, Image.Image) for item in items):
         return [ImageFile(item, str(i)) for i, item in enumerate(items)]
     return find_images(items)
-
-
-def largest_channel(
-    probabilities: Float[Tensor, "k h w"], size: tuple[int, int]
-) -> Integer[Tensor, "H W"]:
-    """Channel of the largest bilinearly scaled value, one channel at a time to spare memory.
-
-    Examples:
-        >>> largest_channel(torch.eye(2).view(2, 1, 2), (1, 4)).tolist()
-        [[0, 0, 1, 1]]
-    """
-    best = upsample(probabilities[None, :1], size)[0, 0]
-    winner = torch.zeros(size, dtype=torch.int16, device=best.device)
-    for channel in range(1, len(probabilities)):
-        value = upsample(probabilities[None, channel : channel + 1], size)[0, 0]
-        winner[value > best] = channel
-        best = torch.maximum(best, value)
-    return winner
