@@ -129,8 +129,10 @@ def test_options_are_checked_before_any_work(images, vit, tmp_path, option, valu
 
 def test_project_and_fit_on_its_codes(images, vit, tmp_path):  # noqa: F811
     done = call("project", images, "--classes", 3, "--backbone", vit, "--size", 64, "--steps", 3,
-                "--out", tmp_path / "stego")  # fmt: skip
+                "--out", tmp_path / "stego", "--five-crops")  # fmt: skip
     assert done.exit_code == 0, done.output
+    about = json.loads((tmp_path / "stego" / "projection.json").read_text())["about"]
+    assert about["images"] == 20 * 6
     quick = ["--min-steps", 3, "--projection", tmp_path / "stego", "--out", tmp_path / "m"]
     done = call("fit", images, "--backbone", vit, *QUICK, *quick)
     assert done.exit_code == 0, done.output

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from primaps.crf import DenseCRF, dense_crf
     from primaps.data import ImageError, find_images, load_dataset, load_image
     from primaps.planning import Plan, plan
+    from primaps.projections import Projection, load_projection, train_projection
     from primaps.proposals import Proposals, image_masks, propose
     from primaps.protocol import evaluate
     from primaps.runs import predict_files, propose_files
@@ -34,6 +35,9 @@ _HOME = {
     "load_image": "data",
     "Plan": "planning",
     "plan": "planning",
+    "Projection": "projections",
+    "load_projection": "projections",
+    "train_projection": "projections",
     "Proposals": "proposals",
     "image_masks": "proposals",
     "propose": "proposals",
@@ -53,6 +57,7 @@ __all__ = [
     "ModelError",
     "Plan",
     "PriMaPsEM",
+    "Projection",
     "Proposals",
     "WeightsError",
     "dense_crf",
@@ -62,10 +67,12 @@ __all__ = [
     "load_backbone",
     "load_dataset",
     "load_image",
+    "load_projection",
     "plan",
     "predict_files",
     "propose",
     "propose_files",
+    "train_projection",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -58,6 +59,9 @@ def project(
         str, typer.Option(help="own, or the papers' cityscapes, cocostuff, potsdam (for DINO).")
     ] = "own",
     steps: Annotated[int, typer.Option(help="Of the optimiser.")] = 300,
+    five_crops: Annotated[
+        bool, typer.Option("--five-crops", help="Also train on five crops of each image.")
+    ] = False,
     backbone: Backbone = "dinov2-vits14",
     size: Size = None,
     precision: Precision = "float32",
@@ -71,14 +75,16 @@ def project(
         from primaps.data import find_images
         from primaps.extraction import extract
         from primaps.projections import projection_settings, train_projection
+        from primaps.projections.crops import write_crops
 
         settings = projection_settings(method, preset)
         network = load_backbone(backbone, device, precision=precision)
         note(f"backbone {network.name} from {network.source}")
-        found = extract(
-            find_images(images, exclude=out), network, size or network.default_size,
-            store=kept_in(store), report=report, problem=warn,
-        )  # fmt: skip
+        side, files = size or network.default_size, find_images(images, exclude=out)
+        with TemporaryDirectory() as folder:
+            if five_crops:
+                files += write_crops(files, side, Path(folder), warn)
+            found = extract(files, network, side, store=kept_in(store), report=report, problem=warn)
         trained = train_projection(
             found.views.clean, method, classes=classes, settings=settings, steps=steps,
             seed=seed, report=report,

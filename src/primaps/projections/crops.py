@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
+
+from primaps.data import ImageFile, Problem, load_image, read, square
+from primaps.files import atomic_path
 
 
 def five_crops(images: UInt8[Tensor, "b 3 H W"]) -> UInt8[Tensor, "b5 3 H W"]:
@@ -30,3 +37,21 @@ def five_crops(images: UInt8[Tensor, "b 3 H W"]) -> UInt8[Tensor, "b5 3 H W"]:
     parts = torch.stack([images[..., y : y + h, x : x + w] for y, x in corners], 1).flatten(0, 1)
     larger = F.interpolate(parts.float(), (height, width), mode="bilinear", align_corners=False)
     return larger.round().to(torch.uint8)
+
+
+def write_crops(
+    files: Sequence[ImageFile], size: int, folder: Path, problem: Problem
+) -> list[ImageFile]:
+    """Write the five crops of the centred square of each image, as PNG files.
+
+    Returns:
+        The crops, in the order of the images.
+    """
+    found = []
+    for file, image in read(files, lambda file: square(load_image(file.source), size), problem):
+        for number, crop in enumerate(five_crops(image[None])):
+            path = folder / f"{file.key}.{number}.png"
+            with atomic_path(path) as temporary:
+                Image.fromarray(crop.permute(1, 2, 0).numpy()).save(temporary)
+            found.append(ImageFile(path, f"{file.key}.{number}"))
+    return found
