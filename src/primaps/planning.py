@@ -15,7 +15,7 @@ from primaps.data import ImageError, ImageFile
 from primaps.em import Settings, fit_em, fit_kmeans
 from primaps.extraction import TOGETHER, content_digest, extract
 from primaps.prototypes import Prototypes
-from primaps.segmenter import PriMaPsEM
+from primaps.segmenter import Images, PriMaPsEM, as_files
 from primaps.stores import CollectionStores
 
 
@@ -58,15 +58,24 @@ class Plan:
         ]
 
 
-def plan(model: PriMaPsEM, files: Sequence[ImageFile], store: str | Path | None = "auto") -> Plan:
-    """Estimate what ``model.fit(files, store=store)`` will take.
+def plan(model: PriMaPsEM, images: Images, store: str | Path | None = "auto") -> Plan:
+    """Estimate what ``model.fit(images, store=store)`` will take.
 
     Times are measured on up to eight of the images: reading, backbone, masks and steps of training,
     each the second time that it runs.
 
     Raises:
         ImageError: none of the eight could be read.
+
+    Examples:
+        >>> from PIL import Image
+        >>> images = [Image.effect_noise((32, 32), 90) for _ in range(3)]
+        >>> pool = torch.nn.AvgPool2d(8)
+        >>> model = PriMaPsEM(2, backbone=pool, patch_size=8, size=32, crf=False, device="cpu")
+        >>> plan(model, images).lines()[0]
+        '3 images, 3 of them to be computed'
     """
+    files = as_files(images)
     config = model.config
     em = config.method == "em"
     views = config.views if em else 0
@@ -79,8 +88,8 @@ def plan(model: PriMaPsEM, files: Sequence[ImageFile], store: str | Path | None 
         except ImageError:
             continue  # fit will report it
     missing = len(stores.missing(contents))
-    spread = [files[i * len(files) // TOGETHER] for i in range(min(TOGETHER, len(files)))]
-    sample = list(dict.fromkeys(spread))
+    few = min(TOGETHER, len(files))
+    sample = [files[i * len(files) // few] for i in range(few)]
 
     def features(with_masks: bool) -> float:
         began = time.monotonic()
