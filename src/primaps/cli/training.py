@@ -25,6 +25,8 @@ from primaps.cli.options import (
     Store,
     TensorBoard,
     Threshold,
+    read_views,
+    store_folder,
 )
 
 
@@ -68,13 +70,13 @@ def fit(
         from primaps.data import find_images
         from primaps.segmenter import PriMaPsEM
 
-        options |= {"views": None if views == "fresh" else _number(views), "device": own}
+        options |= {"views": read_views(views), "device": own}
         files = find_images(images, exclude=out)
         model = PriMaPsEM(**options)
         if plan:
             from primaps.planning import plan as estimate
 
-            print("\n".join(estimate(model, files, _store(store)).lines()))
+            print("\n".join(estimate(model, files, store_folder(store)).lines()))
             return
         start, steps = model.config.steps(len(files))
         text = f"{len(files)} images of {model.size} px, {classes} classes: k-means {start} steps"
@@ -143,7 +145,7 @@ def _train(
     note(f"backbone {model.backbone.name} from {model.backbone.source}")
     with _tensorboard(log) as write:
         model.fit(
-            files, labels, store=_store(store), checkpoints=out, report=report, problem=warn,
+            files, labels, store=store_folder(store), checkpoints=out, report=report, problem=warn,
             log=write,
         )  # fmt: skip
     if distributed.rank() == 0:
@@ -172,16 +174,3 @@ def _tensorboard(folder: Path | None) -> Iterator[Any]:
 
     with SummaryWriter(str(folder)) as writer:
         yield write
-
-
-def _store(text: str | None) -> str | Path | None:
-    from primaps.files import cache_dir
-
-    return None if text == "none" else text or cache_dir() / "features"
-
-
-def _number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"--views is {text!r}; it must be a number or fresh") from None

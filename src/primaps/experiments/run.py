@@ -1,0 +1,289 @@
+"""Run an experiment row by row and seed by seed; what was done before is not done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import primaps
+from primaps.backbones import Backbone, load_backbone
+from primaps.data import Problem
+from primaps.experiments.kept import KeptFeatures
+from primaps.experiments.plan import GPU, Estimator, cpu_rate, duration
+from primaps.experiments.rows import Experiment, Row
+from primaps.experiments.settings import Settings
+from primaps.experiments.sources import Source, fingerprint, load_source
+from primaps.files import sha256, write_json
+from primaps.oracle import evaluate_oracle
+from primaps.progress import Report, silent
+from primaps.protocol import evaluate
+from primaps.segmenter import PriMaPsEM
+from primaps.weights import WeightsError
+
+FORMAT = 1
+"""Of results; a change of what they mean raises it."""
+
+
+@dataclass
+class Outcome:
+    """What became of a row.
+
+    Attributes:
+        results: by seed.
+        reason: why it has none, or not all.
+    """
+
+    row: Row
+    results: dict[int, dict[str, Any]] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass
+class Laboratory:
+    """What rows share while they run: data and backbones."""
+
+    settings: Settings
+    sources: dict[str, Source] = field(default_factory=dict)
+    prints: dict[str, tuple[str, str]] = field(default_factory=dict)
+    backbones: dict[str, Backbone | str] = field(default_factory=dict)
+
+    @property
+    def used(self) -> dict[str, Backbone]:
+        """Backbones that were loaded."""
+        return {k: v for k, v in self.backbones.items() if isinstance(v, Backbone)}
+
+    def source(self, name: str) -> Source:
+        """A data set, read once."""
+        if name not in self.sources:
+            source = load_source(name, self.settings.roots[name])
+            self.sources[name] = source
+            self.prints[name] = (fingerprint(source.train), fingerprint(source.score))
+        return self.sources[name]
+
+    def backbone(self, name: str) -> Backbone | str:
+        """A backbone, loaded once, or why it cannot be loaded."""
+        if name not in self.backbones:
+            precision = self.settings.options.get("precision", "float32")
+            try:
+                network = load_backbone(name, self.settings.device, precision=precision)
+                self.backbones[name] = network
+            except WeightsError as error:
+                self.backbones[name] = str(error).split(". ")[0]
+        return self.backbones[name]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a row: everything that decides its result.
+
+    Attributes:
+        model: not fitted yet.
+        fit: fingerprint of the fitted model.
+        result: fingerprint of its scores.
+    """
+
+    row: Row
+    seed: int
+    model: PriMaPsEM
+    source: Source
+    fit: str
+    result: str
+
+    @classmethod
+    def prepare(cls, row: Row, seed: int, laboratory: Laboratory, network: Backbone) -> Run:
+        """The model of a row and its fingerprints."""
+        settings = laboratory.settings
+        source = laboratory.source(row.dataset)
+        options = settings.config(row, seed)
+        options.pop("precision", None)  # the network has it already
+        path = settings.projection(row) if row.projection else None
+        if path is not None:
+            options["projection"] = path
+        device = network.device
+        model = PriMaPsEM(len(source.train.classes), backbone=network, device=device, **options)
+        config = {k: v for k, v in asdict(model.config).items() if k != "backbone"}
+        checkpoint = sha256(path) if path is not None and path.is_file() else str(path or "")
+        train, score = laboratory.prints[row.dataset]
+        about = [FORMAT, primaps.__version__, network.digest, checkpoint, config, row.kind, train]
+        scored = [*about, score, row.crf]
+        return cls(row, seed, model, source, _digest(about), _digest(scored))
+
+    @property
+    def name(self) -> str:
+        """Of the file of results: readable, and unique by its fingerprint."""
+        kind = "oracle" if self.row.kind == "oracle" else self.model.config.method
+        backbone = Path(self.row.backbone).name
+        return f"{self.row.dataset}-{backbone}-{kind}-seed{self.seed}-{self.result[:12]}"
+
+
+def reproduce(
+    name: str,
+    settings: Settings,
+    report: Report = silent,
+    problem: Problem = lambda sentence: None,
+    note: Callable[[str], None] = lambda sentence: None,
+) -> Path:
+    """Run a table or figure of the paper and write its report.
+
+    Results lie in ``out/rows``, one file per run, and models in ``out/models``; both are shared
+    by all experiments that write to ``out``. The report is ``out/NAME/report.md``, with
+    ``report.json``, pictures and lists of image ids beside it. The same call goes on where it was
+    stopped.
+
+    Args:
+        name: one of :data:`primaps.experiments.NAMES`.
+        report: told about progress.
+        problem: told about images that cannot be read.
+        note: told what was done.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: there is no such experiment, or no row of it has data.
+        DataError: a data set is not laid out as it should be.
+    """
+    from primaps.experiments.report import write_report
+
+    experiment = settings.experiment(name)
+    if not any(row.dataset in settings.roots for row in experiment.rows):
+        known = dict.fromkeys(row.dataset for row in experiment.rows)
+        asked = " ".join(f"--root {dataset}=FOLDER" for dataset in known)
+        raise ValueError(f"{name} needs data: give {asked}, or see --plan")
+    laboratory = Laboratory(settings)
+    outcomes = [Outcome(row) for row in experiment.rows]
+    write = lambda: write_report(experiment, outcomes, laboratory)  # noqa: E731
+    try:
+        for sentence in _run_all(experiment, outcomes, laboratory, report, problem):
+            note(sentence)
+    except KeyboardInterrupt:
+        for outcome in outcomes:
+            if not outcome.results and not outcome.reason:
+                outcome.reason = "not run yet: stopped before"
+        write()
+        raise
+    return write()
+
+
+def _run_all(
+    experiment: Experiment,
+    outcomes: list[Outcome],
+    laboratory: Laboratory,
+    report: Report,
+    problem: Problem,
+) -> Iterator[str]:
+    """Run what is lacking; yields a sentence about every row that was run or cannot be."""
+    settings, began = laboratory.settings, time.monotonic()
+    estimator = Estimator(settings)
+    rate = None
+    told: set[str] = set()
+    for outcome in outcomes:
+        row = outcome.row
+        outcome.reason = settings.lacking(row)
+        network = None if outcome.reason else laboratory.backbone(row.backbone)
+        if isinstance(network, str):
+            outcome.reason = network
+        if not isinstance(network, Backbone):
+            if outcome.reason not in told:
+                yield f"{row.dataset} {row.backbone} {row.label}: not run, {outcome.reason}"
+            told.add(outcome.reason)
+            continue
+        for seed in settings.seeds_of(row):
+            run = Run.prepare(row, seed, laboratory, network)
+            cost = estimator.cost(row, seed)
+            file = settings.out / "rows" / f"{run.name}.json"
+            if not file.is_file():
+                if settings.budget is not None:
+                    rate = rate or (cpu_rate() if network.device.type == "cpu" else GPU)
+                    expected = cost.seconds(rate, estimator.flops(row))
+                    spent = time.monotonic() - began
+                    if spent + expected > settings.budget:
+                        outcome.reason = (
+                            f"not run: the budget of {duration(settings.budget)} was spent, and "
+                            f"it would take about {duration(expected)}"
+                        )
+                        yield (
+                            f"{row.label} seed {seed}: {outcome.reason}; the same command goes on"
+                        )
+                        break
+                write_json(file, _result(run, settings, report, problem))
+                yield _sentence(row, seed, json.loads(file.read_text("utf-8")))
+            outcome.results[seed] = json.loads(file.read_text("utf-8"))
+
+
+def _result(run: Run, settings: Settings, report: Report, problem: Problem) -> dict[str, Any]:
+    """Fit, unless an earlier row did, and score."""
+    model, data, seconds = run.model, run.source.score, {}
+    if run.row.kind == "oracle":
+        began = time.monotonic()
+        scores = evaluate_oracle(
+            data, backbone=model.backbone, size=model.size, report=report, problem=problem,
+            **model.mask_maker().options,
+        )  # fmt: skip
+        found = {**scores, "options": {"size": model.size, **model.mask_maker().options}}
+    else:
+        folder = settings.out / "models" / run.fit[:12]
+        model, seconds["fit"] = _fitted(run, folder, settings, report, problem)
+        began = time.monotonic()
+        features = KeptFeatures(model.backbone, settings.store) if settings.store else None
+        found = evaluate(
+            model, data, crf=run.row.crf, features=features, report=report, problem=problem
+        )
+        found["options"].pop("root")  # results are the same wherever the data lies
+        found["model"] = f"models/{folder.name}"
+    seconds["score"] = time.monotonic() - began
+    config = asdict(model.config)
+    if Path(config["backbone"]).is_absolute():
+        config["backbone"] = Path(config["backbone"]).name
+    return {
+        "fingerprint": run.result,
+        "seed": run.seed,
+        "config": config,
+        "device": str(model.backbone.device),
+        "weights": model.backbone.digest,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        **found,
+    }
+
+
+def _fitted(
+    run: Run, folder: Path, settings: Settings, report: Report, problem: Problem
+) -> tuple[PriMaPsEM, float]:
+    """The model of a run, and the seconds that its fit took, now or in an earlier row."""
+    done = folder / "fit.json"
+    if done.is_file():
+        network = run.model.backbone
+        model = PriMaPsEM.from_pretrained(folder, backbone=network, device=network.device)
+        return model, json.loads(done.read_text("utf-8"))["seconds"]
+    began = time.monotonic()
+    train = run.source.train
+    model = run.model.fit(
+        train.samples,
+        train if run.row.kind == "probe" else None,
+        store=settings.store,
+        checkpoints=folder,
+        report=report,
+        problem=problem,
+    )
+    seconds = round(time.monotonic() - began, 1)
+    model.save_pretrained(folder)
+    write_json(done, {"seconds": seconds, "fingerprint": run.fit})
+    for path in folder.glob("training-*.safetensors"):  # the fit is complete
+        path.unlink(missing_ok=True)
+    return model, seconds
+
+
+def _sentence(row: Row, seed: int, result: dict[str, Any]) -> str:
+    scores = result[row.pixels] if row.kind == "oracle" else result
+    figures = f"{100 * scores['accuracy']:.1f} / {100 * scores['mean_iou']:.1f}"
+    seconds = duration(sum(result["seconds"].values()))
+    return f"{row.dataset} {row.backbone} {row.label}, seed {seed}: {figures} in {seconds}"
+
+
+def _digest(about: Any) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
