@@ -114,7 +114,9 @@ def iou_chart(
     axes.set_xlabel("IoU, %")
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=min(3, len(series)), frameon=False)
+    longest = max(len(method) for method in series) + len(": mean 99.9")
+    columns = max(1, min(3, len(series), 76 // (longest + 4)))  # of letters that fit the width
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 

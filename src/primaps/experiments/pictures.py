@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from primaps.segmenter import PriMaPsEM
 if TYPE_CHECKING:
     from primaps.experiments.run import Laboratory, Outcome
 
+SCORED_OTHERWISE = ("baseline + CRF", "PriMaPs-EM without CRF", "oracle, all pixels")
+"""Rows that would clutter a chart beside those that they hardly differ from."""
 Captioned = tuple[str, str]
 """Name of a file beside the report, and what it shows."""
 
@@ -48,7 +51,8 @@ def _iou(group: Sequence[Outcome], folder: Path, name: str, where: str) -> Capti
     from primaps.experiments.report import scores_of
 
     series = {}
-    for outcome in group:
+    distinct = [o for o in group if o.row.label not in SCORED_OTHERWISE]
+    for outcome in distinct if len(distinct) > 1 else group:
         each = [scores_of(outcome.row, result)["iou"] for result in outcome.results.values()]
         series[outcome.row.label] = {
             title: _mean([iou[title] for iou in each if iou[title] is not None])
@@ -65,14 +69,22 @@ def _mean(values: Sequence[float]) -> float | None:
 def _confusion(
     group: Sequence[Outcome], folder: Path, name: str, where: str
 ) -> Iterator[Captioned]:
-    for outcome in group:
-        if outcome.row.label not in ("baseline", "PriMaPs-EM"):
-            continue
+    for outcome in _compared(group):
         seed, result = next(iter(outcome.results.items()))
-        file = f"confusion-{outcome.row.label.lower()}-{name}.png"
+        file = f"confusion-{_slug(outcome.row.label)}-{name}.png"
         title = f"{outcome.row.label}, accuracy {100 * result['accuracy']:.1f} %"
         save(result_confusion(result, title), folder / file)
         yield file, f"Confusion matrix of {outcome.row.label}, {where}, seed {seed}."
+
+
+def _compared(group: Sequence[Outcome]) -> list[Outcome]:
+    """Baseline and PriMaPs-EM, or a projection alone and with PriMaPs-EM."""
+    plain = [o for o in group if o.row.label in ("baseline", "PriMaPs-EM")]
+    return plain or [o for o in group if o.row.projection]
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", label.lower())
 
 
 def _sheet(
@@ -85,7 +97,7 @@ def _sheet(
     number: int,
 ) -> Iterator[Captioned]:
     """Images with their label and the predictions of baseline and PriMaPs-EM."""
-    shown = [o for o in group if o.row.label in ("baseline", "PriMaPs-EM")]
+    shown = _compared(group)
     network = laboratory.used.get(group[0].row.backbone)
     if not shown or network is None:
         return

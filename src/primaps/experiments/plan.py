@@ -18,6 +18,7 @@ from primaps.config import Config
 from primaps.experiments.rows import Experiment, Row
 from primaps.experiments.settings import Settings
 from primaps.experiments.sources import image_counts
+from primaps.planning import duration
 from primaps.weights import WeightsError
 
 # Blocks, channels and patch size.
@@ -150,7 +151,7 @@ class Estimator:
     def _parts(self, row: Row, seed: int) -> Iterator[tuple[str, Cost]]:
         images, scored, classes = self.counts[row.dataset]
         config = Config(classes, **self.settings.config(row, seed))
-        here = f"{row.dataset} {row.backbone} {row.projection}"
+        here = f"{row.dataset} {row.backbone}"
         masks = f"{config.threshold} {config.anchor} {config.iterative} {config.crf}"
         if row.kind == "oracle":
             crfs = scored if config.crf else 0
@@ -170,9 +171,10 @@ class Estimator:
                 yield f"{here} view {view}", Cost(forwards=images)
             fresh = steps * batch if config.views is None else 0
             work = Cost(forwards=fresh, products=(init + steps) * step)
-        yield f"{here} {config}", work
+        fit = f"{here} {row.projection} {config}"
+        yield fit, work
         yield f"{here} scored", Cost(forwards=2 * scored)
-        yield f"{here} {config} {row.crf}", Cost(crfs=scored if row.crf else 0.05 * scored)
+        yield f"{fit} {row.crf}", Cost(crfs=scored if row.crf else 0.05 * scored)
 
 
 def plan_lines(experiments: list[Experiment], settings: Settings) -> list[str]:
@@ -183,7 +185,9 @@ def plan_lines(experiments: list[Experiment], settings: Settings) -> list[str]:
     """
     estimator, cpu = Estimator(settings), cpu_rate()
     seeds = ", ".join(map(str, settings.seeds))
-    lines, sums = [], [0.0, 0.0]
+    lines = [f"times of all seeds ({seeds}), estimated; work that rows share (features, masks,"]
+    lines += ["fits) is counted with the first of them"]
+    sums = [0.0, 0.0]
     for each in experiments:
         lines.append(f"{each.name}: {each.title}")
         for row in each.rows:
@@ -193,12 +197,18 @@ def plan_lines(experiments: list[Experiment], settings: Settings) -> list[str]:
                 for i, rate in enumerate((GPU, cpu)):
                     own[i] += cost.seconds(rate, flops)
             sums = [a + b for a, b in zip(sums, own, strict=True)]
-            times = f"GPU {duration(own[0]):>7}  CPU {duration(own[1]):>7}"
+            times = f"GPU {duration(own[0]):>8}  CPU {duration(own[1]):>10}"
+            if not any(own):
+                times = "shares the work of another row".ljust(len(times))
             what = f"{row.dataset:<10}  {row.backbone:<13}  {row.label:<23}"
             lines.append(f"  {what}  {times}  {needs(row, settings)}")
-    lines.append(f"in all, seeds {seeds}: GPU {duration(sums[0])}, CPU {duration(sums[1])}")
+    lines.append(f"in all: GPU {duration(sums[0])}, CPU {duration(sums[1])}")
     lines += [GPU.words, cpu.words]
-    lines.append("work that rows share (features, masks, fits) is counted with the first of them")
+    if settings.views is None:
+        text = (
+            "most of it are images augmented anew in every step, as in the paper; --views 2 keeps"
+        )
+        lines.append(f"{text} two per image instead")
     return lines
 
 
@@ -217,17 +227,3 @@ def needs(row: Row, settings: Settings) -> str:
         if given and lack:
             parts.append(lack)
     return "; ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """A length of time in words.
-
-    Examples:
-        >>> duration(40), duration(4000), duration(40000)
-        ('40 s', '67 min', '11.1 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -16,10 +16,10 @@ import torch
 import primaps
 from primaps.backbones import resolve_device
 from primaps.experiments.pictures import draw
-from primaps.experiments.plan import duration
 from primaps.experiments.rows import Experiment, Row
 from primaps.experiments.sources import list_digest, write_list
 from primaps.files import atomic_path, write_json
+from primaps.planning import duration
 
 if TYPE_CHECKING:
     from primaps.experiments.run import Laboratory, Outcome
@@ -43,9 +43,10 @@ def write_report(
     rows = [_row_about(outcome) for outcome in outcomes]
     content = {"name": experiment.name, "title": experiment.title, "rows": rows, **about}
     write_json(folder / "report.json", content)
-    lines = [f"# {experiment.title}", "", *_introduction(laboratory), ""]
+    lines = [f"# {experiment.title}", "", " ".join(_introduction(laboratory)), ""]
     lines += [*table(outcomes), ""]
-    lines += [*_order(outcomes), *_notes(outcomes), ""]
+    lines += [f"- {sentence}" for sentence in (*_order(outcomes), *_notes(outcomes))]
+    lines += [""]
     for picture, caption in captions:
         lines += [f"![{caption}]({picture})", "", caption, ""]
     lines += ["## Environment", "", *_environment_lines(about)]
@@ -77,8 +78,8 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
         times = [sum(result["seconds"].values()) for result in results]
         cells.append(duration(statistics.mean(times)) if times else "")
         if outcome.reason:
-            cells[-1] += f"; {len(times)} of the seeds, {outcome.reason}" if times else ""
-            cells[-1] = cells[-1] or outcome.reason
+            done = f"{cells[-1]} for {len(times)} of the seeds; " if times else ""
+            cells[-1] = done + outcome.reason
         lines.append(_line(cells))
     return lines
 
@@ -137,7 +138,8 @@ def _introduction(laboratory: Laboratory) -> Iterator[str]:
         same = train.samples == score.samples
         where = f"{name} ({score.root.name})" if name == "folder" else name
         if same:
-            text = f"fitted to and scored on the same {len(score.samples):,} images"
+            text = f"fitted to and scored on the same {len(score.samples):,} images, so that the "
+            text += "linear probe is scored on images that it was trained on"
         else:
             text = f"fitted to {len(train.samples):,} images ({train.split}), scored on "
             text += f"{len(score.samples):,} others ({score.split})"
@@ -164,32 +166,36 @@ def _order(outcomes: Sequence[Outcome]) -> Iterator[str]:
         if len(known) < 3:
             continue
         text = ", ".join(f"{label} {found[label]:.1f}" for label in known)
-        broken = [
-            f"{a} is not below {b}"
-            for a, b in pairwise(known)
-            if found[a] >= found[b]
-        ]
+        broken = [f"{a} is not below {b}" for a, b in pairwise(known) if found[a] >= found[b]]
         holds = f"does not hold: {', '.join(broken)}" if broken else "holds"
         yield f"The paper's order in mean IoU {holds} ({Path(key[1]).name}: {text})."
 
 
 def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
     labels = {outcome.row.label for outcome in outcomes}
-    if "baseline" in labels:
-        yield "The baseline is k-means on normalised features; its predictions and those of the "
-        yield "linear probe are not refined by the CRF, unless a row says so."
+    if labels & {"baseline", "linear probe"}:
+        yield (
+            "The baseline is k-means on normalised features. Predictions of the baseline and the "
+            "linear probe are not refined by the CRF, unless a row says so."
+        )
     if "PriMaPs-EM without CRF" in labels:
-        yield "PriMaPs-EM without CRF is the same model; only predictions are not refined."
+        yield "PriMaPs-EM without CRF is the same model; only its predictions are not refined."
     if any(outcome.row.kind == "oracle" for outcome in outcomes):
-        yield "The oracle gives each mask its most frequent label: in masks, over the pixels that "
-        yield "lie in one; all pixels, with those in none counted wrong."
+        yield (
+            "The oracle gives each mask its most frequent label, and is scored over the pixels "
+            "that lie in a mask, and over all, those in none counted wrong."
+        )
+    if any(outcome.row.kind != "oracle" for outcome in outcomes):
+        yield "The time of a run has its fit, or that of the row that it shares it with."
 
 
 def _environment_lines(about: dict[str, Any]) -> Iterator[str]:
     for name, splits in about["data"].items():
         for part, split in splits.items():
-            yield f"- {name}, {part}: {split['images']:,} images of split {split['split']}; ids in "
-            yield f"  [{split['ids']}]({split['ids']}), SHA-256 `{split['sha256']}`"
+            yield (
+                f"- {name}, {part}: {split['images']:,} images of split {split['split']}; ids in "
+                f"[{split['ids']}]({split['ids']}), SHA-256 `{split['sha256']}`"
+            )
     for name, digest in about["weights"].items():
         yield f"- weights of {name}: SHA-256 `{digest}`"
     options = ", ".join(f"{name} {value}" for name, value in about["options"].items())

@@ -114,7 +114,11 @@ def experiment(
         for each in names
         for row in recipe.make(each, tuple(backbones) or usual, bool(backbones), views)
     )
-    title = recipe.title if dataset != "folder" else f"{recipe.title}, on a folder with labels"
+    title = recipe.title
+    if dataset == "folder":
+        number, _, about = title.partition(": ")
+        title = f"{number} on a folder with labels"
+        title += "" if recipe.make is _main else f": {about}"  # which names a data set
     return Experiment(name, title, rows, recipe.pictures, recipe.images)
 
 

@@ -14,12 +14,13 @@ import primaps
 from primaps.backbones import Backbone, load_backbone
 from primaps.data import Problem
 from primaps.experiments.kept import KeptFeatures
-from primaps.experiments.plan import GPU, Estimator, cpu_rate, duration
-from primaps.experiments.rows import Experiment, Row
+from primaps.experiments.plan import GPU, Estimator, Rate, cpu_rate
+from primaps.experiments.rows import Row
 from primaps.experiments.settings import Settings
 from primaps.experiments.sources import Source, fingerprint, load_source
 from primaps.files import sha256, write_json
 from primaps.oracle import evaluate_oracle
+from primaps.planning import duration
 from primaps.progress import Report, silent
 from primaps.protocol import evaluate
 from primaps.segmenter import PriMaPsEM
@@ -51,11 +52,18 @@ class Laboratory:
     sources: dict[str, Source] = field(default_factory=dict)
     prints: dict[str, tuple[str, str]] = field(default_factory=dict)
     backbones: dict[str, Backbone | str] = field(default_factory=dict)
+    measured: Rate | None = None
 
     @property
     def used(self) -> dict[str, Backbone]:
         """Backbones that were loaded."""
         return {k: v for k, v in self.backbones.items() if isinstance(v, Backbone)}
+
+    def rate(self, network: Backbone) -> Rate:
+        """How fast the device of a backbone is."""
+        if self.measured is None:
+            self.measured = cpu_rate() if network.device.type == "cpu" else GPU
+        return self.measured
 
     def source(self, name: str) -> Source:
         """A data set, read once."""
@@ -156,64 +164,52 @@ def reproduce(
         asked = " ".join(f"--root {dataset}=FOLDER" for dataset in known)
         raise ValueError(f"{name} needs data: give {asked}, or see --plan")
     laboratory = Laboratory(settings)
+    for dataset in dict.fromkeys(row.dataset for row in experiment.rows):
+        if dataset in settings.roots:  # before backbones, which may have to be downloaded
+            laboratory.source(dataset)
     outcomes = [Outcome(row) for row in experiment.rows]
-    write = lambda: write_report(experiment, outcomes, laboratory)  # noqa: E731
-    try:
-        for sentence in _run_all(experiment, outcomes, laboratory, report, problem):
-            note(sentence)
-    except KeyboardInterrupt:
-        for outcome in outcomes:
-            if not outcome.results and not outcome.reason:
-                outcome.reason = "not run yet: stopped before"
-        write()
-        raise
-    return write()
+    for sentence in _run_all(outcomes, laboratory, report, problem):
+        note(sentence)
+    return write_report(experiment, outcomes, laboratory)
 
 
 def _run_all(
-    experiment: Experiment,
     outcomes: list[Outcome],
     laboratory: Laboratory,
     report: Report,
     problem: Problem,
 ) -> Iterator[str]:
-    """Run what is lacking; yields a sentence about every row that was run or cannot be."""
+    """Run what is lacking; yields a sentence about every run, and about every reason once."""
     settings, began = laboratory.settings, time.monotonic()
-    estimator = Estimator(settings)
-    rate = None
-    told: set[str] = set()
+    estimator, told = Estimator(settings), set[str]()
     for outcome in outcomes:
         row = outcome.row
-        outcome.reason = settings.lacking(row)
-        network = None if outcome.reason else laboratory.backbone(row.backbone)
+        network: Backbone | str = settings.lacking(row) or laboratory.backbone(row.backbone)
         if isinstance(network, str):
             outcome.reason = network
-        if not isinstance(network, Backbone):
-            if outcome.reason not in told:
-                yield f"{row.dataset} {row.backbone} {row.label}: not run, {outcome.reason}"
-            told.add(outcome.reason)
+            if network not in told:
+                yield f"{row.dataset}, {Path(row.backbone).name}, {row.label}: not run, {network}"
+            told.add(network)
             continue
         for seed in settings.seeds_of(row):
             run = Run.prepare(row, seed, laboratory, network)
-            cost = estimator.cost(row, seed)
+            cost = estimator.cost(row, seed)  # what the store has is counted too: an upper bound
             file = settings.out / "rows" / f"{run.name}.json"
-            if not file.is_file():
-                if settings.budget is not None:
-                    rate = rate or (cpu_rate() if network.device.type == "cpu" else GPU)
-                    expected = cost.seconds(rate, estimator.flops(row))
-                    spent = time.monotonic() - began
-                    if spent + expected > settings.budget:
-                        outcome.reason = (
-                            f"not run: the budget of {duration(settings.budget)} was spent, and "
-                            f"it would take about {duration(expected)}"
-                        )
-                        yield (
-                            f"{row.label} seed {seed}: {outcome.reason}; the same command goes on"
-                        )
-                        break
+            before = file.is_file()
+            if settings.budget is not None and not before:
+                left = max(0.0, settings.budget - (time.monotonic() - began))
+                expected = cost.seconds(laboratory.rate(network), estimator.flops(row))
+                if expected > left:
+                    outcome.reason = (
+                        f"not run: it would take about {duration(expected)}, and "
+                        f"{duration(left)} of the budget are left"
+                    )
+                    yield f"{row.label}, seed {seed}: {outcome.reason}; the same command goes on"
+                    break
+            if not before:
                 write_json(file, _result(run, settings, report, problem))
-                yield _sentence(row, seed, json.loads(file.read_text("utf-8")))
-            outcome.results[seed] = json.loads(file.read_text("utf-8"))
+            result = outcome.results[seed] = json.loads(file.read_text("utf-8"))
+            yield _sentence(row, seed, result) + (" (from before)" if before else "")
 
 
 def _result(run: Run, settings: Settings, report: Report, problem: Problem) -> dict[str, Any]:
@@ -282,7 +278,8 @@ def _sentence(row: Row, seed: int, result: dict[str, Any]) -> str:
     scores = result[row.pixels] if row.kind == "oracle" else result
     figures = f"{100 * scores['accuracy']:.1f} / {100 * scores['mean_iou']:.1f}"
     seconds = duration(sum(result["seconds"].values()))
-    return f"{row.dataset} {row.backbone} {row.label}, seed {seed}: {figures} in {seconds}"
+    what = f"{row.dataset}, {Path(row.backbone).name}, {row.label}, seed {seed}"
+    return f"{what}: {figures} in {seconds}"
 
 
 def _digest(about: Any) -> str:
