@@ -205,10 +205,8 @@ def plan_lines(experiments: list[Experiment], settings: Settings) -> list[str]:
     lines.append(f"in all: GPU {duration(sums[0])}, CPU {duration(sums[1])}")
     lines += [GPU.words, cpu.words]
     if settings.views is None:
-        text = (
-            "most of it are images augmented anew in every step, as in the paper; --views 2 keeps"
-        )
-        lines.append(f"{text} two per image instead")
+        text = "most of the time goes into images that are augmented anew in every step, as in the "
+        lines.append(text + "paper; --views 2 keeps two of each instead")
     return lines
 
 

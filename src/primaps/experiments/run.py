@@ -181,7 +181,7 @@ def _run_all(
 ) -> Iterator[str]:
     """Run what is lacking; yields a sentence about every run, and about every reason once."""
     settings, began = laboratory.settings, time.monotonic()
-    estimator, told = Estimator(settings), set[str]()
+    estimator, told, stopped = Estimator(settings), set[str](), ""
     for outcome in outcomes:
         row = outcome.row
         network: Backbone | str = settings.lacking(row) or laboratory.backbone(row.backbone)
@@ -199,12 +199,14 @@ def _run_all(
             if settings.budget is not None and not before:
                 left = max(0.0, settings.budget - (time.monotonic() - began))
                 expected = cost.seconds(laboratory.rate(network), estimator.flops(row))
-                if expected > left:
-                    outcome.reason = (
-                        f"not run: it would take about {duration(expected)}, and "
-                        f"{duration(left)} of the budget are left"
+                if not stopped and expected > left:
+                    stopped = (
+                        f"not run: the budget ended before {row.label}, seed {seed}, which would "
+                        f"take about {duration(expected)}; the same command goes on"
                     )
-                    yield f"{row.label}, seed {seed}: {outcome.reason}; the same command goes on"
+                    yield stopped
+                if stopped:
+                    outcome.reason = stopped
                     break
             if not before:
                 write_json(file, _result(run, settings, report, problem))
