@@ -9,7 +9,17 @@ from PIL import Image
 import primaps
 from primaps.backbones import Backbone
 from primaps.data import load_dataset
-from primaps.experiments import NAMES, TABLES, Settings, experiment, paper, run
+from primaps.experiments import (
+    NAMES,
+    TABLES,
+    Row,
+    Settings,
+    experiment,
+    paper,
+    pictures,
+    report,
+    run,
+)
 from tests.conftest import painted
 from tests.test_cli import call, vit  # noqa: F401
 
@@ -63,7 +73,7 @@ def cells_of(report, method, backbone="vit0"):
 
 
 def test_figures_are_those_of_evaluate_run_by_hand(table1, root, vit):  # noqa: F811
-    _, report = table1("--seeds", 0)
+    _, text = table1("--seeds", 0)
     train, val = (load_dataset("folder", root, split) for split in ("train", "val"))
     options = {"backbone": vit, "device": "cpu", **QUICK}
     by_hand = {
@@ -78,28 +88,28 @@ def test_figures_are_those_of_evaluate_run_by_hand(table1, root, vit):  # noqa: 
         model.fit(train.samples, train if label == "linear probe" else None, store=None)
         result = primaps.evaluate(model, val, crf=crf)
         figures = [f"{100 * result[name]:.1f}" for name in ("accuracy", "mean_iou")]
-        assert cells_of(report, label)[:2] == figures, label
-    assert "fitted to 5 images (train), scored on 3 others (val)" in report
+        assert cells_of(text, label)[:2] == figures, label
+    assert "fitted to 5 images (train), scored on 3 others (val)" in text
 
 
 def test_a_table_has_spread_pictures_and_environment(table1, tmp_path, root):
-    _, report = table1("--seeds", "0,1")
+    _, text = table1("--seeds", "0,1")
     folder = tmp_path / "out" / "table1"
     about = json.loads((folder / "report.json").read_text())
     em = next(row for row in about["rows"] if row["label"] == "PriMaPs-EM")
     found = [100 * each["mean_iou"] for each in em["runs"]]
     mean, spread = sum(found) / 2, abs(found[0] - found[1]) / 2**0.5
-    assert cells_of(report, "PriMaPs-EM")[1] == f"{mean:.1f} ± {spread:.1f}"
-    assert "±" not in cells_of(report, "oracle, all pixels")[1]  # nothing random in it
-    for picture in re.findall(r"\]\(([^)]*\.png)\)", report):
+    assert cells_of(text, "PriMaPs-EM")[1] == f"{mean:.1f} ± {spread:.1f}"
+    assert "±" not in cells_of(text, "oracle, all pixels")[1]  # nothing random in it
+    for picture in re.findall(r"\]\(([^)]*\.png)\)", text):
         assert Image.open(folder / picture).size[0] > 300
-    assert len(re.findall(r"\.png\)", report)) == 4
+    assert len(re.findall(r"\.png\)", text)) == 4
     assert (folder / "folder-fitted.txt").read_text().split() == ["0", "1", "2", "3", "4"]
     assert (folder / "folder-scored.txt").read_text().split() == ["10", "11", "12"]
     assert about["versions"]["primaps"] == primaps.__version__
     assert about["weights"]["vit0"] == em["runs"][0]["weights"]
     assert em["runs"][0]["config"]["min_steps"] == 4
-    assert str(root.parent) not in report + json.dumps(about)  # readable on any machine
+    assert str(root.parent) not in text + json.dumps(about)  # readable on any machine
 
 
 def test_after_an_interrupt_only_missing_rows_are_run(table1, tmp_path, monkeypatch):
@@ -117,12 +127,12 @@ def test_after_an_interrupt_only_missing_rows_are_run(table1, tmp_path, monkeypa
     rows = tmp_path / "out" / "rows"
     before = {path: path.read_bytes() for path in rows.iterdir()}
     assert [path.stem for path in sorted(before)] == sorted(runs[:3])
-    done, report = table1("--seeds", "0,1")
+    done, text = table1("--seeds", "0,1")
     assert runs[4] == runs[3]
     assert len(runs) == 4 + 11 - 3  # five rows of two seeds and one oracle, which two rows share
     assert all(path.read_bytes() == content for path, content in before.items())
     assert done.output.count("(from before)") == 4  # three, and the second row of the oracle
-    assert "not run" not in report
+    assert "not run" not in text
     table1("--seeds", "0,1")
     assert len(runs) == 12
 
@@ -138,6 +148,11 @@ def test_what_decides_a_result_is_in_its_name(table1, root, tmp_path):
     Image.new("L", (64, 64), 1).save(root / "labels" / "val" / "11.png")
     table1("--seeds", 0)
     assert len(rows()) == 3 * len(first)
+    models = len(list((tmp_path / "out" / "models").iterdir()))
+    Image.new("RGB", (64, 64)).save(root / "images" / "train" / "3.png")
+    table1("--seeds", 0)
+    assert len(rows()) == 4 * len(first)
+    assert len(list((tmp_path / "out" / "models").iterdir())) == models + 3
 
 
 def test_rows_share_features_masks_and_fits(table1, monkeypatch):
@@ -162,37 +177,57 @@ def test_rows_share_features_masks_and_fits(table1, monkeypatch):
 
 
 def test_rows_without_weights_stay_with_the_reason(table1):
-    done, report = table1("--seeds", 0, "--backbone", "dino-vitb8")
-    cells = cells_of(report, "PriMaPs-EM", "dino-vitb8")
+    done, text = table1("--seeds", 0, "--backbone", "dino-vitb8")
+    cells = cells_of(text, "PriMaPs-EM", "dino-vitb8")
     assert cells[:2] == ["-", "-"]
     assert cells[2].startswith("no weights for dino-vitb8: the Hugging Face hub cannot be reached")
-    assert float(cells_of(report, "PriMaPs-EM")[0]) > 0
+    assert float(cells_of(text, "PriMaPs-EM")[0]) > 0
     assert done.output.count("no weights for dino-vitb8") == 1  # told once, for all rows
 
 
 def test_rows_on_top_of_projections_say_what_is_missing(table1, tmp_path):
-    _, report = table1("--seeds", 0, name="table6")
-    reason = cells_of(report, "HP + PriMaPs-EM")[2]
+    _, text = table1("--seeds", 0, name="table6")
+    reason = cells_of(text, "HP + PriMaPs-EM")[2]
     assert "no checkpoint of HP: give --projection HP" in reason
-    _, report = table1("--seeds", 0, "--projection", f"HP={tmp_path}/none.pt", name="table6")
-    assert cells_of(report, "HP")[2] == f"there is no checkpoint {tmp_path}/none.pt"
+    _, text = table1("--seeds", 0, "--projection", f"HP={tmp_path}/none.pt", name="table6")
+    assert cells_of(text, "HP")[2] == f"there is no checkpoint {tmp_path}/none.pt"
 
 
 def test_a_budget_stops_before_a_row_and_the_same_command_goes_on(table1, tmp_path):
-    done, report = table1("--seeds", 0, "--budget", 0)
+    done, text = table1("--seeds", 0, "--budget", 0)
     for label in ("baseline", "oracle, all pixels"):
-        assert "the budget ended before baseline, seed 0" in cells_of(report, label)[2]
+        assert "the budget ended before baseline, seed 0" in cells_of(text, label)[2]
     assert done.output.count("the same command goes on") == 1
     assert not (tmp_path / "out" / "rows").exists()
-    _, report = table1("--seeds", 0, "--budget", 60)
-    assert "not run" not in report
+    _, text = table1("--seeds", 0, "--budget", 60)
+    assert "not run" not in text
 
 
-def test_the_worst_images_are_those_of_lowest_accuracy(table1, tmp_path):
-    _, report = table1("--seeds", 0, name="figure10")
-    assert "lowest accuracy by PriMaPs-EM" in report
+def test_the_worst_images_are_those_of_lowest_accuracy(table1, tmp_path, monkeypatch):
+    shown = []
+    sheet = pictures.example_sheet
+    monkeypatch.setattr(
+        pictures, "example_sheet", lambda *a: (shown.extend(s.key for s in a[2]), sheet(*a))[1]
+    )
+    _, text = table1("--seeds", 0, name="figure10")
+    assert "lowest accuracy by PriMaPs-EM" in text
     about = json.loads((tmp_path / "out" / "figure10" / "report.json").read_text())
-    assert set(about["rows"][1]["runs"][0]["by_image"]) == {"10", "11", "12"}
+    accuracy = about["rows"][1]["runs"][0]["by_image"]
+    assert set(accuracy) == {"10", "11", "12"}
+    assert [accuracy[key] for key in shown] == sorted(accuracy.values())
+
+
+def test_the_order_of_the_paper_is_judged_by_mean_iou():
+    def outcomes(**values):
+        named = zip(report.ORDER, values.values(), strict=True)
+        rows = [Row(label, "folder", "b") for label, _ in named]
+        results = [{0: {"mean_iou": value}} for value in values.values()]
+        return [run.Outcome(row, result) for row, result in zip(rows, results, strict=True)]
+
+    (holds,) = report._order(outcomes(baseline=0.1, em=0.2, probe=0.3, oracle=0.4))
+    assert "order in mean IoU holds (b: baseline 10.0, PriMaPs-EM 20.0, linear probe" in holds
+    (broken,) = report._order(outcomes(baseline=0.3, em=0.2, probe=0.3, oracle=0.4))
+    assert "does not hold: baseline is not below PriMaPs-EM (" in broken
 
 
 def test_all_tables_are_planned_without_data_or_network(monkeypatch):

@@ -6,16 +6,14 @@ import re
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from primaps.charts import evenly, example_sheet, iou_chart, result_confusion, save
 from primaps.data import Sample
+from primaps.experiments.laboratory import Laboratory, Outcome
 from primaps.experiments.rows import Experiment
 from primaps.files import atomic_path
 from primaps.segmenter import PriMaPsEM
-
-if TYPE_CHECKING:
-    from primaps.experiments.run import Laboratory, Outcome
 
 SCORED_OTHERWISE = ("baseline + CRF", "PriMaPs-EM without CRF", "oracle, all pixels")
 """Rows that would clutter a chart beside those that they hardly differ from."""
@@ -48,12 +46,10 @@ def draw(
 
 
 def _iou(group: Sequence[Outcome], folder: Path, name: str, where: str) -> Captioned:
-    from primaps.experiments.report import scores_of
-
     series = {}
     distinct = [o for o in group if o.row.label not in SCORED_OTHERWISE]
     for outcome in distinct if len(distinct) > 1 else group:
-        each = [scores_of(outcome.row, result)["iou"] for result in outcome.results.values()]
+        each = [outcome.row.scores(result)["iou"] for result in outcome.results.values()]
         series[outcome.row.label] = {
             title: _mean([iou[title] for iou in each if iou[title] is not None])
             for title in each[0]

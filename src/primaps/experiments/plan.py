@@ -28,6 +28,7 @@ ARCHITECTURES = {
     "dinov2-vits14": (12, 384, 14),
     "dinov2-vitb14": (12, 768, 14),
 }
+_FIELDS = ("num_hidden_layers", "hidden_size", "patch_size")  # in config.json
 USUAL = ARCHITECTURES["dinov2-vitb14"]  # of a backbone that is not known
 
 
@@ -102,15 +103,12 @@ def architecture(backbone: str) -> tuple[int, int, int]:
     return (depth, width, patch) if depth and width and patch else USUAL
 
 
-_FIELDS = ("num_hidden_layers", "hidden_size", "patch_size")
-
-
 def forward_flops(backbone: str, size: int) -> float:
     """Of a ViT on a square image: twice the products of its matrices.
 
     Examples:
         >>> round(forward_flops("dino-vits8", 320) / 1e9)
-        116
+        115
     """
     depth, width, patch = architecture(backbone)
     tokens = (size // patch) ** 2 + 1

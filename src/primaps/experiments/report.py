@@ -9,20 +9,18 @@ import statistics
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 import primaps
 from primaps.backbones import resolve_device
+from primaps.experiments.laboratory import Laboratory, Outcome
 from primaps.experiments.pictures import draw
-from primaps.experiments.rows import Experiment, Row
+from primaps.experiments.rows import Experiment
 from primaps.experiments.sources import list_digest, write_list
 from primaps.files import atomic_path, write_json
 from primaps.planning import duration
-
-if TYPE_CHECKING:
-    from primaps.experiments.run import Laboratory, Outcome
 
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "numba", "pillow", "kornia")
 ORDER = ("baseline", "PriMaPs-EM", "linear probe", "oracle, pixels in masks")
@@ -48,16 +46,11 @@ def write_report(
     lines += [f"- {sentence}" for sentence in (*_order(outcomes), *_notes(outcomes))]
     lines += [""]
     for picture, caption in captions:
-        lines += [f"![{caption}]({picture})", "", caption, ""]
+        lines += [f"![{Path(picture).stem}]({picture})", "", caption, ""]
     lines += ["## Environment", "", *_environment_lines(about)]
     with atomic_path(folder / "report.md") as temporary:
         temporary.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
     return folder / "report.md"
-
-
-def scores_of(row: Row, result: dict[str, Any]) -> dict[str, Any]:
-    """The part of a result that a row is about."""
-    return result[row.pixels] if row.kind == "oracle" else result
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
@@ -71,7 +64,7 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
         row, results = outcome.row, list(outcome.results.values())
         cells = [*([row.dataset] if several else []), Path(row.backbone).name, row.label]
         for figure in ("accuracy", "mean_iou"):
-            values = [100 * scores_of(row, result)[figure] for result in results]
+            values = [100 * row.scores(result)[figure] for result in results]
             cells.append(spread(values) if values else "-")
         if paper:
             cells += [f"{value:.1f}" for value in row.paper] if row.paper else ["", ""]
@@ -157,7 +150,7 @@ def _order(outcomes: Sequence[Outcome]) -> Iterator[str]:
     for key in dict.fromkeys((o.row.dataset, o.row.backbone) for o in outcomes):
         found = {
             o.row.label: statistics.mean(
-                100 * scores_of(o.row, result)["mean_iou"] for result in o.results.values()
+                100 * o.row.scores(result)["mean_iou"] for result in o.results.values()
             )
             for o in outcomes
             if (o.row.dataset, o.row.backbone) == key and o.results
@@ -186,7 +179,10 @@ def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
             "that lie in a mask, and over all, those in none counted wrong."
         )
     if any(outcome.row.kind != "oracle" for outcome in outcomes):
-        yield "The time of a run has its fit, or that of the row that it shares it with."
+        yield (
+            "The time of a run includes its fit, also where another row made it. Features and "
+            "masks are computed once, in the first run that needs them."
+        )
 
 
 def _environment_lines(about: dict[str, Any]) -> Iterator[str]:
@@ -217,7 +213,7 @@ def _row_about(outcome: Outcome) -> dict[str, Any]:
         "projection": row.projection,
         "paper": row.paper,
         "reason": outcome.reason,
-        "runs": [{**result, **scores_of(row, result)} for result in outcome.results.values()],
+        "runs": [{**result, **row.scores(result)} for result in outcome.results.values()],
     }
 
 

@@ -48,6 +48,10 @@ class Row:
     pixels: str = ""
     paper: Figures | None = None
 
+    def scores(self, result: dict[str, Any]) -> dict[str, Any]:
+        """The part of a run's result that the row is about."""
+        return result[self.pixels] if self.kind == "oracle" else result
+
 
 @dataclass(frozen=True)
 class Experiment:
