@@ -53,11 +53,15 @@ def test_confusion_is_in_percent_of_each_class():
 @pytest.mark.parametrize("methods", [1, 3])
 def test_labels_of_iou_bars_do_not_overlap(methods):
     iou = {name: i / 27 for i, name in enumerate(NAMES)} | {NAMES[3]: None}
-    figure = agg(iou_chart({f"method {i}": iou for i in range(methods)}, "Cityscapes"))
+    names = [f"a method with a long name {i}" for i in range(methods)]
+    figure = agg(iou_chart(dict.fromkeys(names, iou), "Cityscapes"))
     assert overlaps(figure) == []
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert len(texts) == 27 * methods
     assert texts[3] == "does not occur"
+    legend = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= legend.x0
+    assert legend.x1 <= figure.bbox.x1
     written = [text.get_window_extent() for text in figure.axes[0].texts]
     assert not any(a.overlaps(b) for i, a in enumerate(written) for b in written[:i])
 

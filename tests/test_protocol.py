@@ -64,6 +64,7 @@ def test_scores_of_two_small_images_worked_out_by_hand(model, tmp_path):
     assert result["accuracy"] == pytest.approx(5 / 7)
     assert result["iou"] == pytest.approx({"x": 2 / 4, "y": 2 / 3, "z": 1 / 2})
     assert result["mean_iou"] == pytest.approx((1 / 2 + 2 / 3 + 1 / 2) / 3)
+    assert result["by_image"] == pytest.approx({"0": 1, "1": 1 / 3})
     assert result["options"] == {
         "size": 8,
         "crop": True,

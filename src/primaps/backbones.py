@@ -197,26 +197,40 @@ def weights_digest(module: nn.Module) -> str | None:
     return hashlib.sha256(b"".join(each)).hexdigest() if each else None
 
 
-def _locate(name: str) -> tuple[str, str, bool]:
-    """Folder or hub id, where it is from in words, and whether no network is needed."""
+def find_weights(name: str) -> tuple[str, str] | None:
+    """Where the weights of a backbone are on this machine: folder or hub id, and in words.
+
+    Returns:
+        None if they are not here, but may be had from the hub.
+
+    Raises:
+        WeightsError: a file that does not exist, or a name that is none.
+    """
     path = Path(name).expanduser()
     if path.is_file():
-        return str(convert_pth(path)), f"file {path}", True
+        return str(convert_pth(path)), f"file {path}"
     if path.is_dir():
-        return str(path), f"folder {path}", True
+        return str(path), f"folder {path}"
     if name.endswith((".pth", ".pt")) or path.is_absolute():
         raise WeightsError(f"backbone file {name} does not exist")
     cached = cache_dir() / "backbones" / name
     if name in HUB_IDS and (cached / "config.json").exists():
-        return str(cached), f"cache {cached}", True
+        return str(cached), f"cache {cached}"
     if name not in HUB_IDS and "/" not in name:
         raise WeightsError(
             f"unknown backbone {name!r}: choose one of {', '.join(HUB_IDS)}, a hub id "
             "(owner/name), a folder, or an original .pth file"
         )
     hub_id = HUB_IDS.get(name, name)
-    if _in_hub_cache(hub_id):
-        return hub_id, f"hub cache of {hub_id}", True
+    return (hub_id, f"hub cache of {hub_id}") if _in_hub_cache(hub_id) else None
+
+
+def _locate(name: str) -> tuple[str, str, bool]:
+    """Folder or hub id, where it is from in words, and whether no network is needed."""
+    if here := find_weights(name):
+        return *here, True
+    hub_id = HUB_IDS.get(name, name)
+    cached = cache_dir() / "backbones" / name
     problems = []
     if _hub_reachable():
         return hub_id, f"hub {hub_id}", False

@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from primaps.data import Dataset
+from primaps.data import Dataset, Sample
 from primaps.evaluation import by_class
 from primaps.files import atomic_path
 from primaps.plotting import examples, palette
@@ -114,7 +114,9 @@ def iou_chart(
     axes.set_xlabel("IoU, %")
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=min(3, len(series)), frameon=False)
+    longest = max(len(method) for method in series) + len(": mean 99.9")
+    columns = max(1, min(3, len(series), 76 // (longest + 4)))  # of letters that fit the width
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
@@ -146,27 +148,62 @@ def draw_result(
     Writes ``confusion.png``, ``iou.png`` and ``examples.png`` (images at even distances in the data
     set, not chosen by their scores).
     """
-    from primaps.protocol import predictions
-
-    classes = list(result["iou"])
-    assignment = [None if name is None else classes.index(name) for name in result["assignment"]]
-    options = {name: result["options"][name] for name in ("size", "crop", "mirror", "crf")}
     shown = f"accuracy {100 * result['accuracy']:.1f} %, mean IoU {100 * result['mean_iou']:.1f} %"
     folder = Path(folder)
-    confusion = torch.tensor(result["confusion"])
-    save(confusion_chart(confusion, classes, assignment, shown), folder / "confusion.png")
-    method = {"em": "PriMaPs-EM", "kmeans": "k-means"}[model.config.method]
-    save(iou_chart({method: result["iou"]}, shown), folder / "iou.png")
-    chosen = np.linspace(0, len(data.samples) - 1, min(number, len(data.samples))).astype(int)
-    samples = [data.samples[i] for i in chosen]
-    none, ignore = len(data.classes), data.ignore_index
-    table = np.array([none if c is None else c for c in assignment])
-    rows = []
-    for one in predictions(model, data, samples, problem=lambda sentence: None, **options):
-        image = Image.fromarray(one.image.permute(1, 2, 0).numpy())
-        found = table[one.clusters.numpy()]
-        rows.append((image, [one.label.numpy(), np.where(found == none, ignore, found)]))
-    titles = ("image", "label (dark: ignored)", "prediction")
-    sheet = examples(rows, titles, data.classes, class_colours(data), ignore)
+    save(result_confusion(result, shown), folder / "confusion.png")
+    method = {"em": "PriMaPs-EM", "kmeans": "k-means", "probe": "linear probe"}
+    save(iou_chart({method[model.config.method]: result["iou"]}, shown), folder / "iou.png")
+    sheet = example_sheet({"prediction": (model, result)}, data, evenly(data, number))
     with atomic_path(folder / "examples.png") as temporary:
         sheet.save(temporary)
+
+
+def result_confusion(result: dict[str, Any], title: str = "") -> Figure:
+    """:func:`confusion_chart` of what :func:`primaps.protocol.evaluate` found."""
+    confusion = torch.tensor(result["confusion"])
+    return confusion_chart(confusion, list(result["iou"]), _assignment(result), title)
+
+
+def evenly(data: Dataset, number: int) -> list[Sample]:
+    """Samples at even distances in a data set, the first and the last among them."""
+    places = np.linspace(0, len(data.samples) - 1, min(number, len(data.samples)))
+    return [data.samples[i] for i in places.astype(int)]
+
+
+def example_sheet(
+    columns: Mapping[str, tuple[PriMaPsEM, dict[str, Any]]],
+    data: Dataset,
+    samples: Sequence[Sample],
+) -> Image.Image:
+    """Images with their labels and the predictions of models, in the classes that their clusters
+    were matched to.
+
+    Args:
+        columns: title to a model and what :func:`primaps.protocol.evaluate` found for it, whose
+            options are used again.
+        samples: of ``data``; those without a usable label are left out.
+    """
+    from primaps.protocol import predictions
+
+    ignore = data.ignore_index
+    pictures: dict[str, Image.Image] = {}
+    maps: dict[str, list[np.ndarray]] = {}
+    for model, result in columns.values():
+        options = {name: result["options"][name] for name in ("size", "crop", "mirror", "crf")}
+        known = _assignment(result)
+        table = np.array([ignore if c is None else c for c in known])
+        for one in predictions(model, data, samples, problem=lambda sentence: None, **options):
+            key = one.sample.key
+            if key not in pictures:
+                pictures[key] = Image.fromarray(one.image.permute(1, 2, 0).numpy())
+                maps[key] = [one.label.numpy()]
+            maps[key].append(table[one.clusters.numpy()])
+    rows = [(picture, maps[key]) for key, picture in pictures.items()]
+    titles = ("image", "label (dark: ignored)", *columns)
+    return examples(rows, titles, data.classes, class_colours(data), ignore)
+
+
+def _assignment(result: dict[str, Any]) -> list[int | None]:
+    """Class of each cluster by its place."""
+    classes = list(result["iou"])
+    return [None if name is None else classes.index(name) for name in result["assignment"]]

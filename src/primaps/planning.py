@@ -49,12 +49,12 @@ class Plan:
         place = "in memory"
         if self.folder:
             place = f"in {self.folder} ({(self.free or 0) / 1e9:.0f} GB free), memory-mapped"
-        stages = ", ".join(f"{name} {_duration(s)}" for name, s in self.seconds.items())
+        stages = ", ".join(f"{name} {duration(s)}" for name, s in self.seconds.items())
         return [
             f"{self.images} images, {self.missing} of them to be computed",
             f"{size} {place}",
             f"k-means {self.init_steps} steps, EM {self.steps} steps",
-            f"about {_duration(sum(self.seconds.values()))}: {stages}",
+            f"about {duration(sum(self.seconds.values()))}: {stages}",
         ]
 
 
@@ -150,9 +150,17 @@ def _ignore(sentence: str) -> None:
     """The fit itself reports what cannot be read."""
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A length of time in words.
+
+    Examples:
+        >>> duration(40), duration(4000), duration(40000), duration(1e6)
+        ('40 s', '67 min', '11.1 h', '11.6 days')
+    """
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"

@@ -65,16 +65,7 @@ def load(
     device: str | torch.device = "auto",
     projection: Callable[[Tensor], Tensor] | None = None,
 ) -> PriMaPsEM:
-    """Load a model from a folder, or from the hub by its id (owner/name).
-
-    Args:
-        backbone: needed if the model was fitted with a callable; otherwise the one that it was
-            fitted with is found by its name.
-        projection: needed if the model was fitted with a callable.
-
-    Raises:
-        ModelError: no model of this package is there, or the backbone has other weights.
-    """
+    """See :meth:`PriMaPsEM.from_pretrained`."""
     path = _model_folder(folder)
     try:
         content = json.loads((path / "config.json").read_text("utf-8"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from primaps.segmenter import PriMaPsEM
 
 logger = logging.getLogger("primaps")
 MATCHINGS = {"hungarian": match, "majority": majority}
+Features = Callable[[Tensor], Tensor]
+"""8-bit images (B, 3, H, W) to feature maps (B, C, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def predictions(
     crop: bool = True,
     mirror: bool = True,
     crf: bool = True,
+    features: Features | None = None,
     problem: Problem = logger.warning,
 ) -> Iterator[Prediction]:
     """Predict samples of a data set, in their order; see :func:`evaluate` for the options.
@@ -72,11 +75,13 @@ def predictions(
 
     for chunk in chunks(read(samples, load, problem), 4 if crop else 1):  # whole ones differ
         images = torch.stack([image for _, (image, _) in chunk])
-        if mirror:
-            features = mirrored_mean(model.backbone, images)
+        if features:
+            maps = features(images)
+        elif mirror:
+            maps = mirrored_mean(model.backbone, images)
         else:
-            features = model.backbone(images.to(model.backbone.device).float() / 255)
-        found = model.probabilities(features, images, crf).argmax(1).cpu()
+            maps = model.backbone(images.to(model.backbone.device).float() / 255)
+        found = model.probabilities(maps, images, crf).argmax(1).cpu()
         for (sample, (image, label)), clusters in zip(chunk, found, strict=True):
             assert isinstance(sample, Sample)
             yield Prediction(sample, image, label, clusters)
@@ -93,6 +98,7 @@ def evaluate(
     mirror: bool = True,
     crf: bool = True,
     matching: str = "hungarian",
+    features: Features | None = None,
     report: Report = silent,
     problem: Problem = logger.warning,
 ) -> dict[str, Any]:
@@ -114,10 +120,13 @@ def evaluate(
         matching: ``hungarian`` (each class gets one cluster) or ``majority`` (each cluster gets
             its most frequent class, so that several may share one: for more clusters than classes).
             A linear probe needs none.
+        features: instead of the model's backbone and ``mirror``: the features of the images, for
+            several models on the same ones.
 
     Returns:
         ``accuracy``, ``mean_iou``, ``iou`` by class name, ``assignment`` (class name per cluster),
-        ``confusion`` (classes x clusters), ``images``, ``skipped`` (sentences) and the options.
+        ``confusion`` (classes x clusters), ``by_image`` (accuracy of each image with a labelled
+        pixel, by its key), ``images``, ``skipped`` (sentences) and the options.
 
     Raises:
         ImageError: no image has a usable label.
@@ -140,13 +149,17 @@ def evaluate(
             f"{data.split} have no image in {data.root}; first: {data.absent[0]}"
         )
     counts = torch.zeros(len(data.classes), clusters, dtype=torch.int64)
+    each: dict[str, Tensor] = {}
     done = 0
     size = size or model.size
     found = predictions(
-        model, data, data.samples, size=size, crop=crop, mirror=mirror, crf=crf, problem=skip
-    )
+        model, data, data.samples, size=size, crop=crop, mirror=mirror, crf=crf, features=features,
+        problem=skip,
+    )  # fmt: skip
     for one in found:
-        counts += confusion_matrix(one.clusters, one.label, clusters, len(counts), ignore)
+        own = confusion_matrix(one.clusters, one.label, clusters, len(counts), ignore)
+        counts += own
+        each[one.sample.key] = own
         done += 1
         report("evaluation", done, total, {})
     if not done:
@@ -167,6 +180,11 @@ def evaluate(
         "iou": dict(zip(names, result.iou, strict=True)),
         "assignment": [None if c is None else names[c] for c in result.assignment],
         "confusion": counts.tolist(),
+        "by_image": {
+            key: scores(own[: len(counts)], result.assignment).accuracy
+            for key, own in each.items()
+            if own.any()
+        },
         "images": done,
         "skipped": skipped,
         "options": {

@@ -1,6 +1,13 @@
 """The command line. Heavy imports wait inside the commands, so that --help is quick."""
 
-from primaps.cli import data, images, projections, scores, training  # noqa: F401 (they add commands)
+from primaps.cli import (  # noqa: F401 (they add their commands)
+    data,
+    experiments,
+    images,
+    projections,
+    scores,
+    training,
+)
 from primaps.cli.app import app
 
 

@@ -47,8 +47,20 @@ Projection = Annotated[
 NOT_OF_THE_MODEL = ("images", "labels", "out", "store", "plan", "tensorboard")
 
 
-def kept_in(store: str | None) -> str | Path | None:
-    """Folder of features and masks that ``--store`` means; None for memory."""
+def store_folder(text: str | None) -> str | Path | None:
+    """Of ``--store``: None keeps nothing."""
     from primaps.files import cache_dir
 
-    return None if store == "none" else store or cache_dir() / "features"
+    return None if text == "none" else text or cache_dir() / "features"
+
+
+def read_views(text: str) -> int | None:
+    """Of ``--views``: None is ``fresh``.
+
+    Raises:
+        ValueError: it is neither a number nor ``fresh``.
+    """
+    try:
+        return None if text == "fresh" else int(text)
+    except ValueError:
+        raise ValueError(f"--views is {text!r}; it must be a number or fresh") from None

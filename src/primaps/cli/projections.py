@@ -18,7 +18,7 @@ from primaps.cli.options import (
     Seed,
     Size,
     Store,
-    kept_in,
+    store_folder,
 )
 
 projection = typer.Typer(no_args_is_help=True, help="Projections of features (STEGO, HP).")
@@ -84,7 +84,9 @@ def project(
         with TemporaryDirectory() as folder:
             if five_crops:
                 files += write_crops(files, side, Path(folder), warn)
-            found = extract(files, network, side, store=kept_in(store), report=report, problem=warn)
+            found = extract(
+                files, network, side, store=store_folder(store), report=report, problem=warn
+            )
         trained = train_projection(
             found.views.clean, method, classes=classes, settings=settings, steps=steps,
             seed=seed, report=report,

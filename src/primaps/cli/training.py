@@ -26,7 +26,8 @@ from primaps.cli.options import (
     Store,
     TensorBoard,
     Threshold,
-    kept_in,
+    read_views,
+    store_folder,
 )
 
 
@@ -80,13 +81,13 @@ def fit(
         from primaps.data import find_images
         from primaps.segmenter import PriMaPsEM
 
-        options |= {"views": None if views == "fresh" else _number(views), "device": own}
+        options |= {"views": read_views(views), "device": own}
         files = find_images(images, exclude=out)
         model = PriMaPsEM(**options)
         if plan:
             from primaps.planning import plan as estimate
 
-            print("\n".join(estimate(model, files, kept_in(store)).lines()))
+            print("\n".join(estimate(model, files, store_folder(store)).lines()))
             return
         start, steps = model.config.steps(len(files))
         text = f"{len(files)} images of {model.size} px, {classes} classes: k-means {start} steps"
@@ -156,14 +157,15 @@ def _train(
     note(f"backbone {model.backbone.name} from {model.backbone.source}")
     with _tensorboard(log) as write:
         model.fit(
-            files, labels, store=kept_in(store), checkpoints=out, report=report, problem=warn,
+            files, labels, store=store_folder(store), checkpoints=out, report=report, problem=warn,
             log=write,
         )  # fmt: skip
     if distributed.rank() == 0:
         model.save_pretrained(out)
         model_preview(model, out / "preview.png")
-    for path in out.glob("training-*.safetensors"):  # the run is complete
-        path.unlink(missing_ok=True)
+    for pattern in ("training-*.safetensors", ".writing-*"):  # the run is complete
+        for path in out.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -185,10 +187,3 @@ def _tensorboard(folder: Path | None) -> Iterator[Any]:
 
     with SummaryWriter(str(folder)) as writer:
         yield write
-
-
-def _number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"--views is {text!r}; it must be a number or fresh") from None

@@ -1,0 +1,59 @@
+"""Features of the images to score, computed once for all models of a backbone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from primaps.backbones import Backbone
+from primaps.data.store import Store
+from primaps.extraction import mirrored_mean
+
+
+class KeptFeatures:
+    """:func:`primaps.extraction.mirrored_mean` that computes no image twice.
+
+    In single precision, so that scores are those of ``primaps evaluate`` to the last digit.
+
+    Args:
+        folder: where features are kept.
+
+    Examples:
+        >>> import tempfile
+        >>> from primaps.backbones import load_backbone
+        >>> pool = load_backbone(torch.nn.AvgPool2d(8), "cpu", patch_size=8)
+        >>> kept = KeptFeatures(pool, tempfile.mkdtemp())
+        >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+        >>> torch.equal(kept(images), mirrored_mean(pool, images))
+        True
+    """
+
+    def __init__(self, backbone: Backbone, folder: str | Path) -> None:
+        self.backbone, self.folder = backbone, Path(folder).expanduser()
+        self.stores: dict[tuple[int, ...], Store] = {}
+
+    def __call__(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        size = tuple(images.shape[-2:])
+        if size not in self.stores:
+            shape = mirrored_mean(self.backbone, torch.zeros(1, 3, *size).byte()).shape[1:]
+            self.stores[size] = Store(shape, np.float32, self._folder(size))
+        store = self.stores[size]
+        keys = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images]
+        if store.missing(keys):
+            # All of the batch, because the last bits of features depend on what goes together.
+            found = mirrored_mean(self.backbone, images)
+            with store.writing():
+                lacking = store.missing(keys)
+                store.append(lacking, found[[keys.index(key) for key in lacking]].cpu().numpy())
+        return store.rows(keys).take(torch.arange(len(keys))).to(self.backbone.device)
+
+    def _folder(self, size: tuple[int, ...]) -> Path:
+        about = json.dumps([self.backbone.digest, self.backbone.precision, size])
+        short = hashlib.sha256(about.encode()).hexdigest()[:12]
+        return self.folder / f"scored-{self.backbone.name.replace('/', '--')}-{short}"

@@ -1,0 +1,125 @@
+"""What rows share while they run, and what decides the result of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import primaps
+from primaps.backbones import Backbone, load_backbone
+from primaps.experiments.plan import GPU, Rate, cpu_rate
+from primaps.experiments.rows import Row
+from primaps.experiments.settings import Settings
+from primaps.experiments.sources import Source, fingerprint, load_source
+from primaps.files import sha256
+from primaps.segmenter import PriMaPsEM
+from primaps.weights import WeightsError
+
+FORMAT = 1
+"""Of results; a change of what they mean raises it."""
+
+
+@dataclass
+class Outcome:
+    """What became of a row.
+
+    Attributes:
+        results: by seed.
+        reason: why it has none, or not all.
+    """
+
+    row: Row
+    results: dict[int, dict[str, Any]] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass
+class Laboratory:
+    """What rows share while they run: data and backbones."""
+
+    settings: Settings
+    sources: dict[str, Source] = field(default_factory=dict)
+    prints: dict[str, tuple[str, str]] = field(default_factory=dict)
+    backbones: dict[str, Backbone | str] = field(default_factory=dict)
+    measured: Rate | None = None
+
+    @property
+    def used(self) -> dict[str, Backbone]:
+        """Backbones that were loaded."""
+        return {k: v for k, v in self.backbones.items() if isinstance(v, Backbone)}
+
+    def rate(self, network: Backbone) -> Rate:
+        """How fast the device of a backbone is."""
+        if self.measured is None:
+            self.measured = cpu_rate() if network.device.type == "cpu" else GPU
+        return self.measured
+
+    def source(self, name: str) -> Source:
+        """A data set, read once."""
+        if name not in self.sources:
+            source = load_source(name, self.settings.roots[name])
+            self.sources[name] = source
+            self.prints[name] = (fingerprint(source.train), fingerprint(source.score))
+        return self.sources[name]
+
+    def backbone(self, name: str) -> Backbone | str:
+        """A backbone, loaded once, or why it cannot be loaded."""
+        if name not in self.backbones:
+            precision = self.settings.options.get("precision", "float32")
+            try:
+                network = load_backbone(name, self.settings.device, precision=precision)
+                self.backbones[name] = network
+            except WeightsError as error:
+                self.backbones[name] = str(error).split(". ")[0]
+        return self.backbones[name]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a row: everything that decides its result.
+
+    Attributes:
+        model: not fitted yet.
+        fit: fingerprint of the fitted model.
+        result: fingerprint of its scores.
+    """
+
+    row: Row
+    seed: int
+    model: PriMaPsEM
+    source: Source
+    fit: str
+    result: str
+
+    @classmethod
+    def prepare(cls, row: Row, seed: int, laboratory: Laboratory, network: Backbone) -> Run:
+        """The model of a row and its fingerprints."""
+        settings = laboratory.settings
+        source = laboratory.source(row.dataset)
+        options = settings.config(row, seed)
+        options.pop("precision", None)  # the network has it already
+        path = settings.projection(row) if row.projection else None
+        if path is not None:
+            options["projection"] = path
+        device = network.device
+        model = PriMaPsEM(len(source.train.classes), backbone=network, device=device, **options)
+        config = {k: v for k, v in asdict(model.config).items() if k != "backbone"}
+        checkpoint = sha256(path) if path is not None and path.is_file() else str(path or "")
+        train, score = laboratory.prints[row.dataset]
+        about = [FORMAT, primaps.__version__, network.digest, checkpoint, config, row.kind, train]
+        scored = [*about, score, row.crf]
+        return cls(row, seed, model, source, _digest(about), _digest(scored))
+
+    @property
+    def name(self) -> str:
+        """Of the file of results: readable, and unique by its fingerprint."""
+        kind = "oracle" if self.row.kind == "oracle" else self.model.config.method
+        backbone = Path(self.row.backbone).name
+        return f"{self.row.dataset}-{backbone}-{kind}-seed{self.seed}-{self.result[:12]}"
+
+
+def _digest(about: Any) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,120 @@
+"""Pictures of an experiment: IoU per class, confusion matrices, examples and the worst images."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from primaps.charts import evenly, example_sheet, iou_chart, result_confusion, save
+from primaps.data import Sample
+from primaps.experiments.laboratory import Laboratory, Outcome
+from primaps.experiments.rows import Experiment
+from primaps.files import atomic_path
+from primaps.segmenter import PriMaPsEM
+
+SCORED_OTHERWISE = ("baseline + CRF", "PriMaPs-EM without CRF", "oracle, all pixels")
+"""Rows that would clutter a chart beside those that they hardly differ from."""
+Captioned = tuple[str, str]
+"""Name of a file beside the report, and what it shows."""
+
+
+def draw(
+    experiment: Experiment, outcomes: Sequence[Outcome], laboratory: Laboratory, folder: Path
+) -> list[Captioned]:
+    """Draw what the experiment asks for, per data set and backbone, of the rows that have results.
+
+    Returns:
+        Names of files with captions, in order.
+    """
+    done = [outcome for outcome in outcomes if outcome.results]
+    captioned: list[Captioned] = []
+    for dataset, backbone in dict.fromkeys((o.row.dataset, o.row.backbone) for o in done):
+        group = [o for o in done if (o.row.dataset, o.row.backbone) == (dataset, backbone)]
+        name = f"{dataset}-{Path(backbone).name}"
+        where = f"{dataset}, {Path(backbone).name}"
+        if "iou" in experiment.pictures:
+            captioned.append(_iou(group, folder, name, where))
+        if "confusion" in experiment.pictures:
+            captioned += _confusion(group, folder, name, where)
+        for kind in ("examples", "worst"):
+            if kind in experiment.pictures:
+                captioned += _sheet(kind, group, laboratory, folder, name, where, experiment.images)
+    return captioned
+
+
+def _iou(group: Sequence[Outcome], folder: Path, name: str, where: str) -> Captioned:
+    series = {}
+    distinct = [o for o in group if o.row.label not in SCORED_OTHERWISE]
+    for outcome in distinct if len(distinct) > 1 else group:
+        each = [outcome.row.scores(result)["iou"] for result in outcome.results.values()]
+        series[outcome.row.label] = {
+            title: _mean([iou[title] for iou in each if iou[title] is not None])
+            for title in each[0]
+        }
+    save(iou_chart(series, where), folder / f"iou-{name}.png")
+    return f"iou-{name}.png", f"IoU per class, {where}, mean of the seeds; dashed: means."
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.mean(values) if values else None
+
+
+def _confusion(
+    group: Sequence[Outcome], folder: Path, name: str, where: str
+) -> Iterator[Captioned]:
+    for outcome in _compared(group):
+        seed, result = next(iter(outcome.results.items()))
+        file = f"confusion-{_slug(outcome.row.label)}-{name}.png"
+        title = f"{outcome.row.label}, accuracy {100 * result['accuracy']:.1f} %"
+        save(result_confusion(result, title), folder / file)
+        yield file, f"Confusion matrix of {outcome.row.label}, {where}, seed {seed}."
+
+
+def _compared(group: Sequence[Outcome]) -> list[Outcome]:
+    """Baseline and PriMaPs-EM, or a projection alone and with PriMaPs-EM."""
+    plain = [o for o in group if o.row.label in ("baseline", "PriMaPs-EM")]
+    return plain or [o for o in group if o.row.projection]
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", label.lower())
+
+
+def _sheet(
+    kind: str,
+    group: Sequence[Outcome],
+    laboratory: Laboratory,
+    folder: Path,
+    name: str,
+    where: str,
+    number: int,
+) -> Iterator[Captioned]:
+    """Images with their label and the predictions of baseline and PriMaPs-EM."""
+    shown = _compared(group)
+    network = laboratory.used.get(group[0].row.backbone)
+    if not shown or network is None:
+        return
+    data = laboratory.source(group[0].row.dataset).score
+    seed, last = next(iter(shown[-1].results.items()))
+    if kind == "worst":
+        order = sorted(last["by_image"], key=last["by_image"].__getitem__)[:number]
+        by_key = {sample.key: sample for sample in data.samples}
+        samples: list[Sample] = [by_key[key] for key in order]
+        caption = f"The {len(samples)} images of lowest accuracy by {shown[-1].row.label}"
+    else:
+        samples = evenly(data, number)
+        caption = "Images at even distances in the list, not chosen by their scores"
+    columns: dict[str, tuple[PriMaPsEM, dict[str, Any]]] = {}
+    for outcome in shown:
+        result = next(iter(outcome.results.values()))
+        path = laboratory.settings.out / result["model"]
+        if not path.is_dir():  # results were copied here without models
+            return
+        model = PriMaPsEM.from_pretrained(path, backbone=network, device=network.device)
+        columns[outcome.row.label] = (model, result)
+    with atomic_path(folder / f"{kind}-{name}.png") as temporary:
+        example_sheet(columns, data, samples).save(temporary)
+    yield f"{kind}-{name}.png", f"{caption}; {where}, seed {seed}. Dark: ignored, or no class."

@@ -1,0 +1,221 @@
+"""The report of an experiment: ours beside the paper's, and everything needed to trust it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import primaps
+from primaps.backbones import resolve_device
+from primaps.experiments.laboratory import Laboratory, Outcome
+from primaps.experiments.pictures import draw
+from primaps.experiments.rows import Experiment
+from primaps.experiments.sources import list_digest, write_list
+from primaps.files import atomic_path, write_json
+from primaps.planning import duration
+
+PACKAGES = ("torch", "transformers", "numpy", "scipy", "numba", "pillow", "kornia")
+ORDER = ("baseline", "PriMaPs-EM", "linear probe", "oracle, pixels in masks")
+"""In mean IoU, as the paper finds it."""
+
+
+def write_report(
+    experiment: Experiment, outcomes: Sequence[Outcome], laboratory: Laboratory
+) -> Path:
+    """Write ``report.md``, ``report.json``, pictures and lists of image ids.
+
+    Returns:
+        ``report.md``.
+    """
+    folder = laboratory.settings.out / experiment.name
+    captions = draw(experiment, outcomes, laboratory, folder)
+    about = environment(laboratory, folder)
+    rows = [_row_about(outcome) for outcome in outcomes]
+    content = {"name": experiment.name, "title": experiment.title, "rows": rows, **about}
+    write_json(folder / "report.json", content)
+    lines = [f"# {experiment.title}", "", " ".join(_introduction(laboratory)), ""]
+    lines += [*table(outcomes), ""]
+    lines += [f"- {sentence}" for sentence in (*_order(outcomes), *_notes(outcomes))]
+    lines += [""]
+    for picture, caption in captions:
+        lines += [f"![{Path(picture).stem}]({picture})", "", caption, ""]
+    lines += ["## Environment", "", *_environment_lines(about)]
+    with atomic_path(folder / "report.md") as temporary:
+        temporary.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
+    return folder / "report.md"
+
+
+def table(outcomes: Sequence[Outcome]) -> list[str]:
+    """The table in Markdown: accuracy and mean IoU in %, ours and, where there are, the paper's."""
+    paper = any(outcome.row.paper for outcome in outcomes)
+    several = len({outcome.row.dataset for outcome in outcomes}) > 1
+    head = [*(["data set"] if several else []), "backbone", "method", "accuracy", "mean IoU"]
+    head += [*(["paper: accuracy", "paper: mean IoU"] if paper else []), "time per run"]
+    lines = [_line(head), _line("---" for _ in head)]
+    for outcome in outcomes:
+        row, results = outcome.row, list(outcome.results.values())
+        cells = [*([row.dataset] if several else []), Path(row.backbone).name, row.label]
+        for figure in ("accuracy", "mean_iou"):
+            values = [100 * row.scores(result)[figure] for result in results]
+            cells.append(spread(values) if values else "-")
+        if paper:
+            cells += [f"{value:.1f}" for value in row.paper] if row.paper else ["", ""]
+        times = [sum(result["seconds"].values()) for result in results]
+        cells.append(duration(statistics.mean(times)) if times else "")
+        if outcome.reason:
+            done = f"{cells[-1]} for {len(times)} of the seeds; " if times else ""
+            cells[-1] = done + outcome.reason
+        lines.append(_line(cells))
+    return lines
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation of the seeds.
+
+    Examples:
+        >>> spread([50.0, 51.0, 52.0]), spread([50.0])
+        ('51.0 ± 1.0', '50.0')
+    """
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def environment(laboratory: Laboratory, folder: Path) -> dict[str, Any]:
+    """What a run depends on; writes the lists of image ids beside the report."""
+    settings = laboratory.settings
+    device = resolve_device(settings.device)
+    cuda = device.type == "cuda"
+    data: dict[str, Any] = {}
+    for name, source in laboratory.sources.items():
+        splits = {"fitted": source.train, "scored": source.score}
+        for part, split in splits.items():
+            write_list(split, folder / f"{name}-{part}.txt")
+        data[name] = {
+            part: {
+                "split": split.split,
+                "images": len(split.samples),
+                "ids": f"{name}-{part}.txt",
+                "sha256": list_digest(split),
+            }
+            for part, split in splits.items()
+        }
+    return {
+        "seeds": list(settings.seeds),
+        "options": {"views": settings.views, **settings.options},
+        "data": data,
+        "weights": {Path(name).name: network.digest for name, network in laboratory.used.items()},
+        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
+        "versions": {
+            "primaps": primaps.__version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+    }
+
+
+def _processor() -> str:
+    return f"{platform.machine()} processor, {torch.get_num_threads()} of {os.cpu_count()} threads"
+
+
+def _introduction(laboratory: Laboratory) -> Iterator[str]:
+    for name, source in laboratory.sources.items():
+        train, score = source.train, source.score
+        same = train.samples == score.samples
+        where = f"{name} ({score.root.name})" if name == "folder" else name
+        if same:
+            text = f"fitted to and scored on the same {len(score.samples):,} images, so that the "
+            text += "linear probe is scored on images that it was trained on"
+        else:
+            text = f"fitted to {len(train.samples):,} images ({train.split}), scored on "
+            text += f"{len(score.samples):,} others ({score.split})"
+        yield f"{where}, {len(score.classes)} classes: {text}."
+    seeds = ", ".join(map(str, laboratory.settings.seeds))
+    yield (
+        "Accuracy and mean IoU in % after one Hungarian assignment over the set, at the size of "
+        f"the model, centre crop, averaged with the mirrored image; seeds {seeds}, mean ± standard "
+        "deviation. Labels are used for scores, the linear probe and the oracle alone."
+    )
+
+
+def _order(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Whether mean IoU grows from baseline to oracle, as in the paper."""
+    for key in dict.fromkeys((o.row.dataset, o.row.backbone) for o in outcomes):
+        found = {
+            o.row.label: statistics.mean(
+                100 * o.row.scores(result)["mean_iou"] for result in o.results.values()
+            )
+            for o in outcomes
+            if (o.row.dataset, o.row.backbone) == key and o.results
+        }
+        known = [label for label in ORDER if label in found]
+        if len(known) < 3:
+            continue
+        text = ", ".join(f"{label} {found[label]:.1f}" for label in known)
+        broken = [f"{a} is not below {b}" for a, b in pairwise(known) if found[a] >= found[b]]
+        holds = f"does not hold: {', '.join(broken)}" if broken else "holds"
+        yield f"The paper's order in mean IoU {holds} ({Path(key[1]).name}: {text})."
+
+
+def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    labels = {outcome.row.label for outcome in outcomes}
+    if labels & {"baseline", "linear probe"}:
+        yield (
+            "The baseline is k-means on normalised features. Predictions of the baseline and the "
+            "linear probe are not refined by the CRF, unless a row says so."
+        )
+    if "PriMaPs-EM without CRF" in labels:
+        yield "PriMaPs-EM without CRF is the same model; only its predictions are not refined."
+    if any(outcome.row.kind == "oracle" for outcome in outcomes):
+        yield (
+            "The oracle gives each mask its most frequent label, and is scored over the pixels "
+            "that lie in a mask, and over all, those in none counted wrong."
+        )
+    if any(outcome.row.kind != "oracle" for outcome in outcomes):
+        yield (
+            "The time of a run includes its fit, also where another row made it. Features and "
+            "masks are computed once, in the first run that needs them."
+        )
+
+
+def _environment_lines(about: dict[str, Any]) -> Iterator[str]:
+    for name, splits in about["data"].items():
+        for part, split in splits.items():
+            yield (
+                f"- {name}, {part}: {split['images']:,} images of split {split['split']}; ids in "
+                f"[{split['ids']}]({split['ids']}), SHA-256 `{split['sha256']}`"
+            )
+    for name, digest in about["weights"].items():
+        yield f"- weights of {name}: SHA-256 `{digest}`"
+    options = ", ".join(f"{name} {value}" for name, value in about["options"].items())
+    yield f"- options beside the paper's defaults: {options}; seeds {about['seeds']}"
+    yield f"- device: {about['device']}"
+    yield "- versions: " + ", ".join(f"{name} {v}" for name, v in about["versions"].items())
+    yield "- every run with all of its options and scores: [report.json](report.json)"
+
+
+def _row_about(outcome: Outcome) -> dict[str, Any]:
+    row = outcome.row
+    return {
+        "label": row.label,
+        "dataset": row.dataset,
+        "backbone": Path(row.backbone).name,
+        "kind": row.kind,
+        "crf": row.crf,
+        "options": row.options,
+        "projection": row.projection,
+        "paper": row.paper,
+        "reason": outcome.reason,
+        "runs": [{**result, **row.scores(result)} for result in outcome.results.values()],
+    }
+
+
+def _line(cells: Any) -> str:
+    return "| " + " | ".join(cells) + " |"
