@@ -49,8 +49,8 @@ TABLES = {
         "baseline": ({"method": "kmeans"}, PLAIN),
         "+ pseudo label": ({"views": 0, "crf": False, **NO_EMA}, PLAIN),
         "+ EMA": ({"views": 0, "crf": False}, PLAIN),
-        "+ augment": ({"crf": False}, PLAIN),
-        "+ CRF": ({}, REFINED),
+        "+ augment": ({"views": 2, "crf": False}, PLAIN),
+        "+ CRF": ({"views": 2}, REFINED),
     },
     "projections": {
         "k-means": ({"method": "kmeans"}, BOTH),

@@ -39,7 +39,7 @@ def test_the_best_of_many_starts_is_the_best_of_all_assignments():
         best = max(best, float(torch.linalg.matrix_norm(sums, "nuc")))
     found = 0.0
     for _ in range(60):
-        prototypes = orthogonal_kmeans(features, torch.randn(2, 3))
+        prototypes = orthogonal_kmeans(features, F.normalize(torch.randn(2, 3), dim=1), 100)
         torch.testing.assert_close(prototypes @ prototypes.T, torch.eye(2), atol=1e-5, rtol=0)
         found = max(found, float((features @ prototypes.T).amax(1).sum()))
     assert found == pytest.approx(best, rel=1e-5)
@@ -54,6 +54,18 @@ def test_no_iteration_raises_the_loss():
     ]
     assert values == sorted(values)
     assert values[-1] > values[0]
+
+
+def test_the_assignments_of_an_oblique_start_count():
+    """Both features are nearer to the second prototype; at right angles to it, the first would
+    take one of them."""
+    features = F.normalize(torch.tensor([[1.0, 0.5], [1.0, 0.9]]), dim=1)
+    start = F.normalize(torch.tensor([[1.0, 2.0], [1.0, 0.7]]), dim=1)
+    found = orthogonal_kmeans(features, start, most=1)
+    sums = torch.stack([torch.zeros(2), features.sum(0)])
+    weak = 1e-3 * sums.norm(dim=1).max() * start
+    expected = polar(torch.where(torch.tensor([[True], [False]]), weak, sums).double())
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
 
 
 def test_a_class_without_a_feature_stays_orthogonal_to_the_others():

@@ -73,7 +73,7 @@ class Config:
     anchor: bool = True
     iterative: bool = True
     crf: bool = True
-    views: int | None = 2
+    views: int | None = 0
     loss_size: LossSize = "image"
     precision: Precision = "float32"
     seed: int = 0

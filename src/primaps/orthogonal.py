@@ -3,8 +3,8 @@
 The paper's EM favours large classes: a mask votes with all of its pixels, and prototypes may come
 as close to each other as they like, so that one takes all that two could share. Here every mask
 counts once, and the prototypes of Eq. 9 are kept at right angles to each other. Both steps have a
-closed form, so this converges within seconds, and a consensus of several starts takes the place of
-luck. Labels decide nothing.
+closed form, so this takes seconds, and a consensus of several starts takes the place of luck.
+Labels decide nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from primaps.views import Views
 
 RESTARTS = 5
 """Starts that the consensus is taken of: more change little and cost a k-means each."""
+ITERATIONS = 5
+"""Before and after the consensus. The loss goes on falling, but what falls is the share of the
+small classes: the larger a class, the freer it is to choose its direction."""
 SCALE = 10.0
 """Of cosine logits at inference: the CRF smooths away too much below 3 and too little above 30."""
 
@@ -60,19 +63,20 @@ def polar(matrix: Float[Tensor, "k c"]) -> Float[Tensor, "k c"]:
 
 
 def orthogonal_kmeans(
-    features: Float[Tensor, "m c"], start: Float[Tensor, "k c"], most: int = 200
+    features: Float[Tensor, "m c"], start: Float[Tensor, "k c"], most: int = ITERATIONS
 ) -> Float[Tensor, "k c"]:
     """Minimise Eq. 9 over orthonormal prototypes: assign, then the polar factor of the sums.
 
-    Neither step raises the loss; it stops when assignments do not change. A class without a
+    Neither step raises the loss; it stops when assignments do not change. The start may be oblique:
+    its assignments count, and making it orthogonal first would change them for the worse. A class without a
     feature keeps what is orthogonal to the others of its direction.
 
     Args:
         features: of length 1; under several processes those of this one.
-        start: K at most C.
+        start: of length 1; K at most C.
         most: iterations.
     """
-    prototypes, last = polar(start.double()).to(features), None
+    prototypes, last = start.to(features), None
     for _ in range(most):
         assigned = (features @ prototypes.T).argmax(1)
         changed = torch.tensor([last is None or bool((assigned != last).any())])

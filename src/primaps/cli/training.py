@@ -57,7 +57,7 @@ def fit(
     ] = None,
     views: Annotated[
         str, typer.Option(help="Augmented views per image, kept; fresh: new ones in every step.")
-    ] = "2",
+    ] = "0",
     loss_size: Annotated[str, typer.Option(help="Votes and loss at image or feature size.")] = (
         "image"
     ),

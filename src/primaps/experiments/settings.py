@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from primaps.config import Config
 from primaps.experiments import paper
 from primaps.experiments.rows import Experiment, Row, experiment
 
@@ -47,7 +48,7 @@ class Settings:
     @property
     def views(self) -> int | None:
         """Augmented views: new ones in every step, as the paper, unless it is a folder."""
-        return self.options.get("views", 0 if self.dataset == "folder" else None)
+        return self.options.get("views", Config(2).views if self.dataset == "folder" else None)
 
     def config(self, row: Row, seed: int) -> dict[str, Any]:
         """Fields of :class:`primaps.Config` of a run of a row, without classes and backbone."""
@@ -66,10 +67,6 @@ class Settings:
 
     def lacking(self, row: Row) -> str:
         """Why a row cannot run here, weights of its backbone apart; nothing if it can."""
-        from inspect import signature
-
-        from primaps.segmenter import PriMaPsEM
-
         if row.dataset not in self.roots:
             return f"no data: give --root {row.dataset}=FOLDER"
         if not row.projection:
@@ -80,8 +77,6 @@ class Settings:
             return f"no checkpoint of {row.projection}: give --projection {full}=PATH"
         if not path.exists():
             return f"there is no checkpoint {path}"
-        if "projection" not in signature(PriMaPsEM).parameters:
-            return "this version cannot fit on top of a projection: PriMaPsEM lacks the option"
         return ""
 
 
