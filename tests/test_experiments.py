@@ -129,7 +129,7 @@ def test_after_an_interrupt_only_missing_rows_are_run(table1, tmp_path, monkeypa
     assert [path.stem for path in sorted(before)] == sorted(runs[:3])
     done, text = table1("--seeds", "0,1")
     assert runs[4] == runs[3]
-    assert len(runs) == 4 + 11 - 3  # five rows of two seeds and one oracle, which two rows share
+    assert len(runs) == 4 + 13 - 3  # six rows of two seeds and one oracle, which two rows share
     assert all(path.read_bytes() == content for path, content in before.items())
     assert done.output.count("(from before)") == 4  # three, and the second row of the oracle
     assert "not run" not in text
@@ -152,7 +152,7 @@ def test_what_decides_a_result_is_in_its_name(table1, root, tmp_path):
     Image.new("RGB", (64, 64)).save(root / "images" / "train" / "3.png")
     table1("--seeds", 0)
     assert len(rows()) == 4 * len(first)
-    assert len(list((tmp_path / "out" / "models").iterdir())) == models + 3
+    assert len(list((tmp_path / "out" / "models").iterdir())) == models + 4
 
 
 def test_rows_share_features_masks_and_fits(table1, monkeypatch):
@@ -169,11 +169,11 @@ def test_rows_share_features_masks_and_fits(table1, monkeypatch):
     # Five images to fit and three to score, each with its mirror image, and three for the oracle;
     # the sheet of examples computes three again for two models. Ones only ask for a shape.
     assert sorted(b for b in batches if b > 1) == [3, 3, 3, 3, 3, 3, 3, 5, 5]
-    assert len(fits) == 3
+    assert len(fits) == 4
     batches.clear()
     table1("--seeds", "0,1")
     assert [b for b in batches if b > 1] == [3, 3, 3, 3]
-    assert len(fits) == 6
+    assert len(fits) == 8
 
 
 def test_rows_without_weights_stay_with_the_reason(table1):
@@ -251,7 +251,7 @@ def test_a_plan_counts_shared_work_once_and_writes_nothing(root, vit, tmp_path):
     done = call("reproduce", "table1", "--dataset", "folder", "--root", root, "--backbone", vit,
                 "--out", tmp_path / "out", "--plan")  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert done.output.count("data there; weights here") == 7
+    assert done.output.count("data there; weights here") == 8
     assert done.output.count("shares the work of another row") == 1  # the oracle
     assert not (tmp_path / "out").exists()
 

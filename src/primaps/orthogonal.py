@@ -67,9 +67,9 @@ def orthogonal_kmeans(
 ) -> Float[Tensor, "k c"]:
     """Minimise Eq. 9 over orthonormal prototypes: assign, then the polar factor of the sums.
 
-    Neither step raises the loss; it stops when assignments do not change. The start may be oblique:
-    its assignments count, and making it orthogonal first would change them for the worse. A class without a
-    feature keeps what is orthogonal to the others of its direction.
+    Neither step raises the loss; it stops when assignments do not change. The start may be oblique,
+    its assignments count. A class without a feature keeps what is orthogonal to the others of its
+    direction.
 
     Args:
         features: of length 1; under several processes those of this one.
