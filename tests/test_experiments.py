@@ -134,7 +134,7 @@ def test_after_an_interrupt_only_missing_rows_are_run(table1, tmp_path, monkeypa
     assert done.output.count("(from before)") == 4  # three, and the second row of the oracle
     assert "not run" not in text
     table1("--seeds", "0,1")
-    assert len(runs) == 12
+    assert len(runs) == 14
 
 
 def test_what_decides_a_result_is_in_its_name(table1, root, tmp_path):
