@@ -97,7 +97,6 @@ def fit(
         dead = model.history_[-1].get("empty", [])
     if dead:
         note(f"{len(dead)} of {classes} classes are empty at the end; fewer classes may do")
-    print(out)
 
 
 @app.command()
@@ -133,7 +132,6 @@ def probe(
         options |= {"classes": classes or len(data.classes), "device": own}
         model = PriMaPsEM(**options, method="probe")
         _train(model, data.samples, data, out, store, tensorboard, report)
-    print(out)
 
 
 @contextmanager
@@ -163,6 +161,7 @@ def _train(
     if distributed.rank() == 0:
         model.save_pretrained(out)
         model_preview(model, out / "preview.png")
+        print(out)
     for pattern in ("training-*.safetensors", ".writing-*"):  # the run is complete
         for path in out.glob(pattern):
             path.unlink(missing_ok=True)
