@@ -58,6 +58,15 @@ def dinov2():
         pytest.skip(f"no weights: {error}")
 
 
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a small random ViT of patch 8."""
+    from primaps.weights import write_folder
+    from tests.test_backbones import original_names
+
+    return str(write_folder(tmp_path_factory.mktemp("vit"), original_names(patch=8, dinov2=False)))
+
+
 class Colours(torch.nn.Module):
     """A backbone of 8-pixel patches whose features are colours: classes that can be checked."""
 

@@ -8,16 +8,8 @@ from typer.testing import CliRunner
 
 import primaps
 from primaps.cli import app
-from primaps.weights import write_folder
-from tests.test_backbones import original_names
 
 runner = CliRunner()
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory) -> str:
-    """A folder with a small random ViT of patch 8."""
-    return str(write_folder(tmp_path_factory.mktemp("vit"), original_names(patch=8, dinov2=False)))
 
 
 def call(*arguments):

@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from tests.conftest import painted
-from tests.test_cli import call, vit  # noqa: F401
+from tests.test_cli import call
 
 QUICK = ["--classes", "3", "--size", "64", "--epochs", "1"]
+# A state after every step, so that the kill finds training under way however quick it is.
+SAVING = "import primaps.training as t; t.SAVE_EVERY = 0; from primaps.cli import main; main()"
 FILES = ("model.safetensors", "history.json", "config.json", "preview.png")
 
 
@@ -30,14 +32,13 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
-def test_a_fit_killed_at_any_moment_ends_with_the_same_bytes(images, vit, tmp_path):  # noqa: F811
+def test_a_fit_killed_at_any_moment_ends_with_the_same_bytes(images, vit, tmp_path):
     options = [*QUICK, "--min-steps", "400", "--min-init-steps", "200", "--views", "1"]
     arguments = [str(images), "--backbone", vit, *options]
 
     def command(name):
         out, store = str(tmp_path / name), str(tmp_path / f"{name}-store")
-        return [sys.executable, "-m", "primaps.cli", "fit", *arguments, "--out", out,
-                "--store", store]  # fmt: skip
+        return [sys.executable, "-c", SAVING, "fit", *arguments, "--out", out, "--store", store]
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command("whole"), check=True, capture_output=True, env=environment)
@@ -71,7 +72,7 @@ def test_a_fit_killed_at_any_moment_ends_with_the_same_bytes(images, vit, tmp_pa
         assert path.read_bytes() == other.read_bytes(), path
 
 
-def test_plan_says_what_it_takes_and_writes_nothing(images, vit, tmp_path):  # noqa: F811
+def test_plan_says_what_it_takes_and_writes_nothing(images, vit, tmp_path):
     store = tmp_path / "store"
     done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--plan",
                 "--views", 2, "--store", store)  # fmt: skip
@@ -83,7 +84,7 @@ def test_plan_says_what_it_takes_and_writes_nothing(images, vit, tmp_path):  # n
     assert not list(store.rglob("rows.bin"))
 
 
-def test_tensorboard_gets_the_figures(images, vit, tmp_path):  # noqa: F811
+def test_tensorboard_gets_the_figures(images, vit, tmp_path):
     pytest.importorskip("tensorboard")
     done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--min-steps",
                 3, "--min-init-steps", 3, "--tensorboard", tmp_path / "log")  # fmt: skip
@@ -91,7 +92,7 @@ def test_tensorboard_gets_the_figures(images, vit, tmp_path):  # noqa: F811
     assert list((tmp_path / "log").glob("events.*"))
 
 
-def test_probe_and_evaluate(painted_folder, vit, tmp_path):  # noqa: F811
+def test_probe_and_evaluate(painted_folder, vit, tmp_path):
     images, labels = painted_folder / "images", painted_folder / "labels"
     quick = ["--size", 64, "--epochs", 1, "--min-steps", 40, "--backbone", vit]
     done = call("probe", images, "--labels", labels, "--out", tmp_path / "m", *quick)
@@ -119,7 +120,7 @@ def test_probe_and_evaluate(painted_folder, vit, tmp_path):  # noqa: F811
         ("--loss-size", "huge", "loss_size 'huge' must be one of image, feature"),
     ],
 )
-def test_options_are_checked_before_any_work(images, vit, tmp_path, option, value, words):  # noqa: F811
+def test_options_are_checked_before_any_work(images, vit, tmp_path, option, value, words):
     done = call(
         "fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", f"{option}={value}"
     )
@@ -127,7 +128,7 @@ def test_options_are_checked_before_any_work(images, vit, tmp_path, option, valu
     assert words in done.output.replace("\n", " ")
 
 
-def test_project_and_fit_on_its_codes(images, vit, tmp_path):  # noqa: F811
+def test_project_and_fit_on_its_codes(images, vit, tmp_path):
     done = call("project", images, "--classes", 3, "--backbone", vit, "--size", 64, "--steps", 3,
                 "--out", tmp_path / "stego", "--five-crops")  # fmt: skip
     assert done.exit_code == 0, done.output

@@ -21,7 +21,7 @@ from primaps.experiments import (
     run,
 )
 from tests.conftest import painted
-from tests.test_cli import call, vit  # noqa: F401
+from tests.test_cli import call
 
 QUICK = {"size": 64, "epochs": 1, "min_steps": 4, "min_init_steps": 6}
 OPTIONS = [part for k, v in QUICK.items() for part in (f"--{k.replace('_', '-')}", v)]
@@ -50,7 +50,7 @@ def root(tmp_path):
 
 
 @pytest.fixture
-def table1(root, vit, tmp_path):  # noqa: F811
+def table1(root, vit, tmp_path):
     """Run table1 on the folder with more options; returns its output and report."""
 
     def go(*more, name="table1"):
@@ -72,7 +72,7 @@ def cells_of(report, method, backbone="vit0"):
     raise AssertionError(f"no row {method} of {backbone} in\n{report}")
 
 
-def test_figures_are_those_of_evaluate_run_by_hand(table1, root, vit):  # noqa: F811
+def test_figures_are_those_of_evaluate_run_by_hand(table1, root, vit):
     _, text = table1("--seeds", 0)
     train, val = (load_dataset("folder", root, split) for split in ("train", "val"))
     options = {"backbone": vit, "device": "cpu", **QUICK}
@@ -247,7 +247,7 @@ def test_all_tables_are_planned_without_data_or_network(monkeypatch):
     assert re.search(r"in all: GPU [\d.]+ (h|days), CPU [\d.]+ days", done.output)
 
 
-def test_a_plan_counts_shared_work_once_and_writes_nothing(root, vit, tmp_path):  # noqa: F811
+def test_a_plan_counts_shared_work_once_and_writes_nothing(root, vit, tmp_path):
     done = call("reproduce", "table1", "--dataset", "folder", "--root", root, "--backbone", vit,
                 "--out", tmp_path / "out", "--plan")  # fmt: skip
     assert done.exit_code == 0, done.output
