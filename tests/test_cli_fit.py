@@ -84,6 +84,14 @@ def test_plan_says_what_it_takes_and_writes_nothing(images, vit, tmp_path):
     assert not list(store.rglob("rows.bin"))
 
 
+def test_plan_of_a_recipe_counts_its_starts_and_no_em(images, vit, tmp_path):
+    done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--plan",
+                "--recipe", "orthogonal")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "k-means 920 steps, EM 0 steps" in done.output
+    assert ", EM" not in done.output.splitlines()[-1]
+
+
 def test_tensorboard_gets_the_figures(images, vit, tmp_path):
     pytest.importorskip("tensorboard")
     done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--min-steps",

@@ -96,6 +96,23 @@ def test_a_linear_probe_learns_the_classes_of_the_labels(colours, painted_folder
         PriMaPsEM(3, backbone=colours, **QUICK).fit(images, labels)
 
 
+def test_changed_labels_do_not_go_on_from_the_state_of_the_old_ones(
+    colours, painted_folder, tmp_path
+):
+    images, labels = painted_folder / "images", painted_folder / "labels"
+
+    def fitted():
+        model = PriMaPsEM(3, backbone=colours, method="probe", **QUICK)
+        model.fit(images, labels, checkpoints=tmp_path / "state")
+        return model.prototypes_.direction
+
+    before = fitted()
+    assert torch.equal(fitted(), before)
+    for path in labels.glob("*.png"):
+        Image.fromarray(2 - np.asarray(Image.open(path))).save(path)
+    assert not torch.equal(fitted(), before)
+
+
 def test_pixels_without_a_label_do_not_train_the_probe(colours, painted_folder):
     """All green pixels are unlabelled, so nothing is ever called green."""
     for path in (painted_folder / "labels").glob("*.png"):

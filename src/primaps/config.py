@@ -110,8 +110,13 @@ class Config:
         """Whether prototypes are compared with features of length 1."""
         return self.method == "kmeans" or (self.method == "em" and self.recipe == "orthogonal")
 
+    @property
+    def runs_em(self) -> bool:
+        """Whether the steps of EM follow the k-means start."""
+        return self.method == "em" and self.recipe == "paper"
+
     def steps(self, images: int) -> tuple[int, int]:
-        """Steps of k-means and of EM for a number of images.
+        """Steps of k-means and of EM for a number of images; not every method takes both.
 
         Examples:
             >>> Config(classes=27).steps(2975)

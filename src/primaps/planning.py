@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from primaps.config import Config
 from primaps.data import ImageError, ImageFile
 from primaps.em import Settings, fit_em, fit_kmeans
 from primaps.extraction import TOGETHER, content_digest, extract
+from primaps.orthogonal import RESTARTS
 from primaps.prototypes import Prototypes
 from primaps.segmenter import Images, PriMaPsEM, as_files
 from primaps.stores import CollectionStores
@@ -26,7 +27,7 @@ class Plan:
     Attributes:
         images: how many there are.
         missing: those whose features or masks are not kept yet.
-        init_steps: steps of k-means.
+        init_steps: steps of k-means, of all its starts.
         steps: steps of EM.
         stored: bytes of features and masks.
         folder: where they are kept; None is memory.
@@ -101,12 +102,14 @@ def plan(model: PriMaPsEM, images: Images, store: str | Path | None = "auto") ->
     forwards = features(False)  # image and mirror image
     masks = features(True) - forwards if em else 0.0
     init_steps, steps = config.steps(len(files))
+    init_steps *= RESTARTS if em and not config.runs_em else 1
+    steps *= config.runs_em
     kmeans, step = _step_seconds(model, sample)
     seconds = {"features": missing * forwards * (1 + (views or 0) / 2)}
     if em:
         seconds["masks"] = missing * max(masks, 0.0)
     seconds["k-means"] = init_steps * kmeans
-    if em:
+    if config.runs_em:
         fresh = forwards / 2 * min(config.batch_size, len(files)) if views is None else 0.0
         seconds["EM"] = steps * (step + fresh)
     existing = stores.folder
@@ -116,7 +119,7 @@ def plan(model: PriMaPsEM, images: Images, store: str | Path | None = "auto") ->
         images=len(files),
         missing=missing,
         init_steps=init_steps,
-        steps=steps if em else 0,
+        steps=steps,
         stored=len(files) * stores.bytes_per_image,
         folder=stores.folder,
         free=shutil.disk_usage(existing).free if existing else None,
@@ -128,22 +131,29 @@ def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float,
     """Seconds of a step of k-means and of EM with the batch size of the model."""
     config: Config = model.config
     found = extract(
-        sample, model.backbone, model.size, masks=model.mask_maker(), store=None, problem=_ignore
+        sample,
+        model.backbone,
+        model.size,
+        masks=model.mask_maker() if config.runs_em else None,
+        store=None,
+        problem=_ignore,
     )
     scale = config.batch_size / len(found.keys)
     settings = Settings(batch_size=len(found.keys), loss_size=config.loss_size)
     start = Prototypes(torch.randn(config.classes, found.views.clean.shape[1]))
     start.to(model.backbone.device)
-    seconds = []
-    for fit in (
-        lambda: fit_kmeans(found.views, start, 1, settings),
-        lambda: fit_em(found.views, found.masks, start, 1, settings),  # type: ignore[arg-type]
-    ):
+
+    def timed(fit: Callable[[], object]) -> float:
         fit()
         began = time.monotonic()
         fit()
-        seconds.append((time.monotonic() - began) * scale)
-    return seconds[0], seconds[1]
+        return (time.monotonic() - began) * scale
+
+    kmeans = timed(lambda: fit_kmeans(found.views, start, 1, settings))
+    masks = found.masks
+    if masks is None:
+        return kmeans, 0.0
+    return kmeans, timed(lambda: fit_em(found.views, masks, start, 1, settings))
 
 
 def _ignore(sentence: str) -> None:

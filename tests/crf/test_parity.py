@@ -54,6 +54,21 @@ def soft_patches(image, labels):
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].softmax(0)
 
 
+def reference(image, probabilities):
+    """Marginals of pydensecrf; skips without it."""
+    library = pytest.importorskip(
+        "pydensecrf.densecrf", reason="pydensecrf2 is not installed: it needs a compiler"
+    )
+    labels, height, width = probabilities.shape
+    model = library.DenseCRF2D(width, height, labels)
+    energy = -probabilities.clamp(1e-5, 1).log().reshape(labels, -1)
+    model.setUnaryEnergy(energy.contiguous().numpy())
+    model.addPairwiseGaussian(sxy=1, compat=3)
+    rgb = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    model.addPairwiseBilateral(sxy=67, srgb=3, rgbim=rgb, compat=4)
+    return torch.from_numpy(np.array(model.inference(10))).view_as(probabilities)
+
+
 def agreement(one, other):
     return (one.argmax(0) == other.argmax(0)).float().mean().item()
 
@@ -68,18 +83,9 @@ CASES = [
 @pytest.mark.parametrize("unary", [soft_clusters, soft_patches])
 @pytest.mark.parametrize(("name", "height", "width", "labels"), CASES)
 def test_labels_of_pydensecrf(name, height, width, labels, unary):
-    library = pytest.importorskip(
-        "pydensecrf.densecrf", reason="pydensecrf2 is not installed: it needs a compiler"
-    )
     image = photograph(name, height, width)
     probabilities = unary(image, labels)
-    model = library.DenseCRF2D(width, height, labels)
-    energy = -probabilities.clamp(1e-5, 1).log().reshape(labels, -1)
-    model.setUnaryEnergy(energy.contiguous().numpy())
-    model.addPairwiseGaussian(sxy=1, compat=3)
-    rgb = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    model.addPairwiseBilateral(sxy=67, srgb=3, rgbim=rgb, compat=4)
-    expected = torch.from_numpy(np.array(model.inference(10))).view_as(probabilities)
+    expected = reference(image, probabilities)
 
     marginals = dense_crf(image, probabilities)
     assert agreement(marginals, expected) >= 0.9995

@@ -1,6 +1,5 @@
 """Labels of pydensecrf on what the pipeline feeds to the CRF: real proposals and predictions."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,11 +9,7 @@ from primaps.em import fit_kmeans, pca_start
 from primaps.imagesize import upsample
 from primaps.proposals import mask_logits, propose
 from primaps.views import Views
-from tests.crf.test_parity import PHOTOGRAPHS, agreement, photograph
-
-library = pytest.importorskip(
-    "pydensecrf.densecrf", reason="pydensecrf2 is not installed: it needs a compiler"
-)
+from tests.crf.test_parity import PHOTOGRAPHS, agreement, photograph, reference
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +17,6 @@ def features(dinov2):
     """Feature maps of four photographs and of their mirror images."""
     images = torch.stack([photograph(name, 322, 322) for name in PHOTOGRAPHS]) / 255
     return torch.stack([dinov2(images), dinov2(images.flip(-1))])
-
-
-def reference(image, probabilities):
-    labels, height, width = probabilities.shape
-    model = library.DenseCRF2D(width, height, labels)
-    energy = -probabilities.clamp(1e-5, 1).log().reshape(labels, -1)
-    model.setUnaryEnergy(energy.contiguous().numpy())
-    model.addPairwiseGaussian(sxy=1, compat=3)
-    rgb = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    model.addPairwiseBilateral(sxy=67, srgb=3, rgbim=rgb, compat=4)
-    return torch.from_numpy(np.array(model.inference(10))).view_as(probabilities)
 
 
 @pytest.mark.parametrize("size", [(320, 320), (240, 372)])

@@ -91,7 +91,7 @@ def fit(
             return
         start, steps = model.config.steps(len(files))
         text = f"{len(files)} images of {model.size} px, {classes} classes: k-means {start} steps"
-        text += f", EM {steps} steps" if (method, recipe) == ("em", "paper") else ""
+        text += f", EM {steps} steps" if model.config.runs_em else ""
         note(f"{text} of {min(batch_size, len(files))} images")
         _train(model, files, None, out, store, tensorboard, report)
         dead = model.history_[-1].get("empty", [])
