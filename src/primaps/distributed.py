@@ -7,6 +7,7 @@ Without torchrun there is one process and everything here does nothing.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,9 @@ def group(device: str = "auto") -> Iterator[str]:
     if cuda:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
+    # Its functions hold, as defaults, the group of the moment in which they are first imported, as
+    # optimisers do. A group that is held keeps its threads, which can abort the process at its end.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield device
