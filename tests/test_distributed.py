@@ -16,10 +16,11 @@ from primaps.segmenter import PriMaPsEM
 from tests.conftest import Colours
 
 images, out, method, labels = sys.argv[1:5]
-options = {"views": 2} if method == "em" else {}
+options = {"em": {"views": 2}, "probe": {}, "orthogonal": {"recipe": "orthogonal"}}
 with distributed.group("cpu") as device:
-    model = PriMaPsEM(3, backbone=Colours(), patch_size=8, size=64, method=method, batch_size=5,
-                      min_init_steps=12, min_steps=12, epochs=1, device=device, **options)
+    model = PriMaPsEM(3, backbone=Colours(), patch_size=8, size=64, batch_size=5,
+                      method="em" if method == "orthogonal" else method, min_init_steps=12,
+                      min_steps=12, epochs=1, device=device, **options[method])
     problems = []
     model.fit(images, labels or None, store=out + ".store", problem=problems.append)
     assert len(problems) <= 1
@@ -59,7 +60,7 @@ def launch(script: Path, processes: int, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("method", ["em", "probe"])
+@pytest.mark.parametrize("method", ["em", "orthogonal", "probe"])
 def test_two_processes_give_the_model_of_one(folder, method):
     from primaps.segmenter import PriMaPsEM
 
