@@ -221,13 +221,18 @@ def test_the_order_of_the_paper_is_judged_by_mean_iou():
     def outcomes(**values):
         named = zip(report.ORDER, values.values(), strict=True)
         rows = [Row(label, "folder", "b") for label, _ in named]
-        results = [{0: {"mean_iou": value}} for value in values.values()]
+        iou = [{"a": value + 0.1, "b": value - 0.1, "c": None} for value in values.values()]
+        means = [sum((x["a"], x["b"])) / 2 for x in iou]
+        results = [{0: {"mean_iou": m, "iou": x}} for m, x in zip(means, iou, strict=True)]
         return [run.Outcome(row, result) for row, result in zip(rows, results, strict=True)]
 
     (holds,) = report._order(outcomes(baseline=0.1, em=0.2, probe=0.3, oracle=0.4))
-    assert "order in mean IoU holds (b: baseline 10.0, PriMaPs-EM 20.0, linear probe" in holds
+    assert "mean IoU (b: baseline 10.0, PriMaPs-EM 20.0, linear probe 30.0" in holds
+    assert holds.endswith("40.0) holds.")
     (broken,) = report._order(outcomes(baseline=0.3, em=0.2, probe=0.3, oracle=0.4))
-    assert "does not hold: baseline is not below PriMaPs-EM (" in broken
+    text = "does not hold: baseline is not below PriMaPs-EM, most of all in b (20.0 against 10.0)"
+    assert text in broken and "a (40.0 against 30.0)" in broken
+    assert "c (" not in broken
 
 
 def test_all_tables_are_planned_without_data_or_network(monkeypatch):

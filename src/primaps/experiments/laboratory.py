@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import primaps
@@ -34,6 +35,13 @@ class Outcome:
     row: Row
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
     reason: str = ""
+
+    @property
+    def iou(self) -> dict[str, float | None]:
+        """IoU by class, 0..1, mean of the seeds; None if a class is nowhere."""
+        each = [self.row.scores(result)["iou"] for result in self.results.values()]
+        found = {title: [iou[title] for iou in each if iou[title] is not None] for title in each[0]}
+        return {title: mean(values) if values else None for title, values in found.items()}
 
 
 @dataclass

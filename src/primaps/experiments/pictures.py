@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,20 +45,11 @@ def draw(
 
 
 def _iou(group: Sequence[Outcome], folder: Path, name: str, where: str) -> Captioned:
-    series = {}
     distinct = [o for o in group if o.row.label not in SCORED_OTHERWISE]
-    for outcome in distinct if len(distinct) > 1 else group:
-        each = [outcome.row.scores(result)["iou"] for result in outcome.results.values()]
-        series[outcome.row.label] = {
-            title: _mean([iou[title] for iou in each if iou[title] is not None])
-            for title in each[0]
-        }
+    shown = distinct if len(distinct) > 1 else group
+    series = {outcome.row.label: outcome.iou for outcome in shown}
     save(iou_chart(series, where), folder / f"iou-{name}.png")
     return f"iou-{name}.png", f"IoU per class, {where}, mean of the seeds; dashed: means."
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.mean(values) if values else None
 
 
 def _confusion(
