@@ -36,10 +36,8 @@ def main() -> None:
     arguments = parser.parse_args()
     files = find_images(arguments.images)
     files = files[:: max(1, len(files) // (8 * arguments.batches))][: 8 * arguments.batches]
-    images = (
-        torch.stack([square(load_image(file.source), arguments.size) for file in files]).float()
-        / 255
-    )
+    squares = [square(load_image(file.source), arguments.size) for file in files]
+    images = torch.stack(squares).float() / 255
     exact, short = (load_backbone(arguments.backbone, precision=one) for one in PRECISIONS)
     for backbone in (exact, short):
         backbone(images[:8])
