@@ -116,14 +116,18 @@ class Config:
         return self.method == "em" and self.recipe == "paper"
 
     def steps(self, images: int) -> tuple[int, int]:
-        """Steps of k-means and of EM for a number of images; not every method takes both.
+        """Steps of a k-means start, and of EM or the probe; 0 of what the method does not take.
 
         Examples:
             >>> Config(classes=27).steps(2975)
             (184, 4600)
             >>> Config(classes=11).steps(100)
             (184, 150)
+            >>> Config(classes=11, method="kmeans").steps(100)
+            (184, 0)
         """
         per_epoch = max(1, images // self.batch_size)
         start = max(self.init_epochs * per_epoch, self.min_init_steps)
-        return start, max(self.epochs * per_epoch, self.min_steps)
+        steps = max(self.epochs * per_epoch, self.min_steps)
+        probe = self.method == "probe"
+        return 0 if probe else start, steps if probe or self.runs_em else 0

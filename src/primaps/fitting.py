@@ -43,7 +43,7 @@ def fit_prototypes(
         return fit_probe(views, extracted.labels, config.classes, steps, settings, recorder)
     if config.method == "em" and extracted.masks is None:
         raise ValueError("PriMaPs-EM needs masks: extract them with model.mask_maker()")
-    if config.method == "em" and config.recipe == "paper":
+    if config.runs_em:
         assert extracted.masks is not None
         return fit_em(views, extracted.masks, start(), steps, settings, recorder)
     if config.method == "em":

@@ -101,9 +101,7 @@ def plan(model: PriMaPsEM, images: Images, store: str | Path | None = "auto") ->
     features(em)  # compiles and allocates
     forwards = features(False)  # image and mirror image
     masks = features(True) - forwards if em else 0.0
-    init_steps, steps = config.steps(len(files))
-    init_steps *= RESTARTS if em and not config.runs_em else 1
-    steps *= config.runs_em
+    init_steps, steps = all_steps(config, len(files))
     kmeans, step = _step_seconds(model, sample)
     seconds = {"features": missing * forwards * (1 + (views or 0) / 2)}
     if em:
@@ -125,6 +123,18 @@ def plan(model: PriMaPsEM, images: Images, store: str | Path | None = "auto") ->
         free=shutil.disk_usage(existing).free if existing else None,
         seconds=seconds,
     )
+
+
+def all_steps(config: Config, images: int) -> tuple[int, int]:
+    """Steps of all k-means starts, and of EM or the probe.
+
+    Examples:
+        >>> all_steps(Config(classes=27, recipe="orthogonal"), 2975)
+        (920, 0)
+    """
+    start, steps = config.steps(images)
+    starts = RESTARTS if config.method == "em" and not config.runs_em else 1
+    return starts * start, steps
 
 
 def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float, float]:

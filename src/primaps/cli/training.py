@@ -79,19 +79,19 @@ def fit(
     options = {k: v for k, v in locals().items() if k not in NOT_OF_THE_MODEL}
     with progress() as report, _process(device) as own:
         from primaps.data import find_images
+        from primaps.planning import all_steps
+        from primaps.planning import plan as estimate
         from primaps.segmenter import PriMaPsEM
 
         options |= {"views": read_views(views), "device": own}
         files = find_images(images, exclude=out)
         model = PriMaPsEM(**options)
         if plan:
-            from primaps.planning import plan as estimate
-
             print("\n".join(estimate(model, files, store_folder(store)).lines()))
             return
-        start, steps = model.config.steps(len(files))
+        start, steps = all_steps(model.config, len(files))
         text = f"{len(files)} images of {model.size} px, {classes} classes: k-means {start} steps"
-        text += f", EM {steps} steps" if model.config.runs_em else ""
+        text += f", EM {steps} steps" if steps else ""
         note(f"{text} of {min(batch_size, len(files))} images")
         _train(model, files, None, out, store, tensorboard, report)
         dead = model.history_[-1].get("empty", [])

@@ -18,7 +18,7 @@ from primaps.config import Config
 from primaps.experiments.rows import Experiment, Row
 from primaps.experiments.settings import Settings
 from primaps.experiments.sources import image_counts
-from primaps.planning import duration
+from primaps.planning import all_steps, duration
 from primaps.weights import WeightsError
 
 # Blocks, channels and patch size.
@@ -155,22 +155,19 @@ class Estimator:
             crfs = scored if config.crf else 0
             yield f"{here} oracle {masks}", Cost(scored, scored, crfs)
             return
-        init, steps = config.steps(images)
+        init, steps = all_steps(config, images)
         batch = min(config.batch_size, images)
         _, width, patch = architecture(row.backbone)
         step = batch * width * (self.size(row) // patch) ** 2 * classes
         yield f"{here} features", Cost(forwards=2 * images)
-        work = Cost(products=steps * step)
-        if config.method == "kmeans":
-            work = Cost(products=init * step)
+        fresh = 0
         if config.method == "em":
             yield f"{here} masks {masks}", Cost(0, images, images if config.crf else 0)
             for view in range(config.views or 0):
                 yield f"{here} view {view}", Cost(forwards=images)
             fresh = steps * batch if config.views is None else 0
-            work = Cost(forwards=fresh, products=(init + steps) * step)
         fit = f"{here} {row.projection} {config}"
-        yield fit, work
+        yield fit, Cost(forwards=fresh, products=(init + steps) * step)
         yield f"{here} scored", Cost(forwards=2 * scored)
         yield f"{fit} {row.crf}", Cost(crfs=scored if row.crf else 0.05 * scored)
 
