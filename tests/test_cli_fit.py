@@ -119,6 +119,30 @@ def test_probe_and_evaluate(painted_folder, vit, tmp_path):
     assert "has no classes.json: give the number of --classes" in done.output.replace("\n", " ")
 
 
+def test_data_sets_by_name_are_the_same_as_their_folders(painted_folder, vit, tmp_path):
+    images, labels = painted_folder / "images", painted_folder / "labels"
+    network = ["--size", 64, "--backbone", vit, "--store", "none"]
+    quick = [*network, "--epochs", 1, "--min-steps", 4]
+    named = [painted_folder, "--dataset", "folder", "--split", "all"]
+    for command, folders, options in (
+        ("fit", [images], [*quick, "--min-init-steps", 4, "--classes", 3]),
+        ("probe", [images, "--labels", labels], quick),
+    ):
+        for out, given in (("a", folders), ("b", named)):
+            done = call(command, *given, *options, "--out", tmp_path / command / out)
+            assert done.exit_code == 0, done.output
+        one, other = (tmp_path / command / out / "model.safetensors" for out in "ab")
+        assert one.read_bytes() == other.read_bytes()
+    network = network[:-2]
+    one, other = (call("oracle", *given, *network) for given in (
+        [images, "--labels", labels], named
+    ))  # fmt: skip
+    assert one.exit_code == 0, one.output
+    assert one.output.splitlines()[-8:] == other.output.splitlines()[-8:]
+    missing = call("oracle", images, *network)
+    assert "give the folder of label maps, or the name of a data set" in missing.output
+
+
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from primaps.data import Dataset
 
 Inputs = Annotated[
     list[str], typer.Argument(metavar="INPUT...", help="Image files, folders (recursive) or globs.")
@@ -25,7 +28,18 @@ Size = Annotated[
 Crf = Annotated[bool, typer.Option("--crf/--no-crf", help="Refine by the dense CRF.")]
 Threshold = Annotated[float, typer.Option(help="psi of Eq. 6: smaller gives larger masks.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
-Labels = Annotated[str, typer.Option(help="Folder of label maps, named like the images.")]
+Labels = Annotated[str | None, typer.Option(help="Folder of label maps, named like the images.")]
+DatasetName = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        help="IMAGES is the root of this data set: cityscapes, cocostuff, potsdam or folder.",
+    ),
+]
+Split = Annotated[str, typer.Option(help="Of the data set.")]
+IgnoreIndex = Annotated[
+    int | None, typer.Option(help="Label not counted [default: of classes.json, or 255].")
+]
 BatchSize = Annotated[int, typer.Option(help="Images per step.")]
 LearningRate = Annotated[float, typer.Option(help="Of Adam.")]
 Precision = Annotated[
@@ -44,7 +58,23 @@ Projection = Annotated[
     str | None,
     typer.Option(help="Fit to codes: a folder of `project`, or a checkpoint of STEGO or HP."),
 ]
-NOT_OF_THE_MODEL = ("images", "labels", "out", "store", "plan", "tensorboard")
+NOT_OF_THE_MODEL = (
+    "images", "labels", "dataset", "split", "out", "store", "plan", "tensorboard",
+)  # fmt: skip
+
+
+def labelled(
+    images: str,
+    labels: str | None,
+    dataset: str | None,
+    split: str,
+    ignore_index: int | None = None,
+) -> Dataset:
+    """Images with labels: a data set by name, or two folders."""
+    from primaps.data import as_dataset, load_dataset
+
+    given = load_dataset(dataset, images, split) if dataset else images
+    return as_dataset(given, labels, ignore_index)
 
 
 def store_folder(text: str | None) -> str | Path | None:

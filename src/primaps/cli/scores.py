@@ -13,12 +13,16 @@ from primaps.cli.app import app, progress, warn
 from primaps.cli.options import (
     Backbone,
     Crf,
+    DatasetName,
     Device,
+    IgnoreIndex,
     Images,
     Labels,
     Model,
     Size,
+    Split,
     Threshold,
+    labelled,
 )
 
 
@@ -26,19 +30,10 @@ from primaps.cli.options import (
 def evaluate(
     model: Model,
     images: Images,
-    labels: Annotated[
-        str | None, typer.Option(help="Folder of label maps, named like the images.")
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="IMAGES is the root of this data set: cityscapes, cocostuff, potsdam or folder."
-        ),
-    ] = None,
-    split: Annotated[str, typer.Option(help="Of the data set.")] = "val",
-    ignore_index: Annotated[
-        int | None, typer.Option(help="Label not counted [default: of classes.json, or 255].")
-    ] = None,
+    labels: Labels = None,
+    dataset: DatasetName = None,
+    split: Split = "val",
+    ignore_index: IgnoreIndex = None,
     size: Annotated[
         int | None, typer.Option(help="Shorter side in pixels [default: that of the model].")
     ] = None,
@@ -60,13 +55,11 @@ def evaluate(
 ) -> None:
     """Accuracy, mean IoU and IoU per class after Hungarian matching."""
     with progress() as report:
-        from primaps.data import as_dataset, load_dataset
         from primaps.files import write_json
         from primaps.protocol import evaluate as run
         from primaps.segmenter import PriMaPsEM
 
-        given = load_dataset(dataset, images, split) if dataset else images
-        data = as_dataset(given, labels, ignore_index)
+        data = labelled(images, labels, dataset, split, ignore_index)
         network = PriMaPsEM.from_pretrained(model, device=device)
         result = run(
             network, data, size=size, crop=crop, mirror=mirror, crf=crf, matching=matching,
@@ -92,14 +85,14 @@ def evaluate(
 @app.command()
 def oracle(
     images: Images,
-    labels: Labels,
+    labels: Labels = None,
+    dataset: DatasetName = None,
+    split: Split = "val",
+    ignore_index: IgnoreIndex = None,
     backbone: Backbone = "dinov2-vits14",
     threshold: Threshold = 0.4,
     crf: Crf = True,
     size: Size = None,
-    ignore_index: Annotated[
-        int | None, typer.Option(help="Label not counted [default: of classes.json, or 255].")
-    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
     device: Device = "auto",
 ) -> None:
@@ -109,10 +102,11 @@ def oracle(
         from primaps.files import write_json
         from primaps.oracle import evaluate_oracle
 
+        data = labelled(images, labels, dataset, split, ignore_index)
         network = load_backbone(backbone, device)
         result = evaluate_oracle(
-            images, labels, backbone=network, size=size, ignore_index=ignore_index,
-            threshold=threshold, crf="dense" if crf else None, report=report, problem=warn,
+            data, backbone=network, size=size, threshold=threshold,
+            crf="dense" if crf else None, report=report, problem=warn,
         )  # fmt: skip
         if json_file:
             write_json(json_file, result)

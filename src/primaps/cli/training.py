@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from primaps.cli.options import (
     Backbone,
     BatchSize,
     Crf,
+    DatasetName,
     Device,
     Images,
     Labels,
@@ -23,12 +24,17 @@ from primaps.cli.options import (
     Projection,
     Seed,
     Size,
+    Split,
     Store,
     TensorBoard,
     Threshold,
+    labelled,
     read_views,
     store_folder,
 )
+
+if TYPE_CHECKING:
+    from primaps.data import ImageFile
 
 
 @app.command()
@@ -36,6 +42,8 @@ def fit(
     images: Images,
     classes: Annotated[int, typer.Option(help="K, the number of classes to find.")],
     out: Annotated[Path, typer.Option(help="Folder of the model.")],
+    dataset: DatasetName = None,
+    split: Split = "train",
     method: Annotated[str, typer.Option(help="em (PriMaPs-EM) or kmeans (the baseline).")] = "em",
     recipe: Annotated[
         str, typer.Option(help="paper, or orthogonal: orthonormal prototypes on mask features.")
@@ -78,13 +86,17 @@ def fit(
     """Find K classes in unlabelled images (PriMaPs-EM) and write the model."""
     options = {k: v for k, v in locals().items() if k not in NOT_OF_THE_MODEL}
     with progress() as report, _process(device) as own:
-        from primaps.data import find_images
+        from primaps.data import find_images, load_dataset
         from primaps.planning import all_steps
         from primaps.planning import plan as estimate
         from primaps.segmenter import PriMaPsEM
 
         options |= {"views": read_views(views), "device": own}
-        files = find_images(images, exclude=out)
+        files: Sequence[ImageFile] = (
+            load_dataset(dataset, images, split).samples
+            if dataset
+            else find_images(images, exclude=out)
+        )
         model = PriMaPsEM(**options)
         if plan:
             print("\n".join(estimate(model, files, store_folder(store)).lines()))
@@ -102,8 +114,10 @@ def fit(
 @app.command()
 def probe(
     images: Images,
-    labels: Labels,
     out: Annotated[Path, typer.Option(help="Folder of the model.")],
+    labels: Labels = None,
+    dataset: DatasetName = None,
+    split: Split = "train",
     classes: Annotated[
         int | None, typer.Option(help="Number of classes [default: those of classes.json].")
     ] = None,
@@ -123,10 +137,9 @@ def probe(
     """Train a linear probe on labels: the upper bound that the paper compares with."""
     options = {k: v for k, v in locals().items() if k not in NOT_OF_THE_MODEL}
     with progress() as report, _process(device) as own:
-        from primaps.data import pair_up
         from primaps.segmenter import PriMaPsEM
 
-        data = pair_up(images, labels)
+        data = labelled(images, labels, dataset, split)
         if classes is None and data.layout.guessed:
             raise ValueError(f"{labels} has no classes.json: give the number of --classes")
         options |= {"classes": classes or len(data.classes), "device": own}
