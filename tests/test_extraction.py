@@ -76,6 +76,7 @@ def test_features_are_those_of_the_image_and_its_mirror_image(folder, counting):
     assert found.views.mirrored.float().mean() not in (0, 1)
     assert everything(found.masks)[0, 0, [0, 63]].tolist() == [1, 2]
     assert len(found.samples) == 6
+    assert torch.equal(found.samples[2], image)  # at even distances: 0, 1, 3, 5, ...
 
 
 def test_nothing_is_computed_twice(folder, counting, tmp_path_factory):

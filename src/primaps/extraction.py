@@ -41,6 +41,8 @@ logger = logging.getLogger("primaps")
 TOGETHER = 8
 """Images that go through the backbone together. Fixed, and counted from the first file, because
 the last bits of features depend on it."""
+SHOWN = 6
+"""Images in the preview."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Extracted:
         views: feature maps of those that this process has.
         masks: their proposals at image size, 0 = ignore; None if not asked for.
         labels: their label maps at image size, 255 = not counted; None if not asked for.
-        samples: the first few images, to show.
+        samples: a few images at even distances, to show.
     """
 
     keys: list[str]
@@ -135,7 +137,9 @@ def extract(
     mirrored = [
         [bool(view_chances(v, content)[0] < 0.5) for content in here] for v in range(views or 0)
     ]
-    first = [file for file in files if file.key in set(keys[:6])]
+    few = min(SHOWN, len(keys))
+    shown = {keys[i * len(keys) // few] for i in range(few)}  # neighbours are often alike
+    samples = [square(load_image(file.source), size) for file in files if file.key in shown]
     return Extracted(
         keys=keys,
         digest=hashlib.sha256("".join(content for _, content in everyone).encode()).hexdigest(),
@@ -149,7 +153,7 @@ def extract(
         ),
         masks=stores.masks.rows(here) if stores.masks else None,
         labels=Rows([label_maps[key] for key in used]) if label_maps else None,
-        samples=torch.stack([square(load_image(file.source), size) for file in first]),
+        samples=torch.stack(samples),
     )
 
 
