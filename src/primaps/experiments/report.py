@@ -25,6 +25,8 @@ from primaps.planning import duration
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "numba", "pillow", "kornia")
 ORDER = ("baseline", "PriMaPs-EM", "linear probe", "oracle, pixels in masks")
 """In mean IoU, as the paper finds it."""
+NAMES = {"probe": "linear probe", "oracle": "oracle"}
+"""Kinds of rows that see labels."""
 
 
 def write_report(
@@ -41,7 +43,7 @@ def write_report(
     rows = [_row_about(outcome) for outcome in outcomes]
     content = {"name": experiment.name, "title": experiment.title, "rows": rows, **about}
     write_json(folder / "report.json", content)
-    lines = [f"# {experiment.title}", "", " ".join(_introduction(laboratory)), ""]
+    lines = [f"# {experiment.title}", "", " ".join(_introduction(outcomes, laboratory)), ""]
     lines += [*table(outcomes), ""]
     lines += [f"- {sentence}" for sentence in (*_order(outcomes), *_notes(outcomes))]
     lines += [""]
@@ -125,23 +127,26 @@ def _processor() -> str:
     return f"{platform.machine()} processor, {torch.get_num_threads()} of {os.cpu_count()} threads"
 
 
-def _introduction(laboratory: Laboratory) -> Iterator[str]:
+def _introduction(outcomes: Sequence[Outcome], laboratory: Laboratory) -> Iterator[str]:
+    kinds = {outcome.row.kind for outcome in outcomes}
+    uses = ["scores", *(f"the {NAMES[kind]}" for kind in NAMES if kind in kinds)]
     for name, source in laboratory.sources.items():
         train, score = source.train, source.score
-        same = train.samples == score.samples
         where = f"{name} ({score.root.name})" if name == "folder" else name
-        if same:
-            text = f"fitted to and scored on the same {len(score.samples):,} images, so that the "
-            text += "linear probe is scored on images that it was trained on"
+        if train.samples == score.samples:
+            text = f"fitted to and scored on the same {len(score.samples):,} images"
+            text += ", the linear probe too, which sees their labels" if "probe" in kinds else ""
         else:
             text = f"fitted to {len(train.samples):,} images ({train.split}), scored on "
             text += f"{len(score.samples):,} others ({score.split})"
         yield f"{where}, {len(score.classes)} classes: {text}."
-    seeds = ", ".join(map(str, laboratory.settings.seeds))
+    seeds = laboratory.settings.seeds
+    several = f"seeds {', '.join(map(str, seeds))}, mean ± standard deviation"
     yield (
         "Accuracy and mean IoU in % after one Hungarian assignment over the set, at the size of "
-        f"the model, centre crop, averaged with the mirrored image; seeds {seeds}, mean ± standard "
-        "deviation. Labels are used for scores, the linear probe and the oracle alone."
+        "the model, centre crop, averaged with the mirrored image; "
+        f"{several if len(seeds) > 1 else f'seed {seeds[0]}'}. Labels are used for "
+        f"{', '.join(uses[:-1])}{' and ' * (len(uses) > 1)}{uses[-1]} alone."
     )
 
 
