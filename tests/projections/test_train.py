@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from typer.testing import CliRunner
 
@@ -7,18 +9,25 @@ from primaps.projections import (
     STEGO_PRESETS,
     Projection,
     StegoSettings,
+    automatic_shifts,
     projection_settings,
+    train_hp,
     train_projection,
+    train_stego,
 )
 from tests.projections.originals import Calls, pickled, write_hp, write_raw
 from tests.projections.test_training import SMALL, blocks
 
 
-@pytest.mark.parametrize("method", SMALL)
-def test_a_method_is_trained_by_name(method):
+@pytest.mark.parametrize(("method", "train"), [("stego", train_stego), ("hp", train_hp)])
+def test_a_method_is_trained_by_name(method, train):
     features, _ = blocks()
-    train, settings = SMALL[method]
+    settings = SMALL[method]
     found = train_projection(features, method, classes=3, settings=settings, steps=2)
+    if method == "stego":
+        shifts = automatic_shifts(features, settings, classes=3)
+        assert found.about["settings"]["shifts"] == shifts._asdict()
+        settings = replace(settings, shifts=shifts)
     assert found.digest == train(features, 2, settings).digest
     assert found.name == method
 

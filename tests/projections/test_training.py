@@ -1,18 +1,18 @@
 import math
-from functools import partial
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from primaps.data.store import Rows
+from primaps.em import fit_kmeans, pca_start
 from primaps.projections import Head, Projection
 from primaps.projections.hp import (
     HPSettings,
     contrastive_loss,
     hidden_positives,
     neighbourhood,
-    train_hp,
 )
 from primaps.projections.sampling import (
     descriptors,
@@ -21,23 +21,25 @@ from primaps.projections.sampling import (
     random_points,
     sample,
 )
+from primaps.projections.shifts import MOST, automatic_shifts
 from primaps.projections.stego import (
-    SHARE_ALIKE,
+    Pairs,
     StegoSettings,
-    automatic_shifts,
     centred,
     correlation,
     correspondence_loss,
     train_stego,
 )
+from primaps.projections.train import train_projection
+from primaps.views import Views
 
 
-def blocks(images=12, channels=16, side=6, noise=0.1, classes=3):
+def blocks(images=12, channels=16, side=6, noise=0.1, classes=3, across=2):
     """Cached features of ``classes`` directions in noise, and the class of every position."""
     generator = torch.Generator().manual_seed(0)
     directions = F.normalize(torch.randn(classes, channels, generator=generator), dim=1)
-    label = torch.randint(classes, (images, 2, 2), generator=generator)
-    label = label.repeat_interleave(side // 2, 1).repeat_interleave(side // 2, 2)
+    label = torch.randint(classes, (images, across, across), generator=generator)
+    label = label.repeat_interleave(side // across, 1).repeat_interleave(side // across, 2)
     clean = directions[label].permute(0, 3, 1, 2) + 0.5  # a common part, as real features have
     both = torch.stack([clean, clean.flip(-1)], 1)
     noisy = both + noise * torch.randn(both.shape, generator=generator)
@@ -115,18 +117,23 @@ def test_the_loss_of_stego_agrees_with_the_sums_of_the_paper():
     assert found.item() == pytest.approx(total / 75, abs=1e-12)
 
 
-def test_automatic_shifts_let_one_of_k_random_pairs_attract_and_a_fixed_share_of_others():
-    features, _ = blocks(images=20, noise=0.5)
-    settings = StegoSettings(batch_size=8, points=30)
-    shifts = automatic_shifts(features, settings, classes=5)
-    generator = torch.Generator().manual_seed(5)
-    one = sample(features.arrays[:, 0].float(), random_points(20, 200, generator))
-    pairs = (one, one), (one, one.roll(1, 0))
-    for (a, b), shift, share in zip(
-        pairs, (shifts.same, shifts.random), (SHARE_ALIKE, 0.2), strict=True
+@pytest.mark.parametrize(("classes", "across"), [(5, 2), (8, 4)])
+def test_automatic_shifts_let_twice_as_many_pairs_attract_as_are_of_one_class(classes, across):
+    """Of random pairs 1 / K attract, and of no pairs more than a limit."""
+    features, _ = blocks(images=40, side=12, noise=0.5, classes=classes, across=across)
+    shifts = automatic_shifts(features, StegoSettings(batch_size=8, points=60), classes)
+    views = Views(features)
+    prototypes = fit_kmeans(views, pca_start(views, classes), 184)
+    points = random_points(40, 200, torch.Generator().manual_seed(5))
+    one = sample(features.arrays[:, 0].float(), points)
+    label = prototypes(one[..., None]).argmax(1)[..., 0]
+    same = (label[:, :, None] == label[:, None]).float().mean().item()
+    for other, shift, share in (
+        (one, shifts.same, min(MOST, 2 * same)),
+        (one.roll(1, 0), shifts.random, 1 / classes),
     ):
-        attracting = (centred(correlation(a, b)) > shift).float().mean().item()
-        assert attracting == pytest.approx(share, abs=0.05)
+        attracting = (centred(correlation(one, other)) > shift).float().mean().item()
+        assert attracting == pytest.approx(share, abs=0.06)
 
 
 def test_dropout_hides_whole_channels_of_a_list_and_others_from_each_branch():
@@ -149,23 +156,22 @@ def test_dropout_hides_whole_channels_of_a_list_and_others_from_each_branch():
 
 
 SMALL = {
-    "stego": (
-        partial(train_stego, classes=3),
-        StegoSettings(dim=8, batch_size=6, points=36, learning_rate=5e-3),
-    ),
-    "hp": (
-        train_hp,
-        HPSettings(dim=8, batch_size=6, positions=36, anchors=12, pool=64, learning_rate=5e-3),
-    ),
+    "stego": StegoSettings(dim=8, batch_size=6, points=36, learning_rate=5e-3),
+    "hp": HPSettings(dim=8, batch_size=6, positions=36, anchors=12, pool=64, learning_rate=5e-3),
 }
+
+
+def trained(features, method, steps, seed=0):
+    return train_projection(
+        features, method, classes=3, settings=SMALL[method], steps=steps, seed=seed
+    )
 
 
 @pytest.mark.parametrize("method", SMALL)
 def test_training_draws_classes_apart_without_collapse(method):
     features, label = blocks()
-    train, settings = SMALL[method]
-    before = separation(train(features, 1, settings), features, label)
-    within, between = separation(train(features, 120, settings), features, label)
+    before = separation(trained(features, method, 1), features, label)
+    within, between = separation(trained(features, method, 120), features, label)
     assert within > 0.8
     assert between < 0.3
     assert within - between > before[0] - before[1] + 0.2
@@ -174,9 +180,8 @@ def test_training_draws_classes_apart_without_collapse(method):
 @pytest.mark.parametrize("method", SMALL)
 def test_the_same_seed_gives_the_same_projection_and_another_another(method):
     features, _ = blocks()
-    train, settings = SMALL[method]
     state = torch.get_rng_state()
-    one, again, other = (train(features, 3, settings, seed=seed).digest for seed in (0, 0, 1))
+    one, again, other = (trained(features, method, 3, seed).digest for seed in (0, 0, 1))
     assert one == again != other
     assert torch.equal(state, torch.get_rng_state())
 
@@ -184,8 +189,7 @@ def test_the_same_seed_gives_the_same_projection_and_another_another(method):
 @pytest.mark.parametrize("method", SMALL)
 def test_a_trained_projection_is_saved_with_its_settings(method, tmp_path):
     features, _ = blocks()
-    train, settings = SMALL[method]
-    projection = train(features, 2, settings)
+    projection = trained(features, method, 2)
     projection.save(tmp_path)
     about = Projection.load(tmp_path).about
     assert about["method"] == method
@@ -196,9 +200,12 @@ def test_a_trained_projection_is_saved_with_its_settings(method, tmp_path):
 def test_one_image_has_nothing_to_be_compared_with():
     features, _ = blocks(images=1)
     with pytest.raises(ValueError, match="needs at least 2"):
-        train_stego(features, 1, classes=3)
-    with pytest.raises(ValueError, match="needs the number of classes"):
-        train_stego(blocks()[0], 1)
+        trained(features, "stego", 1)
+    for classes in (None, 1, 17):
+        with pytest.raises(ValueError, match="or the number of classes"):
+            train_projection(blocks()[0], "stego", classes=classes, steps=1)
+    with pytest.raises(ValueError, match="needs shifts"):
+        train_stego(blocks()[0], 1, StegoSettings())
 
 
 def test_hidden_positives_agree_with_the_definition():
@@ -238,9 +245,11 @@ def test_settings_out_of_range_are_refused(settings, options, words):
 def test_features_that_are_no_numbers_end_the_training(method):
     features, _ = blocks()
     features.arrays[:, :, 0, 0, 0] = torch.nan
-    train, settings = SMALL[method]
+    settings = SMALL[method]
+    if method == "stego":
+        settings = replace(settings, shifts=Pairs(0.1, 0.1, 0.1))
     with pytest.raises(ValueError, match="contain NaN"):
-        train(features, 2, settings)
+        train_projection(features, method, settings=settings, steps=2)
 
 
 def test_the_loss_of_hp_agrees_with_its_definition_written_out():

@@ -50,8 +50,8 @@ class StegoSettings:
     Attributes:
         dim: D, channels of the codes.
         weights: lambda of each kind of pair.
-        shifts: b of each kind: correlations above it attract, below it repel. None takes them
-            from the data by :func:`automatic_shifts`.
+        shifts: b of each kind: correlations above it attract, below it repel. None, where nobody
+            knows them: :func:`primaps.projections.automatic_shifts` takes them from the data.
         batch_size: images per step.
         learning_rate: of Adam.
         points: points drawn per image.
@@ -82,7 +82,6 @@ STEGO_PRESETS = {
     "cocostuff": StegoSettings(70, Pairs(0.10, 1.0, 0.15), Pairs(0.12, 0.20, 1.0)),
     "potsdam": StegoSettings(70, _POTSDAM, Pairs(0.08, 0.02, 0.46)),
 }
-SHARE_ALIKE = 0.7
 
 
 def correlation(
@@ -119,42 +118,10 @@ def correspondence_loss(
     return -(codes.clamp_min(0) * (features - shift)).mean()
 
 
-def automatic_shifts(
-    features: Features, settings: StegoSettings, classes: int, seed: int = 0
-) -> Pairs:
-    """Shifts b for features and images for which nobody has tuned them.
-
-    The paper tunes b by hand for each backbone and data set. What b decides is which share of the
-    point pairs attract: those whose centred correlation is above it. So we fix the shares, and b
-    is the quantile of the centred correlations in 16 batches. Of random pairs of images the share
-    is 1 / K, the chance that two points are of the same class if classes are equally large: with
-    more everything attracts everything in the end, with less classes fall into pieces. Inside an
-    image and between neighbours, where points are more often alike, it is ``SHARE_ALIKE``, found
-    by trying out.
-
-    Args:
-        classes: K.
-    """
-    shares = (SHARE_ALIKE, SHARE_ALIKE, 1 / classes)
-    generator = torch.Generator().manual_seed(seed)
-    neighbours = nearest_images(descriptors(features), settings.neighbours).cpu()
-    values: list[list[Tensor]] = [[], [], []]
-    for index in batches(len(features), settings.batch_size, 16, "shifts", seed):
-        one, near, others = _points(features, index, neighbours, settings, generator)
-        for kind, other in enumerate((one, near, one[others[0]])):
-            values[kind].append(centred(correlation(one, other)).flatten())
-    found = [
-        torch.cat(v).kthvalue(max(1, round((1 - share) * sum(map(len, v))))).values.item()
-        for v, share in zip(values, shares, strict=True)
-    ]
-    return Pairs(*found)
-
-
 def train_stego(
     features: Features,
     steps: int,
-    settings: StegoSettings = StegoSettings(),
-    classes: int | None = None,
+    settings: StegoSettings,
     seed: int = 0,
     report: Report = silent,
 ) -> Projection:
@@ -166,25 +133,19 @@ def train_stego(
     Args:
         features: of N images and their mirror images; N at least 2.
         steps: of Adam, each on ``batch_size`` images, as many neighbours and random pairs.
-        classes: K; needed where the settings have no shifts.
         report: told the mean correlation of codes for each kind of pair: near 1 for all kinds
             means collapse, near 0 for all kinds that nothing attracts.
 
     Returns:
-        A projection without clusters; its ``about`` holds the settings, shifts included.
+        A projection without clusters; its ``about`` holds the settings.
 
     Raises:
-        ValueError: fewer than 2 images, no shifts and no classes, or features with NaN.
+        ValueError: fewer than 2 images, settings without shifts, or features with NaN.
     """
     generator = torch.Generator().manual_seed(seed)
     count, channels = len(features), features.shape[1]
-    if min(count, settings.batch_size) < 2:
-        raise ValueError("STEGO compares images and needs at least 2, also in a batch")
-    if settings.shifts is None and (classes is None or classes < 2):
-        raise ValueError(
-            "STEGO needs the number of classes (at least 2), or shifts in its settings"
-        )
-    shifts = settings.shifts or automatic_shifts(features, settings, classes or 0, seed)
+    if (shifts := settings.shifts) is None:
+        raise ValueError("STEGO needs shifts in its settings: automatic_shifts finds some")
     images = descriptors(features)
     neighbours = nearest_images(images, settings.neighbours).cpu()
     with torch.random.fork_rng(devices=[]):
@@ -192,7 +153,7 @@ def train_stego(
         head = Head(channels, settings.dim).to(images.device)
     optimizer = torch.optim.Adam(head.parameters(), lr=settings.learning_rate)
     for step, index in enumerate(batches(count, settings.batch_size, steps, "STEGO", seed), 1):
-        one, near, others = _points(features, index, neighbours, settings, generator)
+        one, near, others = draw_points(features, index, neighbours, settings, generator)
         code, code_near = (
             head.tokens(f.transpose(1, 2), settings.dropout, generator).transpose(1, 2)
             for f in (one, near)
@@ -219,7 +180,7 @@ def train_stego(
     return Projection(head, None, "stego", {**about, "settings": chosen})
 
 
-def _points(
+def draw_points(
     features: Features,
     index: Tensor,
     neighbours: Tensor,
@@ -228,6 +189,8 @@ def _points(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Features at random points of images and of a neighbour of each, and random partners."""
     size = len(index)
+    if size < 2:
+        raise ValueError("STEGO compares images and needs at least 2, also in a batch")
     pick = torch.randint(neighbours.shape[1], (size,), generator=generator)
     one = draw(features, index, generator)
     near = draw(features, neighbours[index, pick], generator)

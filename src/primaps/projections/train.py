@@ -9,6 +9,7 @@ from primaps.progress import Report, silent
 from primaps.projections.hp import HP_PRESETS, HPSettings, train_hp
 from primaps.projections.projection import Projection
 from primaps.projections.sampling import Features
+from primaps.projections.shifts import automatic_shifts
 from primaps.projections.stego import STEGO_PRESETS, StegoSettings, train_stego
 
 METHODS = ("stego", "hp")
@@ -62,7 +63,8 @@ def train_projection(
     Args:
         features: (2, C, h, w) of each image; [0] of itself and [1] of its mirror image.
         method: ``stego`` or ``hp``.
-        classes: K, from which STEGO finds its shifts if its settings have none; HP needs none.
+        classes: K, by which STEGO finds its shifts (:func:`automatic_shifts`) if its settings have
+            none; HP needs none.
         settings: from :func:`projection_settings`; None is its preset ``own``.
         steps: of the optimiser.
 
@@ -71,7 +73,15 @@ def train_projection(
     """
     settings = projection_settings(method) if settings is None else settings
     if method == "stego" and isinstance(settings, StegoSettings):
-        return train_stego(features, steps, settings, classes, seed, report)
+        if settings.shifts is None:
+            if classes is None or not 2 <= classes <= features.shape[1]:
+                raise ValueError(
+                    "STEGO needs shifts in its settings, or the number of classes (at least 2, at "
+                    f"most the {features.shape[1]} channels of the features) to find them by"
+                )
+            shifts = automatic_shifts(features, settings, classes, seed, report)
+            settings = replace(settings, shifts=shifts)
+        return train_stego(features, steps, settings, seed, report)
     if method == "hp" and isinstance(settings, HPSettings):
         return train_hp(features, steps, settings, seed, report)
     raise ValueError(f"{type(settings).__name__} are no settings of method {method!r}")
