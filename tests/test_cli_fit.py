@@ -120,10 +120,16 @@ def test_probe_and_evaluate(painted_folder, vit, tmp_path):
 
 
 def test_data_sets_by_name_are_the_same_as_their_folders(painted_folder, vit, tmp_path):
-    images, labels = painted_folder / "images", painted_folder / "labels"
+    """Models are fitted on train and scored on val unless another split is given."""
+    for kind in ("images", "labels"):
+        for number, path in enumerate(sorted((painted_folder / kind).glob("*.png"))):
+            split = painted_folder / kind / ("train" if number % 3 else "val")
+            split.mkdir(exist_ok=True)
+            path.rename(split / path.name)
+    images, labels = painted_folder / "images/train", painted_folder / "labels/train"
     network = ["--size", 64, "--backbone", vit, "--store", "none"]
     quick = [*network, "--epochs", 1, "--min-steps", 4]
-    named = [painted_folder, "--dataset", "folder", "--split", "all"]
+    named = [painted_folder, "--dataset", "folder"]
     for command, folders, options in (
         ("fit", [images], [*quick, "--min-init-steps", 4, "--classes", 3]),
         ("probe", [images, "--labels", labels], quick),
@@ -134,11 +140,16 @@ def test_data_sets_by_name_are_the_same_as_their_folders(painted_folder, vit, tm
         one, other = (tmp_path / command / out / "model.safetensors" for out in "ab")
         assert one.read_bytes() == other.read_bytes()
     network = network[:-2]
-    one, other = (call("oracle", *given, *network) for given in (
-        [images, "--labels", labels], named
-    ))  # fmt: skip
-    assert one.exit_code == 0, one.output
-    assert one.output.splitlines()[-8:] == other.output.splitlines()[-8:]
+    scored = {}
+    for split in ("train", "val"):
+        folders = [painted_folder / kind / split for kind in ("images", "labels")]
+        scored[split] = call("oracle", folders[0], "--labels", folders[1], *network).output
+    for split, given in (("val", named), ("train", [*named, "--split", "train"])):
+        done = call("oracle", *given, *network)
+        assert done.output.splitlines()[-8:] == scored[split].splitlines()[-8:]
+    assert scored["train"] != scored["val"]
+    alone = call("fit", images, "--split", "val", "--classes", 3, "--out", tmp_path / "c")
+    assert "--split val is of a data set: give --dataset as well" in alone.output
     missing = call("oracle", images, *network)
     assert "give the folder of label maps, or the name of a data set" in missing.output
 

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from primaps.config import Config
 from primaps.em import Settings, fit_em, fit_kmeans, pca_start
 from primaps.extraction import Extracted
-from primaps.orthogonal import fit_orthogonal
+from primaps.orthogonal import RESTARTS, fit_orthogonal
 from primaps.probe import LinearProbe, fit_probe
 from primaps.projections.projection import Projection
 from primaps.prototypes import Prototypes
@@ -54,6 +54,18 @@ def fit_prototypes(
     if config.cosine_scale is not None:
         model.scale.data.fill_(config.cosine_scale)
     return model
+
+
+def all_steps(config: Config, images: int) -> tuple[int, int]:
+    """Steps of all k-means starts, and of EM or the probe.
+
+    Examples:
+        >>> all_steps(Config(classes=27, recipe="orthogonal"), 2975)
+        (920, 0)
+    """
+    start, steps = config.steps(images)
+    starts = RESTARTS if config.method == "em" and not config.runs_em else 1
+    return starts * start, steps
 
 
 def _start(

@@ -180,6 +180,9 @@ def evaluate_oracle(
     def load(sample: Any) -> tuple[Tensor, Tensor]:
         return load_pair(data, sample, side)
 
+    if data.incomplete:
+        skip(data.incomplete)
+
     counts, masks_found, done = torch.zeros(classes, classes + 1, dtype=torch.int64), 0, 0
     for chunk in chunks(read(files, load, skip), batch_size):
         pictures = torch.stack([image for _, (image, _) in chunk]).to(backbone.device)

@@ -14,7 +14,7 @@ from primaps.config import Config
 from primaps.data import ImageError, ImageFile
 from primaps.em import Settings, fit_em, fit_kmeans
 from primaps.extraction import TOGETHER, content_digest, extract
-from primaps.orthogonal import RESTARTS
+from primaps.fitting import all_steps
 from primaps.prototypes import Prototypes
 from primaps.segmenter import Images, PriMaPsEM, as_files
 from primaps.stores import CollectionStores
@@ -67,6 +67,7 @@ def plan(model: PriMaPsEM, images: Images, store: str | Path | None = "auto") ->
 
     Raises:
         ImageError: none of the eight could be read.
+        ValueError: the model is a linear probe.
 
     Examples:
         >>> from PIL import Image
@@ -76,8 +77,10 @@ def plan(model: PriMaPsEM, images: Images, store: str | Path | None = "auto") ->
         >>> plan(model, images).lines()[0]
         '3 images, 3 of them to be computed'
     """
-    files = as_files(images)
     config = model.config
+    if config.method == "probe":
+        raise ValueError("a plan is of PriMaPs-EM or k-means; a probe takes less than either")
+    files = as_files(images)
     em = config.method == "em"
     views = config.views if em else 0
     maker = model.mask_maker() if em else None
@@ -123,18 +126,6 @@ def plan(model: PriMaPsEM, images: Images, store: str | Path | None = "auto") ->
         free=shutil.disk_usage(existing).free if existing else None,
         seconds=seconds,
     )
-
-
-def all_steps(config: Config, images: int) -> tuple[int, int]:
-    """Steps of all k-means starts, and of EM or the probe.
-
-    Examples:
-        >>> all_steps(Config(classes=27, recipe="orthogonal"), 2975)
-        (920, 0)
-    """
-    start, steps = config.steps(images)
-    starts = RESTARTS if config.method == "em" and not config.runs_em else 1
-    return starts * start, steps
 
 
 def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float, float]:

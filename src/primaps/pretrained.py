@@ -16,6 +16,7 @@ from torch import Tensor
 import primaps
 from primaps.backbones import Backbone
 from primaps.files import atomic_path, write_json
+from primaps.fitting import all_steps
 from primaps.probe import LinearProbe
 from primaps.projections.projection import Projection
 from primaps.prototypes import Prototypes
@@ -38,7 +39,7 @@ def save(model: PriMaPsEM, folder: str | Path) -> None:
     projection = model.projection
     if projection is not None and projection.own:
         projection.save(folder)
-    start, steps = model.config.steps(model._images)
+    start, steps = all_steps(model.config, model._images)
     content = {
         "format": FORMAT,
         "library": "primaps",

@@ -143,11 +143,8 @@ def evaluate(
         skipped.append(sentence)
         problem(sentence)
 
-    if data.absent:
-        skip(
-            f"{len(data.absent):,} of {total + len(data.absent):,} ids of {data.layout.name} "
-            f"{data.split} have no image in {data.root}; first: {data.absent[0]}"
-        )
+    if data.incomplete:
+        skip(data.incomplete)
     counts = torch.zeros(len(data.classes), clusters, dtype=torch.int64)
     each: dict[str, Tensor] = {}
     done = 0

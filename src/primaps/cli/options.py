@@ -36,7 +36,10 @@ DatasetName = Annotated[
         help="IMAGES is the root of this data set: cityscapes, cocostuff, potsdam or folder.",
     ),
 ]
-Split = Annotated[str, typer.Option(help="Of the data set.")]
+Split = Annotated[
+    str | None,
+    typer.Option(help="Of the data set [default: train where models are fitted, val for scores]."),
+]
 IgnoreIndex = Annotated[
     int | None, typer.Option(help="Label not counted [default: of classes.json, or 255].")
 ]
@@ -59,22 +62,37 @@ Projection = Annotated[
     typer.Option(help="Fit to codes: a folder of `project`, or a checkpoint of STEGO or HP."),
 ]
 NOT_OF_THE_MODEL = (
-    "images", "labels", "dataset", "split", "out", "store", "plan", "tensorboard",
+    "images", "labels", "dataset", "split", "ignore_index", "out", "store", "plan", "tensorboard",
 )  # fmt: skip
+
+
+def named(dataset: str | None, root: str, split: str | None, usual: str) -> Dataset | None:
+    """The data set of a name; None without one.
+
+    Raises:
+        ValueError: there is a split without a data set.
+        DataError: it is not laid out as it should be.
+    """
+    from primaps.data import load_dataset
+
+    if dataset is None and split is not None:
+        raise ValueError(f"--split {split} is of a data set: give --dataset as well")
+    return load_dataset(dataset, root, split or usual) if dataset else None
 
 
 def labelled(
     images: str,
     labels: str | None,
     dataset: str | None,
-    split: str,
-    ignore_index: int | None = None,
+    split: str | None,
+    usual: str,
+    ignore_index: int | None,
 ) -> Dataset:
     """Images with labels: a data set by name, or two folders."""
-    from primaps.data import as_dataset, load_dataset
+    from primaps.data import as_dataset
 
-    given = load_dataset(dataset, images, split) if dataset else images
-    return as_dataset(given, labels, ignore_index)
+    found = named(dataset, images, split, usual)
+    return as_dataset(images if found is None else found, labels, ignore_index)
 
 
 def store_folder(text: str | None) -> str | Path | None:

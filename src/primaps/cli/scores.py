@@ -32,7 +32,7 @@ def evaluate(
     images: Images,
     labels: Labels = None,
     dataset: DatasetName = None,
-    split: Split = "val",
+    split: Split = None,
     ignore_index: IgnoreIndex = None,
     size: Annotated[
         int | None, typer.Option(help="Shorter side in pixels [default: that of the model].")
@@ -59,7 +59,7 @@ def evaluate(
         from primaps.protocol import evaluate as run
         from primaps.segmenter import PriMaPsEM
 
-        data = labelled(images, labels, dataset, split, ignore_index)
+        data = labelled(images, labels, dataset, split, "val", ignore_index)
         network = PriMaPsEM.from_pretrained(model, device=device)
         result = run(
             network, data, size=size, crop=crop, mirror=mirror, crf=crf, matching=matching,
@@ -87,7 +87,7 @@ def oracle(
     images: Images,
     labels: Labels = None,
     dataset: DatasetName = None,
-    split: Split = "val",
+    split: Split = None,
     ignore_index: IgnoreIndex = None,
     backbone: Backbone = "dinov2-vits14",
     threshold: Threshold = 0.4,
@@ -102,7 +102,7 @@ def oracle(
         from primaps.files import write_json
         from primaps.oracle import evaluate_oracle
 
-        data = labelled(images, labels, dataset, split, ignore_index)
+        data = labelled(images, labels, dataset, split, "val", ignore_index)
         network = load_backbone(backbone, device)
         result = evaluate_oracle(
             data, backbone=network, size=size, threshold=threshold,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from primaps.cli.options import (
     Crf,
     DatasetName,
     Device,
+    IgnoreIndex,
     Images,
     Labels,
     LearningRate,
@@ -29,12 +30,10 @@ from primaps.cli.options import (
     TensorBoard,
     Threshold,
     labelled,
+    named,
     read_views,
     store_folder,
 )
-
-if TYPE_CHECKING:
-    from primaps.data import ImageFile
 
 
 @app.command()
@@ -43,7 +42,7 @@ def fit(
     classes: Annotated[int, typer.Option(help="K, the number of classes to find.")],
     out: Annotated[Path, typer.Option(help="Folder of the model.")],
     dataset: DatasetName = None,
-    split: Split = "train",
+    split: Split = None,
     method: Annotated[str, typer.Option(help="em (PriMaPs-EM) or kmeans (the baseline).")] = "em",
     recipe: Annotated[
         str, typer.Option(help="paper, or orthogonal: orthonormal prototypes on mask features.")
@@ -86,17 +85,16 @@ def fit(
     """Find K classes in unlabelled images (PriMaPs-EM) and write the model."""
     options = {k: v for k, v in locals().items() if k not in NOT_OF_THE_MODEL}
     with progress() as report, _process(device) as own:
-        from primaps.data import find_images, load_dataset
-        from primaps.planning import all_steps
+        from primaps.data import find_images
+        from primaps.fitting import all_steps
         from primaps.planning import plan as estimate
         from primaps.segmenter import PriMaPsEM
 
         options |= {"views": read_views(views), "device": own}
-        files: Sequence[ImageFile] = (
-            load_dataset(dataset, images, split).samples
-            if dataset
-            else find_images(images, exclude=out)
-        )
+        data = named(dataset, images, split, "train")
+        if data is not None and data.incomplete:
+            warn(data.incomplete)
+        files = find_images(images, exclude=out) if data is None else data.samples
         model = PriMaPsEM(**options)
         if plan:
             print("\n".join(estimate(model, files, store_folder(store)).lines()))
@@ -117,7 +115,8 @@ def probe(
     out: Annotated[Path, typer.Option(help="Folder of the model.")],
     labels: Labels = None,
     dataset: DatasetName = None,
-    split: Split = "train",
+    split: Split = None,
+    ignore_index: IgnoreIndex = None,
     classes: Annotated[
         int | None, typer.Option(help="Number of classes [default: those of classes.json].")
     ] = None,
@@ -139,9 +138,13 @@ def probe(
     with progress() as report, _process(device) as own:
         from primaps.segmenter import PriMaPsEM
 
-        data = labelled(images, labels, dataset, split)
+        data = labelled(images, labels, dataset, split, "train", ignore_index)
+        if data.incomplete:
+            warn(data.incomplete)
         if classes is None and data.layout.guessed:
-            raise ValueError(f"{labels} has no classes.json: give the number of --classes")
+            raise ValueError(
+                f"{labels or images} has no classes.json: give the number of --classes"
+            )
         options |= {"classes": classes or len(data.classes), "device": own}
         model = PriMaPsEM(**options, method="probe")
         _train(model, data.samples, data, out, store, tensorboard, report)

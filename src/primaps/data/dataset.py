@@ -104,6 +104,17 @@ class Dataset:
         """Colours of the classes, if the data set has its own."""
         return self.layout.colours
 
+    @property
+    def incomplete(self) -> str:
+        """A sentence about ids without an image; empty if there are none."""
+        if not self.absent:
+            return ""
+        total = len(self.samples) + len(self.absent)
+        return (
+            f"{len(self.absent):,} of {total:,} ids of {self.layout.name} {self.split} have no "
+            f"image in {self.root}; first: {self.absent[0]}"
+        )
+
     def label(self, sample: Sample) -> Integer[np.ndarray, "h w"]:
         """Label map of a sample: classes 0..K-1 and ``ignore_index``.
 

@@ -18,7 +18,8 @@ from primaps.config import Config
 from primaps.experiments.rows import Experiment, Row
 from primaps.experiments.settings import Settings
 from primaps.experiments.sources import image_counts
-from primaps.planning import all_steps, duration
+from primaps.fitting import all_steps
+from primaps.planning import duration
 from primaps.weights import WeightsError
 
 # Blocks, channels and patch size.

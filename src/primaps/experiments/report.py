@@ -142,10 +142,14 @@ def _introduction(outcomes: Sequence[Outcome], laboratory: Laboratory) -> Iterat
         yield f"{where}, {len(score.classes)} classes: {text}."
     seeds = laboratory.settings.seeds
     several = f"seeds {', '.join(map(str, seeds))}, mean ± standard deviation"
+    protocol = "Accuracy and mean IoU in %, at the size of the model, centre crop"
+    if kinds != {"oracle"}:
+        protocol += "; predictions are averaged with those of the mirrored image"
+    if "fit" in kinds:
+        protocol += "; classes found without labels are assigned to those of the set by one "
+        protocol += "Hungarian matching"
     yield (
-        "Accuracy and mean IoU in % after one Hungarian assignment over the set, at the size of "
-        "the model, centre crop, averaged with the mirrored image; "
-        f"{several if len(seeds) > 1 else f'seed {seeds[0]}'}. Labels are used for "
+        f"{protocol}; {several if len(seeds) > 1 else f'seed {seeds[0]}'}. Labels are used for "
         f"{', '.join(uses[:-1])}{' and ' * (len(uses) > 1)}{uses[-1]} alone."
     )
 
@@ -174,14 +178,15 @@ def _mean_iou(outcome: Outcome) -> float:
 
 def _inverted(above: Outcome, below: Outcome, most: int = 3) -> str:
     """That the first is not below the second, and by which classes."""
-    ours, theirs = above.iou, below.iou
-    gains = {name: (ours[name] or 0) - (theirs[name] or 0) for name in ours}
-    largest = sorted((name for name in gains if gains[name] > 0), key=gains.__getitem__)[-most:]
-    pairs = (
-        f"{name} ({100 * (ours[name] or 0):.1f} against {100 * (theirs[name] or 0):.1f})"
-        for name in reversed(largest)
-    )
-    return f"{above.row.label} is not below {below.row.label}, most of all in " + ", ".join(pairs)
+    others, found = below.iou, []
+    for name, ours in above.iou.items():
+        theirs = others[name]
+        if ours is not None and theirs is not None and ours > theirs:
+            text = f"{name} ({100 * ours:.1f} against {100 * theirs:.1f})"
+            found.append((ours - theirs, text))
+    largest = ", ".join(text for _, text in sorted(found, reverse=True)[:most])
+    text = f"{above.row.label} is not below {below.row.label}"
+    return f"{text}, most of all in {largest}" if largest else text
 
 
 def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:

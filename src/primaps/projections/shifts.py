@@ -46,7 +46,7 @@ def automatic_shifts(
         report: told about the k-means.
 
     Raises:
-        ValueError: there are more classes than channels.
+        ValueError: more than twice as many classes as channels, or features with NaN.
     """
     images = descriptors(features)
     views = Views(features, device=images.device)
