@@ -1,10 +1,10 @@
 """The recipe "orthogonal": k-means with orthonormal prototypes, on one feature per mask.
 
-The paper's EM favours large classes: a mask votes with all of its pixels, and prototypes may come
-as close to each other as they like, so that one takes all that two could share. Here every mask
-counts once, and the prototypes of Eq. 9 are kept at right angles to each other. Both steps have a
-closed form, so this takes seconds, and a consensus of several starts takes the place of luck.
-Labels decide nothing.
+In the paper's EM a mask votes with all of its pixels, and prototypes may come as close to each
+other as they like, so that several share one large class while small ones go without. Here every
+mask counts once, and the prototypes of Eq. 9 are kept at right angles to each other. Both steps
+have a closed form, so this takes seconds, and a consensus of several starts takes the place of
+luck. Labels decide nothing.
 """
 
 from __future__ import annotations
