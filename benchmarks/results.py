@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import statistics
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -71,23 +72,26 @@ TABLES = {
 }
 
 
-def run(root: Path, name: str, table: str, seeds: list[int], options: dict, store: Path) -> dict:
-    """Figures of every row of a table on a data set."""
+def run(
+    root: Path, name: str, table: str, seeds: list[int], options: dict, store: Path
+) -> Iterator[tuple[str, dict]]:
+    """Rows of a table on a data set, each as soon as it is there, and their figures."""
     train, images, labels = (root / part for part in SETS[name])
     data = pair_up(images, labels)
-    figures = {}
     for row, (own, refined) in TABLES[table].items():
         for crf in refined:
             found = [
                 counted(train, data, {**options, **own, "seed": seed}, crf, store) for seed in seeds
             ]
             result = [scores(torch.tensor(counts)) for counts in found]
-            figures[row + (" + CRF" if crf and refined == BOTH else "")] = {
-                "accuracy": [100 * s.accuracy for s in result],
-                "mean_iou": [100 * s.mean_iou for s in result],
-                "iou": [dict(zip(data.classes, s.iou, strict=True)) for s in result],
-            }
-    return figures
+            yield (
+                row + (" + CRF" if crf and refined == BOTH else ""),
+                {
+                    "accuracy": [100 * s.accuracy for s in result],
+                    "mean_iou": [100 * s.mean_iou for s in result],
+                    "iou": [dict(zip(data.classes, s.iou, strict=True)) for s in result],
+                },
+            )
 
 
 def counted(train: Path, data: Dataset, options: dict, crf: bool, store: Path) -> list[list[int]]:
@@ -158,14 +162,14 @@ def main() -> None:
     results = {}
     print("| data set | method | accuracy | mean IoU |\n|---|---|---|---|", flush=True)
     for name in arguments.sets:
-        results[name] = run(
-            arguments.data, name, arguments.table, arguments.seeds, options, arguments.store
-        )
-        for row, found in results[name].items():
+        results[name] = {}
+        rows = run(arguments.data, name, arguments.table, arguments.seeds, options, arguments.store)
+        for row, found in rows:
+            results[name][row] = found
             accuracy, iou = cell(found["accuracy"]), cell(found["mean_iou"])
             print(f"| {name} | {row} | {accuracy} | {iou} |", flush=True)
-        if arguments.json:
-            write_json(arguments.json, results)
+            if arguments.json:
+                write_json(arguments.json, results)
 
 
 if __name__ == "__main__":
