@@ -218,3 +218,11 @@ def test_largest_channel_is_the_argmax_of_the_upsampled_map():
     probabilities = torch.rand(5, 6, 7)
     large = torch.nn.functional.interpolate(probabilities[None], size=(40, 33), mode="bilinear")
     assert torch.equal(largest_channel(probabilities, (40, 33)).long(), large[0].argmax(0))
+
+
+def test_a_plan_of_a_probe_is_refused(colours, painted_folder):
+    from primaps.planning import plan
+
+    model = PriMaPsEM(3, backbone=colours, method="probe", **QUICK)
+    with pytest.raises(ValueError, match="not of a linear probe"):
+        plan(model, painted_folder / "images")

@@ -79,7 +79,7 @@ def plan(model: PriMaPsEM, images: Images, store: str | Path | None = "auto") ->
     """
     config = model.config
     if config.method == "probe":
-        raise ValueError("a plan is of PriMaPs-EM or k-means; a probe takes less than either")
+        raise ValueError("a plan is of PriMaPs-EM or k-means, not of a linear probe")
     files = as_files(images)
     em = config.method == "em"
     views = config.views if em else 0
