@@ -25,8 +25,8 @@ from primaps.planning import duration
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "numba", "pillow", "kornia")
 ORDER = ("baseline", "PriMaPs-EM", "linear probe", "oracle, pixels in masks")
 """In mean IoU, as the paper finds it."""
-NAMES = {"probe": "linear probe", "oracle": "oracle"}
-"""Kinds of rows that see labels."""
+SEE_LABELS = {"probe": "linear probe", "oracle": "oracle"}
+"""Kinds of rows that are made with labels."""
 
 
 def write_report(
@@ -129,7 +129,7 @@ def _processor() -> str:
 
 def _introduction(outcomes: Sequence[Outcome], laboratory: Laboratory) -> Iterator[str]:
     kinds = {outcome.row.kind for outcome in outcomes}
-    uses = ["scores", *(f"the {NAMES[kind]}" for kind in NAMES if kind in kinds)]
+    uses = ["scores", *(f"the {SEE_LABELS[kind]}" for kind in SEE_LABELS if kind in kinds)]
     for name, source in laboratory.sources.items():
         train, score = source.train, source.score
         where = f"{name} ({score.root.name})" if name == "folder" else name
