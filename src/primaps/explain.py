@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from torch import Tensor
 from primaps.backbones import Backbone
 from primaps.crf import DenseCRF
 from primaps.data import Problem, find_images, fit_to_patches, load_image, read, to_tensor
-from primaps.files import atomic_path
+from primaps.extraction import content_digest
 from primaps.plotting import grid, overlay, overlay_masks, palette, with_legend
 from primaps.progress import Report, silent
 from primaps.proposals import CRF, Proposals, image_masks, propose
+from primaps.runs import propose_options
+from primaps.support.outputs import OutputFolder
 
 logger = logging.getLogger("primaps")
 
@@ -161,21 +164,27 @@ def explain_files(
     """
     files, written = find_images(inputs, exclude=out), []
     refine = DenseCRF() if crf else None
-    side = size or backbone.default_size
-    loaded = read(files, lambda file: load_image(file.source), problem)
-    for done, (file, image) in enumerate(loaded, 1):
+    side, out = size or backbone.default_size, Path(out).expanduser()
+    kinds = ("steps", "thresholds")
+    output = OutputFolder(
+        out,
+        propose_options(backbone, threshold, crf, side),
+        [Path(str(file.source)) for file in files],
+        [f"{file.key}.{kind}.jpg" for file in files for kind in kinds],
+    )
+    loaded = read(files, lambda file: (content_digest(file), load_image(file.source)), problem)
+    for done, (file, (digest, image)) in enumerate(loaded, 1):
         small = fit_to_patches(image, side, backbone.patch_size)
         pixels = to_tensor(small).to(backbone.device)
         features = backbone(pixels[None].float() / 255)[0]
-        pictures = {
-            "steps": steps_picture(small, features, threshold),
-            "thresholds": threshold_picture(small, features, pixels, refine),
-        }
-        for name, picture in pictures.items():
-            path = Path(out) / f"{file.key}.{name}.jpg"
-            with atomic_path(path) as temporary:
-                picture.save(temporary, quality=92)
-            written.append(path)
+        pictures = (
+            steps_picture(small, features, threshold),
+            threshold_picture(small, features, pixels, refine),
+        )
+        names = [f"{file.key}.{kind}.jpg" for kind in kinds]
+        saved = [partial(picture.save, quality=92) for picture in pictures]
+        output.write(digest, dict(zip(names, saved, strict=True)))
+        written += [out / name for name in names]
         report("explanations", done, len(files), {})
     return written
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from primaps.data import (
     read,
     to_tensor,
 )
-from primaps.files import atomic_path, write_json
+from primaps.extraction import content_digest
 from primaps.imagesize import largest_channel
 from primaps.plotting import overlay, overlay_masks, palette, with_legend
 from primaps.progress import Report, silent
 from primaps.proposals import mask_probabilities
 from primaps.segmenter import PriMaPsEM
+from primaps.support.outputs import OutputFolder
 
 logger = logging.getLogger("primaps")
 Inputs = str | Path | Sequence[str | Path]
@@ -97,15 +98,20 @@ def propose_files(
         labels = largest_channel(probabilities, (image.height, image.width))
         return consecutive(labels)
 
-    options = {
+    options = propose_options(network, threshold, crf, side)
+    return _write_maps("proposals", inputs, out, masks, overlay_masks, options, report, problem)
+
+
+def propose_options(network: Backbone, threshold: float, crf: bool, size: int) -> dict[str, Any]:
+    """Everything that proposals of an image depend on, as it is kept beside them."""
+    return {
+        "primaps": primaps.__version__,
         "command": "propose",
         "backbone": network.digest or network.name,
         "threshold": threshold,
         "crf": crf,
-        "size": side,
+        "size": size,
     }
-
-    return _write_maps("proposals", inputs, out, masks, overlay_masks, options, report, problem)
 
 
 def consecutive(masks: Integer[Tensor, "h w"]) -> Integer[Tensor, "h w"]:
@@ -144,7 +150,13 @@ def predict_files(
     if len(titles) != classes:
         raise ValueError(f"{len(titles)} names were given for {classes} classes")
     colours = palette(classes)
-    options = {"command": "predict", "crf": crf, "model": model.digest(), "names": titles}
+    options = {
+        "primaps": primaps.__version__,
+        "command": "predict",
+        "crf": crf,
+        "model": model.digest(),
+        "names": titles,
+    }
 
     def picture(image: Image.Image, labels: np.ndarray) -> Image.Image:
         present = np.bincount(labels.flatten(), minlength=classes) / labels.size
@@ -169,61 +181,50 @@ def _write_maps(
     problem: Problem,
 ) -> Written:
     """Apply ``label`` to every image; write its map and picture, keeping what is already there."""
-    out = Path(out)
+    out = Path(out).expanduser()
     files = find_images(inputs, exclude=out)
-    if own := next((f for f in files if Path(str(f.source)).parent == out.resolve()), None):
-        raise ValueError(
-            f"{out} holds the image {own.source}: write to another folder, so that images and "
-            "results do not mix"
-        )
-    options = {"primaps": primaps.__version__, **options}
-    record = out / "primaps.json"
-    same = record.is_file() and _read_json(record) == options
+    endings = (".png", ".overlay.jpg")
+    output = OutputFolder(
+        out,
+        options,
+        [Path(str(file.source)) for file in files],
+        [f"{file.key}{end}" for file in files for end in endings],
+    )
     result = Written([], [], [])
 
     def skip(sentence: str) -> None:
         result.problems.append(sentence)
         problem(sentence)
 
-    def finished(file: ImageFile) -> bool:
-        paths = (out / f"{file.key}.png", out / f"{file.key}.overlay.jpg")
-        newest = Path(str(file.source)).stat().st_mtime
-        return all(path.is_file() and path.stat().st_mtime >= newest for path in paths)
+    def load(file: ImageFile) -> tuple[str, Image.Image | None]:
+        """Digest of the file; the image too if its results are not there."""
+        digest = content_digest(file)
+        done = output.finished(digest, [f"{file.key}{end}" for end in endings])
+        return digest, None if done else load_image(file.source)
 
-    todo = []
-    for file in files:
-        if same and finished(file):
+    for done, (file, (digest, image)) in enumerate(read(files, load, skip), 1):
+        if image is None:
             result.kept.append(out / f"{file.key}.png")
         else:
-            (out / f"{file.key}.png").unlink(missing_ok=True)
-            todo.append(file)
-    if not same:  # only now, so that maps of other options are never taken for these
-        write_json(record, options)
-    done = 0
-    for file, image in read(todo, lambda file: load_image(file.source), skip):
-        labels = label(image).cpu().numpy()
-        labels = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
-        scale = min(1.0, OVERLAY_SIDE / max(image.size))
-        shown = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        small = Image.fromarray(labels).resize(shown, Image.Resampling.NEAREST)
-        with atomic_path(out / f"{file.key}.overlay.jpg") as temporary:
-            picture(image.resize(shown), np.asarray(small)).save(temporary, quality=90)
-        with atomic_path(out / f"{file.key}.png") as temporary:
-            Image.fromarray(labels).save(temporary)
-        result.written.append(out / f"{file.key}.png")
-        done += 1
-        report(stage, done, len(todo), {})
-    if todo and done < len(todo):
-        report(stage, len(todo), len(todo), {})
+            labels = label(image).cpu().numpy()
+            labels = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+            scale = min(1.0, OVERLAY_SIDE / max(image.size))
+            shown = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+            small = Image.fromarray(labels).resize(shown, Image.Resampling.NEAREST)
+            overlaid = picture(image.resize(shown), np.asarray(small))
+            output.write(
+                digest,
+                {
+                    f"{file.key}.overlay.jpg": partial(overlaid.save, quality=90),
+                    f"{file.key}.png": Image.fromarray(labels).save,
+                },
+            )
+            result.written.append(out / f"{file.key}.png")
+        report(stage, done, len(files), {})
+    if len(result.written) + len(result.kept) < len(files):
+        report(stage, len(files), len(files), {})
     if not result.written and not result.kept:
         raise ImageError(
             f"none of the {len(files)} images could be read; first: {result.problems[0]}"
         )
     return result
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError:
-        return None

@@ -50,6 +50,7 @@ def find_images(
     found: dict[Path, None] = {}  # a set that keeps order
     roots: list[Path] = []
     barred = Path(exclude).resolve() if exclude is not None else None
+    excluded = 0
     for entry in given:
         path = Path(entry).expanduser()
         if path.is_dir():
@@ -58,25 +59,34 @@ def find_images(
         elif path.is_file():
             roots.append(path.resolve().parent)
             candidates = [path.resolve()]
+        elif os.path.lexists(path):
+            raise FileNotFoundError(f"{entry} is {_kind(path)}: name files, folders or globs")
         else:
             matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute too)
             if not matches:
                 raise FileNotFoundError(f"{entry} does not exist and matches no file")
             candidates = []
             for match in map(Path, matches):
-                candidates += (
-                    _images_below(match.resolve()) if match.is_dir() else [match.resolve()]
-                )
-            candidates = [c for c in candidates if c.suffix.lower() in IMAGE_SUFFIXES]
+                if match.is_dir():
+                    candidates += _images_below(match.resolve())
+                elif match.is_file() and match.suffix.lower() in IMAGE_SUFFIXES:
+                    candidates.append(match.resolve())
             wild = next(i for i, part in enumerate(path.parts) if re.search(r"[*?\[]", part))
             roots.append(Path(*path.parts[:wild]).resolve())
         if barred and roots[-1] in barred.parents:
-            candidates = [c for c in candidates if barred not in c.parents]
+            outside = [c for c in candidates if barred not in c.parents]
+            excluded += len(candidates) - len(outside)
+            candidates = outside
         found |= dict.fromkeys(candidates)
     if not found:
+        names = ", ".join(map(str, given))
+        if excluded:
+            raise FileNotFoundError(
+                f"all {excluded} images in {names} lie in the output folder {exclude}, where "
+                "results are: write to another folder"
+            )
         raise FileNotFoundError(
-            f"no image in {', '.join(map(str, given))} "
-            f"(looked for {', '.join(sorted(IMAGE_SUFFIXES))})"
+            f"no image in {names} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"
         )
     root = Path(os.path.commonpath(roots))
     names = {path: path.relative_to(root) for path in found}
@@ -86,6 +96,13 @@ def find_images(
         alone = stems[str(name.with_suffix("")).casefold()] == 1
         files.append(ImageFile(path, (name.with_suffix("") if alone else name).as_posix()))
     return files
+
+
+def _kind(path: Path) -> str:
+    """What a path that is no file and no folder is, in words."""
+    if path.is_symlink():
+        return f"a link to {path.readlink()}, which does not exist"
+    return "neither a file nor a folder, but a device, a pipe or the like"
 
 
 def _images_below(folder: Path) -> list[Path]:
