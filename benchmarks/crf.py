@@ -159,15 +159,15 @@ def copy_bandwidth() -> float:
 
 def bytes_per_iteration(folder: Path | None, size: int, labels: int, count: int) -> float:
     """The lower bound of the module's text, mean over the images."""
-    from primaps.crf import _cpu_lattice, _cpu_rows
+    from primaps.crf import compiled_lattice, compiled_rows
     from primaps.crf.features import bilateral_features, spatial_features
 
-    n, row = size * size, 4 * _cpu_rows.row_layout(labels)[0]
+    n, row = size * size, 4 * compiled_rows.row_layout(labels)[0]
     totals = []
     for image in inputs(folder, size, labels, count)[0]:
         colours = torch.from_numpy(image).permute(2, 0, 1)
         features = [bilateral_features(colours, 67.0, 3.0), spatial_features(size, size, 1.0)]
-        lattices = [_cpu_lattice.build(f.numpy()) for f in features]
+        lattices = [compiled_lattice.build(f.numpy()) for f in features]
         points = sum(lattice.size for lattice in lattices)
         chained = sum(int((c < la.size).sum()) for la in lattices for c in la.chains)
         splat = n * row + 72 * n + 3 * points * row

@@ -29,13 +29,14 @@ from PIL import Image
 from rich.console import Console
 
 from primaps.data import find_images
-from primaps.em import Settings, fit_em, pca_start
-from primaps.extraction import extract
-from primaps.files import cache_dir
-from primaps.progress import Progress
-from primaps.prototypes import Prototypes, focal_weights, momentum_update
-from primaps.segmenter import PriMaPsEM
-from primaps.views import batch_indices
+from primaps.em.em import fit_em, focal_weights, momentum_update
+from primaps.em.kmeans import pca_start
+from primaps.em.prototypes import Prototypes
+from primaps.features.extract import extract
+from primaps.features.views import batch_indices
+from primaps.model import PriMaPsEM
+from primaps.support.files import cache_dir
+from primaps.support.progress import ProgressDisplay
 
 
 def straightforward(views, masks, start: Prototypes, steps: int, settings: Settings) -> None:
@@ -137,14 +138,14 @@ def stages(arguments: argparse.Namespace) -> None:
     model.backbone.features.forward = timed("backbone", model.backbone.features.forward)
     model.masks = timed("masks", model.masks)
     began = time.monotonic()
-    with Progress(Console(stderr=True)) as report, tempfile.TemporaryDirectory() as store:
+    with ProgressDisplay(Console(stderr=True)) as progress, tempfile.TemporaryDirectory() as store:
         started: dict[str, float] = {}
 
         def note(stage, done, total, figures):
             started.setdefault(stage, time.monotonic())
-            report(stage, done, total, figures)
+            progress(stage, done, total, figures)
 
-        model.fit(arguments.images, store=store, report=note)
+        model.fit(arguments.images, store=store, progress=note)
     end = time.monotonic()
     seconds["k-means"] = started["EM"] - started["k-means"]
     seconds["EM"] = end - started["EM"]
@@ -192,8 +193,8 @@ def scale(arguments: argparse.Namespace) -> None:
         threading.Thread(target=watch, daemon=True).start()
         time.sleep(0.2)
         before, began = peak[0], time.monotonic()
-        with Progress(Console(stderr=True)) as report:
-            model.fit(files, store=Path(folder) / "store", report=report)
+        with ProgressDisplay(Console(stderr=True)) as progress:
+            model.fit(files, store=Path(folder) / "store", progress=progress)
         stored = sum(p.stat().st_size for p in (Path(folder) / "store").rglob("rows.bin"))
         seconds = time.monotonic() - began
     rise = (peak[0] - before) / 1e6

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from primaps.proposals import image_masks, propose
+from primaps.proposals.image_size import image_masks
+from primaps.proposals.principal_masks import propose
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("PRIMAPS_DATA", ROOT.parent / "shared" / "data"))
@@ -94,8 +95,8 @@ def photographs(pixels: int, channels: int, batch: int) -> Tensor:
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
-    from primaps.backbones import load_backbone
-    from primaps.extraction import square
+    from primaps.backbones.load import load_backbone
+    from primaps.data.pairs import square
 
     names = ("astronaut", "coffee", "chelsea", "rocket")
     pictures = [getattr(skimage.data, name)() for name in names] + load_sample_images().images
@@ -125,7 +126,7 @@ def arithmetic(maps: Tensor) -> float:
 
 def data_sets() -> Iterator[tuple[str, Tensor, Tensor, Tensor, int, int]]:
     """Name, images, labels, features, classes and ignore index of each data set at 322 px."""
-    from primaps.backbones import load_backbone
+    from primaps.backbones.load import load_backbone
     from primaps.data import find_images, load_pair
 
     if not DATA.is_dir():
@@ -145,7 +146,7 @@ def data_sets() -> Iterator[tuple[str, Tensor, Tensor, Tensor, int, int]]:
 
 
 def quality(name: str, masks: Tensor, labels: Tensor, classes: int, ignore: int) -> None:
-    from primaps.oracle import count_masks, oracle_confusion, oracle_scores
+    from primaps.evaluation.oracle import count_masks, oracle_confusion, oracle_scores
 
     confusion = oracle_confusion(masks, labels, classes, ignore)
     found = oracle_scores(confusion, count_masks(masks), len(masks))

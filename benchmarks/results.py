@@ -24,12 +24,12 @@ from rich.console import Console
 import primaps
 from primaps.config import Config
 from primaps.data import Dataset, find_images, load_pair, pair_up, read
-from primaps.evaluation import confusion_matrix, scores
-from primaps.extraction import extract
-from primaps.files import cache_dir, write_json
-from primaps.progress import Progress
+from primaps.evaluation.metrics import confusion_matrix, scores
+from primaps.features.extract import extract
+from primaps.model import PriMaPsEM
 from primaps.projections import Projection, train_projection
-from primaps.segmenter import PriMaPsEM
+from primaps.support.files import cache_dir, write_json
+from primaps.support.progress import ProgressDisplay
 
 # Images to fit, images to score, labels of those.
 SETS = {
@@ -102,40 +102,42 @@ def counted(train: Path, data: Dataset, options: dict, crf: bool, store: Path) -
     path = folder / f"{'crf' if crf else 'plain'}.json"
     if path.is_file():
         return json.loads(path.read_text())
-    with Progress(Console(stderr=True)) as report:
+    with ProgressDisplay(Console(stderr=True)) as progress:
         if (folder / "config.json").is_file():
             model = PriMaPsEM.from_pretrained(folder)
         else:
             codes = None
             if "projection" in options:
                 method, seed = options["projection"], options["seed"]
-                codes = projection(train, len(data.classes), method, seed, options, store, report)
+                codes = projection(train, len(data.classes), method, seed, options, store, progress)
             given = {k: v for k, v in options.items() if k != "projection"}
             model = PriMaPsEM(len(data.classes), projection=codes, **given)
-            model.fit(train, store=store, checkpoints=folder, report=report)
+            model.fit(train, store=store, checkpoints=folder, progress=progress)
             model.save_pretrained(folder)
         size, ignore = model.size, data.ignore_index
-        kept = extract(data.samples, model.backbone, size, store=store, report=report)
+        kept = extract(data.samples, model.backbone, size, store=store, progress=progress)
         counts = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
         loaded = read(data.samples, lambda sample: load_pair(data, sample, size), print)
         for row, (_, (image, label)) in enumerate(loaded):
             features = kept.views.mirrored_mean(row)[None]
             predicted = model.probabilities(features, image[None], crf).argmax(1).cpu()
             counts += confusion_matrix(predicted, label[None], *counts.shape, ignore)
-            report("scores", row + 1, len(data.samples), {})
+            progress("scores", row + 1, len(data.samples), {})
     write_json(path, counts.tolist())
     return counts.tolist()
 
 
-def projection(train, classes: int, method: str, seed: int, options: dict, store, report):
+def projection(train, classes: int, method: str, seed: int, options: dict, store, progress):
     """STEGO or HP, trained on the features of the images; kept for the next row."""
     name = f"{train.parts[-2]}-{method}-{seed}-{options['backbone'].replace('/', '-')}"
     folder = store / "projections" / name
     if not (folder / "projection.json").is_file():
         model = PriMaPsEM(classes, backbone=options["backbone"], precision=options["precision"])
-        found = extract(find_images(train), model.backbone, model.size, store=store, report=report)
+        found = extract(
+            find_images(train), model.backbone, model.size, store=store, progress=progress
+        )
         trained = train_projection(
-            found.views.clean, method, classes=classes, seed=seed, report=report
+            found.views.clean, method, classes=classes, seed=seed, progress=progress
         )
         trained.save(folder)
     return Projection.load(folder)

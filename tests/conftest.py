@@ -1,36 +1,25 @@
 """Shared fixtures. Shapes in signatures are checked at run time while tests run."""
 
-import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
-# numba's cache notices changes in the file of a compiled function only, not in the functions that
-# it calls from other files: tests keep a cache per state of the source, so that none runs old code.
-SOURCE = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
-STATE = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCE)).hexdigest()[:16]
-os.environ.setdefault("NUMBA_CACHE_DIR", f"{tempfile.gettempdir()}/primaps-numba-{STATE}")
+import tests.shapes  # noqa: F401 (the hook names it)
 
-CHECKED = (
-    "augmentation",
-    "backbones",
-    "data.store",
-    "em",
-    "extraction",
-    "imagesize",
-    "orthogonal",
-    "probe",
-    "projections",
-    "prototypes",
-    "segmenter",
-    "stores",
-    "views",
-)
-install_import_hook([f"primaps.{name}" for name in CHECKED], "beartype.beartype")
+# Every module of the package but those that numba compiles, which takes functions as they are, and
+# the options, which are to refuse wrong types themselves.
+SOURCE = Path(__file__).parents[1] / "src"
+COMPILED = {"compiled", "compiled_batch", "compiled_lattice", "compiled_rows", "pixels_compiled"}
+COMPILED |= {"eigenvectors", "simd"}
+CHECKED = [
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+    for path in SOURCE.rglob("*.py")
+    if path.stem not in COMPILED | {"__init__", "__main__", "config"}
+]
+install_import_hook(CHECKED, "tests.shapes.checked")
 
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -49,8 +38,8 @@ def data_root() -> Path:
 @pytest.fixture(scope="session")
 def dinov2():
     """The real DINOv2 ViT-S/14."""
-    from primaps.backbones import load_backbone
-    from primaps.weights import WeightsError
+    from primaps.backbones.convert import WeightsError
+    from primaps.backbones.load import load_backbone
 
     try:
         return load_backbone("dinov2-vits14", device="cpu")
@@ -61,8 +50,8 @@ def dinov2():
 @pytest.fixture(scope="session")
 def vit(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a small random ViT of patch 8."""
-    from primaps.weights import write_folder
-    from tests.test_backbones import original_names
+    from primaps.backbones.convert import write_folder
+    from tests.backbones.test_backbones import original_names
 
     return str(write_folder(tmp_path_factory.mktemp("vit"), original_names(patch=8, dinov2=False)))
 

@@ -8,24 +8,31 @@ and imported when it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from primaps.version import VERSION
+
+__version__ = VERSION
 
 if TYPE_CHECKING:
-    from primaps.backbones import Backbone, load_backbone
+    from primaps.backbones.backbone import Backbone
+    from primaps.backbones.convert import WeightsError
+    from primaps.backbones.load import load_backbone
     from primaps.config import Config
     from primaps.crf import DenseCRF, dense_crf
     from primaps.data import ImageError, find_images, load_dataset, load_image
+    from primaps.evaluation.protocol import Evaluation, evaluate
+    from primaps.label_maps import predict_files, propose_files
+    from primaps.model import PriMaPsEM
+    from primaps.model_folder import ModelError
     from primaps.planning import Plan, plan
     from primaps.projections import Projection, load_projection, train_projection
-    from primaps.proposals import Proposals, image_masks, propose
-    from primaps.protocol import evaluate
-    from primaps.runs import predict_files, propose_files
-    from primaps.segmenter import ModelError, PriMaPsEM
-    from primaps.weights import WeightsError
+    from primaps.proposals.image_size import image_masks
+    from primaps.proposals.principal_masks import Proposals, propose
+    from primaps.support.errors import PrimapsError
 
 _HOME = {
-    "Backbone": "backbones",
-    "load_backbone": "backbones",
+    "Backbone": "backbones.backbone",
+    "WeightsError": "backbones.convert",
+    "load_backbone": "backbones.load",
     "Config": "config",
     "DenseCRF": "crf",
     "dense_crf": "crf",
@@ -33,30 +40,33 @@ _HOME = {
     "find_images": "data",
     "load_dataset": "data",
     "load_image": "data",
+    "Evaluation": "evaluation.protocol",
+    "evaluate": "evaluation.protocol",
+    "predict_files": "label_maps",
+    "propose_files": "label_maps",
+    "PriMaPsEM": "model",
+    "ModelError": "model_folder",
     "Plan": "planning",
     "plan": "planning",
     "Projection": "projections",
     "load_projection": "projections",
     "train_projection": "projections",
-    "Proposals": "proposals",
-    "image_masks": "proposals",
-    "propose": "proposals",
-    "evaluate": "protocol",
-    "predict_files": "runs",
-    "propose_files": "runs",
-    "ModelError": "segmenter",
-    "PriMaPsEM": "segmenter",
-    "WeightsError": "weights",
+    "image_masks": "proposals.image_size",
+    "Proposals": "proposals.principal_masks",
+    "propose": "proposals.principal_masks",
+    "PrimapsError": "support.errors",
 }
 
 __all__ = [
     "Backbone",
     "Config",
     "DenseCRF",
+    "Evaluation",
     "ImageError",
     "ModelError",
     "Plan",
     "PriMaPsEM",
+    "PrimapsError",
     "Projection",
     "Proposals",
     "WeightsError",

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from primaps.files import atomic_path
-from primaps.plotting import grid
-from primaps.preview import model_preview
-from primaps.progress import Report, silent
-from primaps.runs import predict_files, propose_files
-from primaps.segmenter import PriMaPsEM
+from primaps.label_maps import predict_files, propose_files
+from primaps.model import PriMaPsEM
+from primaps.pictures.overlays import grid
+from primaps.pictures.preview import model_preview
+from primaps.support.errors import MissingPackageError
+from primaps.support.files import atomic_path
+from primaps.support.progress import ProgressCallback, silent
 
 PHOTOGRAPHS = (
     ("skimage", "data/astronaut.png"),
@@ -27,7 +28,9 @@ CLASSES = 16
 
 
 def demo(
-    out: str | Path = "primaps-demo", device: str | torch.device = "auto", report: Report = silent
+    out: str | Path = "primaps-demo",
+    device: str | torch.device = "auto",
+    progress: ProgressCallback = silent,
 ) -> Path:
     """Run the three main commands on six photographs and write everything below ``out``.
 
@@ -40,18 +43,18 @@ def demo(
     out = Path(out)
     paths = [_packaged(package, name) for package, name in PHOTOGRAPHS]
     model = PriMaPsEM(CLASSES, device=device)
-    propose_files(paths, out / "proposals", backbone=model.backbone, report=report)
-    model.fit(paths, report=report)
+    propose_files(paths, out / "proposals", backbone=model.backbone, progress=progress)
+    model.fit(paths, progress=progress)
     model.save_pretrained(out / "model")
     model_preview(model, out / "model" / "preview.png")
-    predict_files(model, paths, out / "classes", report=report)
+    predict_files(model, paths, out / "classes", progress=progress)
     return _picture(paths, out)
 
 
 def _packaged(package: str, name: str) -> Path:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise ImportError("the demo needs its photographs: pip install 'primaps[demo]'")
+        raise MissingPackageError("the demo needs its photographs: pip install 'primaps[demo]'")
     return Path(spec.origin).parent / name
 
 

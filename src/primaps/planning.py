@@ -5,19 +5,23 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from primaps.config import Config
-from primaps.data import ImageError, ImageFile
-from primaps.em import Settings, fit_em, fit_kmeans
-from primaps.extraction import TOGETHER, content_digest, extract
-from primaps.fitting import all_steps
-from primaps.prototypes import Prototypes
-from primaps.segmenter import Images, PriMaPsEM, as_files
-from primaps.stores import CollectionStores
+from primaps.data import ImageFile, read
+from primaps.data.stream import content_digest
+from primaps.em.em import fit_em
+from primaps.em.fit import schedule
+from primaps.em.kmeans import fit_kmeans
+from primaps.em.prototypes import Prototypes
+from primaps.features.collection import CollectionStores
+from primaps.features.extract import BACKBONE_BATCH, extract
+from primaps.model import ImageCollection, PriMaPsEM, as_files
+from primaps.support.errors import InputError
+from primaps.support.progress import ProgressCallback, silent
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,12 @@ class Plan:
         ]
 
 
-def plan(model: PriMaPsEM, images: Images, store: str | Path | None = "auto") -> Plan:
+def plan(
+    model: PriMaPsEM,
+    images: ImageCollection,
+    store: str | Path | None = "auto",
+    progress: ProgressCallback = silent,
+) -> Plan:
     """Estimate what ``model.fit(images, store=store)`` will take.
 
     Times are measured on up to eight of the images: reading, backbone, masks and steps of training,
@@ -67,7 +76,7 @@ def plan(model: PriMaPsEM, images: Images, store: str | Path | None = "auto") ->
 
     Raises:
         ImageError: none of the eight could be read.
-        ValueError: the model is a linear probe.
+        InputError: the model is a linear probe.
 
     Examples:
         >>> from PIL import Image
@@ -79,20 +88,18 @@ def plan(model: PriMaPsEM, images: Images, store: str | Path | None = "auto") ->
     """
     config = model.config
     if config.method == "probe":
-        raise ValueError("a plan is of PriMaPs-EM or k-means, not of a linear probe")
+        raise InputError("a plan is of PriMaPs-EM or k-means, not of a linear probe")
     files = as_files(images)
     em = config.method == "em"
     views = config.views if em else 0
     maker = model.mask_maker() if em else None
     stores = CollectionStores(model.backbone, model.size, len(files), views, maker, store)
     contents = []
-    for file in files:
-        try:
-            contents.append(content_digest(file))
-        except ImageError:
-            continue  # fit will report it
+    for done, (_, content) in enumerate(read(files, content_digest, _ignore), 1):
+        contents.append(content)
+        progress("reading", done, len(files), {})
     missing = len(stores.missing(contents))
-    few = min(TOGETHER, len(files))
+    few = min(BACKBONE_BATCH, len(files))
     sample = [files[i * len(files) // few] for i in range(few)]
 
     def features(with_masks: bool) -> float:
@@ -104,23 +111,23 @@ def plan(model: PriMaPsEM, images: Images, store: str | Path | None = "auto") ->
     features(em)  # compiles and allocates
     forwards = features(False)  # image and mirror image
     masks = features(True) - forwards if em else 0.0
-    init_steps, steps = all_steps(config, len(files))
+    steps = schedule(config, len(files), model.clusters)
     kmeans, step = _step_seconds(model, sample)
-    seconds = {"features": missing * forwards * (1 + (views or 0) / 2)}
+    seconds = {"features": missing * forwards * (1 + (0 if views == "fresh" else views) / 2)}
     if em:
         seconds["masks"] = missing * max(masks, 0.0)
-    seconds["k-means"] = init_steps * kmeans
+    seconds["k-means"] = steps.all_init_steps * kmeans
     if config.runs_em:
-        fresh = forwards / 2 * min(config.batch_size, len(files)) if views is None else 0.0
-        seconds["EM"] = steps * (step + fresh)
+        fresh = forwards / 2 * min(config.batch_size, len(files)) if views == "fresh" else 0.0
+        seconds["EM"] = steps.steps * (step + fresh)
     existing = stores.folder
     while existing is not None and not existing.exists():
         existing = existing.parent
     return Plan(
         images=len(files),
         missing=missing,
-        init_steps=init_steps,
-        steps=steps,
+        init_steps=steps.all_init_steps,
+        steps=steps.steps,
         stored=len(files) * stores.bytes_per_image,
         folder=stores.folder,
         free=shutil.disk_usage(existing).free if existing else None,
@@ -131,7 +138,7 @@ def plan(model: PriMaPsEM, images: Images, store: str | Path | None = "auto") ->
 def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float, float]:
     """Seconds of a step of k-means and of EM with the batch size of the model."""
     config: Config = model.config
-    found = extract(
+    extracted = extract(
         sample,
         model.backbone,
         model.size,
@@ -139,9 +146,9 @@ def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float,
         store=None,
         problem=_ignore,
     )
-    scale = config.batch_size / len(found.keys)
-    settings = Settings(batch_size=len(found.keys), loss_size=config.loss_size)
-    start = Prototypes(torch.randn(config.classes, found.views.clean.shape[1]))
+    scale = config.batch_size / len(extracted.keys)
+    whole = replace(config, batch_size=len(extracted.keys))
+    start = Prototypes(torch.randn(config.classes, extracted.views.clean.shape[1]))
     start.to(model.backbone.device)
 
     def timed(fit: Callable[[], object]) -> float:
@@ -150,11 +157,11 @@ def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float,
         fit()
         return (time.monotonic() - began) * scale
 
-    kmeans = timed(lambda: fit_kmeans(found.views, start, 1, settings))
-    masks = found.masks
+    kmeans = timed(lambda: fit_kmeans(extracted.views, start, 1, whole))
+    masks = extracted.masks
     if masks is None:
         return kmeans, 0.0
-    return kmeans, timed(lambda: fit_em(found.views, masks, start, 1, settings))
+    return kmeans, timed(lambda: fit_em(extracted.views, masks, start, 1, whole))
 
 
 def _ignore(sentence: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from primaps.crf import DenseCRF, _cpu, _cpu_lattice, _cpu_rows, dense_crf
+from primaps.crf import DenseCRF, compiled, compiled_lattice, compiled_rows, dense_crf
 
 # Shapes come from a short list: each number of lanes compiles once.
 SHAPES = st.sampled_from([(1, 5, 7), (2, 1, 9), (3, 8, 8), (6, 9, 4), (12, 1, 1), (20, 6, 11)])
@@ -275,10 +275,10 @@ def test_errors_name_the_argument(arguments, message):
 def test_compiled_kernels_are_found_again_on_disk():
     """Numba's cache goes by what a kernel encloses; only plain numbers are the same next time."""
     kernels = [
-        *_cpu._filter(4, 4, 9),
-        _cpu._update(4, 4, 9, True),
-        *_cpu_rows._layout_kernels(4, 4),
-        _cpu_lattice._embedding(5),
+        *compiled._filter(4, 4, 9),
+        compiled._update(4, 4, 9, True),
+        *compiled_rows._layout_kernels(4, 4),
+        compiled_lattice._embedding(5),
     ]
     for kernel in kernels:
         cells = kernel.py_func.__closure__ or ()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from primaps.crf import _cpu_lattice, build_lattice
+from primaps.crf import build_lattice, compiled_lattice
 from primaps.crf.exact import gaussian_filter
 
 
@@ -48,7 +48,7 @@ def test_filter_is_symmetric(d):
 def test_compiled_lattice_is_the_same(n, d, spread, seed):
     positions, _ = cloud(n, d, spread, seed)
     lattice = build_lattice(positions)
-    compiled = _cpu_lattice.build(positions.numpy())
+    compiled = compiled_lattice.build(positions.numpy())
     assert compiled.size == len(lattice)
     # Both number the points differently; the map between them must be one to one.
     ours, theirs = torch.from_numpy(compiled.vertices).long(), lattice.vertices

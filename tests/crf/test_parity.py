@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from primaps.crf import DenseCRF, _cpu_rows, dense_crf
+from primaps.crf import DenseCRF, compiled_rows, dense_crf
 
 data = pytest.importorskip("skimage.data", reason="photographs come with scikit-image")
 
@@ -152,16 +152,16 @@ def test_negligible_labels_are_left_out_without_a_trace(labels, monkeypatch):
     logits = torch.full((labels, 120, 160), -9.0)
     logits[[0, 2, labels - 1]] = present
     shorter = []
-    shorten = _cpu_rows.Rows.shorten
+    shorten = compiled_rows.Rows.shorten
 
     def spy(rows, peaks):
         shorten(rows, peaks)
         shorter.append(rows.width)
 
-    monkeypatch.setattr(_cpu_rows.Rows, "shorten", spy)
+    monkeypatch.setattr(compiled_rows.Rows, "shorten", spy)
     short = dense_crf(image, logits=logits)
     assert shorter[-1] == 4
-    monkeypatch.setattr(_cpu_rows, "LEAVE", 0.0)
+    monkeypatch.setattr(compiled_rows, "LEAVE", 0.0)
     full = dense_crf(image, logits=logits)
     assert torch.equal(short.argmax(0), full.argmax(0))
     torch.testing.assert_close(short, full, atol=1e-5, rtol=0)
@@ -173,15 +173,15 @@ def test_labels_that_were_left_out_come_back(monkeypatch):
     logits = soft_patches(image, 12).log() / 2
     reference = dense_crf(image, logits=logits)
     widths = []
-    shorten = _cpu_rows.Rows.shorten
+    shorten = compiled_rows.Rows.shorten
 
     def spy(rows, peaks):
         shorten(rows, peaks)
         widths.append(rows.width)
 
-    monkeypatch.setattr(_cpu_rows.Rows, "shorten", spy)
-    monkeypatch.setattr(_cpu_rows, "LEAVE", 4.2)
-    monkeypatch.setattr(_cpu_rows, "RETURN", 0.5)
+    monkeypatch.setattr(compiled_rows.Rows, "shorten", spy)
+    monkeypatch.setattr(compiled_rows, "LEAVE", 4.2)
+    monkeypatch.setattr(compiled_rows, "RETURN", 0.5)
     marginals = dense_crf(image, logits=logits, iterations=12)
     assert any(a < b for a, b in pairwise(widths)), widths
     torch.testing.assert_close(marginals.sum(0), torch.ones(100, 100), atol=1e-5, rtol=0)

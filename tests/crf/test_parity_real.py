@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from primaps.crf import dense_crf
-from primaps.data.store import Rows
-from primaps.em import fit_kmeans, pca_start
-from primaps.imagesize import upsample
-from primaps.proposals import mask_logits, propose
-from primaps.views import Views
+from primaps.em.kmeans import fit_kmeans, pca_start
+from primaps.em.pixels import upsample
+from primaps.features.store import Rows
+from primaps.features.views import Views
+from primaps.proposals.image_size import mask_logits
+from primaps.proposals.principal_masks import propose
 from tests.crf.test_parity import PHOTOGRAPHS, agreement, photograph, reference
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import primaps
+from primaps.backbones.convert import to_hub_names
 from primaps.projections import (
     Projection,
     ProjectionError,
@@ -10,9 +11,8 @@ from primaps.projections import (
     load_projection,
     read_checkpoint,
 )
-from primaps.weights import to_hub_names
+from tests.backbones.test_backbones import original_names, reference_vit
 from tests.projections.originals import vit_shapes, write_hp, write_stego
-from tests.test_backbones import original_names, reference_vit
 
 
 def reference_codes(state, features, prefix=""):

@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from primaps.data.store import Rows
-from primaps.em import fit_kmeans, pca_start
+from primaps.em.kmeans import fit_kmeans, pca_start
+from primaps.features.store import Rows
+from primaps.features.views import Views
 from primaps.projections import Head, Projection
 from primaps.projections.hp import (
     HPSettings,
@@ -21,7 +22,7 @@ from primaps.projections.sampling import (
     random_points,
     sample,
 )
-from primaps.projections.shifts import MOST, automatic_shifts
+from primaps.projections.shifts import LARGEST_SHARE, automatic_shifts
 from primaps.projections.stego import (
     Pairs,
     StegoSettings,
@@ -31,7 +32,6 @@ from primaps.projections.stego import (
     train_stego,
 )
 from primaps.projections.train import train_projection
-from primaps.views import Views
 
 
 def blocks(images=12, channels=16, side=6, noise=0.1, classes=3, across=2):
@@ -134,8 +134,8 @@ def test_automatic_shifts_let_twice_as_many_pairs_attract_as_are_of_one_class(cl
         return (label[:, :, None] == labels[:, None]).float().mean().item()
 
     for other, shift, share in (
-        (one, shifts.same, min(MOST, 2 * alike(label))),
-        (near, shifts.near, min(MOST, 2 * alike(label[neighbours.T[3]]))),
+        (one, shifts.same, min(LARGEST_SHARE, 2 * alike(label))),
+        (near, shifts.near, min(LARGEST_SHARE, 2 * alike(label[neighbours.T[3]]))),
         (one.roll(1, 0), shifts.random, 1 / classes),
     ):
         attracting = (centred(correlation(one, other)) > shift).float().mean().item()

@@ -1,13 +1,6 @@
 """The command line. Heavy imports wait inside the commands, so that --help is quick."""
 
-from primaps.cli import (  # noqa: F401 (they add their commands)
-    data,
-    experiments,
-    images,
-    projections,
-    scores,
-    training,
-)
+from primaps.cli import images, fit, scores, data, reproduce, projections  # noqa: F401, I001
 from primaps.cli.app import app
 
 

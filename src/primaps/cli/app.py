@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +13,26 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
+from typer.core import TyperGroup
+
+from primaps.support.errors import PrimapsError
 
 err = Console(stderr=True)
+ORDER = (
+    "demo", "propose", "fit", "predict", "evaluate", "oracle", "probe", "data", "project",
+    "projection", "reproduce",
+)  # fmt: skip
+"""Of the commands in `primaps --help`: that in which a person needs them."""
+
+
+class _InOrder(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
 app = typer.Typer(
+    cls=_InOrder,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -23,42 +41,82 @@ app = typer.Typer(
     help="Find and segment the classes of an image collection **without a single label**.",
 )
 
+# Panels of `primaps --help`.
+IMAGES = "Your images"
+SCORES = "With labels"
+DATA = "Labelled data sets"
+PAPER = "The paper, and features of other methods"
+
+debugging = False
+"""Whether errors that are none of ours show where they come from."""
+
 
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an unexpected error comes from.")
+    ] = False,
 ) -> None:
+    global debugging
+    debugging = debug
     if version:
-        from primaps import __version__
+        from primaps.version import VERSION
 
-        print(__version__)
+        print(VERSION)
         raise typer.Exit
 
 
 @contextmanager
-def progress() -> Iterator[Any]:
-    """Progress on the terminal; what users can mend becomes one sentence and exit status 1."""
-    from primaps.progress import Progress
+def running() -> Iterator[Any]:
+    """Progress on the terminal; every error becomes one sentence and exit status 1.
+
+    What is wrong with the input is said as it is. Anything else is a defect of ours or of the
+    machine: its kind is named, and ``--debug`` shows where it comes from.
+    """
+    from primaps.support.progress import ProgressDisplay
 
     logger = logging.getLogger("primaps")
     logger.setLevel(logging.INFO)
+    logger.propagate = False
     if not logger.handlers:
-        logger.addHandler(
-            RichHandler(console=err, show_time=False, show_path=False, show_level=False)
-        )
+        logger.addHandler(_Sentences())
     try:
-        with Progress(err) as report:
-            yield report
+        with ProgressDisplay(err) as progress:
+            yield progress
     except KeyboardInterrupt:
-        err.print("stopped: the same command goes on where it stopped")
+        note("stopped: the same command goes on where it stopped")
         raise typer.Exit(130) from None
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        if isinstance(error, RuntimeError) and not type(error).__module__.startswith("primaps"):
-            raise  # a defect, so the traceback is wanted
-        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        err.print(f"[red]error[/red]: {where}{reason}", highlight=False, soft_wrap=True)
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `head` does; nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except Exception as error:
+        if debugging:
+            traceback.print_exc()
+        err.print(f"[red]error[/red]: {escape(_sentence(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, PrimapsError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    lines = str(error).splitlines() or ["no message"]
+    return (
+        f"{type(error).__name__}: {lines[0]} (unexpected: `primaps --debug ...` shows where it "
+        "comes from)"
+    )
+
+
+class _Sentences(logging.Handler):
+    """What the package has to say, as plain lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
 
 
 def warn(sentence: str) -> None:

@@ -9,12 +9,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from primaps.cli.app import app, note, progress
+from primaps.cli.app import DATA, app, note, running
+from primaps.support.errors import InputError
 
 data_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Labelled data sets: check, prepare."
 )
-app.add_typer(data_app, name="data")
+app.add_typer(data_app, name="data", rich_help_panel=DATA)
 Root = Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the data set.")]
 
 
@@ -30,10 +31,10 @@ def check(
 ) -> None:
     """Is a data set on disk what the protocol expects? Exit status 1 if something is wrong."""
     wrong = 0
-    with progress() as report:
+    with running() as progress:
         from primaps.data.check import check_dataset
 
-        for finding in check_dataset(name, root, quick, report):
+        for finding in check_dataset(name, root, quick, progress):
             colour = {"fine": "green", "odd": "yellow", "wrong": "red"}[finding.level]
             line = f"[{colour}]{finding.level}[/{colour}]: {escape(finding.text)}"
             Console(soft_wrap=True).print(line, highlight=False)
@@ -56,16 +57,16 @@ def prepare(
     ] = False,
 ) -> None:
     """Bring downloads into the layout of the field: cut ISPRS tiles, lay out COCO-Stuff."""
-    with progress() as report:
+    with running() as progress:
         from primaps.data.prepare_cocostuff import prepare_cocostuff
         from primaps.data.prepare_potsdam import prepare_potsdam
 
         if name == "potsdam" and not make_lists:
-            done = prepare_potsdam(raw, out, report, note)
+            done = prepare_potsdam(raw, out, progress, note)
         elif name == "cocostuff":
-            done = prepare_cocostuff(raw, out, make_lists, report, note)
+            done = prepare_cocostuff(raw, out, make_lists, progress, note)
         else:
-            raise ValueError(
+            raise InputError(
                 "prepare knows `potsdam` and `cocostuff`, and --make-lists is for the latter; "
                 "Cityscapes needs no preparation"
             )

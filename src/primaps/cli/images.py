@@ -1,4 +1,4 @@
-"""Commands on images: propose, predict, demo."""
+"""Commands on images: demo, propose, predict."""
 
 from __future__ import annotations
 
@@ -7,82 +7,84 @@ from typing import Annotated
 
 import typer
 
-from primaps.cli.app import app, note, progress, summary, warn
+from primaps.cli.app import IMAGES, app, note, running, summary, warn
 from primaps.cli.options import (
-    Backbone,
-    Crf,
-    Device,
-    Inputs,
-    Model,
-    Out,
-    Size,
-    Threshold,
+    BackboneOption,
+    CrfOption,
+    DeviceOption,
+    InputsArgument,
+    MaskCrfOption,
+    ModelArgument,
+    OldCrfOption,
+    OutOption,
+    SizeOption,
+    ThresholdOption,
 )
+from primaps.config import Config
 
 
-@app.command()
+@app.command(rich_help_panel=IMAGES)
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("primaps-demo"),
+    device: DeviceOption = "auto",
+) -> None:
+    """Propose, fit and predict on photographs that scikit-image and scikit-learn bring along."""
+    with running() as progress:
+        from primaps.demo import demo as run
+
+        picture = run(out, device=device, progress=progress)
+        print(picture)
+
+
+@app.command(rich_help_panel=IMAGES)
 def propose(
-    inputs: Inputs,
-    out: Out,
-    backbone: Backbone = "dinov2-vits14",
-    threshold: Threshold = 0.4,
-    crf: Crf = True,
-    size: Size = None,
+    inputs: InputsArgument,
+    out: OutOption,
+    backbone: BackboneOption = Config.backbone,
+    threshold: ThresholdOption = Config.threshold,
+    mask_crf: MaskCrfOption = Config.mask_crf,
+    size: SizeOption = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Also draw how the masks come about.")
     ] = False,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
+    crf: OldCrfOption = None,
 ) -> None:
     """Mask proposals (PriMaPs): per image a map of masks, 0 = ignore, and a picture."""
-    with progress() as report:
-        from primaps.backbones import load_backbone
-        from primaps.runs import propose_files
+    with running() as progress:
+        from primaps.backbones.load import load_backbone
+        from primaps.label_maps import explain_files, propose_files
 
         network = load_backbone(backbone, device)
         note(f"backbone {network.name} from {network.source}")
         done = propose_files(
-            inputs, out, backbone=network, threshold=threshold, crf=crf, size=size,
-            device=device, report=report, problem=warn,
+            inputs, out, backbone=network, threshold=threshold, mask_crf=mask_crf, size=size,
+            progress=progress, problem=warn,
         )  # fmt: skip
         if explain:
-            from primaps.explain import explain_files
-
             explain_files(
-                inputs, out, backbone=network, threshold=threshold, crf=crf, size=size,
-                report=report, problem=lambda sentence: None,
+                inputs, out, backbone=network, threshold=threshold, mask_crf=mask_crf, size=size,
+                progress=progress, problem=lambda sentence: None,
             )  # fmt: skip
-    summary(done, out)
+        summary(done, out)
 
 
-@app.command()
+@app.command(rich_help_panel=IMAGES)
 def predict(
-    model: Model,
-    inputs: Inputs,
-    out: Out,
-    crf: Crf = True,
+    model: ModelArgument,
+    inputs: InputsArgument,
+    out: OutOption,
+    crf: CrfOption = True,
     names: Annotated[str | None, typer.Option(help="Class names for the legend, a,b,c.")] = None,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Class map of every image by a fitted model, with a picture and legend."""
-    with progress() as report:
-        from primaps.runs import predict_files
-        from primaps.segmenter import PriMaPsEM
+    with running() as progress:
+        from primaps.label_maps import predict_files
+        from primaps.model import PriMaPsEM
 
         done = predict_files(
             PriMaPsEM.from_pretrained(model, device=device), inputs, out, crf=crf,
-            names=names.split(",") if names else None, report=report, problem=warn,
+            names=names.split(",") if names else None, progress=progress, problem=warn,
         )  # fmt: skip
-    summary(done, out)
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("primaps-demo"),
-    device: Device = "auto",
-) -> None:
-    """Propose, fit and predict on photographs that scikit-image and scikit-learn bring along."""
-    with progress() as report:
-        from primaps.demo import demo as run
-
-        picture = run(out, device=device, report=report)
-    print(picture)
+        summary(done, out)

@@ -1,114 +1,208 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share; those of a fit are the fields of Config."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+
+from primaps.config import Config, option_help, option_types
+from primaps.support.errors import InputError
 
 if TYPE_CHECKING:
     from primaps.data import Dataset
 
-Inputs = Annotated[
+InputsArgument = Annotated[
     list[str], typer.Argument(metavar="INPUT...", help="Image files, folders (recursive) or globs.")
 ]
-Images = Annotated[str, typer.Argument(metavar="IMAGES", help="A folder (recursive) or a glob.")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="What `fit --out` wrote, or a hub id.")]
-Out = Annotated[Path, typer.Option(help="Folder to write to.")]
-Backbone = Annotated[
-    str,
-    typer.Option(
-        help="dino-vits8, dino-vitb8, dinov2-vits14, dinov2-vitb14, a hub id, a folder or a .pth."
-    ),
+ImagesArgument = Annotated[
+    str, typer.Argument(metavar="IMAGES", help="A folder (recursive) or a glob.")
 ]
-Size = Annotated[
-    int | None, typer.Option(help="Shorter side in pixels [default: 320, or 322 for patch 14].")
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="What `fit --out` wrote, or a hub id.")
 ]
-Crf = Annotated[bool, typer.Option("--crf/--no-crf", help="Refine by the dense CRF.")]
-Threshold = Annotated[float, typer.Option(help="psi of Eq. 6: smaller gives larger masks.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
-Labels = Annotated[str | None, typer.Option(help="Folder of label maps, named like the images.")]
-DatasetName = Annotated[
+OutOption = Annotated[Path, typer.Option(help="Folder to write to.")]
+ModelOutOption = Annotated[Path, typer.Option(help="Folder of the model.")]
+BackboneOption = Annotated[str, typer.Option(help=option_help("backbone"))]
+SizeOption = Annotated[int | None, typer.Option(help=option_help("size"))]
+ThresholdOption = Annotated[float, typer.Option(help=option_help("threshold"))]
+MaskCrfOption = Annotated[
+    bool, typer.Option("--mask-crf/--no-mask-crf", help=option_help("mask_crf"))
+]
+CrfOption = Annotated[
+    bool, typer.Option("--crf/--no-crf", help="Refine predictions by the dense CRF.")
+]
+PrecisionOption = Annotated[str, typer.Option(help=option_help("precision"))]
+SeedOption = Annotated[int, typer.Option(help=option_help("seed"))]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+LabelsOption = Annotated[
+    str | None, typer.Option(help="Folder of label maps, named like the images.")
+]
+DatasetOption = Annotated[
     str | None,
     typer.Option(
         "--dataset",
         help="IMAGES is the root of this data set: cityscapes, cocostuff, potsdam or folder.",
     ),
 ]
-Split = Annotated[
+SplitOption = Annotated[
     str | None,
     typer.Option(help="Of the data set [default: train where models are fitted, val for scores]."),
 ]
-IgnoreIndex = Annotated[
+IgnoreIndexOption = Annotated[
     int | None, typer.Option(help="Label not counted [default: of classes.json, or 255].")
 ]
-BatchSize = Annotated[int, typer.Option(help="Images per step.")]
-LearningRate = Annotated[float, typer.Option(help="Of Adam.")]
-Precision = Annotated[
-    str, typer.Option(help="float32, or bfloat16: about twice as fast on recent processors.")
-]
-Seed = Annotated[int, typer.Option(help="Everything random follows from it.")]
-Store = Annotated[
+StoreOption = Annotated[
     str | None,
     typer.Option(
         help="Folder that keeps features and masks between runs, or none: keep nothing "
         "[default: features in the cache]."
     ),
 ]
-TensorBoard = Annotated[Path | None, typer.Option(help="Write figures per epoch there.")]
-Projection = Annotated[
+TensorBoardOption = Annotated[Path | None, typer.Option(help="Write figures per epoch there.")]
+ProjectionOption = Annotated[
     str | None,
     typer.Option(help="Fit to codes: a folder of `project`, or a checkpoint of STEGO or HP."),
 ]
-NOT_OF_THE_MODEL = (
-    "images", "labels", "dataset", "split", "ignore_index", "out", "store", "plan", "tensorboard",
-)  # fmt: skip
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the scores here.")]
 
 
-def named(dataset: str | None, root: str, split: str | None, usual: str) -> Dataset | None:
+def _renamed(context: typer.Context, parameter: Any, value: bool | None) -> None:
+    if value is not None and not context.resilient_parsing:
+        given = "--crf" if value else "--no-crf"
+        raise typer.BadParameter(
+            f"{given} is now {given.replace('crf', 'mask-crf')} here, because it is about masks"
+        )
+
+
+OldCrfOption = Annotated[
+    bool | None, typer.Option("--crf/--no-crf", hidden=True, callback=_renamed)
+]
+"""What the CRF of masks was called."""
+
+
+def config_options(
+    *names: str, optional: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command options of :class:`primaps.Config`, in the parameter ``options``.
+
+    Names, types, defaults and help are those of the fields; a command has a parameter of its own
+    for whatever differs.
+
+    Args:
+        names: of the fields; none means all those that the command has no parameter for.
+        optional: without defaults; only what was given is in ``options``.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for name, p in signature.parameters.items() if name != "options"]
+        taken = {parameter.name for parameter in own}
+        chosen = [f for f in fields(Config) if (f.name in names if names else f.name not in taken)]
+        extra = []
+        for field in chosen:
+            kind = _command_line_type(option_types()[field.name])
+            default = None if optional or field.default is MISSING else field.default
+            if optional or default is None:
+                kind = kind | None if field.default is not MISSING else kind
+            default = str(default) if kind is str and default is not None else default
+            help_ = option_help(field.name)
+            flag = field.name.replace("_", "-")
+            option = (
+                typer.Option(f"--{flag}/--no-{flag}", help=help_)
+                if get_args(kind)[:1] == (bool,) or kind is bool
+                else typer.Option(f"--{flag}", help=help_)
+            )
+            extra.append(
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if field.default is MISSING else default,
+                    annotation=Annotated[kind, option],
+                )
+            )
+
+        @functools.wraps(command)
+        def wrapper(**given: Any) -> None:
+            options = {field.name: given.pop(field.name) for field in chosen}
+            if optional:
+                options = {name: value for name, value in options.items() if value is not None}
+            command(**given, options=options)
+
+        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        parameters = [*keyword, *extra]
+        parameters.sort(key=lambda p: p.default is not inspect.Parameter.empty)
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapper
+
+    return decorate
+
+
+def _command_line_type(kind: Any) -> Any:
+    """Number, switch or text: what the command line can read; the rest is checked by Config."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _command_line_type(parts[0])
+    if origin is Literal:
+        return str
+    if origin in (Union, UnionType):
+        kinds = {_command_line_type(part) for part in parts if part is not type(None)}
+        return kinds.pop() if len(kinds) == 1 else str
+    return kind
+
+
+def dataset_by_name(
+    dataset: str | None, root: str, split: str | None, default_split: str
+) -> Dataset | None:
     """The data set of a name; None without one.
 
     Raises:
-        ValueError: there is a split without a data set.
+        InputError: there is a split without a data set.
         DataError: it is not laid out as it should be.
     """
     from primaps.data import load_dataset
 
     if dataset is None and split is not None:
-        raise ValueError(f"--split {split} is of a data set: give --dataset as well")
-    return load_dataset(dataset, root, split or usual) if dataset else None
+        raise InputError(f"--split {split} is of a data set: give --dataset as well")
+    return load_dataset(dataset, root, split or default_split) if dataset else None
 
 
-def labelled(
+def labelled_images(
     images: str,
     labels: str | None,
     dataset: str | None,
     split: str | None,
-    usual: str,
+    default_split: str,
     ignore_index: int | None,
 ) -> Dataset:
     """Images with labels: a data set by name, or two folders."""
     from primaps.data import as_dataset
 
-    found = named(dataset, images, split, usual)
-    return as_dataset(images if found is None else found, labels, ignore_index)
+    data = dataset_by_name(dataset, images, split, default_split)
+    return as_dataset(images if data is None else data, labels, ignore_index)
 
 
 def store_folder(text: str | None) -> str | Path | None:
     """Of ``--store``: None keeps nothing."""
-    from primaps.files import cache_dir
+    from primaps.support.files import cache_dir
 
     return None if text == "none" else text or cache_dir() / "features"
 
 
-def read_views(text: str) -> int | None:
-    """Of ``--views``: None is ``fresh``.
+def read_views(text: str) -> int | str:
+    """Of ``--views``: a number, or ``fresh``.
 
     Raises:
-        ValueError: it is neither a number nor ``fresh``.
+        InputError: it is neither.
     """
     try:
-        return None if text == "fresh" else int(text)
+        return text if text == "fresh" else int(text)
     except ValueError:
-        raise ValueError(f"--views is {text!r}; it must be a number or fresh") from None
+        raise InputError(f"--views is {text!r}; it must be a number or fresh") from None

@@ -8,21 +8,22 @@ from typing import Annotated
 
 import typer
 
-from primaps.cli.app import app, note, progress, warn
+from primaps.cli.app import PAPER, app, note, running, warn
 from primaps.cli.options import (
-    Backbone,
-    Device,
-    Images,
-    Out,
-    Precision,
-    Seed,
-    Size,
-    Store,
+    BackboneOption,
+    DeviceOption,
+    ImagesArgument,
+    OutOption,
+    PrecisionOption,
+    SeedOption,
+    SizeOption,
+    StoreOption,
     store_folder,
 )
+from primaps.config import Config
 
 projection = typer.Typer(no_args_is_help=True, help="Projections of features (STEGO, HP).")
-app.add_typer(projection, name="projection")
+app.add_typer(projection, name="projection", rich_help_panel=PAPER)
 
 
 @projection.callback()
@@ -35,25 +36,25 @@ def convert(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="FILE", help="A .ckpt of STEGO or a .pth of HP.")
     ],
-    out: Out,
+    out: OutOption,
     kind: Annotated[str | None, typer.Option(help="stego or hp [default: seen from FILE].")] = None,
 ) -> None:
     """Convert a checkpoint to safetensors, the backbone that it carries included.
 
     Nothing that the file contains is executed.
     """
-    with progress():
+    with running():
         from primaps.projections import convert_projection
 
-        convert_projection(checkpoint, out, kind)
-    print(out)
+        convert_projection(checkpoint, out.expanduser(), kind)
+        print(out)
 
 
-@app.command()
+@app.command(rich_help_panel=PAPER)
 def project(
-    images: Images,
+    images: ImagesArgument,
     classes: Annotated[int, typer.Option(help="K, the number of clusters to find in the codes.")],
-    out: Out,
+    out: OutOption,
     method: Annotated[str, typer.Option(help="stego or hp.")] = "stego",
     preset: Annotated[
         str, typer.Option(help="own, or the papers' cityscapes, cocostuff, potsdam (for DINO).")
@@ -62,18 +63,18 @@ def project(
     five_crops: Annotated[
         bool, typer.Option("--five-crops", help="Also train on five crops of each image.")
     ] = False,
-    backbone: Backbone = "dinov2-vits14",
-    size: Size = None,
-    precision: Precision = "float32",
-    seed: Seed = 0,
-    store: Store = None,
-    device: Device = "auto",
+    backbone: BackboneOption = Config.backbone,
+    size: SizeOption = None,
+    precision: PrecisionOption = Config.precision,
+    seed: SeedOption = Config.seed,
+    store: StoreOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Train a projection (STEGO or HP) on unlabelled images, for `fit --projection`."""
-    with progress() as report:
-        from primaps.backbones import load_backbone
+    with running() as progress:
+        from primaps.backbones.load import load_backbone
         from primaps.data import find_images
-        from primaps.extraction import extract
+        from primaps.features.extract import extract
         from primaps.projections import projection_settings, train_projection
         from primaps.projections.crops import write_crops
 
@@ -84,12 +85,12 @@ def project(
         with TemporaryDirectory() as folder:
             if five_crops:
                 files += write_crops(files, side, Path(folder), warn)
-            found = extract(
-                files, network, side, store=store_folder(store), report=report, problem=warn
+            extracted = extract(
+                files, network, side, store=store_folder(store), progress=progress, problem=warn
             )
         trained = train_projection(
-            found.views.clean, method, classes=classes, settings=settings, steps=steps,
-            seed=seed, report=report,
+            extracted.views.clean, method, classes=classes, settings=settings, steps=steps,
+            seed=seed, progress=progress,
         )  # fmt: skip
-        trained.save(out)
-    print(out)
+        trained.save(out.expanduser())
+        print(out)

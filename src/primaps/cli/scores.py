@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from primaps.cli.app import app, progress, warn
+from primaps.cli.app import SCORES, app, running, warn
 from primaps.cli.options import (
-    Backbone,
-    Crf,
-    DatasetName,
-    Device,
-    IgnoreIndex,
-    Images,
-    Labels,
-    Model,
-    Size,
-    Split,
-    Threshold,
-    labelled,
+    BackboneOption,
+    CrfOption,
+    DatasetOption,
+    DeviceOption,
+    IgnoreIndexOption,
+    ImagesArgument,
+    JsonOption,
+    LabelsOption,
+    MaskCrfOption,
+    ModelArgument,
+    OldCrfOption,
+    SizeOption,
+    SplitOption,
+    ThresholdOption,
+    labelled_images,
 )
+from primaps.config import Config
 
 
-@app.command()
+@app.command(rich_help_panel=SCORES)
 def evaluate(
-    model: Model,
-    images: Images,
-    labels: Labels = None,
-    dataset: DatasetName = None,
-    split: Split = None,
-    ignore_index: IgnoreIndex = None,
+    model: ModelArgument,
+    images: ImagesArgument,
+    labels: LabelsOption = None,
+    dataset: DatasetOption = None,
+    split: SplitOption = None,
+    ignore_index: IgnoreIndexOption = None,
     size: Annotated[
         int | None, typer.Option(help="Shorter side in pixels [default: that of the model].")
     ] = None,
@@ -43,77 +49,78 @@ def evaluate(
     mirror: Annotated[
         bool, typer.Option("--mirror/--no-mirror", help="Average with the mirrored image.")
     ] = True,
-    crf: Crf = True,
+    crf: CrfOption = True,
     matching: Annotated[
         str, typer.Option(help="hungarian, or majority (for more clusters than classes).")
     ] = "hungarian",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
+    json_file: JsonOption = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Draw confusion, IoU and examples into this folder.")
     ] = None,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Accuracy, mean IoU and IoU per class after Hungarian matching."""
-    with progress() as report:
-        from primaps.files import write_json
-        from primaps.protocol import evaluate as run
-        from primaps.segmenter import PriMaPsEM
+    with running() as progress:
+        from primaps.evaluation.protocol import evaluate as run
+        from primaps.model import PriMaPsEM
+        from primaps.support.files import write_json
 
-        data = labelled(images, labels, dataset, split, "val", ignore_index)
+        data = labelled_images(images, labels, dataset, split, "val", ignore_index)
         network = PriMaPsEM.from_pretrained(model, device=device)
         result = run(
             network, data, size=size, crop=crop, mirror=mirror, crf=crf, matching=matching,
-            report=report, problem=warn,
+            progress=progress, problem=warn,
         )  # fmt: skip
         if json_file:
-            write_json(json_file, result)
+            write_json(json_file.expanduser(), result.to_dict())
         if pictures:
-            from primaps.charts import draw_result
+            from primaps.pictures.scores import draw_result
 
-            draw_result(network, data, result, pictures)
-    options = ", ".join(f"{name} {value}" for name, value in result["options"].items())
-    Console(soft_wrap=True).print(f"{result['images']} images, {options}", highlight=False)
-    table = Table("class", "IoU")
-    for name, value in result["iou"].items():
-        table.add_row(name, "-" if value is None else f"{100 * value:.1f}")
-    table.add_section()
-    table.add_row("mean IoU", f"{100 * result['mean_iou']:.1f}")
-    table.add_row("accuracy", f"{100 * result['accuracy']:.1f}")
-    Console().print(table)
+            draw_result(network, data, result, pictures.expanduser())
+        options = ", ".join(f"{name} {value}" for name, value in asdict(result.options).items())
+        line = f"{result.images} images, {options}"
+        Console(soft_wrap=True).print(line, highlight=False, markup=False)
+        table = Table("class", "IoU")
+        for name, value in result.iou.items():
+            table.add_row(escape(name), "-" if value is None else f"{100 * value:.1f}")
+        table.add_section()
+        table.add_row("mean IoU", f"{100 * result.mean_iou:.1f}")
+        table.add_row("accuracy", f"{100 * result.accuracy:.1f}")
+        Console().print(table)
 
 
-@app.command()
+@app.command(rich_help_panel=SCORES)
 def oracle(
-    images: Images,
-    labels: Labels = None,
-    dataset: DatasetName = None,
-    split: Split = None,
-    ignore_index: IgnoreIndex = None,
-    backbone: Backbone = "dinov2-vits14",
-    threshold: Threshold = 0.4,
-    crf: Crf = True,
-    size: Size = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
-    device: Device = "auto",
+    images: ImagesArgument,
+    labels: LabelsOption = None,
+    dataset: DatasetOption = None,
+    split: SplitOption = None,
+    ignore_index: IgnoreIndexOption = None,
+    backbone: BackboneOption = Config.backbone,
+    threshold: ThresholdOption = Config.threshold,
+    mask_crf: MaskCrfOption = Config.mask_crf,
+    size: SizeOption = None,
+    json_file: JsonOption = None,
+    device: DeviceOption = "auto",
+    crf: OldCrfOption = None,
 ) -> None:
     """How good mask proposals are as such: each gets its most frequent label (Table 5)."""
-    with progress() as report:
-        from primaps.backbones import load_backbone
-        from primaps.files import write_json
-        from primaps.oracle import evaluate_oracle
+    with running() as progress:
+        from primaps.backbones.load import load_backbone
+        from primaps.evaluation.oracle import evaluate_oracle
+        from primaps.support.files import write_json
 
-        data = labelled(images, labels, dataset, split, "val", ignore_index)
+        data = labelled_images(images, labels, dataset, split, "val", ignore_index)
         network = load_backbone(backbone, device)
         result = evaluate_oracle(
             data, backbone=network, size=size, threshold=threshold,
-            crf="dense" if crf else None, report=report, problem=warn,
+            crf="dense" if mask_crf else None, progress=progress, problem=warn,
         )  # fmt: skip
         if json_file:
-            write_json(json_file, result)
-    title = f"{result['images']} images, {result['masks_per_image']:.1f} masks per image"
-    title += f", {100 * result['ignored']:.1f} % of the pixels in none"
-    table = Table("", "accuracy", "mean IoU", title=title)
-    for name, kind in (("pixels in masks", "assigned"), ("all pixels", "all_pixels")):
-        values = (f"{100 * result[kind][figure]:.1f}" for figure in ("accuracy", "mean_iou"))
-        table.add_row(name, *values)
-    Console().print(table)
+            write_json(json_file.expanduser(), result.to_dict())
+        title = f"{result.images} images, {result.masks_per_image:.1f} masks per image"
+        title += f", {100 * result.ignored:.1f} % of the pixels in none"
+        table = Table("", "accuracy", "mean IoU", title=title)
+        for name, part in (("pixels in masks", result.assigned), ("all pixels", result.all_pixels)):
+            table.add_row(name, f"{100 * part.accuracy:.1f}", f"{100 * part.mean_iou:.1f}")
+        Console().print(table)

@@ -8,5 +8,14 @@ dimension, and :func:`mean_field` runs the inference on kernels of your own.
 from primaps.crf.inference import DenseCRF, dense_crf
 from primaps.crf.lattice import Lattice, build_lattice
 from primaps.crf.mean_field import Kernel, mean_field
+from primaps.crf.parameters import CRFParameters
 
-__all__ = ["DenseCRF", "Kernel", "Lattice", "build_lattice", "dense_crf", "mean_field"]
+__all__ = [
+    "CRFParameters",
+    "DenseCRF",
+    "Kernel",
+    "Lattice",
+    "build_lattice",
+    "dense_crf",
+    "mean_field",
+]

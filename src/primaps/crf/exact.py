@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from primaps.support.errors import InputError
+
 MAX_BYTES = 4 * 2**30
 """Largest kernel matrix that is built; two of them are held at once."""
 
@@ -25,7 +27,7 @@ def gaussian_filter(
         A function from values (N, C) to filtered values (N, C).
 
     Raises:
-        ValueError: the N x N matrix would take more than :data:`MAX_BYTES`.
+        InputError: the N x N matrix would take more than :data:`MAX_BYTES`.
 
     Example:
         >>> k = gaussian_filter(torch.tensor([[0.0], [1.0]]))
@@ -35,7 +37,7 @@ def gaussian_filter(
     n = len(positions)
     needed = n * n * positions.element_size()
     if needed > MAX_BYTES:
-        raise ValueError(
+        raise InputError(
             f"exact=True needs a {n} x {n} matrix for {n} pixels ({needed / 2**30:.1f} GiB, "
             f"limit {MAX_BYTES / 2**30:.0f} GiB): use a smaller image or exact=False"
         )

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from primaps.crf import _inputs
+from primaps.crf import inputs
 from primaps.crf.exact import gaussian_filter
 from primaps.crf.features import bilateral_features, spatial_features
 from primaps.crf.lattice import Lattice, build_lattice
 from primaps.crf.mean_field import Filter, Kernel, mean_field
+from primaps.crf.parameters import CRFParameters
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,7 +28,7 @@ GROUP_VALUES = 2**28
 
 
 @dataclass(frozen=True)
-class DenseCRF:
+class DenseCRF(CRFParameters):
     """A fully connected CRF over the pixels of an image, solved by mean field.
 
     Two Gaussian kernels connect every pair of pixels: the bilateral one joins pixels of similar
@@ -35,23 +36,10 @@ class DenseCRF:
     (Krähenbühl & Koltun 2011, Eq. 3). Filtering runs on the permutohedral lattice (Adams et al.
     2010). The defaults are those of unsupervised segmentation (PriMaPs, STEGO and others).
 
-    Attributes:
-        iterations: mean-field updates.
-        bilateral_weight: weight of the bilateral kernel; 0 leaves it out.
-        theta_alpha: its standard deviation in space, pixels.
-        theta_beta: its standard deviation in colour, 8-bit units (0..255).
-        gaussian_weight: weight of the Gaussian kernel; 0 leaves it out.
-        theta_gamma: its standard deviation, pixels.
-        compatibility: K x K penalties ``mu(l, l')`` for label l beside label l', as rows of
-            numbers or a tensor; None is Potts, 1 for different labels and 0 for equal ones.
-        exact: evaluate the kernels by brute force instead of the lattice, for small images
-            (memory grows with the square of the pixels).
-        dtype: "float32", or "float64" for reference results, which is slow.
-        tolerance: stop early, image by image, once an update changes the marginals by less than
-            this (mean absolute difference); None always runs all iterations.
+    The parameters are those of :class:`primaps.crf.CRFParameters`.
 
     Raises:
-        ValueError: a parameter out of its range, named in the message.
+        InputError: a parameter out of its range, named in the message.
 
     Example:
         >>> image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
@@ -63,20 +51,6 @@ class DenseCRF:
         >>> crf(image, noisy).argmax(1)[0, 3].tolist()
         [0, 0, 0, 0, 1, 1, 1, 1]
     """
-
-    iterations: int = 10
-    bilateral_weight: float = 4.0
-    theta_alpha: float = 67.0
-    theta_beta: float = 3.0
-    gaussian_weight: float = 3.0
-    theta_gamma: float = 1.0
-    compatibility: Sequence[Sequence[float]] | Float[Tensor, "k k"] | None = None
-    exact: bool = False
-    dtype: Literal["float32", "float64"] = "float32"
-    tolerance: float | None = None
-
-    def __post_init__(self) -> None:
-        _inputs.check_parameters(self)
 
     @overload
     def __call__(
@@ -124,11 +98,11 @@ class DenseCRF:
             in every update, shape (B, iterations), NaN after an early stop.
 
         Raises:
-            ValueError: an argument of wrong shape, type or range, named in the message.
+            InputError: an argument of wrong shape, type or range, named in the message.
         """
-        image_list = _inputs.as_images(images)
-        name, values = _inputs.as_values(probabilities, logits)
-        _inputs.check_match(name, image_list, values, self.compatibility)
+        image_list = inputs.as_images(images)
+        name, values = inputs.as_values(probabilities, logits)
+        inputs.check_match(name, image_list, values, self.compatibility)
         given = probabilities if logits is None else logits
         out: Any
         if isinstance(given, Tensor):
@@ -140,9 +114,9 @@ class DenseCRF:
 
         compiled = self.dtype == "float32" and not self.exact
         if compiled and all(v.device.type == "cpu" for v in values):
-            from primaps.crf import _cpu_batch
+            from primaps.crf import compiled_batch
 
-            _cpu_batch.solve(self, image_list, name, values, slots, changes, return_changes)
+            compiled_batch.solve(self, image_list, name, values, slots, changes, return_changes)
         else:
             for group in self._groups(values):
                 _solve(self, image_list, name, values, slots, changes, group)
@@ -212,7 +186,7 @@ def dense_crf(
 
 
 def _solve(
-    crf: DenseCRF,
+    crf: CRFParameters,
     images: list[Tensor],
     name: str,
     values: list[Tensor],
@@ -224,7 +198,7 @@ def _solve(
     dtype = getattr(torch, crf.dtype)
     first = values[group.start]
     labels, height, width = first.shape
-    log_unary = torch.cat([_inputs.log_unary(name, values[i], dtype).T for i in group])
+    log_unary = torch.cat([inputs.log_unary(name, values[i], dtype).T for i in group])
 
     weighted: list[tuple[float, Filter]] = []
     if crf.bilateral_weight:

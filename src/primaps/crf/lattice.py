@@ -15,7 +15,7 @@ and :class:`Lattice` holds their indices and weights. Only corners that some poi
 a missing neighbour counts as zero. The result approximates the Gaussian filter up to a constant
 factor (about 0.92, 0.88, 0.82 and 0.66 for d = 1, 2, 3, 5), which every normalised use cancels.
 
-Everything here is torch operations and runs on any device; :mod:`primaps.crf._cpu` holds the
+Everything here is torch operations and runs on any device; :mod:`primaps.crf.compiled` holds the
 compiled version for CPUs.
 
 Reference: A. Adams, J. Baek, A. Davis, "Fast High-Dimensional Filtering Using the Permutohedral
@@ -30,6 +30,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from primaps.support.errors import InputError
 
 LARGEST = 2.0**20
 """Bound of lattice coordinates: above it float32 cannot tell positions in a simplex apart."""
@@ -113,7 +115,7 @@ def build_lattice(positions: Float[Tensor, "n d"], *, blocks: int = 1) -> Lattic
         The lattice on the device of ``positions``.
 
     Raises:
-        ValueError: the positions are not finite, or spread over so many standard deviations
+        InputError: the positions are not finite, or spread over so many standard deviations
             that lattice keys overflow.
 
     Example:
@@ -155,11 +157,11 @@ def embed(positions: Float[Tensor, "n d"]) -> tuple[Int[Tensor, "n d+1 d"], Floa
         weights: barycentric weights of the corners.
 
     Raises:
-        ValueError: positions that are not finite, or too many standard deviations from zero.
+        InputError: positions that are not finite, or too many standard deviations from zero.
     """
     n, d = positions.shape
     if not torch.isfinite(positions).all():
-        raise ValueError("positions: every value must be finite, found NaN or infinity")
+        raise InputError("positions: every value must be finite, found NaN or infinity")
 
     # Scaling such that the lattice's blur has unit standard deviation in position space.
     scale = [math.sqrt(2 / 3) * (d + 1) / math.sqrt((i + 1) * (i + 2)) for i in range(d)]
@@ -173,7 +175,7 @@ def embed(positions: Float[Tensor, "n d"]) -> tuple[Int[Tensor, "n d+1 d"], Floa
         total = total + scaled[:, j - 1]
     elevated[:, 0] = total
     if n and elevated.abs().max() >= LARGEST:
-        raise ValueError(_TOO_FAR.format(d))
+        raise InputError(_TOO_FAR.format(d))
 
     # The nearest point of remainder 0 in each coordinate; its sum may be off the plane.
     rounded = torch.round(elevated / (d + 1))
@@ -219,7 +221,7 @@ def _pack(keys: Int[Tensor, "p d"], blocks: int) -> tuple[Int[Tensor, " p"], lis
     radix = [high - lo + 1 + 2 * d for high, lo in zip(keys.amax(0).tolist(), low, strict=True)]
     size = math.prod(radix)
     if size * blocks >= 2**62:
-        raise ValueError(_TOO_FAR.format(d))
+        raise InputError(_TOO_FAR.format(d))
     place = [math.prod(radix[i + 1 :]) for i in range(d)]
     packed = torch.zeros(len(keys), dtype=torch.int64, device=keys.device)
     for i in range(d):

@@ -3,10 +3,10 @@
 from primaps.data.dataset import DataError, Dataset, Sample
 from primaps.data.folder import ImageFile, find_images, find_label, read_classes, read_protocol
 from primaps.data.labelled import as_dataset, pair_up
-from primaps.data.pairs import load_pair, square
+from primaps.data.pairs import load_label_square, load_pair, square
 from primaps.data.reading import ImageError, load_image, load_label
 from primaps.data.sets import DATASETS, load_dataset
-from primaps.data.stream import Problem, chunks, read
+from primaps.data.stream import Problem, chunks, content_digest, read
 from primaps.data.transforms import centre_crop, fit_to_patches, resize_shorter, to_tensor
 
 __all__ = [
@@ -20,12 +20,14 @@ __all__ = [
     "as_dataset",
     "centre_crop",
     "chunks",
+    "content_digest",
     "find_images",
     "find_label",
     "fit_to_patches",
     "load_dataset",
     "load_image",
     "load_label",
+    "load_label_square",
     "load_pair",
     "pair_up",
     "read",

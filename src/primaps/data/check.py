@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from primaps.data.dataset import DataError, Finding, Layout, Sample
-from primaps.data.reading import ImageError, has_indices, load_image, load_label
+from primaps.data.reading import ImageError, image_size, label_mode, load_label
 from primaps.data.sets import find_layout
-from primaps.progress import Report, silent
+from primaps.support.progress import ProgressCallback, silent
 
 T = TypeVar("T")
 BLOCK = 256  # files handed to the threads at once, so that a stop takes effect soon
@@ -26,7 +25,7 @@ ABSENT = "images not on disk"
 
 
 def check_dataset(
-    name: str, root: str | Path, quick: bool = False, report: Report = silent
+    name: str, root: str | Path, quick: bool = False, progress: ProgressCallback = silent
 ) -> Iterator[Finding]:
     """Find out what is missing or odd in a data set, split by split.
 
@@ -39,7 +38,7 @@ def check_dataset(
         One finding at a time, as soon as it is known; each is one sentence.
 
     Raises:
-        ValueError: there is no data set of this name.
+        InputError: there is no data set of this name.
 
     Examples:
         >>> for finding in check_dataset("potsdam", "nowhere"):
@@ -55,14 +54,14 @@ def check_dataset(
         yield Finding("wrong", str(error))
         return
     for split in layout.splits:
-        for finding in _check_split(layout, root, split, quick, report):
+        for finding in _check_split(layout, root, split, quick, progress):
             # The paper does without the unlabelled patches of Potsdam.
             level = "odd" if split == "unlabelled" and finding.level == "wrong" else finding.level
             yield Finding(level, f"{split}: {finding.text}")
 
 
 def _check_split(
-    layout: Layout, root: Path, split: str, quick: bool, report: Report
+    layout: Layout, root: Path, split: str, quick: bool, progress: ProgressCallback
 ) -> Iterator[Finding]:
     try:
         samples = layout.listed(root, split)
@@ -78,7 +77,7 @@ def _check_split(
     mistakes = _Mistakes(len(samples), layout.source)
     sizes: Counter[tuple[int, int]] = Counter()
     usable = []
-    for sample, found in _each(lambda s: _size(layout, s), samples, f"{split}: sizes", report):
+    for sample, found in _each(lambda s: _size(layout, s), samples, f"{split}: sizes", progress):
         if isinstance(found, _Mistake):
             mistakes.add(found)
         else:
@@ -95,7 +94,7 @@ def _check_split(
         return
 
     mistakes, total, fine = _Mistakes(len(labelled), layout.source), Counter[int](), 0
-    for _, counted in _each(lambda s: _values(layout, s), labelled, f"{split}: labels", report):
+    for _, counted in _each(lambda s: _values(layout, s), labelled, f"{split}: labels", progress):
         if isinstance(counted, _Mistake):
             mistakes.add(counted)
         else:
@@ -168,21 +167,16 @@ class _ColourError(Exception):
 
 def _header(path: Path, label: bool) -> tuple[int, int]:
     """Width and height, upright; pixels are not decoded, except in MATLAB files."""
+    if not label:
+        return image_size(path)
     if path.suffix.lower() == ".mat":
-        if not label:
-            return load_image(path).size
         shape = load_label(path).shape
         if len(shape) != 2:
             raise _ColourError(f"{path} of shape {shape}")
         return shape[1], shape[0]
-    try:
-        with Image.open(path) as image:
-            if label and not has_indices(image):
-                raise _ColourError(f"{path} ({image.mode})")
-            turned = image.getexif().get(0x0112, 1) >= 5
-            return (image.height, image.width) if turned else image.size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path} ({error})") from None
+    if (mode := label_mode(path)) is not None:
+        raise _ColourError(f"{path} ({mode})")
+    return image_size(path)
 
 
 def _values(layout: Layout, sample: Sample) -> Counter[int] | _Mistake:
@@ -207,14 +201,17 @@ def _values(layout: Layout, sample: Sample) -> Counter[int] | _Mistake:
 
 
 def _each(
-    function: Callable[[Sample], T], samples: Sequence[Sample], stage: str, report: Report
+    function: Callable[[Sample], T],
+    samples: Sequence[Sample],
+    stage: str,
+    progress: ProgressCallback,
 ) -> Iterator[tuple[Sample, T]]:
     """Apply ``function`` in threads, in order; decoding releases the interpreter lock."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(samples), BLOCK):
             block = samples[start : start + BLOCK]
             yield from zip(block, pool.map(function, block), strict=True)
-            report(stage, start + len(block), len(samples), {})
+            progress(stage, start + len(block), len(samples), {})
 
 
 def _times(size: tuple[int, int]) -> str:

@@ -11,11 +11,12 @@ from jaxtyping import Integer
 
 from primaps.data.folder import ImageFile
 from primaps.data.reading import ImageError, load_label
+from primaps.support.errors import PrimapsError
 
 Colour = tuple[int, int, int]
 
 
-class DataError(ValueError):
+class DataError(PrimapsError, ValueError):
     """A data set is not laid out as it should be; the message says where and what to do."""
 
 

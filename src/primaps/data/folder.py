@@ -13,6 +13,8 @@ from pathlib import Path
 
 from PIL.Image import Image
 
+from primaps.support.errors import InputError, NotFoundError
+
 _KINDS = "avif bmp gif jfif jp2 jpeg jpg pgm png ppm tif tiff webp"
 IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 
@@ -42,11 +44,11 @@ def find_images(
     files are left out, and what lies below ``exclude``, if that is a folder inside an input.
 
     Raises:
-        FileNotFoundError: an input does not exist, matches nothing, or there is no image.
+        NotFoundError: an input does not exist, matches nothing, or there is no image.
     """
     given = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     if not given:
-        raise FileNotFoundError("no input was given: name files, folders or globs")
+        raise NotFoundError("no input was given: name files, folders or globs")
     found: dict[Path, None] = {}  # a set that keeps order
     roots: list[Path] = []
     barred = Path(exclude).resolve() if exclude is not None else None
@@ -60,11 +62,11 @@ def find_images(
             roots.append(path.resolve().parent)
             candidates = [path.resolve()]
         elif os.path.lexists(path):
-            raise FileNotFoundError(f"{entry} is {_kind(path)}: name files, folders or globs")
+            raise NotFoundError(f"{entry} is {_kind(path)}: name files, folders or globs")
         else:
-            matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute too)
+            matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
             if not matches:
-                raise FileNotFoundError(f"{entry} does not exist and matches no file")
+                raise NotFoundError(f"{entry} does not exist and matches no file")
             candidates = []
             for match in map(Path, matches):
                 if match.is_dir():
@@ -79,14 +81,14 @@ def find_images(
             candidates = outside
         found |= dict.fromkeys(candidates)
     if not found:
-        names = ", ".join(map(str, given))
+        inputs_named = ", ".join(map(str, given))
         if excluded:
-            raise FileNotFoundError(
-                f"all {excluded} images in {names} lie in the output folder {exclude}, where "
-                "results are: write to another folder"
+            raise NotFoundError(
+                f"all {excluded} images in {inputs_named} lie in the output folder {exclude}, "
+                "where results are: write to another folder"
             )
-        raise FileNotFoundError(
-            f"no image in {names} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"
+        raise NotFoundError(
+            f"no image in {inputs_named} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"
         )
     root = Path(os.path.commonpath(roots))
     names = {path: path.relative_to(root) for path in found}
@@ -131,7 +133,7 @@ def read_classes(labels: str | Path) -> tuple[list[str] | None, int | None]:
     searched, so that ``labels/val`` finds the file of the data set. Without one both are None.
 
     Raises:
-        ValueError: the file is there and does not read like this.
+        InputError: the file is there and does not read like this.
     """
     folder = Path(labels).resolve()
     for candidate in (folder, *folder.parents[:2]):
@@ -142,7 +144,7 @@ def read_classes(labels: str | Path) -> tuple[list[str] | None, int | None]:
             content = json.loads(path.read_text("utf-8"))
             return [str(name) for name in content["classes"]], content.get("ignore_index")
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise InputError(
                 f'{path} must read {{"classes": [names], "ignore_index": number}}'
             ) from error
     return None, None
@@ -157,11 +159,11 @@ def read_protocol(
         ignore_index: None takes that of ``classes.json``, or 255 without one.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: ``classes.json`` does not read as it should.
+        NotFoundError: there is no such folder.
+        InputError: ``classes.json`` does not read as it should.
     """
     if not Path(labels).is_dir():
-        raise FileNotFoundError(f"{labels} is not a folder of label maps")
+        raise NotFoundError(f"{labels} is not a folder of label maps")
     names, stated = read_classes(labels)
     if ignore_index is None:
         ignore_index = 255 if stated is None else stated

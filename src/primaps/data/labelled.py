@@ -12,6 +12,7 @@ from pathlib import Path
 from primaps.data.dataset import DataError, Dataset, Finding, Layout, Sample
 from primaps.data.folder import IMAGE_SUFFIXES, find_images, find_label, read_protocol
 from primaps.data.places import need_folder
+from primaps.support.errors import InputError
 
 SOURCE = (
     "a folder with images/, labels/ (8-bit maps of class indices under the names of the images) "
@@ -35,8 +36,8 @@ def pair_up(
         ignore_index: label that is not counted; the one of ``classes.json`` if None, else 255.
 
     Raises:
-        FileNotFoundError: there is no image, or no folder of labels.
-        ValueError: ``classes.json`` does not read as it should.
+        NotFoundError: there is no image, or no folder of labels.
+        InputError: ``classes.json`` does not read as it should.
     """
     names, ignore = read_protocol(labels, ignore_index)
     samples = _samples(images, Path(labels))
@@ -51,14 +52,14 @@ def as_dataset(
     """A data set stays what it is; images and a folder of labels become one (:func:`pair_up`).
 
     Raises:
-        ValueError: labels are missing, or are given for a data set, which has its own.
+        InputError: labels are missing, or are given for a data set, which has its own.
     """
     if isinstance(images, Dataset):
         if labels is not None or ignore_index is not None:
-            raise ValueError("a data set has its own labels and ignore index: do not give others")
+            raise InputError("a data set has its own labels and ignore index: do not give others")
         return images
     if labels is None:
-        raise ValueError("give the folder of label maps, or the name of a data set")
+        raise InputError("give the folder of label maps, or the name of a data set")
     return pair_up(images, labels, ignore_index)
 
 
@@ -67,7 +68,7 @@ def layout(root: Path) -> Layout:
 
     Raises:
         DataError: there is no ``images`` or no ``labels``.
-        ValueError: ``classes.json`` does not read as it should.
+        InputError: ``classes.json`` does not read as it should.
     """
     images, labels = need_folder(root, "images", SOURCE), need_folder(root, "labels", SOURCE)
     names, ignore = read_protocol(labels)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from primaps.data.dataset import Dataset, Sample
-from primaps.data.reading import ImageError, load_image
+from primaps.data.reading import ImageError, image_size, load_image
 from primaps.data.transforms import centre_crop, fit_to_patches, resize_shorter, to_tensor
 
 
@@ -31,20 +31,39 @@ def load_pair(
     Raises:
         ImageError: there is no label, or it does not fit the image or the classes.
     """
-    label = data.label(sample)
     image = load_image(sample.source)
-    if label.shape != (image.height, image.width):
+    classes = _label_of_size(data, sample, image.size)
+    if patch_size is None:
+        return square(image, size), _label_square(classes, size)
+    picture = to_tensor(fit_to_patches(image, size, patch_size))
+    shape = (picture.shape[2], picture.shape[1])
+    return picture, _to_long(classes.resize(shape, Image.Resampling.NEAREST))
+
+
+def load_label_square(data: Dataset, sample: Sample, size: int) -> Integer[Tensor, "size size"]:
+    """The label map of :func:`load_pair` alone: of the image no more than the header is read.
+
+    Raises:
+        ImageError: there is no label, or it does not fit the image or the classes.
+    """
+    return _label_square(_label_of_size(data, sample, image_size(sample.source)), size)
+
+
+def _label_of_size(data: Dataset, sample: Sample, size: tuple[int, int]) -> Image.Image:
+    """Classes of a label map, which must have the width and height of its image."""
+    label = data.label(sample)
+    if label.shape != size[::-1]:
         raise ImageError(
             f"label {sample.label} has {label.shape[1]}x{label.shape[0]} pixels and its image "
-            f"{image.width}x{image.height}; they must be equal"
+            f"{size[0]}x{size[1]}; they must be equal"
         )
     # Nearest neighbour picks single pixels, so 32-bit integers keep every value.
-    classes = Image.fromarray(label.astype(np.int32))
-    if patch_size is None:
-        picture = square(image, size)
-        classes = centre_crop(resize_shorter(classes, size, nearest=True), size)
-    else:
-        picture = to_tensor(fit_to_patches(image, size, patch_size))
-        shape = (picture.shape[2], picture.shape[1])
-        classes = classes.resize(shape, Image.Resampling.NEAREST)
-    return picture, torch.from_numpy(np.array(classes)).long()
+    return Image.fromarray(label.astype(np.int32))
+
+
+def _label_square(classes: Image.Image, size: int) -> Integer[Tensor, "size size"]:
+    return _to_long(centre_crop(resize_shorter(classes, size, nearest=True), size))
+
+
+def _to_long(classes: Image.Image) -> Integer[Tensor, "h w"]:
+    return torch.from_numpy(np.array(classes)).long()

@@ -27,8 +27,8 @@ from primaps.data.cocostuff import (
 )
 from primaps.data.dataset import DataError
 from primaps.data.reading import load_label
-from primaps.files import atomic_path
-from primaps.progress import Report, silent
+from primaps.support.files import atomic_path
+from primaps.support.progress import ProgressCallback, silent
 
 logger = logging.getLogger("primaps")
 BLOCK = 256
@@ -39,7 +39,7 @@ def prepare_cocostuff(
     raw: str | Path,
     out: str | Path,
     make_lists: bool = False,
-    report: Report = silent,
+    progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
 ) -> dict[str, int]:
     """Lay out COCO downloads as ``images``, ``annotations`` and ``curated``.
@@ -72,20 +72,20 @@ def prepare_cocostuff(
             for path in files:
                 _link(path, target / path.name)
             for archive in archives:
-                _unpack(archive, folder, suffix, target, report)
+                _unpack(archive, folder, suffix, target, progress)
             done[f"{kind}/{folder}"] = len(list(target.glob(f"*{suffix}")))
             if files:
-                report(f"{kind}/{folder}", len(files), len(files), {})
+                progress(f"{kind}/{folder}", len(files), len(files), {})
             if not done[f"{kind}/{folder}"]:
                 problem(f"{raw} has no {folder}/*{suffix}, unpacked or in an archive; get {SOURCE}")
     if not any(done.values()):
         raise DataError(f"nothing of COCO-Stuff is in {raw}; get {SOURCE}")
     for split, folder in FOLDERS.items():
-        done[f"curated/{folder}"] = _provide_list(raw, out, split, make_lists, report, problem)
+        done[f"curated/{folder}"] = _provide_list(raw, out, split, make_lists, progress, problem)
     return done
 
 
-def make_list(out: Path, split: str, report: Report = silent) -> int:
+def make_list(out: Path, split: str, progress: ProgressCallback = silent) -> int:
     """Make the curated list of a split by its rule from all label maps, and count its ids.
 
     On the 21 maps that the tests have, the rule gives what the published lists have.
@@ -97,7 +97,7 @@ def make_list(out: Path, split: str, report: Report = silent) -> int:
             block = labels[start : start + BLOCK]
             found = zip(block, pool.map(_belongs, block), strict=True)
             names += [path.stem for path, belongs in found if belongs]
-            report(f"list {split}", start + len(block), len(labels), {"ids": len(names)})
+            progress(f"list {split}", start + len(block), len(labels), {"ids": len(names)})
     with atomic_path(list_path(out, split)) as temporary:
         temporary.write_text("".join(f"{name}\n" for name in names), "utf-8")
     return len(names)
@@ -111,7 +111,7 @@ def _belongs(path: Path) -> bool:
 
 
 def _provide_list(
-    raw: Path, out: Path, split: str, make_lists: bool, report: Report, problem: Problem
+    raw: Path, out: Path, split: str, make_lists: bool, progress: ProgressCallback, problem: Problem
 ) -> int:
     path, folder, expected = list_path(out, split), FOLDERS[split], LAYOUT.splits[split]
     given = next(iter(sorted(raw.glob(f"**/{folder}/{LIST}"))), None)
@@ -119,7 +119,7 @@ def _provide_list(
         if given is not None:
             _link(given, path)
         elif make_lists:
-            number = make_list(out, split, report)
+            number = make_list(out, split, progress)
             if number != expected:
                 problem(
                     f"{path} was made by the rule and has {number:,} ids; the published list has "
@@ -169,7 +169,9 @@ def _link(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def _unpack(archive: Path, folder: str, suffix: str, target: Path, report: Report) -> None:
+def _unpack(
+    archive: Path, folder: str, suffix: str, target: Path, progress: ProgressCallback
+) -> None:
     try:
         with zipfile.ZipFile(archive) as packed:
             members = [
@@ -186,6 +188,6 @@ def _unpack(archive: Path, folder: str, suffix: str, target: Path, report: Repor
                         temporary.open("wb") as sink,
                     ):
                         shutil.copyfileobj(source, sink)
-                report(f"unpacking {archive.name}: {folder}", done, len(members), {})
+                progress(f"unpacking {archive.name}: {folder}", done, len(members), {})
     except zipfile.BadZipFile as error:
         raise DataError(f"{archive} is damaged or not complete ({error}); get it again") from None

@@ -26,8 +26,9 @@ from jaxtyping import Integer, UInt8
 from primaps.data.dataset import DataError
 from primaps.data.potsdam import LISTS, SOURCE
 from primaps.data.reading import ImageError, load_image
-from primaps.files import atomic_path
-from primaps.progress import Report, silent
+from primaps.support.errors import MissingPackageError
+from primaps.support.files import atomic_path
+from primaps.support.progress import ProgressCallback, silent
 
 logger = logging.getLogger("primaps")
 TILE, PATCH, TEST_PATCHES = 6000, 200, 855
@@ -46,7 +47,7 @@ COLOURS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 
 def prepare_potsdam(
     raw: str | Path,
     out: str | Path,
-    report: Report = silent,
+    progress: ProgressCallback = silent,
     problem: Callable[[str], None] = logger.warning,
 ) -> dict[str, int]:
     """Cut ISPRS tiles into the patches and lists of Potsdam-3.
@@ -92,11 +93,11 @@ def prepare_potsdam(
     for name in LISTS.values():
         if (out / name).is_file() and set((out / name).read_text("utf-8").split()) - ours:
             raise DataError(f"{out / name} has other ids than ours: write to another folder")
-    report("tiles", 0, len(tiles), {})
+    progress("tiles", 0, len(tiles), {})
     for done, tile in enumerate(tiles, 1):
         label = labels[tile] if tile in LABELLED else None
         _cut_tile(tile, images[tile], label, out, problem)
-        report("tiles", done, len(tiles), {})
+        progress("tiles", done, len(tiles), {})
     return _write_lists(tiles, out)
 
 
@@ -187,7 +188,7 @@ def _read_image(path: Path) -> UInt8[np.ndarray, "h w c"]:
     try:
         import tifffile
     except ImportError:
-        raise ImportError(
+        raise MissingPackageError(
             "tiles are read by tifffile: pip install 'primaps[potsdam]'", name="tifffile"
         ) from None
     try:

@@ -6,19 +6,31 @@ under the key ``img``, red, green and blue first, and the label map under ``gt``
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Integer
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from primaps.support.errors import PrimapsError
+
+ORIENTATION, TURNED = 0x0112, 5
+"""EXIF tag, and the values from which width and height are exchanged."""
 
 
-class ImageError(ValueError):
+class ImageError(PrimapsError, ValueError):
     """One file cannot be used; the message names it, the reason and what to do."""
 
 
-def load_image(source: str | Path | Image.Image) -> Image.Image:
+def load_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> Image.Image:
     """Read an image file as 8-bit RGB, upright; an image in memory is converted likewise.
+
+    In memory are images of Pillow, arrays (H, W), (H, W, 3) or (H, W, 4), and tensors (3, H, W) of
+    8 bits.
 
     EXIF rotation is applied. Grey, palette and CMYK images are converted; transparency is put on
     white. Images of 16 or 32 bits are scaled from the smallest of 8, 10, 12, 14, 16, 24 or 32 bits
@@ -28,8 +40,15 @@ def load_image(source: str | Path | Image.Image) -> Image.Image:
     Raises:
         ImageError: the file is absent, no image, truncated, or too large.
     """
+    image: Image.Image
     if isinstance(source, Image.Image):
         image = source
+    elif isinstance(source, np.ndarray | Tensor):
+        image = _from_array(source)
+    elif not isinstance(source, str | Path):
+        raise ImageError(
+            f"an image is a path, a Pillow image, an array or a tensor, not {type(source).__name__}"
+        )
     elif Path(source).suffix.lower() == ".mat":
         image = Image.fromarray(_mat_image(source))
     else:
@@ -43,6 +62,25 @@ def load_image(source: str | Path | Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def image_size(source: str | Path | Image.Image) -> tuple[int, int]:
+    """Width and height of :func:`load_image`; of a file no more than the header is read, except of
+    MATLAB files.
+
+    Raises:
+        ImageError: the file is absent or no image.
+    """
+    if isinstance(source, Image.Image):
+        return source.size
+    if Path(source).suffix.lower() == ".mat":
+        return load_image(source).size
+    with _opened(source) as image:
+        try:
+            turned = image.getexif().get(ORIENTATION, 1) >= TURNED
+        except Exception:  # odd EXIF is no reason to refuse the pixels
+            turned = False
+        return (image.height, image.width) if turned else image.size
+
+
 def load_label(path: str | Path) -> Integer[np.ndarray, "h w"]:
     """Read a label map: one channel of class indices, 8 or 16 bits, a palette image, or a MATLAB
     file.
@@ -53,7 +91,7 @@ def load_label(path: str | Path) -> Integer[np.ndarray, "h w"]:
     if Path(path).suffix.lower() == ".mat":
         return read_mat(path, "gt").astype(np.int64)
     image = _read(path)
-    if not has_indices(image):
+    if not _has_indices(image):
         raise ImageError(
             f"label {path} is a {image.mode} image; a label map has one channel of class indices, "
             "so convert its colours to indices first"
@@ -61,8 +99,17 @@ def load_label(path: str | Path) -> Integer[np.ndarray, "h w"]:
     return np.asarray(image).astype(np.int64)
 
 
-def has_indices(image: Image.Image) -> bool:
-    """Whether an image has one channel of whole numbers, as a label map must; not decoded."""
+def label_mode(path: str | Path) -> str | None:
+    """The mode of a file that cannot be a label map; None if it has one channel of whole numbers.
+
+    Raises:
+        ImageError: the file is absent or no image.
+    """
+    with _opened(path) as image:
+        return None if _has_indices(image) else image.mode
+
+
+def _has_indices(image: Image.Image) -> bool:
     return image.mode in ("L", "P", "1") or image.mode.startswith("I")
 
 
@@ -105,19 +152,53 @@ def _mat_image(path: str | Path) -> np.ndarray:
 
 
 def _read(path: str | Path) -> Image.Image:
-    path = Path(path)
-    try:
-        image = Image.open(path)
+    with _opened(path) as image:
         image.load()
-        return ImageOps.exif_transpose(image)
+        try:
+            return ImageOps.exif_transpose(image)
+        except Exception:  # damaged EXIF: the pixels are whole, and stay as they lie
+            return image.copy()
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file, opened but not decoded; whatever goes wrong in the block is one sentence."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ImageError(f"{path} is not a file")  # a pipe would be waited for
+    try:
+        with warnings.catch_warnings():  # of Pillow, about what is said or handled here
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                yield image
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist") from None
     except UnidentifiedImageError:
         raise ImageError(f"{path} is not an image that Pillow can read") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{path} has too many pixels to read at once; cut it into tiles") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(f"{path} is damaged ({error}); restore or remove it") from None
+    except MemoryError:
+        raise ImageError(f"{path} needs more memory than there is; cut it into tiles") from None
+    except Exception as error:  # decoders raise whatever a broken byte leads to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{path} is damaged ({reason}); restore or remove it") from None
+
+
+def _from_array(source: np.ndarray | Tensor) -> Image.Image:
+    if isinstance(source, Tensor):
+        array = source.detach().cpu().numpy()
+        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+    else:
+        array = source
+    shapes = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if not shapes or array.dtype != np.uint8 or 0 in array.shape:
+        raise ImageError(
+            f"an image in memory is {array.dtype} of the shape {tuple(source.shape)}; it must be "
+            "uint8, an array (H, W, 3) or a tensor (3, H, W)"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _to_8_bit(array: np.ndarray) -> np.ndarray:
@@ -125,8 +206,10 @@ def _to_8_bit(array: np.ndarray) -> np.ndarray:
         finite = np.isfinite(array)
         if not finite.any():
             raise ImageError("an image of floating point has no finite value")
-        low, high = array[finite].min(), array[finite].max()
-        scaled = (np.where(finite, array, low) - low) / max(high - low, np.finfo(np.float32).tiny)
+        # In double precision: the difference may exceed the type.
+        low, high = np.array([array[finite].min(), array[finite].max()], np.float64).tolist()
+        values = np.where(finite, array, low).astype(np.float64)
+        scaled = (values - low) / max(high - low, np.finfo(np.float32).tiny)
     else:
         largest = int(array.max())
         bits = next(b for b in (8, 10, 12, 14, 16, 24, 32) if largest < 1 << b)

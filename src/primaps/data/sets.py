@@ -6,6 +6,7 @@ from pathlib import Path
 
 from primaps.data import cityscapes, cocostuff, labelled, potsdam
 from primaps.data.dataset import DataError, Dataset, Layout
+from primaps.support.errors import InputError
 
 DATASETS = ("cityscapes", "cocostuff", "potsdam", "folder")
 
@@ -18,7 +19,7 @@ def find_layout(name: str, root: str | Path) -> Layout:
             classes.json, from which everything is read).
 
     Raises:
-        ValueError: there is no data set of this name.
+        InputError: there is no data set of this name.
         DataError: ``root`` is no folder with labels.
     """
     if name == "folder":
@@ -26,7 +27,7 @@ def find_layout(name: str, root: str | Path) -> Layout:
     known = (cityscapes.LAYOUT, cocostuff.LAYOUT, potsdam.LAYOUT)
     if found := next((layout for layout in known if layout.name == name), None):
         return found
-    raise ValueError(f"there is no data set {name!r}; there are {', '.join(DATASETS)}")
+    raise InputError(f"there is no data set {name!r}; there are {', '.join(DATASETS)}")
 
 
 def load_dataset(name: str, root: str | Path, split: str = "val") -> Dataset:
@@ -43,7 +44,7 @@ def load_dataset(name: str, root: str | Path, split: str = "val") -> Dataset:
             folder without ``train`` and ``val`` has all of its images in each split.
 
     Raises:
-        ValueError: there is no such data set or split.
+        InputError: there is no such data set or split.
         DataError: it is not laid out like this, or none of its images is on disk.
 
     Examples:
@@ -64,7 +65,7 @@ def load_dataset(name: str, root: str | Path, split: str = "val") -> Dataset:
         split = "all" if splits == ["all"] else split
         splits = list(dict.fromkeys([*splits, "all"]))
     if split not in splits:
-        raise ValueError(f"{root} has no split {split!r}; there are {', '.join(splits)}")
+        raise InputError(f"{root} has no split {split!r}; there are {', '.join(splits)}")
     samples = layout.listed(root, split)
     # One look into each folder is far quicker than one at each of 50,000 files.
     folders = {sample.source.parent for sample in samples}

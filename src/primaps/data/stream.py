@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 from primaps.data.folder import ImageFile
 from primaps.data.reading import ImageError
+from primaps.support.files import sha256
 
 T = TypeVar("T")
 Problem = Callable[[str], None]
@@ -45,3 +48,18 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     rest = iter(items)
     while chunk := list(islice(rest, size)):
         yield chunk
+
+
+def content_digest(file: ImageFile) -> str:
+    """SHA-256 of a file, or of the pixels of an image in memory.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    if isinstance(file.source, Path):
+        try:
+            return sha256(file.source)
+        except OSError as error:
+            raise ImageError(f"{file.source} cannot be read ({error.strerror})") from None
+    image = file.source
+    return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()

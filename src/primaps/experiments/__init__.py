@@ -1,16 +1,16 @@
 """The paper's tables and figures, run again: ``primaps reproduce``."""
 
-from primaps.experiments.plan import plan_lines
-from primaps.experiments.rows import NAMES, TABLES, Experiment, Row, experiment
+from primaps.experiments.costs import plan_lines
+from primaps.experiments.reproduction import Reproduction
 from primaps.experiments.run import reproduce
-from primaps.experiments.settings import Settings
+from primaps.experiments.tables import NAMES, TABLES, Experiment, TableRow, experiment
 
 __all__ = [
     "NAMES",
     "TABLES",
     "Experiment",
-    "Row",
-    "Settings",
+    "Reproduction",
+    "TableRow",
     "experiment",
     "plan_lines",
     "reproduce",

@@ -9,15 +9,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import primaps
-from primaps.backbones import Backbone, load_backbone
-from primaps.experiments.plan import GPU, Rate, cpu_rate
-from primaps.experiments.rows import Row
-from primaps.experiments.settings import Settings
+from primaps.backbones.backbone import Backbone
+from primaps.backbones.convert import WeightsError
+from primaps.backbones.load import load_backbone
+from primaps.experiments.costs import GPU, Rate, cpu_rate
+from primaps.experiments.reproduction import Reproduction
 from primaps.experiments.sources import Source, fingerprint, load_source
-from primaps.files import sha256
-from primaps.segmenter import PriMaPsEM
-from primaps.weights import WeightsError
+from primaps.experiments.tables import TableRow
+from primaps.model import PriMaPsEM
+from primaps.support.files import sha256
+from primaps.version import VERSION
 
 FORMAT = 1
 """Of results; a change of what they mean raises it."""
@@ -32,7 +33,7 @@ class Outcome:
         reason: why it has none, or not all.
     """
 
-    row: Row
+    row: TableRow
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
     reason: str = ""
 
@@ -48,7 +49,7 @@ class Outcome:
 class Laboratory:
     """What rows share while they run: data and backbones."""
 
-    settings: Settings
+    reproduction: Reproduction
     sources: dict[str, Source] = field(default_factory=dict)
     prints: dict[str, tuple[str, str]] = field(default_factory=dict)
     backbones: dict[str, Backbone | str] = field(default_factory=dict)
@@ -68,7 +69,7 @@ class Laboratory:
     def source(self, name: str) -> Source:
         """A data set, read once."""
         if name not in self.sources:
-            source = load_source(name, self.settings.roots[name])
+            source = load_source(name, self.reproduction.roots[name])
             self.sources[name] = source
             self.prints[name] = (fingerprint(source.train), fingerprint(source.score))
         return self.sources[name]
@@ -76,9 +77,9 @@ class Laboratory:
     def backbone(self, name: str) -> Backbone | str:
         """A backbone, loaded once, or why it cannot be loaded."""
         if name not in self.backbones:
-            precision = self.settings.options.get("precision", "float32")
+            precision = self.reproduction.options.get("precision", "float32")
             try:
-                network = load_backbone(name, self.settings.device, precision=precision)
+                network = load_backbone(name, self.reproduction.device, precision=precision)
                 self.backbones[name] = network
             except WeightsError as error:
                 self.backbones[name] = str(error).split(". ")[0]
@@ -95,7 +96,7 @@ class Run:
         result: fingerprint of its scores.
     """
 
-    row: Row
+    row: TableRow
     seed: int
     model: PriMaPsEM
     source: Source
@@ -103,13 +104,13 @@ class Run:
     result: str
 
     @classmethod
-    def prepare(cls, row: Row, seed: int, laboratory: Laboratory, network: Backbone) -> Run:
+    def prepare(cls, row: TableRow, seed: int, laboratory: Laboratory, network: Backbone) -> Run:
         """The model of a row and its fingerprints."""
-        settings = laboratory.settings
+        reproduction = laboratory.reproduction
         source = laboratory.source(row.dataset)
-        options = settings.config(row, seed)
+        options = reproduction.config(row, seed)
         options.pop("precision", None)  # the network has it already
-        path = settings.projection(row) if row.projection else None
+        path = reproduction.projection(row) if row.projection else None
         if path is not None:
             options["projection"] = path
         device = network.device
@@ -117,7 +118,7 @@ class Run:
         config = {k: v for k, v in asdict(model.config).items() if k != "backbone"}
         checkpoint = sha256(path) if path is not None and path.is_file() else str(path or "")
         train, score = laboratory.prints[row.dataset]
-        about = [FORMAT, primaps.__version__, network.digest, checkpoint, config, row.kind, train]
+        about = [FORMAT, VERSION, network.digest, checkpoint, config, row.kind, train]
         scored = [*about, score, row.crf]
         return cls(row, seed, model, source, _digest(about), _digest(scored))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-Figures = tuple[float, float]
+PaperScores = tuple[float, float]
 """Accuracy and mean IoU in %."""
 
 BACKBONES = ("dino-vits8", "dino-vitb8", "dinov2-vits14", "dinov2-vitb14")
 
 # Tables 1 to 3: data set, backbone -> baseline, PriMaPs-EM, linear probe.
-MAIN: dict[str, dict[str, tuple[Figures, Figures, Figures]]] = {
+MAIN: dict[str, dict[str, tuple[PaperScores, PaperScores, PaperScores]]] = {
     "cityscapes": {
         "dino-vits8": ((61.4, 15.8), (81.2, 19.4), (91.0, 35.4)),
         "dino-vitb8": ((49.2, 15.5), (59.6, 17.6), (91.6, 35.9)),
@@ -30,7 +30,7 @@ MAIN: dict[str, dict[str, tuple[Figures, Figures, Figures]]] = {
 }
 
 # The same tables, on top of others: data set -> (method, backbone) -> alone, with PriMaPs-EM.
-ON_TOP: dict[str, dict[tuple[str, str], tuple[Figures, Figures]]] = {
+ON_TOP: dict[str, dict[tuple[str, str], tuple[PaperScores, PaperScores]]] = {
     "cityscapes": {
         ("STEGO", "dino-vitb8"): ((73.2, 21.0), (78.6, 21.6)),
         ("HP", "dino-vits8"): ((80.1, 18.4), (76.6, 19.2)),
@@ -46,7 +46,7 @@ ON_TOP: dict[str, dict[tuple[str, str], tuple[Figures, Figures]]] = {
 }
 
 # Table 6: HP on DINOv2, alone and with PriMaPs-EM.
-ON_DINOV2: dict[str, dict[tuple[str, str], tuple[Figures, Figures]]] = {
+ON_DINOV2: dict[str, dict[tuple[str, str], tuple[PaperScores, PaperScores]]] = {
     "cityscapes": {("HP", "dinov2-vitb14"): ((67.9, 15.9), (74.3, 16.6))},
     "cocostuff": {("HP", "dinov2-vitb14"): ((48.9, 19.8), (49.3, 20.2))},
     "potsdam": {("HP", "dinov2-vits14"): ((79.4, 65.7), (79.6, 66.0))},
@@ -54,13 +54,13 @@ ON_DINOV2: dict[str, dict[tuple[str, str], tuple[Figures, Figures]]] = {
 
 # Tables 4a and 4b, COCO-Stuff with DINO ViT-B/8.
 ABLATION = ("cocostuff", "dino-vitb8")
-MASKS: dict[str, Figures] = {
+MASKS: dict[str, PaperScores] = {
     "similarity masks": (46.3, 19.8),
     "+ nearest neighbour": (44.9, 20.0),
     "+ CRF": (48.4, 21.9),
     "non-iterative": (47.9, 21.7),
 }
-EM: dict[str, Figures] = {
+EM: dict[str, PaperScores] = {
     "baseline": (38.8, 15.7),
     "+ pseudo label": (38.8, 18.0),
     "+ EMA": (45.0, 20.2),
@@ -69,7 +69,7 @@ EM: dict[str, Figures] = {
 }
 
 # Table 5, DINO ViT-B/8: pixels in masks, and all pixels with those in no mask counted wrong.
-ORACLE: dict[str, tuple[Figures, Figures]] = {
+ORACLE: dict[str, tuple[PaperScores, PaperScores]] = {
     "cityscapes": ((92.4, 54.0), (73.2, 32.4)),
     "cocostuff": ((93.4, 82.4), (74.1, 55.9)),
     "potsdam": ((95.2, 90.9), (67.4, 48.9)),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from primaps.charts import evenly, example_sheet, iou_chart, result_confusion, save
 from primaps.data import Sample
+from primaps.evaluation.protocol import Evaluation
 from primaps.experiments.laboratory import Laboratory, Outcome
-from primaps.experiments.rows import Experiment
-from primaps.files import atomic_path
-from primaps.segmenter import PriMaPsEM
+from primaps.experiments.tables import Experiment
+from primaps.model import PriMaPsEM
+from primaps.pictures.charts import iou_chart, save
+from primaps.pictures.scores import evenly, example_sheet, result_confusion
+from primaps.support.files import atomic_path
+from primaps.support.typed import conform
 
-SCORED_OTHERWISE = ("baseline + CRF", "PriMaPs-EM without CRF", "oracle, all pixels")
+NOT_CHARTED = ("baseline + CRF", "PriMaPs-EM without CRF", "oracle, all pixels")
 """Rows that would clutter a chart beside those that they hardly differ from."""
 Captioned = tuple[str, str]
 """Name of a file beside the report, and what it shows."""
@@ -45,7 +49,7 @@ def draw(
 
 
 def _iou(group: Sequence[Outcome], folder: Path, name: str, where: str) -> Captioned:
-    distinct = [o for o in group if o.row.label not in SCORED_OTHERWISE]
+    distinct = [o for o in group if o.row.label not in NOT_CHARTED]
     shown = distinct if len(distinct) > 1 else group
     series = {outcome.row.label: outcome.iou for outcome in shown}
     save(iou_chart(series, where), folder / f"iou-{name}.png")
@@ -59,7 +63,7 @@ def _confusion(
         seed, result = next(iter(outcome.results.items()))
         file = f"confusion-{_slug(outcome.row.label)}-{name}.png"
         title = f"{outcome.row.label}, accuracy {100 * result['accuracy']:.1f} %"
-        save(result_confusion(result, title), folder / file)
+        save(result_confusion(as_evaluation(result), title), folder / file)
         yield file, f"Confusion matrix of {outcome.row.label}, {where}, seed {seed}."
 
 
@@ -67,6 +71,13 @@ def _compared(group: Sequence[Outcome]) -> list[Outcome]:
     """Baseline and PriMaPs-EM, or a projection alone and with PriMaPs-EM."""
     plain = [o for o in group if o.row.label in ("baseline", "PriMaPs-EM")]
     return plain or [o for o in group if o.row.projection]
+
+
+def as_evaluation(result: dict[str, Any]) -> Evaluation:
+    """The evaluation that a result of a run holds, as it is kept in JSON."""
+    names = {field.name for field in fields(Evaluation)}
+    kept = {name: value for name, value in result.items() if name in names}
+    return conform({**kept, "options": {"root": "", **kept["options"]}}, Evaluation, "result")
 
 
 def _slug(label: str) -> str:
@@ -97,14 +108,14 @@ def _sheet(
     else:
         samples = evenly(data, number)
         caption = "Images at even distances in the list, not chosen by their scores"
-    columns: dict[str, tuple[PriMaPsEM, dict[str, Any]]] = {}
+    columns: dict[str, tuple[PriMaPsEM, Evaluation]] = {}
     for outcome in shown:
         result = next(iter(outcome.results.values()))
-        path = laboratory.settings.out / result["model"]
+        path = laboratory.reproduction.out / result["model"]
         if not path.is_dir():  # results were copied here without models
             return
         model = PriMaPsEM.from_pretrained(path, backbone=network, device=network.device)
-        columns[outcome.row.label] = (model, result)
+        columns[outcome.row.label] = (model, as_evaluation(result))
     with atomic_path(folder / f"{kind}-{name}.png") as temporary:
         example_sheet(columns, data, samples).save(temporary)
     yield f"{kind}-{name}.png", f"{caption}; {where}, seed {seed}. Dark: ignored, or no class."

@@ -13,19 +13,19 @@ from typing import Any
 
 import torch
 
-import primaps
-from primaps.backbones import resolve_device
+from primaps.backbones.load import resolve_device
 from primaps.experiments.laboratory import Laboratory, Outcome
 from primaps.experiments.pictures import draw
-from primaps.experiments.rows import Experiment
 from primaps.experiments.sources import list_digest, write_list
-from primaps.files import atomic_path, write_json
+from primaps.experiments.tables import Experiment
 from primaps.planning import duration
+from primaps.support.files import atomic_path, write_json
+from primaps.version import VERSION
 
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "numba", "pillow", "kornia")
 ORDER = ("baseline", "PriMaPs-EM", "linear probe", "oracle, pixels in masks")
 """In mean IoU, as the paper finds it."""
-SEE_LABELS = {"probe": "linear probe", "oracle": "oracle"}
+LABELLED_KINDS = {"probe": "linear probe", "oracle": "oracle"}
 """Kinds of rows that are made with labels."""
 
 
@@ -37,7 +37,7 @@ def write_report(
     Returns:
         ``report.md``.
     """
-    folder = laboratory.settings.out / experiment.name
+    folder = laboratory.reproduction.out / experiment.name
     captions = draw(experiment, outcomes, laboratory, folder)
     about = environment(laboratory, folder)
     rows = [_row_about(outcome) for outcome in outcomes]
@@ -92,8 +92,8 @@ def spread(values: Sequence[float]) -> str:
 
 def environment(laboratory: Laboratory, folder: Path) -> dict[str, Any]:
     """What a run depends on; writes the lists of image ids beside the report."""
-    settings = laboratory.settings
-    device = resolve_device(settings.device)
+    reproduction = laboratory.reproduction
+    device = resolve_device(reproduction.device)
     cuda = device.type == "cuda"
     data: dict[str, Any] = {}
     for name, source in laboratory.sources.items():
@@ -110,13 +110,13 @@ def environment(laboratory: Laboratory, folder: Path) -> dict[str, Any]:
             for part, split in splits.items()
         }
     return {
-        "seeds": list(settings.seeds),
-        "options": {"views": settings.views, **settings.options},
+        "seeds": list(reproduction.seeds),
+        "options": {"views": reproduction.views, **reproduction.options},
         "data": data,
         "weights": {Path(name).name: network.digest for name, network in laboratory.used.items()},
         "device": torch.cuda.get_device_name(device) if cuda else _processor(),
         "versions": {
-            "primaps": primaps.__version__,
+            "primaps": VERSION,
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
@@ -129,7 +129,7 @@ def _processor() -> str:
 
 def _introduction(outcomes: Sequence[Outcome], laboratory: Laboratory) -> Iterator[str]:
     kinds = {outcome.row.kind for outcome in outcomes}
-    uses = ["scores", *(f"the {SEE_LABELS[kind]}" for kind in SEE_LABELS if kind in kinds)]
+    uses = ["scores", *(f"the {LABELLED_KINDS[kind]}" for kind in LABELLED_KINDS if kind in kinds)]
     for name, source in laboratory.sources.items():
         train, score = source.train, source.score
         where = f"{name} ({score.root.name})" if name == "folder" else name
@@ -140,7 +140,7 @@ def _introduction(outcomes: Sequence[Outcome], laboratory: Laboratory) -> Iterat
             text = f"fitted to {len(train.samples):,} images ({train.split}), scored on "
             text += f"{len(score.samples):,} others ({score.split})"
         yield f"{where}, {len(score.classes)} classes: {text}."
-    seeds = laboratory.settings.seeds
+    seeds = laboratory.reproduction.seeds
     several = f"seeds {', '.join(map(str, seeds))}, mean ± standard deviation"
     protocol = "Accuracy and mean IoU in %, at the size of the model, centre crop"
     if kinds != {"oracle"}:

@@ -9,26 +9,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from primaps.backbones import Backbone
+from primaps.backbones.backbone import Backbone
 from primaps.data import Problem
+from primaps.em.recorder import clear_states
+from primaps.evaluation.oracle import evaluate_oracle
+from primaps.evaluation.protocol import evaluate
+from primaps.experiments.costs import Estimator
 from primaps.experiments.kept import KeptFeatures
 from primaps.experiments.laboratory import Laboratory, Outcome, Run
-from primaps.experiments.plan import Estimator
 from primaps.experiments.report import write_report
-from primaps.experiments.rows import Row
-from primaps.experiments.settings import Settings
-from primaps.files import write_json
-from primaps.oracle import evaluate_oracle
+from primaps.experiments.reproduction import Reproduction
+from primaps.experiments.tables import TableRow
+from primaps.model import PriMaPsEM
 from primaps.planning import duration
-from primaps.progress import Report, silent
-from primaps.protocol import evaluate
-from primaps.segmenter import PriMaPsEM
+from primaps.support.errors import InputError
+from primaps.support.files import write_json
+from primaps.support.progress import ProgressCallback, silent
 
 
 def reproduce(
     name: str,
-    settings: Settings,
-    report: Report = silent,
+    reproduction: Reproduction,
+    progress: ProgressCallback = silent,
     problem: Problem = lambda sentence: None,
     note: Callable[[str], None] = lambda sentence: None,
 ) -> Path:
@@ -41,7 +43,7 @@ def reproduce(
 
     Args:
         name: one of :data:`primaps.experiments.NAMES`.
-        report: told about progress.
+        progress: called after each unit of work.
         problem: told about images that cannot be read.
         note: told what was done.
 
@@ -49,20 +51,20 @@ def reproduce(
         The report.
 
     Raises:
-        ValueError: there is no such experiment, or no row of it has data.
+        InputError: there is no such experiment, or no row of it has data.
         DataError: a data set is not laid out as it should be.
     """
-    experiment = settings.experiment(name)
-    if not any(row.dataset in settings.roots for row in experiment.rows):
+    experiment = reproduction.experiment(name)
+    if not any(row.dataset in reproduction.roots for row in experiment.rows):
         known = dict.fromkeys(row.dataset for row in experiment.rows)
         asked = " ".join(f"--root {dataset}=FOLDER" for dataset in known)
-        raise ValueError(f"{name} needs data: give {asked}, or see --plan")
-    laboratory = Laboratory(settings)
+        raise InputError(f"{name} needs data: give {asked}, or see --plan")
+    laboratory = Laboratory(reproduction)
     for dataset in dict.fromkeys(row.dataset for row in experiment.rows):
-        if dataset in settings.roots:  # before backbones, which may have to be downloaded
+        if dataset in reproduction.roots:  # before backbones, which may have to be downloaded
             laboratory.source(dataset)
     outcomes = [Outcome(row) for row in experiment.rows]
-    for sentence in _run_all(outcomes, laboratory, report, problem):
+    for sentence in _run_all(outcomes, laboratory, progress, problem):
         note(sentence)
     return write_report(experiment, outcomes, laboratory)
 
@@ -70,28 +72,28 @@ def reproduce(
 def _run_all(
     outcomes: list[Outcome],
     laboratory: Laboratory,
-    report: Report,
+    progress: ProgressCallback,
     problem: Problem,
 ) -> Iterator[str]:
     """Run what is lacking; yields a sentence about every run, and about every reason once."""
-    settings, began = laboratory.settings, time.monotonic()
-    estimator, told, stopped = Estimator(settings), set[str](), ""
+    reproduction, began = laboratory.reproduction, time.monotonic()
+    estimator, told, stopped = Estimator(reproduction), set[str](), ""
     for outcome in outcomes:
         row = outcome.row
-        network: Backbone | str = settings.lacking(row) or laboratory.backbone(row.backbone)
+        network: Backbone | str = reproduction.lacking(row) or laboratory.backbone(row.backbone)
         if isinstance(network, str):
             outcome.reason = network
             if network not in told:
                 yield f"{row.dataset}, {Path(row.backbone).name}, {row.label}: not run, {network}"
             told.add(network)
             continue
-        for seed in settings.seeds_of(row):
+        for seed in reproduction.seeds_of(row):
             run = Run.prepare(row, seed, laboratory, network)
             cost = estimator.cost(row, seed)  # what the store has is counted too: an upper bound
-            file = settings.out / "rows" / f"{run.name}.json"
+            file = reproduction.out / "rows" / f"{run.name}.json"
             before = file.is_file()
-            if settings.budget is not None and not before:
-                left = max(0.0, settings.budget - (time.monotonic() - began))
+            if reproduction.budget is not None and not before:
+                left = max(0.0, reproduction.budget - (time.monotonic() - began))
                 expected = cost.seconds(laboratory.rate(network), estimator.flops(row))
                 if not stopped and expected > left:
                     stopped = (
@@ -103,29 +105,31 @@ def _run_all(
                     outcome.reason = stopped
                     break
             if not before:
-                write_json(file, _result(run, settings, report, problem))
+                write_json(file, _result(run, reproduction, progress, problem))
             result = outcome.results[seed] = json.loads(file.read_text("utf-8"))
             yield _sentence(row, seed, result) + (" (from before)" if before else "")
 
 
-def _result(run: Run, settings: Settings, report: Report, problem: Problem) -> dict[str, Any]:
+def _result(
+    run: Run, reproduction: Reproduction, progress: ProgressCallback, problem: Problem
+) -> dict[str, Any]:
     """Fit, unless an earlier row did, and score."""
     model, data, seconds = run.model, run.source.score, {}
     if run.row.kind == "oracle":
         began = time.monotonic()
         scores = evaluate_oracle(
-            data, backbone=model.backbone, size=model.size, report=report, problem=problem,
+            data, backbone=model.backbone, size=model.size, progress=progress, problem=problem,
             **model.mask_maker().options,
         )  # fmt: skip
-        found = {**scores, "options": {"size": model.size, **model.mask_maker().options}}
+        found = {**scores.to_dict(), "options": {"size": model.size, **model.mask_maker().options}}
     else:
-        folder = settings.out / "models" / run.fit[:12]
-        model, seconds["fit"] = _fitted(run, folder, settings, report, problem)
+        folder = reproduction.out / "models" / run.fit[:12]
+        model, seconds["fit"] = _fitted(run, folder, reproduction, progress, problem)
         began = time.monotonic()
-        features = KeptFeatures(model.backbone, settings.store) if settings.store else None
+        features = KeptFeatures(model.backbone, reproduction.store) if reproduction.store else None
         found = evaluate(
-            model, data, crf=run.row.crf, features=features, report=report, problem=problem
-        )
+            model, data, crf=run.row.crf, features=features, progress=progress, problem=problem
+        ).to_dict()
         found["options"].pop("root")  # results are the same wherever the data lies
         found["model"] = f"models/{folder.name}"
     seconds["score"] = time.monotonic() - began
@@ -144,7 +148,7 @@ def _result(run: Run, settings: Settings, report: Report, problem: Problem) -> d
 
 
 def _fitted(
-    run: Run, folder: Path, settings: Settings, report: Report, problem: Problem
+    run: Run, folder: Path, reproduction: Reproduction, progress: ProgressCallback, problem: Problem
 ) -> tuple[PriMaPsEM, float]:
     """The model of a run, and the seconds that its fit took, now or in an earlier row."""
     done = folder / "fit.json"
@@ -157,20 +161,19 @@ def _fitted(
     model = run.model.fit(
         train.samples,
         train if run.row.kind == "probe" else None,
-        store=settings.store,
+        store=reproduction.store,
         checkpoints=folder,
-        report=report,
+        progress=progress,
         problem=problem,
     )
     seconds = round(time.monotonic() - began, 1)
     model.save_pretrained(folder)
     write_json(done, {"seconds": seconds, "fingerprint": run.fit})
-    for path in folder.glob("training-*.safetensors"):  # the fit is complete
-        path.unlink(missing_ok=True)
+    clear_states(folder)
     return model, seconds
 
 
-def _sentence(row: Row, seed: int, result: dict[str, Any]) -> str:
+def _sentence(row: TableRow, seed: int, result: dict[str, Any]) -> str:
     scores = row.scores(result)
     figures = f"{100 * scores['accuracy']:.1f} / {100 * scores['mean_iou']:.1f}"
     seconds = duration(sum(result["seconds"].values()))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from primaps.data import DataError, Dataset, load_dataset
 from primaps.data.sets import find_layout
-from primaps.files import atomic_path
+from primaps.support.errors import InputError
+from primaps.support.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ def image_counts(name: str, root: Path | None) -> tuple[int, int, int]:
     """Images to fit, images to score and classes; as published if the data set is not here.
 
     Raises:
-        ValueError: a folder with labels is not here.
+        InputError: a folder with labels is not here.
     """
     if root is not None:
         source = load_source(name, root)
         return len(source.train.samples), len(source.score.samples), len(source.score.classes)
     if name == "folder":
-        raise ValueError("give --root: a folder with images, labels and classes.json")
+        raise InputError("give --root: a folder with images, labels and classes.json")
     layout = find_layout(name, "")
     return layout.splits["train"] or 0, layout.splits["val"] or 0, len(layout.classes)
 

@@ -8,12 +8,12 @@ from primaps.projections.checkpoints import (
     read_checkpoint,
 )
 from primaps.projections.crops import five_crops
-from primaps.projections.foreign import UnsafeFileError
 from primaps.projections.hp import HP_PRESETS, HPSettings, train_hp
 from primaps.projections.projection import Head, Projection, ProjectionError
 from primaps.projections.shifts import automatic_shifts
 from primaps.projections.stego import STEGO_PRESETS, Pairs, StegoSettings, train_stego
 from primaps.projections.train import projection_settings, train_projection
+from primaps.support.foreign import UnsafeFileError
 
 __all__ = [
     "HP_PRESETS",

@@ -20,10 +20,11 @@ from typing import Any, Literal, cast, get_args
 
 from torch import Tensor
 
-from primaps.files import sha256
-from primaps.projections.foreign import read_foreign
+from primaps.backbones.convert import WeightsError, to_hub_names, write_folder
 from primaps.projections.projection import Projection, ProjectionError, from_tensors
-from primaps.weights import WeightsError, to_hub_names, write_folder
+from primaps.support.errors import InputError
+from primaps.support.files import sha256
+from primaps.support.foreign import read_foreign
 
 Kind = Literal["stego", "hp"]
 
@@ -43,7 +44,7 @@ class Checkpoint:
         kind: ``stego`` or ``hp``.
         projection: head and clusters.
         backbone: the ViT under its original (timm-style) names, as
-            :func:`primaps.weights.to_hub_names` takes it.
+            :func:`primaps.backbones.convert.to_hub_names` takes it.
         linear_probe: ``weight`` (K, D) and ``bias`` (K,), fitted to labels by the authors; empty if
             the file has none.
     """
@@ -90,7 +91,7 @@ def read_checkpoint(kind: str | None, path: str | Path) -> Checkpoint:
         ProjectionError, UnsafeFileError: as in :func:`load_projection`.
     """
     if kind is not None and kind not in get_args(Kind):
-        raise ValueError(f"kind {kind!r} must be one of {', '.join(get_args(Kind))}, or None")
+        raise InputError(f"kind {kind!r} must be one of {', '.join(get_args(Kind))}, or None")
     path = Path(path).expanduser()
     if not path.is_file():
         raise ProjectionError(f"{path} does not exist: give a checkpoint of STEGO or HP")

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from primaps.data import ImageFile, Problem, load_image, read, square
-from primaps.files import atomic_path
+from primaps.support.files import atomic_path
 
 
 def five_crops(images: UInt8[Tensor, "b 3 H W"]) -> UInt8[Tensor, "b5 3 H W"]:

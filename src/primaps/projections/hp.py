@@ -24,10 +24,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from primaps.progress import Report, silent
+from primaps.em.em import momentum_update
+from primaps.features.store import Rows
 from primaps.projections.projection import Head, Projection
-from primaps.projections.sampling import Features, batches, check, finite
-from primaps.prototypes import momentum_update
+from primaps.projections.sampling import batches, check, finite
+from primaps.support.errors import InputError
+from primaps.support.progress import ProgressCallback, silent
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class HPSettings:
         counts = ("dim", "pool", "batch_size", "positions", "anchors")
         check(self, counts, ("temperature", "learning_rate"), ("momentum", "warmup", "dropout"))
         if not 0 < self.contrast <= 1:
-            raise ValueError(f"contrast is {self.contrast}; it must be in (0, 1]")
+            raise InputError(f"contrast is {self.contrast}; it must be in (0, 1]")
 
 
 # The authors' values for DINO: ViT-S/8 for the first two, ViT-B/8 for Potsdam-3. They count the
@@ -159,24 +161,24 @@ def neighbourhood(
 
 
 def train_hp(
-    features: Features,
+    features: Rows,
     steps: int,
     settings: HPSettings = HPSettings(),
     seed: int = 0,
-    report: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> Projection:
     """Train a head on cached features of N images.
 
     Args:
         features: of N images and their mirror images.
         steps: of AdamW.
-        report: told the mean number of task-agnostic positives of an anchor.
+        progress: told the mean number of task-agnostic positives of an anchor.
 
     Returns:
         A projection without clusters; its ``about`` holds the settings.
 
     Raises:
-        ValueError: features with NaN.
+        InputError: features with NaN.
     """
     generator = torch.Generator().manual_seed(seed)
     count, channels = len(features), features.shape[1]
@@ -228,7 +230,7 @@ def train_hp(
         optimizer.step()
         momentum_update(slow, head, settings.momentum)
         found = agnostic.sum(1).float().mean().item()
-        report("HP", step, steps, {"loss": finite(loss, step), "positives": found})
+        progress("HP", step, steps, {"loss": finite(loss, step), "positives": found})
     about = {"method": "hp", "steps": steps, "seed": seed, "images": count}
     return Projection(head, None, "hp", {**about, "settings": asdict(settings)})
 
@@ -244,7 +246,7 @@ class _Drawn(NamedTuple):
 
 
 def _draw(
-    features: Features, index: Int[Tensor, " b"], settings: HPSettings, generator: torch.Generator
+    features: Rows, index: Int[Tensor, " b"], settings: HPSettings, generator: torch.Generator
 ) -> _Drawn:
     which = torch.randint(2, (len(index),), generator=generator)
     maps, mirrored = (features.take(index, i).float() for i in (which, 1 - which))
@@ -260,7 +262,7 @@ def _draw(
     return _Drawn(tokens, first, near, weights, opposite)
 
 
-def _references(features: Features, count: int, generator: torch.Generator) -> Float[Tensor, "m c"]:
+def _references(features: Rows, count: int, generator: torch.Generator) -> Float[Tensor, "m c"]:
     """Features of random positions of random images: the pool. The same ones serve to the end."""
     found = []
     for index in torch.randint(len(features), (count,), generator=generator).split(64):

@@ -18,13 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from primaps.backbones import weights_digest
-from primaps.files import atomic_path, write_json
+from primaps.backbones.backbone import weights_digest
+from primaps.support.errors import InputError, PrimapsError
+from primaps.support.files import atomic_path, write_json
 
 FORMAT = 1
 
 
-class ProjectionError(RuntimeError):
+class ProjectionError(PrimapsError, RuntimeError):
     """A file or folder holds no projection, or one that does not fit; the message says why."""
 
 
@@ -98,7 +99,8 @@ class Projection(nn.Module):
     ) -> None:
         super().__init__()
         self.codes = codes
-        self.name = name or getattr(codes, "__qualname__", type(codes).__qualname__)
+        own = str(getattr(codes, "__qualname__", type(codes).__qualname__))
+        self.name = name or own
         self.about = dict(about or {})
         self.register_parameter(
             "clusters", None if clusters is None else nn.Parameter(clusters.detach().clone())
@@ -119,13 +121,13 @@ class Projection(nn.Module):
         """Codes of a batch of feature maps, not normalised.
 
         Raises:
-            ValueError: the features have another number of channels than the head takes, or a
+            InputError: the features have another number of channels than the head takes, or a
                 callable returned another shape.
         """
         if features.ndim != 4:
-            raise ValueError(f"features must be (B, C, h, w), got {tuple(features.shape)}")
+            raise InputError(f"features must be (B, C, h, w), got {tuple(features.shape)}")
         if isinstance(self.codes, Head) and features.shape[1] != self.codes.linear.in_features:
-            raise ValueError(
+            raise InputError(
                 f"the projection {self.name} takes {self.codes.linear.in_features} channels, but "
                 f"the features have {features.shape[1]}: it was made for another backbone"
             )
@@ -136,7 +138,7 @@ class Projection(nn.Module):
             or (len(codes), *codes.shape[2:]) != (len(features), *features.shape[2:])
         ):
             found = tuple(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
-            raise ValueError(
+            raise InputError(
                 f"the projection {self.name} returned {found} for features "
                 f"{tuple(features.shape)}; it must be (B, D, h, w) with the same B, h, w"
             )
@@ -146,10 +148,10 @@ class Projection(nn.Module):
         """Write ``projection.safetensors`` and ``projection.json`` into a folder.
 
         Raises:
-            ValueError: the codes come from a callable, whose program cannot be written.
+            InputError: the codes come from a callable, whose program cannot be written.
         """
         if not self.own:
-            raise ValueError(
+            raise InputError(
                 f"the projection {self.name} is a callable and cannot be saved: keep its program, "
                 "and give it again when the model is loaded"
             )

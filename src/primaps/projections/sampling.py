@@ -10,23 +10,23 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from primaps.data.store import Rows
-from primaps.views import batch_indices
+from primaps.features.store import Rows
+from primaps.features.views import batch_indices
+from primaps.support.errors import InputError
 
-Features = Rows
-"""Cached features (2, C, h, w) of each image: [0] of itself and [1] of its mirror image."""
+# Cached features are rows (2, C, h, w): [0] of an image itself and [1] of its mirror image.
 
 
 def batches(
     count: int, batch_size: int, steps: int, purpose: str, seed: int
 ) -> Iterator[Int[Tensor, " b"]]:
-    """Indices of the images of each step; see :func:`primaps.views.batch_indices`."""
+    """Indices of the images of each step; see :func:`primaps.features.views.batch_indices`."""
     for step in range(1, steps + 1):
         yield batch_indices(step, count, batch_size, purpose, seed)
 
 
 def draw(
-    features: Features, index: Int[Tensor, " b"], generator: torch.Generator
+    features: Rows, index: Int[Tensor, " b"], generator: torch.Generator
 ) -> Float[Tensor, "b c h w"]:
     """Features of some images in single precision, each image mirrored or not by chance."""
     which = torch.randint(2, (len(index),), generator=generator)
@@ -51,7 +51,7 @@ def sample(
     return F.grid_sample(maps, grid, align_corners=True, padding_mode="border")[:, :, 0]
 
 
-def descriptors(features: Features, batch_size: int = 64) -> Float[Tensor, "n c"]:
+def descriptors(features: Rows, batch_size: int = 64) -> Float[Tensor, "n c"]:
     """One direction per image: its features averaged over positions, of length 1."""
     means = []
     for index in torch.arange(len(features)).split(batch_size):
@@ -95,12 +95,12 @@ def check(
     ):
         for name in names:
             if not fits(value := getattr(settings, name)):
-                raise ValueError(f"{name} is {value}; it must be {words}")
+                raise InputError(f"{name} is {value}; it must be {words}")
 
 
 def finite(loss: Float[Tensor, ""], step: int) -> float:
     """The loss as a number; an error if it is none, because then nothing is learnt any more."""
     value = loss.item()
     if not math.isfinite(value):
-        raise ValueError(f"the loss of step {step} is {value}: features contain NaN or infinity")
+        raise InputError(f"the loss of step {step} is {value}: features contain NaN or infinity")
     return value

@@ -6,25 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from primaps.em import Settings, fit_kmeans, pca_start
-from primaps.progress import Report, silent
-from primaps.projections.sampling import Features, batches, descriptors, nearest_images
+from primaps.config import Config
+from primaps.em.kmeans import fit_kmeans, pca_start
+from primaps.em.recorder import Recorder
+from primaps.features.store import Rows
+from primaps.features.views import Views
+from primaps.projections.sampling import batches, descriptors, nearest_images
 from primaps.projections.stego import Pairs, StegoSettings, centred, correlation, draw_points
-from primaps.training import Recorder
-from primaps.views import Views
+from primaps.support.progress import ProgressCallback, silent
 
 STEPS = 184
 """Of the k-means: those of the baseline on Cityscapes."""
 BATCHES = 16
-FACTOR, MOST = 2.0, 0.7
+FACTOR, LARGEST_SHARE = 2.0, 0.7
 
 
 def automatic_shifts(
-    features: Features,
+    features: Rows,
     settings: StegoSettings,
     classes: int,
     seed: int = 0,
-    report: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> Pairs:
     """Shifts b from K and from the classes that the k-means baseline (Eq. 9) finds.
 
@@ -43,16 +45,16 @@ def automatic_shifts(
     Args:
         features: of N images and their mirror images; N at least 2.
         classes: K.
-        report: told about the k-means.
+        progress: told about the k-means.
 
     Raises:
-        ValueError: more than twice as many classes as channels, or features with NaN.
+        InputError: more than twice as many classes as channels, or features with NaN.
     """
     images = descriptors(features)
     views = Views(features, device=images.device)
-    recorder = Recorder(report=report)
+    recorder = Recorder(progress=progress)
     start = pca_start(views, classes)
-    prototypes = fit_kmeans(views, start, STEPS, Settings(seed=seed), recorder)
+    prototypes = fit_kmeans(views, start, STEPS, Config(classes, seed=seed), recorder)
     directions = F.normalize(prototypes.direction.detach(), dim=1)
     generator = torch.Generator().manual_seed(seed)
     neighbours = nearest_images(images, settings.neighbours).cpu()
@@ -66,7 +68,7 @@ def automatic_shifts(
         for kind, labels in enumerate((found, found_near)):
             alike[kind].append((found[:, :, None] == labels[:, None]).float().mean())
     chances = (torch.stack(each).mean().item() for each in alike)
-    shares = (*(min(MOST, FACTOR * chance) for chance in chances), 1 / classes)
+    shares = (*(min(LARGEST_SHARE, FACTOR * chance) for chance in chances), 1 / classes)
     return Pairs(*(_quantile(v, 1 - share) for v, share in zip(values, shares, strict=True)))
 
 

@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from primaps.progress import Report, silent
+from primaps.features.store import Rows
 from primaps.projections.projection import Head, Projection
 from primaps.projections.sampling import (
-    Features,
     batches,
     check,
     descriptors,
@@ -30,6 +29,8 @@ from primaps.projections.sampling import (
     random_points,
     sample,
 )
+from primaps.support.errors import InputError
+from primaps.support.progress import ProgressCallback, silent
 
 
 class Pairs(NamedTuple):
@@ -119,11 +120,11 @@ def correspondence_loss(
 
 
 def train_stego(
-    features: Features,
+    features: Rows,
     steps: int,
     settings: StegoSettings,
     seed: int = 0,
-    report: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> Projection:
     """Train a head on cached features of N images.
 
@@ -133,19 +134,19 @@ def train_stego(
     Args:
         features: of N images and their mirror images; N at least 2.
         steps: of Adam, each on ``batch_size`` images, as many neighbours and random pairs.
-        report: told the mean correlation of codes for each kind of pair: near 1 for all kinds
+        progress: told the mean correlation of codes for each kind of pair: near 1 for all kinds
             means collapse, near 0 for all kinds that nothing attracts.
 
     Returns:
         A projection without clusters; its ``about`` holds the settings.
 
     Raises:
-        ValueError: fewer than 2 images, settings without shifts, or features with NaN.
+        InputError: fewer than 2 images, settings without shifts, or features with NaN.
     """
     generator = torch.Generator().manual_seed(seed)
     count, channels = len(features), features.shape[1]
     if (shifts := settings.shifts) is None:
-        raise ValueError("STEGO needs shifts in its settings: automatic_shifts finds some")
+        raise InputError("STEGO needs shifts in its settings: automatic_shifts finds some")
     images = descriptors(features)
     neighbours = nearest_images(images, settings.neighbours).cpu()
     with torch.random.fork_rng(devices=[]):
@@ -174,14 +175,14 @@ def train_stego(
         loss.backward()
         optimizer.step()
         figures = {name: s.mean().item() for name, (_, s) in zip(Pairs._fields, pairs, strict=True)}
-        report("STEGO", step, steps, {"loss": finite(loss, step), **figures})
+        progress("STEGO", step, steps, {"loss": finite(loss, step), **figures})
     about = {"method": "stego", "steps": steps, "seed": seed, "images": count}
     chosen = {**asdict(settings), "weights": settings.weights._asdict(), "shifts": shifts._asdict()}
     return Projection(head, None, "stego", {**about, "settings": chosen})
 
 
 def draw_points(
-    features: Features,
+    features: Rows,
     index: Tensor,
     neighbours: Tensor,
     settings: StegoSettings,
@@ -190,7 +191,7 @@ def draw_points(
     """Features at random points of images and of a neighbour of each, and random partners."""
     size = len(index)
     if size < 2:
-        raise ValueError("STEGO compares images and needs at least 2, also in a batch")
+        raise InputError("STEGO compares images and needs at least 2, also in a batch")
     pick = torch.randint(neighbours.shape[1], (size,), generator=generator)
     one = draw(features, index, generator)
     near = draw(features, neighbours[index, pick], generator)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from primaps.progress import Report, silent
+from primaps.features.store import Rows
 from primaps.projections.hp import HP_PRESETS, HPSettings, train_hp
 from primaps.projections.projection import Projection
-from primaps.projections.sampling import Features
 from primaps.projections.shifts import automatic_shifts
 from primaps.projections.stego import STEGO_PRESETS, StegoSettings, train_stego
+from primaps.support.errors import InputError
+from primaps.support.progress import ProgressCallback, silent
 
 METHODS = ("stego", "hp")
 
@@ -27,33 +28,33 @@ def projection_settings(
         **changes: fields of :class:`StegoSettings` or :class:`HPSettings`.
 
     Raises:
-        ValueError: there is no such method, preset or field.
+        InputError: there is no such method, preset or field.
 
     Examples:
         >>> projection_settings("hp", "potsdam", dim=64).temperature
         0.4
     """
     if method not in METHODS:
-        raise ValueError(f"method {method!r} must be one of {', '.join(METHODS)}")
+        raise InputError(f"method {method!r} must be one of {', '.join(METHODS)}")
     presets: dict[str, Any] = STEGO_PRESETS if method == "stego" else HP_PRESETS
     if preset not in presets:
-        raise ValueError(f"preset {preset!r} must be one of {', '.join(presets)}")
+        raise InputError(f"preset {preset!r} must be one of {', '.join(presets)}")
     try:
         return replace(presets[preset], **changes)
     except TypeError as error:
         known = ", ".join(presets[preset].__dataclass_fields__)
-        raise ValueError(f"{error}; {method} has {known}") from error
+        raise InputError(f"{error}; {method} has {known}") from error
 
 
 def train_projection(
-    features: Features,
+    features: Rows,
     method: str,
     *,
     classes: int | None = None,
     settings: StegoSettings | HPSettings | None = None,
     steps: int = 300,
     seed: int = 0,
-    report: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> Projection:
     """Train a projection on cached features.
 
@@ -69,19 +70,19 @@ def train_projection(
         steps: of the optimiser.
 
     Raises:
-        ValueError: settings of the other method, too few images, or out of range.
+        InputError: settings of the other method, too few images, or out of range.
     """
     settings = projection_settings(method) if settings is None else settings
     if method == "stego" and isinstance(settings, StegoSettings):
         if settings.shifts is None:
             if classes is None or classes < 2:
-                raise ValueError(
+                raise InputError(
                     "STEGO needs shifts in its settings, or the number of classes (at least 2) to "
                     "find them by"
                 )
-            shifts = automatic_shifts(features, settings, classes, seed, report)
+            shifts = automatic_shifts(features, settings, classes, seed, progress)
             settings = replace(settings, shifts=shifts)
-        return train_stego(features, steps, settings, seed, report)
+        return train_stego(features, steps, settings, seed, progress)
     if method == "hp" and isinstance(settings, HPSettings):
-        return train_hp(features, steps, settings, seed, report)
-    raise ValueError(f"{type(settings).__name__} are no settings of method {method!r}")
+        return train_hp(features, steps, settings, seed, progress)
+    raise InputError(f"{type(settings).__name__} are no settings of method {method!r}")

@@ -18,12 +18,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from primaps.files import atomic_path, sha256, write_json
+from primaps.support.errors import PrimapsError
+from primaps.support.files import atomic_path, sha256, write_json
 
 OPTIONS, JOURNAL = "primaps.json", "primaps.jsonl"
 
 
-class OutputError(ValueError):
+class OutputError(PrimapsError, ValueError):
     """A file that would be written is not ours to replace; the message names it."""
 
 

@@ -1,0 +1,5 @@
+"""``python -m primaps``."""
+
+from primaps.cli import main
+
+main()

@@ -1,0 +1,134 @@
+"""A frozen network and the ways from 8-bit images to features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from primaps.config import Precision
+from primaps.support.errors import InputError
+from primaps.support.typed import conform
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """A frozen network that maps an image batch to a feature map per image.
+
+    Attributes:
+        name: what was asked for, or the callable's name.
+        patch_size: pixels per feature position; image sides must be multiples of it.
+        source: where the weights came from, in words.
+        digest: SHA-256 over the weights (independent of their names and order), or None for a
+            callable that has none.
+        precision: of the network's arithmetic, ``float32`` or ``bfloat16``; features are float32.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        features: Callable[[Tensor], Tensor],
+        patch_size: int,
+        name: str,
+        source: str = "given",
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        precision: str = "float32",
+    ) -> None:
+        super().__init__()
+        self.precision: Precision = conform(precision, Precision, "precision")
+        self.features = features
+        self.name, self.patch_size, self.source = name, patch_size, source
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.digest = weights_digest(features) if isinstance(features, nn.Module) else None
+        self.requires_grad_(False).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where images have to be."""
+        return self.mean.device
+
+    @property
+    def default_size(self) -> int:
+        """Shorter image side of the paper: the multiple of the patch size nearest to 320 px."""
+        return max(1, round(320 / self.patch_size)) * self.patch_size
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        """Features of the last layer after its final layer norm, patch tokens only.
+
+        Args:
+            images: RGB in [0, 1], sides multiples of ``patch_size``.
+
+        Returns:
+            ``h = H / patch_size``, ``w = W / patch_size``; not normalised.
+
+        Raises:
+            InputError: the image size or what the network returned has another shape.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise InputError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size or not height * width:
+            raise InputError(
+                f"image size {height}x{width} is not a multiple of the patch size "
+                f"{self.patch_size} of {self.name}"
+            )
+        reduced = self.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
+            features = self.features((images - self.mean) / self.std)
+        if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != len(images):
+            raise InputError(f"backbone {self.name} must return (B, C, h, w) for a batch of images")
+        return features.float()
+
+
+def network_input(backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
+    """8-bit images as a backbone takes them: in [0, 1], where it is."""
+    return images.to(backbone.device).float() / 255
+
+
+def image_features(
+    backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]
+) -> Float[Tensor, "b c h w"]:
+    """Features of 8-bit images.
+
+    Examples:
+        >>> backbone = Backbone(torch.nn.AvgPool2d(8), patch_size=8, name="pool")
+        >>> image_features(backbone, torch.zeros(2, 3, 16, 8, dtype=torch.uint8)).shape
+        torch.Size([2, 3, 2, 1])
+    """
+    return backbone(network_input(backbone, images))
+
+
+def both_features(
+    backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]
+) -> Float[Tensor, "b 2 c h w"]:
+    """Features of 8-bit images and of their mirror images, as the network gives them."""
+    inputs = network_input(backbone, images)
+    return torch.stack([backbone(inputs), backbone(inputs.flip(-1))], dim=1)
+
+
+def mirrored_mean(backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+    """Features averaged over each image and its mirror image, as at inference in the program."""
+    one, other = both_features(backbone, images).unbind(1)
+    return (one + other.flip(-1)) / 2
+
+
+def weights_digest(module: nn.Module) -> str | None:
+    """SHA-256 over the parameters, whatever their names and order; None if there are none."""
+    each = sorted(
+        hashlib.sha256(
+            str(tuple(p.shape)).encode()
+            + p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        ).digest()
+        for p in module.parameters()
+    )
+    return hashlib.sha256(b"".join(each)).hexdigest() if each else None

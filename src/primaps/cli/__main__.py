@@ -1,5 +1,0 @@
-"""``python -m primaps.cli``."""
-
-from primaps.cli import main
-
-main()

@@ -1,0 +1,173 @@
+"""Commands that fit: fit, probe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from primaps.cli.app import IMAGES, SCORES, app, err, note, running, warn
+from primaps.cli.options import (
+    DatasetOption,
+    DeviceOption,
+    IgnoreIndexOption,
+    ImagesArgument,
+    LabelsOption,
+    ModelOutOption,
+    OldCrfOption,
+    ProjectionOption,
+    SplitOption,
+    StoreOption,
+    TensorBoardOption,
+    config_options,
+    dataset_by_name,
+    labelled_images,
+    read_views,
+    store_folder,
+)
+from primaps.support.errors import InputError, MissingPackageError
+
+PROBE_OPTIONS = (
+    "backbone", "size", "epochs", "min_steps", "batch_size", "learning_rate", "precision", "seed",
+)  # fmt: skip
+
+
+@app.command(rich_help_panel=IMAGES)
+@config_options()
+def fit(
+    images: ImagesArgument,
+    out: ModelOutOption,
+    options: dict[str, Any],
+    dataset: DatasetOption = None,
+    split: SplitOption = None,
+    projection: ProjectionOption = None,
+    store: StoreOption = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what it will take: bytes, memory, time.")
+    ] = False,
+    tensorboard: TensorBoardOption = None,
+    device: DeviceOption = "auto",
+    crf: OldCrfOption = None,
+) -> None:
+    """Find K classes in unlabelled images (PriMaPs-EM) and write the model."""
+    with running() as progress, _process(device) as own:
+        from primaps.data import find_images
+        from primaps.em.fit import schedule
+        from primaps.model import PriMaPsEM
+        from primaps.planning import plan as estimate
+
+        options["views"] = read_views(options["views"])
+        data = dataset_by_name(dataset, images, split, "train")
+        if data is not None and data.incomplete:
+            warn(data.incomplete)
+        files = find_images(images, exclude=out) if data is None else data.samples
+        model = PriMaPsEM(**options, projection=projection, device=own)
+        if plan:
+            print("\n".join(estimate(model, files, store_folder(store), progress).lines()))
+            return
+        steps = schedule(model.config, len(files), model.clusters)
+        classes = model.config.classes
+        text = f"{len(files)} images of {model.size} px, {classes} classes: "
+        text += f"k-means {steps.all_init_steps} steps"
+        if not steps.init_steps:
+            text = f"{text.partition(': ')[0]}: from the {classes} clusters of the projection"
+        text += f", EM {steps.steps} steps" if steps.steps else ""
+        note(f"{text} of {min(model.config.batch_size, len(files))} images")
+        _train(model, files, None, out, store, tensorboard, progress)
+        last = model.history_[-1] if model.history_ else {}
+        if empty := last.get("empty", []):
+            note(f"{len(empty)} of {classes} classes are empty at the end; fewer classes may do")
+
+
+@app.command(rich_help_panel=SCORES)
+@config_options(*PROBE_OPTIONS)
+def probe(
+    images: ImagesArgument,
+    out: ModelOutOption,
+    options: dict[str, Any],
+    labels: LabelsOption = None,
+    dataset: DatasetOption = None,
+    split: SplitOption = None,
+    ignore_index: IgnoreIndexOption = None,
+    classes: Annotated[
+        int | None, typer.Option(help="Number of classes [default: those of classes.json].")
+    ] = None,
+    projection: ProjectionOption = None,
+    store: StoreOption = None,
+    tensorboard: TensorBoardOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a linear probe on labels: the upper bound that the paper compares with."""
+    with running() as progress, _process(device) as own:
+        from primaps.model import PriMaPsEM
+
+        data = labelled_images(images, labels, dataset, split, "train", ignore_index)
+        if data.incomplete:
+            warn(data.incomplete)
+        if classes is None and data.layout.guessed:
+            raise InputError(
+                f"{labels or images} has no classes.json: give the number of --classes"
+            )
+        model = PriMaPsEM(
+            classes or len(data.classes), method="probe", projection=projection, device=own,
+            **options,
+        )  # fmt: skip
+        _train(model, data.samples, data, out, store, tensorboard, progress)
+
+
+@contextmanager
+def _process(device: str) -> Iterator[str]:
+    """Join the other processes under torchrun; only the first one speaks."""
+    from primaps.support import distributed
+
+    with distributed.group(device) as own:
+        err.quiet = distributed.rank() > 0
+        yield own
+
+
+def _train(
+    model: Any, files: Any, labels: Any, out: Path, store: str | None, log: Path | None,
+    progress: Any,
+) -> None:  # fmt: skip
+    """Fit, save and draw; the state of training lies beside the model until it is complete."""
+    from primaps.em.recorder import clear_states
+    from primaps.model_folder import model_writing
+    from primaps.pictures.preview import model_preview
+    from primaps.support.distributed import rank
+
+    out = out.expanduser()
+    note(f"backbone {model.backbone.name} from {model.backbone.source}")
+    with model_writing(out, files), _tensorboard(log) as write:
+        model.fit(
+            files, labels, store=store_folder(store), checkpoints=out, progress=progress,
+            problem=warn, log=write,
+        )  # fmt: skip
+        if rank() == 0:
+            model.save_pretrained(out)
+            model_preview(model, out / "preview.png")
+            clear_states(out)
+            print(out)
+
+
+@contextmanager
+def _tensorboard(folder: Path | None) -> Iterator[Any]:
+    if folder is None:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingPackageError(
+            "--tensorboard needs its package: pip install 'primaps[tensorboard]'"
+        ) from None
+
+    def write(line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if isinstance(value, float):
+                writer.add_scalar(f"{line['stage']}/{name}", value, line["step"])
+
+    with SummaryWriter(str(folder.expanduser())) as writer:
+        yield write

@@ -1,0 +1,89 @@
+"""``primaps reproduce``: the paper's tables and figures."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from primaps.cli.app import PAPER, app, note, running, warn
+from primaps.cli.options import (
+    DeviceOption,
+    StoreOption,
+    config_options,
+    read_views,
+    store_folder,
+)
+
+RUN_OPTIONS = (
+    "epochs", "init_epochs", "min_steps", "min_init_steps", "batch_size", "views", "size",
+    "precision",
+)  # fmt: skip
+
+
+@app.command(rich_help_panel=PAPER)
+@config_options(*RUN_OPTIONS, optional=True)
+def reproduce(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="table1..table6, figure3..figure10, or all.")
+    ],
+    options: dict[str, Any],
+    root: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder of the data set; NAME=FOLDER where there are several."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Only this data set of the table, or folder: a folder with labels."),
+    ] = None,
+    backbone: Annotated[
+        list[str] | None, typer.Option(help="Several may be given [default: those of the paper].")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="One run of each row per seed.")] = "0,1,2",
+    projection: Annotated[
+        list[str] | None,
+        typer.Option(help="STEGO=PATH or HP=PATH: a checkpoint to fit on top of."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("reproduction"),
+    store: StoreOption = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only list the rows, what they need, and their time.")
+    ] = False,
+    budget: Annotated[
+        float | None, typer.Option(help="Minutes: begin no row that would go beyond.")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Run a table or figure of the paper and report ours beside the paper's figures.
+
+    Rows that were run before are not run again. Those that cannot run here stay in the table with
+    the reason.
+    """
+    with running() as progress:
+        from primaps.experiments import TABLES, Reproduction, plan_lines
+        from primaps.experiments import reproduce as run
+        from primaps.experiments.reproduction import read_pairs, read_roots, read_seeds
+
+        if "views" in options:
+            options["views"] = read_views(options["views"])
+        kept = store_folder(store)
+        reproduction = Reproduction(
+            out=out, dataset=dataset, backbones=tuple(backbone or ()), options=options,
+            seeds=read_seeds(seeds), projections=read_pairs(projection or [], "--projection"),
+            device=device, store=Path(kept) if kept else None,
+        )  # fmt: skip
+        names = list(TABLES) if name == "all" else [name]
+        experiments = [reproduction.experiment(each) for each in names]
+        reproduction = replace(reproduction, roots=read_roots(root or [], experiments))
+        if plan:
+            print("\n".join(plan_lines(experiments, reproduction)))
+            return
+        began = time.monotonic()
+        for each in names:
+            if budget is not None:  # what earlier tables left of it
+                left = max(0.0, 60 * budget - (time.monotonic() - began))
+                reproduction = replace(reproduction, budget=left)
+            print(run(each, reproduction, progress=progress, problem=warn, note=note))

@@ -1,0 +1,134 @@
+# mypy: disable-error-code="no-untyped-def"
+# (numba infers the types of compiled functions)
+"""Batches on the CPU: which thread works on what."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from threading import local
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from primaps.crf import compiled, compiled_lattice, compiled_rows, inputs
+from primaps.crf.features import spatial_features
+from primaps.crf.parameters import CRFParameters
+from primaps.support.compiled import compiled_in_order
+
+MEMORY = 4 * 2**30
+"""Bytes that the images worked on at the same time may take together, by estimate."""
+
+
+def solve(
+    crf: CRFParameters,
+    images: list[Tensor],
+    name: str,
+    values: list[Tensor],
+    out: list[Tensor],
+    changes: Float[Tensor, "b iterations"],
+    measure: bool,
+) -> None:
+    """Fill ``out`` and ``changes`` for a list of images.
+
+    With at least as many images as threads every thread takes whole images; otherwise the images
+    take turns, each on all threads.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, max(1, MEMORY // max(_footprint(v) for v in values)))
+    apart = 1 < workers <= len(values)
+    memory = local()
+
+    def work(i: int) -> None:
+        if not hasattr(memory, "workspace"):
+            memory.workspace = compiled_rows.Workspace()
+        change = _solve_one(
+            crf,
+            inputs.log_unary_numpy(name, values[i]),
+            images[i].cpu().numpy(),
+            out[i].numpy(),
+            measure,
+            1 if apart else threads,
+            memory.workspace,
+        )
+        changes[i, : len(change)] = torch.tensor(change)
+
+    if not apart:
+        for i in range(len(values)):
+            work(i)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, range(len(values))))
+
+
+def _solve_one(
+    crf: CRFParameters,
+    log_unary: NDArray[np.float32],
+    image: NDArray[np.uint8],
+    out: NDArray[np.float32],
+    measure: bool,
+    threads: int,
+    workspace: compiled_rows.Workspace,
+) -> list[float]:
+    _, height, width = image.shape
+    lattices, weights = [], []
+    if crf.bilateral_weight:
+        features = _bilateral_features(
+            image, np.float32(crf.theta_alpha), np.float32(crf.theta_beta)
+        )
+        with ThreadPoolExecutor(threads) as pool:
+            lattice = compiled_lattice.build(features, pool.map if threads > 1 else map)
+        lattices.append(lattice)
+        weights.append(crf.bilateral_weight)
+    if crf.gaussian_weight:
+        lattices.append(_spatial_lattice(height, width, crf.theta_gamma))
+        weights.append(crf.gaussian_weight)
+    if not lattices:
+        likelihood = np.exp(log_unary)
+        out[:] = (likelihood / likelihood.sum(0)).reshape(out.shape)
+        return [0.0] * crf.iterations
+    penalties = None
+    if crf.compatibility is not None:
+        penalties = torch.as_tensor(crf.compatibility, dtype=torch.float32).cpu().numpy()
+    return compiled.mean_field(
+        log_unary,
+        compiled.join(lattices, weights),
+        out.reshape(log_unary.shape),
+        compatibility=penalties,
+        iterations=crf.iterations,
+        tolerance=crf.tolerance,
+        measure=measure,
+        threads=threads,
+        workspace=workspace,
+    )
+
+
+@compiled_in_order
+def _bilateral_features(image, theta_alpha, theta_beta):
+    """``features.bilateral_features``."""
+    channels, height, width = image.shape
+    features = np.empty((height * width, 2 + channels), np.float32)
+    for y in range(height):
+        for x in range(width):
+            i = y * width + x
+            features[i, 0] = np.float32(x) / theta_alpha
+            features[i, 1] = np.float32(y) / theta_alpha
+            for c in range(channels):
+                features[i, 2 + c] = np.float32(image[c, y, x]) / theta_beta
+    return features
+
+
+@lru_cache(maxsize=8)
+def _spatial_lattice(height: int, width: int, theta: float) -> compiled_lattice.SparseLattice:
+    """The lattice of the Gaussian kernel, which depends on the image size alone."""
+    return compiled_lattice.build(spatial_features(height, width, theta).numpy())
+
+
+def _footprint(values: Tensor) -> int:
+    """Bytes for one image: unary, marginals and about four lattice points to a pixel."""
+    labels, height, width = values.shape
+    row = 4 * compiled_rows.row_layout(labels)[0]
+    return height * width * (6 * row + 200)

@@ -1,0 +1,125 @@
+"""From features and masks to prototypes, by the method and recipe of a configuration."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from primaps.config import Config
+from primaps.em.em import fit_em
+from primaps.em.kmeans import fit_kmeans, pca_start
+from primaps.em.orthogonal import RESTARTS, fit_orthogonal
+from primaps.em.probe import LinearProbe, fit_probe
+from primaps.em.prototypes import Prototypes
+from primaps.em.recorder import Recorder
+from primaps.features.store import Rows
+from primaps.features.views import Views
+from primaps.support.errors import InputError
+
+logger = logging.getLogger("primaps")
+
+
+class Schedule(NamedTuple):
+    """What a fit will run.
+
+    Attributes:
+        starts: number of k-means starts.
+        init_steps: steps of each of them.
+        steps: steps of EM or the probe after them.
+    """
+
+    starts: int
+    init_steps: int
+    steps: int
+
+    @property
+    def all_init_steps(self) -> int:
+        """Steps of all k-means starts."""
+        return self.starts * self.init_steps
+
+
+def schedule(config: Config, images: int, clusters: int | None = None) -> Schedule:
+    """Steps of a fit to a number of images; 0 of what the method does not take.
+
+    Args:
+        clusters: that a projection brings along. If they are as many as the classes, the fit
+            starts from them and k-means does not run.
+
+    Examples:
+        >>> schedule(Config(classes=27), 2975)
+        Schedule(starts=1, init_steps=184, steps=4600)
+        >>> schedule(Config(classes=11), 100)
+        Schedule(starts=1, init_steps=184, steps=150)
+        >>> schedule(Config(classes=27, recipe="orthogonal"), 2975).all_init_steps
+        920
+        >>> schedule(Config(classes=27), 2975, clusters=27)
+        Schedule(starts=1, init_steps=0, steps=4600)
+    """
+    per_epoch = max(1, images // config.batch_size)
+    init_steps = max(config.init_epochs * per_epoch, config.min_init_steps)
+    steps = max(config.epochs * per_epoch, config.min_steps)
+    probe = config.method == "probe"
+    given = clusters == config.classes
+    orthogonal = config.method == "em" and not config.runs_em
+    return Schedule(
+        starts=0 if probe else RESTARTS if orthogonal and not given else 1,
+        init_steps=0 if probe or given else init_steps,
+        steps=steps if probe or config.runs_em else 0,
+    )
+
+
+def fit_prototypes(
+    config: Config,
+    views: Views,
+    masks: Rows | None,
+    labels: Rows | None,
+    recorder: Recorder,
+    clusters: Float[Tensor, "k c"] | None = None,
+) -> Prototypes | LinearProbe:
+    """Fit what ``config.method`` and ``config.recipe`` say.
+
+    Args:
+        views: features of the images, or codes if they have a projection.
+        masks: proposals of each image, for PriMaPs-EM.
+        labels: label map of each image, for the linear probe.
+        recorder: keeps history and state.
+        clusters: of the projection, to start from if they are as many as the classes.
+
+    Raises:
+        InputError: masks or labels are missing, or there are more classes than features can start.
+    """
+    plan = schedule(config, len(views), None if clusters is None else len(clusters))
+
+    def start(own: Config = config, stage: str = "k-means") -> Prototypes:
+        """Where EM starts: k-means from principal components, or the projection's clusters."""
+        if clusters is not None and not plan.init_steps:
+            return Prototypes(clusters).to(views.device)
+        begun = pca_start(views, config.classes)
+        return fit_kmeans(views, begun, plan.init_steps, own, recorder, stage)
+
+    if clusters is not None and len(clusters) != config.classes and config.method != "probe":
+        logger.warning(
+            "the projection has %d clusters and %d classes are wanted: k-means starts anew",
+            len(clusters),
+            config.classes,
+        )
+    if config.method == "probe":
+        if labels is None:
+            raise InputError("the linear probe needs labels: extract them with labels=")
+        return fit_probe(views, labels, plan.steps, config, recorder)
+    if config.method == "em" and masks is None:
+        raise InputError("PriMaPs-EM needs masks: extract them with model.mask_maker()")
+    if config.runs_em:
+        assert masks is not None
+        return fit_em(views, masks, start(), plan.steps, config, recorder)
+    if config.method == "em":
+        assert masks is not None
+        model = fit_orthogonal(views, masks, start, plan.starts, config, recorder)
+    else:
+        model = start()
+    if config.cosine_scale is not None:
+        model.scale.data.fill_(config.cosine_scale)
+    return model

@@ -1,0 +1,223 @@
+"""What an experiment takes before anything runs: what each row needs, and an estimate of its time.
+
+Rows share features, masks and fits; the first row that needs one pays for it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from primaps.backbones.convert import WeightsError
+from primaps.backbones.find import find_weights
+from primaps.config import Config
+from primaps.em.fit import schedule
+from primaps.experiments.reproduction import Reproduction
+from primaps.experiments.sources import image_counts
+from primaps.experiments.tables import Experiment, TableRow
+from primaps.planning import duration
+
+# Blocks, channels and patch size.
+ARCHITECTURES = {
+    "dino-vits8": (12, 384, 8),
+    "dino-vitb8": (12, 768, 8),
+    "dinov2-vits14": (12, 384, 14),
+    "dinov2-vitb14": (12, 768, 14),
+}
+_FIELDS = ("num_hidden_layers", "hidden_size", "patch_size")  # in config.json
+UNKNOWN_ARCHITECTURE = ARCHITECTURES["dinov2-vitb14"]  # of a backbone that is not known
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast a device is, in seconds.
+
+    Attributes:
+        words: where the figures are from.
+        flop: of a backbone.
+        mask: of the proposals of an image without the CRF.
+        crf: of an image.
+        product: of a step of training, per image, position, channel and class.
+    """
+
+    words: str
+    flop: float
+    mask: float
+    crf: float
+    product: float
+
+
+GPU = Rate(
+    "GPU: 20 TFLOP/s and 20 ms per image for the CRF, as stated for half the peak of an A6000",
+    flop=1 / 20e12,
+    mask=0.01,
+    crf=0.02,
+    product=1e-11,
+)
+
+
+def cpu_rate() -> Rate:
+    """Of this machine: a matrix product, measured now, of which a network reaches about 60 %."""
+    x, y = torch.randn(1600, 768), torch.randn(768, 3072)
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        x @ y
+        seconds.append(time.perf_counter() - began)
+    flops = 0.6 * 2 * 1600 * 768 * 3072 / min(seconds[1:])
+    words = f"CPU: {flops / 1e9:.0f} GFLOP/s, from a matrix product measured now on this machine"
+    words += "; 0.16 s per image for the CRF and training as measured on two cores of an AMD EPYC"
+    return Rate(words, flop=1 / flops, mask=0.005, crf=0.16, product=4e-10)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of a row: forward passes of images, masks, CRFs and products of training."""
+
+    forwards: float = 0
+    masks: float = 0
+    crfs: float = 0
+    products: float = 0
+
+    def seconds(self, rate: Rate, flops: float) -> float:
+        """On a device, with a backbone of ``flops`` per forward pass."""
+        return (
+            self.forwards * flops * rate.flop
+            + self.masks * rate.mask
+            + self.crfs * rate.crf
+            + self.products * rate.product
+        )
+
+
+def architecture(backbone: str) -> tuple[int, int, int]:
+    """Blocks, channels and patch size of a backbone by name or folder; as ViT-B/14 if unknown."""
+    path = Path(backbone).expanduser() / "config.json"
+    if backbone in ARCHITECTURES or not path.is_file():
+        return ARCHITECTURES.get(backbone, UNKNOWN_ARCHITECTURE)
+    about = json.loads(path.read_text("utf-8"))
+    depth, width, patch = (about.get(name) for name in _FIELDS)
+    return (depth, width, patch) if depth and width and patch else UNKNOWN_ARCHITECTURE
+
+
+def forward_flops(backbone: str, size: int) -> float:
+    """Of a ViT on a square image: twice the products of its matrices.
+
+    Examples:
+        >>> round(forward_flops("dino-vits8", 320) / 1e9)
+        115
+    """
+    depth, width, patch = architecture(backbone)
+    tokens = (size // patch) ** 2 + 1
+    block = 12 * tokens * width**2 + 2 * tokens**2 * width
+    return 2 * (depth * block + tokens * 3 * patch**2 * width)
+
+
+class Estimator:
+    """Costs of rows in the order in which they run, each part of the work counted once."""
+
+    def __init__(self, reproduction: Reproduction) -> None:
+        self.reproduction = reproduction
+        self.paid: set[str] = set()
+        self.counts: dict[str, tuple[int, int, int]] = {}
+
+    def flops(self, row: TableRow) -> float:
+        """Of a forward pass of the row's backbone."""
+        return forward_flops(row.backbone, self.size(row))
+
+    def size(self, row: TableRow) -> int:
+        """Shorter side of the images in pixels."""
+        patch = architecture(row.backbone)[2]
+        return self.reproduction.options.get("size") or max(1, round(320 / patch)) * patch
+
+    def cost(self, row: TableRow, seed: int) -> Cost:
+        """Work that is left for a run of a row after those asked for before."""
+        if row.dataset not in self.counts:
+            root = self.reproduction.roots.get(row.dataset)
+            self.counts[row.dataset] = image_counts(row.dataset, root)
+        parts = [
+            cost
+            for key, cost in self._parts(row, seed)
+            if not (key in self.paid or self.paid.add(key))  # type: ignore[func-returns-value]
+        ]
+        fields = ("forwards", "masks", "crfs", "products")
+        return Cost(*(sum(getattr(part, name) for part in parts) for name in fields))
+
+    def _parts(self, row: TableRow, seed: int) -> Iterator[tuple[str, Cost]]:
+        images, scored, classes = self.counts[row.dataset]
+        config = Config(classes, **self.reproduction.config(row, seed))
+        here = f"{row.dataset} {row.backbone}"
+        masks = f"{config.threshold} {config.anchor} {config.iterative} {config.mask_crf}"
+        if row.kind == "oracle":
+            crfs = scored if config.mask_crf else 0
+            yield f"{here} oracle {masks}", Cost(scored, scored, crfs)
+            return
+        plan = schedule(config, images)
+        batch = min(config.batch_size, images)
+        _, width, patch = architecture(row.backbone)
+        step = batch * width * (self.size(row) // patch) ** 2 * classes
+        yield f"{here} features", Cost(forwards=2 * images)
+        fresh = 0
+        if config.method == "em":
+            yield f"{here} masks {masks}", Cost(0, images, images if config.mask_crf else 0)
+            for view in range(0 if config.views == "fresh" else config.views):
+                yield f"{here} view {view}", Cost(forwards=images)
+            fresh = plan.steps * batch if config.views == "fresh" else 0
+        fit = f"{here} {row.projection} {config}"
+        yield fit, Cost(forwards=fresh, products=(plan.all_init_steps + plan.steps) * step)
+        yield f"{here} scored", Cost(forwards=2 * scored)
+        yield f"{fit} {row.crf}", Cost(crfs=scored if row.crf else 0.05 * scored)
+
+
+def plan_lines(experiments: list[Experiment], reproduction: Reproduction) -> list[str]:
+    """The plan in words: each row, what it needs, whether it is there, and its time.
+
+    Raises:
+        DataError: a data set that was given is not laid out as it should be.
+    """
+    estimator, cpu = Estimator(reproduction), cpu_rate()
+    seeds = ", ".join(map(str, reproduction.seeds))
+    lines = [f"times of all seeds ({seeds}), estimated; work that rows share (features, masks,"]
+    lines += ["fits) is counted with the first of them"]
+    sums = [0.0, 0.0]
+    for each in experiments:
+        lines.append(f"{each.name}: {each.title}")
+        for row in each.rows:
+            own = [0.0, 0.0]
+            for seed in reproduction.seeds_of(row):
+                cost, flops = estimator.cost(row, seed), estimator.flops(row)
+                for i, rate in enumerate((GPU, cpu)):
+                    own[i] += cost.seconds(rate, flops)
+            sums = [a + b for a, b in zip(sums, own, strict=True)]
+            times = f"GPU {duration(own[0]):>8}  CPU {duration(own[1]):>10}"
+            if not any(own):
+                times = "shares the work of another row".ljust(len(times))
+            what = f"{row.dataset:<10}  {row.backbone:<13}  {row.label:<23}"
+            lines.append(f"  {what}  {times}  {needs(row, reproduction)}")
+    lines.append(f"in all: GPU {duration(sums[0])}, CPU {duration(sums[1])}")
+    lines += [GPU.words, cpu.words]
+    if reproduction.views == "fresh":
+        text = "most of the time goes into images that are augmented anew in every step, as in the "
+        lines.append(text + "paper; --views 2 keeps two of each instead")
+    return lines
+
+
+def needs(row: TableRow, reproduction: Reproduction) -> str:
+    """What a row needs, and whether it is there."""
+    lack = reproduction.lacking(row)
+    parts = [f"data {'there' if row.dataset in reproduction.roots else 'not given'}"]
+    try:
+        there = find_weights(row.backbone) is not None
+        parts.append("weights here" if there else "weights not here: from the hub, or a .pth")
+    except WeightsError as error:
+        parts.append(str(error))
+    if row.projection:
+        given = reproduction.projection(row) is not None
+        parts.append(f"checkpoint of {row.projection} {'given' if given else 'not given'}")
+        if given and lack:
+            parts.append(lack)
+    return "; ".join(parts)

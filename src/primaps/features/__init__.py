@@ -1,0 +1,1 @@
+"""Features, masks and labels of a collection, computed once: what training reads."""

@@ -1,0 +1,210 @@
+"""Images in, features and masks out: everything that training needs, computed once."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from primaps.backbones.backbone import Backbone
+from primaps.data import (
+    Dataset,
+    ImageError,
+    ImageFile,
+    Problem,
+    Sample,
+    content_digest,
+    load_image,
+    load_label_square,
+    read,
+    square,
+)
+from primaps.features.augmentation import CHANCES
+from primaps.features.collection import (
+    UNLABELLED,
+    CollectionStores,
+    MaskMaker,
+    augmented,
+    view_chances,
+)
+from primaps.features.store import Rows
+from primaps.features.views import AugmentAnew, Views
+from primaps.support.distributed import gather, processes, rank
+from primaps.support.errors import InputError
+from primaps.support.progress import ProgressCallback, silent
+from primaps.support.seeding import generator
+
+logger = logging.getLogger("primaps")
+BACKBONE_BATCH = 8
+"""Images that go through the backbone together. Fixed, and counted from the first file, because
+the last bits of features depend on it."""
+PREVIEW_IMAGES = 6
+"""Images that are kept to be shown."""
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What a collection of images becomes before training.
+
+    Attributes:
+        keys: names of the images used, in order, of all processes.
+        content_digest: SHA-256 of the content of these images, and of their labels if any.
+        views: feature maps of those that this process has.
+        masks: their proposals at image size, 0 = ignore; None if not asked for.
+        labels: their label maps at image size, 255 = not counted; None if not asked for.
+        samples: a few images at even distances, to show.
+    """
+
+    keys: list[str]
+    content_digest: str
+    views: Views
+    masks: Rows | None
+    labels: Rows | None
+    samples: UInt8[Tensor, "s 3 H W"]
+
+
+def extract(
+    files: Sequence[ImageFile],
+    backbone: Backbone,
+    size: int,
+    *,
+    views: int | Literal["fresh"] = 0,
+    masks: MaskMaker | None = None,
+    labels: Dataset | None = None,
+    seed: int = 0,
+    store: str | Path | None = "auto",
+    progress: ProgressCallback = silent,
+    problem: Problem = logger.warning,
+) -> Extracted:
+    """Features (clean, mirrored and augmented) and masks of the centred squares of images.
+
+    Each is computed once for an image; with ``store`` once and for all. Under ``torchrun`` every
+    process takes its share of the images.
+
+    Args:
+        size: side of the square in pixels.
+        views: augmented feature maps per image; ``fresh`` computes them anew in every step.
+        labels: the data set whose samples the files are, to train a linear probe on.
+        seed: of augmentation in every step.
+        store: folder to keep them in; ``auto`` is memory if they take less than 2 GB, else the
+            cache; None is memory.
+        problem: told about every image that cannot be read; the others go on.
+
+    Raises:
+        ImageError: no image could be read.
+        InputError: there are fewer images than processes.
+    """
+    share = files[rank() :: processes()]
+    stores = CollectionStores(backbone, size, len(share), views, masks, store)
+    label_maps: dict[str, np.ndarray] = {}
+
+    def content_and_label(file: ImageFile) -> str:
+        content = content_digest(file)
+        if labels is not None and isinstance(file, Sample):
+            label = load_label_square(labels, file, size)
+            label = label.where(label != labels.ignore_index, UNLABELLED)
+            label_maps[file.key] = label.byte().numpy()
+        return content
+
+    contents: dict[str, str] = {}
+    for file, content in read(share, content_and_label, problem):
+        contents[file.key] = content
+        progress("reading", len(contents), len(share), {})
+    with stores.writing():
+        used = _fill(stores, [f for f in share if f.key in contents], contents, progress, problem)
+    order = {file.key: place for place, file in enumerate(files)}
+    both = [(key, contents[key] + _mark(label_maps.get(key))) for key in used]
+    everyone = [pair for part in gather(both) for pair in part]
+    everyone.sort(key=lambda pair: order[pair[0]])
+    if not everyone:
+        raise ImageError(f"none of the {len(files)} images could be read")
+    if not used:
+        raise InputError(f"process {rank()} has no image: start fewer processes")
+    keys = [key for key, _ in everyone]
+    here = [contents[key] for key in used]
+    row = {key: place for place, key in enumerate(used)}
+    place = torch.tensor([row.get(key, -1) for key in keys]) if processes() > 1 else None
+    device = backbone.device
+    mirrored = [
+        [bool(view_chances(v, content)[0] < 0.5) for content in here]
+        for v in range(0 if views == "fresh" else views)
+    ]
+    few = min(PREVIEW_IMAGES, len(keys))
+    shown = {keys[i * len(keys) // few] for i in range(few)}  # neighbours are often alike
+    samples = [square(load_image(file.source), size) for file in files if file.key in shown]
+    return Extracted(
+        keys=keys,
+        content_digest=hashlib.sha256(
+            "".join(content for _, content in everyone).encode()
+        ).hexdigest(),
+        views=Views(
+            clean=stores.features.rows(here).to(device),
+            place=place,
+            augmented=tuple(view.rows(here).to(device) for view in stores.views),
+            mirrored=torch.tensor(mirrored) if mirrored else None,
+            fresh=_fresh(stores, here, seed) if views == "fresh" else None,
+            device=device,
+        ),
+        masks=stores.masks.rows(here) if stores.masks else None,
+        labels=Rows([label_maps[key] for key in used]) if label_maps else None,
+        samples=torch.stack(samples),
+    )
+
+
+def _mark(label: np.ndarray | None) -> str:
+    """Tells a label map from another, so that a changed one starts training anew."""
+    return "" if label is None else f" {zlib.crc32(label.tobytes()):08x}"
+
+
+def _fill(
+    stores: CollectionStores,
+    files: Sequence[ImageFile],
+    contents: dict[str, str],
+    progress: ProgressCallback,
+    problem: Problem,
+) -> list[str]:
+    """Compute what the stores lack; returns the keys of the images that could be read."""
+    group = {file.key: number // BACKBONE_BATCH for number, file in enumerate(files)}
+    missing = stores.missing([contents[file.key] for file in files])
+    lacking = {group[file.key] for file in files if contents[file.key] in missing}
+
+    def load(file: ImageFile) -> Tensor | None:
+        needed = group[file.key] in lacking
+        return square(load_image(file.source), stores.size) if needed else None
+
+    used: list[str] = []
+    loaded = read(files, load, problem, ahead=2 * BACKBONE_BATCH)
+    for _, together in groupby(loaded, key=lambda item: group[item[0].key]):
+        items = list(together)
+        images = [image for _, image in items if image is not None]
+        used += [file.key for file, _ in items]
+        if images:
+            stores.add(torch.stack(images), [contents[file.key] for file, _ in items])
+        progress("features", group[used[-1]] * BACKBONE_BATCH + len(items), len(files), {})
+    progress("features", len(files), len(files), {})
+    return used
+
+
+def _fresh(stores: CollectionStores, contents: Sequence[str], seed: int) -> AugmentAnew:
+    """Augmented features of rows of images, new ones in every step."""
+    assert stores.images is not None
+    images = stores.images.rows(contents)
+
+    def features(rows: Tensor, mirror: Tensor, step: int) -> Tensor:
+        chances = torch.zeros(len(rows), CHANCES)
+        for chance, row in zip(chances, rows.tolist(), strict=True):
+            random = generator("fresh", seed, step, contents[row])
+            chance.copy_(torch.rand(CHANCES, generator=random))
+        return augmented(stores.backbone, images.take(rows), mirror, chances)
+
+    return features

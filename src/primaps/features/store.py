@@ -1,0 +1,209 @@
+"""Rows of one shape under keys: the store of features and masks, in memory or on disk.
+
+On disk a store is a folder with ``rows.bin``, the rows one after the other, and ``rows.txt``, a
+line ``key checksum`` for each, written after the row. A process can be killed at any moment: a row
+without its line, or half a line, is cut off when the next one appends, and a row that does not
+have its checksum counts as missing and is made anew. Files are only ever appended to, so that
+others can read meanwhile, and they are memory-mapped: what is read often stays in the system's
+page cache, as far as there is room.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Integer, Shaped
+from torch import Tensor
+
+from primaps.support.errors import InputError
+
+logger = logging.getLogger("primaps")
+
+
+class Rows:
+    """A sequence of arrays of one shape, gathered by index as tensors.
+
+    Args:
+        arrays: a list of arrays (views of a memory-mapped file among them), or a tensor, whose
+            device the gathered rows then have.
+
+    Examples:
+        >>> rows = Rows(torch.arange(6).view(3, 2))
+        >>> rows.take(torch.tensor([2, 0])).tolist()
+        [[4, 5], [0, 1]]
+        >>> rows.take(torch.tensor([2, 0]), torch.tensor([0, 1])).tolist()
+        [4, 1]
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray] | Tensor) -> None:
+        self.arrays = arrays
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one row."""
+        return tuple(self.arrays[0].shape)
+
+    def take(
+        self, index: Integer[Tensor, " b"], inner: Integer[Tensor, " b"] | None = None
+    ) -> Shaped[Tensor, "b ..."]:
+        """Rows at ``index``, or of each only the part at ``inner`` of its first axis."""
+        if isinstance(self.arrays, Tensor):
+            places = (index,) if inner is None else (index, inner)
+            return self.arrays[tuple(place.to(self.arrays.device) for place in places)]
+        first = self.arrays[0]
+        out = np.empty((len(index), *first.shape[inner is not None :]), first.dtype)
+        for i, row in enumerate(index.tolist()):
+            out[i] = self.arrays[row] if inner is None else self.arrays[row][int(inner[i])]
+        return torch.from_numpy(out)
+
+    def chunks(self, size: int = 64) -> Iterator[Tensor]:
+        """All rows in order, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield self.take(torch.arange(start, min(start + size, len(self))))
+
+    def to(self, device: torch.device) -> Rows:
+        """These rows as one tensor on an accelerator, if they fit into half of its free memory."""
+        if device.type != "cuda" or isinstance(self.arrays, Tensor) or not len(self):
+            return self
+        need = len(self) * self.arrays[0].nbytes
+        if need > torch.cuda.mem_get_info(device)[0] // 2:
+            return self
+        return Rows(torch.cat([chunk.to(device) for chunk in self.chunks()]))
+
+
+class Store:
+    """Rows under keys that outlive the process if a folder is given.
+
+    Args:
+        shape: of a row.
+        dtype: of a row.
+        folder: None keeps the rows in memory.
+
+    Examples:
+        >>> store = Store((2,), np.float16)
+        >>> store.append(["a", "b"], np.ones((2, 2)))
+        >>> store.missing(["a", "c"])
+        ['c']
+        >>> len(store.rows(["b", "a", "b"]))
+        3
+    """
+
+    def __init__(
+        self, shape: Sequence[int], dtype: type[np.generic], folder: str | Path | None = None
+    ) -> None:
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.row_bytes = math.prod(self.shape) * self.dtype.itemsize
+        self.folder = None if folder is None else Path(folder)
+        self._memory: list[np.ndarray] = []
+        self._count = 0
+        self._intact: dict[str, int] = {}  # key -> row
+        self._claimed: dict[str, tuple[int, int]] = {}  # not verified yet: row and checksum
+        if self.folder is not None:
+            self._read_journal()
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Those of ``keys`` that have no intact row, each once."""
+        wanted = list(dict.fromkeys(keys))
+        claimed = [key for key in wanted if key in self._claimed]
+        if claimed:
+            arrays = self._arrays()
+            with ThreadPoolExecutor(2) as pool:
+                sums = pool.map(lambda key: zlib.crc32(arrays[self._claimed[key][0]].data), claimed)
+                for key, found in zip(claimed, sums, strict=True):
+                    row, checksum = self._claimed.pop(key)
+                    if found == checksum:
+                        self._intact[key] = row
+        return [key for key in wanted if key not in self._intact]
+
+    def append(self, keys: Sequence[str], rows: Shaped[np.ndarray, "n ..."]) -> None:
+        """Add rows; a key that is there already gets a new row.
+
+        Raises:
+            OSError: the disk is full or cannot be written; what was there before stays intact.
+        """
+        values = np.ascontiguousarray(rows, self.dtype)
+        if len(values) != len(keys) or values.shape[1:] != self.shape:
+            raise InputError(
+                f"{len(keys)} keys and rows {values.shape} for a store of {self.shape}"
+            )
+        if self.folder is None:
+            self._memory += [row.copy() for row in values]
+        else:
+            with (self.folder / "rows.bin").open("ab") as file:
+                file.write(values.data)
+            lines = [
+                f"{key} {zlib.crc32(row):08x}\n" for key, row in zip(keys, values, strict=True)
+            ]
+            with (self.folder / "rows.txt").open("a") as journal:  # only now do the rows count
+                journal.write("".join(lines))
+        self._intact |= {key: self._count + i for i, key in enumerate(keys)}
+        self._count += len(keys)
+
+    def rows(self, keys: Sequence[str]) -> Rows:
+        """Rows in the order of ``keys``.
+
+        Raises:
+            KeyError: a key has no intact row.
+        """
+        self.missing(keys)
+        arrays = self._arrays()
+        return Rows([arrays[self._intact[key]] for key in keys])
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the store for appending; whoever comes second waits. Cuts off incomplete rows."""
+        if self.folder is None:
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            logger.info("waiting for another run that writes to %s", self.folder)
+            lock.acquire()
+        try:
+            self._read_journal(repair=True)
+            yield
+        finally:
+            lock.release()
+
+    def _arrays(self) -> Sequence[np.ndarray] | np.ndarray:
+        if self.folder is None:
+            return self._memory
+        if not self._count:
+            return []
+        shape = (self._count, *self.shape)
+        return np.memmap(self.folder / "rows.bin", self.dtype, "r", shape=shape).view(np.ndarray)
+
+    def _read_journal(self, repair: bool = False) -> None:
+        """Rows that both files have; with ``repair``, cut off what only one of them has."""
+        assert self.folder is not None
+        data, journal = self.folder / "rows.bin", self.folder / "rows.txt"
+        lines = journal.read_bytes().split(b"\n")[:-1] if journal.is_file() else []
+        lines = lines[: data.stat().st_size // self.row_bytes if data.is_file() else 0]
+        if repair:
+            with journal.open("ab") as file:
+                file.truncate(sum(len(line) + 1 for line in lines))
+            with data.open("ab") as file:
+                file.truncate(len(lines) * self.row_bytes)
+        self._count, self._intact, self._claimed = len(lines), {}, {}
+        for row, line in enumerate(lines):
+            key, _, checksum = line.decode("ascii", "replace").partition(" ")
+            try:
+                self._claimed[key] = (row, int(checksum, 16))
+            except ValueError:
+                continue  # a damaged line: its row is missing

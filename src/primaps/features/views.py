@@ -1,0 +1,120 @@
+"""Where the feature maps of a training batch come from: cached, or computed anew in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from primaps.features.store import Rows
+from primaps.support.seeding import generator
+
+AugmentAnew = Callable[[Tensor, Tensor, int], Tensor]
+"""Rows of images, which of them to mirror, and the step, to features of augmented images."""
+
+
+class Batch(NamedTuple):
+    """What one step of EM sees.
+
+    Attributes:
+        clean: features of the images, for the momentum prototypes.
+        seen: features of the augmented images, for the student.
+        mirror: which images are mirrored, in both.
+        rows: where the images are among those of this process.
+    """
+
+    clean: Float[Tensor, "b c h w"]
+    seen: Float[Tensor, "b c h w"]
+    mirror: Bool[Tensor, " b"]
+    rows: Integer[Tensor, " b"]
+
+
+@dataclass(frozen=True)
+class Views:
+    """Feature maps of the training images that this process has.
+
+    Attributes:
+        clean: (2, C, h, w) of each image; [0] of itself and [1] of its mirror image.
+        place: row of each image of the whole collection, -1 if another process has it; None if
+            they are all here.
+        augmented: features (C, h, w) of each image, photometrically augmented, one entry per view.
+        mirrored: which of the augmented images were mirrored.
+        fresh: computes augmented features in every step; instead of ``augmented``.
+        projection: features to the codes that prototypes are fitted to; None fits them to features.
+        device: where batches go.
+    """
+
+    clean: Rows
+    place: Integer[Tensor, " n"] | None = None
+    augmented: tuple[Rows, ...] = ()
+    mirrored: Bool[Tensor, "v m"] | None = None
+    fresh: AugmentAnew | None = None
+    projection: Callable[[Tensor], Tensor] | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __len__(self) -> int:
+        """Images of the whole collection."""
+        return len(self.clean) if self.place is None else len(self.place)
+
+    def here(
+        self, index: Integer[Tensor, " b"]
+    ) -> tuple[Integer[Tensor, " h"], Bool[Tensor, " b"]]:
+        """Rows of those images of a batch that this process has, and which these are."""
+        rows = index if self.place is None else self.place[index]
+        return rows[rows >= 0], rows >= 0
+
+    def features(
+        self, rows: Integer[Tensor, " b"], mirror: Bool[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Clean features of images or, where ``mirror``, of their mirror images."""
+        return self.project(self.clean.take(rows, mirror.long()))
+
+    def project(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        """Stored features to what prototypes are fitted to."""
+        features = features.to(self.device).float()
+        return self.projection(features) if self.projection else features
+
+    def mirrored_mean(self, row: int) -> Float[Tensor, "c h w"]:
+        """Features of an image of this process, averaged with those of its mirror image."""
+        both = self.project(self.clean.take(torch.tensor([row]))[0])
+        return (both[0] + both[1].flip(-1)) / 2
+
+    def batch(self, index: Integer[Tensor, " b"], step: int, seed: int) -> Batch:
+        """Features of a batch. Everything random follows from ``step`` and ``seed``."""
+        random = generator("views", seed, step)
+        rows, here = self.here(index)
+        if self.augmented:
+            assert self.mirrored is not None
+            view = torch.randint(len(self.augmented), (len(index),), generator=random)[here]
+            mirror = self.mirrored[view, rows]
+            clean = self.features(rows, mirror)
+            seen = torch.empty_like(clean)
+            for number in view.unique().tolist():
+                at = (view == number).nonzero()[:, 0]
+                seen[at.to(self.device)] = self.project(self.augmented[number].take(rows[at]))
+            return Batch(clean, seen, mirror, rows)
+        mirror = (torch.rand(len(index), generator=random) < 0.5)[here]
+        clean = self.features(rows, mirror)
+        seen = self.project(self.fresh(rows, mirror, step)) if self.fresh else clean
+        return Batch(clean, seen, mirror, rows)
+
+
+def batch_indices(
+    step: int, count: int, batch_size: int, purpose: str, seed: int
+) -> Integer[Tensor, " b"]:
+    """Images of the batch of a step (from 1); each epoch is a permutation, its rest dropped.
+
+    Examples:
+        >>> batch_indices(1, 5, 2, "EM", 0).tolist() == batch_indices(1, 5, 2, "EM", 0).tolist()
+        True
+        >>> len(batch_indices(7, 5, 32, "EM", 0))
+        5
+    """
+    batch_size = min(batch_size, count)
+    epoch, place = divmod(step - 1, count // batch_size)
+    order = torch.randperm(count, generator=generator(purpose, seed, epoch))
+    return order[place * batch_size : (place + 1) * batch_size]

@@ -1,0 +1,388 @@
+"""What a user holds: fit to images, predict their classes, save and load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer, UInt8
+from PIL import Image
+from torch import Tensor
+
+from primaps.backbones.backbone import Backbone, mirrored_mean, weights_digest
+from primaps.backbones.load import load_backbone
+from primaps.config import Config, check_names
+from primaps.crf import DenseCRF
+from primaps.data import (
+    Dataset,
+    ImageFile,
+    Problem,
+    find_images,
+    fit_to_patches,
+    load_image,
+    pair_up,
+    to_tensor,
+)
+from primaps.em.fit import fit_prototypes, schedule
+from primaps.em.pixels import largest_channel, upsample
+from primaps.em.probe import LinearProbe
+from primaps.em.prototypes import Prototypes
+from primaps.em.recorder import HistoryLine, Recorder
+from primaps.features.collection import MaskMaker
+from primaps.features.extract import Extracted, extract
+from primaps.model_folder import (
+    BackboneRecord,
+    ModelError,
+    ProjectionRecord,
+    TrainingRecord,
+    read_model,
+    refuse_foreign_files,
+    write_model,
+)
+from primaps.projections.checkpoints import as_projection
+from primaps.projections.projection import Projection
+from primaps.proposals.image_size import image_masks
+from primaps.support.distributed import processes
+from primaps.support.errors import InputError
+from primaps.support.progress import ProgressCallback, silent
+from primaps.version import VERSION
+
+logger = logging.getLogger("primaps")
+ImageCollection = str | Path | Sequence[str | Path] | Sequence[ImageFile] | Sequence[Image.Image]
+"""Files, folders or globs; or image files, or images in memory."""
+
+
+class PriMaPsEM:
+    """Unsupervised semantic segmentation: classes found in images, without labels.
+
+    Args:
+        classes: number of classes K to find.
+        backbone: name, hub id, folder, file, callable or :class:`primaps.Backbone`.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        patch_size: only with a callable.
+        projection: features to the codes that prototypes are fitted to, masks staying those of the
+            features: a :class:`primaps.projections.Projection`, its folder, a checkpoint of STEGO
+            or HP, or a callable of yours.
+        **options: fields of :class:`primaps.Config`.
+
+    Attributes:
+        config: all options.
+        prototypes_: the K fitted prototypes, or the linear probe; None before :meth:`fit`.
+        history_: per stage and epoch the loss and label-free diagnostics.
+        samples_: a few of the training images, 8-bit, to show.
+
+    Raises:
+        InputError: an option is out of its range.
+        WeightsError: the backbone has no weights here.
+
+    Examples:
+        >>> images = [Image.effect_noise((48, 40), 90).convert("RGB") for _ in range(4)]
+        >>> model = PriMaPsEM(2, backbone=torch.nn.AvgPool2d(8), patch_size=8, size=32,
+        ...                   epochs=1, min_steps=2, min_init_steps=2, crf=False, device="cpu")
+        >>> model.fit(images).predict(images[0]).shape
+        torch.Size([40, 48])
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        *,
+        backbone: str | Path | Callable[[Tensor], Tensor] | Backbone = "dinov2-vits14",
+        device: str | torch.device = "auto",
+        patch_size: int | None = None,
+        projection: Projection | str | Path | Callable[[Tensor], Tensor] | None = None,
+        **options: Any,
+    ) -> None:
+        check_names(options)
+        name = str(backbone) if isinstance(backbone, str | Path) else ""
+        config = Config(classes, **{"backbone": name, **options})
+        self.backbone = load_backbone(backbone, device, patch_size, options.get("precision"))
+        size = config.size or self.backbone.default_size
+        if size % self.backbone.patch_size:
+            patch = self.backbone.patch_size
+            raise InputError(
+                f"size {size} is not a multiple of the patch size {patch} of {self.backbone.name}; "
+                f"{max(1, round(size / patch)) * patch} is"
+            )
+        self.config = replace(
+            config, size=size, backbone=self.backbone.name, precision=self.backbone.precision
+        )
+        self.projection = None if projection is None else as_projection(projection)
+        if self.projection is not None:
+            self.projection.to(self.backbone.device)
+        self.prototypes_: Prototypes | LinearProbe | None = None
+        self.history_: list[HistoryLine] = []
+        self.samples_: UInt8[Tensor, "s 3 H W"] | None = None
+        self._images = 0
+
+    @property
+    def size(self) -> int:
+        """Shorter side of images in pixels."""
+        return cast(int, self.config.size)
+
+    def fit(
+        self,
+        images: ImageCollection,
+        labels: str | Path | Dataset | None = None,
+        *,
+        store: str | Path | None = "auto",
+        checkpoints: str | Path | None = None,
+        progress: ProgressCallback = silent,
+        problem: Problem = logger.warning,
+        log: Callable[[HistoryLine], None] | None = None,
+    ) -> PriMaPsEM:
+        """Fit to images: features, proposals, k-means start, EM (section 3.2).
+
+        Args:
+            images: files, folders or globs, or Pillow images. Each is scaled and cut to its
+                centred square.
+            labels: folder of label maps, or the data set that the images are of; for the linear
+                probe, and for nothing else.
+            store: folder that keeps features and masks, so that they are computed once and for
+                all; ``auto`` is memory if they take less than 2 GB, else the cache; None is memory.
+            checkpoints: folder of the training state: the same call goes on where it was stopped.
+            progress: called after each unit of work.
+            problem: told about every image that cannot be read; the others go on.
+            log: called with a line of figures per epoch.
+
+        Raises:
+            ImageError: no image could be read.
+            InputError: more classes than the features can start, or labels are missing or not
+                wanted.
+        """
+        method = self.config.method
+        if (labels is not None) != (method == "probe"):
+            raise InputError(
+                "labels are for method='probe' alone: PriMaPs-EM and k-means take none"
+                if labels is not None
+                else "the linear probe is trained on labels: give the folder of label maps"
+            )
+        data = None
+        files: Sequence[ImageFile] = []
+        if labels is None:
+            files = as_files(images)
+        else:
+            data = labels if isinstance(labels, Dataset) else pair_up(cast(Any, images), labels)
+            files = data.samples
+        extracted = extract(
+            files,
+            self.backbone,
+            self.size,
+            views=self.config.views if method == "em" else 0,
+            masks=self.mask_maker() if method == "em" else None,
+            labels=data,
+            seed=self.config.seed,
+            store=store,
+            progress=progress,
+            problem=problem,
+        )
+        return self.fit_extracted(extracted, checkpoints, progress, log)
+
+    def fit_extracted(
+        self,
+        extracted: Extracted,
+        checkpoints: str | Path | None = None,
+        progress: ProgressCallback = silent,
+        log: Callable[[HistoryLine], None] | None = None,
+    ) -> PriMaPsEM:
+        """Fit to features and masks that are there already, as :meth:`fit` does after computing
+        them: for several fits on the same images."""
+        self._images, self.samples_ = len(extracted.keys), extracted.samples
+        recorder = Recorder(
+            max(1, self._images // self.config.batch_size),
+            progress,
+            checkpoints,
+            self._fingerprint(extracted),
+            log,
+        )
+        projection = self.projection
+        prototypes = fit_prototypes(
+            self.config,
+            replace(extracted.views, projection=projection),
+            extracted.masks,
+            extracted.labels,
+            recorder,
+            None if projection is None else projection.clusters,
+        )
+        self.prototypes_, self.history_ = prototypes.requires_grad_(False), recorder.epochs
+        return self
+
+    def _fingerprint(self, extracted: Extracted) -> str:
+        """Of everything that decides the result of training."""
+        projection = self.projection and (self.projection.digest or self.projection.name)
+        about = [asdict(self.config), self.backbone.digest, projection, extracted.content_digest]
+        return hashlib.sha256(json.dumps([VERSION, *about, processes()]).encode()).hexdigest()
+
+    def mask_maker(self) -> MaskMaker:
+        """:meth:`masks`, and the options that it depends on."""
+        return MaskMaker(self.masks, self._mask_options())
+
+    def masks(
+        self, features: Float[Tensor, "b c h w"], images: UInt8[Tensor, "b 3 H W"]
+    ) -> Integer[Tensor, "b H W"]:
+        """Proposals at image size with this model's options of Table 4a; 0 = ignore."""
+        return image_masks(features, images, **self._mask_options())
+
+    def _mask_options(self) -> dict[str, Any]:
+        config = self.config
+        options = {name: getattr(config, name) for name in ("threshold", "anchor", "iterative")}
+        return {**options, "crf": "dense" if config.mask_crf else None}
+
+    def predict_probabilities(
+        self, images: UInt8[Tensor, "b 3 H W"], crf: bool = True
+    ) -> Float[Tensor, "b k H W"]:
+        """Class probabilities of images whose sides are multiples of the patch size.
+
+        Features are averaged over each image and its mirror image; logits are upsampled and, with
+        ``crf``, refined by the dense CRF.
+
+        Raises:
+            ModelError: the model is not fitted.
+        """
+        if self.prototypes_ is None:
+            raise ModelError("the model is not fitted: call fit first, or load one")
+        return self.probabilities(mirrored_mean(self.backbone, images), images, crf)
+
+    @torch.no_grad()
+    def probabilities(
+        self,
+        features: Float[Tensor, "b c h w"],
+        images: UInt8[Tensor, "b 3 H W"],
+        crf: bool = True,
+    ) -> Float[Tensor, "b k H W"]:
+        """Class probabilities at image size from the backbone's features."""
+        if self.prototypes_ is None:
+            raise ModelError("the model is not fitted: call fit first, or load one")
+        if self.projection is not None:
+            features = self.projection(features)
+        if self.config.cosine:  # logits are cosines, as in Eq. 9
+            features = F.normalize(features, dim=1)
+        logits = self.prototypes_(features)
+        probabilities = upsample(logits, images.shape[-2:]).softmax(1)
+        return DenseCRF()(images.to(logits.device), probabilities) if crf else probabilities
+
+    def predict(
+        self, image: str | Path | Image.Image | np.ndarray | Tensor, crf: bool = True
+    ) -> Integer[Tensor, "H W"]:
+        """Class of every pixel of a whole image, at its own size.
+
+        The image is whatever :func:`primaps.load_image` takes. It is scaled as in training (shorter
+        side ``size``), not cropped; the probabilities are scaled back bilinearly.
+        """
+        picture = load_image(image)
+        scaled = fit_to_patches(picture, self.size, self.backbone.patch_size)
+        probabilities = self.predict_probabilities(to_tensor(scaled)[None], crf)[0]
+        return largest_channel(probabilities, (picture.height, picture.width))
+
+    def prediction_digest(self) -> str:
+        """SHA-256 of what decides a prediction: prototypes, backbone and size."""
+        text = f"{self.backbone.digest or self.backbone.name} {self.size} {self.config.cosine}"
+        if self.projection is not None:
+            text += f" {self.projection.digest or self.projection.name}"
+        if self.prototypes_ is not None:
+            text += str(weights_digest(self.prototypes_))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``model.safetensors``, ``config.json`` and ``history.json``, each atomically.
+
+        Raises:
+            ModelError: the model is not fitted, or the folder has files of these names that are
+                not of a model of this package.
+        """
+        if self.prototypes_ is None:
+            raise ModelError("the model is not fitted: call fit first")
+        refuse_foreign_files(Path(folder).expanduser())
+        projection = self.projection
+        if projection is not None and projection.own:
+            projection.save(Path(folder).expanduser())
+        plan = schedule(self.config, self._images, self.clusters)
+        write_model(
+            folder,
+            self.prototypes_.state_dict(),
+            self.history_,
+            self.config,
+            BackboneRecord(self.backbone.name, self.backbone.digest, self.backbone.patch_size),
+            None if projection is None else ProjectionRecord(projection.name, projection.digest),
+            TrainingRecord(
+                self._images, plan.all_init_steps, plan.steps, self.config.method == "probe"
+            ),
+        )
+
+    @property
+    def clusters(self) -> int | None:
+        """Clusters that the projection brings along."""
+        clusters = None if self.projection is None else self.projection.clusters
+        return None if clusters is None else len(clusters)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        backbone: str | Path | Callable[[Tensor], Tensor] | Backbone | None = None,
+        device: str | torch.device = "auto",
+        projection: Callable[[Tensor], Tensor] | None = None,
+    ) -> PriMaPsEM:
+        """Load a model from a folder, or from the hub by its id (owner/name).
+
+        Args:
+            backbone: needed if the model was fitted with a callable; otherwise the one that it was
+                fitted with is found by its name.
+            projection: needed if the model was fitted with a callable.
+
+        Raises:
+            ModelError: no model of this package is there, or the backbone has other weights.
+        """
+        path, record, tensors, history = read_model(folder)
+        config, trained_on = record.config, record.backbone
+        given = config.backbone if backbone is None else backbone
+        if isinstance(given, str) and given.startswith("callable:"):
+            raise ModelError(
+                f"{folder} was fitted on features of your {given.removeprefix('callable:')}; "
+                "pass it as from_pretrained(..., backbone=it)"
+            )
+        codes: Projection | Callable[[Tensor], Tensor] | None = projection
+        if codes is None and record.projection is not None:
+            if not (path / "projection.json").is_file():
+                raise ModelError(
+                    f"{folder} was fitted on codes of your {record.projection.name}; "
+                    "pass it as from_pretrained(..., projection=it)"
+                )
+            codes = Projection.load(path)
+        options = {k: v for k, v in asdict(config).items() if k != "backbone"}
+        model = cls(
+            **options,
+            backbone=given,
+            device=device,
+            patch_size=trained_on.patch_size,
+            projection=codes,
+        )
+        if trained_on.sha256 not in (None, model.backbone.digest):
+            raise ModelError(
+                f"{folder} was fitted on other weights of {trained_on.name} than those found at "
+                f"{model.backbone.source}; give the original weights as backbone"
+            )
+        kind = LinearProbe if config.method == "probe" else Prototypes
+        prototypes = kind(tensors["direction"])
+        prototypes.load_state_dict(tensors)
+        model.prototypes_ = prototypes.to(model.backbone.device).requires_grad_(False)
+        model._images, model.history_ = record.training.images, history
+        return model
+
+
+def as_files(images: ImageCollection) -> list[ImageFile]:
+    """Paths become the files that they name; image files and Pillow images stay what they are."""
+    items: list[Any] = [images] if isinstance(images, str | Path) else list(images)
+    if items and all(isinstance(item, ImageFile) for item in items):
+        return items
+    if items and all(isinstance(item, Image.Image) for item in items):
+        return [ImageFile(item, str(i)) for i, item in enumerate(items)]
+    return find_images(items)

@@ -1,0 +1,248 @@
+"""The files of a model: weights in safetensors, everything else in JSON, whole or not at all.
+
+What is read is checked by its type before anything is built from it; the model builds itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from primaps.config import Config
+from primaps.data import ImageFile
+from primaps.support.distributed import rank
+from primaps.support.errors import InputError, PrimapsError
+from primaps.support.files import atomic_path, locked, write_json
+from primaps.support.typed import Range, read_json
+from primaps.version import VERSION
+
+FORMAT: Literal[2] = 2
+WRITTEN_BY = "give the folder that `primaps fit --out` wrote"
+FILES = ("config.json", "model.safetensors", "history.json", "preview.png")
+
+
+class ModelError(PrimapsError, RuntimeError):
+    """A folder holds no model of this package, or one that does not fit; the message says why."""
+
+
+@dataclass(frozen=True)
+class BackboneRecord:
+    """The backbone that a model was fitted with: its name, weights and patch size in pixels."""
+
+    name: str
+    sha256: str | None
+    patch_size: Annotated[int, Range(1, 4096)]
+
+
+@dataclass(frozen=True)
+class ProjectionRecord:
+    """The projection that a model was fitted with."""
+
+    name: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a model was fitted to, and how long.
+
+    Attributes:
+        images: number of images.
+        init_steps: steps of all k-means starts.
+        steps: steps of EM or the probe.
+        labels_read: whether the fit was given labels, which only the linear probe is.
+    """
+
+    images: Annotated[int, Range(0)]
+    init_steps: Annotated[int, Range(0)]
+    steps: Annotated[int, Range(0)]
+    labels_read: bool
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The content of ``config.json``.
+
+    Attributes:
+        format: of the folder.
+        library: always ``primaps``.
+        config: all options.
+        weights: SHA-256 of ``model.safetensors``, so that files of two fits are told apart.
+        backbone: what features are from.
+        projection: what codes are from, if there is one.
+        training: what the model was fitted to.
+        versions: of the packages that fitted it.
+    """
+
+    format: Literal[2]
+    library: Literal["primaps"]
+    config: Config
+    weights: str
+    backbone: BackboneRecord
+    projection: ProjectionRecord | None
+    training: TrainingRecord
+    versions: dict[str, str]
+
+
+def write_model(
+    folder: str | Path,
+    tensors: dict[str, Tensor],
+    history: list[dict[str, Any]],
+    config: Config,
+    backbone: BackboneRecord,
+    projection: ProjectionRecord | None,
+    training: TrainingRecord,
+) -> None:
+    """Write ``config.json``, ``model.safetensors`` and ``history.json``, each atomically.
+
+    Raises:
+        ModelError: the folder has one of these files, but not from this package.
+    """
+    folder = Path(folder).expanduser()
+    refuse_foreign_files(folder)
+    weights = save({k: v.cpu().contiguous() for k, v in tensors.items()}, {"format": "pt"})
+    versions = {"primaps": VERSION, "torch": torch.__version__}
+    versions["python"] = platform.python_version()
+    digest = hashlib.sha256(weights).hexdigest()
+    record = ModelRecord(
+        FORMAT, "primaps", config, digest, backbone, projection, training, versions
+    )
+    # First the record: then weights of an earlier fit do not pass for those of this one.
+    write_json(folder / "config.json", asdict(record))
+    with atomic_path(folder / "model.safetensors") as temporary:
+        temporary.write_bytes(weights)
+    write_json(folder / "history.json", history)
+
+
+def refuse_foreign_files(folder: Path) -> None:
+    """Refuse to write a model where files of its names are somebody else's.
+
+    Raises:
+        ModelError: the folder is a file, or has a ``config.json``, ``preview.png``, ... that is not
+            of a model of this package.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ModelError(f"{folder} is a file: give a folder to write the model to")
+    if is_model(folder):
+        return
+    for name in FILES:
+        if (folder / name).exists():
+            raise ModelError(
+                f"{folder / name} is not of a model of primaps: it is not replaced; write the "
+                "model to another folder"
+            )
+
+
+@contextmanager
+def model_writing(folder: Path, images: Sequence[ImageFile]) -> Iterator[None]:
+    """Hold a folder for the model of some images; whoever comes second waits.
+
+    Raises:
+        ModelError: an image lies in the folder itself, or the folder has files of the names of a
+            model that are not of one.
+    """
+    inside = folder.resolve()
+    for image in images:
+        if isinstance(image.source, Path) and image.source.resolve().parent == inside:
+            raise ModelError(
+                f"{folder} holds the image {image.source}: write the model to another folder, so "
+                "that its pictures and the images do not mix"
+            )
+    refuse_foreign_files(folder)
+    if rank() > 0:  # the first process holds it for all
+        yield
+        return
+    with locked(folder):
+        yield
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder has the ``config.json`` of a model of this package, of any version."""
+    try:
+        return read_json(folder / "config.json", dict[str, Any]).get("library") == "primaps"
+    except (OSError, InputError):
+        return False
+
+
+def read_model(
+    folder: str | Path,
+) -> tuple[Path, ModelRecord, dict[str, Tensor], list[dict[str, Any]]]:
+    """Folder, record, tensors and history of a model in a folder, or on the hub (owner/name).
+
+    Raises:
+        ModelError: no model of this package is there, its files are damaged or do not belong
+            together.
+    """
+    path = _find(folder)
+    try:
+        content = read_json(path / "config.json", dict[str, Any])
+        if content.get("library") != "primaps":
+            raise InputError(f"{path / 'config.json'} is of another program")
+        if (written := content.get("format")) != FORMAT:
+            raise InputError(
+                f"{path / 'config.json'} has the format {written!r} and this version reads "
+                f"{FORMAT}: fit again, or use the version that wrote it"
+            )
+        record = read_json(path / "config.json", ModelRecord)
+        weights = (path / "model.safetensors").read_bytes()
+        if hashlib.sha256(weights).hexdigest() != record.weights:
+            raise InputError(
+                f"{path}: config.json and model.safetensors are not of one fit: fit again"
+            )
+        with safe_open(path / "model.safetensors", "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        _check_tensors(path, record, tensors)
+        history = path / "history.json"
+        lines = read_json(history, list[dict[str, Any]]) if history.is_file() else []
+    except (OSError, InputError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelError(f"{folder} holds no model of primaps ({reason}); {WRITTEN_BY}") from error
+    return path, record, tensors, lines
+
+
+def _check_tensors(path: Path, record: ModelRecord, tensors: dict[str, Tensor]) -> None:
+    """Weights must be those of the configuration: names, shapes, kinds, and finite."""
+    probe = record.config.method == "probe"
+    names = {"direction", "bias" if probe else "scale"}
+    if tensors.keys() != names:
+        raise InputError(f"{path / 'model.safetensors'} must have {' and '.join(sorted(names))}")
+    for name, tensor in tensors.items():
+        ndim = 2 if name == "direction" else 1
+        if tensor.dtype != torch.float32 or tensor.ndim != ndim or not tensor.numel():
+            raise InputError(f"{name} of {path / 'model.safetensors'} is no float32 of {ndim} axes")
+        if len(tensor) != record.config.classes:
+            raise InputError(
+                f"config.json has {record.config.classes} classes and {name} of model.safetensors "
+                f"{len(tensor)}"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{name} of {path / 'model.safetensors'} has NaN or infinity")
+
+
+def _find(folder: str | Path) -> Path:
+    """The folder of a model; a model of the hub is downloaded."""
+    path = Path(folder).expanduser()
+    if path.is_dir() or str(folder).count("/") != 1 or path.is_absolute():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{folder} holds no model of primaps (no config.json); {WRITTEN_BY}")
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(
+            f"{folder} is no folder here, and the hub has no such model or cannot be reached "
+            f"({type(error).__name__})"
+        ) from error

@@ -1,0 +1,1 @@
+"""Pictures of label maps, of scores, of how masks come about."""

@@ -1,0 +1,165 @@
+"""Pictures of how mask proposals come about: ``primaps propose --explain``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Integer, UInt8
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from primaps.pictures.overlays import grid, overlay, overlay_masks, palette, with_legend
+from primaps.proposals.image_size import CRF, image_masks
+from primaps.proposals.principal_masks import Proposals, propose
+
+logger = logging.getLogger("primaps")
+
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
+
+
+def masks_picture(
+    image: Image.Image, masks: Integer[Tensor, "h w"], names: Sequence[str] = ()
+) -> Image.Image:
+    """Masks in colours over their image, what lies in none dark.
+
+    Args:
+        masks: 0 = ignore, 1..Z; any size, brought to that of the image.
+        names: legend, one entry per mask.
+    """
+    picture = overlay_masks(image, _to_size(masks, image))
+    return with_legend(picture, names, palette(len(names)))
+
+
+def classes_picture(
+    image: Image.Image,
+    masks: Integer[Tensor, "h w"],
+    classes: Int[Tensor, " z1"],
+    names: Sequence[str],
+) -> Image.Image:
+    """Each mask in the colour of its class, as :func:`~primaps.evaluation.oracle.oracle_classes`."""
+    labels = classes.cpu().numpy()[_to_size(masks, image)]
+    colours = np.concatenate([palette(len(names)), np.zeros((1, 3), np.uint8)])
+    present = [int(k) for k in np.unique(labels) if k < len(names)]
+    picture = overlay(image, labels, colours, ignore=len(names))
+    return with_legend(picture, [names[k] for k in present], colours[present])
+
+
+def similarity_maps(
+    features: Float[Tensor, "c h w"], found: Proposals, index: int = 0
+) -> tuple[Float[Tensor, "z h w"], Float[Tensor, "z h w"]]:
+    """Cosines of every feature with each mask's component (Eq. 3) and anchor (Eq. 5).
+
+    Args:
+        features: what ``found`` was made from, with the default options.
+        index: of the image in the batch of ``found``.
+
+    Returns:
+        Two maps per mask in [-1, 1]; positions that earlier masks took are NaN.
+
+    Example:
+        >>> features = torch.randn(1, 8, 4, 5)
+        >>> found = propose(features, return_details=True)
+        >>> component, anchor = similarity_maps(features[0], found)
+        >>> component.shape == anchor.shape == found.similarities[0].shape
+        True
+    """
+    x = features.detach().float().flatten(1).T
+    unit, mask = F.normalize(x, dim=1), found.masks[index].flatten()
+    components, anchors = [], []
+    for z, (row, column) in enumerate(found.anchors[index].tolist(), 1):
+        free = (mask == 0) | (mask >= z)
+        rest = x[free].double()
+        direction = torch.linalg.svd(rest - rest.mean(0), full_matrices=False)[2][0].float()
+        anchor = unit[row * features.shape[2] + column]
+        cosine = unit @ direction * torch.where(anchor @ direction < 0, -1.0, 1.0)
+        components.append(cosine.masked_fill(~free, torch.nan))
+        anchors.append((unit @ anchor).masked_fill(~free, torch.nan))
+    shape = (len(components), *features.shape[1:])
+    if not components:
+        return x.new_zeros(shape), x.new_zeros(shape)
+    return torch.stack(components).view(shape), torch.stack(anchors).view(shape)
+
+
+def steps_picture(
+    image: Image.Image,
+    features: Float[Tensor, "c h w"],
+    threshold: float = 0.4,
+    limit: int = 6,
+    height: int = 240,
+) -> Image.Image:
+    """One row per mask, the first ``limit``: component, anchor, mask (Fig. 3 and 5).
+
+    Similarities go from dark blue (0 and below) over green to yellow (the largest); positions
+    that earlier masks took are grey. The cross is the anchor.
+    """
+    found = propose(features[None], threshold=threshold, return_details=True)
+    component, anchor = similarity_maps(features, found)
+    rows = []
+    for z, position in enumerate(found.anchors[0].tolist()[:limit]):
+        alone = torch.where(found.masks[0] == z + 1, z + 1, 0)
+        mask = masks_picture(image, alone)
+        shown = [_heat(maps[z], image, position) for maps in (component, anchor)]
+        rows.append([_marked(image, position, features.shape[1:]), *shown, mask])
+    titles = ("image and anchor", "similarity to component", "similarity to anchor", "mask")
+    return grid(rows, titles, height) if rows else grid([[image]], ["no mask"], height)
+
+
+def threshold_picture(
+    image: Image.Image,
+    features: Float[Tensor, "c h w"],
+    pixels: UInt8[Tensor, "3 H W"],
+    crf: CRF | None = None,
+    thresholds: Sequence[float] = THRESHOLDS,
+    height: int = 240,
+) -> Image.Image:
+    """The masks for several thresholds side by side (Fig. 6).
+
+    Args:
+        image: shown below the masks.
+        features: of the image.
+        pixels: what the features were made from.
+        crf: as in :func:`primaps.image_masks`.
+    """
+    cells, titles = [image], ["image"]
+    for threshold in thresholds:
+        masks = image_masks(features[None], pixels[None], crf=crf, threshold=threshold)[0]
+        cells.append(masks_picture(image, masks))
+        titles.append(f"threshold {threshold:g}: {len(masks[masks > 0].unique())} masks")
+    return grid([cells], titles, height)
+
+
+def _to_size(masks: Integer[Tensor, "h w"], image: Image.Image) -> Integer[np.ndarray, "H W"]:
+    size = (image.height, image.width)
+    scaled = F.interpolate(masks[None, None].double(), size=size, mode="nearest-exact")
+    return scaled[0, 0].long().cpu().numpy()
+
+
+def _heat(
+    similarity: Float[Tensor, "h w"], image: Image.Image, position: Sequence[int]
+) -> Image.Image:
+    from matplotlib import colormaps
+
+    values = similarity.cpu().numpy()
+    scaled = np.clip(values / max(float(np.nanmax(values)), 1e-6), 0, 1)
+    rgb = colormaps["viridis"](np.nan_to_num(scaled))[..., :3]
+    rgb[np.isnan(values)] = 0.8
+    picture = Image.fromarray((255 * rgb).round().astype(np.uint8))
+    picture = picture.resize(image.size, Image.Resampling.NEAREST)
+    return _marked(picture, position, values.shape)
+
+
+def _marked(image: Image.Image, position: Sequence[int], shape: Sequence[int]) -> Image.Image:
+    """A white cross with a dark rim at a position of the feature map."""
+    picture = image.convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    y = (position[0] + 0.5) * image.height / shape[0]
+    x = (position[1] + 0.5) * image.width / shape[1]
+    reach = max(5, min(image.size) // 28)
+    for colour, width in (("black", reach // 2 + 2), ("white", max(1, reach // 4))):
+        draw.line((x - reach, y, x + reach, y), colour, width)
+        draw.line((x, y - reach, x, y + reach), colour, width)
+    return picture

@@ -1,0 +1,174 @@
+"""Pictures of label maps: colours, overlays, legends and grids, as Pillow images."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from primaps.support.errors import InputError
+
+# Kelly's colours of maximum contrast (1965) without black, white and grey; the first nine can be
+# told apart with the common kinds of colour blindness.
+_KELLY = [
+    *("F3C300", "875692", "F38400", "A1CAF1", "BE0032", "C2B280", "008856", "E68FAC", "0067A5"),
+    *("F99379", "604E97", "F6A600", "B3446C", "DCD300", "882D17", "8DB600", "654522", "E25822"),
+    "2B3D26",
+]
+GAP = 8
+
+
+def palette(count: int) -> UInt8[np.ndarray, "count 3"]:
+    """``count`` colours that are easy to tell apart; the first ones never change.
+
+    Examples:
+        >>> palette(3).tolist()
+        [[243, 195, 0], [135, 86, 146], [243, 132, 0]]
+    """
+    colours = [tuple(bytes.fromhex(code)) for code in _KELLY[:count]]
+    for i in range(len(colours), count):  # golden angle, in three brightnesses
+        hue = (i * 0.61803398875) % 1
+        rgb = colorsys.hls_to_rgb(hue, (0.45, 0.65, 0.3)[i % 3], 0.75)
+        colours.append(tuple(round(255 * c) for c in rgb))
+    return np.array(colours, np.uint8).reshape(count, 3)
+
+
+def overlay(
+    image: Image.Image,
+    labels: Integer[np.ndarray, "h w"],
+    colours: UInt8[np.ndarray, "k 3"] | None = None,
+    alpha: float = 0.55,
+    ignore: int | None = None,
+) -> Image.Image:
+    """Blend the colours of a label map over its image and outline the regions.
+
+    Args:
+        image: RGB.
+        labels: indices into ``colours``, of the size of the image.
+        colours: from :func:`palette` if None.
+        alpha: opacity of the colours in [0, 1].
+        ignore: label that stays without a colour and is darkened instead.
+    """
+    if colours is None:
+        colours = palette(int(labels.max()) + 1)
+    photograph = np.asarray(image.convert("RGB")).astype(np.float32)
+    if labels.shape != photograph.shape[:2]:
+        raise InputError(f"labels {labels.shape} and image {photograph.shape[:2]} differ in size")
+    blended = (1 - alpha) * photograph + alpha * colours[labels]
+    if ignore is not None:
+        blended = np.where((labels == ignore)[..., None], 0.45 * photograph, blended)
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    blended[edge] = 0.35 * blended[edge] + 0.65 * 255
+    return Image.fromarray(blended.round().clip(0, 255).astype(np.uint8))
+
+
+def overlay_masks(image: Image.Image, masks: Integer[np.ndarray, "h w"]) -> Image.Image:
+    """Masks 1..Z in colours over their image, what lies in none (0) dark."""
+    colours = palette(max(1, int(masks.max())))
+    return overlay(image, masks, np.concatenate([np.zeros_like(colours[:1]), colours]), ignore=0)
+
+
+def with_legend(
+    image: Image.Image,
+    names: Sequence[str],
+    colours: UInt8[np.ndarray, "k 3"],
+    text: int | None = None,
+) -> Image.Image:
+    """Put a legend under an image, in as many columns as fit its width.
+
+    Args:
+        text: height of letters in pixels; by the width of the image if None.
+    """
+    if not names:
+        return image
+    font = _font(text or max(12, min(28, image.width // 28)))
+    height = round(font.size * 1.5)
+    entry = max(round(font.getlength(name)) for name in names) + 2 * height
+    columns = max(1, min(len(names), image.width // entry))
+    rows = -(-len(names) // columns)
+    width = max(image.width, entry)
+    sheet = Image.new("RGB", (width, image.height + rows * height + 2 * GAP), "white")
+    sheet.paste(image, ((width - image.width) // 2, 0))
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, colour) in enumerate(zip(names, colours, strict=False)):
+        x = (i % columns) * (width // columns) + GAP
+        y = image.height + GAP + (i // columns) * height
+        box = (x, y + height // 6, x + height, y + height - height // 6)
+        draw.rectangle(box, tuple(int(c) for c in colour), "black")
+        draw.text((x + height + GAP // 2, y + height // 2), name, "black", font, anchor="lm")
+    return sheet
+
+
+def grid(
+    rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = (), height: int = 240
+) -> Image.Image:
+    """Images in rows and columns on white, all ``height`` pixels high, with a title per column."""
+    scaled = [
+        [cell.resize((max(1, round(cell.width * height / cell.height)), height)) for cell in row]
+        for row in rows
+    ]
+    columns = max(len(row) for row in scaled)
+    widths = [max(row[i].width for row in scaled if i < len(row)) for i in range(columns)]
+    font = _font(max(12, height // 14))
+    top = round(font.size * 2) if titles else GAP
+    sheet = Image.new(
+        "RGB",
+        (sum(widths) + GAP * (columns + 1), top + (height + GAP) * len(scaled)),
+        "white",
+    )
+    draw = ImageDraw.Draw(sheet)
+    for i, title in enumerate(titles):
+        x = GAP + sum(widths[:i]) + GAP * i
+        draw.text((x + widths[i] // 2, top // 2), title, "black", font, anchor="mm")
+    for r, row in enumerate(scaled):
+        for i, cell in enumerate(row):
+            x = GAP + sum(widths[:i]) + GAP * i + (widths[i] - cell.width) // 2
+            sheet.paste(cell, (x, top + r * (height + GAP)))
+    return sheet
+
+
+def examples(
+    rows: Sequence[tuple[Image.Image, Sequence[Integer[np.ndarray, "h w"]]]],
+    titles: Sequence[str],
+    classes: Sequence[str],
+    colours: UInt8[np.ndarray, "k 3"] | None = None,
+    ignore: int | None = 255,
+    height: int = 240,
+) -> Image.Image:
+    """A sheet of examples: in each row an image and label maps of it, below a legend.
+
+    Args:
+        rows: an image and label maps of its size (label, predictions) each.
+        titles: of the columns.
+        classes: names; the legend has those that occur.
+        colours: of the classes; from :func:`palette` if None.
+        ignore: label that is shown dark.
+        height: of each picture in pixels.
+    """
+    shades = palette(len(classes)) if colours is None else colours
+    present: set[int] = set()
+    shades = np.concatenate([shades, np.zeros_like(shades[:1])])  # the last one: ignored
+    pictures = []
+    for image, maps in rows:
+        pictures.append([image])
+        for labels in maps:
+            known = np.where(labels == ignore, len(classes), labels)
+            present |= set(np.unique(known).tolist()) - {len(classes)}
+            pictures[-1].append(overlay(image, known, shades, 0.75, ignore=len(classes)))
+    shown = sorted(present)
+    sheet = grid(pictures, titles, height)
+    return with_legend(sheet, [classes[k] for k in shown], shades[shown], max(12, height // 14))
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise RuntimeError("Pillow was built without FreeType; install a wheel of Pillow from PyPI")
+    return font

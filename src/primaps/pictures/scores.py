@@ -1,0 +1,96 @@
+"""Pictures of an evaluation: confusion matrix, IoU per class, and a sheet of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from matplotlib.figure import Figure
+from PIL import Image
+
+from primaps.data import Dataset, Sample
+from primaps.evaluation.protocol import Evaluation, model_predictions
+from primaps.model import PriMaPsEM
+from primaps.pictures.charts import confusion_chart, iou_chart, save
+from primaps.pictures.overlays import examples, palette
+from primaps.support.files import atomic_path
+
+
+def class_colours(data: Dataset) -> UInt8[np.ndarray, "k 3"]:
+    """The data set's own colours, or those of :func:`primaps.pictures.overlays.palette`."""
+    if data.colours is None:
+        return palette(len(data.classes))
+    return np.array(data.colours, np.uint8)
+
+
+def draw_result(
+    model: PriMaPsEM, data: Dataset, result: Evaluation, folder: str | Path, number: int = 6
+) -> None:
+    """Draw an evaluation: ``primaps evaluate --pictures``.
+
+    Writes ``confusion.png``, ``iou.png`` and ``examples.png`` (images at even distances in the data
+    set, not chosen by their scores).
+    """
+    shown = f"accuracy {100 * result.accuracy:.1f} %, mean IoU {100 * result.mean_iou:.1f} %"
+    folder = Path(folder)
+    save(result_confusion(result, shown), folder / "confusion.png")
+    method = {"em": "PriMaPs-EM", "kmeans": "k-means", "probe": "linear probe"}
+    save(iou_chart({method[model.config.method]: result.iou}, shown), folder / "iou.png")
+    sheet = example_sheet({"prediction": (model, result)}, data, evenly(data, number))
+    with atomic_path(folder / "examples.png") as temporary:
+        sheet.save(temporary)
+
+
+def result_confusion(result: Evaluation, title: str = "") -> Figure:
+    """:func:`confusion_chart` of what :func:`primaps.evaluation.protocol.evaluate` found."""
+    confusion = torch.tensor(result.confusion)
+    return confusion_chart(confusion, list(result.iou), _assignment(result), title)
+
+
+def evenly(data: Dataset, number: int) -> list[Sample]:
+    """Samples at even distances in a data set, the first and the last among them."""
+    places = np.linspace(0, len(data.samples) - 1, min(number, len(data.samples)))
+    return [data.samples[i] for i in places.astype(int)]
+
+
+def example_sheet(
+    columns: Mapping[str, tuple[PriMaPsEM, Evaluation]],
+    data: Dataset,
+    samples: Sequence[Sample],
+) -> Image.Image:
+    """Images with their labels and the predictions of models, in the classes that their clusters
+    were matched to.
+
+    Args:
+        columns: title to a model and its evaluation, whose options are used again.
+        samples: of ``data``; those without a usable label are left out.
+    """
+    ignore = data.ignore_index
+    pictures: dict[str, Image.Image] = {}
+    maps: dict[str, list[np.ndarray]] = {}
+    for model, result in columns.values():
+        known_options = asdict(result.options)
+        options = {name: known_options[name] for name in ("size", "crop", "mirror", "crf")}
+        known = _assignment(result)
+        table = np.array([ignore if c is None else c for c in known])
+        for one in model_predictions(
+            model, data, samples, problem=lambda sentence: None, **options
+        ):
+            key = one.sample.key
+            if key not in pictures:
+                pictures[key] = Image.fromarray(one.image.permute(1, 2, 0).numpy())
+                maps[key] = [one.label.numpy()]
+            maps[key].append(table[one.clusters.numpy()])
+    rows = [(picture, maps[key]) for key, picture in pictures.items()]
+    titles = ("image", "label (dark: ignored)", *columns)
+    return examples(rows, titles, data.classes, class_colours(data), ignore)
+
+
+def _assignment(result: Evaluation) -> list[int | None]:
+    """Class of each cluster by its place."""
+    classes = list(result.iou)
+    return [None if name is None else classes.index(name) for name in result.assignment]

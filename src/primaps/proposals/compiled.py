@@ -1,0 +1,289 @@
+"""Principal mask proposals on the CPU: one compiled function per image, threads over images.
+
+The still unassigned positions are kept as one small symmetric matrix that stays in cache: while
+there are more of them than channels the scatter matrix (C x C), down-dated by the features that a
+mask takes away; then their Gram matrix (n x n), of which later masks need only a submatrix and
+which holds their cosine similarities too. :mod:`primaps.proposals.eigenvectors` gives its dominant
+eigenvector. All sums run in one fixed order, so nothing depends on the threads or on the batch.
+"""
+
+# mypy: disallow-untyped-defs=False
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from primaps.proposals.eigenvectors import (
+    add_self_product,
+    dominant,
+    inner,
+    self_product,
+    sum_of,
+    trace,
+)
+from primaps.support.compiled import compiled, in_threads
+
+FLAT = 1e-10  # variance below this share of the energy is rounding
+STALE = 1e-3  # rebuild a matrix once down-dating has left less than this share of it
+TIE = np.float32(1 - 1e-6)  # cosines this close to the largest are equal: the first one counts
+_ONE = np.float32(1)
+_TINY = np.float32(1e-12)
+
+
+def propose_cpu(
+    features: Tensor, threshold: float, coverage: float, anchor: bool
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Per image of (B, C, N) float32: masks (N), similarities (N), anchors (Z), shares (Z)."""
+
+    def one(f: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        masks, values, anchors, shares = propose_image(f, np.float32(threshold), coverage, anchor)
+        return (
+            torch.from_numpy(masks),
+            torch.from_numpy(values),
+            torch.from_numpy(anchors),
+            torch.from_numpy(shares),
+        )
+
+    maps = features.detach().contiguous().numpy()
+    return in_threads(len(maps), lambda i: one(maps[i]))
+
+
+@compiled
+def propose_image(f, threshold, coverage, anchor):
+    """Masks, similarities, anchors and shares of one image, f (C, N)."""
+    c, n = f.shape
+    masks, values = np.zeros(n, np.int64), np.zeros(n, np.float32)
+    anchors, shares = np.empty(n, np.int64), np.empty(n, np.float32)
+    squares = np.zeros(n, np.float32)
+    for i in range(c):
+        for j in range(n):
+            squares[j] += f[i, j] * f[i, j]
+    # Where a feature is zero its similarities are zero, whatever the rounding of products.
+    inverse = np.zeros(n, np.float32)
+    for j in range(n):
+        if squares[j] > _TINY * _TINY:
+            inverse[j] = _ONE / np.sqrt(squares[j])
+    out = (masks, values, anchors, shares)
+    free, found = np.arange(n), np.int64(0)  # the unassigned positions, the masks so far
+    stop = int(np.floor((1 - coverage) * n + 1e-9))  # so many may stay unassigned
+    while len(free) > stop:
+        if len(free) > c:
+            free, found = _by_scatter(f, inverse, free, stop, threshold, anchor, out, found)
+        else:
+            free, found = _by_gram(f, inverse, free, stop, threshold, anchor, out, found)
+    return masks, values, anchors[:found].copy(), shares[:found].copy()
+
+
+@compiled
+def _by_scatter(f, inverse, free, stop, threshold, anchor, out, found):
+    """Masks while more than C positions are free, or until the matrix is stale."""
+    c = len(f)
+    mean = _mean(f, free)
+    scatter = self_product(_rows_of_channels(f, mean, free))
+    energy = trace(scatter)
+    total = np.zeros(c, np.float32)  # of the free features, about `mean`
+    while True:
+        n = np.float32(len(free))
+        matrix, now = scatter.copy(), mean.copy()
+        for i in range(c):
+            now[i] += total[i] / n
+            for j in range(c):
+                matrix[i, j] -= total[i] * total[j] / n
+        variance, share = trace(matrix), np.float32(0)
+        if variance > FLAT * _energy(inverse, free):
+            value, direction = dominant(matrix, c)
+            share = value / variance
+        else:
+            direction = now
+        cosines = _cosines(f, direction, inverse, free)
+        first = _signed_anchor(cosines)
+        if anchor:
+            cosines = _cosines(f, f[:, free[first]].copy(), inverse, free)
+        keep = _assign(cosines, threshold, free, first, share, out, found)
+        taken, free = _split(free, keep)
+        if len(taken) == 0:
+            return taken, found  # nothing is similar to anything: features of zeros
+        found += 1
+        # Fewer kept than taken: summing over them anew is cheaper, and exact.
+        if len(free) <= max(stop, c) or len(free) < len(taken):
+            return free, found
+        rows = _rows_of_channels(f, mean, taken)
+        add_self_product(rows, scatter, -_ONE)
+        for i in range(c):
+            total[i] -= sum_of(rows[i])
+        if trace(scatter) - inner(total, total) / np.float32(len(free)) < STALE * energy:
+            return free, found
+
+
+@compiled
+def _by_gram(f, inverse, free, stop, threshold, anchor, out, found):
+    """Masks from the Gram matrix of the free positions, until enough or until it is stale."""
+    mean = _mean(f, free)
+    rows = _rows_of_positions(f, mean, free)
+    gram = self_product(rows)
+    offset = np.zeros(len(free), np.float32)  # of each centred feature along `mean`
+    for i in range(len(free)):
+        offset[i] = inner(rows[i, : len(mean)], mean)
+    square = inner(mean, mean)
+    while True:
+        n = len(free)
+        average, cosines = np.empty(n, np.float32), np.empty(n, np.float32)
+        for i in range(n):
+            average[i] = sum_of(gram[i]) / np.float32(n)
+        middle, drift = sum_of(average) / np.float32(n), sum_of(offset) / np.float32(n)
+        matrix = np.zeros_like(gram)
+        for i in range(n):
+            for j in range(n):
+                matrix[i, j] = gram[i, j] - average[i] - average[j] + middle
+        variance, share = trace(matrix), np.float32(0)
+        if variance > FLAT * _energy(inverse, free):
+            value, u = dominant(matrix, n)
+            share = value / variance
+            # The projections of the centred features, plus that of their mean.
+            length = np.sqrt(value)
+            plus = (inner(u, offset) + inner(u, average)) / length
+            for i in range(n):
+                cosines[i] = (length * u[i] + plus) * inverse[free[i]]
+        else:
+            length = np.sqrt(max(middle + 2 * drift + square, _TINY))
+            for i in range(n):
+                cosines[i] = (offset[i] + average[i] + drift + square) / length * inverse[free[i]]
+        first = _signed_anchor(cosines)
+        if anchor:
+            for i in range(n):
+                product = gram[first, i] + offset[i] + offset[first] + square
+                cosines[i] = product * inverse[free[i]] * inverse[free[first]]
+        keep = _assign(cosines, threshold, free, first, share, out, found)
+        taken, free = _split(free, keep)
+        if len(taken) == 0:
+            return taken, found
+        found += 1
+        if len(free) <= stop:
+            return free, found
+        _, kept = _split(np.arange(n), keep)
+        size = _padded(len(free), 4)
+        smaller, energy = np.zeros((size, size), np.float32), np.float32(0)
+        for i in range(len(kept)):
+            offset[i] = offset[kept[i]]
+            energy += gram[kept[i], kept[i]]
+            for j in range(len(kept)):
+                smaller[i, j] = gram[kept[i], kept[j]]
+        gram, offset = smaller, offset[: len(kept)]
+        total = np.float32(0)
+        for i in range(len(kept)):
+            total += sum_of(gram[i])
+        if energy - total / np.float32(len(free)) < STALE * energy:
+            return free, found
+
+
+@compiled
+def _assign(cosines, threshold, free, first, share, out, found):
+    """Record one mask (Eq. 6); True where a position stays free."""
+    masks, values, anchors, shares = out
+    top = cosines[0]
+    for cosine in cosines:
+        top = max(top, cosine)
+    keep = np.ones(len(free), np.bool_)
+    if top > 0:
+        for i in range(len(free)):
+            if cosines[i] > threshold * top:
+                keep[i] = False
+                masks[free[i]] = found + 1
+                values[free[i]] = cosines[i] / top
+        anchors[found], shares[found] = free[first], share
+    return keep
+
+
+@compiled
+def _signed_anchor(cosines):
+    """Where the absolute cosine with the component is largest; the sign that makes it positive."""
+    top = np.float32(0)
+    for cosine in cosines:
+        top = max(top, abs(cosine))
+    first = 0
+    for i in range(len(cosines)):
+        if abs(cosines[i]) >= TIE * top:
+            first = i
+            break
+    if cosines[first] < 0:
+        for i in range(len(cosines)):
+            cosines[i] = -cosines[i]
+    return first
+
+
+@compiled
+def _split(free, keep):
+    """Positions that were taken, and those that stay free."""
+    count = 0
+    for each in keep:
+        count += each
+    taken, kept = np.empty(len(free) - count, np.int64), np.empty(count, np.int64)
+    count = 0
+    for i in range(len(free)):
+        if keep[i]:
+            kept[count] = free[i]
+            count += 1
+        else:
+            taken[i - count] = free[i]
+    return taken, kept
+
+
+@compiled
+def _mean(f, free):
+    mean = np.empty(len(f), np.float32)
+    for i in range(len(f)):
+        total = np.float32(0)
+        for j in free:
+            total += f[i, j]
+        mean[i] = total / np.float32(len(free))
+    return mean
+
+
+@compiled
+def _cosines(f, x, inverse, free):
+    """Cosine of x with the feature of each free position."""
+    products = np.zeros(f.shape[1], np.float32)
+    for i in range(len(f)):
+        for j in range(len(products)):
+            products[j] += x[i] * f[i, j]
+    out = np.empty(len(free), np.float32)
+    length = max(np.sqrt(inner(x, x)), _TINY)
+    for j in range(len(free)):
+        out[j] = products[free[j]] / length * inverse[free[j]]
+    return out
+
+
+@compiled
+def _padded(size, multiple):
+    return (size + multiple - 1) // multiple * multiple
+
+
+@compiled
+def _rows_of_channels(f, mean, free):
+    """Centred features, a row per channel; zeros fill up what the vector loops like to have."""
+    rows = np.zeros((_padded(len(f), 4), _padded(len(free), 16)), np.float32)
+    for i in range(len(f)):
+        for j in range(len(free)):
+            rows[i, j] = f[i, free[j]] - mean[i]
+    return rows
+
+
+@compiled
+def _rows_of_positions(f, mean, free):
+    """Centred features, a row per free position, filled up likewise."""
+    rows = np.zeros((_padded(len(free), 4), _padded(len(f), 16)), np.float32)
+    for block in range(0, len(free), 16):  # as many rows at a time as cache lines stay open
+        for i in range(len(f)):
+            for j in range(block, min(block + 16, len(free))):
+                rows[j, i] = f[i, free[j]] - mean[i]
+    return rows
+
+
+@compiled
+def _energy(inverse, free):
+    total = np.float32(0)
+    for j in free:
+        if inverse[j] > 0:
+            total += _ONE / (inverse[j] * inverse[j])
+    return total

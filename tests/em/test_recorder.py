@@ -1,0 +1,87 @@
+import json
+
+import pytest
+import torch
+
+from primaps.config import Config
+from primaps.em.em import fit_em
+from primaps.em.kmeans import fit_kmeans, pca_start
+from primaps.em.recorder import Recorder
+from primaps.features.store import Rows
+from primaps.features.views import Views
+
+SETTINGS = Config(3, batch_size=4, momentum_every=3)
+
+
+@pytest.fixture(autouse=True)
+def save_every_step(monkeypatch):
+    monkeypatch.setattr("primaps.em.recorder.SAVE_SECONDS", 0.0)
+
+
+def stop_after(steps):
+    def progress(stage, done, total, figures):
+        stop_after.count += 1
+        if stop_after.count == steps:
+            raise KeyboardInterrupt
+
+    stop_after.count = 0
+    return progress
+
+
+def run(folder, progress=lambda *_: None, fingerprint="a"):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(10, 2, 6, 5, 5, generator=generator).half()
+    masks = torch.randint(0, 4, (10, 20, 20), generator=generator).to(torch.uint8)
+    views, recorder = Views(Rows(features)), Recorder(2, progress, folder, fingerprint)
+    start = fit_kmeans(views, pca_start(views, 3), 7, SETTINGS, recorder)
+    return fit_em(views, Rows(masks), start, 11, SETTINGS, recorder), recorder.epochs
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 8, 12, 17, 18])
+def test_a_run_stopped_anywhere_ends_as_one_that_was_not(tmp_path, steps):
+    """The report comes before the state is saved, so the last step is done again."""
+    expected, history = run(None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop_after(steps))
+    stop_after.count = -(10**9)
+    found, lines = run(tmp_path)
+    assert torch.equal(found.direction, expected.direction)
+    assert torch.equal(found.scale, expected.scale)
+    assert json.dumps(lines) == json.dumps(history)
+
+
+def test_a_finished_stage_is_not_run_again(tmp_path):
+    run(tmp_path)
+    seen = []
+    run(tmp_path, lambda stage, done, total, figures: seen.append(stage))
+    assert not seen
+
+
+def test_a_state_of_other_options_or_images_is_left_alone(tmp_path):
+    run(tmp_path)
+    seen = []
+    run(tmp_path, lambda stage, done, total, figures: seen.append(stage), fingerprint="b")
+    assert seen == ["k-means"] * 7 + ["EM"] * 11
+
+
+@pytest.mark.parametrize("at", [5, 200, -10])
+def test_a_damaged_state_is_found(tmp_path, at, caplog):
+    expected, _ = run(tmp_path)
+    path = tmp_path / "training-EM.safetensors"
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0xFF
+    path.write_bytes(content)
+    found, _ = run(tmp_path)
+    assert torch.equal(found.direction, expected.direction)
+    assert "training-EM.safetensors is damaged" in caplog.text
+
+
+def test_a_class_that_dies_is_reported_once(caplog):
+    views = Views(Rows(torch.ones(4, 2, 3, 5, 5).half()))
+    start = pca_start(Views(Rows(torch.randn(4, 2, 3, 5, 5).half())), 3)
+    start.direction.data = torch.tensor([[1.0, 1, 1], [-1, -1, -1], [-1, 1, -1]])
+    recorder = Recorder()
+    masks = Rows(torch.ones(4, 20, 20, dtype=torch.uint8))
+    fit_em(views, masks, start, 3, SETTINGS, recorder)
+    assert caplog.text.count("no pixel has class 1, 2") == 1
+    assert recorder.epochs[0]["empty"] == [1, 2]

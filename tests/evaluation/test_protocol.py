@@ -1,0 +1,209 @@
+"""The evaluation protocol, against figures worked out by hand."""
+
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from primaps.backbones.load import load_backbone
+from primaps.cli import app
+from primaps.data import load_dataset
+from primaps.em.prototypes import Prototypes
+from primaps.evaluation.metrics import majority, match, scores
+from primaps.evaluation.oracle import evaluate_oracle
+from primaps.evaluation.protocol import evaluate, model_predictions
+from primaps.model import PriMaPsEM
+
+SHADES = (0, 120, 240)
+
+
+class Grey(torch.nn.Module):
+    """Each 4x4 patch is one of three features, by its grey value: predictions known by hand."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        grey = torch.nn.functional.avg_pool2d(images[:, :1] * 0.229 + 0.485, 4)  # of red, in [0, 1]
+        return torch.cat([(grey - shade / 255).abs() < 0.1 for shade in SHADES], 1).float()
+
+
+@pytest.fixture
+def model():
+    """Three clusters, cluster k being grey value k."""
+    network = load_backbone(Grey(), device="cpu", patch_size=4)
+    model = PriMaPsEM(3, backbone=network, size=8, method="em", mask_crf=False)
+    model.prototypes_ = Prototypes(torch.eye(3) * 20)
+    return model
+
+
+def tree(root, greys, labels, classes=("x", "y", "z")):
+    """One image per entry, painted in blocks of 4x4 pixels."""
+    for kind, maps in (("images", greys), ("labels", labels)):
+        (root / kind).mkdir(parents=True)
+        for i, cells in enumerate(maps):
+            values = np.array(cells, np.uint8).repeat(4, 0).repeat(4, 1)
+            values = np.array(SHADES, np.uint8)[values] if kind == "images" else values
+            Image.fromarray(values).save(root / kind / f"{i}.png")
+    names = ", ".join(f'"{name}"' for name in classes)
+    (root / "classes.json").write_text(f'{{"classes": [{names}], "ignore_index": 255}}')
+    return root
+
+
+# Two images of 2x2 cells, by cluster and by label. Clusters 0, 1, 2 are best matched to y, x, z:
+# confusion (cells)  x: cluster 1 twice, 0 once;  y: cluster 0 twice;  z: cluster 2 once, 1 once.
+GREYS = [[[1, 1], [0, 0]], [[0, 1], [2, 2]]]
+LABELS = [[[0, 0], [1, 1]], [[0, 2], [2, 255]]]
+
+
+def test_scores_of_two_small_images_worked_out_by_hand(model, tmp_path):
+    root = tree(tmp_path, GREYS, LABELS)
+    result = evaluate(model, load_dataset("folder", root, "all"), crf=False)
+    assert result.confusion == [[16, 32, 0], [32, 0, 0], [0, 16, 16]]
+    assert result.assignment == ["y", "x", "z"]
+    assert result.accuracy == pytest.approx(5 / 7)
+    assert result.iou == pytest.approx({"x": 2 / 4, "y": 2 / 3, "z": 1 / 2})
+    assert result.mean_iou == pytest.approx((1 / 2 + 2 / 3 + 1 / 2) / 3)
+    assert result.by_image == pytest.approx({"0": 1, "1": 1 / 3})
+    assert result["options"] == {
+        "size": 8,
+        "crop": True,
+        "mirror": True,
+        "mask_crf": False,
+        "matching": "hungarian",
+        "ignore_index": 255,
+        "dataset": "folder",
+        "split": "all",
+        "root": str(root),
+    }
+
+
+def test_folders_and_data_sets_give_the_same(model, tmp_path):
+    root = tree(tmp_path, GREYS, LABELS)
+    data = evaluate(model, load_dataset("folder", root, "all"), crf=False)
+    folders = evaluate(model, root / "images", root / "labels", crf=False)
+    assert data.confusion == folders.confusion
+    with pytest.raises(ValueError, match="a data set has its own labels"):
+        evaluate(model, load_dataset("folder", root, "all"), root / "labels")
+    with pytest.raises(ValueError, match="give the folder of label maps"):
+        evaluate(model, root / "images")
+
+
+def test_the_crop_is_the_centre_and_whole_images_are_an_option(model, tmp_path):
+    """Of 2x4 cells the crop keeps the two in the middle."""
+    root = tree(tmp_path, [[[0, 1, 1, 2], [0, 1, 1, 2]]], [[[0, 1, 1, 2], [0, 1, 1, 2]]])
+    data = load_dataset("folder", root, "all")
+    assert np.array(evaluate(model, data, crf=False).confusion).sum(0).tolist() == [0, 64, 0]
+    whole = evaluate(model, data, crf=False, crop=False)
+    assert whole.confusion == [[32, 0, 0], [0, 64, 0], [0, 0, 32]]
+    assert whole.options.crop is False
+
+
+def test_size_scales_images_and_labels(model, tmp_path):
+    data = load_dataset("folder", tree(tmp_path, GREYS, LABELS), "all")
+    assert np.sum(evaluate(model, data, crf=False, size=16).confusion) == 7 * 64
+    with pytest.raises(ValueError, match="size 18 is not a multiple of the patch size 4"):
+        evaluate(model, data, size=18)
+
+
+def test_mirroring_averages_features_of_both_directions(model, tmp_path):
+    """A backbone that sees the left half only is mended by the mirror image."""
+    data = load_dataset("folder", tree(tmp_path, [[[1, 1], [1, 1]]], [[[0, 0], [0, 0]]]), "all")
+
+    class Left(Grey):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            features = super().forward(images)
+            features[..., 1:] = torch.tensor([0.1, 0, 0])[:, None, None]
+            return features
+
+    model.backbone = load_backbone(Left(), device="cpu", patch_size=4)
+    once = next(model_predictions(model, data, data.samples, mirror=False, crf=False))
+    both = next(model_predictions(model, data, data.samples, mirror=True, crf=False))
+    assert once.clusters[:, 0].unique().tolist() == [1]
+    assert once.clusters[:, -1].unique().tolist() == [0]
+    assert both.clusters.unique().tolist() == [1]
+
+
+def test_the_crf_is_an_option(model, tmp_path):
+    data = load_dataset("folder", tree(tmp_path, GREYS, LABELS), "all")
+    plain = next(model_predictions(model, data, data.samples, crf=False)).clusters
+    refined = next(model_predictions(model, data, data.samples, crf=True)).clusters
+    assert plain.shape == refined.shape
+    assert evaluate(model, data, crf=True).options.crf is True
+
+
+def test_more_clusters_than_classes_by_majority(model, tmp_path):
+    """Two classes, three clusters: Hungarian leaves cluster 2 out, majority gives it to y."""
+    labels = [[[0, 0], [1, 1]], [[1, 0], [1, 255]]]
+    data = load_dataset("folder", tree(tmp_path, GREYS, labels, ("x", "y")), "all")
+    hungarian = evaluate(model, data, crf=False)
+    assert hungarian.assignment == ["y", "x", None]
+    assert hungarian.accuracy == pytest.approx(6 / 7)
+    result = evaluate(model, data, crf=False, matching="majority")
+    assert result.assignment == ["y", "x", "y"]
+    assert result.accuracy == 1
+    assert result.iou == {"x": 1, "y": 1}
+    with pytest.raises(ValueError, match="matching is 'best'; it must be one of hungarian"):
+        evaluate(model, data, matching="best")
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (3, 5), (5, 3), (4, 4)])
+def test_hungarian_matching_against_every_one_to_one_assignment(shape):
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        counts = generator.integers(0, 50, shape)
+        fewer, more = sorted(shape)
+        pairs = [zip(range(fewer), p, strict=True) for p in permutations(range(more), fewer)]
+        turned = counts if shape[0] <= shape[1] else counts.T
+        best = max(sum(turned[i, j] for i, j in pair) for pair in pairs)
+        found = match(torch.from_numpy(counts))
+        assert sum(counts[c, k] for k, c in enumerate(found) if c is not None) == best
+        assert scores(torch.from_numpy(counts)).accuracy == pytest.approx(best / counts.sum())
+
+
+def test_majority_against_every_assignment():
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        counts = generator.integers(0, 50, (3, 5))
+        best = max(
+            sum(counts[c, k] for k, c in enumerate(choice))
+            for choice in product(range(3), repeat=5)
+        )
+        counts = torch.from_numpy(counts)
+        assert scores(counts, majority(counts)).accuracy == pytest.approx(best / int(counts.sum()))
+
+
+def test_images_that_are_on_the_list_only_are_told_once(model, tmp_path):
+    from tests.trees import cocostuff_tree
+
+    root = cocostuff_tree(tmp_path)
+    (root / "images" / "val2017" / "000000000285.jpg").unlink()
+    told = []
+    result = evaluate(model, load_dataset("cocostuff", root, "val"), crf=False, problem=told.append)
+    assert result.images == 1
+    assert told == result.skipped
+    assert "1 of 2 ids of cocostuff val have no image" in told[0]
+
+
+def test_oracle_takes_data_sets(tmp_path, model):
+    data = load_dataset("folder", tree(tmp_path, GREYS, LABELS), "all")
+    options = {"backbone": model.backbone, "size": 8, "crf": None}
+    folders = (tmp_path / "images", tmp_path / "labels")
+    assert evaluate_oracle(data, **options) == evaluate_oracle(*folders, **options)
+
+
+def test_the_command_takes_data_sets_and_draws(model, tmp_path, monkeypatch):
+    root = tree(tmp_path / "data", GREYS, LABELS)
+    monkeypatch.setattr(PriMaPsEM, "from_pretrained", lambda *args, **kwargs: model)
+    pictures = tmp_path / "pictures"
+    options = "--dataset folder --split all --no-mirror --no-crf --matching majority --pictures"
+    arguments = ["evaluate", "model", str(root), *options.split(), str(pictures)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "mirror False" in done.output
+    assert "matching majority" in done.output
+    assert {path.name for path in pictures.iterdir()} == {
+        "confusion.png",
+        "iou.png",
+        "examples.png",
+    }

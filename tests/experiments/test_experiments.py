@@ -1,0 +1,315 @@
+"""``primaps reproduce`` on a small folder with labels, and its plan without any data."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+import primaps
+from primaps.backbones.backbone import Backbone
+from primaps.data import load_dataset
+from primaps.experiments import (
+    NAMES,
+    TABLES,
+    Row,
+    Settings,
+    experiment,
+    paper,
+    pictures,
+    progress,
+    run,
+)
+from tests.cli.test_cli import call
+from tests.conftest import painted
+
+QUICK = {"size": 64, "epochs": 1, "min_steps": 4, "min_init_steps": 6}
+OPTIONS = [part for k, v in QUICK.items() for part in (f"--{k.replace('_', '-')}", v)]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("primaps.backbones.backbone._in_hub_cache", lambda hub_id: False)
+    monkeypatch.setattr("primaps.backbones.backbone._hub_reachable", lambda: False)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Five pictures to fit and three others to score, in the layout of a folder."""
+    root = tmp_path / "data"
+    for split, seeds in (("train", range(5)), ("val", range(10, 13))):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for seed in seeds:
+            image, label = painted(seed)
+            image.save(root / "images" / split / f"{seed}.png")
+            Image.fromarray(label).save(root / "labels" / split / f"{seed}.png")
+    (root / "classes.json").write_text('{"classes": ["red", "green", "blue"], "ignore_index": 255}')
+    return root
+
+
+@pytest.fixture
+def table1(root, vit, tmp_path):
+    """Run table1 on the folder with more options; returns its output and report."""
+
+    def go(*more, name="table1"):
+        arguments = ["--dataset", "folder", "--root", root, "--backbone", vit, *OPTIONS]
+        arguments += ["--out", tmp_path / "out", "--device", "cpu", *more]
+        done = call("reproduce", name, *arguments)
+        assert done.exit_code in (0, 130), done.output
+        progress = tmp_path / "out" / name / "report.md"
+        return done, progress.read_text("utf-8") if progress.is_file() else ""
+
+    return go
+
+
+def cells_of(progress, method, backbone="vit0"):
+    for line in progress.splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if cells[:2] == [backbone, method]:
+            return cells[2:]
+    raise AssertionError(f"no row {method} of {backbone} in\n{report}")
+
+
+def test_figures_are_those_of_evaluate_run_by_hand(table1, root, vit):
+    _, text = table1("--seeds", 0)
+    train, val = (load_dataset("folder", root, split) for split in ("train", "val"))
+    options = {"backbone": vit, "device": "cpu", **QUICK}
+    by_hand = {
+        "baseline": ({"method": "kmeans"}, False),
+        "baseline + CRF": ({"method": "kmeans"}, True),
+        "PriMaPs-EM": ({}, True),
+        "PriMaPs-EM without CRF": ({}, False),
+        "linear probe": ({"method": "probe"}, False),
+    }
+    for label, (own, crf) in by_hand.items():
+        model = primaps.PriMaPsEM(3, **options, **own)
+        model.fit(train.samples, train if label == "linear probe" else None, store=None)
+        result = primaps.evaluate(model, val, crf=crf)
+        figures = [f"{100 * result[name]:.1f}" for name in ("accuracy", "mean_iou")]
+        assert cells_of(text, label)[:2] == figures, label
+    assert "fitted to 5 images (train), scored on 3 others (val)" in text
+
+
+def test_a_table_has_spread_pictures_and_environment(table1, tmp_path, root):
+    _, text = table1("--seeds", "0,1")
+    folder = tmp_path / "out" / "table1"
+    about = json.loads((folder / "report.json").read_text())
+    em = next(row for row in about["rows"] if row["label"] == "PriMaPs-EM")
+    found = [100 * each["mean_iou"] for each in em["runs"]]
+    mean, spread = sum(found) / 2, abs(found[0] - found[1]) / 2**0.5
+    assert cells_of(text, "PriMaPs-EM")[1] == f"{mean:.1f} ± {spread:.1f}"
+    assert "±" not in cells_of(text, "oracle, all pixels")[1]  # nothing random in it
+    for picture in re.findall(r"\]\(([^)]*\.png)\)", text):
+        assert Image.open(folder / picture).size[0] > 300
+    assert len(re.findall(r"\.png\)", text)) == 4
+    assert (folder / "folder-fitted.txt").read_text().split() == ["0", "1", "2", "3", "4"]
+    assert (folder / "folder-scored.txt").read_text().split() == ["10", "11", "12"]
+    assert about["versions"]["primaps"] == primaps.__version__
+    assert about["weights"]["vit0"] == em["runs"][0]["weights"]
+    assert em["runs"][0]["config"]["min_steps"] == 4
+    assert str(root.parent) not in text + json.dumps(about)  # readable on any machine
+
+
+def test_after_an_interrupt_only_missing_rows_are_run(table1, tmp_path, monkeypatch):
+    original, runs = run._result, []
+
+    def stops_in_the_fourth(*arguments):
+        runs.append(arguments[0].name)
+        if len(runs) == 4:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(run, "_result", stops_in_the_fourth)
+    done, _ = table1("--seeds", "0,1")
+    assert done.exit_code == 130
+    rows = tmp_path / "out" / "rows"
+    before = {path: path.read_bytes() for path in rows.iterdir()}
+    assert [path.stem for path in sorted(before)] == sorted(runs[:3])
+    done, text = table1("--seeds", "0,1")
+    assert runs[4] == runs[3]
+    assert len(runs) == 4 + 13 - 3  # six rows of two seeds and one oracle, which two rows share
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert done.output.count("(from before)") == 4  # three, and the second row of the oracle
+    assert "not run" not in text
+    table1("--seeds", "0,1")
+    assert len(runs) == 14
+
+
+def test_what_decides_a_result_is_in_its_name(table1, root, tmp_path):
+    rows = lambda: set((tmp_path / "out" / "rows").iterdir())  # noqa: E731
+    table1("--seeds", 0)
+    first = rows()
+    table1("--seeds", 0)
+    assert rows() == first
+    table1("--seeds", 0, "--min-steps", 5)
+    assert len(rows()) == 2 * len(first)
+    Image.new("L", (64, 64), 1).save(root / "labels" / "val" / "11.png")
+    table1("--seeds", 0)
+    assert len(rows()) == 3 * len(first)
+    models = len(list((tmp_path / "out" / "models").iterdir()))
+    Image.new("RGB", (64, 64)).save(root / "images" / "train" / "3.png")
+    table1("--seeds", 0)
+    assert len(rows()) == 4 * len(first)
+    assert len(list((tmp_path / "out" / "models").iterdir())) == models + 4
+
+
+def test_rows_share_features_masks_and_fits(table1, monkeypatch):
+    forward, batches = Backbone.forward, []
+    fits = []
+    monkeypatch.setattr(
+        Backbone, "forward", lambda self, x: (batches.append(len(x)), forward(self, x))[1]
+    )
+    fit = primaps.PriMaPsEM.fit_extracted
+    monkeypatch.setattr(
+        primaps.PriMaPsEM, "fit_extracted", lambda *a, **k: (fits.append(1), fit(*a, **k))[1]
+    )
+    table1("--seeds", 0)
+    # Five images to fit and three to score, each with its mirror image, and three for the oracle;
+    # the sheet of examples computes three again for two models. Ones only ask for a shape.
+    assert sorted(b for b in batches if b > 1) == [3, 3, 3, 3, 3, 3, 3, 5, 5]
+    assert len(fits) == 4
+    batches.clear()
+    table1("--seeds", "0,1")
+    assert [b for b in batches if b > 1] == [3, 3, 3, 3]
+    assert len(fits) == 8
+
+
+def test_rows_without_weights_stay_with_the_reason(table1):
+    done, text = table1("--seeds", 0, "--backbone", "dino-vitb8")
+    cells = cells_of(text, "PriMaPs-EM", "dino-vitb8")
+    assert cells[:2] == ["-", "-"]
+    assert cells[2].startswith("no weights for dino-vitb8: the Hugging Face hub cannot be reached")
+    assert float(cells_of(text, "PriMaPs-EM")[0]) > 0
+    assert done.output.count("no weights for dino-vitb8") == 1  # told once, for all rows
+
+
+def test_rows_on_top_of_projections_say_what_is_missing(table1, tmp_path):
+    _, text = table1("--seeds", 0, name="table6")
+    reason = cells_of(text, "HP + PriMaPs-EM")[2]
+    assert "no checkpoint of HP: give --projection HP" in reason
+    _, text = table1("--seeds", 0, "--projection", f"HP={tmp_path}/none.pt", name="table6")
+    assert cells_of(text, "HP")[2] == f"there is no checkpoint {tmp_path}/none.pt"
+
+
+def test_a_budget_stops_before_a_row_and_the_same_command_goes_on(table1, tmp_path):
+    done, text = table1("--seeds", 0, "--budget", 0)
+    for label in ("baseline", "oracle, all pixels"):
+        assert "the budget ended before baseline, seed 0" in cells_of(text, label)[2]
+    assert done.output.count("the same command goes on") == 1
+    assert not (tmp_path / "out" / "rows").exists()
+    _, text = table1("--seeds", 0, "--budget", 60)
+    assert "not run" not in text
+
+
+def test_the_worst_images_are_those_of_lowest_accuracy(table1, tmp_path, monkeypatch):
+    shown = []
+    sheet = pictures.example_sheet
+    monkeypatch.setattr(
+        pictures, "example_sheet", lambda *a: (shown.extend(s.key for s in a[2]), sheet(*a))[1]
+    )
+    _, text = table1("--seeds", 0, name="figure10")
+    assert "lowest accuracy by PriMaPs-EM" in text
+    about = json.loads((tmp_path / "out" / "figure10" / "report.json").read_text())
+    accuracy = about["rows"][1]["runs"][0]["by_image"]
+    assert set(accuracy) == {"10", "11", "12"}
+    assert [accuracy[key] for key in shown] == sorted(accuracy.values())
+
+
+def test_the_order_of_the_paper_is_judged_by_mean_iou():
+    def outcomes(**values):
+        named = zip(progress.ORDER, values.values(), strict=True)
+        rows = [Row(label, "folder", "b") for label, _ in named]
+        iou = [{"a": value + 0.1, "b": value - 0.1, "c": None} for value in values.values()]
+        means = [sum((x["a"], x["b"])) / 2 for x in iou]
+        results = [{0: {"mean_iou": m, "iou": x}} for m, x in zip(means, iou, strict=True)]
+        return [run.Outcome(row, result) for row, result in zip(rows, results, strict=True)]
+
+    (holds,) = progress._order(outcomes(baseline=0.1, em=0.2, probe=0.3, oracle=0.4))
+    assert "mean IoU (b: baseline 10.0, PriMaPs-EM 20.0, linear probe 30.0" in holds
+    assert holds.endswith("40.0) holds.")
+    (broken,) = progress._order(outcomes(baseline=0.3, em=0.2, probe=0.3, oracle=0.4))
+    text = "does not hold: baseline is not below PriMaPs-EM, most of all in b (20.0 against 10.0)"
+    for part in (text, "a (40.0 against 30.0)"):
+        assert part in broken
+    assert "c (" not in broken
+    (tie,) = progress._order(outcomes(baseline=0.3, em=0.3, probe=0.4, oracle=0.5))
+    assert tie.endswith("does not hold: baseline is not below PriMaPs-EM.")
+
+
+def test_all_tables_are_planned_without_data_or_network(monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("a plan asks nobody")
+
+    monkeypatch.setattr("urllib.request.urlopen", never)
+    monkeypatch.setattr("primaps.backbones.backbone._hub_reachable", never)
+    done = call("reproduce", "all", "--plan")
+    assert done.exit_code == 0, done.output
+    for name in TABLES:
+        assert f"{name}: " in done.output
+    rows = [line for line in done.output.splitlines() if line.startswith("  ")]
+    assert len(rows) == 16 * 3 + 4 + 5 + 6 + 6
+    assert all("data not given; weights not here" in row for row in rows)
+    assert sum("checkpoint of HP not given" in row for row in rows) == 6 + 6
+    assert re.search(r"in all: GPU [\d.]+ (h|days), CPU [\d.]+ days", done.output)
+
+
+def test_a_plan_counts_shared_work_once_and_writes_nothing(root, vit, tmp_path):
+    done = call("reproduce", "table1", "--dataset", "folder", "--root", root, "--backbone", vit,
+                "--out", tmp_path / "out", "--plan")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert done.output.count("data there; weights here") == 8
+    assert done.output.count("shares the work of another row") == 1  # the oracle
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_figure_of_the_paper_is_in_a_row():
+    printed = {
+        "table1": 12 + 4, "table2": 12 + 4, "table3": 12 + 4, "table4a": 4, "table4b": 5,
+        "table5": 6, "table6": 6,
+    }  # fmt: skip
+    for name, number in printed.items():
+        rows = experiment(name).rows
+        assert sum(row.paper is not None for row in rows) == len(rows) == number, name
+    found = {row.label: row.paper for row in experiment("table4b").rows}
+    assert found == paper.EM
+    boosted = next(r for r in experiment("table6").rows if r.label == "HP + PriMaPs-EM")
+    assert boosted.paper == (74.3, 16.6)
+    for name in NAMES:
+        assert all(row.paper is None for row in experiment(name, "folder", ["a"]).rows), name
+
+
+def test_rows_of_a_table_differ_in_what_decides_them(tmp_path):
+    settings = Settings(tmp_path)
+    for name in TABLES:
+        rows = experiment(name, views="fresh").rows
+        about = [
+            json.dumps([settings.config(r, 0), r.dataset, r.backbone, r.crf, r.kind, r.pixels,
+                        r.projection], sort_keys=True)
+            for r in rows
+        ]  # fmt: skip
+        assert len(set(about)) == len(rows), name
+    assert settings.config(experiment("table2").rows[1], 0)["epochs"] == 5
+    assert settings.config(experiment("table1").rows[1], 0)["epochs"] == 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["table9"], "there is no 'table9' to reproduce; there are table1, "),
+        (["table1", "--dataset", "potsdam"], "table1 is about cityscapes, not 'potsdam'"),
+        (["table1"], "table1 needs data: give --root cityscapes=FOLDER, or see --plan"),
+        (["table5", "--root", "x"], "say of which data set, cityscapes=FOLDER"),
+        (["table1", "--root", "x"], "x does not exist; give the folder that holds leftImg8bit/"),
+        (["table1", "--seeds", "a,b"], "--seeds is 'a,b'; it must be numbers like 0,1,2"),
+        (["table1", "--seeds", "1,1"], "--seeds is '1,1'"),
+        (["table1", "--views", "many"], "--views is 'many'"),
+        (["table1", "--projection", "x.pt"], "it must be STEGO=PATH or HP=PATH"),
+        (["table1", "--dataset", "folder", "--plan"], "give --root: a folder with images"),
+    ],
+)
+def test_what_users_can_mend_is_one_sentence(arguments, words, tmp_path):
+    done = call("reproduce", *arguments, "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    assert words in done.output.replace("\n", " ")

@@ -1,0 +1,214 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from primaps.backbones.backbone import mirrored_mean
+from primaps.backbones.load import load_backbone
+from primaps.data import ImageError, ImageFile, find_images
+from primaps.features.collection import MaskMaker
+from primaps.features.extract import extract
+from primaps.model import PriMaPsEM
+from tests.conftest import painted
+
+
+class Counting(torch.nn.Module):
+    """Passes images on and counts them."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.seen = network, 0
+
+    def forward(self, images):
+        self.seen += len(images)
+        return self.network(images)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for seed in range(11):
+        painted(seed)[0].save(tmp_path / f"{seed:02}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def counting(colours):
+    return load_backbone(Counting(colours), device="cpu", patch_size=8)
+
+
+def halves(features, images):
+    """Masks that tell whether an image is bright on the left."""
+    masks = torch.ones(len(images), *images.shape[2:], dtype=torch.int64)
+    masks[:, :, 32:] = 2
+    return masks
+
+
+MAKER = MaskMaker(halves, {"kind": "halves"})
+
+
+def everything(rows):
+    return rows.take(torch.arange(len(rows)))
+
+
+def test_mean_over_mirror_images_is_mirrored_with_the_image(colours):
+    backbone = load_backbone(colours, device="cpu", patch_size=8)
+    images = torch.randint(0, 256, (2, 3, 32, 40), dtype=torch.uint8)
+    turned = mirrored_mean(backbone, images.flip(-1))
+    torch.testing.assert_close(turned.flip(-1), mirrored_mean(backbone, images))
+
+
+def test_features_are_those_of_the_image_and_its_mirror_image(folder, counting):
+    found = extract(find_images(folder), counting, 64, views=2, masks=MAKER, store=None)
+    image = torch.from_numpy(np.asarray(Image.open(folder / "03.png")).copy()).permute(2, 0, 1)
+    inputs = image[None].float() / 255
+    clean = everything(found.views.clean)
+    torch.testing.assert_close(clean[3, 0], counting(inputs)[0].half(), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(
+        clean[3, 1], counting(inputs.flip(-1))[0].half(), rtol=1e-2, atol=1e-3
+    )
+    for view, mirrored in zip(found.views.augmented, found.views.mirrored, strict=True):
+        blurred, flag = everything(view).float(), mirrored.long()
+        like = clean[torch.arange(11), flag].float()
+        unlike = clean[torch.arange(11), 1 - flag].float()
+        near = (blurred - like).norm(dim=1).flatten(1).mean(1)
+        assert (near < (blurred - unlike).norm(dim=1).flatten(1).mean(1)).float().mean() > 0.9
+    assert found.views.mirrored.float().mean() not in (0, 1)
+    assert everything(found.masks)[0, 0, [0, 63]].tolist() == [1, 2]
+    assert len(found.samples) == 6
+    assert torch.equal(found.samples[2], image)  # at even distances: 0, 1, 3, 5, ...
+
+
+def test_nothing_is_computed_twice(folder, counting, tmp_path_factory):
+    store, files = tmp_path_factory.mktemp("store"), find_images(folder)
+    network = counting.features
+
+    def passes(**options):
+        network.seen = 0
+        options = {"views": 1, "masks": MAKER, "store": store, **options}
+        found = extract(files, counting, 64, **options)
+        return network.seen - 1, found  # one tells the shape of the features
+
+    first, whole = passes()
+    assert first == 11 * 3  # image, mirror image and view
+    again, kept = passes()
+    assert again == 0
+    assert torch.equal(everything(whole.views.clean), everything(kept.views.clean))
+    assert torch.equal(everything(whole.masks), everything(kept.masks))
+    assert whole.content_digest == kept.content_digest
+    assert passes(views=3)[0] == 11 * 2  # the new views alone
+    assert passes(masks=MaskMaker(halves, {"kind": "other"}))[0] == 0  # masks from kept features
+    assert passes(seed=5)[0] == 0  # fits with other seeds share the views
+    painted(99)[0].save(folder / "03.png")
+    changed, found = passes()
+    assert 0 < changed <= 8 * 3  # those that go through the backbone with the changed image
+    assert found.digest != whole.digest
+    painted(7)[0].save(folder / "later.png")
+    files = find_images(folder)
+    assert passes()[0] == 0  # known by its content under another name
+
+
+def test_a_run_that_stopped_goes_on_with_the_same_bytes(folder, counting, tmp_path_factory):
+    stopped, whole = tmp_path_factory.mktemp("stopped"), tmp_path_factory.mktemp("whole")
+    files, network = find_images(folder), counting.features
+
+    def dying(features, images):
+        if dying.calls == 1:
+            raise KeyboardInterrupt
+        dying.calls += 1
+        return halves(features, images)
+
+    dying.calls = 0
+    maker = MaskMaker(dying, MAKER.options)
+    with pytest.raises(KeyboardInterrupt):
+        extract(files, counting, 64, views=1, masks=maker, store=stopped)
+    network.seen = 0
+    extract(files, counting, 64, views=1, masks=MAKER, store=stopped)
+    assert network.seen - 1 == 0  # all features were there, masks of the last three were not
+    extract(files, counting, 64, views=1, masks=MAKER, store=whole)
+    names = sorted(path.relative_to(whole) for path in whole.rglob("rows.*"))
+    assert len(names) == 6
+    for name in names:
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_damaged_features_are_found_and_made_anew(folder, counting, tmp_path_factory):
+    store, files = tmp_path_factory.mktemp("store"), find_images(folder)
+    before = everything(extract(files, counting, 64, store=store).views.clean)
+    (path,) = store.rglob("features/rows.bin")
+    with path.open("r+b") as file:
+        file.seek(5 * path.stat().st_size // 11 + 3)
+        file.write(b"\xff\xff")
+    after = everything(extract(files, counting, 64, store=store).views.clean)
+    assert torch.equal(before, after)
+
+
+def test_another_precision_or_backbone_shares_nothing(folder, colours, tmp_path_factory):
+    store, files = tmp_path_factory.mktemp("store"), find_images(folder)
+    for precision in ("float32", "bfloat16"):
+        extract(files, load_backbone(colours, "cpu", 8, precision), 64, store=store)
+    colours.mix.weight.data += 1
+    extract(files, load_backbone(colours, "cpu", 8), 64, store=store)
+    assert len(list(store.iterdir())) == 3
+
+
+def test_a_backbone_without_weights_keeps_features_in_memory(folder, tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
+    pool = load_backbone(torch.nn.AvgPool2d(8), device="cpu", patch_size=8)
+    extract(find_images(folder), pool, 64, store=store)
+    assert not list(store.iterdir())
+
+
+def test_fresh_augmentation_differs_between_steps_and_repeats_with_them(folder, counting):
+    found = extract(find_images(folder), counting, 64, views="fresh", store=None)
+    index = torch.tensor([4, 0])
+    first, again = found.views.batch(index, 7, 0), found.views.batch(index, 7, 0)
+    assert torch.equal(first.seen, again.seen)
+    assert not torch.equal(first.seen, first.clean)
+    later = found.views.fresh(first.rows, first.mirror, 8)
+    assert not torch.equal(first.seen, later)
+
+
+def test_unreadable_images_are_reported_every_time(folder, counting, tmp_path_factory):
+    (folder / "05.png").write_bytes(b"no image")
+    store = tmp_path_factory.mktemp("store")
+    for _ in range(2):
+        problems = []
+        found = extract(find_images(folder), counting, 64, store=store, problem=problems.append)
+        assert len(problems) == 1
+        assert "05.png" in problems[0]
+        assert len(found.keys) == len(found.views) == 10
+    for path in folder.glob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(ImageError, match="none of the 11 images"):
+        extract(find_images(folder), counting, 64, store=store, problem=problems.append)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_memory_does_not_grow_with_the_collection(tmp_path):
+    """Over half a gigabyte of features goes through the store and training; a fifth may stay."""
+    network = torch.nn.Conv2d(3, 256, 4, 4)
+    model = PriMaPsEM(
+        3, backbone=network, patch_size=4, size=64, mask_crf=False, device="cpu",
+        epochs=1, min_steps=10, min_init_steps=10,
+    )  # fmt: skip
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 4, 4, 3), np.uint8)
+    files = [ImageFile(Image.fromarray(n).resize((64, 64)), str(i)) for i, n in enumerate(noise)]
+
+    def anonymous():
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+    peak = 0
+
+    def progress(*_):
+        nonlocal peak
+        peak = max(peak, anonymous())
+
+    model.fit(files[:64], store=tmp_path / "warm")
+    before = anonymous()
+    model.fit(files, store=tmp_path / "store", progress=progress)
+    stored = sum(path.stat().st_size for path in (tmp_path / "store").rglob("rows.bin"))
+    assert stored > 5e8
+    assert peak - before < stored / 5

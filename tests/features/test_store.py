@@ -1,0 +1,145 @@
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from primaps.features.store import Rows, Store
+
+SHAPE = (3, 5)
+
+
+def filled(folder, count=4):
+    store = Store(SHAPE, np.float16, folder)
+    with store.writing():
+        store.append([f"key{i}" for i in range(count)], rows(count))
+    return store
+
+
+def rows(count, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, *SHAPE)).astype(np.float16)
+
+
+def content(store, keys):
+    return store.rows(keys).take(torch.arange(len(keys))).numpy()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_rows_come_back_by_key_in_any_order(tmp_path, kept):
+    store = Store(SHAPE, np.float16, tmp_path if kept else None)
+    with store.writing():
+        store.append(["a", "b"], rows(2))
+        store.append(["c"], rows(1, seed=1))
+    assert store.missing(["a", "x", "c", "x"]) == ["x"]
+    expected = np.stack([rows(1, seed=1)[0], rows(2)[0], rows(1, seed=1)[0]])
+    assert np.array_equal(content(store, ["c", "a", "c"]), expected)
+    with pytest.raises(KeyError):
+        store.rows(["x"])
+
+
+def test_another_process_finds_them(tmp_path):
+    filled(tmp_path)
+    again = Store(SHAPE, np.float16, tmp_path)
+    assert again.missing([f"key{i}" for i in range(5)]) == ["key4"]
+    assert np.array_equal(content(again, ["key2"])[0], rows(4)[2])
+
+
+@pytest.mark.parametrize("cut", [1, 31, 200])
+def test_rows_cut_short_are_missing_and_are_made_anew(tmp_path, cut):
+    filled(tmp_path)
+    data = tmp_path / "rows.bin"
+    with data.open("r+b") as file:
+        file.truncate(data.stat().st_size - min(cut, data.stat().st_size))
+    store = Store(SHAPE, np.float16, tmp_path)
+    with store.writing():
+        missing = store.missing([f"key{i}" for i in range(4)])
+        assert missing
+        assert "key0" in missing or cut < 90
+        store.append(missing, rows(4)[[int(key[-1]) for key in missing]])
+    assert np.array_equal(content(store, [f"key{i}" for i in range(4)]), rows(4))
+    again = Store(SHAPE, np.float16, tmp_path)
+    assert np.array_equal(content(again, [f"key{i}" for i in range(4)]), rows(4))
+
+
+def test_half_a_line_of_the_journal_does_not_count(tmp_path):
+    filled(tmp_path)
+    with (tmp_path / "rows.txt").open("a") as journal:
+        journal.write("key4 12")
+    with (tmp_path / "rows.bin").open("ab") as file:
+        file.write(b"half a row")
+    store = Store(SHAPE, np.float16, tmp_path)
+    with store.writing():
+        assert store.missing(["key4", "key3"]) == ["key4"]
+        store.append(["key4"], rows(1, seed=9))
+    again = Store(SHAPE, np.float16, tmp_path)
+    assert np.array_equal(content(again, ["key3", "key4"])[1], rows(1, seed=9)[0])
+
+
+def test_a_damaged_row_is_missing_and_its_neighbours_are_not(tmp_path):
+    filled(tmp_path)
+    with (tmp_path / "rows.bin").open("r+b") as file:
+        file.seek(2 * 30 + 7)
+        file.write(b"\xff")
+    store = Store(SHAPE, np.float16, tmp_path)
+    with store.writing():
+        assert store.missing([f"key{i}" for i in range(4)]) == ["key2"]
+        store.append(["key2"], rows(4)[2:3])
+    again = Store(SHAPE, np.float16, tmp_path)
+    assert np.array_equal(content(again, ["key2", "key3"]), rows(4)[2:4])
+
+
+def test_a_damaged_line_costs_its_row_only(tmp_path):
+    filled(tmp_path)
+    journal = tmp_path / "rows.txt"
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join([lines[0], "nonsense", *lines[2:], ""]))
+    store = Store(SHAPE, np.float16, tmp_path)
+    assert store.missing([f"key{i}" for i in range(4)]) == ["key1"]
+    assert np.array_equal(content(store, ["key3"])[0], rows(4)[3])
+
+
+def append_for_ever(folder):
+    store = Store(SHAPE, np.float16, folder)
+    with store.writing():
+        for i in range(10**6):
+            store.append([f"key{i}"], np.full((1, *SHAPE), i % 1000, np.float16))
+
+
+def test_a_process_killed_while_it_writes_loses_no_row_that_was_whole(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    before = 0
+    for _ in range(3):
+        process = context.Process(target=append_for_ever, args=(tmp_path,))
+        process.start()
+        journal = tmp_path / "rows.txt"
+        while not journal.is_file() or journal.stat().st_size < before + 2000:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        before = journal.stat().st_size
+    store = Store(SHAPE, np.float16, tmp_path)
+    with store.writing():  # the lock of a killed process is free
+        keys = [line.split()[0] for line in journal.read_text().splitlines()]
+        assert not store.missing(keys)
+    found = content(store, keys)
+    assert (found[:, 0, 0] == [int(key[3:]) % 1000 for key in keys]).all()
+
+
+def test_wrong_shapes_are_refused(tmp_path):
+    store = Store(SHAPE, np.float16)
+    with pytest.raises(ValueError, match="2 keys and rows"):
+        store.append(["a", "b"], rows(1))
+
+
+def test_rows_of_tensors_and_arrays_are_alike():
+    values = torch.randn(6, 2, 3)
+    index, inner = torch.tensor([5, 0, 3]), torch.tensor([1, 0, 1])
+    for source in (Rows(values), Rows(list(values.numpy()))):
+        assert torch.equal(source.take(index), values[index])
+        assert torch.equal(source.take(index, inner), values[index, inner])
+        assert torch.equal(torch.cat(list(source.chunks(4))), values)
+        assert source.shape == (2, 3)
+        assert len(source) == 6

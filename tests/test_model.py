@@ -1,0 +1,234 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from primaps.em.pixels import largest_channel
+from primaps.model import PriMaPsEM
+from primaps.model_folder import ModelError
+from tests.conftest import painted
+
+QUICK = {
+    "size": 64,
+    "min_init_steps": 60,
+    "min_steps": 20,
+    "epochs": 1,
+    "patch_size": 8,
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def fitted(colours, painted_folder):
+    return PriMaPsEM(3, backbone=colours, **QUICK).fit(painted_folder / "images")
+
+
+def agreement(model, seed, crf=True, size=(64, 64)):
+    image, label = painted(seed, *size)
+    found = model.predict(image, crf=crf).numpy()
+    counts = np.bincount((label.astype(int) * 3 + found).flatten(), minlength=9).reshape(3, 3)
+    return counts.max(1).sum() / counts.sum()
+
+
+def test_fit_finds_the_classes_of_pictures_never_seen(fitted):
+    assert agreement(fitted, seed=100) > 0.95
+    assert agreement(fitted, seed=101, crf=False) > 0.9
+    assert agreement(fitted, seed=102, size=(192, 128)) > 0.9
+
+
+def test_label_maps_have_the_size_of_the_image(fitted):
+    for size in ((10, 10), (301, 77), (900, 20)):
+        found = fitted.predict(Image.new("RGB", size))
+        assert found.shape == size[::-1]
+        assert int(found.max()) < 3
+
+
+def test_history_has_a_line_per_epoch_with_diagnostics(fitted):
+    stages = [line["stage"] for line in fitted.history_]
+    assert stages == ["k-means"] * 60 + ["EM"] * 20
+    assert {"loss", "ignored", "agreement", "entropy", "empty"} < set(fitted.history_[-1])
+
+
+def test_saved_and_loaded_models_predict_alike(fitted, colours, tmp_path):
+    fitted.save_pretrained(tmp_path / "model")
+    loaded = PriMaPsEM.from_pretrained(tmp_path / "model", backbone=colours, device="cpu")
+    image, _ = painted(5)
+    assert torch.equal(fitted.predict(image), loaded.predict(image))
+    assert loaded.config == fitted.config
+    assert loaded.history_ == fitted.history_
+    assert loaded.prediction_digest() == fitted.prediction_digest()
+    loaded.save_pretrained(tmp_path / "again")
+    for name in ("model.safetensors", "config.json", "history.json"):
+        assert (tmp_path / "model" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_the_same_fit_twice_gives_the_same_bytes(fitted, colours, painted_folder, tmp_path):
+    again = PriMaPsEM(3, backbone=colours, **QUICK).fit(painted_folder / "images")
+    for model, name in ((fitted, "a"), (again, "b")):
+        model.save_pretrained(tmp_path / name)
+    for name in ("model.safetensors", "config.json", "history.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_views_and_kmeans_are_switches(colours, painted_folder):
+    images = painted_folder / "images"
+    for options in ({"views": 2}, {"views": "fresh"}, {"loss_size": "feature"}, {"mask_crf": False},
+                    {"recipe": "orthogonal"}):  # fmt: skip
+        assert agreement(PriMaPsEM(3, backbone=colours, **options, **QUICK).fit(images), 100) > 0.9
+    baseline = PriMaPsEM(3, backbone=colours, method="kmeans", **QUICK).fit(images)
+    assert {line["stage"] for line in baseline.history_} == {"k-means"}
+    assert agreement(baseline, 100) > 0.9
+
+
+def test_a_linear_probe_learns_the_classes_of_the_labels(colours, painted_folder, tmp_path):
+    images, labels = painted_folder / "images", painted_folder / "labels"
+    model = PriMaPsEM(3, backbone=colours, method="probe", **{**QUICK, "min_steps": 150})
+    with pytest.raises(ValueError, match="give the folder of label maps"):
+        model.fit(images)
+    model.fit(images, labels)
+    image, label = painted(100)
+    assert (model.predict(image).numpy() == label).mean() > 0.95  # no matching needed
+    model.save_pretrained(tmp_path / "model")
+    loaded = PriMaPsEM.from_pretrained(tmp_path / "model", backbone=colours, device="cpu")
+    assert torch.equal(loaded.predict(image), model.predict(image))
+    with pytest.raises(ValueError, match="take none"):
+        PriMaPsEM(3, backbone=colours, **QUICK).fit(images, labels)
+
+
+def test_changed_labels_do_not_go_on_from_the_state_of_the_old_ones(
+    colours, painted_folder, tmp_path
+):
+    images, labels = painted_folder / "images", painted_folder / "labels"
+
+    def fitted():
+        model = PriMaPsEM(3, backbone=colours, method="probe", **QUICK)
+        model.fit(images, labels, checkpoints=tmp_path / "state")
+        return model.prototypes_.direction
+
+    before = fitted()
+    assert torch.equal(fitted(), before)
+    for path in labels.glob("*.png"):
+        Image.fromarray(2 - np.asarray(Image.open(path))).save(path)
+    assert not torch.equal(fitted(), before)
+
+
+def test_pixels_without_a_label_do_not_train_the_probe(colours, painted_folder):
+    """All green pixels are unlabelled, so nothing is ever called green."""
+    for path in (painted_folder / "labels").glob("*.png"):
+        label = np.asarray(Image.open(path)).copy()
+        label[label == 1] = 255
+        Image.fromarray(label).save(path)
+    model = PriMaPsEM(3, backbone=colours, method="probe", **{**QUICK, "min_steps": 150})
+    model.fit(painted_folder / "images", painted_folder / "labels")
+    found, label = model.predict(painted(100)[0]).numpy(), painted(100)[1]
+    assert not (found == 1).any()
+    assert (found == label)[label != 1].mean() > 0.95
+
+
+def test_the_scale_of_cosines_sharpens_probabilities_and_leaves_classes(colours, painted_folder):
+    images = painted_folder / "images"
+    picture = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    plain, sharp = (
+        PriMaPsEM(3, backbone=colours, method="kmeans", cosine_scale=scale, **QUICK)
+        .fit(images)
+        .predict_probabilities(picture, crf=False)
+        for scale in (None, 10.0)
+    )
+    torch.testing.assert_close(sharp, (plain.log() * 10).softmax(1), rtol=1e-4, atol=1e-5)
+
+
+def test_bad_images_among_many_are_reported_and_left_out(colours, painted_folder):
+    (painted_folder / "images" / "bad.png").write_text("no image")
+    problems = []
+    model = PriMaPsEM(3, backbone=colours, **QUICK)
+    model.fit(painted_folder / "images", problem=problems.append)
+    assert len(problems) == 1
+    assert "bad.png" in problems[0]
+
+
+def test_a_model_of_a_callable_asks_for_it(fitted, tmp_path):
+    fitted.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="fitted on features of your Colours"):
+        PriMaPsEM.from_pretrained(tmp_path)
+
+
+def test_other_weights_are_refused(fitted, colours, tmp_path):
+    fitted.save_pretrained(tmp_path)
+    colours.mix.weight.data += 1
+    with pytest.raises(ModelError, match="fitted on other weights"):
+        PriMaPsEM.from_pretrained(tmp_path, backbone=colours)
+
+
+@pytest.mark.parametrize("content", ["{}", "not json", '{"library": "other"}', "[]"])
+def test_foreign_folders_are_one_sentence(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelError, match="holds no model of primaps"):
+        PriMaPsEM.from_pretrained(tmp_path)
+
+
+def test_missing_folders_and_damaged_weights_are_one_sentence(fitted, colours, tmp_path):
+    with pytest.raises(ModelError, match="no config.json"):
+        PriMaPsEM.from_pretrained(tmp_path / "a" / "b")
+    fitted.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ModelError, match="holds no model"):
+        PriMaPsEM.from_pretrained(tmp_path, backbone=colours)
+
+
+def test_config_json_has_everything_to_repeat_it(fitted, tmp_path):
+    fitted.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["config"]["seed"] == 0
+    assert content["config"]["size"] == 64
+    assert len(content["backbone"]["sha256"]) == 64
+    assert content["training"] == {
+        "images": 8,
+        "init_steps": 60,
+        "steps": 20,
+        "labels_read": False,
+    }
+    assert content["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"classes": 1}, "classes is 1"),
+        ({"classes": 300}, "classes is 300"),
+        ({"classes": 3, "size": 65}, "not a multiple of the patch size 8 of .*; 64 is"),
+        ({"classes": 3, "threshold": 1.0}, "threshold is 1.0"),
+        ({"classes": 3, "method": "dbscan"}, "must be one of em, kmeans, probe"),
+        ({"classes": 3, "epoch": 5}, "unknown option 'epoch'"),
+    ],
+)
+def test_options_out_of_range_are_named(colours, options, words):
+    with pytest.raises(ValueError, match=words):
+        PriMaPsEM(backbone=colours, patch_size=8, device="cpu", **options)
+
+
+def test_more_classes_than_features_are_refused(colours, painted_folder):
+    model = PriMaPsEM(200, backbone=colours, **QUICK)
+    with pytest.raises(ValueError, match="200 classes cannot be started from"):
+        model.fit(painted_folder / "images")
+
+
+def test_predict_before_fit_is_one_sentence(colours):
+    with pytest.raises(ModelError, match="not fitted"):
+        PriMaPsEM(3, backbone=colours, **QUICK).predict(Image.new("RGB", (64, 64)))
+
+
+def test_largest_channel_is_the_argmax_of_the_upsampled_map():
+    torch.manual_seed(0)
+    probabilities = torch.rand(5, 6, 7)
+    large = torch.nn.functional.interpolate(probabilities[None], size=(40, 33), mode="bilinear")
+    assert torch.equal(largest_channel(probabilities, (40, 33)).long(), large[0].argmax(0))
+
+
+def test_a_plan_of_a_probe_is_refused(colours, painted_folder):
+    from primaps.planning import plan
+
+    model = PriMaPsEM(3, backbone=colours, method="probe", **QUICK)
+    with pytest.raises(ValueError, match="not of a linear probe"):
+        plan(model, painted_folder / "images")
