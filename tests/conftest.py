@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
@@ -10,19 +11,27 @@ from jaxtyping import install_import_hook
 import tests.shapes  # noqa: F401 (the hook names it)
 
 # Every module of the package but those that numba compiles, which takes functions as they are, and
-# the options, which are to refuse wrong types themselves.
+# options and the command line, which are to refuse wrong types themselves.
 SOURCE = Path(__file__).parents[1] / "src"
 COMPILED = {"compiled", "compiled_batch", "compiled_lattice", "compiled_rows", "pixels_compiled"}
 COMPILED |= {"eigenvectors", "simd"}
 CHECKED = [
     ".".join(path.relative_to(SOURCE).with_suffix("").parts)
     for path in SOURCE.rglob("*.py")
-    if path.stem not in COMPILED | {"__init__", "__main__", "config"}
+    if path.stem not in COMPILED | {"__init__", "__main__", "config"} and path.parent.name != "cli"
 ]
 install_import_hook(CHECKED, "tests.shapes.checked")
 
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
+
+
+@pytest.fixture
+def unchecked():
+    """No check of signatures: wrong shapes and types reach the functions, which refuse them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

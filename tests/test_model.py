@@ -232,3 +232,26 @@ def test_a_plan_of_a_probe_is_refused(colours, painted_folder):
     model = PriMaPsEM(3, backbone=colours, method="probe", **QUICK)
     with pytest.raises(ValueError, match="not of a linear probe"):
         plan(model, painted_folder / "images")
+
+
+def test_predict_takes_whatever_fit_takes_and_converts_it_alike(network, tmp_path):
+    """A path, an image of Pillow, an array and a tensor; transparency and 16 bits as in files."""
+    model = PriMaPsEM(3, backbone=network, **QUICK)
+    model.fit([painted(seed)[0] for seed in range(4)])
+    plain = painted(9)[0]
+    see_through = plain.convert("RGBA")
+    see_through.putalpha(Image.linear_gradient("L").resize(plain.size))
+    deep = Image.fromarray(np.asarray(plain.convert("L")).astype(np.uint16) * 257)
+    for number, image in enumerate((plain, see_through, deep)):
+        path = tmp_path / f"{number}.png"
+        image.save(path)
+        expected = model.predict(path, crf=False)
+        assert torch.equal(model.predict(image, crf=False), expected)
+        assert torch.equal(model.predict(str(path), crf=False), expected)
+    array = np.asarray(plain)
+    expected = model.predict(plain, crf=False)
+    assert torch.equal(model.predict(array, crf=False), expected)
+    assert torch.equal(model.predict(torch.tensor(array).permute(2, 0, 1), crf=False), expected)
+    for odd, words in ((array.astype(float), "must be uint8"), (3, "not int")):
+        with pytest.raises(ValueError, match=words):
+            model.predict(odd)

@@ -37,6 +37,7 @@ from primaps.proposals.image_size import mask_probabilities
 from primaps.support.errors import InputError
 from primaps.support.outputs import OutputFolder
 from primaps.support.progress import ProgressCallback, silent
+from primaps.support.renamed import renamed
 from primaps.version import VERSION
 
 logger = logging.getLogger("primaps")
@@ -60,6 +61,7 @@ class Written:
     problems: list[str]
 
 
+@renamed(report="progress", crf="mask_crf")
 def propose_files(
     inputs: Inputs,
     out: str | Path,
@@ -132,6 +134,7 @@ def consecutive(masks: Integer[Tensor, "h w"]) -> Integer[Tensor, "h w"]:
     return (present.cumsum(0) * present)[masks.long()]
 
 
+@renamed(report="progress")
 def predict_files(
     model: PriMaPsEM,
     inputs: Inputs,
@@ -175,6 +178,7 @@ def predict_files(
     return _write_maps("prediction", inputs, out, classify, picture, options, progress, problem)
 
 
+@renamed(report="progress", crf="mask_crf")
 def explain_files(
     inputs: str | Path | Sequence[str | Path],
     out: str | Path,

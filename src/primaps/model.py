@@ -53,6 +53,7 @@ from primaps.proposals.image_size import image_masks
 from primaps.support.distributed import processes
 from primaps.support.errors import InputError
 from primaps.support.progress import ProgressCallback, silent
+from primaps.support.renamed import renamed
 from primaps.version import VERSION
 
 logger = logging.getLogger("primaps")
@@ -128,6 +129,7 @@ class PriMaPsEM:
         """Shorter side of images in pixels."""
         return cast(int, self.config.size)
 
+    @renamed(report="progress")
     def fit(
         self,
         images: ImageCollection,

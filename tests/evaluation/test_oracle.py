@@ -29,7 +29,7 @@ def test_majority_ties_and_ignored_labels():
     assert found.all_pixels.iou == pytest.approx([1 / 3, 0, 2 / 3])
     assert found.ignored == pytest.approx(1 / 6)
     assert found.masks_per_image == 3
-    assert found.to_dict().ignored == found.ignored
+    assert found.to_dict()["ignored"] == found.ignored
 
 
 def test_perfect_masks_are_perfect():

@@ -1,5 +1,6 @@
 """The evaluation protocol, against figures worked out by hand."""
 
+from dataclasses import asdict
 from itertools import permutations, product
 
 import numpy as np
@@ -65,11 +66,11 @@ def test_scores_of_two_small_images_worked_out_by_hand(model, tmp_path):
     assert result.iou == pytest.approx({"x": 2 / 4, "y": 2 / 3, "z": 1 / 2})
     assert result.mean_iou == pytest.approx((1 / 2 + 2 / 3 + 1 / 2) / 3)
     assert result.by_image == pytest.approx({"0": 1, "1": 1 / 3})
-    assert result["options"] == {
+    assert asdict(result.options) == {
         "size": 8,
         "crop": True,
         "mirror": True,
-        "mask_crf": False,
+        "crf": False,
         "matching": "hungarian",
         "ignore_index": 255,
         "dataset": "folder",
@@ -143,7 +144,7 @@ def test_more_clusters_than_classes_by_majority(model, tmp_path):
     assert result.assignment == ["y", "x", "y"]
     assert result.accuracy == 1
     assert result.iou == {"x": 1, "y": 1}
-    with pytest.raises(ValueError, match="matching is 'best'; it must be one of hungarian"):
+    with pytest.raises(ValueError, match="matching 'best' must be one of hungarian"):
         evaluate(model, data, matching="best")
 
 

@@ -103,7 +103,7 @@ def test_nothing_is_computed_twice(folder, counting, tmp_path_factory):
     painted(99)[0].save(folder / "03.png")
     changed, found = passes()
     assert 0 < changed <= 8 * 3  # those that go through the backbone with the changed image
-    assert found.digest != whole.digest
+    assert found.content_digest != whole.content_digest
     painted(7)[0].save(folder / "later.png")
     files = find_images(folder)
     assert passes()[0] == 0  # known by its content under another name

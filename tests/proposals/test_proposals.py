@@ -85,6 +85,7 @@ def both_paths(maps, threshold=0.4, coverage=0.95, anchor=True):
     )
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("anchor", [True, False])
 @pytest.mark.parametrize("which", ["features", "large"])
 def test_both_paths_equal_the_eigendecomposition(which, anchor, request):
@@ -289,6 +290,7 @@ def test_mask_logits(features):
         mask_logits(found.similarities, gain=0)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_image_masks(features):
     images = torch.randint(0, 256, (3, 3, 46, 46), dtype=torch.uint8)
     plain = image_masks(features, images, crf=None)

@@ -1,10 +1,16 @@
 """Two processes against one: the same batches, the same model."""
 
+import os
+import random
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import Colours, painted
 
@@ -35,8 +41,6 @@ assert not any("gloo" in name for name in threads), threads  # they can abort th
 def folder(tmp_path):
     for kind in ("images", "labels"):
         (tmp_path / kind).mkdir()
-    from PIL import Image
-
     for seed in range(13):
         image, label = painted(seed)
         image.save(tmp_path / "images" / f"{seed:02}.png")
@@ -45,19 +49,31 @@ def folder(tmp_path):
     return tmp_path
 
 
-def launch(script: Path, processes: int, *arguments: str) -> None:
-    import os
-    import subprocess
+def command(script: Path, processes: int, *arguments: str) -> list[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*start, f"--nproc-per-node={processes}", str(script), *arguments]
 
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", str(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+
+def environment() -> dict[str, str]:
+    root = str(Path(__file__).parents[2])
+    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+
+
+def launch(script: Path, processes: int, *arguments: str) -> None:
+    done = subprocess.run(
+        command(script, processes, *arguments), capture_output=True, text=True, timeout=240,
+        env=environment(),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def kill_with_children(process: int) -> None:
+    """SIGKILL a process and all that it started, however they are grouped."""
+    children = Path(f"/proc/{process}/task/{process}/children")
+    below = children.read_text().split() if children.is_file() else []
+    os.kill(process, signal.SIGKILL)
+    for child in below:
+        kill_with_children(int(child))
 
 
 @pytest.mark.parametrize("method", ["em", "orthogonal", "probe"])
@@ -78,3 +94,52 @@ def test_two_processes_give_the_model_of_one(folder, method):
     for first, second in zip(one.history_, two.history_, strict=True):
         assert first["loss"] == pytest.approx(second["loss"], abs=1e-4)
         assert first.get("agreement") == pytest.approx(second.get("agreement"), abs=1e-3)
+
+
+RESUMED = """
+import sys, time
+import primaps.em.recorder as recorder
+from primaps.support import distributed
+from primaps.model import PriMaPsEM
+from tests.conftest import Colours
+
+images, out = sys.argv[1:3]
+recorder.SAVE_SECONDS = 0.0
+save = recorder.atomic_path
+def slowly(path):  # so that kills come amid writing, too
+    time.sleep(0.01 * distributed.rank() + 0.005)
+    return save(path)
+recorder.atomic_path = slowly
+with distributed.group("cpu") as device:
+    model = PriMaPsEM(3, backbone=Colours(), patch_size=8, size=64, batch_size=5, mask_crf=False,
+                      min_init_steps=40, min_steps=60, epochs=1, device=device)
+    model.fit(images, store=out + ".store", checkpoints=out, problem=lambda sentence: None)
+    if distributed.rank() == 0:
+        model.save_pretrained(out)
+        recorder.clear_states(out)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux to find children")
+def test_two_processes_killed_at_any_moment_end_with_the_model_of_an_uninterrupted_run(folder):
+    script = folder / "fit.py"
+    script.write_text(RESUMED)
+    whole, killed = folder / "whole", folder / "killed"
+    launch(script, 2, str(folder / "images"), str(whole))
+    moments = random.Random(0)
+    for stage in ("k-means", "k-means", "EM", "EM"):
+        process = subprocess.Popen(
+            command(script, 2, str(folder / "images"), str(killed)), env=environment(),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while not (killed / f"training-{stage}.safetensors").exists():
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.3))
+        kill_with_children(process.pid)
+        process.wait()
+        assert not (killed / "model.safetensors").exists()
+    launch(script, 2, str(folder / "images"), str(killed))
+    for name in ("model.safetensors", "history.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}

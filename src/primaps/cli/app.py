@@ -96,7 +96,7 @@ def running() -> Iterator[Any]:
     except Exception as error:
         if debugging:
             traceback.print_exc()
-        err.print(f"[red]error[/red]: {escape(_sentence(error))}", highlight=False, soft_wrap=True)
+        _say("[red]error[/red]", _sentence(error))
         raise typer.Exit(1) from None
 
 
@@ -121,12 +121,26 @@ class _Sentences(logging.Handler):
 
 def warn(sentence: str) -> None:
     """Report an image that is left out."""
-    err.print(f"[yellow]left out[/yellow]: {escape(sentence)}", highlight=False, soft_wrap=True)
+    _say("[yellow]left out[/yellow]", sentence)
 
 
 def note(sentence: str) -> None:
     """Say something that is not a problem."""
-    err.print(sentence, highlight=False, soft_wrap=True, markup=False)
+    err.print(escape(visible(sentence)), highlight=False, soft_wrap=True)
+
+
+def visible(text: str) -> str:
+    """Text of others, such as names of files and classes, as it may go to a terminal.
+
+    Examples:
+        >>> visible("a\\x1b[31mb")
+        'a\\\\x1b[31mb'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _say(what: str, sentence: str) -> None:
+    err.print(f"{what}: {escape(visible(sentence))}", highlight=False, soft_wrap=True)
 
 
 def summary(done: Any, out: Path) -> None:

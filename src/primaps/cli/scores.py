@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from primaps.cli.app import SCORES, app, running, warn
+from primaps.cli.app import SCORES, app, running, visible, warn
 from primaps.cli.options import (
     BackboneOption,
     CrfOption,
@@ -82,7 +82,7 @@ def evaluate(
         Console(soft_wrap=True).print(line, highlight=False, markup=False)
         table = Table("class", "IoU")
         for name, value in result.iou.items():
-            table.add_row(escape(name), "-" if value is None else f"{100 * value:.1f}")
+            table.add_row(escape(visible(name)), "-" if value is None else f"{100 * value:.1f}")
         table.add_section()
         table.add_row("mean IoU", f"{100 * result.mean_iou:.1f}")
         table.add_row("accuracy", f"{100 * result.accuracy:.1f}")

@@ -53,9 +53,9 @@ class Lattice:
             ahead; M where there is none.
     """
 
-    vertices: Int[Tensor, "n d+1"]
-    weights: Float[Tensor, "n d+1"]
-    neighbours: Int[Tensor, "d+1 2 m"]
+    vertices: Int[Tensor, "n corners"]
+    weights: Float[Tensor, "n corners"]
+    neighbours: Int[Tensor, "corners 2 m"]
 
     def __len__(self) -> int:
         """The number of lattice points M."""
@@ -141,7 +141,7 @@ def build_lattice(positions: Float[Tensor, "n d"], *, blocks: int = 1) -> Lattic
     return Lattice(vertices.view(n, corners), weights, neighbours)
 
 
-def embed(positions: Float[Tensor, "n d"]) -> tuple[Int[Tensor, "n d+1 d"], Float[Tensor, "n d+1"]]:
+def embed(positions: Float[Tensor, "n d"]) -> tuple[Int[Tensor, "n corners d"], Float[Tensor, "n corners"]]:
     """Find the simplex that encloses each position, and its barycentric weights in it.
 
     The lattice is the projection of (d+1) Z^(d+1) onto the plane whose coordinates sum to zero

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from PIL.Image import Image
 
 from primaps.support.errors import InputError, NotFoundError
+from primaps.support.typed import Range, conform, read_json
 
 _KINDS = "avif bmp gif jfif jp2 jpeg jpg pgm png ppm tif tiff webp"
+LABELS = 65_536
+"""Values that a label map of 16 bits can have."""
+IgnoreIndex = Annotated[int, Range(0, LABELS - 1)]
+Level = Annotated[int, Range(0, 255)]
 IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 
 
@@ -126,6 +131,30 @@ def find_label(file: ImageFile, labels: str | Path) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+@dataclass(frozen=True)
+class ClassList:
+    """The content of ``classes.json``.
+
+    Attributes:
+        classes: names of the classes 0..K-1, each another one.
+        ignore_index: label that is not counted; None says nothing about it.
+        colours: of the classes, red, green and blue in 0..255; None says nothing about them.
+    """
+
+    classes: Annotated[list[Annotated[str, Range(1, 200)]], Range(1, LABELS)]
+    ignore_index: IgnoreIndex | None = None
+    colours: list[tuple[Level, Level, Level]] | None = None
+
+    def __post_init__(self) -> None:
+        twice = [name for name, number in Counter(self.classes).items() if number > 1]
+        if twice:
+            raise InputError(f"two classes have the name {twice[0]!r}; each needs its own")
+        if self.colours is not None and len(self.colours) != len(self.classes):
+            raise InputError(
+                f"there are {len(self.colours)} colours for {len(self.classes)} classes"
+            )
+
+
 def read_classes(labels: str | Path) -> tuple[list[str] | None, int | None]:
     """Class names and ignore index from ``classes.json`` in the folder of labels or above it.
 
@@ -140,13 +169,9 @@ def read_classes(labels: str | Path) -> tuple[list[str] | None, int | None]:
         path = candidate / "classes.json"
         if not path.is_file():
             continue
-        try:
-            content = json.loads(path.read_text("utf-8"))
-            return [str(name) for name in content["classes"]], content.get("ignore_index")
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f'{path} must read {{"classes": [names], "ignore_index": number}}'
-            ) from error
+        form = 'it must read {"classes": [names], "ignore_index": number}'
+        content = read_json(path, ClassList, form)
+        return content.classes, content.ignore_index
     return None, None
 
 
@@ -165,6 +190,7 @@ def read_protocol(
     if not Path(labels).is_dir():
         raise NotFoundError(f"{labels} is not a folder of label maps")
     names, stated = read_classes(labels)
+    conform(ignore_index, IgnoreIndex | None, "ignore_index")
     if ignore_index is None:
         ignore_index = 255 if stated is None else stated
     return names, ignore_index

@@ -18,6 +18,7 @@ from primaps.evaluation.accumulate import Prediction, accumulate, predictions
 from primaps.evaluation.metrics import Scores, confusion_matrix, scores
 from primaps.proposals.image_size import image_masks
 from primaps.support.progress import ProgressCallback, silent
+from primaps.support.renamed import renamed
 
 logger = logging.getLogger("primaps")
 
@@ -168,6 +169,7 @@ class OracleEvaluation:
         return asdict(self)
 
 
+@renamed(report="progress")
 def evaluate_oracle(
     images: str | Path | Dataset,
     labels: str | Path | None = None,

@@ -18,6 +18,7 @@ from primaps.evaluation.metrics import confusion_matrix, majority, match, scores
 from primaps.model import PriMaPsEM
 from primaps.support.errors import InputError
 from primaps.support.progress import ProgressCallback, silent
+from primaps.support.renamed import renamed
 from primaps.support.typed import conform
 
 logger = logging.getLogger("primaps")
@@ -103,6 +104,7 @@ def model_predictions(
     return predictions(data, samples, predict, side, whole, BATCH_SIZE, problem)
 
 
+@renamed(report="progress")
 def evaluate(
     model: PriMaPsEM,
     images: str | Path | Sequence[str | Path] | Dataset,

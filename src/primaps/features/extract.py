@@ -116,18 +116,25 @@ def extract(
             label_maps[file.key] = label.byte().numpy()
         return content
 
+    unusable: list[str] = []
+
+    def skip(sentence: str) -> None:
+        unusable.append(sentence)
+        problem(sentence)
+
     contents: dict[str, str] = {}
-    for file, content in read(share, content_and_label, problem):
+    for file, content in read(share, content_and_label, skip):
         contents[file.key] = content
         progress("reading", len(contents), len(share), {})
     with stores.writing():
-        used = _fill(stores, [f for f in share if f.key in contents], contents, progress, problem)
+        used = _fill(stores, [f for f in share if f.key in contents], contents, progress, skip)
     order = {file.key: place for place, file in enumerate(files)}
     both = [(key, contents[key] + _mark(label_maps.get(key))) for key in used]
     everyone = [pair for part in gather(both) for pair in part]
     everyone.sort(key=lambda pair: order[pair[0]])
     if not everyone:
-        raise ImageError(f"none of the {len(files)} images could be read")
+        reason = f"; first: {unusable[0]}" if unusable else ""
+        raise ImageError(f"none of the {len(files)} images could be read{reason}")
     if not used:
         raise InputError(f"process {rank()} has no image: start fewer processes")
     keys = [key for key, _ in everyone]
@@ -191,7 +198,8 @@ def _fill(
         if images:
             stores.add(torch.stack(images), [contents[file.key] for file, _ in items])
         progress("features", group[used[-1]] * BACKBONE_BATCH + len(items), len(files), {})
-    progress("features", len(files), len(files), {})
+    if files:
+        progress("features", len(files), len(files), {})
     return used
 
 

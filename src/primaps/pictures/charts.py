@@ -52,8 +52,8 @@ def confusion_chart(
         name if row.any() else f"{name} (no pixel)"
         for name, row in zip(classes, counts, strict=True)
     ]
-    axes.set_xticks(range(len(columns)), columns, rotation=90)
-    axes.set_yticks(range(len(classes)), names)
+    axes.set_xticks(range(len(columns)), [_plain(name) for name in columns], rotation=90)
+    axes.set_yticks(range(len(classes)), [_plain(name) for name in names])
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
     axes.set_title(title)
@@ -94,14 +94,14 @@ def iou_chart(
         lengths = [100 * (value or 0) for value in known]
         mean = np.mean([100 * value for value in known if value is not None])
         shade = SERIES[i % len(SERIES)]
-        axes.barh(places, lengths, thick, color=shade, label=f"{method}: mean {mean:.1f}")
+        axes.barh(places, lengths, thick, color=shade, label=f"{_plain(method)}: mean {mean:.1f}")
         axes.axvline(float(mean), color=shade, linestyle="--", linewidth=1, zorder=0)
         for place, value, length in zip(places, known, lengths, strict=True):
             text = "does not occur" if value is None else f"{length:.1f}"
             size = 7 if len(series) > 1 else 8
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # on the dashed lines
             axes.text(length + 0.8, place, text, va="center", size=size, bbox=box)
-    axes.set_yticks(range(len(classes)), classes)
+    axes.set_yticks(range(len(classes)), [_plain(name) for name in classes])
     axes.set_ylim(len(classes) - 0.5, -0.5)
     axes.set_xlim(0, 105)  # leaves room for the figure beside a full bar
     axes.set_xticks(range(0, 101, 20))
@@ -112,6 +112,11 @@ def iou_chart(
     columns = max(1, min(3, len(series), 76 // (longest + 4)))  # of letters that fit the width
     figure.legend(loc="outside lower center", ncols=columns, frameon=False)
     return figure
+
+
+def _plain(name: str) -> str:
+    """A name that matplotlib takes for no formula."""
+    return name.replace("$", r"\$")
 
 
 def _layout() -> ConstrainedLayoutEngine:

@@ -40,7 +40,12 @@ def classes_picture(
     classes: Int[Tensor, " z1"],
     names: Sequence[str],
 ) -> Image.Image:
-    """Each mask in the colour of its class, as :func:`~primaps.evaluation.oracle.oracle_classes`."""
+    """Each mask in the colour of its class.
+
+    Args:
+        classes: of :func:`primaps.evaluation.oracle.oracle_classes`.
+        names: of the classes.
+    """
     labels = classes.cpu().numpy()[_to_size(masks, image)]
     colours = np.concatenate([palette(len(names)), np.zeros((1, 3), np.uint8)])
     present = [int(k) for k in np.unique(labels) if k < len(names)]

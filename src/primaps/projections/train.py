@@ -12,6 +12,7 @@ from primaps.projections.shifts import automatic_shifts
 from primaps.projections.stego import STEGO_PRESETS, StegoSettings, train_stego
 from primaps.support.errors import InputError
 from primaps.support.progress import ProgressCallback, silent
+from primaps.support.renamed import renamed
 
 METHODS = ("stego", "hp")
 
@@ -46,6 +47,7 @@ def projection_settings(
         raise InputError(f"{error}; {method} has {known}") from error
 
 
+@renamed(report="progress")
 def train_projection(
     features: Rows,
     method: str,

@@ -93,7 +93,7 @@ def exponential(x):
     x = max(x, np.float32(EXP_LOWEST))
     n = np.int32(x * np.float32(LOG2_E) - np.float32(0.5))
     r = x - np.float32(n) * np.float32(LN_2_HIGH)
-    r = r - np.float32(n) * np.float32(LN_2_LOW)
+    r = r + np.float32(n) * np.float32(-LN_2_LOW)
     p = np.float32(EXP_SERIES[0])
     p = p * r + np.float32(EXP_SERIES[1])
     p = p * r + np.float32(EXP_SERIES[2])

@@ -66,7 +66,9 @@ class ProgressDisplay:
         now = time.monotonic()
         if stage != self.stage:
             self.stage, self.began, self.tenths = stage, now, 0
-        if (10 * done) // total == self.tenths:  # work may come in larger units than tenths
+        if (
+            not total or (10 * done) // total == self.tenths
+        ):  # work may come in larger units than tenths
             return
         self.tenths = (10 * done) // total
         left = (now - self.began) / done * (total - done)

@@ -1,0 +1,87 @@
+"""Options: every field is checked by its type, and is the same on the command line."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import primaps
+from primaps.cli import app
+from primaps.config import Config, option_help, option_types
+from primaps.model import PriMaPsEM
+from primaps.support.errors import InputError
+
+WRONG = {
+    "classes": [1, 257, "many", 2.5, None, True],
+    "method": ["magic", 3, None],
+    "recipe": ["papr", "", None],
+    "backbone": [7, None],
+    "size": [0, -14, 14_000_000, 1.5, "large", float("nan")],
+    "epochs": [0, -1, 1.5, None],
+    "init_epochs": [-1, "two"],
+    "min_steps": [-1, 1.5],
+    "min_init_steps": [-1, None],
+    "batch_size": [0, -2, 10**9],
+    "learning_rate": [0, -1.0, float("nan"), float("inf"), "fast"],
+    "momentum": [1, -0.1, float("nan")],
+    "momentum_every": [0, 1.5],
+    "momentum_ramp": ["no", 1, None],
+    "cosine_scale": [0, -3.0, "sharp"],
+    "threshold": [1, -0.1, float("nan"), None],
+    "anchor": ["yes", 0],
+    "iterative": [None, 1],
+    "mask_crf": ["no", 1, "dense"],
+    "views": [-1, 1_000_000, None, "stale", 1.5],
+    "loss_size": ["huge", 3],
+    "precision": ["int4", 16],
+    "seed": ["x", 1.5, None],
+}
+
+
+def test_every_option_is_checked():
+    assert WRONG.keys() == {field.name for field in dataclasses.fields(Config)}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_values_are_refused_by_name(name):
+    for value in WRONG[name]:
+        with pytest.raises(InputError, match=name):
+            Config(**{"classes": 3, name: value})
+
+
+def test_numbers_of_numpy_become_pythons():
+    config = Config(np.int64(3), learning_rate=np.float32(0.5), views=np.uint8(2))
+    assert type(config.classes) is int
+    assert type(config.learning_rate) is float
+    assert config.views == 2
+
+
+def test_old_names_are_refused_by_the_new_ones():
+    with pytest.raises(InputError, match="the option 'crf' is now 'mask_crf'"):
+        PriMaPsEM(3, crf=False)
+    with pytest.raises(InputError, match="'crf' is now 'mask_crf'"):
+        primaps.propose_files("images", "out", crf=False)
+    with pytest.raises(InputError, match="'report' is now 'progress'"):
+        primaps.evaluate(None, "images", report=print)
+    for command in ("propose", "fit", "oracle"):
+        result = CliRunner().invoke(app, [command, "x", "--out", "y", "--classes", "3", "--no-crf"])
+        assert result.exit_code == 2
+        if command == "propose":
+            continue  # it has no --classes, which is what it says first
+        text = " ".join(result.output.replace("│", " ").split())
+        assert "--no-mask-crf" in text or "No such option" in text
+
+
+def test_fit_has_every_option_with_its_default_and_help():
+    command = typer.main.get_command(app).commands["fit"]
+    given = {parameter.name: parameter for parameter in command.params}
+    for field in dataclasses.fields(Config):
+        assert given[field.name].help == option_help(field.name)
+        if field.default not in (dataclasses.MISSING, None):
+            assert given[field.name].default == (
+                str(field.default) if field.name == "views" else field.default
+            )
+        assert given[field.name].required == (field.default is dataclasses.MISSING)
+    assert set(option_types()) <= set(given)
