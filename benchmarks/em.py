@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
 
+from primaps.config import Config
 from primaps.data import find_images
 from primaps.em.em import fit_em, focal_weights, momentum_update
 from primaps.em.kmeans import pca_start
@@ -39,25 +40,25 @@ from primaps.support.files import cache_dir
 from primaps.support.progress import ProgressDisplay
 
 
-def straightforward(views, masks, start: Prototypes, steps: int, settings: Settings) -> None:
+def straightforward(views, masks, start: Prototypes, steps: int, config: Config) -> None:
     """EM as the equations read, on the same batches."""
     student, momentum = Prototypes(start.direction), Prototypes(start.direction)
-    optimizer = torch.optim.Adam(student.parameters(), lr=settings.learning_rate)
+    optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
     for step in range(1, steps + 1):
-        index = batch_indices(step, len(views), settings.batch_size, "EM", settings.seed)
-        clean, seen, mirror, rows = views.batch(index, step, settings.seed)
-        mask = masks.take(rows)
-        mask = torch.where(mirror.view(-1, 1, 1), mask.flip(-1), mask)
+        index = batch_indices(step, len(views), config.batch_size, "EM", config.seed)
+        batch = views.batch(index, step, config.seed)
+        mask = masks.take(batch.rows)
+        mask = torch.where(batch.mirror.view(-1, 1, 1), mask.flip(-1), mask)
         size = mask.shape[-2:]
         with torch.no_grad():
-            large = F.interpolate(clean, size=size, mode="bilinear")
+            large = F.interpolate(batch.clean, size=size, mode="bilinear")
             prediction = momentum(large).argmax(1)
         pseudo = torch.full_like(prediction, -1)
         for one, inside, label in zip(prediction, mask, pseudo, strict=True):
             for z in inside.unique().tolist():
                 if z:
                     label[inside == z] = one[inside == z].bincount().argmax()
-        logits = student(F.interpolate(seen, size=size, mode="bilinear"))
+        logits = student(F.interpolate(batch.seen, size=size, mode="bilinear"))
         confidence = logits.detach().softmax(1).mean((0, 2, 3))
         losses = F.cross_entropy(
             logits, pseudo, focal_weights(confidence), ignore_index=-1, reduction="none"
@@ -65,7 +66,7 @@ def straightforward(views, masks, start: Prototypes, steps: int, settings: Setti
         optimizer.zero_grad()
         losses.mean().backward()
         optimizer.step()
-        if step % settings.momentum_every == 0:
+        if step % config.momentum_every == 0:
             momentum_update(momentum, student, 0.5)
 
 
@@ -83,19 +84,19 @@ def prepared(arguments: argparse.Namespace):
 def child(arguments: argparse.Namespace) -> None:
     """One epoch in this process; prints seconds and by how much memory rose."""
     _, found = prepared(arguments)
-    settings, start = Settings(), pca_start(found.views, arguments.classes)
-    steps = len(found.keys) // settings.batch_size
+    config, start = Config(arguments.classes), pca_start(found.views, arguments.classes)
+    steps = len(found.keys) // config.batch_size
     if arguments.kind == "ours":
-        fit_em(found.views, found.masks, start, 1, settings)  # loads the compiled functions
+        fit_em(found.views, found.masks, start, 1, config)  # loads the compiled functions
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.monotonic()
     if arguments.kind == "ours":
-        fit_em(found.views, found.masks, start, steps, settings)
+        fit_em(found.views, found.masks, start, steps, config)
         part = 1.0
     else:
         steps = min(steps, arguments.steps)
-        straightforward(found.views, found.masks, start, steps, settings)
-        part = steps / (len(found.keys) // settings.batch_size)
+        straightforward(found.views, found.masks, start, steps, config)
+        part = steps / (len(found.keys) // config.batch_size)
     seconds = (time.monotonic() - began) / part
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"seconds": seconds, "peak": peak / 1e6, "rise": (peak - before) / 1e6}))

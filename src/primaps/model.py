@@ -1,4 +1,8 @@
-"""What a user holds: fit to images, predict their classes, save and load."""
+"""What a user holds: fit to images, predict their classes, save and load.
+
+This file is long because it is the whole public surface of a model, documented method by method;
+what the methods do is in the modules that they call.
+"""
 
 from __future__ import annotations
 

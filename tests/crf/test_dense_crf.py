@@ -64,7 +64,6 @@ def test_zero_weights_return_the_unary(path, shape, seed):
 
 
 @PATHS
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("scale", [1e3, 1e30, 3e38])
 def test_extreme_logits_do_not_overflow(path, scale):
     image, logits = scene((4, 6, 7), 0)
@@ -235,6 +234,7 @@ IMAGE, LOGITS = scene((3, 4, 5), 0)
 PROBABILITIES = LOGITS.softmax(0)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from primaps.config import Config
 from primaps.crf import dense_crf
 from primaps.em.kmeans import fit_kmeans, pca_start
 from primaps.em.pixels import upsample
@@ -34,7 +35,7 @@ def test_masks_of_real_proposals(features, size):
 @pytest.mark.parametrize("classes", [3, 12, 27])
 def test_classes_of_real_predictions(features, classes):
     views = Views(Rows(features.transpose(0, 1).half()))
-    prototypes = fit_kmeans(views, pca_start(views, classes), steps=30)
+    prototypes = fit_kmeans(views, pca_start(views, classes), 30, Config(classes))
     with torch.no_grad():
         logits = prototypes(features[0])
     for name, small in zip(PHOTOGRAPHS, logits, strict=True):

@@ -149,7 +149,8 @@ def test_momentum_zero_in_every_step_is_pseudo_labels_of_the_student_itself(view
     optimizer = torch.optim.Adam(student.parameters(), lr=0.005)
     for step in range(1, 4):
         index = batch_indices(step, 8, 8, "EM", 0)
-        clean, _, mirror, rows = views.batch(index, step, 0)
+        batch = views.batch(index, step, 0)
+        clean, mirror, rows = batch.clean, batch.mirror, batch.rows
         mask = random_masks().take(rows)
         mask[mirror] = mask[mirror].flip(-1)
         logits = torch.nn.functional.interpolate(student(clean), size=(24, 24), mode="bilinear")

@@ -12,12 +12,12 @@ from primaps.data import load_dataset
 from primaps.experiments import (
     NAMES,
     TABLES,
-    Row,
-    Settings,
+    Reproduction,
+    TableRow,
     experiment,
     paper,
     pictures,
-    progress,
+    report,
     run,
 )
 from tests.cli.test_cli import call
@@ -30,8 +30,8 @@ OPTIONS = [part for k, v in QUICK.items() for part in (f"--{k.replace('_', '-')}
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("primaps.backbones.backbone._in_hub_cache", lambda hub_id: False)
-    monkeypatch.setattr("primaps.backbones.backbone._hub_reachable", lambda: False)
+    monkeypatch.setattr("primaps.backbones.find._in_hub_cache", lambda hub_id: False)
+    monkeypatch.setattr("primaps.backbones.find._hub_reachable", lambda: False)
 
 
 @pytest.fixture
@@ -58,14 +58,14 @@ def table1(root, vit, tmp_path):
         arguments += ["--out", tmp_path / "out", "--device", "cpu", *more]
         done = call("reproduce", name, *arguments)
         assert done.exit_code in (0, 130), done.output
-        progress = tmp_path / "out" / name / "report.md"
-        return done, progress.read_text("utf-8") if progress.is_file() else ""
+        report = tmp_path / "out" / name / "report.md"
+        return done, report.read_text("utf-8") if report.is_file() else ""
 
     return go
 
 
-def cells_of(progress, method, backbone="vit0"):
-    for line in progress.splitlines():
+def cells_of(report, method, backbone="vit0"):
+    for line in report.splitlines():
         cells = [cell.strip() for cell in line.strip("| ").split("|")]
         if cells[:2] == [backbone, method]:
             return cells[2:]
@@ -87,7 +87,7 @@ def test_figures_are_those_of_evaluate_run_by_hand(table1, root, vit):
         model = primaps.PriMaPsEM(3, **options, **own)
         model.fit(train.samples, train if label == "linear probe" else None, store=None)
         result = primaps.evaluate(model, val, crf=crf)
-        figures = [f"{100 * result[name]:.1f}" for name in ("accuracy", "mean_iou")]
+        figures = [f"{100 * value:.1f}" for value in (result.accuracy, result.mean_iou)]
         assert cells_of(text, label)[:2] == figures, label
     assert "fitted to 5 images (train), scored on 3 others (val)" in text
 
@@ -219,22 +219,22 @@ def test_the_worst_images_are_those_of_lowest_accuracy(table1, tmp_path, monkeyp
 
 def test_the_order_of_the_paper_is_judged_by_mean_iou():
     def outcomes(**values):
-        named = zip(progress.ORDER, values.values(), strict=True)
-        rows = [Row(label, "folder", "b") for label, _ in named]
+        named = zip(report.ORDER, values.values(), strict=True)
+        rows = [TableRow(label, "folder", "b") for label, _ in named]
         iou = [{"a": value + 0.1, "b": value - 0.1, "c": None} for value in values.values()]
         means = [sum((x["a"], x["b"])) / 2 for x in iou]
         results = [{0: {"mean_iou": m, "iou": x}} for m, x in zip(means, iou, strict=True)]
         return [run.Outcome(row, result) for row, result in zip(rows, results, strict=True)]
 
-    (holds,) = progress._order(outcomes(baseline=0.1, em=0.2, probe=0.3, oracle=0.4))
+    (holds,) = report._order(outcomes(baseline=0.1, em=0.2, probe=0.3, oracle=0.4))
     assert "mean IoU (b: baseline 10.0, PriMaPs-EM 20.0, linear probe 30.0" in holds
     assert holds.endswith("40.0) holds.")
-    (broken,) = progress._order(outcomes(baseline=0.3, em=0.2, probe=0.3, oracle=0.4))
+    (broken,) = report._order(outcomes(baseline=0.3, em=0.2, probe=0.3, oracle=0.4))
     text = "does not hold: baseline is not below PriMaPs-EM, most of all in b (20.0 against 10.0)"
     for part in (text, "a (40.0 against 30.0)"):
         assert part in broken
     assert "c (" not in broken
-    (tie,) = progress._order(outcomes(baseline=0.3, em=0.3, probe=0.4, oracle=0.5))
+    (tie,) = report._order(outcomes(baseline=0.3, em=0.3, probe=0.4, oracle=0.5))
     assert tie.endswith("does not hold: baseline is not below PriMaPs-EM.")
 
 
@@ -243,7 +243,7 @@ def test_all_tables_are_planned_without_data_or_network(monkeypatch):
         raise AssertionError("a plan asks nobody")
 
     monkeypatch.setattr("urllib.request.urlopen", never)
-    monkeypatch.setattr("primaps.backbones.backbone._hub_reachable", never)
+    monkeypatch.setattr("primaps.backbones.find._hub_reachable", never)
     done = call("reproduce", "all", "--plan")
     assert done.exit_code == 0, done.output
     for name in TABLES:
@@ -281,7 +281,7 @@ def test_every_figure_of_the_paper_is_in_a_row():
 
 
 def test_rows_of_a_table_differ_in_what_decides_them(tmp_path):
-    settings = Settings(tmp_path)
+    settings = Reproduction(tmp_path)
     for name in TABLES:
         rows = experiment(name, views="fresh").rows
         about = [

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from primaps.config import Config
 from primaps.em.kmeans import fit_kmeans, pca_start
 from primaps.features.store import Rows
 from primaps.features.views import Views
@@ -123,7 +124,7 @@ def test_automatic_shifts_let_twice_as_many_pairs_attract_as_are_of_one_class(cl
     features, _ = blocks(images=40, side=12, noise=0.5, classes=classes, across=across)
     shifts = automatic_shifts(features, StegoSettings(batch_size=8, points=60), classes)
     views = Views(features)
-    prototypes = fit_kmeans(views, pca_start(views, classes), 184)
+    prototypes = fit_kmeans(views, pca_start(views, classes), 184, Config(classes))
     points = random_points(40, 200, torch.Generator().manual_seed(5))
     one = sample(features.arrays[:, 0].float(), points)
     label = prototypes(one[..., None]).argmax(1)[..., 0]

@@ -85,7 +85,6 @@ def both_paths(maps, threshold=0.4, coverage=0.95, anchor=True):
     )
 
 
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("anchor", [True, False])
 @pytest.mark.parametrize("which", ["features", "large"])
 def test_both_paths_equal_the_eigendecomposition(which, anchor, request):
@@ -247,6 +246,7 @@ def test_any_features_end_in_masks(channels, h, w, levels, seed):
             assert ((shares >= 0) & (shares <= 1.001)).all()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -141,7 +141,9 @@ def build_lattice(positions: Float[Tensor, "n d"], *, blocks: int = 1) -> Lattic
     return Lattice(vertices.view(n, corners), weights, neighbours)
 
 
-def embed(positions: Float[Tensor, "n d"]) -> tuple[Int[Tensor, "n corners d"], Float[Tensor, "n corners"]]:
+def embed(
+    positions: Float[Tensor, "n d"],
+) -> tuple[Int[Tensor, "n corners d"], Float[Tensor, "n corners"]]:
     """Find the simplex that encloses each position, and its barycentric weights in it.
 
     The lattice is the projection of (d+1) Z^(d+1) onto the plane whose coordinates sum to zero

@@ -66,18 +66,19 @@ def fit_em(
 
     def step(number: int) -> dict[str, Tensor]:
         index = batch_indices(number, len(views), config.batch_size, "EM", config.seed)
-        clean, seen, mirror, rows = views.batch(index, number, config.seed)
-        mask = masks.take(rows)
-        mask = torch.where(mirror.view(-1, 1, 1), mask.flip(-1), mask).to(views.device)
+        batch = views.batch(index, number, config.seed)
+        mask = masks.take(batch.rows)
+        mask = torch.where(batch.mirror.view(-1, 1, 1), mask.flip(-1), mask).to(views.device)
         if config.loss_size == "feature":
-            mask = _at_positions(mask, (clean.shape[2], clean.shape[3]))
+            mask = _at_positions(mask, (batch.clean.shape[2], batch.clean.shape[3]))
         height, width = mask.shape[1:]
         pixels = len(index) * height * width  # of the batch in all processes
 
-        pseudo, counts = assign(momentum(clean), mask)
+        pseudo, counts = assign(momentum(batch.clean), mask)
 
-        logits = student(seen)
+        logits = student(batch.seen)
         confidence = total(confidence_sum(logits.detach(), (height, width))) / pixels
+        # Eq. 10
         loss, gradient = weighted_cross_entropy(logits.detach(), pseudo, focal_weights(confidence))
         logits.backward(gradient / pixels)
         return {
@@ -92,7 +93,7 @@ def fit_em(
         if number % config.momentum_every == 0:
             updates = number // config.momentum_every
             ramp = 1 - 1 / (updates + 1) if config.momentum_ramp else 1.0
-            momentum_update(momentum, student, min(ramp, config.momentum))
+            momentum_update(momentum, student, min(ramp, config.momentum))  # Eq. 11
 
     optimise(
         "EM",

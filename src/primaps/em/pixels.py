@@ -42,7 +42,8 @@ def largest_channel(
 def assign(
     logits: Float[Tensor, "b k h w"], masks: Integer[Tensor, "b H W"]
 ) -> tuple[Integer[Tensor, "b H W"], Integer[Tensor, "b 256 k"]]:
-    """E-step: every mask takes the class that the upsampled logits predict most often inside it.
+    """E-step (section 3.2): every mask takes the class that the upsampled logits predict most often
+    inside it.
 
     Args:
         masks: 0 = ignore, 1..255.
@@ -157,7 +158,7 @@ def weighted_cross_entropy_torch(
             upsample(leaf, size), label, weights.to(leaf), ignore_index=-1, reduction="sum"
         )
         gradients.append(torch.autograd.grad(value, leaf)[0])
-        loss += value.detach()
+        loss += value.detach()  # Eq. 10, before the mean
     return loss, torch.cat(gradients) if gradients else torch.zeros_like(logits)
 
 

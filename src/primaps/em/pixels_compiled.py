@@ -143,7 +143,7 @@ def _assign(logits, y0, y1, fy, x0, x1, fx, masks, pseudo, counts):  # type: ign
 
 @compiled
 def _confidence(logits, y0, y1, fy, x0, x1, fx):  # type: ignore[no-untyped-def]
-    """Sum of the softmax probability of each class over the pixels."""
+    """Sum of the softmax probability of each class over the pixels: chi of Eq. 10."""
     classes = len(logits)
     wide = _expand(logits, x0, x1, fx)
     z = np.empty((classes, len(x0)), np.float32)
@@ -164,7 +164,7 @@ def _confidence(logits, y0, y1, fy, x0, x1, fx):  # type: ignore[no-untyped-def]
 
 @compiled
 def _gradient(logits, y0, y1, fy, x0, x1, fx, labels, weights, out):  # type: ignore[no-untyped-def]
-    """Sum of the weighted cross-entropy; adds its gradient to ``out`` (K, h, w)."""
+    """Sum of the weighted cross-entropy of Eq. 10; adds its gradient to ``out`` (K, h, w)."""
     classes = len(logits)
     wide = _expand(logits, x0, x1, fx)
     back = np.zeros_like(wide)

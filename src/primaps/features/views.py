@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Integer
@@ -17,7 +16,8 @@ AugmentAnew = Callable[[Tensor, Tensor, int], Tensor]
 """Rows of images, which of them to mirror, and the step, to features of augmented images."""
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """What one step of EM sees.
 
     Attributes:

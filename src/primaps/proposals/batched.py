@@ -53,6 +53,7 @@ def _propose(
     directions = None if iterative else _all_directions(x)
     rows = torch.arange(b, device=f.device)
     while True:
+        # Eq. 7: until enough is assigned; what stays 0 is ignored (Eq. 8).
         at_work = ((masks[rows] == 0).sum(1) > stop) & (idle[rows] < patience)
         chosen = at_work.nonzero()[:, 0]
         if len(chosen) < len(rows):  # let go of the images that are done
@@ -63,19 +64,19 @@ def _propose(
             break
         free = masks[rows] == 0
         if directions is None:
-            direction, share = _principal(x, norms, free)
+            direction, share = _principal(x, norms, free)  # Eq. 2 and 3
         else:
             direction, share = directions[0][:, :, len(steps)], directions[1][:, len(steps)]
         cosines = (x @ direction[:, :, None])[..., 0] / norms
         size = (cosines.abs() * free).amax(1, keepdim=True)
-        first = ((cosines.abs() >= TIE * size) & free).int().argmax(1)
+        first = ((cosines.abs() >= TIE * size) & free).int().argmax(1)  # Eq. 4
         cosines = cosines * torch.where(cosines.gather(1, first[:, None]) < 0, -1.0, 1.0)
         if anchor:
             index = first[:, None, None].expand(-1, 1, x.shape[2])
-            cosines = (x @ x.gather(1, index).transpose(1, 2))[..., 0]
+            cosines = (x @ x.gather(1, index).transpose(1, 2))[..., 0]  # Eq. 5
             cosines = cosines / (norms * norms.gather(1, first[:, None]))
         top = cosines.masked_fill(~free, -math.inf).amax(1, keepdim=True)
-        taken = free & (cosines > threshold * top) & (top > 0)
+        taken = free & (cosines > threshold * top) & (top > 0)  # Eq. 6
         new = taken.any(1)
         count[rows] += new
         idle[rows] = torch.where(new, 0, idle[rows] + 1)

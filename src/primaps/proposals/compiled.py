@@ -67,7 +67,7 @@ def propose_image(f, threshold, coverage, anchor):
     out = (masks, values, anchors, shares)
     free, found = np.arange(n), np.int64(0)  # the unassigned positions, the masks so far
     stop = int(np.floor((1 - coverage) * n + 1e-9))  # so many may stay unassigned
-    while len(free) > stop:
+    while len(free) > stop:  # Eq. 7: until enough is assigned; what stays 0 is ignored (Eq. 8)
         if len(free) > c:
             free, found = _by_scatter(f, inverse, free, stop, threshold, anchor, out, found)
         else:
@@ -80,7 +80,7 @@ def _by_scatter(f, inverse, free, stop, threshold, anchor, out, found):
     """Masks while more than C positions are free, or until the matrix is stale."""
     c = len(f)
     mean = _mean(f, free)
-    scatter = self_product(_rows_of_channels(f, mean, free))
+    scatter = self_product(_rows_of_channels(f, mean, free))  # Eq. 2, times the positions
     energy = trace(scatter)
     total = np.zeros(c, np.float32)  # of the free features, about `mean`
     while True:
@@ -92,16 +92,16 @@ def _by_scatter(f, inverse, free, stop, threshold, anchor, out, found):
                 matrix[i, j] -= total[i] * total[j] / n
         variance, share = trace(matrix), np.float32(0)
         if variance > FLAT * _energy(inverse, free):
-            value, direction = dominant(matrix, c)
+            value, direction = dominant(matrix, c)  # Eq. 3
             share = value / variance
         else:
             direction = now
         cosines = _cosines(f, direction, inverse, free)
-        first = _signed_anchor(cosines)
-        if anchor:
+        first = _signed_anchor(cosines)  # Eq. 4
+        if anchor:  # Eq. 5
             cosines = _cosines(f, f[:, free[first]].copy(), inverse, free)
-        keep = _assign(cosines, threshold, free, first, share, out, found)
-        taken, free = _split(free, keep)
+        keep = _assign(cosines, threshold, free, first, share, out, found)  # Eq. 6
+        taken, free = _split(free, keep)  # Eq. 7
         if len(taken) == 0:
             return taken, found  # nothing is similar to anything: features of zeros
         found += 1
@@ -121,7 +121,7 @@ def _by_gram(f, inverse, free, stop, threshold, anchor, out, found):
     """Masks from the Gram matrix of the free positions, until enough or until it is stale."""
     mean = _mean(f, free)
     rows = _rows_of_positions(f, mean, free)
-    gram = self_product(rows)
+    gram = self_product(rows)  # Eq. 2: it has the eigenvalues of the scatter matrix
     offset = np.zeros(len(free), np.float32)  # of each centred feature along `mean`
     for i in range(len(free)):
         offset[i] = inner(rows[i, : len(mean)], mean)
@@ -138,7 +138,7 @@ def _by_gram(f, inverse, free, stop, threshold, anchor, out, found):
                 matrix[i, j] = gram[i, j] - average[i] - average[j] + middle
         variance, share = trace(matrix), np.float32(0)
         if variance > FLAT * _energy(inverse, free):
-            value, u = dominant(matrix, n)
+            value, u = dominant(matrix, n)  # Eq. 3
             share = value / variance
             # The projections of the centred features, plus that of their mean.
             length = np.sqrt(value)
@@ -149,13 +149,13 @@ def _by_gram(f, inverse, free, stop, threshold, anchor, out, found):
             length = np.sqrt(max(middle + 2 * drift + square, _TINY))
             for i in range(n):
                 cosines[i] = (offset[i] + average[i] + drift + square) / length * inverse[free[i]]
-        first = _signed_anchor(cosines)
-        if anchor:
+        first = _signed_anchor(cosines)  # Eq. 4
+        if anchor:  # Eq. 5
             for i in range(n):
                 product = gram[first, i] + offset[i] + offset[first] + square
                 cosines[i] = product * inverse[free[i]] * inverse[free[first]]
-        keep = _assign(cosines, threshold, free, first, share, out, found)
-        taken, free = _split(free, keep)
+        keep = _assign(cosines, threshold, free, first, share, out, found)  # Eq. 6
+        taken, free = _split(free, keep)  # Eq. 7
         if len(taken) == 0:
             return taken, found
         found += 1

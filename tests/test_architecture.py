@@ -1,0 +1,101 @@
+"""What docs/architecture.py draws holds: imports run one way, and files stay small."""
+
+import importlib.util
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import primaps
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def architecture():
+    spec = importlib.util.spec_from_file_location("architecture", ROOT / "docs/architecture.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_module_imports_in_a_circle(architecture):
+    graph = architecture.imports()
+    assert len(graph) > 80
+    TopologicalSorter(graph).prepare()  # CycleError names the circle
+
+
+def test_no_folder_imports_upwards(architecture):
+    height = {
+        name: (level, place)
+        for level, names in enumerate(architecture.LAYERS)
+        for place, name in enumerate(names)
+    }
+    upwards = [
+        f"{module} imports {target}"
+        for module, targets in architecture.imports().items()
+        for target in targets
+        if architecture.room(module) != architecture.room(target)
+        and height[architecture.room(module)] <= height[architecture.room(target)]
+    ]
+    assert not upwards
+
+
+def test_every_folder_has_its_place(architecture):
+    placed = [name for names in architecture.LAYERS for name in names]
+    assert len(placed) == len(set(placed))
+    assert set(placed) == {architecture.room(module) for module in architecture.imports()}
+
+
+def test_a_circle_and_an_upward_import_would_be_seen(architecture, tmp_path, monkeypatch):
+    for name, text in (
+        ("support/a.py", "def f():\n    from primaps.em import b"),
+        ("em/b.py", "from primaps.support.a import f"),
+    ):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(architecture, "PACKAGE", tmp_path)
+    assert architecture.imports() == {"support.a": {"em.b"}, "em.b": {"support.a"}}
+    with pytest.raises(ValueError, match="cycle"):
+        TopologicalSorter(architecture.imports()).prepare()
+
+
+def test_files_are_read_in_one_sitting(architecture):
+    for name, path in architecture.modules().items():
+        lines = path.read_text("utf-8").splitlines()
+        assert len(lines) <= 300 or "long because" in " ".join(lines[:20]), f"{name}: {len(lines)}"
+
+
+def test_a_version_and_the_help_import_nothing_heavy():
+    heavy = {"torch", "numpy", "scipy", "numba", "transformers"}
+    code = f"import primaps.version, primaps.cli, sys; print(*({heavy} & {{*sys.modules}}))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == ""
+
+
+def test_public_names_say_what_they_are():
+    for name in primaps.__all__:
+        assert (getattr(primaps, name).__doc__ or "").strip(), name
+
+
+def test_links_between_documents_lead_somewhere():
+    import re
+
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    assert len(documents) > 5
+    for document in documents:
+        for target in re.findall(r"\]\(([^)#\s]+)", document.read_text("utf-8")):
+            if "://" not in target and not target.startswith("mailto:"):
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_reference_builds_from_the_docstrings_without_a_warning(tmp_path):
+    pytest.importorskip("pdoc")
+    command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "docs/reference.py")]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Warn" not in done.stderr, done.stderr[-2000:]
+    page = (tmp_path / "primaps" / "proposals" / "principal_masks.html").read_text("utf-8")
+    assert "threshold" in page
