@@ -60,8 +60,8 @@ def grow(
     Examples:
         >>> features = F.normalize(torch.eye(4).repeat(10, 1) + 0.1, dim=1)
         >>> tree = grow(features, torch.arange(4).repeat(10) // 2, features[[0, 2]], leaves=4)
-        >>> tree.names()
-        ['0.1', '0.2', '1.1', '1.2', '0', '1', '0+1']
+        >>> tree.names()[:4], tree.owner.tolist()
+        (['0.1', '0.2', '1.1', '1.2'], [0, 0, 1, 1])
     """
     if not len(features) or len(features) != len(assigned):
         raise ValueError(
@@ -71,9 +71,9 @@ def grow(
     if linkage not in LINKAGES:
         raise ValueError(f"linkage is {linkage!r}; it must be one of {', '.join(LINKAGES)}")
     if len(features) > SAMPLE:
-        order = torch.randperm(len(features), generator=generator("tree", seed))[:SAMPLE]
-        order = order.sort().values.to(features.device)
-        features, assigned = features[order], assigned[order]
+        drawn = torch.randperm(len(features), generator=generator("tree", seed))[:SAMPLE]
+        drawn = drawn.sort().values.to(features.device)
+        features, assigned = features[drawn], assigned[drawn]
     classes = len(prototypes)
     wanted = max(classes, leaves or leaf_count(classes))
     directions = F.normalize(prototypes.to(features), dim=1)

@@ -76,7 +76,7 @@ def merge_order(
     Examples:
         >>> totals = torch.tensor([[4.0, 0.0], [0.0, 4.0], [2.9, 0.7]])
         >>> merge_order(totals, torch.tensor([4.0, 4.0, 3.0]), average)[0].tolist()
-        [[0, 2], [1, 3]]
+        [[0, 2], [3, 1]]
     """
     count = len(totals)
     totals, weights = totals.double().clone(), weights.double().clone()
