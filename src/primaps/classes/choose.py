@@ -225,17 +225,26 @@ def _halves(images: Integer[Tensor, " m"], random: torch.Generator) -> Bool[Tens
 
 
 def propose(evidence: Sequence[Evidence]) -> Choice:
-    """The most stable K of each third of the range (on a logarithmic scale).
+    """From each third of the range (on a logarithmic scale) the K that stands out most.
+
+    Stability falls with K whatever the images are, so what counts is how far it lies above a line
+    in log K through all of the curve.
 
     Examples:
         >>> propose([Evidence(k, s, 0.0, s, 0.0) for k, s in
         ...          ((2, 0.9), (3, 0.8), (6, 0.5), (9, 0.7), (20, 0.4), (27, 0.6))])
         Choice(coarse=2, middle=9, fine=27)
     """
-    low, high = evidence[0].classes, evidence[-1].classes
-    thirds: list[list[Evidence]] = [[], [], []]
-    for one in evidence:
-        place = math.log(one.classes / low) / math.log(high / low) if high > low else 0.0
-        thirds[min(2, int(3 * place))].append(one)
-    best = [max(third or evidence, key=lambda one: one.stability).classes for third in thirds]
+    places = torch.tensor([math.log(one.classes) for one in evidence], dtype=torch.double)
+    values = torch.tensor([one.stability for one in evidence], dtype=torch.double)
+    line = torch.stack([places, torch.ones_like(places)], dim=1)
+    above = values - line @ torch.linalg.lstsq(line, values[:, None]).solution[:, 0]
+    width = float(places[-1] - places[0]) or 1.0
+    thirds = (3 * (places - places[0]) / width).long().clamp_max(2)
+    best = []
+    for third in range(3):
+        among = torch.where(thirds == third, above, -math.inf)
+        if not bool(among.isfinite().any()):  # a short range has an empty third
+            among = above
+        best.append(evidence[int(among.argmax())].classes)
     return Choice(*best)
