@@ -1,4 +1,4 @@
-"""From a model's class map to the classes that a person asked for: a table, nothing predicted anew."""
+"""From a model's class map to the classes that a person asked for, by a table."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Accuracy from a few answers: which pixels to ask about, and an estimate with its interval.
 
 Pixels are sorted by class and, inside a class, by confidence, and cut into as many strips of equal
-weight as there will be answers; one pixel of each strip is asked about, in random order. Strips side
-by side are alike, so the estimate is surer than one of as many pixels drawn blindly, and how alike
-their answers are says how sure. Audits that stop early count the strips that are answered.
+weight as there will be answers; one pixel of each strip is asked about, in random order. Strips
+side by side are alike, so the estimate is surer than one of as many pixels drawn blindly, and how
+alike their answers are says how sure. Audits that stop early count the strips that are answered.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from torch import Tensor
 
 from primaps.seeding import generator
 
+FLOOR = 0.5
+"""Of the variance of blind draws: strips are never taken to halve it and more."""
+MOST_ALONE = 0.3
+"""Share of answers with a neighbour of their class below which answers count as drawn blindly."""
 SPARE = 5
 """Pixels drawn from each strip: the next one is asked about where a person cannot tell."""
 
@@ -77,11 +81,12 @@ def asking_order(answers: int, seed: int = 0) -> list[int]:
     return torch.randperm(answers, generator=generator("audit order", seed)).tolist()
 
 
-def estimate(answers: Sequence[bool | None]) -> Estimate:
+def estimate(answers: Sequence[bool | None], classes: Sequence[int] | None = None) -> Estimate:
     """Accuracy from the answers of all strips, in the order of the strips.
 
     Args:
         answers: whether the class is right; None where there is no answer (yet).
+        classes: of the strips; answers of one class tell how alike answers are. None: all one.
 
     Raises:
         ValueError: there are fewer than two answers.
@@ -91,20 +96,28 @@ def estimate(answers: Sequence[bool | None]) -> Estimate:
         >>> round(found.accuracy, 2), round(found.low, 2), round(found.high, 2)
         (0.75, 0.65, 0.83)
     """
-    known = [bool(answer) for answer in answers if answer is not None]
+    kinds = [0] * len(answers) if classes is None else list(classes)
+    known = [
+        (kind, bool(answer)) for kind, answer in zip(kinds, answers, strict=True)
+        if answer is not None
+    ]  # fmt: skip
     count = len(known)
     if count < 2:
         raise ValueError(f"an estimate takes two answers or more; there are {count}")
-    mean = sum(known) / count
-    # Inside strips: half the squared difference of neighbours. It holds the difference between
-    # the two strips as well, so it errs on the safe side.
-    inside = sum((one - other) ** 2 for one, other in zip(known[1:], known[:-1], strict=True))
-    inside /= 2 * (count - 1)
+    mean = sum(answer for _, answer in known) / count
     blind = mean * (1 - mean) * count / (count - 1)
+    # Inside strips: half the squared difference of neighbours of one class, on the safe side
+    # because it holds what the two strips differ by as well.
+    pairs = [
+        one[1] != other[1]
+        for one, other in zip(known[1:], known[:-1], strict=True)
+        if one[0] == other[0]
+    ]
+    inside = sum(pairs) / (2 * len(pairs)) if len(pairs) >= MOST_ALONE * count else blind
     share = count / len(answers)  # strips without an answer: as if drawn blindly
     variance = (share * inside + (1 - share) * blind) / count
     # A floor, because few wrong answers say little about their own spread.
-    variance = max(variance, 0.5 * blind / count)
+    variance = max(variance, FLOOR * blind / count)
     effective = mean * (1 - mean) / variance if variance > 0 else float(count)
     low, high = wilson(mean, effective, _t(count))
     return Estimate(mean, low, high, count)
@@ -124,7 +137,7 @@ def wilson(mean: float, count: float, z: float = 1.96) -> tuple[float, float]:
 
 
 def _t(count: int) -> float:
-    """97.5 % quantile of Student's t: half as many degrees of freedom as neighbours."""
+    """97.5 % quantile of Student's t; differences of neighbours have two degrees in three."""
     from scipy.stats import t
 
-    return float(t.ppf(0.975, max(1, count // 2)))
+    return float(t.ppf(0.975, max(1, 2 * count // 3)))

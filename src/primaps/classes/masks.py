@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from primaps.data.store import Rows
+from primaps.distributed import gather, processes, rank
+from primaps.seeding import generator
 from primaps.views import Views
 
 
@@ -70,3 +72,25 @@ def mask_classes(
     """
     weight = scale[:, None] * F.normalize(direction, dim=1)
     return (features @ weight.to(features).T).argmax(1)
+
+
+def gathered(table: MaskTable, most: int, seed: int = 0) -> MaskTable:
+    """Masks of all processes, the same in each; at most ``most``, each drawn at random.
+
+    Images keep their masks together, but get new numbers.
+    """
+    share = -(-most // processes())
+    if len(table) > share:
+        random = generator("masks", seed, rank())
+        drawn = torch.randperm(len(table), generator=random)[:share].sort().values
+        drawn = drawn.to(table.features.device)
+        table = MaskTable(*(getattr(table, field.name)[drawn] for field in fields(table)))
+    if processes() == 1:
+        return table
+    parts = gather([getattr(table, field.name).cpu() for field in fields(table)])
+    first = 0
+    for part in parts:
+        part[2] = part[2] + first
+        first = int(part[2].max()) + 1 if len(part[2]) else first
+    device = table.features.device
+    return MaskTable(*(torch.cat(column).to(device) for column in zip(*parts, strict=True)))

@@ -15,7 +15,6 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from primaps.classes.choose import SAMPLE, spherical_kmeans
-from primaps.imagesize import upsample
 from primaps.seeding import generator
 
 REPEATS = 20
