@@ -15,6 +15,10 @@ from torch import Tensor
 
 import primaps
 from primaps.backbones import Backbone
+from primaps.classes.classes_json import change_edits, read_edits
+from primaps.classes.edits import legend
+from primaps.classes.inventory import NAME as TREE
+from primaps.classes.inventory import Inventory
 from primaps.files import atomic_path, write_json
 from primaps.fitting import all_steps
 from primaps.probe import LinearProbe
@@ -36,6 +40,12 @@ def save(model: PriMaPsEM, folder: str | Path) -> None:
     with atomic_path(folder / "model.safetensors") as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
     write_json(folder / "history.json", model.history_)
+    if model.inventory_ is None:  # a tree of another fit would not fit this one
+        (folder / TREE).unlink(missing_ok=True)
+    else:
+        model.inventory_.save(folder)
+        if model.edits_:
+            change_edits(folder, model.inventory_.tree, lambda _: model.edits_)
     projection = model.projection
     if projection is not None and projection.own:
         projection.save(folder)
@@ -115,6 +125,11 @@ def load(
     model._images = content["training"]["images"]
     history = path / "history.json"
     model.history_ = json.loads(history.read_text("utf-8")) if history.is_file() else []
+    model.inventory_ = Inventory.load(path)
+    if model.inventory_ is not None:
+        model.edits_ = list(read_edits(path, model.inventory_.tree).edits)
+        if model.edits_:
+            model.legend_ = legend(model.inventory_.tree, model.edits_)
     return model
 
 

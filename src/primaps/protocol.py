@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
+from primaps.classes.legend import HIDDEN
 from primaps.data import (
     Dataset,
     ImageError,
@@ -82,8 +83,9 @@ def predictions(
         else:
             maps = model.backbone(images.to(model.backbone.device).float() / 255)
         found = model.probabilities(maps, images, crf).argmax(1).cpu()
-        for (sample, (image, label)), clusters in zip(chunk, found, strict=True):
+        for (sample, (image, label)), clusters, own in zip(chunk, found, maps, strict=True):
             assert isinstance(sample, Sample)
+            clusters = model.relabel(clusters, own).cpu()
             yield Prediction(sample, image, label, clusters)
 
 
@@ -136,7 +138,8 @@ def evaluate(
     if matching not in MATCHINGS:
         raise ValueError(f"matching is {matching!r}; it must be one of {', '.join(MATCHINGS)}")
     data = as_dataset(images, labels, ignore_index)
-    clusters, ignore, total = model.config.classes, data.ignore_index, len(data.samples)
+    clusters, ignore, total = model.classes, data.ignore_index, len(data.samples)
+    hides = model.legend_ is not None and clusters < len(model.legend_.classes)
     skipped: list[str] = []
 
     def skip(sentence: str) -> None:
@@ -145,7 +148,8 @@ def evaluate(
 
     if data.incomplete:
         skip(data.incomplete)
-    counts = torch.zeros(len(data.classes), clusters, dtype=torch.int64)
+    columns = clusters + hides  # hidden classes are a last cluster that is never matched
+    counts = torch.zeros(len(data.classes), columns, dtype=torch.int64)
     each: dict[str, Tensor] = {}
     done = 0
     size = size or model.size
@@ -154,7 +158,8 @@ def evaluate(
         problem=skip,
     )  # fmt: skip
     for one in found:
-        own = confusion_matrix(one.clusters, one.label, clusters, len(counts), ignore)
+        found_here = one.clusters.where(one.clusters != HIDDEN, clusters) if hides else one.clusters
+        own = confusion_matrix(found_here, one.label, columns, len(counts), ignore)
         counts += own
         each[one.sample.key] = own
         done += 1
@@ -169,7 +174,7 @@ def evaluate(
         matching = "none"
         known: list[int | None] = [k if k < len(counts) else None for k in range(clusters)]
     else:
-        known = MATCHINGS[matching](counts)
+        known = MATCHINGS[matching](counts[:, :clusters]) + [None] * hides
     result = scores(counts, known)
     return {
         "accuracy": result.accuracy,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,12 @@ from torch import Tensor
 
 import primaps
 from primaps.backbones import Backbone, load_backbone, weights_digest
+from primaps.classes.apply import final_map
+from primaps.classes.edits import legend
+from primaps.classes.inventory import Inventory, take_inventory
+from primaps.classes.legend import Legend
+from primaps.classes.masks import mask_table
+from primaps.classes.tree import TreeError
 from primaps.config import Config
 from primaps.crf import DenseCRF
 from primaps.data import (
@@ -68,6 +75,10 @@ class PriMaPsEM:
         prototypes_: the K fitted prototypes, or the linear probe; None before :meth:`fit`.
         history_: per stage and epoch the loss and label-free diagnostics.
         samples_: a few of the training images, 8-bit, to show.
+        inventory_: tree and trust of the classes; None without masks.
+        edits_: of the classes, as in ``classes.json``.
+        legend_: names and colours of the classes that :meth:`predict` gives: the model's own if
+            None, otherwise those after edits or a cut.
 
     Raises:
         ValueError: an option is out of its range.
@@ -118,6 +129,9 @@ class PriMaPsEM:
         self.prototypes_: Prototypes | LinearProbe | None = None
         self.history_: list[Figures] = []
         self.samples_: UInt8[Tensor, "s 3 H W"] | None = None
+        self.inventory_: Inventory | None = None
+        self.edits_: list[dict[str, Any]] = []
+        self.legend_: Legend | None = None
         self._images = 0
 
     @property
@@ -202,7 +216,29 @@ class PriMaPsEM:
         )
         model = fit_prototypes(self.config, extracted, self.projection, recorder)
         self.prototypes_, self.history_ = model.requires_grad_(False), recorder.epochs
+        self.inventory_, self.edits_, self.legend_ = None, [], None
+        if extracted.masks is not None and isinstance(model, Prototypes):
+            views = replace(extracted.views, projection=self.projection)
+            masks = mask_table(views, extracted.masks)
+            self.inventory_ = take_inventory(
+                masks, model.direction, model.scale, seed=self.config.seed
+            )
         return self
+
+    def cut(self, classes: int) -> PriMaPsEM:
+        """The same model with another number of classes: a cut of its tree, in no time.
+
+        At its own K it predicts what it did, to the byte. Names, colours and hidden classes of
+        ``edits_`` stay; merges and splits do not, as the cut says which classes there are.
+
+        Raises:
+            TreeError: the model has no tree, or the tree no such cut.
+        """
+        if self.inventory_ is None:
+            raise TreeError("the model has no tree of classes: fit it again, with masks")
+        other = copy.copy(self)
+        other.legend_ = legend(self.inventory_.tree, self.edits_, classes)
+        return other
 
     def _fingerprint(self, extracted: Extracted) -> str:
         """Of everything that decides the result of training."""
@@ -266,8 +302,32 @@ class PriMaPsEM:
         are scaled back bilinearly.
         """
         scaled = fit_to_patches(image.convert("RGB"), self.size, self.backbone.patch_size)
-        probabilities = self.predict_probabilities(to_tensor(scaled)[None], crf)[0]
-        return largest_channel(probabilities, (image.height, image.width))
+        images = to_tensor(scaled)[None]
+        features = mirrored_mean(self.backbone, images)
+        probabilities = self.probabilities(features, images, crf)[0]
+        labels = largest_channel(probabilities, (image.height, image.width))
+        return self.relabel(labels, features[0])
+
+    @torch.no_grad()
+    def relabel(
+        self, labels: Integer[Tensor, "H W"], features: Float[Tensor, "c h w"]
+    ) -> Integer[Tensor, "H W"]:
+        """Classes of the model to those of ``legend_``; 255 for hidden ones.
+
+        Args:
+            labels: 0..K-1 of an image.
+            features: of the backbone, of that image.
+        """
+        if self.legend_ is None or self.inventory_ is None:
+            return labels
+        if self.projection is not None:
+            features = self.projection(features[None])[0]
+        return final_map(self.inventory_.tree, self.legend_, labels, features)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that :meth:`predict` gives."""
+        return self.config.classes if self.legend_ is None else len(self.legend_.shown)
 
     def digest(self) -> str:
         """SHA-256 of what decides a prediction: prototypes, backbone and size."""
@@ -276,6 +336,8 @@ class PriMaPsEM:
             text += f" {self.projection.digest or self.projection.name}"
         if self.prototypes_ is not None:
             text += str(weights_digest(self.prototypes_))
+        if self.legend_ is not None:
+            text += f" {self.legend_.table().tolist()}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -11,6 +11,7 @@ from primaps.cli.app import app, note, progress, summary, warn
 from primaps.cli.options import (
     Backbone,
     Crf,
+    Cut,
     Device,
     Inputs,
     Model,
@@ -61,6 +62,7 @@ def predict(
     out: Out,
     crf: Crf = True,
     names: Annotated[str | None, typer.Option(help="Class names for the legend, a,b,c.")] = None,
+    classes: Cut = None,
     device: Device = "auto",
 ) -> None:
     """Class map of every image by a fitted model, with a picture and legend."""
@@ -68,8 +70,11 @@ def predict(
         from primaps.runs import predict_files
         from primaps.segmenter import PriMaPsEM
 
+        network = PriMaPsEM.from_pretrained(model, device=device)
+        if classes is not None:
+            network = network.cut(classes)
         done = predict_files(
-            PriMaPsEM.from_pretrained(model, device=device), inputs, out, crf=crf,
+            network, inputs, out, crf=crf,
             names=names.split(",") if names else None, report=report, problem=warn,
         )  # fmt: skip
     summary(done, out)

@@ -27,6 +27,9 @@ Size = Annotated[
 ]
 Crf = Annotated[bool, typer.Option("--crf/--no-crf", help="Refine by the dense CRF.")]
 Threshold = Annotated[float, typer.Option(help="psi of Eq. 6: smaller gives larger masks.")]
+Cut = Annotated[
+    int | None, typer.Option("--classes", help="Cut the tree here [default: classes.json, or K].")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Labels = Annotated[str | None, typer.Option(help="Folder of label maps, named like the images.")]
 DatasetName = Annotated[

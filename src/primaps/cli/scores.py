@@ -13,6 +13,7 @@ from primaps.cli.app import app, progress, warn
 from primaps.cli.options import (
     Backbone,
     Crf,
+    Cut,
     DatasetName,
     Device,
     IgnoreIndex,
@@ -51,6 +52,7 @@ def evaluate(
     pictures: Annotated[
         Path | None, typer.Option(help="Draw confusion, IoU and examples into this folder.")
     ] = None,
+    classes: Cut = None,
     device: Device = "auto",
 ) -> None:
     """Accuracy, mean IoU and IoU per class after Hungarian matching."""
@@ -61,6 +63,8 @@ def evaluate(
 
         data = labelled(images, labels, dataset, split, "val", ignore_index)
         network = PriMaPsEM.from_pretrained(model, device=device)
+        if classes is not None:
+            network = network.cut(classes)
         result = run(
             network, data, size=size, crop=crop, mirror=mirror, crf=crf, matching=matching,
             report=report, problem=warn,
