@@ -1,6 +1,7 @@
 """The command line. Heavy imports wait inside the commands, so that --help is quick."""
 
 from primaps.cli import (  # noqa: F401 (they add their commands)
+    classes,
     data,
     experiments,
     images,

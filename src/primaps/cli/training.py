@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,9 @@ from primaps.cli.options import (
 @app.command()
 def fit(
     images: Images,
-    classes: Annotated[int, typer.Option(help="K, the number of classes to find.")],
+    classes: Annotated[
+        str, typer.Option(help="K, the number of classes to find; LOW-HIGH or auto to choose one.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the model.")],
     dataset: DatasetName = None,
     split: Split = None,
@@ -95,18 +98,24 @@ def fit(
         if data is not None and data.incomplete:
             warn(data.incomplete)
         files = find_images(images, exclude=out) if data is None else data.samples
+        evidence: list[Any] = []
+        if not classes.isdecimal():
+            evidence, options["classes"] = _choose(classes, options, files, store, report)
+        else:
+            options["classes"] = int(classes)
         model = PriMaPsEM(**options)
         if plan:
             print("\n".join(estimate(model, files, store_folder(store)).lines()))
             return
         start, steps = all_steps(model.config, len(files))
-        text = f"{len(files)} images of {model.size} px, {classes} classes: k-means {start} steps"
+        wanted = model.config.classes
+        text = f"{len(files)} images of {model.size} px, {wanted} classes: k-means {start} steps"
         text += f", EM {steps} steps" if steps else ""
         note(f"{text} of {min(batch_size, len(files))} images")
-        _train(model, files, None, out, store, tensorboard, report)
+        _train(model, files, None, out, store, tensorboard, report, evidence)
         dead = model.history_[-1].get("empty", [])
     if dead:
-        note(f"{len(dead)} of {classes} classes are empty at the end; fewer classes may do")
+        note(f"{len(dead)} of {wanted} classes are empty at the end; fewer classes may do")
 
 
 @app.command()
@@ -150,6 +159,40 @@ def probe(
         _train(model, data.samples, data, out, store, tensorboard, report)
 
 
+def _choose(
+    wanted: str, options: dict[str, Any], files: Any, store: str | None, report: Any
+) -> tuple[list[Any], int]:
+    """Evidence for several K, printed, and the middle one of the three that it speaks for."""
+    from primaps.classes.choose import curve, parse_range, propose
+    from primaps.classes.grow import SAMPLE
+    from primaps.classes.masks import gathered, mask_table
+    from primaps.extraction import extract
+    from primaps.segmenter import PriMaPsEM
+
+    candidates = parse_range(wanted)
+    model = PriMaPsEM(**{**options, "classes": 2})
+    found = extract(
+        files, model.backbone, model.size, masks=model.mask_maker(), store=store_folder(store),
+        report=report, problem=warn,
+    )  # fmt: skip
+    assert found.masks is not None
+    masks = gathered(
+        mask_table(replace(found.views, projection=model.projection), found.masks), SAMPLE
+    )
+    evidence = curve(
+        masks.features, masks.images, candidates, seed=model.config.seed, report=report
+    )
+    for one in evidence:
+        bar = "#" * round(40 * max(0.0, one.stability))
+        note(f"{one.classes:>4} classes: stability {one.stability:.2f} ± {one.error:.2f} {bar}")
+    choice = propose(evidence)
+    note(
+        f"coarse {choice.coarse}, middle {choice.middle}, fine {choice.fine}: taking the middle "
+        "one; the others are cuts of its tree (--classes) or fits of their own"
+    )
+    return evidence, choice.middle
+
+
 @contextmanager
 def _process(device: str) -> Iterator[str]:
     """Join the other processes under torchrun; only the first one speaks."""
@@ -162,7 +205,7 @@ def _process(device: str) -> Iterator[str]:
 
 def _train(
     model: Any, files: Any, labels: Any, out: Path, store: str | None, log: Path | None,
-    report: Any,
+    report: Any, evidence: Any = (),
 ) -> None:  # fmt: skip
     """Fit, save and draw; the state of training lives beside the model until it is complete."""
     from primaps import distributed
@@ -174,6 +217,8 @@ def _train(
             files, labels, store=store_folder(store), checkpoints=out, report=report, problem=warn,
             log=write,
         )  # fmt: skip
+    if model.inventory_ is not None and evidence:
+        model.inventory_ = replace(model.inventory_, curve=tuple(evidence))
     if distributed.rank() == 0:
         model.save_pretrained(out)
         model_preview(model, out / "preview.png")
