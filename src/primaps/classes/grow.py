@@ -11,7 +11,7 @@ from primaps.classes.linkage import LINKAGES, merge_order
 from primaps.classes.tree import Tree
 from primaps.seeding import generator
 
-LINKAGE = "average"
+LINKAGE = "ward"
 """See benchmarks/classes.py linkage."""
 SAMPLE = 200_000
 """Masks that the tree is grown from; of larger collections a random sample."""

@@ -196,12 +196,18 @@ def _typicality(
 
 
 def _crop(image: Image.Image, inside: Bool[np.ndarray, "h w"]) -> Image.Image:
-    """The part of an image around a region, what is outside the region dark."""
+    """The part of an image around the largest piece of a region, what is outside it pale."""
+    from scipy.ndimage import label
+
+    pieces, count = label(inside)
+    if count > 1:
+        inside = pieces == 1 + np.bincount(pieces[pieces > 0] - 1).argmax()
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     left, right = int(columns[0]), int(columns[-1]) + 1
     pixels = np.asarray(image).astype(np.float32)
-    pixels = np.where(inside[..., None], pixels, 0.3 * pixels + 40)
+    grey = pixels.mean(2, keepdims=True)
+    pixels = np.where(inside[..., None], pixels, 0.25 * grey + 170)
     crop = Image.fromarray(pixels[top:bottom, left:right].round().astype(np.uint8))
     crop.thumbnail((CROP_SIDE * 2, CROP_SIDE * 2))
     return crop

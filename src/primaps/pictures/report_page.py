@@ -49,7 +49,8 @@ figcaption { font-size: .8rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 td, th { padding: .15rem .45rem; text-align: right; font-weight: normal; }
 th.name { text-align: left; white-space: nowrap; } th.up { writing-mode: vertical-rl; }
-@media (max-width: 40rem) { .crops { grid-template-columns: 1fr; } }
+@media (max-width: 40rem) { .crops { grid-template-columns: 1fr; } .row img { height: 3.6rem; }
+  .images { grid-template-columns: 1fr 1fr; } }
 @media print { body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
   .row img { height: 3.6rem; } .images { grid-template-columns: repeat(5, 1fr); } }
 """
@@ -114,7 +115,7 @@ def key(one: Class) -> str:
 
 def _classes(model: PriMaPsEM, classes: Sequence[Class], seen: Sequence[Seen]) -> str:
     text = (
-        "<p>Crops are regions of the class in different images, what is around them darkened: "
+        "<p>Crops are regions of the class in different images, what is around them pale: "
         "on the left those most like the class, on the right those least like it. Stability is how "
         "much of a class comes back when it is sought in other images of the collection: above "
         "0.75 it does, below 0.5 it does not.</p>"
