@@ -2,7 +2,7 @@
 
     python benchmarks/classes.py tree --data ROOT     # what a cut costs against a direct fit
     python benchmarks/classes.py choose --data ROOT   # evidence for several K, and what it is worth
-    python benchmarks/classes.py trust --data ROOT    # rank correlations with the accuracy per image
+    python benchmarks/classes.py trust --data ROOT    # rank correlations with accuracy per image
     python benchmarks/classes.py audit --data ROOT    # coverage and width of simulated audits
     python benchmarks/classes.py speed --data ROOT    # tree, curve and stability, and 10^6 masks
 
@@ -13,9 +13,7 @@ models and class maps are kept in the store. Labels are used for scores alone.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,18 +22,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from scipy.stats import rankdata, spearmanr
 
-from primaps.classes.grow import grow
+from primaps.classes.audit import estimate, strips
+from primaps.classes.audit_files import POOL
+from primaps.classes.choose import candidates, curve, propose
+from primaps.classes.grow import LINKAGE, grow
+from primaps.classes.inventory import take_inventory
 from primaps.classes.linkage import LINKAGES
 from primaps.classes.masks import MaskTable, mask_classes, mask_table
 from primaps.classes.tree import Tree, part_map
+from primaps.classes.trust import class_trust
 from primaps.crf import DenseCRF
 from primaps.data import find_images, load_pair, pair_up, read
-from primaps.evaluation import confusion_matrix, majority, scores
+from primaps.evaluation import confusion_matrix, majority, match, scores
 from primaps.extraction import extract
 from primaps.files import cache_dir
 from primaps.imagesize import upsample
 from primaps.progress import Progress
+from primaps.seeding import generator
 from primaps.segmenter import PriMaPsEM
 
 # Images to fit, images to score, labels of those; the number of classes of the labels.
@@ -129,7 +134,7 @@ class Bench:
         return self._scored
 
     def maps(self, classes: int) -> dict[str, np.ndarray]:
-        """Class maps of a direct fit, ``plain`` and ``crf``, and ``margin`` after the CRF."""
+        """Class maps of a direct fit, ``plain`` and ``crf``, and ``margin`` before and after."""
         path = self.folder / f"maps-{classes}.npz"
         if not path.is_file():
             model, found = self.model(classes), {"plain": [], "crf": [], "margin": []}
@@ -138,10 +143,11 @@ class Bench:
                 given = F.normalize(feature, dim=0) if model.config.cosine else feature
                 logits = upsample(model.prototypes_(given[None]), image.shape[-2:])
                 refined = crf(image[None], logits.softmax(1))
-                top = refined.topk(2, 1).values[0]
+                tops = [p.topk(2, 1).values[0] for p in (logits.softmax(1), refined)]
                 found["plain"].append(logits.argmax(1)[0].byte().numpy())
                 found["crf"].append(refined.argmax(1)[0].byte().numpy())
-                found["margin"].append((top[0] - top[1]).half().numpy())
+                margins = torch.stack([first - second for first, second in tops])
+                found["margin"].append(margins.half().numpy())
             np.savez(path, **{name: np.stack(maps) for name, maps in found.items()})
         with np.load(path) as kept:
             return dict(kept)
@@ -166,34 +172,184 @@ def part_counts(bench: Bench, tree: Tree, maps: np.ndarray) -> torch.Tensor:
 
 def tree(arguments: argparse.Namespace) -> None:
     """What a cut of the tree costs against a direct fit at the same K."""
-    gaps: dict[str, list[dict[str, float]]] = {name: [] for name in LINKAGES}
+    gaps: dict[tuple[str, str], dict[str, list[list[float]]]] = {}
+    print("| set | anchor | K | linkage | cut | fit | cut, majority | fit, majority |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in arguments.sets:
         bench = Bench(name, arguments)
-        direct = {}
-        for classes in OTHER:
-            maps = torch.from_numpy(bench.maps(classes)["crf"]).long()
-            direct[classes] = confusion_matrix(
-                maps, bench.scored.labels.long(), classes, bench.scored.classes, bench.scored.ignore
-            )
+        direct = {k: confusion(bench, k) for k in arguments.classes}
         for anchor in dict.fromkeys((OWN[name], 11)):
-            maps = bench.maps(anchor)["crf"]
-            counts = part_counts(bench, bench.tree(anchor), maps)  # parts are those of any linkage
+            # Parts do not depend on the linkage.
+            counts = part_counts(bench, bench.tree(anchor), bench.maps(anchor)["crf"])
             for linkage in LINKAGES:
                 grown = bench.tree(anchor, linkage=linkage)
-                for classes in OTHER:
-                    if classes == anchor or (classes > anchor and linkage != "average"):
+                for classes, fitted in direct.items():
+                    if classes == anchor or (classes > anchor and linkage != LINKAGE):
                         continue
-                    table = grown.cut(classes)
                     joined = torch.zeros(len(counts), classes, dtype=torch.int64)
-                    joined.index_add_(1, table, counts)
-                    row = {"set": name, "anchor": anchor, "classes": classes}
-                    for kind, matched in (("hungarian", None), ("majority", majority)):
-                        for who, confusion in (("cut", joined), ("fit", direct[classes])):
-                            found = scores(confusion, matched and matched(confusion))
-                            row[f"{kind} {who} accuracy"] = 100 * found.accuracy
-                            row[f"{kind} {who} iou"] = 100 * found.mean_iou
-                    gaps[linkage].append(row)
-                    print(json.dumps({"linkage": linkage, **row}), flush=True)
+                    joined.index_add_(1, grown.cut(classes), counts)
+                    cells, gap = [], []
+                    for rule in (None, majority):
+                        cut, fit = (scores(c, rule and rule(c)) for c in (joined, fitted))
+                        for one in (cut, fit):
+                            cells.append(f"{100 * one.accuracy:.1f} / {100 * one.mean_iou:.1f}")
+                        gap += [cut.accuracy - fit.accuracy, cut.mean_iou - fit.mean_iou]
+                    side = "below K" if classes < anchor else "above K"
+                    gaps.setdefault((linkage, side), {}).setdefault(name, []).append(gap)
+                    row = [name, str(anchor), str(classes), linkage, *cells]
+                    print(f"| {' | '.join(row)} |", flush=True)
+    print("\nMean over sets of cut - fit: accuracy, mean IoU; the same by majority; the worst cut")
+    for (linkage, side), by_set in gaps.items():
+        means = [np.mean(rows, axis=0) for rows in by_set.values()]
+        worst = min(row[0] for rows in by_set.values() for row in rows)
+        figures = ", ".join(f"{100 * value:+.1f}" for value in np.mean(means, axis=0))
+        print(f"{linkage}, {side}: {figures}; {100 * worst:+.1f}")
+
+
+def confusion(bench: Bench, classes: int) -> torch.Tensor:
+    """Counts of a direct fit, with the CRF."""
+    scored = bench.scored
+    maps = torch.from_numpy(bench.maps(classes)["crf"])
+    return confusion_matrix(maps, scored.labels, classes, scored.classes, scored.ignore)
+
+
+def choose(arguments: argparse.Namespace) -> None:
+    """Evidence for several K, and what the model's tree is worth where it proposes to cut."""
+    for name in arguments.sets:
+        bench = Bench(name, arguments)
+        began = time.monotonic()
+        found = curve(bench.masks.features, bench.masks.images, candidates())
+        choice = propose(found)
+        print(
+            f"{name}: {len(bench.masks)} masks, {time.monotonic() - began:.0f} s; labels have "
+            f"{OWN[name]} classes; proposed {choice.coarse}, {choice.middle}, {choice.fine}"
+        )
+        for one in found:
+            print(
+                f"  {one.classes:>3}: {one.stability:.3f} ± {one.error:.3f}, "
+                f"prediction strength {one.strength:.2f}, gap {one.gap:.2f}"
+            )
+
+
+def trust(arguments: argparse.Namespace) -> None:
+    """Rank correlation of scores of images with their accuracy; of pixels, the area under ROC."""
+    for name in arguments.sets:
+        bench = Bench(name, arguments)
+        scored, classes = bench.scored, OWN[name]
+        maps, model = bench.maps(classes), bench.model(classes)
+        right, counted = correct(bench, classes)
+        accuracy = right.sum((1, 2)) / counted.sum((1, 2))
+        features = F.normalize(scored.features, dim=1)
+        direction = F.normalize(model.prototypes_.direction, dim=1)
+        cosines = torch.einsum("kc,nchw->nkhw", direction, features)
+        alone = [F.normalize(scored.both[:, i].float(), dim=1) for i in (0, 1)]
+        one, other = (torch.einsum("kc,nchw->nkhw", direction, a).argmax(1) for a in alone)
+        parts = torch.einsum("kc,nchw->nkhw", bench.tree(classes).parts.float(), features)
+        own = mask_classes(bench.masks.features, direction, model.prototypes_.scale)
+        table = bench.masks
+        known = class_trust(table.features, table.areas, table.images, own, classes)
+        stable = torch.tensor([c.stability for c in known]).nan_to_num(0)
+        crf, plain = torch.from_numpy(maps["crf"]).long(), torch.from_numpy(maps["plain"]).long()
+        margins = [torch.from_numpy(maps["margin"][:, i]).float() for i in (0, 1)]
+        found = {
+            "margin before the CRF": margins[0].mean((1, 2)),
+            "margin after the CRF": margins[1].mean((1, 2)),
+            "pixels that the CRF left": (crf == plain).float().mean((1, 2)),
+            "agreement with the mirror image": (one == other.flip(-1)).float().mean((1, 2)),
+            "cosine to the nearest prototype": cosines.amax(1).mean((1, 2)),
+            "cosine to the nearest part": parts.amax(1).mean((1, 2)),
+            "stability of its classes": stable[crf].mean((1, 2)),
+        }
+        print(f"{name}: accuracy per image {accuracy.mean():.3f} ± {accuracy.std():.3f}")
+        for score, values in found.items():
+            print(f"  {score}: {spearmanr(values, accuracy).statistic:+.2f}")
+        for score, values in zip(("before", "after"), margins, strict=True):
+            pixels = torch.randperm(int(counted.sum()), generator=generator("roc"))[:50_000]
+            rank = torch.from_numpy(rankdata(values[counted][pixels]))
+            good = right[counted][pixels]
+            area = (rank[good].mean() - rank[~good].mean()) / len(rank) + 0.5
+            print(f"  pixels, margin {score} the CRF: area under ROC {area:.2f}")
+        sizes = torch.bincount(crf[counted], minlength=classes)
+        precise = torch.bincount(crf[right], minlength=classes) / sizes.clamp_min(1)
+        there = sizes > 0
+        found_ = spearmanr(stable[there], precise[there]).statistic
+        print(f"  classes, stability and precision ({int(there.sum())} classes): {found_:+.2f}")
+
+
+def correct(bench: Bench, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which pixels are right after matching, and which are counted."""
+    scored = bench.scored
+    assignment = match(confusion(bench, classes))
+    table = torch.tensor([-1 if c is None else c for c in assignment])
+    counted = scored.labels != scored.ignore
+    predicted = torch.from_numpy(bench.maps(classes)["crf"]).long()
+    return (table[predicted] == scored.labels) & counted, counted
+
+
+def audit(arguments: argparse.Namespace) -> None:
+    """1,000 simulated audits of 80 answers: how often the interval holds the true accuracy."""
+    for name in arguments.sets:
+        bench = Bench(name, arguments)
+        maps = bench.maps(OWN[name])
+        right, counted = correct(bench, OWN[name])
+        right = right[counted]
+        classes = torch.from_numpy(maps["crf"])[counted].long()
+        sure = torch.from_numpy(maps["margin"][:, 1])[counted].float()
+        truth = float(right.double().mean())
+        for answers in (50, 80, 100):
+            held, half, means = [], [], []
+            for seed in range(1000):
+                if seed % 50 == 0:  # pools are drawn anew, as the command draws one
+                    drawn = generator("pool", seed)
+                    pool = torch.randint(len(right), (POOL,), generator=drawn)
+                rows = pool[
+                    strips(classes[pool], sure[pool], torch.ones(POOL), answers, seed)[:, 0]
+                ]
+                one = estimate(right[rows].tolist(), classes[rows].tolist())
+                held.append(one.low <= truth <= one.high)
+                half.append((one.high - one.low) / 2)
+                means.append(one.accuracy)
+            print(
+                f"{name}, {answers} answers: true {100 * truth:.1f}, "
+                f"mean {100 * np.mean(means):.1f}, coverage {100 * np.mean(held):.1f} %, half width {100 * np.mean(half):.1f} "
+                f"(largest {100 * np.max(half):.1f})",
+                flush=True,
+            )
+
+
+def speed(arguments: argparse.Namespace) -> None:
+    """Tree, curve and stability on CamVid's masks, and the tree of 10^6 synthetic ones."""
+    bench = Bench("camvid", arguments)
+    masks, model = bench.masks, bench.model(11)
+    own = mask_classes(masks.features, model.prototypes_.direction, model.prototypes_.scale)
+    whole = time.monotonic()
+    for name, run in (
+        ("tree", lambda: bench.tree(11)),
+        ("curve of 12 K", lambda: curve(masks.features, masks.images, candidates())),
+        ("stability", lambda: class_trust(masks.features, masks.areas, masks.images, own, 11)),
+    ):
+        began = time.monotonic()
+        run()
+        print(f"camvid, {len(masks)} masks, {name}: {time.monotonic() - began:.1f} s", flush=True)
+    print(f"camvid, all three: {time.monotonic() - whole:.1f} s")
+    for count in (10_000, 100_000, 1_000_000):
+        random = torch.Generator().manual_seed(0)
+        centres = F.normalize(torch.randn(200, 384, generator=random), dim=1)
+        features = torch.randn(count, 384, generator=random).div_(20)
+        features.add_(centres[torch.randint(200, (count,), generator=random)])
+        features.div_(features.norm(dim=1, keepdim=True))
+        images = torch.arange(count) // 8
+        table = MaskTable(features, torch.ones(count), images, images)
+        began = time.monotonic()
+        take_inventory(table, centres[:27], torch.ones(27))
+        middle = time.monotonic()
+        curve(features, images, candidates())
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(
+            f"{count} masks: tree and stability {middle - began:.0f} s, curve "
+            f"{time.monotonic() - middle:.0f} s, peak memory {peak:.1f} GB",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -201,6 +357,7 @@ def main() -> None:
     parser.add_argument("what", choices=["tree", "choose", "trust", "audit", "speed"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--classes", nargs="+", type=int, default=OTHER, help="of the cuts")
     parser.add_argument("--recipe", default="orthogonal")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--store", type=Path, default=cache_dir() / "features")
