@@ -309,10 +309,10 @@ def audit(arguments: argparse.Namespace) -> None:
                 held.append(one.low <= truth <= one.high)
                 half.append((one.high - one.low) / 2)
                 means.append(one.accuracy)
+            interval = f"coverage {100 * np.mean(held):.1f} %, half width {100 * np.mean(half):.1f}"
             print(
                 f"{name}, {answers} answers: true {100 * truth:.1f}, "
-                f"mean {100 * np.mean(means):.1f}, coverage {100 * np.mean(held):.1f} %, half width {100 * np.mean(half):.1f} "
-                f"(largest {100 * np.max(half):.1f})",
+                f"mean {100 * np.mean(means):.1f}, {interval} (largest {100 * np.max(half):.1f})",
                 flush=True,
             )
 
@@ -335,9 +335,11 @@ def speed(arguments: argparse.Namespace) -> None:
     for count in (10_000, 100_000, 1_000_000):
         random = torch.Generator().manual_seed(0)
         centres = F.normalize(torch.randn(200, 384, generator=random), dim=1)
-        features = torch.randn(count, 384, generator=random).div_(20)
-        features.add_(centres[torch.randint(200, (count,), generator=random)])
-        features.div_(features.norm(dim=1, keepdim=True))
+        features = torch.empty(count, 384)
+        for rows in features.split(10_000):
+            rows.normal_(std=0.05, generator=random)
+            rows += centres[torch.randint(200, (len(rows),), generator=random)]
+            rows /= rows.norm(dim=1, keepdim=True)
         images = torch.arange(count) // 8
         table = MaskTable(features, torch.ones(count), images, images)
         began = time.monotonic()

@@ -201,7 +201,7 @@ def prepare(
             questions[-1].append(asdict(one))
     content = {
         "format": 1,
-        "model": model.digest(),
+        "about": about(model),
         "order": asking_order(answers, seed),
         "questions": questions,
         "asked": [0] * answers,
@@ -209,6 +209,11 @@ def prepare(
     }
     write_json(Path(folder) / "audit.json", content)
     return Audit(Path(folder), content)
+
+
+def about(model: PriMaPsEM) -> list[str]:
+    """What answers are about: the model and the names of its classes."""
+    return [model.digest(), *(model.legend_.names if model.legend_ else [])]
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ what chance would agree on, is the evidence; a coarse, a middle and a fine K are
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -103,15 +104,30 @@ def spherical_kmeans(
     """Best of a few starts (k-means++) of k-means on features of length 1, each counted once."""
     best, found = -math.inf, features[:classes]
     for _ in range(STARTS):
-        centres = _plus_plus(features, classes, random)
+        centres, last = _plus_plus(features, classes, random), None
         for _ in range(ITERATIONS):
             cosines, assigned = (features @ centres.T).max(1)
+            if last is not None and torch.equal(assigned, last):
+                break
+            last = assigned
             sums = torch.zeros_like(centres).index_add_(0, assigned, features)
             lost = sums.norm(dim=1) == 0
             centres = torch.where(lost[:, None], centres, F.normalize(sums, dim=1))
         if float(cosines.sum()) > best:
             best, found = float(cosines.sum()), centres
     return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Products this small gain nothing from threads, and on busy cores waiting for each other
+    takes ten times as long as the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _plus_plus(features: Tensor, classes: int, random: torch.Generator) -> Tensor:
@@ -159,6 +175,7 @@ def strength(one: Integer[Tensor, " m"], other: Integer[Tensor, " m"], classes: 
     return float(together[size > 1].min()) if bool((size > 1).any()) else 0.0
 
 
+@one_thread()
 def curve(
     features: Float[Tensor, "m c"],
     images: Integer[Tensor, " m"],

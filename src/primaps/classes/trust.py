@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from primaps.classes.choose import SAMPLE, spherical_kmeans
+from primaps.classes.choose import SAMPLE, one_thread, spherical_kmeans
 from primaps.seeding import generator
 
 REPEATS = 20
@@ -41,6 +41,7 @@ class ClassTrust:
     cosine: float
 
 
+@one_thread()
 def stability(
     features: Float[Tensor, "m c"],
     images: Integer[Tensor, " m"],

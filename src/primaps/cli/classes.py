@@ -189,12 +189,17 @@ def audit(
 ) -> None:
     """Accuracy with a 95 % interval from your answers: is this pixel of that class, y or n?"""
     with progress() as told:
-        from primaps.classes.audit_files import Audit, prepare
+        from primaps.classes.audit_files import Audit, about, prepare
         from primaps.segmenter import PriMaPsEM
 
+        network = PriMaPsEM.from_pretrained(model, device=device)
         found = Audit.load(out)
+        if found is not None and found.content.get("about") != about(network):
+            raise ValueError(
+                f"{out} holds an audit of other classes or names than {model} has now: give "
+                "another --out"
+            )
         if found is None:
-            network = PriMaPsEM.from_pretrained(model, device=device)
             found = prepare(
                 network, images, out, answers=answers, crf=crf, seed=seed, report=told, problem=warn
             )
