@@ -234,6 +234,7 @@ def test_a_plan_of_a_probe_is_refused(colours, painted_folder):
         plan(model, painted_folder / "images")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_predict_takes_whatever_fit_takes_and_converts_it_alike(colours, tmp_path):
     """A path, an image of Pillow, an array and a tensor; transparency and 16 bits as in files."""
     model = PriMaPsEM(3, backbone=colours, **QUICK)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, image_features
 from primaps.backbones.load import load_backbone
+from primaps.classes.legend import HIDDEN
 from primaps.crf import DenseCRF
 from primaps.data import (
     ImageError,
@@ -32,8 +33,9 @@ from primaps.data.stream import content_digest
 from primaps.em.pixels import largest_channel
 from primaps.model import PriMaPsEM
 from primaps.pictures.explain import steps_picture, threshold_picture
-from primaps.pictures.overlays import overlay, overlay_masks, palette, with_legend
+from primaps.pictures.overlays import overlay, overlay_masks, with_legend
 from primaps.proposals.image_size import mask_probabilities
+from primaps.support.colours import palette
 from primaps.support.errors import InputError
 from primaps.support.outputs import OutputFolder
 from primaps.support.progress import ProgressCallback, silent
@@ -151,13 +153,15 @@ def predict_files(
     own size (8 bits), and ``.overlay.jpg`` beside it shows it with a legend.
 
     Args:
-        names: of the K classes, for the legend.
+        names: of the K classes, for the legend; those of ``classes.json`` or the cut if None.
     """
-    classes = model.config.classes
-    titles = list(names) if names else [f"class {k}" for k in range(classes)]
+    classes, known = model.classes, model.legend_
+    titles = known.names if known else [f"class {k}" for k in range(classes)]
+    titles = list(names) if names else titles
     if len(titles) != classes:
         raise InputError(f"{len(titles)} names were given for {classes} classes")
-    colours = palette(classes)
+    colours = known.colours if known else palette(classes)
+    hides = known is not None and len(known.shown) < len(known.classes)
     options = {
         "primaps": VERSION,
         "command": "predict",
@@ -165,12 +169,16 @@ def predict_files(
         "model": model.prediction_digest(),
         "names": titles,
     }
+    if known:
+        options["colours"] = colours.tolist()
 
     def picture(image: Image.Image, labels: np.ndarray) -> Image.Image:
+        labels = np.where(labels == HIDDEN, classes, labels) if hides else labels
         present = np.bincount(labels.flatten(), minlength=classes) / labels.size
-        shown = [k for k in np.argsort(-present) if present[k] >= 0.001]
+        shown = [k for k in np.argsort(-present[:classes]) if present[k] >= 0.001]
         legend = [f"{titles[k]} {present[k]:.0%}" for k in shown]
-        return with_legend(overlay(image, labels, colours), legend, colours[shown])
+        shades = np.concatenate([colours, np.zeros_like(colours[:1])])  # the last one: hidden
+        return with_legend(overlay(image, labels, shades, ignore=classes), legend, colours[shown])
 
     def classify(image: Image.Image) -> Tensor:
         return model.predict(image, crf)

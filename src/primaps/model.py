@@ -6,6 +6,7 @@ what the methods do is in the modules that they call.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -23,6 +24,14 @@ from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, mirrored_mean, weights_digest
 from primaps.backbones.load import load_backbone
+from primaps.classes.apply import final_map
+from primaps.classes.classes_json import change_edits, read_edits
+from primaps.classes.edits import legend
+from primaps.classes.inventory import NAME as TREE
+from primaps.classes.inventory import Inventory, take_inventory
+from primaps.classes.legend import Legend
+from primaps.classes.masks import mask_table
+from primaps.classes.tree import TreeError
 from primaps.config import Config, check_names
 from primaps.crf import DenseCRF
 from primaps.data import (
@@ -83,6 +92,10 @@ class PriMaPsEM:
         prototypes_: the K fitted prototypes, or the linear probe; None before :meth:`fit`.
         history_: per stage and epoch the loss and label-free diagnostics.
         samples_: a few of the training images, 8-bit, to show.
+        inventory_: tree and trust of the classes; None without masks.
+        edits_: of the classes, as in ``classes.json``.
+        legend_: names and colours of the classes that :meth:`predict` gives: the model's own if
+            None, otherwise those after edits or a cut.
 
     Raises:
         InputError: an option is out of its range.
@@ -91,7 +104,7 @@ class PriMaPsEM:
     Examples:
         >>> images = [Image.effect_noise((48, 40), 90).convert("RGB") for _ in range(4)]
         >>> model = PriMaPsEM(2, backbone=torch.nn.AvgPool2d(8), patch_size=8, size=32,
-        ...                   epochs=1, min_steps=2, min_init_steps=2, crf=False, device="cpu")
+        ...                   epochs=1, min_steps=2, min_init_steps=2, mask_crf=False, device="cpu")
         >>> model.fit(images).predict(images[0]).shape
         torch.Size([40, 48])
     """
@@ -126,6 +139,9 @@ class PriMaPsEM:
         self.prototypes_: Prototypes | LinearProbe | None = None
         self.history_: list[HistoryLine] = []
         self.samples_: UInt8[Tensor, "s 3 H W"] | None = None
+        self.inventory_: Inventory | None = None
+        self.edits_: list[dict[str, Any]] = []
+        self.legend_: Legend | None = None
         self._images = 0
 
     @property
@@ -210,16 +226,43 @@ class PriMaPsEM:
             log,
         )
         projection = self.projection
+        views = replace(extracted.views, projection=projection)
         prototypes = fit_prototypes(
             self.config,
-            replace(extracted.views, projection=projection),
+            views,
             extracted.masks,
             extracted.labels,
             recorder,
             None if projection is None else projection.clusters,
         )
         self.prototypes_, self.history_ = prototypes.requires_grad_(False), recorder.epochs
+        self.inventory_, self.edits_, self.legend_ = None, [], None
+        if extracted.masks is not None and isinstance(prototypes, Prototypes):
+            masks = mask_table(views, extracted.masks)
+            self.inventory_ = take_inventory(
+                masks, prototypes.direction, prototypes.scale, seed=self.config.seed
+            )
         return self
+
+    def cut(self, classes: int) -> PriMaPsEM:
+        """The same model with another number of classes: a cut of its tree, in no time.
+
+        At its own K it predicts what it did, to the byte. Names, colours and hidden classes of
+        ``edits_`` stay; merges and splits do not, as the cut says which classes there are.
+
+        Raises:
+            TreeError: the model has no tree, or the tree no such cut.
+        """
+        if self.inventory_ is None:
+            raise TreeError("the model has no tree of classes: fit it again, with masks")
+        other = copy.copy(self)
+        other.legend_ = legend(self.inventory_.tree, self.edits_, classes)
+        return other
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that :meth:`predict` gives."""
+        return self.config.classes if self.legend_ is None else len(self.legend_.shown)
 
     def _fingerprint(self, extracted: Extracted) -> str:
         """Of everything that decides the result of training."""
@@ -285,8 +328,27 @@ class PriMaPsEM:
         """
         picture = load_image(image)
         scaled = fit_to_patches(picture, self.size, self.backbone.patch_size)
-        probabilities = self.predict_probabilities(to_tensor(scaled)[None], crf)[0]
-        return largest_channel(probabilities, (picture.height, picture.width))
+        images = to_tensor(scaled)[None]
+        features = mirrored_mean(self.backbone, images)
+        probabilities = self.probabilities(features, images, crf)[0]
+        labels = largest_channel(probabilities, (picture.height, picture.width))
+        return self.relabel(labels, features[0])
+
+    @torch.no_grad()
+    def relabel(
+        self, labels: Integer[Tensor, "H W"], features: Float[Tensor, "c h w"]
+    ) -> Integer[Tensor, "H W"]:
+        """Classes of the model to those of ``legend_``; 255 for hidden ones.
+
+        Args:
+            labels: 0..K-1 of an image.
+            features: of the backbone, of that image.
+        """
+        if self.legend_ is None or self.inventory_ is None:
+            return labels
+        if self.projection is not None:
+            features = self.projection(features[None])[0]
+        return final_map(self.inventory_.tree, self.legend_, labels, features)
 
     def prediction_digest(self) -> str:
         """SHA-256 of what decides a prediction: prototypes, backbone and size."""
@@ -295,6 +357,8 @@ class PriMaPsEM:
             text += f" {self.projection.digest or self.projection.name}"
         if self.prototypes_ is not None:
             text += str(weights_digest(self.prototypes_))
+        if self.legend_ is not None:
+            text += f" {self.legend_.table().tolist()}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -310,6 +374,8 @@ class PriMaPsEM:
         projection = self.projection
         if projection is not None and projection.own:
             projection.save(Path(folder).expanduser())
+        path = Path(folder).expanduser()
+        (path / TREE).unlink(missing_ok=True)  # a tree of another fit would not fit this one
         plan = schedule(self.config, self._images, self.clusters)
         write_model(
             folder,
@@ -322,6 +388,10 @@ class PriMaPsEM:
                 self._images, plan.all_init_steps, plan.steps, self.config.method == "probe"
             ),
         )
+        if self.inventory_ is not None:
+            self.inventory_.save(path)
+            if self.edits_:
+                change_edits(path, self.inventory_.tree, lambda _: self.edits_)
 
     @property
     def clusters(self) -> int | None:
@@ -381,6 +451,11 @@ class PriMaPsEM:
         prototypes.load_state_dict(tensors)
         model.prototypes_ = prototypes.to(model.backbone.device).requires_grad_(False)
         model._images, model.history_ = record.training.images, history
+        model.inventory_ = Inventory.load(path)
+        if model.inventory_ is not None:
+            model.edits_ = list(read_edits(path, model.inventory_.tree).edits)
+            if model.edits_:
+                model.legend_ = legend(model.inventory_.tree, model.edits_)
         return model
 
 

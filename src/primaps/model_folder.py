@@ -28,7 +28,7 @@ from primaps.version import VERSION
 
 FORMAT: Literal[2] = 2
 WRITTEN_BY = "give the folder that `primaps fit --out` wrote"
-FILES = ("config.json", "model.safetensors", "history.json", "preview.png")
+FILES = ("config.json", "model.safetensors", "history.json", "tree.safetensors", "preview.png")
 
 
 class ModelError(PrimapsError, RuntimeError):

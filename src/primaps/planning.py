@@ -82,7 +82,7 @@ def plan(
         >>> from PIL import Image
         >>> images = [Image.effect_noise((32, 32), 90) for _ in range(3)]
         >>> pool = torch.nn.AvgPool2d(8)
-        >>> model = PriMaPsEM(2, backbone=pool, patch_size=8, size=32, crf=False, device="cpu")
+        >>> model = PriMaPsEM(2, backbone=pool, patch_size=8, size=32, mask_crf=False, device="cpu")
         >>> plan(model, images).lines()[0]
         '3 images, 3 of them to be computed'
     """

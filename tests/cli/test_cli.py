@@ -26,6 +26,7 @@ def test_fit_predict_evaluate_and_propose(vit, painted_folder, tmp_path):
         "config.json",
         "history.json",
         "preview.png",
+        "tree.safetensors",
     }
     done = call("predict", model, images, "--out", tmp_path / "maps", "--names", "a,b,c")
     assert done.exit_code == 0, done.output

@@ -17,7 +17,7 @@ from tests.conftest import painted
 QUICK = ["--classes", "3", "--size", "64", "--epochs", "1"]
 # A state after every step, so that the kill finds training under way however quick it is.
 SAVING = "import primaps.em.recorder as t; t.SAVE_SECONDS = 0; from primaps.cli import main; main()"
-FILES = ("model.safetensors", "history.json", "config.json", "preview.png")
+FILES = ("model.safetensors", "history.json", "config.json", "tree.safetensors", "preview.png")
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,9 @@ from PIL import Image
 
 from primaps.data import load_dataset
 from primaps.pictures.charts import confusion_chart, iou_chart, save
-from primaps.pictures.overlays import examples, palette
+from primaps.pictures.overlays import examples
 from primaps.pictures.scores import class_colours
+from primaps.support.colours import palette
 from tests.trees import cityscapes_tree, labelled_tree
 
 NAMES = [f"a rather long class name {i}" for i in range(27)]

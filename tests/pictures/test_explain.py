@@ -15,8 +15,8 @@ from primaps.pictures.explain import (
     steps_picture,
     threshold_picture,
 )
-from primaps.pictures.overlays import palette
 from primaps.proposals.principal_masks import propose
+from primaps.support.colours import palette
 
 
 @pytest.fixture

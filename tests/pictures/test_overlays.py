@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from primaps.pictures.overlays import grid, overlay, palette, with_legend
+from primaps.pictures.overlays import grid, overlay, with_legend
+from primaps.support.colours import palette
 
 
 def test_palettes_are_distinct_and_do_not_change_with_their_length():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +41,9 @@ PROBE_OPTIONS = (
 def fit(
     images: ImagesArgument,
     out: ModelOutOption,
+    classes: Annotated[
+        str, typer.Option(help="K, the number of classes to find; LOW-HIGH or auto to choose one.")
+    ],
     options: dict[str, Any],
     dataset: DatasetOption = None,
     split: SplitOption = None,
@@ -64,22 +68,28 @@ def fit(
         if data is not None and data.incomplete:
             warn(data.incomplete)
         files = find_images(images, exclude=out) if data is None else data.samples
-        model = PriMaPsEM(**options, projection=projection, device=own)
+        options |= {"projection": projection, "device": own}
+        evidence: list[Any] = []
+        if classes.isdecimal():
+            options["classes"] = int(classes)
+        else:
+            evidence, options["classes"] = _choose(classes, options, files, store, progress)
+        model = PriMaPsEM(**options)
         if plan:
             print("\n".join(estimate(model, files, store_folder(store), progress).lines()))
             return
         steps = schedule(model.config, len(files), model.clusters)
-        classes = model.config.classes
-        text = f"{len(files)} images of {model.size} px, {classes} classes: "
+        number = model.config.classes
+        text = f"{len(files)} images of {model.size} px, {number} classes: "
         text += f"k-means {steps.all_init_steps} steps"
         if not steps.init_steps:
-            text = f"{text.partition(': ')[0]}: from the {classes} clusters of the projection"
+            text = f"{text.partition(': ')[0]}: from the {number} clusters of the projection"
         text += f", EM {steps.steps} steps" if steps.steps else ""
         note(f"{text} of {min(model.config.batch_size, len(files))} images")
-        _train(model, files, None, out, store, tensorboard, progress)
+        _train(model, files, None, out, store, tensorboard, progress, evidence)
         last = model.history_[-1] if model.history_ else {}
         if empty := last.get("empty", []):
-            note(f"{len(empty)} of {classes} classes are empty at the end; fewer classes may do")
+            note(f"{len(empty)} of {number} classes are empty at the end; fewer classes may do")
 
 
 @app.command(rich_help_panel=SCORES)
@@ -118,6 +128,39 @@ def probe(
         _train(model, data.samples, data, out, store, tensorboard, progress)
 
 
+def _choose(
+    wanted: str, options: dict[str, Any], files: Any, store: str | None, progress: Any
+) -> tuple[list[Any], int]:
+    """Evidence for several K, printed, and the middle one of the three that it speaks for."""
+    from primaps.classes.choose import curve, parse_range, propose
+    from primaps.classes.grow import SAMPLE
+    from primaps.classes.masks import gathered, mask_table
+    from primaps.features.extract import extract
+    from primaps.model import PriMaPsEM
+
+    candidates = parse_range(wanted)
+    model = PriMaPsEM(**{**options, "classes": 2})
+    extracted = extract(
+        files, model.backbone, model.size, masks=model.mask_maker(), store=store_folder(store),
+        progress=progress, problem=warn,
+    )  # fmt: skip
+    assert extracted.masks is not None
+    views = replace(extracted.views, projection=model.projection)
+    masks = gathered(mask_table(views, extracted.masks), SAMPLE)
+    evidence = curve(
+        masks.features, masks.images, candidates, seed=model.config.seed, progress=progress
+    )
+    for one in evidence:
+        bar = "#" * round(40 * max(0.0, one.stability))
+        note(f"{one.classes:>4} classes: stability {one.stability:.2f} ± {one.error:.2f} {bar}")
+    choice = propose(evidence)
+    note(
+        f"coarse {choice.coarse}, middle {choice.middle}, fine {choice.fine}: taking the middle "
+        "one; the others are cuts of its tree (--classes) or fits of their own"
+    )
+    return evidence, choice.middle
+
+
 @contextmanager
 def _process(device: str) -> Iterator[str]:
     """Join the other processes under torchrun; only the first one speaks."""
@@ -130,7 +173,7 @@ def _process(device: str) -> Iterator[str]:
 
 def _train(
     model: Any, files: Any, labels: Any, out: Path, store: str | None, log: Path | None,
-    progress: Any,
+    progress: Any, evidence: Any = (),
 ) -> None:  # fmt: skip
     """Fit, save and draw; the state of training lies beside the model until it is complete."""
     from primaps.em.recorder import clear_states
@@ -145,6 +188,8 @@ def _train(
             files, labels, store=store_folder(store), checkpoints=out, progress=progress,
             problem=warn, log=write,
         )  # fmt: skip
+        if model.inventory_ is not None and evidence:
+            model.inventory_ = replace(model.inventory_, curve=tuple(evidence))
         if rank() == 0:
             model.save_pretrained(out)
             model_preview(model, out / "preview.png")

@@ -11,6 +11,7 @@ from primaps.cli.app import IMAGES, app, note, running, summary, warn
 from primaps.cli.options import (
     BackboneOption,
     CrfOption,
+    CutOption,
     DeviceOption,
     InputsArgument,
     MaskCrfOption,
@@ -76,6 +77,7 @@ def predict(
     out: OutOption,
     crf: CrfOption = True,
     names: Annotated[str | None, typer.Option(help="Class names for the legend, a,b,c.")] = None,
+    classes: CutOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Class map of every image by a fitted model, with a picture and legend."""
@@ -83,8 +85,11 @@ def predict(
         from primaps.label_maps import predict_files
         from primaps.model import PriMaPsEM
 
+        network = PriMaPsEM.from_pretrained(model, device=device)
+        if classes is not None:
+            network = network.cut(classes)
         done = predict_files(
-            PriMaPsEM.from_pretrained(model, device=device), inputs, out, crf=crf,
-            names=names.split(",") if names else None, progress=progress, problem=warn,
+            network, inputs, out, crf=crf, names=names.split(",") if names else None,
+            progress=progress, problem=warn,
         )  # fmt: skip
         summary(done, out)

@@ -40,6 +40,9 @@ CrfOption = Annotated[
 ]
 PrecisionOption = Annotated[str, typer.Option(help=option_help("precision"))]
 SeedOption = Annotated[int, typer.Option(help=option_help("seed"))]
+CutOption = Annotated[
+    int | None, typer.Option("--classes", help="Cut the tree here [default: classes.json, or K].")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 LabelsOption = Annotated[
     str | None, typer.Option(help="Folder of label maps, named like the images.")

@@ -15,6 +15,7 @@ from primaps.cli.app import SCORES, app, running, visible, warn
 from primaps.cli.options import (
     BackboneOption,
     CrfOption,
+    CutOption,
     DatasetOption,
     DeviceOption,
     IgnoreIndexOption,
@@ -57,6 +58,7 @@ def evaluate(
     pictures: Annotated[
         Path | None, typer.Option(help="Draw confusion, IoU and examples into this folder.")
     ] = None,
+    classes: CutOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Accuracy, mean IoU and IoU per class after Hungarian matching."""
@@ -67,6 +69,8 @@ def evaluate(
 
         data = labelled_images(images, labels, dataset, split, "val", ignore_index)
         network = PriMaPsEM.from_pretrained(model, device=device)
+        if classes is not None:
+            network = network.cut(classes)
         result = run(
             network, data, size=size, crop=crop, mirror=mirror, crf=crf, matching=matching,
             progress=progress, problem=warn,

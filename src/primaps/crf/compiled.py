@@ -28,7 +28,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from primaps.crf.compiled_lattice import AHEAD, SparseLattice
+from primaps.crf.compiled_lattice import PREFETCH_DISTANCE, SparseLattice
 from primaps.crf.compiled_rows import FLOOR, Rows, Workspace
 from primaps.crf.simd import (
     at,
@@ -76,7 +76,9 @@ def join(lattices: Sequence[SparseLattice], kernel_weights: Sequence[float]) -> 
     entries = sum(lattice.vertices.shape[1] for lattice in lattices)
     vertices = np.empty((n, entries), np.int32)
     weights = np.empty((n, entries), np.float32)
-    chains = np.full(sum(c.size for la in lattices for c in la.chains) + AHEAD + 1, size, np.int32)
+    chains = np.full(
+        sum(c.size for la in lattices for c in la.chains) + PREFETCH_DISTANCE + 1, size, np.int32
+    )
     point = column = filled = 0
     for lattice, weight in zip(lattices, kernel_weights, strict=True):
         factor = np.float32(weight**0.5)
@@ -193,8 +195,8 @@ def _filter(lanes, width, entries):
         half = np.float32(0.5)
         before = fill(np.float32(0), lanes)
         here = before
-        for e in range(chains.size - AHEAD):
-            k = at(chains, e + AHEAD) * width + offset
+        for e in range(chains.size - PREFETCH_DISTANCE):
+            k = at(chains, e + PREFETCH_DISTANCE) * width + offset
             for part in range(0, lanes, LINE):
                 prefetch(points, k + part)
             following = load(points, at(chains, e + 1) * width + offset, lanes)

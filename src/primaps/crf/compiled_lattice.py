@@ -25,7 +25,7 @@ from primaps.support.errors import InputError
 
 # How far ahead, in lattice points, memory is requested. Rows are visited in an order the
 # hardware cannot guess; on the machine it was chosen on this made the blur up to 8 times faster.
-AHEAD = 256
+PREFETCH_DISTANCE = 256
 
 
 @dataclass(frozen=True)

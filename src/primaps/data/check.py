@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from primaps.data.dataset import DataError, Finding, Layout, Sample
-from primaps.data.reading import ImageError, image_size, label_mode, load_label
+from primaps.data.reading import ImageError, image_size, label_mode, load_label, read_mat
 from primaps.data.sets import find_layout
 from primaps.support.progress import ProgressCallback, silent
 
@@ -170,7 +170,7 @@ def _header(path: Path, label: bool) -> tuple[int, int]:
     if not label:
         return image_size(path)
     if path.suffix.lower() == ".mat":
-        shape = load_label(path).shape
+        shape = read_mat(path, "gt").shape
         if len(shape) != 2:
             raise _ColourError(f"{path} of shape {shape}")
         return shape[1], shape[0]

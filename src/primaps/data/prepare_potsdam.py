@@ -150,7 +150,7 @@ def label_of_colours(colours: UInt8[np.ndarray, "h w 3"]) -> Integer[np.ndarray,
     return table[_corner(colours)]
 
 
-def _corner(colours: np.ndarray) -> np.ndarray:
+def _corner(colours: np.ndarray) -> np.ndarray | np.uint8:
     high = (colours >= 128).astype(np.uint8)
     return high[..., 0] * 4 + high[..., 1] * 2 + high[..., 2]
 

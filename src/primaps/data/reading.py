@@ -89,7 +89,13 @@ def load_label(path: str | Path) -> Integer[np.ndarray, "h w"]:
         ImageError: the file is absent or damaged, or is in colour.
     """
     if Path(path).suffix.lower() == ".mat":
-        return read_mat(path, "gt").astype(np.int64)
+        label = read_mat(path, "gt")
+        if label.ndim != 2 or label.dtype.kind not in "iub":
+            raise ImageError(
+                f"label {path} has the shape {label.shape} and type {label.dtype}; a label map has "
+                "one channel of class indices"
+            )
+        return label.astype(np.int64)
     image = _read(path)
     if not _has_indices(image):
         raise ImageError(

@@ -41,15 +41,15 @@ def mask_features(views: Views, masks: Rows) -> Float[Tensor, "m c"]:
     Features are averaged over image and mirror image. Positions count by the share of their pixels
     that lies in the mask.
     """
-    found = []
+    sums = []
     for row in range(len(views.clean)):
         features = views.mirrored_mean(row)
         mask = masks.take(torch.tensor([row]))[0].to(features.device)
         present = mask.long().unique()
         inside = (mask == present[present > 0].view(-1, 1, 1)).float()
         share = F.adaptive_avg_pool2d(inside, (features.shape[1], features.shape[2]))
-        found.append(share.flatten(1) @ features.flatten(1).T)
-    return F.normalize(torch.cat(found), dim=1)
+        sums.append(share.flatten(1) @ features.flatten(1).T)
+    return F.normalize(torch.cat(sums), dim=1)
 
 
 def polar(matrix: Float[Tensor, "k c"]) -> Float[Tensor, "k c"]:
@@ -93,7 +93,7 @@ def orthogonal_kmeans(
     return prototypes
 
 
-def consensus(found: Sequence[Float[Tensor, "k c"]]) -> Float[Tensor, "k c"]:
+def consensus(candidates: Sequence[Float[Tensor, "k c"]]) -> Float[Tensor, "k c"]:
     """Average of several sets of prototypes, matched one to one with the most central of them."""
     from scipy.optimize import linear_sum_assignment
 
@@ -101,8 +101,11 @@ def consensus(found: Sequence[Float[Tensor, "k c"]]) -> Float[Tensor, "k c"]:
         cosines = (to @ other.T).cpu().numpy()
         return other[torch.as_tensor(linear_sum_assignment(cosines, maximize=True)[1])]
 
-    central = max(found, key=lambda one: sum(float((one * matched(one, o)).sum()) for o in found))
-    return polar(torch.stack([matched(central, other).double() for other in found]).sum(0))
+    def agreement(one: Tensor) -> float:
+        return sum(float((one * matched(one, other)).sum()) for other in candidates)
+
+    central = max(candidates, key=agreement)
+    return polar(torch.stack([matched(central, other).double() for other in candidates]).sum(0))
 
 
 def _summary(sums: Mapping[str, Tensor], steps: int) -> HistoryLine:
@@ -136,7 +139,7 @@ def fit_orthogonal(
         InputError: there are more classes than channels, so they cannot be orthogonal.
     """
     features = mask_features(views, masks)
-    found = []
+    refined = []
     for number in range(starts):
         own = replace(config, seed=RESTARTS * config.seed + number)
         begun = F.normalize(start(own, f"k-means-{number + 1}").direction.detach(), dim=1)
@@ -145,8 +148,8 @@ def fit_orthogonal(
                 f"{len(begun)} prototypes of {features.shape[1]} channels cannot be orthogonal: "
                 "use fewer classes or --recipe paper"
             )
-        found.append(orthogonal_kmeans(features, begun))
-    directions = orthogonal_kmeans(features, consensus(found).to(features))
+        refined.append(orthogonal_kmeans(features, begun))
+    directions = orthogonal_kmeans(features, consensus(refined).to(features))
     cosines, assigned = (features @ directions.T).max(1)
     figures = {
         "count": torch.tensor([len(features)]),

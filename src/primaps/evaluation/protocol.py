@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
 
 from primaps.backbones.backbone import image_features, mirrored_mean
+from primaps.classes.legend import HIDDEN
 from primaps.data import Dataset, Problem, Sample, as_dataset
 from primaps.evaluation.accumulate import Prediction, accumulate, predictions
 from primaps.evaluation.metrics import confusion_matrix, majority, match, scores
@@ -98,7 +100,8 @@ def model_predictions(
 
     def predict(images: UInt8[Tensor, "b 3 h w"]) -> Integer[Tensor, "b h w"]:
         maps = features(images) if features else backbone_features(model.backbone, images)
-        return model.probabilities(maps, images, crf).argmax(1)
+        labels = model.probabilities(maps, images, crf).argmax(1)
+        return torch.stack([model.relabel(*one) for one in zip(labels, maps, strict=True)])
 
     whole = None if crop else patch
     return predictions(data, samples, predict, side, whole, BATCH_SIZE, problem)
@@ -151,7 +154,9 @@ def evaluate(
     """
     conform(matching, Matching, "matching")
     data = as_dataset(images, labels, ignore_index)
-    clusters, ignore = model.config.classes, data.ignore_index
+    clusters, ignore = model.classes, data.ignore_index
+    hides = model.legend_ is not None and clusters < len(model.legend_.classes)
+    columns = clusters + hides  # hidden classes are a last cluster that is never matched
     size = size or model.size
 
     def predict(skip: Problem) -> Iterator[Prediction]:
@@ -161,9 +166,10 @@ def evaluate(
         )  # fmt: skip
 
     def count(one: Prediction) -> Int[Tensor, "classes clusters"]:
-        return confusion_matrix(one.clusters, one.label, clusters, len(data.classes), ignore)
+        shown = one.clusters.where(one.clusters != HIDDEN, clusters) if hides else one.clusters
+        return confusion_matrix(shown, one.label, columns, len(data.classes), ignore)
 
-    counted = accumulate(data, clusters, predict, count, "evaluation", progress, problem)
+    counted = accumulate(data, columns, predict, count, "evaluation", progress, problem)
     confusion = counted.confusion
     if data.layout.guessed:
         confusion = confusion[: _last_class(confusion) + 1]
@@ -172,7 +178,7 @@ def evaluate(
         method = "none"
         known: list[int | None] = [k if k < len(confusion) else None for k in range(clusters)]
     else:
-        known = MATCHINGS[matching](confusion)
+        known = MATCHINGS[matching](confusion[:, :clusters]) + [None] * hides
     result = scores(confusion, known)
     return Evaluation(
         accuracy=result.accuracy,

@@ -16,7 +16,7 @@ from primaps.features.store import Store
 
 
 class KeptFeatures:
-    """:func:`primaps.features.extract.mirrored_mean` that computes no image twice.
+    """:func:`primaps.backbones.backbone.mirrored_mean` that computes no image twice.
 
     In single precision, so that scores are those of ``primaps evaluate`` to the last digit.
 
@@ -25,7 +25,7 @@ class KeptFeatures:
 
     Examples:
         >>> import tempfile
-        >>> from primaps.backbones.backbone import load_backbone
+        >>> from primaps.backbones.load import load_backbone
         >>> pool = load_backbone(torch.nn.AvgPool2d(8), "cpu", patch_size=8)
         >>> kept = KeptFeatures(pool, tempfile.mkdtemp())
         >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)

@@ -34,6 +34,7 @@ def confusion_chart(
         assignment: class of each cluster. Clusters without one share the column "none".
 
     Examples:
+        >>> import torch
         >>> figure = confusion_chart(torch.tensor([[3, 1], [0, 4]]), ["a", "b"], [0, 1])
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['75', '25', '0', '100']

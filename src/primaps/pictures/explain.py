@@ -12,9 +12,10 @@ from jaxtyping import Float, Int, Integer, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from primaps.pictures.overlays import grid, overlay, overlay_masks, palette, with_legend
+from primaps.pictures.overlays import grid, overlay, overlay_masks, with_legend
 from primaps.proposals.image_size import CRF, image_masks
 from primaps.proposals.principal_masks import Proposals, propose
+from primaps.support.colours import palette
 
 logger = logging.getLogger("primaps")
 
@@ -54,7 +55,7 @@ def classes_picture(
 
 
 def similarity_maps(
-    features: Float[Tensor, "c h w"], found: Proposals, index: int = 0
+    features: Float[Tensor, "c h w"], proposals: Proposals, index: int = 0
 ) -> tuple[Float[Tensor, "z h w"], Float[Tensor, "z h w"]]:
     """Cosines of every feature with each mask's component (Eq. 3) and anchor (Eq. 5).
 
@@ -73,9 +74,9 @@ def similarity_maps(
         True
     """
     x = features.detach().float().flatten(1).T
-    unit, mask = F.normalize(x, dim=1), found.masks[index].flatten()
+    unit, mask = F.normalize(x, dim=1), proposals.masks[index].flatten()
     components, anchors = [], []
-    for z, (row, column) in enumerate(found.anchors[index].tolist(), 1):
+    for z, (row, column) in enumerate(proposals.anchors[index].tolist(), 1):
         free = (mask == 0) | (mask >= z)
         rest = x[free].double()
         direction = torch.linalg.svd(rest - rest.mean(0), full_matrices=False)[2][0].float()
@@ -101,11 +102,11 @@ def steps_picture(
     Similarities go from dark blue (0 and below) over green to yellow (the largest); positions
     that earlier masks took are grey. The cross is the anchor.
     """
-    found = propose(features[None], threshold=threshold, return_details=True)
-    component, anchor = similarity_maps(features, found)
+    proposals = propose(features[None], threshold=threshold, return_details=True)
+    component, anchor = similarity_maps(features, proposals)
     rows = []
-    for z, position in enumerate(found.anchors[0].tolist()[:limit]):
-        alone = torch.where(found.masks[0] == z + 1, z + 1, 0)
+    for z, position in enumerate(proposals.anchors[0].tolist()[:limit]):
+        alone = torch.where(proposals.masks[0] == z + 1, z + 1, 0)
         mask = masks_picture(image, alone)
         shown = [_heat(maps[z], image, position) for maps in (component, anchor)]
         rows.append([_marked(image, position, features.shape[1:]), *shown, mask])

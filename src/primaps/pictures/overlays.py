@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -10,31 +9,10 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from primaps.support.colours import palette
 from primaps.support.errors import InputError
 
-# Kelly's colours of maximum contrast (1965) without black, white and grey; the first nine can be
-# told apart with the common kinds of colour blindness.
-_KELLY = [
-    *("F3C300", "875692", "F38400", "A1CAF1", "BE0032", "C2B280", "008856", "E68FAC", "0067A5"),
-    *("F99379", "604E97", "F6A600", "B3446C", "DCD300", "882D17", "8DB600", "654522", "E25822"),
-    "2B3D26",
-]
 GAP = 8
-
-
-def palette(count: int) -> UInt8[np.ndarray, "count 3"]:
-    """``count`` colours that are easy to tell apart; the first ones never change.
-
-    Examples:
-        >>> palette(3).tolist()
-        [[243, 195, 0], [135, 86, 146], [243, 132, 0]]
-    """
-    colours = [tuple(bytes.fromhex(code)) for code in _KELLY[:count]]
-    for i in range(len(colours), count):  # golden angle, in three brightnesses
-        hue = (i * 0.61803398875) % 1
-        rgb = colorsys.hls_to_rgb(hue, (0.45, 0.65, 0.3)[i % 3], 0.75)
-        colours.append(tuple(round(255 * c) for c in rgb))
-    return np.array(colours, np.uint8).reshape(count, 3)
 
 
 def overlay(

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from primaps.model import PriMaPsEM
-from primaps.pictures.overlays import grid, overlay, overlay_masks, palette, with_legend
+from primaps.pictures.overlays import grid, overlay, overlay_masks, with_legend
+from primaps.support.colours import palette
 from primaps.support.errors import InputError
 from primaps.support.files import atomic_path
 

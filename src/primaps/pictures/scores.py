@@ -16,7 +16,8 @@ from primaps.data import Dataset, Sample
 from primaps.evaluation.protocol import Evaluation, model_predictions
 from primaps.model import PriMaPsEM
 from primaps.pictures.charts import confusion_chart, iou_chart, save
-from primaps.pictures.overlays import examples, palette
+from primaps.pictures.overlays import examples
+from primaps.support.colours import palette
 from primaps.support.files import atomic_path
 
 

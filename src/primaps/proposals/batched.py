@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from primaps.proposals.image_proposals import ImageProposals
 
 FLAT = 1e-10  # variance below this share of the energy is rounding
 TIE = 1 - 1e-6  # cosines this close to the largest are equal: the first one counts
@@ -22,8 +24,6 @@ STEPS, ROUNDS = 24, 6  # Krylov steps between two looks at the residual, and loo
 TINY = 1e-30
 PATIENCE = 3  # successive directions in a row that may add nothing
 
-Found = tuple[Int[Tensor, " n"], Float[Tensor, " n"], Int[Tensor, " z"], Float[Tensor, " z"]]
-
 
 def propose_torch(
     features: Float[Tensor, "b c n"],
@@ -31,7 +31,7 @@ def propose_torch(
     coverage: float,
     anchor: bool,
     iterative: bool,
-) -> list[Found]:
+) -> list[ImageProposals]:
     """Per image: masks, their similarities, anchors (as positions) and shares of variance."""
     with torch.no_grad(), _full_precision(features.device):
         return _propose(features, threshold, coverage, anchor, iterative)
@@ -39,7 +39,7 @@ def propose_torch(
 
 def _propose(
     f: Tensor, threshold: float, coverage: float, anchor: bool, iterative: bool
-) -> list[Found]:
+) -> list[ImageProposals]:
     b, _, n = f.shape
     x = f.transpose(1, 2).contiguous()
     norms = x.norm(dim=2).clamp_min(TINY)
@@ -86,7 +86,9 @@ def _propose(
     return _by_image(masks, values, steps)
 
 
-def _by_image(masks: Tensor, values: Tensor, steps: list[tuple[Tensor, ...]]) -> list[Found]:
+def _by_image(
+    masks: Tensor, values: Tensor, steps: list[tuple[Tensor, ...]]
+) -> list[ImageProposals]:
     anchors: list[list[int]] = [[] for _ in masks]
     shares: list[list[float]] = [[] for _ in masks]
     for step in steps:
@@ -96,7 +98,7 @@ def _by_image(masks: Tensor, values: Tensor, steps: list[tuple[Tensor, ...]]) ->
                 shares[row].append(share)
     device = masks.device
     return [
-        (
+        ImageProposals(
             masks[i],
             values[i],
             torch.tensor(anchors[i], dtype=torch.int64, device=device),

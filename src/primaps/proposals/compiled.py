@@ -22,6 +22,7 @@ from primaps.proposals.eigenvectors import (
     sum_of,
     trace,
 )
+from primaps.proposals.image_proposals import ImageProposals
 from primaps.support.compiled import compiled, in_threads
 
 FLAT = 1e-10  # variance below this share of the energy is rounding
@@ -33,17 +34,12 @@ _TINY = np.float32(1e-12)
 
 def propose_cpu(
     features: Tensor, threshold: float, coverage: float, anchor: bool
-) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Per image of (B, C, N) float32: masks (N), similarities (N), anchors (Z), shares (Z)."""
+) -> list[ImageProposals]:
+    """Proposals of each image of (B, C, N) float32."""
 
-    def one(f: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        masks, values, anchors, shares = propose_image(f, np.float32(threshold), coverage, anchor)
-        return (
-            torch.from_numpy(masks),
-            torch.from_numpy(values),
-            torch.from_numpy(anchors),
-            torch.from_numpy(shares),
-        )
+    def one(f: np.ndarray) -> ImageProposals:
+        arrays = propose_image(f, np.float32(threshold), coverage, anchor)
+        return ImageProposals(*map(torch.from_numpy, arrays))
 
     maps = features.detach().contiguous().numpy()
     return in_threads(len(maps), lambda i: one(maps[i]))
@@ -65,18 +61,18 @@ def propose_image(f, threshold, coverage, anchor):
         if squares[j] > _TINY * _TINY:
             inverse[j] = _ONE / np.sqrt(squares[j])
     out = (masks, values, anchors, shares)
-    free, found = np.arange(n), np.int64(0)  # the unassigned positions, the masks so far
+    free, number = np.arange(n), np.int64(0)  # the unassigned positions, the masks so far
     stop = int(np.floor((1 - coverage) * n + 1e-9))  # so many may stay unassigned
     while len(free) > stop:  # Eq. 7: until enough is assigned; what stays 0 is ignored (Eq. 8)
         if len(free) > c:
-            free, found = _by_scatter(f, inverse, free, stop, threshold, anchor, out, found)
+            free, number = _by_scatter(f, inverse, free, stop, threshold, anchor, out, number)
         else:
-            free, found = _by_gram(f, inverse, free, stop, threshold, anchor, out, found)
-    return masks, values, anchors[:found].copy(), shares[:found].copy()
+            free, number = _by_gram(f, inverse, free, stop, threshold, anchor, out, number)
+    return masks, values, anchors[:number].copy(), shares[:number].copy()
 
 
 @compiled
-def _by_scatter(f, inverse, free, stop, threshold, anchor, out, found):
+def _by_scatter(f, inverse, free, stop, threshold, anchor, out, number):
     """Masks while more than C positions are free, or until the matrix is stale."""
     c = len(f)
     mean = _mean(f, free)
@@ -100,24 +96,24 @@ def _by_scatter(f, inverse, free, stop, threshold, anchor, out, found):
         first = _signed_anchor(cosines)  # Eq. 4
         if anchor:  # Eq. 5
             cosines = _cosines(f, f[:, free[first]].copy(), inverse, free)
-        keep = _assign(cosines, threshold, free, first, share, out, found)  # Eq. 6
+        keep = _assign(cosines, threshold, free, first, share, out, number)  # Eq. 6
         taken, free = _split(free, keep)  # Eq. 7
         if len(taken) == 0:
-            return taken, found  # nothing is similar to anything: features of zeros
-        found += 1
+            return taken, number  # nothing is similar to anything: features of zeros
+        number += 1
         # Fewer kept than taken: summing over them anew is cheaper, and exact.
         if len(free) <= max(stop, c) or len(free) < len(taken):
-            return free, found
+            return free, number
         rows = _rows_of_channels(f, mean, taken)
         add_self_product(rows, scatter, -_ONE)
         for i in range(c):
             total[i] -= sum_of(rows[i])
         if trace(scatter) - inner(total, total) / np.float32(len(free)) < STALE * energy:
-            return free, found
+            return free, number
 
 
 @compiled
-def _by_gram(f, inverse, free, stop, threshold, anchor, out, found):
+def _by_gram(f, inverse, free, stop, threshold, anchor, out, number):
     """Masks from the Gram matrix of the free positions, until enough or until it is stale."""
     mean = _mean(f, free)
     rows = _rows_of_positions(f, mean, free)
@@ -154,13 +150,13 @@ def _by_gram(f, inverse, free, stop, threshold, anchor, out, found):
             for i in range(n):
                 product = gram[first, i] + offset[i] + offset[first] + square
                 cosines[i] = product * inverse[free[i]] * inverse[free[first]]
-        keep = _assign(cosines, threshold, free, first, share, out, found)  # Eq. 6
+        keep = _assign(cosines, threshold, free, first, share, out, number)  # Eq. 6
         taken, free = _split(free, keep)  # Eq. 7
         if len(taken) == 0:
-            return taken, found
-        found += 1
+            return taken, number
+        number += 1
         if len(free) <= stop:
-            return free, found
+            return free, number
         _, kept = _split(np.arange(n), keep)
         size = _padded(len(free), 4)
         smaller, energy = np.zeros((size, size), np.float32), np.float32(0)
@@ -174,11 +170,11 @@ def _by_gram(f, inverse, free, stop, threshold, anchor, out, found):
         for i in range(len(kept)):
             total += sum_of(gram[i])
         if energy - total / np.float32(len(free)) < STALE * energy:
-            return free, found
+            return free, number
 
 
 @compiled
-def _assign(cosines, threshold, free, first, share, out, found):
+def _assign(cosines, threshold, free, first, share, out, number):
     """Record one mask (Eq. 6); True where a position stays free."""
     masks, values, anchors, shares = out
     top = cosines[0]
@@ -189,9 +185,9 @@ def _assign(cosines, threshold, free, first, share, out, found):
         for i in range(len(free)):
             if cosines[i] > threshold * top:
                 keep[i] = False
-                masks[free[i]] = found + 1
+                masks[free[i]] = number + 1
                 values[free[i]] = cosines[i] / top
-        anchors[found], shares[found] = free[first], share
+        anchors[number], shares[number] = free[first], share
     return keep
 
 

@@ -108,7 +108,7 @@ def mask_probabilities(
         raise InputError(f"images must be uint8 (B, 3, H, W), got {kind}")
     if len(images) != len(features):
         raise InputError(f"{len(features)} feature maps but {len(images)} images")
-    found = propose(
+    proposals = propose(
         features,
         threshold=threshold,
         coverage=coverage,
@@ -119,7 +119,7 @@ def mask_probabilities(
     size = (images.shape[2], images.shape[3])
     probabilities = [
         F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0].softmax(0)
-        for logits in mask_logits(found.similarities, median=median, gain=gain)
+        for logits in mask_logits(proposals.similarities, median=median, gain=gain)
     ]
     if crf == "dense":
         crf = DenseCRF()
@@ -148,7 +148,7 @@ def image_masks(
         >>> image_masks(features, images, crf=None).shape
         torch.Size([2, 6, 8])
     """
-    found = mask_probabilities(features, images, **options)
-    if not found:
+    probabilities = mask_probabilities(features, images, **options)
+    if not probabilities:
         return torch.zeros((0, *images.shape[-2:]), dtype=torch.int64, device=features.device)
-    return torch.stack([each.argmax(0) for each in found])
+    return torch.stack([of_image.argmax(0) for of_image in probabilities])

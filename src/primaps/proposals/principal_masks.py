@@ -108,25 +108,26 @@ def propose(
     if maps.device.type == "cpu" and iterative:
         from primaps.proposals.compiled import propose_cpu
 
-        found = propose_cpu(maps, threshold, coverage, anchor)
+        by_image = propose_cpu(maps, threshold, coverage, anchor)
     else:
-        found = propose_torch(maps, threshold, coverage, anchor, iterative)
+        by_image = propose_torch(maps, threshold, coverage, anchor, iterative)
     masks = (
-        torch.stack([each[0] for each in found]).view(b, h, w)
+        torch.stack([image.masks for image in by_image]).view(b, h, w)
         if b
         else maps.new_zeros((0, h, w), dtype=torch.int64)
     )
     if not return_details:
         return masks
     similarities = []
-    for mask, values, anchors, _ in found:
-        number = torch.arange(1, len(anchors) + 1, device=mask.device)[:, None]
-        similarities.append(((mask == number) * values).view(-1, h, w))
+    for image in by_image:
+        number = torch.arange(1, len(image.anchors) + 1, device=image.masks.device)[:, None]
+        alone = (image.masks == number) * image.similarities
+        similarities.append(alone.view(-1, h, w))
     return Proposals(
         masks=masks,
         similarities=similarities,
-        anchors=[torch.stack([each[2] // w, each[2] % w], 1) for each in found],
-        explained=[each[3] for each in found],
+        anchors=[torch.stack([image.anchors // w, image.anchors % w], 1) for image in by_image],
+        explained=[image.shares for image in by_image],
     )
 
 

@@ -1,0 +1,157 @@
+"""``classes.json`` in a model's folder: the edits of its classes, safe for several writers.
+
+    {
+      "format": 1,
+      "tree": "3f0c9a1be2d4",
+      "edits": [
+        {"rename": "3", "to": "car"},
+        {"colour": "3", "to": "#a1caf1"},
+        {"merge": ["0", "4"]},
+        {"split": "5"},
+        {"hide": "7"}
+      ]
+    }
+
+``edits`` are made in their order (:func:`primaps.classes.edits.legend`); leaving one out undoes it.
+``tree`` is the digest of the tree that the ids are of; a file without it fits every model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from primaps.classes.edits import legend
+from primaps.classes.legend import EditError, Legend
+from primaps.classes.tree import Tree
+from primaps.support.files import write_json
+
+NAME = "classes.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What a file says.
+
+    Attributes:
+        edits: in their order.
+        revision: of the file's content; "" if there is no file.
+    """
+
+    edits: tuple[dict[str, Any], ...] = ()
+    revision: str = ""
+
+
+def digest(tree: Tree) -> str:
+    """What tells a tree from others: 12 hexadecimal digits."""
+    found = hashlib.sha256()
+    for _, tensor in sorted(tree.tensors().items()):
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()[:12]
+
+
+def read_edits(folder: str | Path, tree: Tree) -> Edits:
+    """The edits of the model in a folder; none if it has no ``classes.json``.
+
+    Raises:
+        EditError: the file is damaged, of another model, or has an edit that cannot be made; the
+            message names file and field.
+    """
+    path = Path(folder) / NAME
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Edits()
+    try:
+        content = json.loads(data.decode("utf-8"))
+    except ValueError as error:
+        raise EditError(f"{path} is no JSON ({error}): mend it or move it away") from None
+    if not isinstance(content, dict):
+        raise EditError(f'{path} must hold an object {{"format": 1, "edits": [...]}}')
+    if odd := sorted(content.keys() - {"format", "tree", "edits"}):
+        raise EditError(f"{path}: {odd[0]!r} is no field; there are format, tree and edits")
+    if content.get("format") != FORMAT:
+        raise EditError(f"{path}: format is {content.get('format')!r}; it must be {FORMAT}")
+    edits = content.get("edits")
+    if not isinstance(edits, list):
+        raise EditError(f"{path}: edits must be a list, not {edits!r}")
+    own = digest(tree)
+    if content.get("tree", own) != own:
+        raise EditError(
+            f"{path}: tree is {content['tree']!r}, but that of this model is {own!r}, so the names "
+            "belong to another fit: move the file away, or remove the field to keep them"
+        )
+    try:
+        legend(tree, edits)
+    except EditError as error:
+        raise EditError(f"{path}: {error}") from None
+    return Edits(tuple(edits), hashlib.sha256(data).hexdigest()[:12])
+
+
+def read_legend(folder: str | Path, tree: Tree, classes: int | None = None) -> Legend:
+    """The classes of the model in a folder with all edits, or of another cut; see
+    :func:`primaps.classes.edits.legend`."""
+    return legend(tree, read_edits(folder, tree).edits, classes)
+
+
+def change_edits(
+    folder: str | Path,
+    tree: Tree,
+    change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    revision: str | None = None,
+) -> Edits:
+    """Read, change and write the edits while no other process does.
+
+    Args:
+        change: the edits as they are now to what they become.
+        revision: what the person saw; if the file has another one by now, nothing is written.
+
+    Returns:
+        What the file says now.
+
+    Raises:
+        EditError: the file was changed meanwhile, or is not fine before or after the change.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> tree = Tree(torch.eye(2), torch.tensor([5, 2]), torch.tensor([[0, 1]]),
+        ...             torch.tensor([0.1]), classes=2)
+        >>> folder = tempfile.mkdtemp()
+        >>> done = change_edits(folder, tree, lambda edits: [*edits, {"rename": "1", "to": "sky"}])
+        >>> read_legend(folder, tree).names
+        ['class 0', 'sky']
+    """
+    from filelock import FileLock
+
+    with FileLock(Path(folder) / f".{NAME}.lock"):
+        now = read_edits(folder, tree)
+        if revision is not None and revision != now.revision:
+            raise EditError(f"{Path(folder) / NAME} was changed meanwhile: look at it again")
+        edits = change(list(now.edits))
+        legend(tree, edits)
+        content = {"format": FORMAT, "tree": digest(tree), "edits": edits}
+        write_json(Path(folder) / NAME, content)
+        return read_edits(folder, tree)
+
+
+def undone(edits: list[dict[str, Any]], number: int | None = None) -> list[dict[str, Any]]:
+    """The edits without the last one, or without the one with a number (from 0).
+
+    Raises:
+        EditError: there is no such edit.
+
+    Examples:
+        >>> undone([{"hide": "1"}, {"hide": "2"}], 0)
+        [{'hide': '2'}]
+    """
+    if not edits:
+        raise EditError("there is no edit to undo")
+    place = len(edits) - 1 if number is None else number
+    if not 0 <= place < len(edits):
+        raise EditError(f"there is no edit {number}; there are 0 to {len(edits) - 1}")
+    return edits[:place] + edits[place + 1 :]

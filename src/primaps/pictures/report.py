@@ -1,0 +1,181 @@
+"""The report of a model: one HTML file that needs no network, with its pictures inside."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+
+from primaps.backbones.backbone import mirrored_mean
+from primaps.classes.edits import legend
+from primaps.classes.legend import HIDDEN, Class
+from primaps.data import (
+    ImageError,
+    Problem,
+    find_images,
+    fit_to_patches,
+    load_image,
+    read,
+    to_tensor,
+)
+from primaps.em.pixels import upsample
+from primaps.evaluation.protocol import Evaluation, evaluate
+from primaps.model import PriMaPsEM
+from primaps.pictures.overlays import overlay
+from primaps.pictures.report_page import Look, Seen, page
+from primaps.support.colours import palette
+from primaps.support.files import atomic_path
+from primaps.support.progress import ProgressCallback, silent
+from primaps.support.seeding import generator
+
+logger = logging.getLogger("primaps")
+CROPS = 5
+"""Most typical and least typical crops of each class."""
+CROP_SIDE, IMAGE_SIDE = 112, 300
+LEAST_SHARE = 0.004
+"""Of an image, below which a region makes no crop."""
+ENDS = 12
+"""Images at each end of the order by doubt."""
+
+
+def write_report(
+    model: PriMaPsEM,
+    images: str | Path | Sequence[str | Path],
+    path: str | Path,
+    *,
+    labels: str | Path | None = None,
+    ignore_index: int | None = None,
+    most: int = 200,
+    crf: bool = True,
+    progress: ProgressCallback = silent,
+    problem: Problem = logger.warning,
+) -> Path:
+    """Look at images with a model and write what a person wants to see first.
+
+    Args:
+        path: of the HTML file; a report that is there is replaced.
+        labels: folder of label maps: scores and confusion are reported as well.
+        most: images looked at; of more a random choice.
+
+    Raises:
+        FileNotFoundError: there is no image.
+        ImageError: none can be read.
+    """
+    files = find_images(images, exclude=Path(path).parent)
+    if len(files) > most:
+        random = generator("report", model.config.seed)
+        drawn = torch.randperm(len(files), generator=random)[:most].sort().values.tolist()
+        files = [files[row] for row in drawn]
+    classes = shown_classes(model)
+    seen = [Seen() for _ in classes]
+    looks: list[Look] = []
+    loaded = read(files, lambda file: load_image(file.source), problem)
+    for number, (file, image) in enumerate(loaded):
+        looks.append(_look(model, file.key, image, classes, seen, crf, number))
+        progress("report", number + 1, len(files), {})
+    if not looks:
+        raise ImageError(f"none of the {len(files)} images could be read")
+    for one in seen:
+        one.pixels /= len(looks)
+    scores: Evaluation | None = None
+    if labels is not None:
+        scores = evaluate(
+            model, images, labels, ignore_index=ignore_index, crf=crf,
+            matching="hungarian", progress=progress, problem=problem,
+        )  # fmt: skip
+    looks.sort(key=lambda look: look.margin)
+    ends = looks if len(looks) <= 2 * ENDS else looks[:ENDS] + looks[-ENDS:]
+    text = page(model, classes, seen, ends, len(looks), scores)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, "utf-8")
+    return Path(path)
+
+
+def shown_classes(model: PriMaPsEM) -> tuple[Class, ...]:
+    """The classes that a model predicts, in the order of their values."""
+    if model.legend_ is not None:
+        return model.legend_.shown
+    if model.inventory_ is not None:
+        return legend(model.inventory_.tree).shown
+    colours = palette(model.config.classes).tolist()
+    return tuple(Class(str(k), f"class {k}", tuple(c), ()) for k, c in enumerate(colours))
+
+
+@torch.no_grad()
+def _look(
+    model: PriMaPsEM,
+    key: str,
+    image: Image.Image,
+    classes: Sequence[Class],
+    seen: list[Seen],
+    crf: bool,
+    number: int,
+) -> Look:
+    """Predict an image, at the model's size, and keep what is worth showing."""
+    scaled = fit_to_patches(image, model.size, model.backbone.patch_size)
+    tensor = to_tensor(scaled)[None]
+    features = mirrored_mean(model.backbone, tensor)
+    probabilities = model.probabilities(features, tensor, crf)[0]
+    labels = model.relabel(probabilities.argmax(0), features[0]).cpu().numpy()
+    first, second = probabilities.topk(2, 0).values
+    alike = _typicality(model, features[0], labels.shape)
+    for value, one in enumerate(seen):
+        inside = labels == value
+        share = float(inside.mean())
+        one.pixels += share
+        one.images += share > 0
+        if share >= LEAST_SHARE:
+            score = float(alike[inside].mean())
+            crop = None
+            for heap, sign in ((one.typical, 1), (one.odd, -1)):
+                if len(heap) < CROPS or sign * score > heap[0][0]:
+                    crop = crop or _crop(scaled, inside)
+                    # The number of the image decides ties, so that pictures are not compared.
+                    push = heapq.heappush if len(heap) < CROPS else heapq.heapreplace
+                    push(heap, (sign * score, number, crop))
+    colours = np.array([one.colour for one in classes] + [(0, 0, 0)], np.uint8)
+    known = np.where(labels == HIDDEN, len(classes), labels)
+    picture = overlay(scaled, known, colours, ignore=len(classes))
+    picture.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+    return Look(float((first - second).mean()), key, picture)
+
+
+def _typicality(
+    model: PriMaPsEM, features: Float[Tensor, "c h w"], size: tuple[int, int]
+) -> Float[np.ndarray, "H W"]:
+    """Largest cosine of each pixel to a part of any class, or to a prototype without a tree."""
+    if model.projection is not None:
+        features = model.projection(features[None])[0]
+    assert model.prototypes_ is not None
+    if model.inventory_ is not None:
+        directions = model.inventory_.tree.parts.to(features)
+    else:
+        directions = F.normalize(model.prototypes_.direction.to(features), dim=1)
+    cosines = torch.einsum("kc,chw->khw", directions, F.normalize(features, dim=0)).amax(0)
+    return upsample(cosines[None, None], size)[0, 0].cpu().numpy()
+
+
+def _crop(image: Image.Image, inside: Bool[np.ndarray, "h w"]) -> Image.Image:
+    """The part of an image around the largest piece of a region, what is outside it pale."""
+    from scipy.ndimage import label
+
+    pieces, count = label(inside)
+    if count > 1:
+        inside = pieces == 1 + np.bincount(pieces[pieces > 0] - 1).argmax()
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    pixels = np.asarray(image).astype(np.float32)
+    grey = pixels.mean(2, keepdims=True)
+    pixels = np.where(inside[..., None], pixels, 0.25 * grey + 170)
+    crop = Image.fromarray(pixels[top:bottom, left:right].round().astype(np.uint8))
+    crop.thumbnail((CROP_SIDE * 2, CROP_SIDE * 2))
+    return crop

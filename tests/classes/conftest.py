@@ -1,0 +1,25 @@
+"""A collection whose classes are known: 5 directions of 4 parts each."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from primaps.classes.grow import grow
+
+
+@pytest.fixture(scope="session")
+def made():
+    """Mask features, their classes, their parts and the prototypes of 5 classes of 4 parts."""
+    random = torch.Generator().manual_seed(0)
+    prototypes = F.normalize(torch.randn(5, 16, generator=random), dim=1)
+    centres = prototypes.repeat_interleave(4, 0) + 0.12 * torch.randn(20, 16, generator=random)
+    parts = torch.arange(20).repeat_interleave(30)
+    noise = 0.015 * torch.randn(600, 16, generator=random)
+    features = F.normalize(F.normalize(centres, dim=1)[parts] + noise, dim=1)
+    return features, (features @ prototypes.T).argmax(1), parts, prototypes
+
+
+@pytest.fixture(scope="session")
+def tree(made):
+    features, assigned, _, prototypes = made
+    return grow(features, assigned, prototypes, leaves=20)

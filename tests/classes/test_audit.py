@@ -1,0 +1,122 @@
+"""The audit: its interval holds the truth as often as it says, and it survives a stop."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from primaps.classes.audit import asking_order, estimate, strips, wilson
+from primaps.evaluation.audit import Audit, Question, picture, prepare
+from primaps.model import PriMaPsEM
+from tests.conftest import painted
+
+
+@pytest.mark.parametrize("accuracies", [[0.5] * 3, [0.95, 0.8, 0.1], [0.9] * 8 + [0.0] * 12])
+@pytest.mark.parametrize("answered", [80, 50])
+def test_the_interval_holds_the_truth_as_often_as_it_says(accuracies, answered):
+    """Also after a stop; over populations of other kinds than the labelled sets are."""
+    random = np.random.default_rng(0)
+    classes = random.integers(0, len(accuracies), 4000)
+    sure = random.random(4000)
+    right = random.random(4000) < np.array(accuracies)[classes] * (0.7 + 0.6 * (sure - 0.5))
+    truth, held, widths = right.mean(), 0, []
+    order = np.lexsort((sure, classes))
+    right, classes = torch.from_numpy(right[order]), torch.from_numpy(classes[order])
+    for seed in range(400):
+        rows = strips(classes, torch.arange(4000.0), torch.ones(4000), 80, seed)[:, 0]
+        answers = [bool(one) for one in right[rows]]
+        for strip in asking_order(80, seed)[answered:]:
+            answers[strip] = None
+        found = estimate(answers, classes[rows].tolist())
+        held += found.low <= truth <= found.high
+        widths.append(found.high - found.low)
+    assert 0.92 <= held / 400 <= 0.99
+    assert np.mean(widths) / 2 < 1.05 * 1.96 * np.sqrt(truth * (1 - truth) / answered)
+
+
+def test_every_strip_is_drawn_once_and_has_its_weight():
+    classes = torch.tensor([1] * 500 + [0] * 500)
+    weights = torch.cat([torch.full((500,), 3.0), torch.ones(500)])
+    rows = strips(classes, torch.rand(1000), weights, 40)
+    assert rows.shape == (40, 5)
+    assert (classes[rows[:, 0]] == 1).sum() == 30
+    chosen = classes[rows]
+    assert (chosen[:10] == 0).all()
+    assert (chosen[10:] == 1).all()
+    assert torch.equal(rows, strips(classes, torch.rand(1000), weights, 40)) is False
+
+
+def test_confidence_orders_the_strips_of_a_class():
+    confidence = torch.rand(5000, generator=torch.Generator().manual_seed(0))
+    rows = strips(torch.zeros(5000, dtype=torch.long), confidence, torch.ones(5000), 50)
+    values = confidence[rows[:, 0]]
+    assert (values.diff() > 0).all()
+
+
+def test_wilson_against_its_equation():
+    """The ends are where the test of the share just rejects."""
+    for share, count in ((0.5, 80), (0.9, 80), (0.0, 50), (1.0, 50)):
+        for end in wilson(share, count):
+            gap = abs(share - end)
+            assert gap == pytest.approx(1.96 * np.sqrt(end * (1 - end) / count), abs=1e-9)
+
+
+def test_no_wrong_answer_is_no_certainty():
+    found = estimate([True] * 80)
+    assert found.accuracy == found.high == 1
+    assert 0.9 < found.low < 0.97
+    with pytest.raises(ValueError, match="two answers or more; there are 1"):
+        estimate([True, None, None])
+
+
+@pytest.fixture
+def model(colours):
+    images = [painted(seed)[0] for seed in range(8)]
+    return PriMaPsEM(
+        3, backbone=colours, patch_size=8, size=64, recipe="orthogonal", min_init_steps=20,
+        mask_crf=False, device="cpu",
+    ).fit(images, store=None)  # fmt: skip
+
+
+def test_an_audit_goes_on_where_it_stopped(model, painted_folder, tmp_path):
+    images = painted_folder / "images"
+    found = prepare(model, images, tmp_path / "audit", answers=10, crf=False)
+    assert found.estimate() is None
+    first = found.next()
+    assert isinstance(first, Question)
+    found.answer(first, True)
+    found.answer(found.next(), None)  # cannot tell: another pixel of the strip
+    again = Audit.load(tmp_path / "audit")
+    assert again.next() == found.next()
+    assert again.next().spare == 1
+    while (question := again.next()) is not None:
+        image = Image.open(question.path)
+        label = model.predict(image, crf=False)
+        assert int(label[question.y, question.x]) == question.value
+        assert question.name == f"class {question.value}"
+        again.answer(question, True)
+    assert again.progress == (10, 10)
+    assert again.estimate().accuracy == 1
+    assert Audit.load(tmp_path / "audit").estimate() == again.estimate()
+    (tmp_path / "audit" / "audit.json").write_text("{")
+    with pytest.raises(ValueError, match=r"audit.json is damaged"):
+        Audit.load(tmp_path / "audit")
+
+
+def test_hidden_classes_are_not_asked_about(model, painted_folder, tmp_path):
+    from primaps.classes.edits import legend
+
+    model.legend_ = legend(model.inventory_.tree, [{"hide": "0"}, {"rename": "1", "to": "car"}])
+    found = prepare(model, painted_folder / "images", tmp_path, answers=30, crf=False)
+    names = {question["name"] for strip in found.content["questions"] for question in strip}
+    assert names == {"car", "class 2"}
+    assert json.loads((tmp_path / "audit.json").read_text())["format"] == 1
+
+
+def test_the_cross_is_where_the_pixel_is():
+    image = Image.new("RGB", (200, 100), (90, 90, 90))
+    shown = picture(image, Question(0, 0, "", 150, 40, 0, "car"))
+    assert shown.getpixel((150 + 9, 40 + 28)) == (255, 255, 255)
+    assert shown.getpixel((50, 40 + 28)) == (90, 90, 90)

@@ -1,0 +1,170 @@
+"""Names and edits: each does what it says, all can be undone, no hand-written file breaks it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from primaps.classes.classes_json import change_edits, digest, read_edits, read_legend, undone
+from primaps.classes.edits import legend
+from primaps.classes.legend import EditError
+
+
+def test_without_edits_a_legend_is_the_cut(tree):
+    for classes in (2, 5, 9, 20):
+        found = legend(tree, classes=classes)
+        assert found.table().tolist() == tree.cut(classes).tolist()
+        assert len({one.id for one in found.classes}) == classes
+        assert len({one.colour for one in found.classes}) == classes
+    assert [one.id for one in legend(tree).classes] == ["0", "1", "2", "3", "4"]
+
+
+def test_merge_and_split_are_tables(tree):
+    merged = legend(tree, [{"merge": ["1", "3"]}])
+    expected = torch.tensor([0, 1, 2, 1, 3])[tree.owner]
+    assert merged.table().tolist() == expected.tolist()
+    assert [one.id for one in merged.classes] == ["0", "1+3", "2", "4"]
+    assert merged.names[1] == "class 1 + class 3"
+    split = legend(tree, [{"split": "1"}, {"split": "1.2"}])
+    assert [one.id for one in split.classes] == ["0", "1.1", "1.2.1", "1.2.2", "2", "3", "4"]
+    whole = tree.leaves[tree.names().index("1.2")]
+    assert set(split.classes[2].parts) | set(split.classes[3].parts) == set(whole)
+    back = legend(tree, [{"merge": ["1", "3"]}, {"split": "1+3"}])
+    assert back == legend(tree)
+    again = legend(tree, [{"split": "1"}, {"merge": ["1.1", "1.2"]}])
+    assert again == legend(tree)
+
+
+def test_names_stay_when_k_moves(tree):
+    edits = [{"rename": "3", "to": "car"}, {"colour": "3", "to": "#010203"}]
+    for classes in range(5, 21):
+        names = legend(tree, edits, classes).names
+        assert any(name.startswith("car") for name in names)
+    fine = legend(tree, edits, 20)
+    assert (1, 2, 3) in {one.colour for one in fine.classes}
+    coarse = legend(tree, edits, 2)
+    assert any("car" in name for name in coarse.names)
+
+
+def test_hidden_classes_have_no_value(tree):
+    found = legend(tree, [{"hide": "0"}])
+    assert found.table()[tree.owner == 0].unique().tolist() == [255]
+    assert found.table()[tree.owner == 1].unique().tolist() == [0]
+    assert legend(tree, [{"hide": "0"}, {"show": "0"}]) == legend(tree)
+    finer = legend(tree, [{"hide": "0"}], classes=20)
+    assert [one.hidden for one in finer.classes] == [k == 0 for k in tree.owner.tolist()]
+
+
+BROKEN = [
+    ({"rename": "9", "to": "car"}, "there is no class '9'; there are 0, 1, 2, 3, 4"),
+    ({"rename": "1"}, "rename needs the field 'to'"),
+    ({"rename": "1", "to": ""}, "a name is text of 1 to 60 letters"),
+    ({"rename": "1", "to": "3.1"}, "looks like an id"),
+    ({"rename": "1", "to": "a\nb"}, "a name is text"),
+    ({"rename": 1, "to": "car"}, "given as text, its id or name, not as 1"),
+    ({"colour": "1", "to": "red"}, "a colour reads \"#rrggbb\", not 'red'"),
+    ({"merge": ["1"]}, "merge takes a list of two"),
+    ({"merge": ["1", "1"]}, "merge names a class twice"),
+    ({"hide": "1", "split": "2"}, "an edit is an object with one of"),
+    ({"hide": "1", "why": "x"}, "hide knows no field 'why'"),
+    ("hide 1", "an edit is an object"),
+]
+
+
+@pytest.mark.parametrize(("edit", "sentence"), BROKEN)
+def test_a_wrong_edit_is_one_sentence_with_file_and_field(tree, tmp_path, edit, sentence):
+    path = tmp_path / "classes.json"
+    path.write_text(json.dumps({"format": 1, "edits": [{"hide": "0"}, edit]}))
+    with pytest.raises(EditError) as error:
+        read_edits(tmp_path, tree)
+    text = str(error.value)
+    assert text.startswith(f"{path}: edits[1]: ")
+    assert sentence in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", "is no JSON"),
+        ("\xff", "is no JSON"),
+        ("[]", "must hold an object"),
+        ('{"format": 2, "edits": []}', "format is 2; it must be 1"),
+        ('{"format": 1}', "edits must be a list"),
+        ('{"format": 1, "edits": [], "names": {}}', "'names' is no field"),
+        ('{"format": 1, "edits": [], "tree": "0"}', "belong to another fit"),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(tree, tmp_path, content, sentence):
+    (tmp_path / "classes.json").write_bytes(content.encode("latin-1"))
+    before = (tmp_path / "classes.json").read_bytes()
+    with pytest.raises(EditError, match=sentence) as error:
+        change_edits(tmp_path, tree, lambda edits: [*edits, {"hide": "1"}])
+    assert "classes.json" in str(error.value)
+    assert (tmp_path / "classes.json").read_bytes() == before
+
+
+def test_two_names_cannot_be_the_same(tree):
+    edits = [{"rename": "0", "to": "car"}, {"rename": "1", "to": "car"}]
+    with pytest.raises(EditError, match=r"edits\[1\]: class 0 has the name 'car'"):
+        legend(tree, edits)
+
+
+def test_every_edit_can_be_undone(tree, tmp_path):
+    edits = [
+        {"rename": "0", "to": "car"},
+        {"colour": "car", "to": "#112233"},
+        {"split": "car"},
+        {"merge": ["1", "2"]},
+        {"hide": "3"},
+    ]
+    seen = [legend(tree)]
+    for edit in edits:
+        change_edits(tmp_path, tree, lambda now, edit=edit: [*now, edit])
+        seen.append(read_legend(tmp_path, tree))
+    for before in reversed(seen[:-1]):
+        change_edits(tmp_path, tree, undone)
+        assert read_legend(tmp_path, tree) == before
+    with pytest.raises(EditError, match="no edit to undo"):
+        change_edits(tmp_path, tree, undone)
+
+
+def test_an_edit_that_others_need_is_not_undone(tree, tmp_path):
+    change_edits(tmp_path, tree, lambda now: [{"split": "0"}, {"hide": "0.1"}])
+    with pytest.raises(EditError, match=r"edits\[0\]: there is no class '0.1'"):
+        change_edits(tmp_path, tree, lambda now: undone(now, 0))
+    assert len(read_edits(tmp_path, tree).edits) == 2
+
+
+def test_an_edit_on_top_of_what_was_not_seen_is_refused(tree, tmp_path):
+    seen = read_edits(tmp_path, tree).revision
+    change_edits(tmp_path, tree, lambda now: [{"hide": "0"}], seen)
+    with pytest.raises(EditError, match="was changed meanwhile"):
+        change_edits(tmp_path, tree, lambda now: [{"hide": "1"}], seen)
+    assert json.loads((tmp_path / "classes.json").read_text()) == {
+        "format": 1,
+        "tree": digest(tree),
+        "edits": [{"hide": "0"}],
+    }
+
+
+def test_processes_at_the_same_time_lose_no_edit(tree, tmp_path):
+    torch.save(tree.tensors(), tmp_path / "tree.pt")
+    program = """if True:
+        import sys, torch
+        from primaps.classes.classes_json import change_edits
+        from primaps.classes.tree import Tree
+        folder, k = sys.argv[1:]
+        tree = Tree.from_tensors(torch.load(folder + "/tree.pt"))
+        for number in range(20):
+            name = f"{'abcde'[int(k)]}{number}"
+            change_edits(folder, tree, lambda now: [*now, {"rename": k, "to": name}])
+    """
+    running = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(k)]) for k in range(3)
+    ]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    assert len(read_edits(tmp_path, tree).edits) == 60
+    assert read_legend(tmp_path, tree).names[:3] == ["a19", "b19", "c19"]

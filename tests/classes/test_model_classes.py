@@ -1,0 +1,181 @@
+"""A fitted model with its tree: cuts, edits, naming, evaluation and the commands agree."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from primaps.classes.classes_json import change_edits
+from primaps.classes.edits import legend
+from primaps.classes.inventory import Inventory
+from primaps.classes.tree import TreeError
+from primaps.evaluation.protocol import evaluate
+from primaps.label_maps import predict_files
+from primaps.model import PriMaPsEM
+from primaps.pictures.report import write_report
+from tests.cli.test_cli import call
+from tests.conftest import painted
+
+OPTIONS = {"size": 64, "recipe": "orthogonal", "min_init_steps": 10, "mask_crf": False}
+
+
+@pytest.fixture(scope="module")
+def folder(vit, tmp_path_factory):
+    images = [painted(seed)[0] for seed in range(24)]
+    model = PriMaPsEM(3, backbone=vit, device="cpu", **OPTIONS).fit(images, store=None)
+    out = tmp_path_factory.mktemp("model")
+    model.save_pretrained(out)
+    return out
+
+
+@pytest.fixture
+def model(folder, tmp_path):
+    """A copy, so that edits stay in their test."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def loaded(folder):
+    return PriMaPsEM.from_pretrained(folder, device="cpu")
+
+
+def test_the_cut_at_k_is_the_model_to_the_byte(model):
+    image, whole = painted(3)[0], loaded(model)
+    plain = whole.predict(image)
+    assert torch.equal(whole.cut(3).predict(image), plain)
+    fine = whole.cut(min(9, len(whole.inventory_.tree))).predict(image)
+    table = whole.inventory_.tree.cut(3)
+    finest = whole.cut(len(whole.inventory_.tree)).predict(image)
+    assert torch.equal(table[finest.long()], plain.long())
+    assert (fine.unique().numel()) >= plain.unique().numel()
+    coarse = whole.cut(2).predict(image)
+    for k in range(3):
+        assert len(coarse[plain == k].unique()) <= 1
+    with pytest.raises(TreeError, match="more classes take a fit of their own"):
+        whole.cut(999)
+
+
+def test_a_saved_tree_is_the_tree(model):
+    one = loaded(model).inventory_
+    loaded(model).save_pretrained(model / "again")
+    other = Inventory.load(model / "again")
+    assert one.trust == other.trust
+    assert one.shares == other.shares
+    for name, value in one.tree.tensors().items():
+        assert torch.equal(value, other.tree.tensors()[name])
+    assert sum(one.shares) == pytest.approx(1)
+    (model / "tree.safetensors").write_bytes(b"x" * 40)
+    with pytest.raises(TreeError, match=r"tree.safetensors is damaged"):
+        loaded(model)
+
+
+def test_a_model_without_a_tree_still_predicts(model):
+    (model / "tree.safetensors").unlink()
+    old = loaded(model)
+    assert old.predict(painted(1)[0]).shape == (64, 64)
+    with pytest.raises(TreeError, match="no tree of classes"):
+        old.cut(2)
+    assert "has no tree of classes" in call("classes", model).output
+
+
+def test_edits_give_the_same_bytes_from_python_and_the_command_line(model, painted_folder):
+    tree = loaded(model).inventory_.tree
+    before = {k: v.clone() for k, v in load_file(model / "model.safetensors").items()}
+    large = int(tree.owner.bincount().argmax())
+    one, other = (str(k) for k in range(3) if k != large)
+    for words in (
+        ("rename", str(large), "red"), ("split", "red"), ("merge", one, other),
+        ("hide", f"{large}.1"),
+    ):  # fmt: skip
+        done = call("classes", model, *words)
+        assert done.exit_code == 0, done.output
+    images, out = painted_folder / "images", painted_folder / "out"
+    assert call("predict", model, images, "--out", out, "--no-crf").exit_code == 0
+    edited = loaded(model)
+    predict_files(edited, images, painted_folder / "python", crf=False)
+    for path in sorted(out.glob("*.png")):
+        assert path.read_bytes() == (painted_folder / "python" / path.name).read_bytes()
+        values = np.unique(np.asarray(Image.open(path)))
+        assert set(values.tolist()) <= {0, 1, 255}
+    expected = legend(tree, edited.edits_).table()
+    finest = edited.cut(len(tree)).predict(Image.open(images / "0.png"), crf=False)
+    shown = legend(tree, edited.edits_, len(tree)).table()  # hidden parts are hidden there too
+    plain = torch.from_numpy(np.array(Image.open(out / "0.png"))).long()
+    known = finest != 255
+    back = {int(v): k for k, v in enumerate(shown.tolist()) if v != 255}
+    parts = torch.tensor([back[int(v)] for v in finest[known].tolist()])
+    assert torch.equal(expected[parts], plain[known])
+    for name, value in load_file(model / "model.safetensors").items():
+        assert torch.equal(value, before[name])
+    for _ in range(4):
+        assert call("classes", model, "undo").exit_code == 0
+    assert loaded(model).legend_ is None
+
+
+def test_evaluate_counts_hidden_pixels_as_wrong(model, painted_folder):
+    images, labels = painted_folder / "images", painted_folder / "labels"
+    plain = evaluate(loaded(model), images, labels, crf=False)
+    tree = loaded(model).inventory_.tree
+    change_edits(model, tree, lambda now: [{"hide": "0"}])
+    hidden = evaluate(loaded(model), images, labels, crf=False)
+    confusion = np.array(plain.confusion)
+    assert np.array_equal(np.array(hidden.confusion), confusion[:, [1, 2, 0]])
+    assert hidden.assignment[-1] is None
+    assert hidden.accuracy < plain.accuracy
+    merged = evaluate(loaded(model).cut(2), images, labels, crf=False)
+    assert np.array(merged.confusion).sum() == confusion.sum()
+
+
+def test_names_come_from_a_few_labels(model, painted_folder):
+    images, labels = painted_folder / "images", painted_folder / "labels"
+    done = call("name", model, images / "0.png", "--labels", labels, "--least", "0")
+    assert done.exit_code == 0, done.output
+    named = loaded(model).legend_
+    assert {name.split()[0] for name in named.names} <= {"red", "green", "blue"}
+    assert len(set(named.names)) == 3
+
+
+def test_a_broken_file_stops_commands_with_one_sentence(model, painted_folder):
+    (model / "classes.json").write_text('{"format": 1, "edits": [{"hide": "7"}]}')
+    for command in (("classes", model), ("predict", model, painted_folder / "images")):
+        out = ["--out", painted_folder / "o"] if command[0] == "predict" else []
+        done = call(*command, *out)
+        assert done.exit_code == 1
+        assert "classes.json: edits[0]: there is no class '7'" in done.output.replace("\n", "")
+        assert "Traceback" not in done.output
+
+
+def test_the_report_is_one_file_without_network(model, painted_folder):
+    tree = loaded(model).inventory_.tree
+    change_edits(model, tree, lambda now: [{"rename": "0", "to": "<b>red & co</b>"}])
+    path = write_report(
+        loaded(model), painted_folder / "images", model / "r" / "report.html",
+        labels=painted_folder / "labels", crf=False,
+    )  # fmt: skip
+    text = path.read_text()
+    assert "<b>red" not in text
+    assert "&lt;b&gt;red &amp; co&lt;/b&gt;" in text
+    for word in ("http://", "https://", 'src="/', "<script", "<link", "@import"):
+        assert word not in text
+    assert text.count("data:image/jpeg;base64,") >= 8
+    assert "prefers-color-scheme: dark" in text
+    assert "Accuracy" in text
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_auto_prints_evidence_and_takes_the_middle(vit, tmp_path, painted_folder):
+    done = call(
+        "fit", painted_folder / "images", "--classes", "2-4", "--out", tmp_path / "m",
+        "--backbone", vit, "--size", "64", "--recipe", "orthogonal", "--min-init-steps", "5",
+        "--no-mask-crf", "--store", tmp_path / "store",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "taking the middle" in done.output
+    found = Inventory.load(tmp_path / "m")
+    assert [one.classes for one in found.curve] == [2, 3, 4]
+    assert found.tree.classes in (2, 3, 4)
+    assert "it must be a number, a range" in call(
+        "fit", painted_folder / "images", "--classes", "many", "--out", tmp_path / "n"
+    ).output.replace("\n", " ")
