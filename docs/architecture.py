@@ -22,7 +22,7 @@ LAYERS = (
     ("model_folder", "model"),
     ("evaluation",),
     ("pictures",),
-    ("label_maps", "planning", "demo"),
+    ("label_maps", "planning", "demo", "exchange"),
     ("experiments",),
     ("cli",),
 )
@@ -40,6 +40,7 @@ WORDS = {
     "em": "section 3.2: prototypes",
     "projections": "STEGO, HP, yours",
     "classes": "tree, names, trust",
+    "exchange": "formats of other tools",
     "model": "what a user holds",
     "model_folder": "a saved model",
     "evaluation": "scores by labels",

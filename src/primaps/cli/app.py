@@ -20,8 +20,8 @@ from primaps.support.errors import PrimapsError
 
 err = Console(stderr=True)
 ORDER = (
-    "demo", "propose", "fit", "predict", "classes", "name", "report", "audit", "evaluate", "oracle",
-    "probe", "data", "project", "projection", "reproduce",
+    "demo", "propose", "fit", "predict", "classes", "name", "report", "audit", "export", "import",
+    "push", "evaluate", "oracle", "probe", "data", "project", "projection", "reproduce",
 )  # fmt: skip
 """Of the commands in `primaps --help`: that in which a person needs them."""
 
@@ -44,6 +44,7 @@ app = typer.Typer(
 # Panels of `primaps --help`.
 IMAGES = "Your images"
 CLASSES = "Classes"
+EXCHANGE = "Out and in"
 SCORES = "With labels"
 DATA = "Labelled data sets"
 PAPER = "The paper, and features of other methods"

@@ -1,7 +1,5 @@
 """What both ways of computing proposals give for one image."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from jaxtyping import Float, Int

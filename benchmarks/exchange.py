@@ -1,0 +1,114 @@
+"""How long exports and imports take, and how much memory.
+
+    python benchmarks/exchange.py [--images 1000] [--formats coco cvat ...] [--size 640 480]
+
+Makes label maps of 27 classes with regions like those of predictions (smooth noise, the largest
+channel), and images beside them. Each format runs in a process of its own; printed are seconds of
+export and import, and by how much the memory of the process exceeds that with a tenth of the
+images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from primaps.exchange import FORMATS, export_labels, import_labels
+from primaps.exchange.regions import split
+
+CLASSES = 27
+
+
+def label_map(seed: int, width: int, height: int) -> np.ndarray:
+    """Smooth noise of two scales; the largest of 27 channels, at a quarter of the size."""
+    generator = np.random.default_rng(seed)
+    noise = generator.standard_normal((CLASSES, height // 4, width // 4)).astype(np.float32)
+    coarse = np.stack([gaussian_filter(one, 9) * 9 for one in noise])
+    fine = np.stack([gaussian_filter(one, 2) * 2 for one in noise])
+    labels = (coarse + 0.45 * fine).argmax(0).astype(np.uint8)
+    return np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+
+
+def make(root: Path, images: int, width: int, height: int) -> float:
+    """Write maps and images; returns regions per image. 20 maps, mirrored and turned by 180."""
+    maps = [label_map(seed, width, height) for seed in range(min(20, images))]
+    (root / "images").mkdir(parents=True)
+    (root / "result").mkdir()
+    photograph = Image.fromarray(np.zeros((height, width, 3), np.uint8))
+    for i in range(images):
+        labels = maps[i % len(maps)]
+        labels = labels[:, :: (1, -1)[i % 2]][:: (1, -1)[i // 2 % 2]]
+        Image.fromarray(labels).save(root / "result" / f"{i:05}.png")
+        photograph.save(root / "images" / f"{i:05}.jpg")
+    about = {"command": "predict", "names": [f"class {k}" for k in range(CLASSES)]}
+    (root / "result" / "primaps.json").write_text(json.dumps(about))
+    return float(np.mean([len(split(labels, "region").classes) for labels in maps]))
+
+
+def peak() -> float:
+    """MB that this process held at most; getrusage would count the process that started it."""
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
+    return int(line.split()[1]) / 1024
+
+
+def one(root: Path, name: str) -> dict[str, float]:
+    """Export and import a collection in this process."""
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        began = time.monotonic()
+        export_labels(root / "result", root / "images", name, Path(folder) / "out")
+        exported = time.monotonic()
+        memory = peak()
+        size = sum(p.stat().st_size for p in (Path(folder) / "out").rglob("*") if p.is_file())
+        result = {"export": exported - began, "memory": memory, "size": size / 2**20}
+        if FORMATS[name].read:
+            import_labels(Path(folder) / "out", name, Path(folder) / "back")
+            result["import"] = time.monotonic() - exported
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--size", type=int, nargs=2, default=(640, 480))
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS))
+    parser.add_argument("--one", nargs=2, metavar=("ROOT", "FORMAT"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(one(Path(arguments.one[0]), arguments.one[1])))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        few, many = Path(folder) / "few", Path(folder) / "many"
+        make(few, max(1, arguments.images // 10), *arguments.size)
+        regions = make(many, arguments.images, *arguments.size)
+        width, height = arguments.size
+        print(f"{arguments.images} images of {width}x{height}, {regions:.0f} regions each")
+        print(
+            "| format | export, s | import, s | written, MB | memory, MB (a tenth of the images) |"
+        )
+        print("|---|---|---|---|---|")
+        for name in arguments.formats:
+            small, large = (
+                json.loads(
+                    subprocess.run(
+                        [sys.executable, __file__, "--one", str(root), name],
+                        check=True, capture_output=True, text=True,
+                    ).stdout
+                )
+                for root in (few, many)
+            )  # fmt: skip
+            back = f"{large['import']:.1f}" if "import" in large else "-"
+            memory = f"{large['memory']:.0f} ({small['memory']:.0f})"
+            print(f"| {name} | {large['export']:.1f} | {back} | {large['size']:.0f} | {memory} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Label maps out to the tools that people use, and back again.
+
+A format is a writer and a reader: a writer takes images with their label maps, one at a time, and
+the classes; a reader gives the same back. :data:`FORMATS` lists them.
+"""
+
+from primaps.exchange.classes import NOTHING, Classes, read_classes
+from primaps.exchange.errors import ExchangeError
+from primaps.exchange.exporting import Exported, export_labels
+from primaps.exchange.formats import FORMATS, Format
+from primaps.exchange.importing import Imported, import_labels
+from primaps.exchange.labelled import LabelledImage
+
+__all__ = [
+    "FORMATS",
+    "NOTHING",
+    "Classes",
+    "ExchangeError",
+    "Exported",
+    "Format",
+    "Imported",
+    "LabelledImage",
+    "export_labels",
+    "import_labels",
+    "read_classes",
+]

@@ -1,0 +1,211 @@
+"""Names and colours of the values that label maps have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+from primaps.classes.classes_json import read_legend
+from primaps.classes.inventory import Inventory
+from primaps.exchange.errors import ExchangeError, check_text, parse_json
+from primaps.support.colours import palette
+
+NOTHING = 255
+"""Value of a pixel without a label, in every label map of this package."""
+MAX_CLASSES = 255
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """The classes 0..K-1 of label maps.
+
+    Attributes:
+        names: one to 255, all different, without line breaks or blanks at their ends.
+        colours: (K, 3) of 8 bits; those of primaps if None.
+        ignore_index: value of pixels without a label; any value is allowed in files that are read.
+        hidden: classes that are treated as no label.
+
+    Raises:
+        ExchangeError: names or colours are not like that.
+
+    Examples:
+        >>> classes = Classes(("road", "sky"))
+        >>> classes.colours.tolist()
+        [[243, 195, 0], [135, 86, 146]]
+        >>> classes.normalised(np.array([[0, 1, 255]]), "a.png").tolist()
+        [[0, 1, 255]]
+    """
+
+    names: tuple[str, ...]
+    colours: UInt8[np.ndarray, "k 3"] = None  # type: ignore[assignment] # filled in below
+    ignore_index: int = NOTHING
+    hidden: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.names) <= MAX_CLASSES:
+            raise ExchangeError(
+                f"there are {len(self.names)} classes; label maps of 8 bits hold 1 to {MAX_CLASSES}"
+            )
+        for name in self.names:
+            if not isinstance(name, str) or not name or name != name.strip():
+                raise ExchangeError(f"{name!r} is no name of a class: no blanks around its letters")
+            check_text(name, "the class")
+        if double := {name for name in self.names if self.names.count(name) > 1}:
+            raise ExchangeError(f"two classes have the name {min(double)!r}: rename or merge them")
+        colours = palette(len(self.names)) if self.colours is None else self.colours
+        if colours.shape != (len(self.names), 3) or colours.dtype != np.uint8:
+            raise ExchangeError(
+                f"colours of {len(self.names)} classes are {len(self.names)} x 3 numbers of 0 to "
+                f"255, but there are {len(colours)}"
+            )
+        object.__setattr__(self, "colours", colours)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Classes) and self.as_json() == other.as_json()
+
+    @property
+    def hexadecimal(self) -> list[str]:
+        """Colours as ``#rrggbb``."""
+        return [f"#{colour.tobytes().hex()}" for colour in self.colours]
+
+    def as_json(self) -> dict[str, Any]:
+        """Content of ``classes.json``, the shape of labelled folders with colours added."""
+        return {
+            "classes": list(self.names),
+            "ignore_index": NOTHING,
+            "colours": self.colours.tolist(),
+        }
+
+    def normalised(
+        self, labels: Integer[np.ndarray, "h w"], where: object
+    ) -> UInt8[np.ndarray, "h w"]:
+        """A label map with 255 wherever there is no label: ignored and hidden values.
+
+        Raises:
+            ExchangeError: it has a value that is no class.
+        """
+        table = np.full(1 << 16, -1, np.int16)
+        table[: len(self)] = np.arange(len(self))
+        table[[NOTHING, self.ignore_index, *self.hidden]] = NOTHING
+        if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(table):
+            raise ExchangeError(f"{where} has values outside 0..65535; it is no label map")
+        found = table[labels]
+        if (found < 0).any():
+            raise ExchangeError(
+                f"{where} has the value {labels[found < 0].min()}, but the classes are "
+                f"0..{len(self) - 1}: give the classes.json that belongs to these maps"
+            )
+        return found.astype(np.uint8)
+
+
+def read_classes(path: str | Path) -> Classes:
+    """Classes of a ``classes.json``, of a folder that holds one, or of a saved model.
+
+    ``classes.json`` reads ``{"classes": ["road", ...], "ignore_index": 255, "colours": [[r, g, b],
+    ...]}``, where all but the names may be missing. A model without it has the names ``class 0``,
+    ``class 1``, ... and the colours of primaps.
+
+    Raises:
+        ExchangeError: there is neither, or they do not read like this.
+    """
+    path = Path(path)
+    if (inventory := Inventory.load(path) if path.is_dir() else None) is not None:
+        shown = read_legend(path, inventory.tree)  # a model with its tree and edits
+        return Classes(tuple(shown.names), shown.colours)
+    candidates = [path / "classes.json", path / "config.json"] if path.is_dir() else [path]
+    file = next((one for one in candidates if one.is_file()), None)
+    if file is None:
+        raise ExchangeError(f"{path} has no classes.json: give that file, its folder, or a model")
+    return parse_classes(file.read_bytes(), str(file))
+
+
+def parse_classes(text: bytes, where: str) -> Classes:
+    """Classes from the content of such a file, see :func:`read_classes`."""
+    content = parse_json(text, where)
+    try:
+        if isinstance(content["config"], dict) and "classes" not in content:
+            return Classes(tuple(f"class {k}" for k in range(int(content["config"]["classes"]))))
+    except (KeyError, TypeError, ValueError):
+        pass
+    try:
+        if not isinstance(content["classes"], list):
+            raise TypeError("'classes' is no list")
+        ignore = content.get("ignore_index")
+        colours = content.get("colours")
+        names = tuple(content["classes"])
+        shades = palette(len(names)) if colours is None else [_colour(one) for one in colours]
+        return Classes(
+            names,
+            np.array(shades, np.uint8).reshape(-1, 3),
+            NOTHING if ignore is None else _index(ignore),
+        )
+    except ExchangeError as error:
+        raise ExchangeError(f"{where}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ExchangeError(
+            f'{where} must read {{"classes": [names], "ignore_index": number, "colours": '
+            "[[r, g, b], ...]}, where only the names are needed"
+        ) from None
+
+
+def distinct_colours(
+    colours: UInt8[np.ndarray, "k 3"], taken: Iterable[Sequence[int]] = ((0, 0, 0),)
+) -> UInt8[np.ndarray, "k 3"]:
+    """Colours changed as little as needed for no two to be alike, and none to be ``taken``.
+
+    For formats that tell classes apart by their colour alone.
+
+    Examples:
+        >>> distinct_colours(np.array([[9, 9, 9], [9, 9, 9], [0, 0, 0]], np.uint8)).tolist()
+        [[9, 9, 9], [9, 9, 10], [0, 0, 1]]
+    """
+    used = {tuple(colour) for colour in taken}
+    result = []
+    for colour in colours.tolist():
+        code = (colour[0] << 16) + (colour[1] << 8) + colour[2]
+        while (found := (code >> 16, code >> 8 & 255, code & 255)) in used:
+            code = (code + 1) % (1 << 24)
+        used.add(found)
+        result.append(found)
+    return np.array(result, np.uint8).reshape(-1, 3)
+
+
+def parse_colour(text: str | None) -> tuple[int, int, int] | None:
+    """A colour ``#rrggbb``; None if it is written in another way.
+
+    Examples:
+        >>> parse_colour("#ff8000"), parse_colour("red")
+        ((255, 128, 0), None)
+    """
+    if text is None or not re.fullmatch("#[0-9a-fA-F]{6}", text):
+        return None
+    red, green, blue = bytes.fromhex(text[1:])
+    return red, green, blue
+
+
+def with_colours(names: Sequence[str], found: Sequence[Sequence[int] | None]) -> Classes:
+    """Classes from what a file says; colours that it leaves open are those of primaps."""
+    own = palette(len(names)).tolist()
+    chosen = [own[i] if colour is None else list(colour) for i, colour in enumerate(found)]
+    return Classes(tuple(names), np.array(chosen, np.uint8).reshape(len(names), 3))
+
+
+def _colour(content: Any) -> list[int]:
+    if len(content) != 3:
+        raise ValueError("a colour is three numbers")
+    return [_index(value, 256) for value in content]
+
+
+def _index(value: Any, bound: int = 1 << 16) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < bound:
+        raise ValueError(f"{value!r} is no number below {bound}")
+    return value

@@ -1,0 +1,184 @@
+"""From the label maps that ``predict`` and ``propose`` wrote to the formats of other tools."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer
+from PIL import Image, UnidentifiedImageError
+
+from primaps.data.folder import ImageFile, find_images
+from primaps.exchange.classes import Classes, read_classes
+from primaps.exchange.errors import ExchangeError, check_text, parse_json
+from primaps.exchange.folders import check_free, whole_folder
+from primaps.exchange.formats import find_format
+from primaps.exchange.images import upright_size
+from primaps.exchange.labelled import LabelledImage, proposals
+from primaps.support.progress import ProgressCallback, silent
+
+logger = logging.getLogger("primaps")
+PROPOSAL = Classes(("proposal",))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export did.
+
+    Attributes:
+        images: number of images written.
+        out: the folder.
+        next: what to do with it in the tool.
+    """
+
+    images: int
+    out: Path
+    next: str
+
+
+def export_labels(
+    result: str | Path,
+    images: str | Path | Sequence[str | Path],
+    to: str,
+    out: str | Path,
+    *,
+    classes: Classes | str | Path | None = None,
+    per: str | None = None,
+    progress: ProgressCallback = silent,
+    problem: Callable[[str], None] = logger.warning,
+) -> Exported:
+    """Write label maps in the format of another tool: ``primaps export``.
+
+    ``result`` holds no images, and does not say where they were: maps are found by the relative
+    paths of the images, so both folders may have been moved. Give what ``predict`` was given.
+
+    Args:
+        result: folder that ``predict``, ``propose`` or :func:`import_labels` wrote.
+        images: the files, folders or globs that the maps are of.
+        to: a format, see :data:`primaps.exchange.FORMATS`.
+        out: folder to write to: absent, empty, or an earlier export that nobody changed since.
+        classes: names and colours, or the ``classes.json`` or model that has them; those that
+            ``result`` has if None.
+        per: one region per ``class`` or connected ``region``, for formats that list regions; None
+            takes what suits the tool.
+        problem: told about images that have no label map; they are left out.
+
+    Raises:
+        ExchangeError: anything is not as it should be. Nothing is left at ``out`` then.
+        FileNotFoundError: there is no image.
+    """
+    result, out, form = Path(result), Path(out), find_format(to)
+    if per is not None and per not in ("class", "region"):
+        raise ExchangeError(f"per is {per!r}; it must be class or region")
+    if per is not None and form.per is None:
+        raise ExchangeError(f"{to} does not list regions: leave out per")
+    proposed, named = _about(result)
+    if proposed and not form.instances:
+        raise ExchangeError(
+            f"{result} has proposals, which are masks without a class, and {to} has only classes: "
+            "export to coco, cvat, labelme or labelstudio, or predict with a model"
+        )
+    if isinstance(classes, str | Path):
+        classes = read_classes(classes)
+    chosen = classes or named
+    if chosen is None:
+        raise ExchangeError(
+            f"{result} does not say what its classes are: give a classes.json or the model"
+        )
+    check_free(out.absolute())
+    files = _with_maps(find_images(images, exclude=out), result, problem)
+
+    def labelled() -> Generator[LabelledImage]:
+        for done, file in enumerate(files):
+            source = Path(str(file.source))
+            name = str(Path(file.key).parent / source.name)
+            check_text(name, "the file name")
+            labels = _read_map(result / f"{file.key}.png")
+            size = _size(source)
+            if labels.shape != size:
+                raise ExchangeError(
+                    f"{result / file.key}.png has {labels.shape[1]} x {labels.shape[0]} pixels, "
+                    f"but {source} {size[1]} x {size[0]}: are these the images that it was made of?"
+                )
+            if proposed:
+                yield proposals(name, file.key, labels, source)
+            else:
+                where = f"{result / file.key}.png"
+                yield LabelledImage(name, file.key, chosen.normalised(labels, where), source)
+            progress("export", done + 1, len(files), {})
+
+    with whole_folder(out) as folder, contextlib.closing(labelled()) as stream:
+        form.write(stream, chosen, folder, per or form.per or "class")
+    names = ", ".join(chosen.names)
+    return Exported(len(files), out, form.next.format(out=out, names=names))
+
+
+def _about(result: Path) -> tuple[bool, Classes | None]:
+    """Whether a folder has proposals, and its classes if it names them."""
+    if not result.is_dir():
+        raise ExchangeError(f"{result} is no folder that predict or propose wrote")
+    record = result / "primaps.json"
+    content = parse_json(record.read_bytes(), str(record)) if record.is_file() else {}
+    if not isinstance(content, dict):
+        raise ExchangeError(f"{record} is not what predict or propose writes: run it again")
+    if content.get("command") == "propose":
+        return True, PROPOSAL
+    if (result / "classes.json").is_file():
+        return False, read_classes(result)
+    names = content.get("names")
+    if not isinstance(names, list) or not names:
+        return False, None
+    return False, Classes(tuple(names))
+
+
+def _with_maps(
+    files: list[ImageFile], result: Path, problem: Callable[[str], None]
+) -> list[ImageFile]:
+    """The images that have a label map; every map must have its image."""
+    present = [file for file in files if (result / f"{file.key}.png").is_file()]
+    known = {result / f"{file.key}.png" for file in present}
+    spare = sorted(set(result.rglob("*.png")) - known)  # pictures beside maps are JPEGs
+    if spare:
+        raise ExchangeError(
+            f"{len(spare)} label maps of {result} have no image, first "
+            f"{spare[0].relative_to(result)}: give the images as predict was given them"
+        )
+    if not present:
+        raise ExchangeError(f"{result} has no label maps of these images")
+    if absent := len(files) - len(present):
+        first = next(file for file in files if file not in present)
+        problem(
+            f"{absent} of {len(files)} images have no label map in {result}; first {first.source}"
+        )
+    return present
+
+
+def _read_map(path: Path) -> Integer[np.ndarray, "h w"]:
+    try:
+        with Image.open(path) as image:
+            labels = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ExchangeError(f"{path} cannot be read ({error}): predict it again") from None
+    if labels.ndim != 2 or labels.dtype.kind not in "iu":
+        raise ExchangeError(f"{path} is no label map: it must have one channel of whole numbers")
+    return labels
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return upright_size(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ExchangeError(f"{path} cannot be read ({error})") from None
+    except Image.DecompressionBombError:
+        raise ExchangeError(f"{path} has too many pixels; cut it into tiles") from None
+
+
+def write_classes(classes: Classes, path: Path) -> None:
+    """Write ``classes.json``."""
+    path.write_text(json.dumps(classes.as_json(), ensure_ascii=False, indent=1) + "\n", "utf-8")

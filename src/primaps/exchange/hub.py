@@ -1,0 +1,158 @@
+"""Models to the Hugging Face hub, with a card that says what they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from primaps.exchange.classes import Classes, read_classes
+from primaps.exchange.errors import ExchangeError, need, parse_json
+
+NEEDED = ("config.json", "model.safetensors")
+WANTED = (
+    "history.json",
+    "tree.safetensors",
+    "classes.json",
+    "projection.json",
+    "projection.safetensors",
+)
+PICTURE = "preview.png"
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    picture: bool = True,
+    scores: str | Path | dict[str, Any] | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> str:
+    """Upload a saved model and its card in one commit: ``primaps push``.
+
+    Only the files of the model are sent, whatever else lies in its folder, and the folder stays as
+    it is.
+
+    Args:
+        folder: what ``fit --out`` or ``save_pretrained`` wrote.
+        repo_id: ``owner/name``; made if it does not exist.
+        private: whether a new repository is for its owner alone.
+        picture: send ``preview.png``, which shows six of the training images.
+        scores: what :func:`primaps.evaluate` gave, or the file of ``evaluate --json``.
+        token: None takes the one of ``hf auth login`` or ``HF_TOKEN``.
+        endpoint: address of the hub; None takes ``HF_ENDPOINT``, or the public one.
+
+    Returns:
+        address of the model.
+
+    Raises:
+        ExchangeError: the folder holds no model, or the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    folder = Path(folder)
+    figures = _read_scores(scores) if isinstance(scores, str | Path) else scores
+    for name in NEEDED:
+        if not (folder / name).is_file():
+            raise ExchangeError(f"{folder} has no {name}: give the folder that fit --out wrote")
+    names = [*NEEDED, *WANTED, *([PICTURE] if picture else [])]
+    present = [name for name in names if (folder / name).is_file()]
+    card = model_card(folder, repo_id, figures, PICTURE in present)
+    files: dict[str, str | bytes] = {name: str(folder / name) for name in present}
+    files["README.md"] = card.encode("utf-8")
+    try:
+        api = HfApi(endpoint=endpoint, token=token)
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        api.create_commit(repo_id, operations, commit_message="Upload a model of primaps")
+    except Exception as error:  # of the client's own, of its HTTP library, of the socket
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExchangeError(
+            f"{repo_id} could not be pushed ({type(error).__name__}: {reason}); check the id, "
+            "`hf auth login`, and that the hub can be reached"
+        ) from error
+    return str(address)
+
+
+def model_card(
+    folder: Path, repo_id: str, scores: dict[str, Any] | None = None, picture: bool = False
+) -> str:
+    """The card of a saved model: what it was fitted on, its classes, scores, and how to load it.
+
+    Raises:
+        ExchangeError: ``config.json`` is not that of a model, or scores are none.
+    """
+    where = str(folder / "config.json")
+    content = parse_json((folder / "config.json").read_bytes(), where)
+    if not isinstance(content, dict) or content.get("library") != "primaps":
+        raise ExchangeError(f"{where} is not of a model of primaps")
+    config = need(content, "config", dict, where)
+    backbone: Any = need(need(content, "backbone", dict, where), "name", str, where)
+    images: Any = need(need(content, "training", dict, where), "images", int, where)
+    classes = read_classes(folder)
+    own = backbone.startswith("callable:")
+    rows = ["---", "library_name: primaps", "pipeline_tag: image-segmentation"]
+    rows += ["tags:", "- primaps", "- unsupervised-semantic-segmentation", "---", ""]
+    rows += [f"# {repo_id}", ""]
+    rows += [f"![training images, mask proposals, classes found]({PICTURE})", ""] if picture else []
+    rows += [
+        f"Unsupervised semantic segmentation: {len(classes)} classes, found by "
+        f"primaps in {images:,} images without a label "
+        f"(method `{config.get('method', 'em')}`), on features of `{backbone}` at "
+        f"{config.get('size')} px, which are not part of this repository.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import primaps",
+        "",
+        f'model = primaps.PriMaPsEM.from_pretrained("{repo_id}"'
+        + (", backbone=yours)" if own else ")"),
+        'classes = model.predict(primaps.load_image("image.jpg"))  # (H, W)',
+        "```",
+        "",
+        *_classes(classes),
+        *(_scores(scores) if scores is not None else ["Scores: none were given.", ""]),
+        "## Options",
+        "",
+        *(f"- {name}: `{value}`" for name, value in sorted(config.items())),
+        *(f"- version of {name}: `{value}`" for name, value in content.get("versions", {}).items()),
+        "",
+    ]
+    return "\n".join(rows)
+
+
+def _classes(classes: Classes) -> list[str]:
+    rows = [
+        f"| {k} | {name.replace('|', chr(92) + '|')} | `{colour}` |"
+        for k, (name, colour) in enumerate(zip(classes.names, classes.hexadecimal, strict=True))
+    ]
+    return ["## Classes", "", "| value | name | colour |", "|---|---|---|", *rows, ""]
+
+
+def _read_scores(path: str | Path) -> Any:
+    if not Path(path).is_file():
+        raise ExchangeError(f"{path} does not exist: write it by evaluate --json")
+    return parse_json(Path(path).read_bytes(), str(path))
+
+
+def _scores(scores: dict[str, Any]) -> list[str]:
+    try:
+        options = ", ".join(f"{name} {value}" for name, value in scores["options"].items())
+        return [
+            "## Scores",
+            "",
+            f"On {scores['images']:,} labelled images ({options}): accuracy "
+            f"{100 * scores['accuracy']:.1f} %, mean IoU {100 * scores['mean_iou']:.1f} %.",
+            "",
+            "| class | IoU, % |",
+            "|---|---|",
+            *(
+                f"| {name} | {'-' if value is None else f'{100 * value:.1f}'} |"
+                for name, value in scores["iou"].items()
+            ),
+            "",
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ExchangeError("the scores are not what evaluate gives: write them anew") from None

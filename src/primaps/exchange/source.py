@@ -1,0 +1,180 @@
+"""Files to read labels from: a folder, a zip file, or one file; none of them is trusted."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+from PIL import Image
+
+from primaps.exchange.errors import ExchangeError, need_size
+from primaps.exchange.images import upright_size
+
+MAX_FILE = 2 << 30
+"""Bytes that one file may have, unpacked: more is taken for an attack."""
+MAX_RATIO = 200
+"""Of unpacked to packed size, for files above 64 MB: labels reach some tens, bombs 1,000."""
+
+
+def safe_name(name: object, where: str) -> str:
+    """A relative path with ``/`` in between that stays in its folder.
+
+    Raises:
+        ExchangeError: it is none.
+
+    Examples:
+        >>> safe_name("a\\\\b.png", "x.json")
+        'a/b.png'
+        >>> safe_name("../b.png", "x.json")
+        Traceback (most recent call last):
+        primaps.exchange.errors.ExchangeError: x.json names '../b.png', which leaves its folder
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ExchangeError(f"{where} has {name!r} where the name of a file should be")
+    path = PurePosixPath(name.replace("\\", "/"))
+    drive = PureWindowsPath(name).drive
+    if path.is_absolute() or drive or ".." in path.parts or not path.parts:
+        raise ExchangeError(f"{where} names {name!r}, which leaves its folder")
+    return str(path)
+
+
+class Source:
+    """Reads files by their relative names.
+
+    Attributes:
+        path: the folder, zip file or single file.
+        names: relative names of the files in it, sorted; of a single file its name.
+    """
+
+    def __init__(self, path: Path, names: list[str], content: Callable[[str], bytes]) -> None:
+        self.path, self.names, self._content = path, sorted(names), content
+        self._known = frozenset(names)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            ExchangeError: it is not there, damaged, or too large.
+        """
+        if name not in self._known:
+            raise ExchangeError(f"{self.path} has no file {name}")
+        try:
+            return self._content(name)
+        except ExchangeError:
+            raise
+        except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+            raise ExchangeError(f"{self.where(name)} cannot be read ({error})") from None
+        except Exception as error:  # zlib.error and whatever other packers raise
+            raise ExchangeError(f"{self.where(name)} is damaged ({error})") from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
+
+    def where(self, name: str) -> str:
+        """What to call a file in a sentence."""
+        return (
+            str(self.path)
+            if self.path.is_file() and len(self.names) == 1
+            else f"{self.path}/{name}"
+        )
+
+    def find(self, suffix: str, what: str) -> str:
+        """The one file whose name ends with ``suffix``.
+
+        Raises:
+            ExchangeError: there is none, or are several.
+        """
+        found = [name for name in self.names if name.lower().endswith(suffix)]
+        if len(found) != 1:
+            have = f"{len(found)} files, first {found[0]} and {found[1]}" if found else "none"
+            raise ExchangeError(f"{self.path} must have one {what} (*{suffix}), but has {have}")
+        return found[0]
+
+    def picture(self, name: str, mode: str | None = None) -> np.ndarray:
+        """An image file as an array, ``mode`` being that of Pillow to convert it to."""
+        return decode(self.read(name), self.where(name), mode)
+
+    def size(self, name: str) -> tuple[int, int]:
+        """Height and width of an image file, turned as its EXIF says."""
+        try:
+            size = upright_size(Image.open(io.BytesIO(self.read(name))))
+        except ExchangeError:
+            raise
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ExchangeError(f"{self.where(name)} is no image or damaged ({error})") from None
+        return need_size(size[1], size[0], self.where(name))
+
+
+def decode(content: bytes, where: str, mode: str | None = None) -> np.ndarray:
+    """An image from bytes as an array.
+
+    Raises:
+        ExchangeError: it is none, damaged, or has too many pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(content))
+        return np.asarray(image if mode is None else image.convert(mode))
+    except Image.DecompressionBombError:
+        raise ExchangeError(f"{where} claims too many pixels; it is damaged") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ExchangeError(f"{where} is no image or damaged ({error})") from None
+
+
+@contextmanager
+def open_source(path: str | Path) -> Iterator[Source]:
+    """Open a folder (or the one zip file in it), a zip file, or another file.
+
+    Raises:
+        ExchangeError: it is not there, no zip file or cut off, leaves its folder, or unpacks to far
+            more than it should.
+    """
+    path = Path(path)
+    if path.is_dir():
+        root = path.resolve()
+        inside = [
+            one.relative_to(path).as_posix()
+            for one in path.rglob("*")
+            if one.is_file() and one.resolve().is_relative_to(root)
+        ]
+        visible = [name for name in inside if not any(p.startswith(".") for p in name.split("/"))]
+        if len(visible) == 1 and visible[0].lower().endswith(".zip"):
+            with open_source(path / visible[0]) as packed:
+                yield packed
+        else:
+            yield Source(path, visible, lambda name: _bounded(path / name))
+    elif not path.is_file():
+        raise ExchangeError(f"{path} does not exist")
+    elif path.suffix.lower() != ".zip":
+        yield Source(path, [path.name], lambda name: _bounded(path))
+    else:
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+            raise ExchangeError(f"{path} is no zip file, or cut off ({error})") from None
+        with archive:
+            infos = {}
+            for info in archive.infolist():
+                if not info.is_dir():
+                    infos[safe_name(info.filename, str(path))] = info
+            yield Source(path, list(infos), lambda name: _unpack(archive, infos[name]))
+
+
+def _bounded(path: Path) -> bytes:
+    if path.stat().st_size > MAX_FILE:
+        raise ExchangeError(f"{path} has more than {MAX_FILE >> 30} GB; split it")
+    return path.read_bytes()
+
+
+def _unpack(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    ratio = info.file_size / max(info.compress_size, 1)
+    if info.file_size > MAX_FILE or (ratio > MAX_RATIO and info.file_size > 1 << 26):
+        raise ExchangeError(
+            f"{packed.filename} unpacks {info.filename} to {info.file_size:,} bytes from "
+            f"{info.compress_size:,}; it looks like a zip bomb"
+        )
+    with packed.open(info) as file:  # stops at the size stated above, whatever follows
+        return file.read()

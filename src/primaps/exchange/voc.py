@@ -1,0 +1,126 @@
+"""``voc`` and ``cvat-mask``: PNGs with a palette, a list of images and ``labelmap.txt``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from primaps.exchange.classes import NOTHING, Classes, distinct_colours, with_colours
+from primaps.exchange.documents import png, put, zip_file
+from primaps.exchange.errors import ExchangeError
+from primaps.exchange.labelled import LabelledImage, Read
+from primaps.exchange.places import copy, subset
+from primaps.exchange.source import Source
+
+BACKGROUND = "background"
+BLACK = [0, 0, 0]
+FOLDER = "SegmentationClass"
+
+
+def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str) -> None:
+    """Write the folders of a VOC devkit. In a PNG class k is k, and 255, in black, is no label."""
+    colours = distinct_colours(classes.colours)
+    _check_names(classes)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(classes)] = colours
+    lists: dict[str, list[str]] = {}
+    for image in images:
+        put(out / FOLDER / f"{image.key}.png", png(image.labels, palette))
+        copy(image, out / "JPEGImages" / image.place)
+        lists.setdefault(subset(image.key) or "train", []).append(image.key)
+    for name, keys in lists.items():
+        put(out / "ImageSets" / "Segmentation" / f"{name}.txt", "\n".join(keys) + "\n")
+    put(out / "labelmap.txt", _labelmap([*classes.names, BACKGROUND], [*colours.tolist(), BLACK]))
+
+
+def write_cvat(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str) -> None:
+    """Write ``masks.zip``. In a PNG class k is k + 1, and 0, in black, is the background."""
+    _check_names(classes)
+    colours = np.concatenate([np.array([BLACK], np.uint8), distinct_colours(classes.colours)])
+    keys = []
+    with zip_file(out / "masks.zip") as packed:
+        packed.add(
+            "labelmap.txt", _labelmap([BACKGROUND, *classes.names], colours.tolist()).encode()
+        )
+        for image in images:
+            shifted = image.labels + np.uint8(1)  # 255 becomes 0
+            packed.add(f"{FOLDER}/{image.key}.png", png(shifted, colours))
+            keys.append(image.key)
+        content = "".join(f"{key}\n" for key in keys)
+        packed.add("ImageSets/Segmentation/default.txt", content.encode())
+
+
+def read(source: Source) -> Read:
+    """Read the PNGs of ``SegmentationClass`` by their colours, which ``labelmap.txt`` declares.
+
+    What is black, of the colour of ``background`` or of VOC's void is no label.
+    """
+    name = source.find("labelmap.txt", "labelmap.txt")
+    where = source.where(name)
+    content = source.read(name)
+    colours: dict[str, tuple[int, ...]] = {}
+    try:
+        for line in content.decode("utf-8-sig").splitlines():
+            if line.strip() and not line.startswith("#"):
+                label, colour, *_ = line.strip().split(":")
+                red, green, blue = (int(one) for one in colour.split(","))
+                if label in colours or not all(0 <= one < 256 for one in (red, green, blue)):
+                    raise ValueError
+                colours[label] = (red, green, blue)
+    except ValueError:
+        raise ExchangeError(f"{where} must have lines name:red,green,blue:: of classes") from None
+    names = [label for label in colours if label != BACKGROUND]
+    classes = with_colours(names, [colours[label] for label in names])
+    black, void = (0, 0, 0), (224, 224, 192)
+    values = {colours.get(BACKGROUND, black): NOTHING, void: NOTHING, black: NOTHING}
+    values |= {colours[label]: k for k, label in enumerate(names)}
+    codes = np.array([_code(colour) for colour in values])
+    order = codes.argsort()
+    codes, table = codes[order], np.array(list(values.values()), np.uint8)[order]
+    base = name[: -len("labelmap.txt")] + FOLDER + "/"
+
+    def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+        for file in source.names:
+            if not file.startswith(base) or not file.lower().endswith(".png"):
+                continue
+            found = source.picture(file, "RGB").astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+            place = np.searchsorted(codes, found).clip(0, len(codes) - 1)
+            strange = codes[place] != found
+            if strange.any():
+                code = int(found[strange][0])
+                raise ExchangeError(
+                    f"{source.where(file)} has the colour {code >> 16},{code >> 8 & 255},"
+                    f"{code & 255}, which labelmap.txt does not declare"
+                )
+            yield file[len(base) :], table[place]
+
+    return Read(classes, labelled())
+
+
+def _check_names(classes: Classes) -> None:
+    for name in classes.names:
+        if name == BACKGROUND:
+            raise ExchangeError(
+                "a class is named 'background', which stands for pixels without a label in this "
+                "format: give it another name"
+            )
+        if ":" in name or name.startswith("#"):
+            raise ExchangeError(
+                f"the class {name!r} cannot be written to labelmap.txt, where ':' and '#' have a "
+                "meaning of their own: give it another name"
+            )
+
+
+def _labelmap(names: list[str], colours: list[list[int]]) -> str:
+    rows = [
+        f"{name}:{red},{green},{blue}::"
+        for name, (red, green, blue) in zip(names, colours, strict=True)
+    ]
+    return "\n".join(["# label:color_rgb:parts:actions", *rows]) + "\n"
+
+
+def _code(colour: tuple[int, ...]) -> int:
+    return (colour[0] << 16) + (colour[1] << 8) + colour[2]

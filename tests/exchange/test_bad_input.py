@@ -1,0 +1,236 @@
+"""Whatever a file says: labels, or one sentence and nothing written."""
+
+import copy
+import json
+import tempfile
+import xml.etree.ElementTree as ET
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from primaps.exchange import FORMATS, Classes, ExchangeError, export_labels, import_labels
+from tests.exchange.samples import blocks, collection
+
+JSON = {
+    "coco": "annotations.json",
+    "coco-panoptic": "panoptic.json",
+    "labelstudio": "tasks.json",
+    "labelme": "a.json",
+    "hf": "data/metadata.jsonl",
+}
+ANY_READ = [name for name, row in FORMATS.items() if row.read]
+
+
+def refused(path, name, out, match=None, **options):
+    """The import raises one sentence, and leaves nothing."""
+    before = sorted(out.parent.iterdir())
+    with pytest.raises(ExchangeError, match=match) as caught:
+        import_labels(path, name, out, **options)
+    assert "\n" not in str(caught.value)
+    assert sorted(out.parent.iterdir()) == before
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """One small image in every format that can be read."""
+    root = tmp_path_factory.mktemp("exported")
+    data = collection(root, {"a.png": blocks(0, 12, 14, 3, block=4)}, Classes(("x", "y", "z")))
+    for name in ANY_READ:
+        export_labels(data.result, data.images, name, root / name)
+    return root
+
+
+values = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 10), st.just(10**12), st.just(-(2**70)),
+    st.floats(allow_nan=False), st.sampled_from(["", "x", "../a.png", "/a.png", "0" * 9]),
+    st.just([]), st.just({}), st.just([[1, 2], [3, "a"]]),
+)  # fmt: skip
+
+
+def places(content, path=()):
+    """Paths of all values in JSON, except the many numbers of a code."""
+    yield path
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    if isinstance(content, dict) or (isinstance(content, list) and len(content) < 9):
+        for key, value in items:
+            yield from (
+                places(value, (*path, key)) if isinstance(value, dict | list) else [(*path, key)]
+            )
+
+
+@pytest.mark.parametrize("name", JSON)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_foreign_json_is_read_or_refused_in_one_sentence(exported, name, data):
+    content = json.loads((exported / name / JSON[name]).read_text("utf-8"))
+    place = data.draw(st.sampled_from(list(places(content))))
+    value = data.draw(values)
+    changed = copy.deepcopy(content)
+    if not place:
+        changed = value
+    else:
+        at = changed
+        for key in place[:-1]:
+            at = at[key]
+        if data.draw(st.booleans()):
+            at[place[-1]] = value
+        else:
+            del at[place[-1]]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        zipped_copy(exported / name, source, {JSON[name]: json.dumps(changed)})
+        try:
+            import_labels(source, name, Path(folder) / "out")
+        except ExchangeError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+            assert not (Path(folder) / "out").exists()
+        assert {path.name for path in Path(folder).iterdir()} <= {"source", "out"}
+
+
+def zipped_copy(folder, target, instead):
+    """A copy of a folder with some files changed."""
+    for path in folder.rglob("*"):
+        place = target / path.relative_to(folder)
+        if path.is_file():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            text = instead.get(path.relative_to(folder).as_posix())
+            place.write_bytes(path.read_bytes() if text is None else text.encode())
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_foreign_xml_is_read_or_refused_in_one_sentence(exported, data):
+    root = ET.fromstring((exported / "cvat" / "annotations.xml").read_text("utf-8"))
+    element = data.draw(st.sampled_from(list(root.iter())))
+    texts = st.sampled_from(
+        ["", "x", "-1", "1e999", "nan", "99999999999", "1,2", "../a", "polygon"]
+    )
+    if element.attrib and data.draw(st.booleans()):
+        element.set(data.draw(st.sampled_from(sorted(element.attrib))), data.draw(texts))
+    elif data.draw(st.booleans()):
+        element.tag = data.draw(st.sampled_from(["polygon", "box", "image", "mask", "other"]))
+    else:
+        element.text, element.attrib = data.draw(texts), {}
+    with tempfile.TemporaryDirectory() as folder:
+        (source := Path(folder) / "a.xml").write_bytes(ET.tostring(root, "utf-8"))
+        try:
+            import_labels(source, "cvat", Path(folder) / "out")
+        except ExchangeError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+            assert not (Path(folder) / "out").exists()
+
+
+@pytest.mark.parametrize("name", ANY_READ)
+def test_files_that_are_cut_off_are_refused(exported, name, tmp_path):
+    """Each file of an export in turn loses its last third."""
+    for path in (exported / name).rglob("*"):
+        relative = path.relative_to(exported / name).as_posix()
+        about_pixels = path.suffix in (".json", ".jsonl", ".xml", ".png", ".zip", ".txt")
+        if path.is_dir() or relative.startswith(".") or not about_pixels:
+            continue
+        if relative.startswith(("images/", "data/images/", "JPEGImages/", "ImageSets")):
+            continue
+        if relative in ("labels.json", "labels.txt", "a.png"):  # not read, or cut between lines
+            continue
+        target = tmp_path / name / relative.replace("/", "_") / "source"
+        zipped_copy(exported / name, target, {})
+        content = (target / relative).read_bytes()
+        (target / relative).write_bytes(content[: 2 * len(content) // 3])
+        if relative.startswith("labels/"):  # lines of numbers: fewer of them may be labels too
+            continue
+        refused(target, name, target.parent / "out")
+
+
+@pytest.mark.parametrize("name", ANY_READ)
+def test_something_else_is_refused(name, tmp_path):
+    refused(tmp_path / "absent", name, tmp_path / "out", "does not exist")
+    (empty := tmp_path / "empty").mkdir()
+    refused(empty, name, tmp_path / "out")
+    for file, content in {
+        "a.json": b"\xff\xfe\0",
+        "a.zip": b"PK\3\4",
+        "a.xml": b"<a",
+        "b": b"",
+    }.items():
+        (tmp_path / file).write_bytes(content)
+        refused(tmp_path / file, name, tmp_path / "out")
+
+
+def test_paths_that_leave_the_folder_are_refused(exported, tmp_path):
+    content = json.loads((exported / "coco" / "annotations.json").read_text("utf-8"))
+    for bad in ("../a.png", "/etc/a.png", "a/../../b.png", "C:\\a.png", "..\\a.png", ""):
+        content["images"][0]["file_name"] = bad
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        refused(tmp_path / "a.json", "coco", tmp_path / "out", "leaves its folder|name of a file")
+
+
+def test_a_zip_file_that_leaves_its_folder_is_refused(exported, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.writestr("../labelmap.txt", "x:1,2,3::")
+    refused(tmp_path / "a.zip", "cvat-mask", tmp_path / "out", "leaves its folder")
+
+
+def test_links_out_of_the_folder_are_not_followed(exported, tmp_path):
+    zipped_copy(exported / "voc", tmp_path / "in", {})
+    (tmp_path / "secret.txt").write_text("x:1,2,3::\n")
+    (tmp_path / "in" / "labelmap.txt").unlink()
+    (tmp_path / "in" / "labelmap.txt").symlink_to(tmp_path / "secret.txt")
+    refused(tmp_path / "in", "voc", tmp_path / "out", "labelmap.txt")
+
+
+def test_a_zip_bomb_is_refused_unread(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_BZIP2) as packed:
+        packed.writestr("labelmap.txt", b"#" * ((1 << 26) + 1))
+    refused(tmp_path / "a.zip", "cvat-mask", tmp_path / "out", "zip bomb")
+
+
+def test_claims_of_many_pixels_are_refused_unread(exported, tmp_path):
+    content = json.loads((exported / "coco" / "annotations.json").read_text("utf-8"))
+    content["images"][0] |= {"width": 1_000_000, "height": 1_000_000}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    refused(tmp_path / "a.json", "coco", tmp_path / "out", "claims to have")
+
+
+def test_a_document_type_with_entities_is_refused(tmp_path):
+    text = '<!DOCTYPE a [<!ENTITY b "c">]><annotations><image name="&b;"/></annotations>'
+    (tmp_path / "a.xml").write_text(text)
+    refused(tmp_path / "a.xml", "cvat", tmp_path / "out", "document type")
+
+
+def test_names_that_are_no_classes_are_refused(exported, tmp_path):
+    (tmp_path / "classes.json").write_text('{"classes": ["z", "x"]}')
+    options = {"classes": tmp_path / "classes.json"}
+    refused(exported / "coco", "coco", tmp_path / "out", "'y', which is none of z, x", **options)
+
+
+def test_classes_that_are_given_say_what_the_values_are(exported, tmp_path):
+    wanted = Classes(("new", "z", "y", "x"))
+    done = import_labels(exported / "coco", "coco", tmp_path / "out", classes=wanted)
+    assert done.classes == wanted
+    labels = np.asarray(Image.open(tmp_path / "out" / "a.png"))
+    before = np.asarray(Image.open(exported / "result" / "a.png"))
+    for old, new in ((0, 3), (1, 2), (2, 1), (255, 255)):
+        assert (labels[before == old] == new).all()
+
+
+def test_two_label_maps_of_one_image_are_refused(exported, tmp_path):
+    content = json.loads((exported / "coco" / "annotations.json").read_text("utf-8"))
+    content["images"].append({**content["images"][0], "id": 9})
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    refused(tmp_path / "a.json", "coco", tmp_path / "out", "two label maps of a.png")
+
+
+def test_an_undeclared_colour_is_refused(exported, tmp_path):
+    zipped_copy(exported / "voc", tmp_path / "in", {})
+    Image.new("RGB", (3, 3), (1, 2, 3)).save(tmp_path / "in" / "SegmentationClass" / "a.png")
+    refused(tmp_path / "in", "voc", tmp_path / "out", "colour 1,2,3, which labelmap.txt")
+
+
+def test_a_format_that_has_no_way_back_says_which_have(tmp_path):
+    with pytest.raises(ExchangeError, match="'gpkg' cannot be read; the formats are coco, "):
+        import_labels(tmp_path, "gpkg", tmp_path / "out")

@@ -1,0 +1,215 @@
+"""What an export does with folders, files and names, whatever the format."""
+
+import gc
+import json
+import weakref
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from primaps.exchange import (
+    FORMATS,
+    Classes,
+    ExchangeError,
+    LabelledImage,
+    export_labels,
+    read_classes,
+)
+from tests.exchange.samples import blocks, collection
+
+
+def content(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def refused(data, match, name="coco", out=None, **options):
+    """The export raises one sentence, and leaves everything as it was."""
+    out = out or data.root / "out"
+    before = content(data.root)
+    options.setdefault("images", data.images)
+    with pytest.raises(ExchangeError, match=match) as caught:
+        export_labels(data.result, options.pop("images"), name, out, **options)
+    assert "\n" not in str(caught.value)
+    assert content(data.root) == before
+    assert not list(data.root.glob(".writing-*"))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_same_labels_give_the_same_bytes(street, name, monkeypatch):
+    import time
+
+    export_labels(street.result, street.images, name, street.root / "one")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1e6)
+    export_labels(street.result, street.images, name, street.root / "two")
+    assert content(street.root / "one") == content(street.root / "two")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_image_is_kept_once_it_is_written(name, tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (40, 40)).save(path)
+    alive = []
+
+    def images():
+        for i in range(6):
+            image = LabelledImage(f"{i}.png", str(i), blocks(i, 40, 40, 3), path)
+            alive.append(weakref.ref(image))
+            yield image
+            del image
+            gc.collect()
+            assert sum(one() is not None for one in alive) <= 1
+
+    (tmp_path / "out").mkdir()
+    FORMATS[name].write(images(), Classes(("a", "b", "c")), tmp_path / "out", "class")
+    assert len(alive) == 6
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_last_line_names_files_that_are_there(street, name):
+    done = export_labels(street.result, street.images, name, street.root / "out")
+    assert str(street.root / "out") in done.next
+    for word in done.next.replace("'", " ").replace(")", " ").replace(",", " ").split():
+        word = word.removeprefix("data=").rstrip(";:")
+        if word.startswith(str(street.root)):
+            assert (street.root / word).exists(), word
+
+
+def test_a_folder_with_files_of_the_user_is_left_alone(street):
+    (street.root / "out").mkdir()
+    (street.root / "out" / "mine.txt").write_text("mine")
+    refused(street, "out is not empty")
+    refused(street, "is a file", out=street.result / "primaps.json")
+    refused(street, "images is not empty", out=street.images)
+
+
+def test_an_earlier_export_is_replaced_unless_someone_worked_on_it(street):
+    out = street.root / "out"
+    export_labels(street.result, street.images, "coco", out)
+    export_labels(street.result, street.images, "cvat", out)
+    assert not (out / "annotations.json").exists()
+    assert (out / "annotations.xml").exists()
+    with (out / "annotations.xml").open("a") as file:
+        file.write("<!-- corrected -->")
+    refused(street, "was changed since it was made", "coco")
+    export_labels(street.result, street.images, "labelme", street.root / "other")
+    (street.root / "other" / "new.json").write_text("{}")
+    refused(street, "was changed since it was made", out=street.root / "other")
+
+
+def test_what_stops_an_export_half_way_leaves_the_earlier_one(street):
+    export_labels(street.result, street.images, "coco", street.root / "out")
+
+    def stop(stage, done, total, figures):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    before = content(street.root)
+    with pytest.raises(KeyboardInterrupt):
+        export_labels(street.result, street.images, "hf", street.root / "out", progress=stop)
+    assert content(street.root) == before
+
+
+def test_maps_without_their_images_are_refused(street):
+    (street.images / "val" / "ring.png").unlink()
+    refused(street, "1 label maps of .* have no image, first val/ring.png")
+    refused(street, "have no image", images=street.images / "train")
+
+
+def test_images_without_a_map_are_named_and_left_out(street):
+    Image.new("RGB", (4, 4)).save(street.images / "new.png")
+    told = []
+    done = export_labels(
+        street.result, street.images, "coco", street.root / "out", problem=told.append
+    )
+    assert done.images == 4
+    assert "1 of 5 images have no label map" in told[0]
+    assert "new.png" in told[0]
+
+
+def test_maps_of_another_size_are_refused(street):
+    Image.new("RGB", (7, 9)).save(street.images / "val" / "ring.png")
+    refused(street, r"ring.png has 30 x 24 pixels, but .*ring.png 7 x 9")
+
+
+def test_an_image_that_lies_on_its_side_is_taken_upright(tmp_path):
+    data = collection(tmp_path, {"a.jpg": blocks(0, 30, 20, 2)}, Classes(("a", "b")))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(data.images / "a.jpg", exif=exif)
+    export_labels(data.result, data.images, "coco", tmp_path / "out")
+    (image,) = json.loads((tmp_path / "out" / "annotations.json").read_text())["images"]
+    assert (image["width"], image["height"]) == (20, 30)
+
+
+def test_values_that_are_no_classes_are_refused(street):
+    (street.root / "two.json").write_text('{"classes": ["a", "b"]}')
+    refused(
+        street, "has the value [2-7], but the classes are 0..1", classes=street.root / "two.json"
+    )
+
+
+def test_damaged_maps_and_records_are_refused(street):
+    path = street.result / "val" / "ring.png"
+    good = path.read_bytes()
+    path.write_bytes(good[:-30])
+    refused(street, "ring.png cannot be read")
+    Image.new("RGB", (30, 24)).save(path)
+    refused(street, "ring.png is no label map")
+    path.write_bytes(good)
+    (street.result / "primaps.json").write_text("[1]")
+    refused(street, "is not what predict or propose writes")
+    refused(street, "'tiff' cannot be written", "tiff")
+    refused(street, "per is 'pixel'", per="pixel")
+    refused(street, "hf does not list regions", "hf", per="class")
+    (street.result / "primaps.json").unlink()
+    (street.result / "classes.json").unlink()
+    refused(street, "does not say what its classes are")
+
+
+def test_ignored_and_hidden_values_are_no_label(tmp_path):
+    labels = np.array([[0, 1, 2, 11]], np.uint8)
+    data = collection(tmp_path, {"a.png": labels}, Classes(("a", "b", "c")))
+    classes = Classes(("a", "b", "c"), ignore_index=11, hidden=frozenset([1]))
+    export_labels(data.result, data.images, "hf", tmp_path / "out", classes=classes)
+    found = np.asarray(Image.open(tmp_path / "out" / "data" / "labels" / "a.png"))
+    assert found.tolist() == [[0, 255, 2, 255]]
+
+
+def test_names_come_from_what_predict_recorded_or_from_a_model(street):
+    (street.result / "classes.json").unlink()
+    done = export_labels(street.result, street.images, "cvat", street.root / "out")
+    assert street.classes.names[0] in done.next
+    (model := street.root / "model").mkdir()
+    (model / "config.json").write_text('{"config": {"classes": 8}}')
+    done = export_labels(street.result, street.images, "cvat", street.root / "out", classes=model)
+    assert "class 7" in done.next
+
+
+def test_classes_json_is_checked(tmp_path):
+    path = tmp_path / "classes.json"
+    for text, match in [
+        ("{", "no JSON"),
+        ("[]", "must read"),
+        ('{"classes": "ab"}', "must read"),
+        ('{"classes": []}', "0 classes"),
+        ('{"classes": ["a", "a"]}', "two classes have the name 'a'"),
+        ('{"classes": ["a\\n"]}', "no name of a class|has the character"),
+        ('{"classes": ["a"], "colours": [[1, 2, 300]]}', "must read"),
+        ('{"classes": ["a"], "colours": [[1, 2, 3], [4, 5, 6]]}', "1 classes are 1 x 3"),
+        ('{"classes": ["a"], "ignore_index": "x"}', "must read"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ExchangeError, match=match):
+            read_classes(path)
+    with pytest.raises(ExchangeError, match="has no classes.json"):
+        read_classes(tmp_path / "absent")
+    path.write_text('{"classes": ["a", "b"], "ignore_index": 7, "colours": [[1, 2, 3], [4, 5, 6]]}')
+    classes = read_classes(tmp_path)
+    assert (classes.names, classes.ignore_index) == (("a", "b"), 7)
+    assert classes.colours.tolist() == [[1, 2, 3], [4, 5, 6]]

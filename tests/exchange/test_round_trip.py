@@ -1,0 +1,119 @@
+"""What goes out comes back: pixel by pixel, name by name."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from primaps.exchange import FORMATS, Classes, ExchangeError, export_labels, import_labels
+from tests.exchange.samples import Collection, collection, key_of, read_maps
+
+READABLE = [name for name, row in FORMATS.items() if row.read]
+COLOURED = ["coco", "coco-panoptic", "cvat", "cvat-mask", "labelstudio", "voc", "hf"]
+"""Formats that keep colours; these are distinct here."""
+
+
+def there_and_back(data: Collection, name: str, **options) -> Path:
+    out, back = data.root / "out", data.root / "back"
+    export_labels(data.result, data.images, name, out, **options)
+    import_labels(out, name, back)
+    return back
+
+
+def same_maps(data: Collection, back: Path) -> None:
+    found = read_maps(back)
+    assert found.keys() == {key_of(name, data.maps) for name in data.maps}
+    for name, labels in data.maps.items():
+        np.testing.assert_array_equal(found[key_of(name, data.maps)], labels)
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_labels_names_and_colours_come_back(street, name):
+    back = there_and_back(street, name)
+    same_maps(street, back)
+    from primaps.exchange import read_classes
+
+    classes = read_classes(back)
+    assert classes.names == street.classes.names
+    if name in COLOURED:
+        np.testing.assert_array_equal(classes.colours, street.classes.colours)
+
+
+@pytest.mark.parametrize("per", ["class", "region"])
+@pytest.mark.parametrize("name", [one for one in READABLE if FORMATS[one].per])
+def test_labels_come_back_per_class_and_per_region(street, name, per):
+    same_maps(street, there_and_back(street, name, per=per))
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_images_that_differ_in_their_suffix_alone_stay_apart(tmp_path, name):
+    maps = {"a.png": np.zeros((12, 12), np.uint8), "a.bmp": np.ones((12, 12), np.uint8)}
+    same_maps(data := collection(tmp_path, maps, Classes(("x", "y"))), there_and_back(data, name))
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_an_import_is_a_result_that_exports_again(street, name):
+    back = there_and_back(street, name)
+    again = export_labels(back, street.images, "hf", street.root / "again")
+    assert again.images == len(street.maps)
+
+
+letters = st.characters(exclude_categories=("Cc", "Cs", "Cn", "Zl", "Zp", "Co"))
+words = st.text(letters, min_size=1, max_size=8)
+names = words.map(str.strip).filter(lambda text: text and text != "background")
+plain = names.map(lambda text: text.replace(":", "").lstrip("#").strip()).filter(
+    lambda text: text and text not in ("background", "__ignore__", "_background_")
+)
+files = words.map(lambda text: text.replace("/", "").replace("\\", "")).filter(
+    lambda text: text.strip(". ") and not text.startswith(".")
+)
+
+
+@st.composite
+def collections(draw):
+    """A few small images: any names, 1 to 255 classes, holes, images without labels."""
+    chosen = draw(st.lists(plain, min_size=1, max_size=4, unique=True))
+    count = draw(st.sampled_from([len(chosen), len(chosen), 7, 254, 255]))
+    rest = (f"class {k}" for k in range(255))
+    chosen += [one for one in rest if one not in chosen][: max(0, count - len(chosen))]
+    maps = {}
+    for file in draw(st.lists(files, min_size=1, max_size=2, unique_by=str.casefold)):
+        height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+        generator = np.random.default_rng(draw(st.integers(0, 999)))
+        values = [*draw(st.lists(st.integers(0, len(chosen) - 1), min_size=1, max_size=3)), 255]
+        place = draw(st.sampled_from(["", "train/", "images/", "a b/"]))
+        maps[f"{place}{file}.png"] = generator.choice(values, (height, width)).astype(np.uint8)
+    return maps, Classes(tuple(chosen))
+
+
+@pytest.mark.parametrize("name", READABLE)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(drawn=collections())
+def test_any_collection_comes_back(name, drawn):
+    with tempfile.TemporaryDirectory() as folder:
+        data = collection(Path(folder), *drawn)
+        same_maps(data, there_and_back(data, name))
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_masks_come_back_as_pixels_of_one_class(masks, name):
+    if not FORMATS[name].instances:
+        with pytest.raises(ExchangeError, match=f"{name} has only classes"):
+            there_and_back(masks, name)
+        return
+    found = read_maps(there_and_back(masks, name))
+    for file, numbers in masks.maps.items():
+        expected = np.where(numbers > 0, 0, 255)
+        np.testing.assert_array_equal(found[key_of(file, masks.maps)], expected)
+
+
+def test_names_of_classes_that_a_tool_keeps_for_itself_are_refused(tmp_path):
+    maps = {"a.png": np.zeros((2, 2), np.uint8)}
+    for name, word in [("voc", "background"), ("cvat-mask", "a:b"), ("labelme", "__ignore__")]:
+        data = collection(tmp_path / name, maps, Classes((word,)))
+        with pytest.raises(ExchangeError, match=word):
+            export_labels(data.result, data.images, name, data.root / "out")
+        assert not (data.root / "out").exists()
