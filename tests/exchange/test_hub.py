@@ -100,7 +100,7 @@ def test_a_model_arrives_with_its_card_and_nothing_else(model, hub, tmp_path, co
     push_to_hub(model, "owner/name", scores=SCORES, token="hf_x", endpoint=hub.address)
     assert sorted(hub.files) == [
         "README.md", "classes.json", "config.json", "history.json", "model.safetensors",
-        "preview.png",
+        "preview.png", "tree.safetensors",
     ]  # fmt: skip
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
     card = hub.files["README.md"].decode("utf-8")
