@@ -122,10 +122,10 @@ def draw(path: Path = PICTURE) -> None:
     axes.set_ylim(-4, 126)
     axes.axis("off")
     places: dict[str, tuple[float, float]] = {}
-    width, height, step = 24.0, 6.0, 10.2
+    width, height, step = 22.0, 6.0, 10.2
     for level, names in enumerate(LAYERS):
         y = 3 + level * step
-        gap = 30.0
+        gap = 26.5
         for number, name in enumerate(names):
             places[name] = (55 + (number - (len(names) - 1) / 2) * gap, y)
     science = {"proposals", "em", "crf", "projections", "evaluation"}
