@@ -133,7 +133,9 @@ def test_files_that_are_cut_off_are_refused(exported, name, tmp_path):
         about_pixels = path.suffix in (".json", ".jsonl", ".xml", ".png", ".zip", ".txt")
         if path.is_dir() or relative.startswith(".") or not about_pixels:
             continue
-        if relative.startswith(("images/", "data/images/", "JPEGImages/", "ImageSets")):
+        if relative.startswith(
+            ("images/", "data/images/", "JPEGImages/", "ImageSets", "SegmentationObject")
+        ):
             continue
         if relative in ("labels.json", "labels.txt", "a.png"):  # not read, or cut between lines
             continue
@@ -234,3 +236,65 @@ def test_an_undeclared_colour_is_refused(exported, tmp_path):
 def test_a_format_that_has_no_way_back_says_which_have(tmp_path):
     with pytest.raises(ExchangeError, match="'gpkg' cannot be read; the formats are coco, "):
         import_labels(tmp_path, "gpkg", tmp_path / "out")
+
+
+def test_tasks_of_label_studio_name_their_images_in_several_ways(exported, tmp_path):
+    (task,) = json.loads((exported / "labelstudio" / "tasks.json").read_text("utf-8"))
+    del task["data"]["name"]
+    for address, key in [
+        ("/data/local-files/?d=b%20c/a%2Cb.png", "b c/a,b"),
+        ("/data/upload/3/0a1b2c3d-a.jpg", "a"),
+        ("https://host/x/a.png", "x/a"),
+        ("s3://bucket/a.png", "a"),
+    ]:
+        task["data"]["image"] = address
+        (tmp_path / "a.json").write_text(json.dumps([task]))
+        import_labels(tmp_path / "a.json", "labelstudio", tmp_path / "out")
+        assert (tmp_path / "out" / f"{key}.png").is_file()
+
+
+def test_shapes_that_people_draw_in_tools_are_read(tmp_path):
+    """A square of the pixels 1..3, as a polygon, in every tool that has them."""
+    square = [[1, 1], [4, 1], [4, 4], [1, 4]]
+    flat = [x for point in square for x in point]
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 6, "height": 5}],
+        "categories": [{"id": 7, "name": "x"}],
+        "annotations": [{"image_id": 1, "category_id": 7, "segmentation": [flat]}],
+    }
+    plain = copy.deepcopy(coco)
+    counts = [6, 3, 2, 3, 2, 3, 11]
+    plain["annotations"][0]["segmentation"] = {"size": [5, 6], "counts": counts}
+    points = ";".join(f"{x},{y}" for x, y in square)
+    cvat = (
+        "<annotations><meta><job><labels><label><name>x</name></label></labels></job></meta>"
+        f'<image name="a.png" width="6" height="5"><polygon label="x" points="{points}"/></image>'
+        "</annotations>"
+    )
+    shape = {"label": "x", "points": square, "shape_type": "polygon"}
+    labelme = {"shapes": [shape], "imagePath": "a.png", "imageWidth": 6, "imageHeight": 5}
+    value = {"points": [[100 * x / 6, 20 * y] for x, y in square], "polygonlabels": ["x"]}
+    region = {"type": "polygonlabels", "original_width": 6, "original_height": 5, "value": value}
+    studio = [
+        {
+            "data": {"image": "a.png"},
+            "annotations": [{"result": [], "was_cancelled": True}, {"result": [region]}],
+            "predictions": [{"result": []}],
+        }
+    ]
+    for name, file, text in [
+        ("coco", "a.json", json.dumps(coco)),
+        ("coco", "a.json", json.dumps(plain)),
+        ("cvat", "a.xml", cvat),
+        ("labelme", "a.json", json.dumps(labelme)),
+        ("labelstudio", "a.json", json.dumps(studio)),
+    ]:
+        (source := tmp_path / "source").mkdir(exist_ok=True)
+        for old in source.iterdir():
+            old.unlink()
+        (source / file).write_text(text)
+        import_labels(source, name, tmp_path / "out")
+        labels = np.asarray(Image.open(tmp_path / "out" / "a.png"))
+        expected = np.full((5, 6), 255)
+        expected[1:4, 1:4] = 0
+        np.testing.assert_array_equal(labels, expected)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from primaps.exchange import Classes, export_labels
+from primaps.exchange.voc import instance_colours
 from tests.exchange.samples import blocks, collection, key_of
 
 PER = pytest.mark.parametrize("per", ["class", "region"])
@@ -129,6 +130,7 @@ def test_datumaro_reads_voc_and_segmentation_masks(street, name):
 
     from datumaro.components.annotation import AnnotationType
     from datumaro.components.dataset import Dataset
+    from datumaro.plugins.data_formats.voc.format import VocInstColormap
 
     out = export(street, name)
     if name == "cvat-mask":
@@ -136,14 +138,17 @@ def test_datumaro_reads_voc_and_segmentation_masks(street, name):
     found = Dataset.import_from(str(out), "voc_segmentation")
     names = [one.name for one in found.categories()[AnnotationType.label]]
     assert [one for one in names if one != "background"] == list(street.classes.names)
+    np.testing.assert_array_equal(
+        list(VocInstColormap.values())[:256], np.array(instance_colours())
+    )
     items = list(found)
     assert len(items) == len(street.maps)
     for item in items:
         labels = expected(street, f"{item.id}.png")
-        painted = np.full(labels.shape, -1)
+        painted = np.full(labels.shape, 255)
         for annotation in item.annotations:
-            label = names[annotation.label]
-            value = 255 if label == "background" else street.classes.names.index(label)
+            # A task of CVAT has no label "background": an annotation of it stops the upload.
+            value = street.classes.names.index(names[annotation.label])
             painted[annotation.image.astype(bool)] = value
         np.testing.assert_array_equal(painted, labels)
 
@@ -169,7 +174,8 @@ def test_label_studio_decodes_the_brushes(street):
     assert len(tasks) == len(street.maps)
     for task in tasks:
         assert config.validate_task({"data": task["data"]})
-        name = unquote(task["data"]["image"].split("?d=")[1])
+        folder, name = unquote(task["data"]["image"].split("?d=")[1]).split("/", 1)
+        assert (street.root / folder / name).is_file()
         painted = np.full(expected(street, name).shape, 255)
         (prediction,) = task["predictions"]
         assert config.validate_prediction(prediction)

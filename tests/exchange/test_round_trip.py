@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from primaps.exchange import FORMATS, Classes, ExchangeError, export_labels, import_labels
 from tests.exchange.samples import Collection, collection, key_of, read_maps
@@ -81,11 +82,10 @@ def collections(draw):
     chosen += [one for one in rest if one not in chosen][: max(0, count - len(chosen))]
     maps = {}
     for file in draw(st.lists(files, min_size=1, max_size=2, unique_by=str.casefold)):
-        height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-        generator = np.random.default_rng(draw(st.integers(0, 999)))
+        size = draw(st.integers(1, 9)), draw(st.integers(1, 9))
         values = [*draw(st.lists(st.integers(0, len(chosen) - 1), min_size=1, max_size=3)), 255]
         place = draw(st.sampled_from(["", "train/", "images/", "a b/"]))
-        maps[f"{place}{file}.png"] = generator.choice(values, (height, width)).astype(np.uint8)
+        maps[f"{place}{file}.png"] = draw(arrays(np.uint8, size, elements=st.sampled_from(values)))
     return maps, Classes(tuple(chosen))
 
 

@@ -86,10 +86,10 @@ FORMATS = {
         "Label Studio, brush",
         labelstudio.write,
         labelstudio.read,
-        "in Label Studio: create a project, paste {out}/labeling_config.xml under Labeling "
-        "interface, Code; add the folder of your images as local storage, started with "
-        "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
-        "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT set to that folder; import {out}/tasks.json",
+        "start Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
+        "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT set to the folder above that of your images; "
+        "create a project, paste {out}/labeling_config.xml under Labeling Interface, Code; under Cloud "
+        "Storage add the folder of your images as Local files; import {out}/tasks.json",
         per="class",
     ),
     "labelme": Format(

@@ -56,9 +56,10 @@ def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str
                     },
                 }
                 result.append(region)
-            # Sizes stand beside the image too: a task without regions would have none.
+            # What the way back needs stands beside: a task without regions says no size.
             data = {
-                "image": LOCAL + quote(image.name),
+                "image": LOCAL + quote(_address(image)),
+                "name": image.name,
                 "width": image.width,
                 "height": image.height,
             }
@@ -80,7 +81,8 @@ def read(source: Source) -> Read:
     def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
         for task in tasks:
             data = need(task, "data", dict, where)
-            file = _file(need(data, "image", str, where), where)
+            address = need(data, "image", str, where)
+            file = safe_name(data["name"], where) if "name" in data else _file(address, where)
             about = f"{where}, {file}"
             results = _results(task, where)
             first = results[0] if results else {}
@@ -144,6 +146,15 @@ def _classes(source: Source, tasks: list[Any], where: str) -> Classes:
     if strange := used - set(names):
         raise ExchangeError(f"{where} has the label {min(strange)!r}, which {CONFIG} does not list")
     return with_colours(names, [parse_colour(label.get("background")) for label in listed])
+
+
+def _address(image: LabelledImage) -> str:
+    """Path of an image from the folder above that of the images: Label Studio takes no folder as
+    storage that is the document root itself."""
+    if image.file is None:
+        return image.name
+    folder = image.file.parents[len(Path(image.name).parts) - 1]
+    return f"{folder.name}/{image.name}"
 
 
 def _file(address: str, where: str) -> str:

@@ -17,7 +17,7 @@ from primaps.exchange.source import Source
 
 BACKGROUND = "background"
 BLACK = [0, 0, 0]
-FOLDER = "SegmentationClass"
+FOLDER, OBJECTS = "SegmentationClass", "SegmentationObject"
 
 
 def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str) -> None:
@@ -29,6 +29,7 @@ def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str
     lists: dict[str, list[str]] = {}
     for image in images:
         put(out / FOLDER / f"{image.key}.png", png(image.labels, palette))
+        put(out / OBJECTS / f"{image.key}.png", _objects(image))
         copy(image, out / "JPEGImages" / image.place)
         lists.setdefault(subset(image.key) or "train", []).append(image.key)
     for name, keys in lists.items():
@@ -48,6 +49,7 @@ def write_cvat(images: Iterable[LabelledImage], classes: Classes, out: Path, per
         for image in images:
             shifted = image.labels + np.uint8(1)  # 255 becomes 0
             packed.add(f"{FOLDER}/{image.key}.png", png(shifted, colours))
+            packed.add(f"{OBJECTS}/{image.key}.png", _objects(image))
             keys.append(image.key)
         content = "".join(f"{key}\n" for key in keys)
         packed.add("ImageSets/Segmentation/default.txt", content.encode())
@@ -98,6 +100,28 @@ def read(source: Source) -> Read:
             yield file[len(base) :], table[place]
 
     return Read(classes, labelled())
+
+
+def instance_colours() -> UInt8[np.ndarray, "256 3"]:
+    """The colours that VOC gives to numbers: their bits in turn to red, green and blue, high first.
+
+    Examples:
+        >>> instance_colours()[:5].tolist()
+        [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
+    """
+    number = np.arange(256)[:, None]
+    channel = np.arange(3)
+    bits = [(number >> (3 * i + channel) & 1) << (7 - i) for i in range(3)]
+    return np.sum(bits, 0).astype(np.uint8)
+
+
+def _objects(image: LabelledImage) -> bytes:
+    """Each class as one object, what has no label as none.
+
+    CVAT skips what is no object. Without these files it takes the background for a label, and
+    refuses the whole upload because its task has none of this name.
+    """
+    return png(image.labels + np.uint8(1), instance_colours())  # 255 becomes 0
 
 
 def _check_names(classes: Classes) -> None:
