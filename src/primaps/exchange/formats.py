@@ -88,8 +88,8 @@ FORMATS = {
         labelstudio.read,
         "start Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
         "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT set to the folder above that of your images; "
-        "create a project, paste {out}/labeling_config.xml under Labeling Interface, Code; under Cloud "
-        "Storage add the folder of your images as Local files; import {out}/tasks.json",
+        "create a project, paste {out}/labeling_config.xml under Labeling Interface, Code; under "
+        "Cloud Storage add the folder of your images as Local files; import {out}/tasks.json",
         per="class",
     ),
     "labelme": Format(
