@@ -213,3 +213,25 @@ def test_classes_json_is_checked(tmp_path):
     classes = read_classes(tmp_path)
     assert (classes.names, classes.ignore_index) == (("a", "b"), 7)
     assert classes.colours.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_what_predict_and_propose_write_is_exported(colours, painted_folder, tmp_path):
+    from primaps.backbones.load import load_backbone
+    from primaps.label_maps import predict_files, propose_files
+    from primaps.model import PriMaPsEM
+
+    images = painted_folder / "images"
+    network = load_backbone(colours, device="cpu", patch_size=8)
+    quick = {"size": 64, "epochs": 1, "min_steps": 2, "min_init_steps": 2, "mask_crf": False}
+    model = PriMaPsEM(3, backbone=network, **quick).fit(images)
+    predict_files(model, images, tmp_path / "classes", names=["r", "g", "b"])
+    propose_files(images, tmp_path / "masks", backbone=network, size=64)
+    for result, names in (("classes", ["r", "g", "b"]), ("masks", ["proposal"])):
+        export_labels(tmp_path / result, images, "coco", tmp_path / "coco")
+        found = json.loads((tmp_path / "coco" / "annotations.json").read_text())
+        assert [one["name"] for one in found["categories"]] == names
+        assert {one["file_name"] for one in found["images"]} == {f"{i}.png" for i in range(8)}
+        areas = sum(one["area"] for one in found["annotations"])
+        maps = [np.asarray(Image.open(tmp_path / result / f"{i}.png")) for i in range(8)]
+        labelled = 64 * 64 * 8 if result == "classes" else sum((one > 0).sum() for one in maps)
+        assert areas == labelled

@@ -20,7 +20,9 @@ COLOURED = ["coco", "coco-panoptic", "cvat", "cvat-mask", "labelstudio", "voc", 
 def there_and_back(data: Collection, name: str, **options) -> Path:
     out, back = data.root / "out", data.root / "back"
     export_labels(data.result, data.images, name, out, **options)
-    import_labels(out, name, back)
+    told = []
+    import_labels(out, name, back, progress=lambda *state: told.append(state[1:3]))
+    assert told == [(i + 1, len(data.maps)) for i in range(len(data.maps))]
     return back
 
 

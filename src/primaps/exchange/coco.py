@@ -95,7 +95,7 @@ def read(source: Source) -> Read:
                 _paint(labels, annotation, category(annotation, numbers, about), about)
             yield file, labels
 
-    return Read(classes, labelled())
+    return Read(classes, len(listed), labelled())
 
 
 def read_categories(content: Any, where: str) -> tuple[dict[int, int], Classes]:

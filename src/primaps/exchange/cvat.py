@@ -86,7 +86,7 @@ def read(source: Source) -> Read:
             yield file, labels
             image.clear()
 
-    return Read(classes, labelled())
+    return Read(classes, len(root.findall("image")), labelled())
 
 
 def parse_xml(content: bytes, where: str) -> ET.Element:

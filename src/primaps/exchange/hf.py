@@ -64,10 +64,12 @@ def read(source: Source) -> Read:
         raise ExchangeError(f"{source.path} must have classes.json, and {METADATA} in its folders")
     classes = parse_classes(source.read("classes.json"), source.where("classes.json"))
 
+    listed = {name: source.read(name).splitlines() for name in metadata}
+
     def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
-        for name in metadata:
+        for name, rows in listed.items():
             where, base = source.where(name), name[: -len(METADATA)]
-            for row in source.read(name).splitlines():
+            for row in rows:
                 content = parse_json(row, where)
                 image = safe_name(need(content, "file_name", str, where), where)
                 label = base + safe_name(need(content, "label_file_name", str, where), where)
@@ -77,4 +79,4 @@ def read(source: Source) -> Read:
                 about = source.where(label)
                 yield image.removeprefix("images/"), classes.normalised(labels, about)
 
-    return Read(classes, labelled())
+    return Read(classes, sum(len(rows) for rows in listed.values()), labelled())

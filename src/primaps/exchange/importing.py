@@ -63,7 +63,7 @@ def import_labels(
     with open_source(path) as source, whole_folder(out) as folder:
         if form.read is None:
             raise ExchangeError(f"{source_format} cannot be read")
-        found, images = form.read(source)
+        found, total, images = form.read(source)
         table = _table(found, wanted, path)
         names: dict[str, None] = {}
         for name, labels in images:
@@ -74,7 +74,7 @@ def import_labels(
             target = folder / f"{safe}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(table[labels]).save(target)
-            progress("import", len(names), len(names), {})
+            progress("import", len(names), total, {})
         if not names:
             raise ExchangeError(f"{path} has no images; is it {source_format}?")
         for name, key in zip(names, keys(list(names)), strict=True):

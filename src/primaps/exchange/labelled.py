@@ -67,8 +67,9 @@ def proposals(
 
 
 class Read(NamedTuple):
-    """What a reader gives: the classes that a file names, and names (with suffix) and label maps of
-    its images, one at a time."""
+    """What a reader gives: the classes that a file names, the number of its images, and their names
+    (with suffix) and label maps, one at a time."""
 
     classes: Classes
+    total: int
     images: Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]

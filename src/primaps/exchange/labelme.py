@@ -81,7 +81,7 @@ def read(source: Source) -> Read:
             # Labels may lie in another folder than the image: the place of the JSON counts.
             yield str(PurePosixPath(name).with_suffix("")) + PurePosixPath(image).suffix, labels
 
-    return Read(with_colours(listed, [None] * len(listed)), labelled())
+    return Read(with_colours(listed, [None] * len(listed)), len(names), labelled())
 
 
 def _load(source: Source, name: str) -> tuple[dict[str, Any], str]:

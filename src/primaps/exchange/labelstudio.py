@@ -98,7 +98,7 @@ def read(source: Source) -> Read:
                 labels[mask] = index[name]
             yield file, labels
 
-    return Read(classes, labelled())
+    return Read(classes, len(tasks), labelled())
 
 
 def _results(task: Any, where: str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -62,10 +63,11 @@ def read(source: Source) -> Read:
         need(image, "id", (int, str), where): safe_name(need(image, "file_name", str, where), where)
         for image in need(content, "images", list, where)
     }
+    annotations: list[Any] = need(content, "annotations", list, where)
     pictures = {_tail(one): one for one in source.names if one.lower().endswith(".png")}
 
     def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
-        for annotation in need(content, "annotations", list, where):
+        for annotation in annotations:
             number = need(annotation, "image_id", (int, str), where)
             if number not in files:
                 raise ExchangeError(
@@ -88,7 +90,7 @@ def read(source: Source) -> Read:
             table = np.array([segments[one] for one in present.tolist()], np.uint8)
             yield files[number], table[inverse].reshape(codes.shape)
 
-    return Read(classes, labelled())
+    return Read(classes, len(annotations), labelled())
 
 
 def _tail(name: str) -> str:

@@ -83,11 +83,10 @@ def read(source: Source) -> Read:
     order = codes.argsort()
     codes, table = codes[order], np.array(list(values.values()), np.uint8)[order]
     base = name[: -len("labelmap.txt")] + FOLDER + "/"
+    files = [one for one in source.names if one.startswith(base) and one.lower().endswith(".png")]
 
     def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
-        for file in source.names:
-            if not file.startswith(base) or not file.lower().endswith(".png"):
-                continue
+        for file in files:
             found = source.picture(file, "RGB").astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
             place = np.searchsorted(codes, found).clip(0, len(codes) - 1)
             strange = codes[place] != found
@@ -99,7 +98,7 @@ def read(source: Source) -> Read:
                 )
             yield file[len(base) :], table[place]
 
-    return Read(classes, labelled())
+    return Read(classes, len(files), labelled())
 
 
 def instance_colours() -> UInt8[np.ndarray, "256 3"]:

@@ -81,24 +81,26 @@ def beside(place: str, folder: str, suffix: str) -> str:
 def read_semantic(source: Source) -> Read:
     """Read index PNGs; 255 is no label."""
     classes, masks = _classes(source)
+    images = list(_images(source))
 
     def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
-        for place, name in _images(source):
+        for place, name in images:
             mask = beside(place, masks, ".png")
             labels = source.picture(mask)
             if labels.ndim != 2 or labels.dtype != np.uint8:
                 raise ExchangeError(f"{source.where(mask)} must have one channel of 8 bits")
             yield name, classes.normalised(labels, source.where(mask))
 
-    return Read(classes, labelled())
+    return Read(classes, len(images), labelled())
 
 
 def read(source: Source) -> Read:
     """Read polygons, in the order of the file; later ones lie on top."""
     classes, _ = _classes(source)
+    images = list(_images(source))
 
     def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
-        for place, name in _images(source):
+        for place, name in images:
             height, width = source.size(place)
             labels = np.full((height, width), NOTHING, np.uint8)
             text = beside(place, "labels", ".txt")
@@ -110,7 +112,7 @@ def read(source: Source) -> Read:
                 paint(labels, [shares * [width, height]], k, outline=True)
             yield name, labels
 
-    return Read(classes, labelled())
+    return Read(classes, len(images), labelled())
 
 
 def _row(row: str, count: int, where: str) -> tuple[int, Any]:
