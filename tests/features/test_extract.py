@@ -187,7 +187,8 @@ def test_unreadable_images_are_reported_every_time(folder, counting, tmp_path_fa
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_does_not_grow_with_the_collection(tmp_path):
-    """Over half a gigabyte of features goes through the store and training; a fifth may stay."""
+    """Over half a gigabyte of features goes through the store and training; a quarter may stay:
+    the features of masks, which the tree of classes grows from, are among it."""
     network = torch.nn.Conv2d(3, 256, 4, 4)
     model = PriMaPsEM(
         3, backbone=network, patch_size=4, size=64, mask_crf=False, device="cpu",
@@ -211,4 +212,4 @@ def test_memory_does_not_grow_with_the_collection(tmp_path):
     model.fit(files, store=tmp_path / "store", progress=progress)
     stored = sum(path.stat().st_size for path in (tmp_path / "store").rglob("rows.bin"))
     assert stored > 5e8
-    assert peak - before < stored / 5
+    assert peak - before < stored / 4
