@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numba
@@ -34,6 +35,7 @@ LOG2_E = 1.4426950408889634
 LN_2_HIGH, LN_2_LOW = 0.693359375, -2.12194440e-4  # the first is exact in few bits
 EXP_SERIES = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)
 EXP_LOWEST = -87.0
+_SETTING = Lock()
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -50,13 +52,15 @@ def _kept(function: Callable[..., Any], fastmath: bool) -> Any:
     """Without the interpreter lock, so that threads run in parallel, and kept on disk."""
     options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     dispatcher: Any = numba.njit(function, fastmath=fastmath, **options)
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_folder())
-    try:
-        dispatcher.enable_caching()
-    except RuntimeError:  # nowhere to keep it: it is compiled anew in every process
-        pass
-    finally:
-        numba.config.CACHE_DIR = before
+    with _SETTING:  # threads compile too, and the folder is one for the whole process
+        folder = str(_folder())
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, folder
+        try:
+            dispatcher.enable_caching()
+        except RuntimeError:  # nowhere to keep it: it is compiled anew in every process
+            pass
+        finally:
+            numba.config.CACHE_DIR = before
     return dispatcher
 
 
