@@ -161,7 +161,7 @@ def predict_files(
     if len(titles) != classes:
         raise InputError(f"{len(titles)} names were given for {classes} classes")
     colours = known.colours if known else palette(classes)
-    hides = known is not None and len(known.shown) < len(known.classes)
+    hides = known is not None and known.hides
     options = {
         "primaps": VERSION,
         "command": "predict",

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,6 +72,27 @@ from primaps.version import VERSION
 logger = logging.getLogger("primaps")
 ImageCollection = str | Path | Sequence[str | Path] | Sequence[ImageFile] | Sequence[Image.Image]
 """Files, folders or globs; or image files, or images in memory."""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """An image as a model sees it.
+
+    Attributes:
+        labels: class of each pixel of the image, as :meth:`PriMaPsEM.predict` gives it.
+        probabilities: of the model's own K classes, at the size that the model works at.
+        features: of the backbone, averaged over the image and its mirror image.
+    """
+
+    labels: Integer[Tensor, "H W"]
+    probabilities: Float[Tensor, "k h w"]
+    features: Float[Tensor, "c h2 w2"]
+
+    @property
+    def margin(self) -> Float[Tensor, "h w"]:
+        """By how much the first class leads the second, in [0, 1]: how sure the model is."""
+        first, second = self.probabilities.topk(2, 0).values
+        return first - second
 
 
 class PriMaPsEM:
@@ -326,13 +347,20 @@ class PriMaPsEM:
         The image is whatever :func:`primaps.load_image` takes. It is scaled as in training (shorter
         side ``size``), not cropped; the probabilities are scaled back bilinearly.
         """
-        picture = load_image(image)
-        scaled = fit_to_patches(picture, self.size, self.backbone.patch_size)
+        return self.segment(load_image(image), crf).labels
+
+    def segment(self, image: Image.Image, crf: bool = True) -> Segmentation:
+        """:meth:`predict`, with what it was found by.
+
+        Raises:
+            ModelError: the model is not fitted.
+        """
+        scaled = fit_to_patches(image, self.size, self.backbone.patch_size)
         images = to_tensor(scaled)[None]
         features = mirrored_mean(self.backbone, images)
         probabilities = self.probabilities(features, images, crf)[0]
-        labels = largest_channel(probabilities, (picture.height, picture.width))
-        return self.relabel(labels, features[0])
+        labels = largest_channel(probabilities, (image.height, image.width))
+        return Segmentation(self.relabel(labels, features[0]), probabilities, features[0])
 
     @torch.no_grad()
     def relabel(

@@ -100,9 +100,17 @@ def test_an_audit_goes_on_where_it_stopped(model, painted_folder, tmp_path):
     assert again.progress == (10, 10)
     assert again.estimate().accuracy == 1
     assert Audit.load(tmp_path / "audit").estimate() == again.estimate()
+    content = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    content["questions"].insert(0, content["questions"].pop())
+    strips_swapped = json.dumps(content)
     (tmp_path / "audit" / "audit.json").write_text("{")
     with pytest.raises(ValueError, match=r"audit.json is damaged"):
         Audit.load(tmp_path / "audit")
+    (tmp_path / "audit" / "audit.json").write_text(strips_swapped)
+    with pytest.raises(ValueError, match=r"audit.json.* strip 0 are not in their order"):
+        Audit.load(tmp_path / "audit")
+    with pytest.raises(ValueError, match=r"audit.json is there already"):
+        prepare(model, images, tmp_path / "audit", answers=10, crf=False)
 
 
 def test_hidden_classes_are_not_asked_about(model, painted_folder, tmp_path):
@@ -110,7 +118,7 @@ def test_hidden_classes_are_not_asked_about(model, painted_folder, tmp_path):
 
     model.legend_ = legend(model.inventory_.tree, [{"hide": "0"}, {"rename": "1", "to": "car"}])
     found = prepare(model, painted_folder / "images", tmp_path, answers=30, crf=False)
-    names = {question["name"] for strip in found.content["questions"] for question in strip}
+    names = {question.name for strip in found.record.questions for question in strip}
     assert names == {"car", "class 2"}
     assert json.loads((tmp_path / "audit.json").read_text())["format"] == 1
 

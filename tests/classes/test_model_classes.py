@@ -179,3 +179,32 @@ def test_auto_prints_evidence_and_takes_the_middle(vit, tmp_path, painted_folder
     assert "it must be a number, a range" in call(
         "fit", painted_folder / "images", "--classes", "many", "--out", tmp_path / "n"
     ).output.replace("\n", " ")
+
+
+def test_the_audit_command_asks_stops_and_goes_on(model, painted_folder, tmp_path):
+    images, out = painted_folder / "images", tmp_path / "audit"
+    command = ["audit", model, images, "--out", out, "--answers", 6, "--no-crf"]
+    done = call(*command, answers="y\nmaybe\nn\nq\n")
+    assert done.exit_code == 0, done.output
+    assert "1/6: the cross is 'class " in done.output
+    assert "please answer y, n, ? or q" in done.output
+    assert "from 2 answers" in done.output
+    assert (out / "question.png").is_file()
+    again = call(*command, answers="y\n" * 4)
+    assert "3/6: the cross is" in again.output
+    assert "2/6" not in again.output
+    assert "from 6 answers" in again.output
+    shares = call("classes", model, "rename", "0", "car")
+    assert shares.exit_code == 0, shares.output
+    other = call(*command)
+    assert other.exit_code == 1
+    assert "of other classes or names" in other.output.replace("\n", " ")
+
+
+def test_a_hidden_class_has_a_column_in_pictures_of_an_evaluation(model, painted_folder, tmp_path):
+    assert call("classes", model, "hide", "1").exit_code == 0
+    images, labels = painted_folder / "images", painted_folder / "labels"
+    pictures = tmp_path / "pictures"
+    done = call("evaluate", model, images, "--labels", labels, "--no-crf", "--pictures", pictures)
+    assert done.exit_code == 0, done.output
+    assert (pictures / "examples.png").is_file()

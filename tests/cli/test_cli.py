@@ -12,8 +12,9 @@ from primaps.cli import app
 runner = CliRunner()
 
 
-def call(*arguments):
-    return runner.invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+def call(*arguments, answers=None):
+    words = [str(a) for a in arguments]
+    return runner.invoke(app, words, input=answers, catch_exceptions=False)
 
 
 def test_fit_predict_evaluate_and_propose(vit, painted_folder, tmp_path):

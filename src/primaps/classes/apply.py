@@ -43,6 +43,17 @@ def final_map(
     return table[first].to(classes.device)[classes.long()]
 
 
-def hidden_last(labels: Integer[Tensor, "*shape"], legend: Legend) -> Integer[Tensor, "*shape"]:
-    """Hidden pixels as a cluster of their own behind the shown ones, for confusion counts."""
-    return torch.where(labels == HIDDEN, len(legend.shown), labels)
+def hidden_last(
+    labels: Integer[Tensor, "*shape"], legend: Legend | None
+) -> Integer[Tensor, "*shape"]:
+    """Hidden pixels as a class of their own behind the shown ones: to count or to colour them.
+
+    Examples:
+        >>> from primaps.classes.legend import Class
+        >>> sky, car = Class("0", "sky", (0, 0, 0), (0,)), Class("1", "car", (0, 0, 0), (1,), True)
+        >>> hidden_last(torch.tensor([0, 255]), Legend((sky, car), 2)).tolist()
+        [0, 1]
+    """
+    if legend is None or not legend.hides:
+        return labels
+    return labels.where(labels != HIDDEN, len(legend.shown))

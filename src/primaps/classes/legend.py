@@ -59,6 +59,11 @@ class Legend:
         return tuple(one for one in self.classes if not one.hidden)
 
     @property
+    def hides(self) -> bool:
+        """Whether label maps have pixels of the value 255, which are of no class."""
+        return len(self.shown) < len(self.classes)
+
+    @property
     def names(self) -> list[str]:
         """Of the shown classes."""
         return [one.name for one in self.shown]
@@ -69,7 +74,16 @@ class Legend:
         return np.array([one.colour for one in self.shown], np.uint8).reshape(-1, 3)
 
     def table(self) -> Integer[Tensor, " l"]:
-        """Value of each part in a label map: a shown class, or 255 for hidden ones."""
+        """Value of each part in a label map: a shown class, or 255 for hidden ones.
+
+        Raises:
+            EditError: a shown class would have the value of hidden ones.
+        """
+        if self.hides and len(self.shown) > HIDDEN:
+            raise EditError(
+                f"{len(self.shown)} classes are shown beside hidden ones; label maps have room for "
+                f"{HIDDEN}: hide or merge more, or cut at fewer classes"
+            )
         found = torch.full((self.parts,), HIDDEN, dtype=torch.long)
         for value, one in enumerate(self.shown):
             found[list(one.parts)] = value

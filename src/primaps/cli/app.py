@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,13 +70,15 @@ def _root(
 
 
 @contextmanager
-def running() -> Iterator[Any]:
+def running(bars: bool = True) -> Iterator[Any]:
     """Progress on the terminal; every error becomes one sentence and exit status 1.
+
+    Without ``bars`` the terminal is left alone, so that a person can be asked on it.
 
     What is wrong with the input is said as it is. Anything else is a defect of ours or of the
     machine: its kind is named, and ``--debug`` shows where it comes from.
     """
-    from primaps.support.progress import ProgressDisplay
+    from primaps.support.progress import ProgressDisplay, silent
 
     logger = logging.getLogger("primaps")
     logger.setLevel(logging.INFO)
@@ -84,7 +86,7 @@ def running() -> Iterator[Any]:
     if not logger.handlers:
         logger.addHandler(_Sentences())
     try:
-        with ProgressDisplay(err) as progress:
+        with ProgressDisplay(err) if bars else nullcontext(silent) as progress:
             yield progress
     except KeyboardInterrupt:
         note("stopped: the same command goes on where it stopped")

@@ -24,6 +24,7 @@ from primaps.support.errors import InputError
 if TYPE_CHECKING:
     from primaps.classes.inventory import Inventory
     from primaps.classes.legend import Legend
+    from primaps.evaluation.audit import Audit
 
 Folder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that `fit --out` wrote.")]
 HOW = {
@@ -201,31 +202,26 @@ def audit(
 
         network = PriMaPsEM.from_pretrained(model, device=device)
         found = Audit.load(out)
-        if found is not None and found.content.get("about") != about(network):
+        if found is not None and found.record.about != about(network):
             raise InputError(
                 f"{out} holds an audit of other classes or names than {model} has now: give "
                 "another --out"
             )
         if found is None:
             found = prepare(
-                network,
-                images,
-                out,
-                answers=answers,
-                crf=crf,
-                seed=seed,
-                progress=told,
+                network, images, out, answers=answers, crf=crf, seed=seed, progress=told,
                 problem=warn,
-            )
-    _ask(found)
+            )  # fmt: skip
+    with running(bars=False):
+        _ask(found)
 
 
-def _ask(found: Any) -> None:
+def _ask(found: Audit) -> None:
     """Ask until all is answered or a person stops; what is answered is kept at once."""
     note(f"The picture is {found.picture}; keep it open in a viewer that reloads it.")
     while (question := found.next()) is not None:
         found.draw(question)
-        done, total = found.running
+        done, total = found.progress
         text = f"{done + 1}/{total}: the cross is {question.name!r} (y, n, ? = cannot tell, q)"
         answer = typer.prompt(text, prompt_suffix=" ").strip().lower()
         if answer == "q":

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from primaps.backbones.backbone import mirrored_mean
 from primaps.classes.audit import Estimate, asking_order, estimate, strips
 from primaps.classes.legend import HIDDEN
-from primaps.data import Problem, find_images, fit_to_patches, load_image, read, to_tensor
-from primaps.em.pixels import largest_channel, upsample
+from primaps.data import Problem, find_images, load_image, read
+from primaps.em.pixels import upsample
 from primaps.model import PriMaPsEM
 from primaps.support.errors import InputError
 from primaps.support.files import atomic_path, write_json
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.seeding import generator
+from primaps.support.typed import Range, read_json
 
 logger = logging.getLogger("primaps")
 POOL = 20_000
@@ -30,6 +29,8 @@ POOL = 20_000
 what of all to half a point."""
 SIDE = 900
 """Longest side of a picture in pixels."""
+NAME, PICTURE = "audit.json", "question.png"
+Number = Annotated[int, Range(0)]
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,43 @@ class Question:
         name: of this class.
     """
 
-    strip: int
-    spare: int
+    strip: Number
+    spare: Number
     path: str
-    x: int
-    y: int
-    value: int
+    x: Number
+    y: Number
+    value: Number
     name: str
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """The content of ``audit.json``.
+
+    Attributes:
+        format: of the file.
+        about: what answers are about; see :func:`about`.
+        order: of the strips, as they are asked about.
+        questions: of each strip, the spare ones included.
+        asked: of each strip, how many of its questions were asked.
+        answers: of each strip; None without one.
+    """
+
+    format: Literal[1]
+    about: list[str]
+    order: list[Number]
+    questions: list[Annotated[list[Question], Range(1)]]
+    asked: list[Number]
+    answers: list[bool | None]
+
+    def __post_init__(self) -> None:
+        strips = list(range(len(self.questions)))
+        if sorted(self.order) != strips or not len(self.asked) == len(self.answers) == len(strips):
+            raise InputError("order, questions, asked and answers are not of as many strips")
+        for strip, (asked, questions) in enumerate(zip(self.asked, self.questions, strict=True)):
+            places = [(strip, spare) for spare in range(len(questions))]
+            if asked > len(questions) or places != [(one.strip, one.spare) for one in questions]:
+                raise InputError(f"the questions of strip {strip} are not in their order")
 
 
 class Audit:
@@ -59,64 +90,69 @@ class Audit:
 
     Args:
         folder: of ``audit.json`` and the picture.
-        content: of ``audit.json``.
+        record: what the file says.
     """
 
-    def __init__(self, folder: Path, content: dict[str, Any]) -> None:
-        self.folder, self.content = folder, content
-        self.questions = [[Question(**one) for one in strip] for strip in content["questions"]]
+    def __init__(self, folder: Path, record: AuditRecord) -> None:
+        self.folder, self.record = folder, record
 
     @classmethod
     def load(cls, folder: str | Path) -> Audit | None:
         """The audit in a folder, or None.
 
         Raises:
-            InputError: ``audit.json`` is damaged.
+            InputError: ``audit.json`` is damaged, or of another program.
         """
-        path = Path(folder) / "audit.json"
+        path = Path(folder) / NAME
         if not path.is_file():
             return None
         try:
-            return cls(Path(folder), json.loads(path.read_text("utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged ({error}): move it away to begin anew") from None
+            return cls(Path(folder), read_json(path, AuditRecord))
+        except InputError as error:
+            raise InputError(
+                f"{path} is damaged or of another program ({error}): move it away to begin anew"
+            ) from None
 
     @property
     def picture(self) -> Path:
         """Where :meth:`draw` writes."""
-        return self.folder / "question.png"
+        return self.folder / PICTURE
 
     @property
     def progress(self) -> tuple[int, int]:
         """Strips that are answered or given up, and all."""
-        return len(self.content["order"]) - len(self._open()), len(self.content["order"])
+        return len(self.record.order) - len(self._open()), len(self.record.order)
 
     def _open(self) -> list[int]:
-        spares = len(self.questions[0])
+        record = self.record
         return [
             strip
-            for strip in self.content["order"]
-            if self.content["answers"][strip] is None and self.content["asked"][strip] < spares
+            for strip in record.order
+            if record.answers[strip] is None and record.asked[strip] < len(record.questions[strip])
         ]
 
     def next(self) -> Question | None:
         """The question to ask now; None at the end."""
         left = self._open()
-        return self.questions[left[0]][self.content["asked"][left[0]]] if left else None
+        return self.record.questions[left[0]][self.record.asked[left[0]]] if left else None
 
     def answer(self, question: Question, right: bool | None) -> None:
         """Keep an answer; after None another pixel of the strip is asked about."""
-        self.content["asked"][question.strip] = question.spare + 1
-        self.content["answers"][question.strip] = right
-        write_json(self.folder / "audit.json", self.content)
+        self.record.asked[question.strip] = question.spare + 1
+        self.record.answers[question.strip] = right
+        self.save()
+
+    def save(self) -> None:
+        """Write ``audit.json``."""
+        write_json(self.folder / NAME, asdict(self.record))
 
     def estimate(self) -> Estimate | None:
         """Accuracy so far; None with fewer than two answers."""
-        answers = self.content["answers"]
+        answers = self.record.answers
         if sum(answer is not None for answer in answers) < 2:
             return None
-        classes = [strip[max(0, asked - 1)].value for strip, asked in
-                   zip(self.questions, self.content["asked"], strict=True)]  # fmt: skip
+        pairs = zip(self.record.questions, self.record.asked, strict=True)
+        classes = [strip[max(0, asked - 1)].value for strip, asked in pairs]
         return estimate(answers, classes)
 
     def draw(self, question: Question) -> Path:
@@ -163,23 +199,31 @@ def prepare(
     Hidden classes are not asked about: the accuracy is that of the pixels that have a class.
 
     Raises:
-        FileNotFoundError: there is no image.
-        InputError: too few answers, or no pixel has a class.
+        NotFoundError: there is no image.
+        InputError: too few answers, no pixel has a class, or the folder has a file of the same name
+            already.
     """
+    folder = Path(folder).expanduser()
+    for name in (NAME, PICTURE):
+        if os.path.lexists(folder / name):
+            raise InputError(f"{folder / name} is there already: give another folder")
     files = find_images(images, exclude=folder)
     if not 2 <= answers <= POOL // 10:
         raise InputError(f"answers is {answers}; it must be 2 to {POOL // 10}")
     each = max(1, POOL // len(files))
+    hides = model.legend_ is not None and model.legend_.hides
     names = model.legend_.names if model.legend_ else [f"class {k}" for k in range(model.classes)]
     rows: list[tuple[str, int, int, int, float, float]] = []
     loaded = read(files, lambda file: load_image(file.source), problem)
     for number, (file, image) in enumerate(loaded):
-        labels, margin = _sure(model, image, crf)
+        found = model.segment(image, crf)
+        labels = found.labels.cpu().numpy()
+        margin = upsample(found.margin[None, None], labels.shape)[0, 0].cpu().numpy()
         random = generator("audit pixels", seed, file.key)
         pixels = torch.randint(labels.size, (each,), generator=random).tolist()
         for pixel in pixels:
             y, x = divmod(pixel, labels.shape[1])
-            if labels[y, x] != HIDDEN or model.legend_ is None:
+            if labels[y, x] != HIDDEN or not hides:
                 own = (x, y, int(labels[y, x]), float(margin[y, x]), labels.size / each)
                 rows.append((str(file.source), *own))
         progress("audit", number + 1, len(files), {})
@@ -192,38 +236,19 @@ def prepare(
         answers,
         seed,
     )
-    questions: list[list[dict[str, Any]]] = []
+    questions: list[list[Question]] = []
     for strip, candidates in enumerate(chosen.tolist()):
         questions.append([])
         for spare, row in enumerate(candidates):
             path, x, y, value = rows[row][:4]
-            one = Question(strip, spare, path, x, y, value, names[value])
-            questions[-1].append(asdict(one))
-    content = {
-        "format": 1,
-        "about": about(model),
-        "order": asking_order(answers, seed),
-        "questions": questions,
-        "asked": [0] * answers,
-        "answers": [None] * answers,
-    }
-    write_json(Path(folder) / "audit.json", content)
-    return Audit(Path(folder), content)
+            questions[-1].append(Question(strip, spare, path, x, y, value, names[value]))
+    order, asked = asking_order(answers, seed), [0] * answers
+    record = AuditRecord(1, about(model), order, questions, asked, [None] * answers)
+    audit = Audit(folder, record)
+    audit.save()
+    return audit
 
 
 def about(model: PriMaPsEM) -> list[str]:
     """What answers are about: the model and the names of its classes."""
     return [model.prediction_digest(), *(model.legend_.names if model.legend_ else [])]
-
-
-@torch.no_grad()
-def _sure(model: PriMaPsEM, image: Image.Image, crf: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Label map of an image at its own size, and by how much the first class leads the second."""
-    scaled = to_tensor(fit_to_patches(image, model.size, model.backbone.patch_size))
-    features = mirrored_mean(model.backbone, scaled[None])
-    probabilities = model.probabilities(features, scaled[None], crf)[0]
-    size = (image.height, image.width)
-    labels = model.relabel(largest_channel(probabilities, size), features[0])
-    first, second = probabilities.topk(2, 0).values
-    margin = upsample((first - second)[None, None], size)[0, 0]
-    return labels.cpu().numpy(), margin.cpu().numpy()

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
 
 from primaps.backbones.backbone import image_features, mirrored_mean
-from primaps.classes.legend import HIDDEN
+from primaps.classes.apply import hidden_last
 from primaps.data import Dataset, Problem, Sample, as_dataset
 from primaps.evaluation.accumulate import Prediction, accumulate, predictions
 from primaps.evaluation.metrics import confusion_matrix, majority, match, scores
@@ -155,7 +155,7 @@ def evaluate(
     conform(matching, Matching, "matching")
     data = as_dataset(images, labels, ignore_index)
     clusters, ignore = model.classes, data.ignore_index
-    hides = model.legend_ is not None and clusters < len(model.legend_.classes)
+    hides = model.legend_ is not None and model.legend_.hides
     columns = clusters + hides  # hidden classes are a last cluster that is never matched
     size = size or model.size
 
@@ -166,7 +166,7 @@ def evaluate(
         )  # fmt: skip
 
     def count(one: Prediction) -> Int[Tensor, "classes clusters"]:
-        shown = one.clusters.where(one.clusters != HIDDEN, clusters) if hides else one.clusters
+        shown = hidden_last(one.clusters, model.legend_)
         return confusion_matrix(shown, one.label, columns, len(data.classes), ignore)
 
     counted = accumulate(data, columns, predict, count, "evaluation", progress, problem)

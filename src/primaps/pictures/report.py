@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from primaps.backbones.backbone import mirrored_mean
+from primaps.classes.apply import hidden_last
 from primaps.classes.edits import legend
-from primaps.classes.legend import HIDDEN, Class
+from primaps.classes.legend import Class
 from primaps.data import (
     ImageError,
     Problem,
@@ -24,7 +24,6 @@ from primaps.data import (
     fit_to_patches,
     load_image,
     read,
-    to_tensor,
 )
 from primaps.em.pixels import upsample
 from primaps.evaluation.protocol import Evaluation, evaluate
@@ -121,12 +120,9 @@ def _look(
 ) -> Look:
     """Predict an image, at the model's size, and keep what is worth showing."""
     scaled = fit_to_patches(image, model.size, model.backbone.patch_size)
-    tensor = to_tensor(scaled)[None]
-    features = mirrored_mean(model.backbone, tensor)
-    probabilities = model.probabilities(features, tensor, crf)[0]
-    labels = model.relabel(probabilities.argmax(0), features[0]).cpu().numpy()
-    first, second = probabilities.topk(2, 0).values
-    alike = _typicality(model, features[0], labels.shape)
+    found = model.segment(scaled, crf)
+    labels = found.labels.cpu().numpy()
+    alike = _typicality(model, found.features, labels.shape)
     for value, one in enumerate(seen):
         inside = labels == value
         share = float(inside.mean())
@@ -142,10 +138,10 @@ def _look(
                     push = heapq.heappush if len(heap) < CROPS else heapq.heapreplace
                     push(heap, (sign * score, number, crop))
     colours = np.array([one.colour for one in classes] + [(0, 0, 0)], np.uint8)
-    known = np.where(labels == HIDDEN, len(classes), labels)
+    known = hidden_last(found.labels, model.legend_).cpu().numpy()
     picture = overlay(scaled, known, colours, ignore=len(classes))
     picture.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-    return Look(float((first - second).mean()), key, picture)
+    return Look(float(found.margin.mean()), key, picture)
 
 
 def _typicality(

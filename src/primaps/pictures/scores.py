@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
+from primaps.classes.apply import hidden_last
 from primaps.data import Dataset, Sample
 from primaps.evaluation.protocol import Evaluation, model_predictions
 from primaps.model import PriMaPsEM
@@ -77,7 +78,7 @@ def example_sheet(
         known_options = asdict(result.options)
         options = {name: known_options[name] for name in ("size", "crop", "mirror", "crf")}
         known = _assignment(result)
-        table = np.array([ignore if c is None else c for c in known])
+        table = np.array([ignore if c is None else c for c in known])  # a hidden class is the last
         for one in model_predictions(
             model, data, samples, problem=lambda sentence: None, **options
         ):
@@ -85,7 +86,7 @@ def example_sheet(
             if key not in pictures:
                 pictures[key] = Image.fromarray(one.image.permute(1, 2, 0).numpy())
                 maps[key] = [one.label.numpy()]
-            maps[key].append(table[one.clusters.numpy()])
+            maps[key].append(table[hidden_last(one.clusters, model.legend_).numpy()])
     rows = [(picture, maps[key]) for key, picture in pictures.items()]
     titles = ("image", "label (dark: ignored)", *columns)
     return examples(rows, titles, data.classes, class_colours(data), ignore)
