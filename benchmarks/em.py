@@ -187,7 +187,7 @@ def scale(arguments: argparse.Namespace) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             blocks = generator.integers(0, 256, (4, 4, 3), np.uint8)
             Image.fromarray(blocks.repeat(16, 0).repeat(16, 1)).save(path)
-        options = {"backbone": RandomPatches(), "patch_size": 8, "size": 64, "crf": False}
+        options = {"backbone": RandomPatches(), "patch_size": 8, "size": 64, "mask_crf": False}
         model = PriMaPsEM(8, epochs=1, init_epochs=1, **options)
         files = find_images(images)
         model.fit(files[:64], store=None)  # what the program itself takes

@@ -48,9 +48,9 @@ TABLES = {
     },
     "4b": {  # of the paper
         "baseline": ({"method": "kmeans"}, PLAIN),
-        "+ pseudo label": ({"views": 0, "crf": False, **NO_EMA}, PLAIN),
-        "+ EMA": ({"views": 0, "crf": False}, PLAIN),
-        "+ augment": ({"views": 2, "crf": False}, PLAIN),
+        "+ pseudo label": ({"views": 0, "mask_crf": False, **NO_EMA}, PLAIN),
+        "+ EMA": ({"views": 0, "mask_crf": False}, PLAIN),
+        "+ augment": ({"views": 2, "mask_crf": False}, PLAIN),
         "+ CRF": ({"views": 2}, REFINED),
     },
     "projections": {

@@ -317,9 +317,22 @@ class PriMaPsEM:
         Raises:
             ModelError: the model is not fitted.
         """
+        return self.probabilities(mirrored_mean(self.backbone, images), images, crf)
+
+    @torch.no_grad()
+    def logits(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
+        """Class logits, where the features are: cosines as in Eq. 9, or those of the probe.
+
+        Raises:
+            ModelError: the model is not fitted.
+        """
         if self.prototypes_ is None:
             raise ModelError("the model is not fitted: call fit first, or load one")
-        return self.probabilities(mirrored_mean(self.backbone, images), images, crf)
+        if self.projection is not None:
+            features = self.projection(features)
+        if self.config.cosine:
+            features = F.normalize(features, dim=1)
+        return self.prototypes_(features)
 
     @torch.no_grad()
     def probabilities(
@@ -328,14 +341,12 @@ class PriMaPsEM:
         images: UInt8[Tensor, "b 3 H W"],
         crf: bool = True,
     ) -> Float[Tensor, "b k H W"]:
-        """Class probabilities at image size from the backbone's features."""
-        if self.prototypes_ is None:
-            raise ModelError("the model is not fitted: call fit first, or load one")
-        if self.projection is not None:
-            features = self.projection(features)
-        if self.config.cosine:  # logits are cosines, as in Eq. 9
-            features = F.normalize(features, dim=1)
-        logits = self.prototypes_(features)
+        """Class probabilities at image size from the backbone's features.
+
+        Raises:
+            ModelError: the model is not fitted.
+        """
+        logits = self.logits(features)
         probabilities = upsample(logits, images.shape[-2:]).softmax(1)
         return DenseCRF()(images.to(logits.device), probabilities) if crf else probabilities
 
