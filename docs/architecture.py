@@ -22,8 +22,8 @@ LAYERS = (
     ("model_folder", "model"),
     ("evaluation",),
     ("pictures",),
-    ("label_maps", "planning", "demo", "exchange"),
-    ("experiments",),
+    ("label_maps", "planning", "fitting", "demo", "exchange"),
+    ("experiments", "studio"),
     ("cli",),
 )
 """From the ground up. In a layer, what stands later may import what stands earlier."""
@@ -47,7 +47,9 @@ WORDS = {
     "pictures": "overlays, charts",
     "label_maps": "propose, predict",
     "planning": "what a fit takes",
+    "fitting": "images to a model's folder",
     "experiments": "the paper's tables",
+    "studio": "server and page",
     "cli": "the command line",
 }
 ENTRANCES = ("__init__", "__main__")

@@ -20,8 +20,8 @@ from primaps.support.errors import PrimapsError
 
 err = Console(stderr=True)
 ORDER = (
-    "demo", "propose", "fit", "predict", "classes", "name", "report", "audit", "export", "import",
-    "push", "evaluate", "oracle", "probe", "data", "project", "projection", "reproduce",
+    "demo", "studio", "propose", "fit", "predict", "classes", "name", "report", "audit", "export",
+    "import", "push", "evaluate", "oracle", "probe", "data", "project", "projection", "reproduce",
 )  # fmt: skip
 """Of the commands in `primaps --help`: that in which a person needs them."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,23 +131,11 @@ def _choose(
     wanted: str, options: dict[str, Any], files: Any, store: str | None, progress: Any
 ) -> tuple[list[Any], int]:
     """Evidence for several K, printed, and the middle one of the three that it speaks for."""
-    from primaps.classes.choose import curve, parse_range, propose
-    from primaps.classes.grow import SAMPLE
-    from primaps.classes.masks import gathered, mask_table
-    from primaps.features.extract import extract
-    from primaps.model import PriMaPsEM
+    from primaps.classes.choose import propose
+    from primaps.fitting import class_evidence
 
-    candidates = parse_range(wanted)
-    model = PriMaPsEM(**{**options, "classes": 2})
-    extracted = extract(
-        files, model.backbone, model.size, masks=model.mask_maker(), store=store_folder(store),
-        progress=progress, problem=warn,
-    )  # fmt: skip
-    assert extracted.masks is not None
-    views = replace(extracted.views, projection=model.projection)
-    masks = gathered(mask_table(views, extracted.masks), SAMPLE)
-    evidence = curve(
-        masks.features, masks.images, candidates, seed=model.config.seed, progress=progress
+    evidence = class_evidence(
+        wanted, options, files, store=store_folder(store), progress=progress, problem=warn
     )
     for one in evidence:
         bar = "#" * round(40 * max(0.0, one.stability))
@@ -175,26 +162,19 @@ def _train(
     model: Any, files: Any, labels: Any, out: Path, store: str | None, log: Path | None,
     progress: Any, evidence: Any = (),
 ) -> None:  # fmt: skip
-    """Fit, save and draw; the state of training lies beside the model until it is complete."""
-    from primaps.em.recorder import clear_states
-    from primaps.model_folder import model_writing
-    from primaps.pictures.preview import model_preview
+    """Fit, with figures for TensorBoard if they are wanted, and say where the model is."""
+    from primaps.fitting import fit_folder
     from primaps.support.distributed import rank
 
     out = out.expanduser()
     note(f"backbone {model.backbone.name} from {model.backbone.source}")
-    with model_writing(out, files), _tensorboard(log) as write:
-        model.fit(
-            files, labels, store=store_folder(store), checkpoints=out, progress=progress,
-            problem=warn, log=write,
+    with _tensorboard(log) as write:
+        fit_folder(
+            model, files, out, labels=labels, evidence=evidence, store=store_folder(store),
+            progress=progress, problem=warn, log=write,
         )  # fmt: skip
-        if model.inventory_ is not None and evidence:
-            model.inventory_ = replace(model.inventory_, curve=tuple(evidence))
-        if rank() == 0:
-            model.save_pretrained(out)
-            model_preview(model, out / "preview.png")
-            clear_states(out)
-            print(out)
+    if rank() == 0:
+        print(out)
 
 
 @contextmanager

@@ -7,9 +7,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Float, Integer
 from PIL import Image, ImageDraw
 
 from primaps.classes.audit import Estimate, asking_order, estimate, strips
@@ -53,6 +55,25 @@ class Question:
     y: Number
     value: Number
     name: str
+
+
+class Pixel(NamedTuple):
+    """A pixel that may be asked about.
+
+    Attributes:
+        path: of the image.
+        x, y: in pixels of the image.
+        value: predicted class.
+        margin: by how much it leads the second class.
+        weight: pixels that it stands for.
+    """
+
+    path: str
+    x: int
+    y: int
+    value: int
+    margin: float
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -142,6 +163,16 @@ class Audit:
         self.record.answers[question.strip] = right
         self.save()
 
+    def undo(self) -> Question | None:
+        """Take the last answer back; its question is asked again. None if there was no answer."""
+        asked = [strip for strip in self.record.order if self.record.asked[strip]]
+        if not asked:
+            return None
+        self.record.asked[asked[-1]] -= 1
+        self.record.answers[asked[-1]] = None
+        self.save()
+        return self.next()
+
     def save(self) -> None:
         """Write ``audit.json``."""
         write_json(self.folder / NAME, asdict(self.record))
@@ -204,35 +235,87 @@ def prepare(
             already.
     """
     folder = Path(folder).expanduser()
-    for name in (NAME, PICTURE):
-        if os.path.lexists(folder / name):
-            raise InputError(f"{folder / name} is there already: give another folder")
     files = find_images(images, exclude=folder)
-    if not 2 <= answers <= POOL // 10:
-        raise InputError(f"answers is {answers}; it must be 2 to {POOL // 10}")
+    check_place(folder, answers)
     each = max(1, POOL // len(files))
-    hides = model.legend_ is not None and model.legend_.hides
     names = model.legend_.names if model.legend_ else [f"class {k}" for k in range(model.classes)]
-    rows: list[tuple[str, int, int, int, float, float]] = []
+    pixels: list[Pixel] = []
     loaded = read(files, lambda file: load_image(file.source), problem)
     for number, (file, image) in enumerate(loaded):
         found = model.segment(image, crf)
         labels = found.labels.cpu().numpy()
         margin = upsample(found.margin[None, None], labels.shape)[0, 0].cpu().numpy()
-        random = generator("audit pixels", seed, file.key)
-        pixels = torch.randint(labels.size, (each,), generator=random).tolist()
-        for pixel in pixels:
-            y, x = divmod(pixel, labels.shape[1])
-            if labels[y, x] != HIDDEN or not hides:
-                own = (x, y, int(labels[y, x]), float(margin[y, x]), labels.size / each)
-                rows.append((str(file.source), *own))
+        pixels += draw_pixels(str(file.source), file.key, labels, margin, image.size, each, seed)
         progress("audit", number + 1, len(files), {})
-    if not rows:
+    if model.legend_ is not None and model.legend_.hides:
+        pixels = [pixel for pixel in pixels if pixel.value != HIDDEN]
+    return begin(folder, pixels, names, about(model), answers, seed)
+
+
+def check_place(folder: Path, answers: int) -> None:
+    """Refuse a folder that has an audit, and a number of answers that is none.
+
+    Raises:
+        InputError: either is so.
+    """
+    for name in (NAME, PICTURE):
+        if os.path.lexists(folder / name):
+            raise InputError(f"{folder / name} is there already: give another folder")
+    if not 2 <= answers <= POOL // 10:
+        raise InputError(f"answers is {answers}; it must be 2 to {POOL // 10}")
+
+
+def draw_pixels(
+    path: str,
+    key: str,
+    labels: Integer[np.ndarray, "h w"],
+    margin: Float[np.ndarray, "h w"],
+    size: tuple[int, int],
+    each: int,
+    seed: int = 0,
+) -> list[Pixel]:
+    """Pixels of an image that may be asked about, drawn at random; the same for the same key.
+
+    Args:
+        labels, margin: predicted class, and by how much it leads; of the image, or scaled.
+        size: width and height of the image itself.
+        each: number of pixels.
+    """
+    height, width = labels.shape
+    random = generator("audit pixels", seed, key)
+    found = []
+    for place in torch.randint(labels.size, (each,), generator=random).tolist():
+        y, x = divmod(place, width)
+        own = int((x + 0.5) * size[0] / width), int((y + 0.5) * size[1] / height)
+        weight = size[0] * size[1] / each
+        found.append(Pixel(path, *own, int(labels[y, x]), float(margin[y, x]), weight))
+    return found
+
+
+def begin(
+    folder: Path,
+    pixels: Sequence[Pixel],
+    names: Sequence[str],
+    about: list[str],
+    answers: int,
+    seed: int = 0,
+) -> Audit:
+    """Choose what to ask about, and write the questions.
+
+    Args:
+        names: of the values of the pixels.
+        about: what answers are about, see :func:`about`.
+
+    Raises:
+        InputError: there is no pixel, or see :func:`check_place`.
+    """
+    check_place(folder, answers)
+    if not pixels:
         raise InputError("no pixel has a class that is shown: there is nothing to ask about")
     chosen = strips(
-        torch.tensor([row[3] for row in rows]),
-        torch.tensor([row[4] for row in rows]),
-        torch.tensor([row[5] for row in rows]),
+        torch.tensor([pixel.value for pixel in pixels]),
+        torch.tensor([pixel.margin for pixel in pixels]),
+        torch.tensor([pixel.weight for pixel in pixels]),
         answers,
         seed,
     )
@@ -240,11 +323,10 @@ def prepare(
     for strip, candidates in enumerate(chosen.tolist()):
         questions.append([])
         for spare, row in enumerate(candidates):
-            path, x, y, value = rows[row][:4]
+            path, x, y, value = pixels[row][:4]
             questions[-1].append(Question(strip, spare, path, x, y, value, names[value]))
     order, asked = asking_order(answers, seed), [0] * answers
-    record = AuditRecord(1, about(model), order, questions, asked, [None] * answers)
-    audit = Audit(folder, record)
+    audit = Audit(folder, AuditRecord(1, about, order, questions, asked, [None] * answers))
     audit.save()
     return audit
 
