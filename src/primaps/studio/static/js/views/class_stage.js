@@ -132,6 +132,7 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
       stage.photo(bitmap);
       stage.labels("classes", map);
       paint();
+      stage.node.dataset.shown = next;
       arrive(map);
       trouble.hidden = true;
     } catch (error) {

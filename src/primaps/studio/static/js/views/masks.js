@@ -46,7 +46,8 @@ function mount(root) {
     },
   });
   stage.arrange(["masks"]);
-  stage.node.append(tag, caption);
+  const waiting = el("div", { class: "waits", hidden: true }, "Looking at this photograph…");
+  stage.node.append(tag, caption, waiting);
 
   const figures = el("p", { class: "muted", role: "status" });
   const alike = el("ul", { class: "alike" });
@@ -77,7 +78,9 @@ function mount(root) {
   }
 
   function draw(found, refined) {
+    stage.node.dataset.shown = `${store.state.image} ${threshold} ${refined}`;
     map = found;
+    waiting.hidden = true;
     const present = new Set(found.values);
     present.delete(0);
     masks = maskClasses(Math.max(0, ...present));
@@ -159,6 +162,10 @@ function mount(root) {
       const bitmap = await loader.photo(image);
       if (image !== store.state.image) return;
       stage.photo(bitmap);
+      stage.clear("masks");
+      map = null;
+      setText(figures, "");
+      setTimeout(() => (waiting.hidden = map !== null || image !== store.state.image), 250);
     } catch (error) {
       complain(error);
     }

@@ -66,7 +66,7 @@ function mount(root) {
     page.replaceChildren(nothing("done", "How good are these classes?",
       "You are shown one spot after the other and say whether its class is right. The spots are drawn so that few answers tell much.",
       el("div", { class: "row" }, button("Answer 40", () => start(40)), button("Answer 80 questions", () => start(80), { kind: "primary", title: "About five minutes" })),
-      el("p", { class: "small" }, "80 answers take about five minutes and give the accuracy to some ten points; 40 to some fourteen. You may stop at any moment and go on later."),
+      el("p", { class: "small" }, "80 answers take about five minutes and tell the accuracy to some nine points either way, 40 to some twelve. You may stop at any moment and go on later."),
       el("a", { class: "button plain", href: "/api/report.html", target: "_blank", rel: "noopener" }, icon("file"), "Open the report without answering")));
   }
 
@@ -125,6 +125,7 @@ function mount(root) {
     { keys: ["Backspace"], shown: "⌫", does: "take the last answer back", act: takeBack },
   ]);
 
+  page.append(el("p", { class: "muted opening", role: "status" }, "Opening…"));
   load(get("audit"));
   const off = store.on("classes", () => audit?.total && load(get("audit")));
   return off;

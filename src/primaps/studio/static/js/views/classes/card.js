@@ -53,6 +53,7 @@ export function createCard(first, act) {
   });
   const figures = el("p", { class: "figures small muted cut" });
   const share = el("div", {});
+  const part = el("span", { class: "small" });
   const hide = iconButton("eye", "Hide", () => act.hide(one), { key: "H" });
   const shownIcon = hide.firstChild;
   const hiddenIcon = iconButton("hidden", "", () => {}).firstChild;
@@ -71,7 +72,7 @@ export function createCard(first, act) {
   },
     pictures,
     el("div", { class: "row title" }, swatch, name),
-    el("div", { class: "bar thin" }, share),
+    el("div", { class: "row measure" }, el("div", { class: "bar thin" }, share), part),
     el("div", { class: "row apart" }, figures,
       el("div", { class: "row actions" }, hide, split, iconButton("merge", "Merge with another class", () => act.join(one), { key: "M" }))),
   );
@@ -92,6 +93,7 @@ export function createCard(first, act) {
       const doubts = doubtful.slice(0, DOUBTFUL);
       const found = [...typical.slice(0, TYPICAL + DOUBTFUL - doubts.length).map((crop) => picture(crop, "typical")), ...doubts.map((crop) => picture(crop, "doubtful"))];
       pictures.replaceChildren(...found);
+      pictures.dataset.count = found.length;
       if (typical.length < TYPICAL) filled = "";
     } catch {
       filled = ""; // the class is gone, or the studio is: both are said elsewhere
@@ -100,7 +102,7 @@ export function createCard(first, act) {
 
   return {
     node,
-    update(now, part, relative) {
+    update(now, fraction, relative) {
       one = now;
       if (document.activeElement !== name && name.value !== one.name) name.value = one.name;
       name.title = one.name;
@@ -114,9 +116,11 @@ export function createCard(first, act) {
       hide.setAttribute("aria-pressed", one.hidden);
       split.disabled = one.parts.length < 2;
       const steady = one.stability == null ? "" : one.stability > 0.75 ? " · steady" : one.stability < 0.5 ? " · unsteady" : "";
-      const text = `${percent(part)} of pixels${one.images ? ` · ${count(one.images, "image")}` : ""}${steady}`;
-      setText(figures, text);
-      figures.title = one.stability == null ? text : `${text}: found again in ${percent(one.stability)} when images are drawn anew`;
+      const places = one.images ? count(one.images, "image") : "";
+      const text = `${percent(fraction)} of all pixels${places && ` · ${places}`}${steady}`;
+      setText(part, percent(fraction));
+      setText(figures, places);
+      figures.title = one.stability == null ? text : `${text}: found again to ${percent(one.stability)} when images are drawn anew`;
       node.setAttribute("aria-label", `${one.name}${one.hidden ? ", hidden" : ""}, ${text}`);
       if (!one.preview && filled !== one.id && pictures.childElementCount === 0) watch.observe(node), fill();
     },
