@@ -217,6 +217,10 @@ class Album:
     def look_at_all(self) -> None:
         """Look at all images, one after the other, when nothing else is to do."""
         began, first = time.monotonic(), len(self.summaries)
+        self.progress = {
+            "stage": "looking", "done": first, "total": len(self.workspace.images),
+            "seconds_left": None, "about": {},
+        }  # fmt: skip
 
         def step(number: int) -> None:
             total = len(self.workspace.images)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,14 +14,14 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from primaps.data import load_image
-from primaps.studio import bodies, gallery, proposals, trust
+from primaps.studio import answers, bodies, gallery, proposals, trust
 from primaps.studio.bodies import body
 from primaps.studio.edited import ConflictError
 from primaps.studio.export import corrected_parts, formats
+from primaps.studio.looks import Look
 from primaps.studio.photos import SIDE, cut_out, jpeg
 from primaps.studio.studio import Studio
 from primaps.studio.turns import NOW, SOON
-from primaps.support.errors import InputError, NotFoundError
 
 LONG = "private, max-age=86400"
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -52,7 +51,7 @@ class Api:
             "images/{n:int}/proposals": self.proposals,
             "images/{n:int}/proposals/{m:int}/similar": self.similar,
             "classes": self.classes,
-            "classes/{id}/crops": self.crops,
+            "classes/{id:path}/crops": self.crops,
             "crops/{n:int}.jpg": self.crop,
             "audit": self.audit,
             "report.html": self.report,
@@ -126,31 +125,31 @@ class Api:
 
     async def photo(self, request: Request) -> Response:
         picture = self.studio.album.picture
-        found = await run_sync(picture, _number(request), SIDE, limiter=self._few)
+        found = await run_sync(picture, answers.number(request), SIDE, limiter=self._few)
         return Response(found, media_type="image/jpeg", headers={"Cache-Control": LONG})
 
     async def thumb(self, request: Request) -> Response:
-        found = await run_sync(self.studio.album.thumb, _number(request), limiter=self._few)
+        found = await run_sync(self.studio.album.thumb, answers.number(request), limiter=self._few)
         return Response(found, media_type="image/jpeg", headers={"Cache-Control": LONG})
 
     async def parts(self, request: Request) -> Response:
-        number, studio = _number(request), self.studio
+        number, studio = answers.number(request), self.studio
         _, edited = studio.open()
         studio.workspace.file(number)
-        await _turn(studio.album.look(number, NOW))
+        await self._look(number)
         found = await run_sync(corrected_parts, studio.album, edited, number)
-        return await run_sync(_labels, found)
+        return await run_sync(answers.labels, found)
 
     async def logits(self, request: Request) -> Response:
-        number, studio = _number(request), self.studio
+        number, studio = answers.number(request), self.studio
         studio.open()
         studio.workspace.file(number)
-        look = await _turn(studio.album.look(number, NOW))
+        look = await self._look(number)
         data = np.array(look.logits.shape, "<u2").tobytes() + look.logits.astype("<f2").tobytes()
         return Response(data, media_type="application/octet-stream")
 
     async def proposals(self, request: Request) -> Response:
-        number, threshold = _number(request), _threshold(request)
+        number, threshold = answers.number(request), answers.threshold(request)
         features = await self._features(number)
         if request.query_params.get("crf", "0") == "1":
             album = self.studio.album
@@ -161,14 +160,20 @@ class Api:
             )
         else:
             found = await run_sync(proposals.live_masks, features, threshold)
-        return await run_sync(_labels, found)
+        return await run_sync(answers.labels, found)
 
     async def similar(self, request: Request) -> Response:
-        number, threshold = _number(request), _threshold(request)
+        number, threshold = answers.number(request), answers.threshold(request)
         features = await self._features(number)
         mask, album = request.path_params["m"], self.studio.album
         found = await run_sync(proposals.similar_masks, album, number, features, mask, threshold)
         return JSONResponse(found)
+
+    async def _look(self, number: int) -> Look:
+        """What the model sees in an image: at once if it was looked at, however busy it is."""
+        album = self.studio.album
+        found = await run_sync(album.kept_look, number)
+        return found if found is not None else await _turn(album.look(number, NOW))
 
     async def _features(self, number: int) -> Any:
         album = self.studio.album
@@ -206,9 +211,9 @@ class Api:
 
     async def correct(self, request: Request) -> Response:
         given = await body(request, bodies.CorrectionBody)
-        number, studio = _number(request), self.studio
+        number, studio = answers.number(request), self.studio
         key = studio.workspace.file(number).key
-        look = await _turn(studio.album.look(number, NOW))
+        look = await self._look(number)
         size = (look.parts.shape[0], look.parts.shape[1])
 
         def paint(edited: Any) -> str:
@@ -238,7 +243,7 @@ class Api:
         return JSONResponse(await run_sync(gallery.crops, self.studio.album, edited, name))
 
     async def crop(self, request: Request) -> Response:
-        number, box = _number(request), _box(request.query_params.get("box", ""))
+        number, box = answers.number(request), answers.box(request.query_params.get("box", ""))
         source = self.studio.workspace.file(number).source
 
         def cut() -> bytes:
@@ -312,52 +317,6 @@ class Api:
         return await self.export(request)
 
 
-def _number(request: Request) -> int:
-    return int(request.path_params["n"])
-
-
-def _threshold(request: Request) -> float:
-    text = request.query_params.get("threshold", "0.4")
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise InputError(f"threshold is {text!r}; it must be at least 0 and below 1")
-    return value
-
-
-def _box(text: str) -> tuple[float, float, float, float]:
-    try:
-        left, top, right, bottom = (float(value) for value in text.split(","))
-    except ValueError:
-        left = top = right = bottom = -1.0
-    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise InputError(f"box is {text!r}; it must be left,top,right,bottom in 0..1")
-    return left, top, right, bottom
-
-
-def _labels(found: np.ndarray) -> Response:
-    """A map of whole numbers: width, height, then 8 or 16 bits a pixel, row after row."""
-    kind = np.dtype("u1") if found.max(initial=0) < 256 else np.dtype("<u2")
-    size = np.array(found.shape[::-1], "<u2").tobytes()
-    data = gzip.compress(size + found.astype(kind).tobytes(), 1)
-    headers = {"X-Values": f"u{8 * kind.itemsize}", "Content-Encoding": "gzip"}
-    return Response(data, media_type="application/octet-stream", headers=headers)
-
-
 async def _turn(future: Any) -> Any:
     """Wait for the thread of the network without holding up anybody."""
     return await asyncio.wrap_future(future)
-
-
-def refused(request: Request, error: Exception) -> Response:
-    """What a person can mend, as one sentence."""
-    status = 404 if isinstance(error, NotFoundError) else 400
-    status = 409 if isinstance(error, ConflictError) else status
-    return JSONResponse({"error": str(error)}, status)
-
-
-def failed(request: Request, error: Exception) -> Response:
-    """A defect of ours or of the machine."""
-    return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)

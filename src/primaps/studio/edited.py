@@ -160,8 +160,10 @@ class Edited:
 
     def next(self) -> tuple[str | None, str | None]:
         """What undo and redo would do, in words."""
-        both = (self.history.done, self.history.undone)
-        undo, redo = (_about(actions[-1]) if actions else None for actions in both)
+        with self._lock:
+            self._look()
+            both = (self.history.done, self.history.undone)
+            undo, redo = (_about(actions[-1]) if actions else None for actions in both)
         return undo, redo
 
     def _check(self, revision: str) -> None:

@@ -34,9 +34,10 @@ class Hub:
         except RuntimeError:  # closed between the question and the call
             return
 
-    def close(self) -> None:
-        """End all streams, so that the server can end; called in the event loop."""
-        self._spread(None)
+    def end(self) -> None:
+        """End all streams, so that the server can end; from any thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._spread, None)
 
     def _spread(self, text: bytes | None) -> None:
         for waiting in self._listening:

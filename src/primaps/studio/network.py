@@ -42,6 +42,11 @@ class Network:
         return self._backbone
 
     @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._model is not None
+
+    @property
     def size(self) -> int:
         """Shorter side at which images are looked at."""
         if self._model is not None:

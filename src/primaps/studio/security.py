@@ -16,6 +16,8 @@ from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from primaps.support.errors import PrimapsError
+
 LARGEST_BODY = 8 << 20
 """Bytes of a request: a correction of a whole photograph in runs is a tenth of it."""
 READING = ("GET", "HEAD")
@@ -36,8 +38,11 @@ HEADERS = {
 """Of every answer; a route's own value of a header stays."""
 
 
-class TooLargeError(Exception):
+class TooLargeError(PrimapsError):
     """A body has more than :data:`LARGEST_BODY` bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(f"a request may have {LARGEST_BODY} bytes, not more")
 
 
 class Guard:
@@ -75,7 +80,11 @@ class Guard:
             sentence = "open the address that `primaps studio` printed: it has the key to this page"
             await _answer(_with_headers(send), 403, sentence)
             return
-        await self._limited(scope, receive, send)
+        stated = [int(text) for text in _header(scope, b"content-length") if text.isdigit()]
+        if any(length > LARGEST_BODY for length in stated):
+            await _answer(_with_headers(send), 413, str(TooLargeError()))
+            return
+        await self.app(scope, _counted(receive), _with_headers(send))
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and sentence for a request that is not of this server's page."""
@@ -119,32 +128,20 @@ class Guard:
         await send({"type": "http.response.start", "status": 303, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on, but stop reading a body that is too large."""
-        answered, read = False, 0
 
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > LARGEST_BODY:
-                raise TooLargeError
-            return message
+def _counted(receive: Receive) -> Receive:
+    """Stop reading a body that turns out to be too large."""
+    read = 0
 
-        async def noted(message: Message) -> None:
-            nonlocal answered
-            answered = True
-            await guarded(message)
+    async def receiving() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > LARGEST_BODY:
+            raise TooLargeError
+        return message
 
-        guarded = _with_headers(send)
-        stated = _header(scope, b"content-length")
-        try:
-            if any(int(length) > LARGEST_BODY for length in stated if length.isdigit()):
-                raise TooLargeError
-            await self.app(scope, counted, noted)
-        except TooLargeError:
-            if not answered:
-                await _answer(guarded, 413, f"a request may have {LARGEST_BODY} bytes, not more")
+    return receiving
 
 
 def _header(scope: Scope, name: bytes) -> list[bytes]:

@@ -85,7 +85,8 @@ def studio(
     with opened(photographs, out, options, model) as workspace, _listening(host, port) as listening:
         port = listening.getsockname()[1]
         token = secrets.token_urlsafe(24)
-        app = application(Studio(workspace, classes, device), token, port, allow_host)
+        desk = Studio(workspace, classes, device)
+        app = application(desk, token, port, allow_host)
         name = (f"[{host}]" if ":" in host else host) if local else allow_host[0]
         address = f"http://{name}:{port}/?token={token}"
         told(f"The studio of {workspace.photographs} is at")
@@ -102,8 +103,16 @@ def studio(
             app, http="h11", ws="none", log_level="warning", server_header=False,
             proxy_headers=False, timeout_graceful_shutdown=2,
         )  # fmt: skip
+        server = uvicorn.Server(config)
+        ending = server.handle_exit
+
+        def end(signal: int, frame: Any) -> None:
+            desk.hub.end()  # a stream of events would be waited for
+            ending(signal, frame)
+
+        server.handle_exit = end  # type: ignore
         with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run([listening])
+            server.run([listening])
 
 
 def application(
@@ -117,11 +126,13 @@ def application(
         allow_host: names that it answers under besides those of this machine itself.
     """
     from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
     from starlette.responses import FileResponse
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 
-    from primaps.studio.api import Api, failed, refused
+    from primaps.studio.answers import failed, missing, refused
+    from primaps.studio.api import Api
     from primaps.studio.security import Guard
     from primaps.support.errors import PrimapsError
 
@@ -140,7 +151,7 @@ def application(
             *Api(studio).routes(),
             Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
         ],
-        exception_handlers={PrimapsError: refused, Exception: failed},
+        exception_handlers={PrimapsError: refused, HTTPException: missing, Exception: failed},
         lifespan=lifespan,
     )
     return Guard(app, token, port, (*LOOPBACK, *allow_host))

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from primaps.classes.inventory import Inventory
 from primaps.evaluation.audit import Audit, about
+from primaps.model import PriMaPsEM
 from primaps.model_folder import ModelRecord, is_model, read_model
 from primaps.studio import trust
 from primaps.studio.album import Album
@@ -96,12 +97,12 @@ class Studio:
         self.album.look_at_all()
 
     def close(self) -> None:
-        """End what runs in the background; called in the event loop."""
+        """End what runs in the background."""
         self._closed.set()
         self.album.close()
         self.fitting.stop_quietly()
         self.turns.close()
-        self.hub.close()
+        self.hub.end()
 
     # The folder and the fit.
 
@@ -239,22 +240,27 @@ class Studio:
     def audit(self) -> tuple[Audit | None, list[str]]:
         """The audit that is there, and what one would be about now."""
         _, edited = self.open()
-        edits = edited.edits
-        now = self.turns.take(NOW, lambda: about(self.network.with_edits(edits))).result()
+        now = about(self._model(edited))
         return Audit.load(self.workspace.out / "audit"), now
 
     def begin_audit(self, answers: int) -> None:
         """Draw the questions of an audit."""
         _, edited = self.open()
-        model = self.turns.take(NOW, lambda: self.network.with_edits(edited.edits)).result()
+        model = self._model(edited)
         trust.begin_audit(self.album, edited, model, answers)
 
     def report(self) -> Path:
         """The report of the classes as they are now."""
         _, edited = self.open()
         path = self.workspace.out / "report.html"
-        model = self.turns.take(NOW, lambda: self.network.with_edits(edited.edits)).result()
+        model = self._model(edited)
         return trust.report(self.album, model, path)
+
+    def _model(self, edited: Edited) -> PriMaPsEM:
+        """The model with the edits of now; it is loaded in the thread of the network."""
+        if not self.network.loaded:
+            self.turns.take(NOW, self.network.model).result()
+        return self.network.with_edits(edited.edits)
 
     def corrected(self) -> list[int]:
         """Numbers of the corrected images."""
