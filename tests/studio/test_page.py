@@ -1,4 +1,4 @@
-"""What the page computes by itself, against the library and against scipy, in the browser it runs in."""
+"""What the page computes by itself, in the browser, against the library and against scipy."""
 
 import functools
 import shutil
@@ -11,8 +11,8 @@ import torch
 from scipy import ndimage
 
 from primaps.classes.edits import legend, node_classes
+from primaps.classes.tree import Tree
 from primaps.studio.serve import STATIC
-from tests.trees import random_tree
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -37,6 +37,26 @@ def page():
         yield found
         browser.close()
     server.shutdown()
+
+
+def random_tree(seed, classes=4):
+    """One to three parts a class; parts of a class merge first, then classes in any order."""
+    generator = np.random.default_rng(seed)
+    sizes = generator.integers(1, 4, classes)
+    parts, merges, tops = int(sizes.sum()), [], []
+    for first, size in zip(np.cumsum(sizes) - sizes, sizes, strict=True):
+        top = int(first)
+        for leaf in range(first + 1, first + size):
+            merges.append([top, int(leaf)])
+            top = parts + len(merges) - 1
+        tops.append((int(first), top))
+    while len(tops) > 1:
+        one, other = sorted(generator.choice(len(tops), 2, replace=False))
+        merges.append([tops[one][1], tops[other][1]])
+        joined = (tops[one][0], parts + len(merges) - 1)
+        tops = sorted([t for i, t in enumerate(tops) if i not in (one, other)] + [joined])
+    cost = torch.from_numpy(np.sort(generator.random(parts - 1)))
+    return Tree(torch.eye(parts), torch.ones(parts).long(), torch.tensor(merges), cost, classes)
 
 
 def call(page, module, function, *arguments):
@@ -112,7 +132,9 @@ def test_runs_and_discs_cover_what_they_say(page):
     rows, columns = np.mgrid[:20, :50]
     for x, y, radius in ((10, 8, 5.5), (0, 0, 7), (49, 10, 30)):
         expected = (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
-        found = call(page, "views/images/regions", "disc", {"width": 50, "height": 20}, x, y, radius)
+        found = call(
+            page, "views/images/regions", "disc", {"width": 50, "height": 20}, x, y, radius
+        )
         np.testing.assert_array_equal(np.sort(found), np.flatnonzero(expected))
         runs = call(page, "views/images/regions", "runs", expected.ravel().astype(int).tolist())
         covered = [pixel for start, length in runs for pixel in range(start, start + length)]

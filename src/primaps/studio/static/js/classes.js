@@ -5,7 +5,7 @@ import { get, post } from "./api.js";
 import * as loader from "./loader.js";
 import { complain, tell } from "./notices.js";
 import { store } from "./store.js";
-import { cutClasses } from "./tree.js";
+import { classId, cutClasses } from "./tree.js";
 
 /** Those under the slider while it moves, otherwise those that are saved. */
 export function shown(state = store.state) {
@@ -107,7 +107,13 @@ export function merge(one, into) {
       .filter((other) => other.id !== one.id)
       .map((other) => (other.id === into.id ? { ...other, parts: [...other.parts, ...one.parts], share: other.share + one.share } : other)),
   });
-  return change("classes", { edits: [{ merge: [into.id, one.id] }] }, `${one.name} was merged into ${into.name}.`, join);
+  // A name that somebody gave stays, and so does the colour of the class that was dropped onto.
+  const { classes, server } = store.state;
+  const id = classId(classes, server.model.classes, [...into.parts, ...one.parts]);
+  const edits = [{ merge: [into.id, one.id] }, { colour: id, to: into.colour }];
+  const named = [into, one].find((either) => either.named);
+  if (named) edits.push({ rename: id, to: named.name });
+  return change("classes", { edits }, `${one.name} was merged into ${into.name}.`, join);
 }
 
 export function split(one) {

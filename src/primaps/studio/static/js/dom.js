@@ -84,6 +84,12 @@ export function iconButton(symbol, label, click, { key = "", kind = "plain", ...
   return button("", click, { kind: `icon ${kind}`, symbol, key, title: label, "aria-label": label, ...props });
 }
 
+/** A file name in little room: its end, which tells it from its neighbours, is never cut off. */
+export function ends(name) {
+  const at = Math.max(0, name.length - 14);
+  return el("span", { class: "ends" }, el("span", { class: "cut" }, name.slice(0, at)), el("span", {}, name.slice(at)));
+}
+
 /** Something is not there, or went wrong: said as calmly as everything else. */
 export function nothing(symbol, title, sentence, ...actions) {
   return el("div", { class: "nothing" }, icon(symbol), el("h2", {}, title), el("p", {}, sentence), ...actions);

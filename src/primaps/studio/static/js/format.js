@@ -27,6 +27,11 @@ export function bytes(number) {
   return `${number < 10 && place ? number.toFixed(1) : Math.round(number)} ${units[place]}`;
 }
 
+/** A sentence of the server's as one that stands alone. */
+export function sentence(text) {
+  return text && text[0].toUpperCase() + text.slice(1);
+}
+
 /** The last piece of a path, which is what tells images apart. */
 export function fileName(path) {
   return path.slice(path.lastIndexOf("/") + 1);

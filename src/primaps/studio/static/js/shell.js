@@ -50,7 +50,10 @@ export function createShell(views) {
     }
     setText(title, views[view].title);
     document.title = `${views[view].title} · ${server?.folder || "primaps studio"}`;
-    const { text, to, label } = views[view].guide(state);
+    const { text, to, label } = views[view].open(state)
+      ? views[view].guide(state)
+      : { text: "There is nothing here before classes are found.", to: "start", label: "Start" };
+    sentence.classList.toggle("lost", Boolean(lost));
     setText(sentence, lost ? `${lost} Start it again in the terminal; everything that was saved is there.` : text);
     next.hidden = !to;
     if (to && next.dataset.to !== `${to} ${label}`) {

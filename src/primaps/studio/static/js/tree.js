@@ -21,6 +21,19 @@ export function cutClasses(found, count) {
   });
 }
 
+/** The id of a class with these parts: the largest nodes, at or below classes of the model, of them. */
+export function classId(found, modelClasses, parts) {
+  const left = new Set(parts);
+  const used = [];
+  const nodes = found.tree.nodes.slice(0, 2 * found.parts - modelClasses);
+  for (const node of nodes.sort((a, b) => b.parts.length - a.parts.length)) {
+    if (!node.parts.every((part) => left.has(part))) continue;
+    used.push(node);
+    node.parts.forEach((part) => left.delete(part));
+  }
+  return used.sort((a, b) => a.parts[0] - b.parts[0]).map((node) => node.id).join("+");
+}
+
 /** Whether the classes are those of the cut with as many. */
 export function isCut(found) {
   const count = found.classes.length;

@@ -2,7 +2,7 @@
 
 import { shareOf, shown } from "../classes.js";
 import { url } from "../api.js";
-import { el, icon, setText } from "../dom.js";
+import { el, ends, icon, setText } from "../dom.js";
 import { count, fileName, percent } from "../format.js";
 import { viewKeys } from "../keyboard.js";
 import { store } from "../store.js";
@@ -64,7 +64,7 @@ function mount(root) {
         el("img", { src: url.thumb(image), alt: "", draggable: "false" }),
         band,
         el("figcaption", { class: "row apart small" },
-          el("span", { class: "cut" }, fileName(names[image])),
+          ends(fileName(names[image])),
           corrected.includes(image) ? el("span", { class: "badge", title: "Corrected by hand" }, icon("brush"), el("span", { class: "unseen" }, "corrected")) : null,
           el("span", { class: "muted doubt" }, doubtful)));
     },

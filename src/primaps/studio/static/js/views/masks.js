@@ -1,7 +1,7 @@
 // Masks: the proposals of an image under a threshold that moves, and what is like each of them.
 
 import { get, url } from "../api.js";
-import { el, setText, slider } from "../dom.js";
+import { el, ends, setText, slider } from "../dom.js";
 import { createStage } from "../draw/stage.js";
 import { count, fileName, percent } from "../format.js";
 import { viewKeys } from "../keyboard.js";
@@ -101,7 +101,9 @@ function mount(root) {
       const found = await loader.proposals(loader.proposalsKey(image, threshold, crf));
       if (mine === shown && image === store.state.image) draw(found, crf);
     } catch (error) {
-      if (mine === shown) complain(error);
+      if (mine !== shown) return;
+      waiting.hidden = true;
+      complain(error);
     }
   }
 
@@ -155,7 +157,7 @@ function mount(root) {
     alike.replaceChildren();
     setText(about, "Point at a mask, or click it to keep it.");
     const name = store.state.images.names[image];
-    setText(caption, fileName(name));
+    caption.replaceChildren(ends(fileName(name)));
     caption.title = name;
     stage.canvas.setAttribute("aria-label", `${name} with its masks`);
     try {

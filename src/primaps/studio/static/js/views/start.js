@@ -3,7 +3,7 @@
 import { get, post } from "../api.js";
 import { shareOf, shares, shown } from "../classes.js";
 import { button, el, icon, nothing, said, setText } from "../dom.js";
-import { count, duration, percent } from "../format.js";
+import { count, duration, percent, sentence } from "../format.js";
 import { arrive } from "../live.js";
 import { complain } from "../notices.js";
 import { store } from "../store.js";
@@ -65,9 +65,10 @@ function folderList(heading) {
   const node = el("section", { class: "panel stack", "aria-label": heading }, el("h2", {}, heading), list);
   get("folders").then((found) => {
     if (!found.length) {
-      node.hidden = heading !== "Folders";
       list.append(el("li", { class: "muted" }, "There is no folder with images here. Start the studio with one: primaps studio FOLDER"));
     }
+    // The folder that is open already is no other one.
+    if (heading !== "Folders" && found.every(({ path }) => path === "")) node.hidden = true;
     for (const { path, images } of found) {
       const name = path || "the folder itself";
       list.append(el("li", {}, el("button", { type: "button", class: "folder-row", title: name, on: { click: () => act("folder", { path }) } },
@@ -191,7 +192,7 @@ function failed(page) {
     found.node));
   return {
     update({ server }) {
-      setText(why.lastChild, server.error);
+      setText(why.lastChild, sentence(server.error));
       found.update({ server });
     },
     end() {},

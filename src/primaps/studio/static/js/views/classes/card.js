@@ -9,8 +9,26 @@ import { store } from "../../store.js";
 const TYPICAL = 4;
 const DOUBTFUL = 2;
 
-// Crops by class: the same class comes back whenever the slider does.
+// Crops by class: the same class comes back whenever the slider does. `arrived` has those that are
+// here, with the parts they show, for classes that exist under the slider only.
 const known = new Map();
+const arrived = new Map();
+
+/** Crops of classes that share parts with one, those with the most of its parts first. */
+function borrowed(one) {
+  const parts = new Set(one.parts);
+  const related = [...arrived.values()]
+    .map((other) => ({ ...other, common: other.parts.filter((part) => parts.has(part)).length / other.parts.length }))
+    .filter(({ common }) => common > 0)
+    .sort((a, b) => b.common - a.common)
+    .slice(0, 6);
+  const most = TYPICAL + DOUBTFUL;
+  const found = [];
+  for (let i = 0; found.length < most && i < most; i += 1) {
+    for (const { typical } of related) if (typical[i] && found.length < most) found.push(typical[i]);
+  }
+  return found;
+}
 
 function crops(id) {
   if (!known.has(id)) {
@@ -30,6 +48,7 @@ function picture({ image, box }, kind) {
 export function createCard(first, act) {
   let one = first;
   let filled = "";
+  let visible = false;
   const pictures = el("div", { class: "crops", title: "Drag onto another class to merge" });
   const swatch = el("input", {
     type: "color", class: "colour", "aria-label": "Colour", title: "Colour (C)",
@@ -78,22 +97,32 @@ export function createCard(first, act) {
   );
 
   const watch = new IntersectionObserver((entries) => {
-    if (entries.some((entry) => entry.isIntersecting)) fill();
+    visible = entries.some((entry) => entry.isIntersecting);
+    if (visible) fill();
   }, { rootMargin: "300px" });
   watch.observe(node);
+
+  function put(found) {
+    pictures.replaceChildren(...found);
+    pictures.dataset.count = found.length;
+  }
 
   async function fill() {
     const id = one.id;
     // A class of the slider's way exists on the server once it is let go.
-    if (one.preview || filled === id) return;
+    if (one.preview) {
+      if (!filled && !pictures.childElementCount) put(borrowed(one).map((crop) => picture(crop, "typical")));
+      return;
+    }
+    if (filled === id) return;
     filled = id;
     try {
       const { typical, doubtful } = await crops(id);
       if (id !== one.id) return;
       const doubts = doubtful.slice(0, DOUBTFUL);
       const found = [...typical.slice(0, TYPICAL + DOUBTFUL - doubts.length).map((crop) => picture(crop, "typical")), ...doubts.map((crop) => picture(crop, "doubtful"))];
-      pictures.replaceChildren(...found);
-      pictures.dataset.count = found.length;
+      put(found);
+      if (typical.length) arrived.set(id, { parts: one.parts, typical });
       if (typical.length < TYPICAL) filled = "";
     } catch {
       filled = ""; // the class is gone, or the studio is: both are said elsewhere
@@ -122,7 +151,7 @@ export function createCard(first, act) {
       setText(figures, places);
       figures.title = one.stability == null ? text : `${text}: found again to ${percent(one.stability)} when images are drawn anew`;
       node.setAttribute("aria-label", `${one.name}${one.hidden ? ", hidden" : ""}, ${text}`);
-      if (!one.preview && filled !== one.id && pictures.childElementCount === 0) watch.observe(node), fill();
+      if (filled !== one.id && (one.preview || visible)) fill();
     },
     mark(joining, waiting) {
       node.classList.toggle("joining", joining);

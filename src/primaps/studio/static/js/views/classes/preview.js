@@ -1,6 +1,6 @@
 // One image beside the gallery on which every change of the classes is seen at once.
 
-import { el, setText } from "../../dom.js";
+import { el, ends } from "../../dom.js";
 import { fileName } from "../../format.js";
 import { store } from "../../store.js";
 import { filmstrip } from "../filmstrip.js";
@@ -18,7 +18,7 @@ export function createPreview() {
   function open(image) {
     store.set({ image });
     const name = store.state.images.names[image];
-    setText(caption, fileName(name));
+    caption.replaceChildren(ends(fileName(name)));
     caption.title = name;
     picture.open(image);
   }

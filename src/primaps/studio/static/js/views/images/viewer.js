@@ -1,7 +1,7 @@
 // One image large: photograph, masks and classes over, beside or behind each other, and the brush.
 
 import { shareOf, shown } from "../../classes.js";
-import { button, choices, el, icon, setText } from "../../dom.js";
+import { button, choices, el, ends, icon } from "../../dom.js";
 import { fileName, percent } from "../../format.js";
 import * as loader from "../../loader.js";
 import { complain } from "../../notices.js";
@@ -101,7 +101,7 @@ export function createViewer({ step, back }) {
       image = next;
       proposals = null;
       const full = store.state.images.names[next];
-      setText(name, fileName(full));
+      name.replaceChildren(ends(fileName(full)));
       name.title = full;
       picture.open(next);
       present();
