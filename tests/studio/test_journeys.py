@@ -330,9 +330,12 @@ def test_a_region_is_corrected_and_the_classes_are_audited(page, served):
 
     go(page, "Trust")
     page.get_by_role("button", name="Answer 40").click()
-    for place, key in enumerate("yynyyunyyy"):
-        page.get_by_text(f"{place} of 40 answered").wait_for()
-        page.keyboard.press(key)
+    page.get_by_text("0 of 40 answered").wait_for()
+    for done, key in zip((1, 2, 3, 4, 5, 5, 6, 7, 8, 9), "yynyyunyyy", strict=True):
+        with page.expect_response("**/api/audit/answer"):
+            page.keyboard.press(key)
+        page.locator(".trust[aria-busy=false]").wait_for()
+        page.get_by_text(f"{done} of 40 answered").wait_for()
     audit = ask(page, "audit")
     page.get_by_text(re.compile(r"^Between \d+% and \d+%")).wait_for()
     text = page.locator(".interval .muted").inner_text()
@@ -341,7 +344,7 @@ def test_a_region_is_corrected_and_the_classes_are_audited(page, served):
     answers = json.loads((out / "audit" / "audit.json").read_text())["answers"]
     assert sorted(filter(lambda one: one is not None, answers)) == [False] * 2 + [True] * 7
     page.keyboard.press("Backspace")
-    page.wait_for_timeout(300)
+    page.get_by_text("8 of 40 answered").wait_for()
     answers = json.loads((out / "audit" / "audit.json").read_text())["answers"]
     assert answers.count(True) == 6
 

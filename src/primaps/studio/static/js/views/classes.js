@@ -144,7 +144,7 @@ function mount(root) {
       preview.node),
   );
   render();
-  const off = store.on("classes cut images", refresh);
+  const off = store.on("classes cut images saving", refresh);
   return () => {
     off();
     cancelAnimationFrame(frame);

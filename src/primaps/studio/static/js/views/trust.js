@@ -48,6 +48,7 @@ function mount(root) {
   async function load(request) {
     if (busy) return;
     busy = true;
+    page.setAttribute("aria-busy", "true");
     try {
       audit = await request;
       show();
@@ -56,6 +57,7 @@ function mount(root) {
       if (!audit) intro();
     } finally {
       busy = false;
+      page.setAttribute("aria-busy", "false");
     }
   }
   const answer = (right) => audit?.question && !audit.stale && !busy && load(post("audit/answer", { right }));

@@ -115,6 +115,10 @@ export function createCard(first, act) {
       return;
     }
     if (filled === id) return;
+    // Not for a class that the next change takes away: a few quick undos ask once.
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    const { saving, classes } = store.state;
+    if (id !== one.id || filled === id || saving || !classes.classes.some((other) => other.id === id)) return;
     filled = id;
     try {
       const { typical, doubtful } = await crops(id);
