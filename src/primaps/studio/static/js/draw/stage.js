@@ -97,8 +97,9 @@ export function createStage({ label, look, hover = () => {}, tool = () => null, 
       ArrowLeft: () => move(step, 0), ArrowRight: () => move(-step, 0),
       ArrowUp: () => move(0, step), ArrowDown: () => move(0, -step),
     }[event.key];
-    if (!act || event.ctrlKey || event.metaKey || tool()) return;
-    if (event.key.startsWith("Arrow") && camera.zoom === 1) return;
+    if (!act || event.ctrlKey || event.metaKey) return;
+    // Arrows are for the view where there is nothing to pan, and for a tool that is in use.
+    if (event.key.startsWith("Arrow") && (camera.zoom === 1 || tool())) return;
     event.preventDefault();
     event.stopPropagation();
     act();

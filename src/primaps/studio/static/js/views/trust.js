@@ -2,7 +2,7 @@
 
 import { get, post, url } from "../api.js";
 import { button, el, icon, nothing, setText } from "../dom.js";
-import { fileName } from "../format.js";
+import { count, fileName } from "../format.js";
 import { viewKeys } from "../keyboard.js";
 import { complain } from "../notices.js";
 import { store } from "../store.js";
@@ -64,7 +64,16 @@ function mount(root) {
   const takeBack = () => audit?.done && !busy && load(post("audit/undo"));
   const start = (number = 80) => load(post("audit", { answers: number }));
 
+  /** Questions and the report are about all images: how many were not looked at yet. */
+  const unseen = () => store.state.images.doubt.filter((one) => one === null).length;
+
   function intro() {
+    const total = store.state.images.names.length;
+    if (unseen() > store.state.server.problems.length) {
+      page.replaceChildren(nothing("eye", "A moment",
+        `${total - unseen()} of ${count(total, "photograph")} were looked at so far. Questions are drawn from all of them.`));
+      return;
+    }
     page.replaceChildren(nothing("done", "How good are these classes?",
       "You are shown one spot after the other and say whether its class is right. The spots are drawn so that few answers tell much.",
       el("div", { class: "row" }, button("Answer 40", () => start(40)), button("Answer 80 questions", () => start(80), { kind: "primary", title: "About five minutes" })),
@@ -129,8 +138,11 @@ function mount(root) {
 
   page.append(el("p", { class: "muted opening", role: "status" }, "Opening…"));
   load(get("audit"));
-  const off = store.on("classes", () => audit?.total && load(get("audit")));
-  return off;
+  const offs = [
+    store.on("classes", () => audit?.total && load(get("audit"))),
+    store.on("images", () => audit && !audit.total && intro()),
+  ];
+  return () => offs.forEach((off) => off());
 }
 
 export const trust = {
