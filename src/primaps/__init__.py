@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from primaps.projections import Projection, load_projection, train_projection
     from primaps.proposals.image_size import image_masks
     from primaps.proposals.principal_masks import Proposals, propose
+    from primaps.studio.serve import run_studio
     from primaps.support.errors import PrimapsError
 
 _HOME = {
@@ -54,6 +55,7 @@ _HOME = {
     "image_masks": "proposals.image_size",
     "Proposals": "proposals.principal_masks",
     "propose": "proposals.principal_masks",
+    "run_studio": "studio.serve",
     "PrimapsError": "support.errors",
 }
 
@@ -82,6 +84,7 @@ __all__ = [
     "predict_files",
     "propose",
     "propose_files",
+    "run_studio",
     "train_projection",
 ]
 

@@ -17,9 +17,9 @@ from tests.studio.conftest import httpx
 from tests.studio.test_api import grid
 
 START = (
-    "import sys; from primaps.studio.serve import studio; "
-    "studio(sys.argv[1], sys.argv[2], model=sys.argv[3] or None, backbone=sys.argv[4], size=64, "
-    "classes=3, min_init_steps=int(sys.argv[5]), mask_crf=False, browser=False, device='cpu')"
+    "import sys; from primaps.studio.serve import run_studio; "
+    "run_studio(sys.argv[1], sys.argv[2], model=sys.argv[3] or None, backbone=sys.argv[4], "
+    "size=64, classes=3, min_init_steps=int(sys.argv[5]), mask_crf=False, browser=False, device='cpu')"
 )
 
 
@@ -225,4 +225,4 @@ def test_the_packages_of_the_studio_are_named_where_they_lack(folder, monkeypatc
 
     monkeypatch.setattr(serve, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'primaps\[studio\]'"):
-        serve.studio(folder / "photos", folder / "out", browser=False)
+        serve.run_studio(folder / "photos", folder / "out", browser=False)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from primaps.studio.security import HEADERS, LARGEST_BODY
-from primaps.studio.serve import studio
+from primaps.studio.serve import run_studio
 from tests.conftest import painted
 from tests.studio.conftest import TOKEN
 
@@ -330,7 +330,7 @@ def test_a_request_that_is_too_large_is_not_read(shared):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
 def test_other_machines_are_let_in_only_by_name(folder, host):
     with pytest.raises(ValueError, match="name this one with --allow-host NAME.*not encrypted"):
-        studio(folder / "photos", folder / "new", host=host, browser=False)
+        run_studio(folder / "photos", folder / "new", host=host, browser=False)
     assert not Path(folder / "new").exists()
 
 

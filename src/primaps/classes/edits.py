@@ -124,6 +124,9 @@ class _State:
         below = 2 * len(tree) - tree.classes  # nodes that are classes of the model or in them
         self.node = dict(zip(tree.names()[:below], range(below), strict=True))
         self.palette = palette(tree.classes + len(tree)).tolist()
+        largest = sorted(self.node.items(), key=lambda one: -len(tree.leaves[one[1]]))
+        self.largest = [(key, tree.leaves[node]) for key, node in largest]
+        self.ids: dict[tuple[int, ...], str] = {}  # found so far; they never change
 
     def legend(self) -> Legend:
         return Legend(tuple(map(self.shown, sorted(self.groups))), len(self.tree))
@@ -205,13 +208,14 @@ class _State:
 
     def id(self, parts: tuple[int, ...]) -> str:
         """The largest nodes, at or below classes of the model, that make up these parts."""
-        left, found = set(parts), []
-        for key, node in sorted(self.node.items(), key=lambda one: -len(self.tree.leaves[one[1]])):
-            own = self.tree.leaves[node]
-            if left.issuperset(own):
-                found.append((own[0], key))
-                left -= set(own)
-        return "+".join(key for _, key in sorted(found))
+        if parts not in self.ids:
+            left, found = set(parts), []
+            for key, own in self.largest:
+                if left.issuperset(own):
+                    found.append((own[0], key))
+                    left -= set(own)
+            self.ids[parts] = "+".join(key for _, key in sorted(found))
+        return self.ids[parts]
 
     def name(self, key: str) -> str:
         """Given, or made of the names of the classes around or inside."""

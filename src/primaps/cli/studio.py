@@ -41,9 +41,9 @@ def studio(
 ) -> None:
     """A page in the browser: from photographs to named, corrected, exported classes."""
     with running(bars=False):
-        from primaps.studio.serve import studio as serve
+        from primaps.studio.serve import run_studio
 
-        serve(
+        run_studio(
             photographs, out, model=model, host=host, port=port, allow_host=allow_host or (),
             classes=int(classes) if classes.isdecimal() else classes, browser=browser,
             device=device, told=note, **options,

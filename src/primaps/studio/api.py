@@ -105,23 +105,22 @@ class Api:
     # Images.
 
     async def images(self, request: Request) -> Response:
+        return JSONResponse(await run_sync(self._images))
+
+    def _images(self) -> dict[str, Any]:
         studio = self.studio
-        listed, summaries = studio.workspace.images, studio.album.summaries
-        shares = studio.shares()
-        seen = [summaries.get(n) for n in range(len(listed))]
-        return JSONResponse(
-            {
-                "names": [one.path for one in listed],
-                "width": [one.width for one in listed],
-                "height": [one.height for one in listed],
-                "doubt": [one and round(one.doubt, 4) for one in seen],
-                "shares": [
-                    np.round(shares[n], 5).tolist() if n in shares else None
-                    for n in range(len(listed))
-                ],
-                "corrected": await run_sync(studio.corrected),
-            }
-        )
+        listed, shares = studio.workspace.images, studio.shares()
+        seen = [studio.album.summaries.get(n) for n in range(len(listed))]
+        return {
+            "names": [one.path for one in listed],
+            "width": [one.width for one in listed],
+            "height": [one.height for one in listed],
+            "doubt": [one and round(one.doubt, 4) for one in seen],
+            "shares": [
+                np.round(shares[n], 5).tolist() if n in shares else None for n in range(len(listed))
+            ],
+            "corrected": studio.corrected(),
+        }
 
     async def photo(self, request: Request) -> Response:
         picture = self.studio.album.picture

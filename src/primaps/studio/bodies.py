@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
+from anyio.to_thread import run_sync
 from starlette.requests import Request
 
 from primaps.support.errors import InputError
@@ -92,7 +93,11 @@ async def body(request: Request, kind: type[T]) -> T:
     Raises:
         InputError: it is no JSON, or not of this type.
     """
-    data = await request.body()
+    return await run_sync(_read, await request.body(), kind)
+
+
+def _read(data: bytes, kind: type[T]) -> T:
+    """In a thread: the runs of a correction are many."""
     try:
         content: Any = json.loads(data)
         if kind is CorrectionBody and isinstance(content, dict) and "class" in content:

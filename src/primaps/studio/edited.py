@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from primaps.classes.classes_json import NAME as CLASSES
 from primaps.classes.classes_json import Edits, change_edits, read_edits
 from primaps.classes.edits import cut_edits, legend
 from primaps.classes.legend import EditError, Legend
@@ -40,6 +41,8 @@ class Edited:
         self.history = History(out / NAME)
         self._lock = threading.RLock()
         self._edits: Edits = read_edits(model, tree)
+        self._seen: tuple[int, int, int] | None = None
+        self._legend: tuple[str, Legend] | None = None
         self.history.meet(self._edits.edits)
         if self.history.last is not None:
             action, undone = self.history.last
@@ -62,13 +65,23 @@ class Edited:
 
     def legend(self) -> Legend:
         """The classes of now."""
-        return legend(self.tree, self.edits)
+        with self._lock:
+            self._look()
+            if self._legend is None or self._legend[0] != self._edits.revision:
+                self._legend = (self._edits.revision, legend(self.tree, self._edits.edits))
+            return self._legend[1]
 
     def _look(self) -> None:
-        found = read_edits(self.model, self.tree)
-        if found.revision != self._edits.revision:
-            self._edits = found
-            self.history.meet(found.edits)
+        """Take in what another program wrote; nothing is parsed while the file is the same."""
+        path = self.model / CLASSES
+        status = path.stat() if path.is_file() else None
+        seen = status and (status.st_ino, status.st_mtime_ns, status.st_size)
+        if seen != self._seen:
+            found = read_edits(self.model, self.tree)
+            self._seen = seen
+            if found.revision != self._edits.revision:
+                self._edits = found
+                self.history.meet(found.edits)
 
     def append(self, revision: str, edits: Sequence[dict[str, Any]], about: str = "") -> None:
         """Edits as one action.

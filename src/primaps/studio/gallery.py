@@ -102,10 +102,13 @@ def nearest(inventory: Inventory, found: Sequence[Class]) -> list[str | None]:
 def crops(album: Album, edited: Edited, name: str) -> dict[str, list[dict[str, Any]]]:
     """Regions of a class, one of an image: most like the class, and least.
 
-    Raises:
-        EditError: there is no such class.
+    Args:
+        name: id or name of a class, or id of a node of the tree. One that nothing has any more, as
+            after an undo in another tab, has no region.
     """
-    parts = list(edited.legend().find(name).parts)
+    classes = [*edited.legend().classes, *node_classes(edited.tree, edited.edits)]
+    known = {key: one.parts for one in reversed(classes) for key in (one.name, one.id)}
+    parts = list(known.get(name, ()))
     scored = []
     for number, summary in list(album.summaries.items()):
         counts = summary.counts[parts]

@@ -29,7 +29,7 @@ OPTIONS = {"recipe": "orthogonal"}
 """Of the model, unless others are given: the recipe that takes seconds once masks are there."""
 
 
-def studio(
+def run_studio(
     photographs: str | Path,
     out: str | Path | None = None,
     *,
