@@ -23,6 +23,12 @@ export function byPart(classes, parts) {
 
 /** Share of all pixels, from the shares of the parts in the images that were looked at. */
 export function shares(images) {
+  if (images !== averaged.of) averaged = { of: images, mean: meanShares(images) };
+  return averaged.mean;
+}
+let averaged = { of: null, mean: null };
+
+function meanShares(images) {
   const rows = images?.shares.filter(Boolean) ?? [];
   if (!rows.length) return null;
   const mean = new Float64Array(rows[0].length);

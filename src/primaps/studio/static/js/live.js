@@ -77,5 +77,5 @@ function again() {
     waiting = null;
     await loadImages();
     if (store.state.images?.doubt.some((one) => one === null)) again();
-  }, 2000);
+  }, store.state.images.names.length > 200 ? 5000 : 2000); // an answer of a thousand images has some 500 kB
 }

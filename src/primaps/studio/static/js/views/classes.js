@@ -54,15 +54,22 @@ function mount(root) {
   }
   mode.append(el("span", {}), el("span", {}));
 
+  // The picture follows the slider with every frame; cards, which are dear to lay out, some times
+  // a second.
   let frame = 0;
-  function refresh() {
-    frame ||= requestAnimationFrame(() => {
-      frame = 0;
-      render();
-    });
+  let later = null;
+  function refresh({ cut: moving }) {
+    if (moving !== null) {
+      later ??= setTimeout(render, 150);
+      return;
+    }
+    frame ||= requestAnimationFrame(render);
   }
 
   function render() {
+    clearTimeout(later);
+    later = null;
+    frame = 0;
     const { state } = store;
     const classes = shown(state);
     const parts = shares(state.images);
@@ -148,6 +155,7 @@ function mount(root) {
   return () => {
     off();
     cancelAnimationFrame(frame);
+    clearTimeout(later);
     preview.end();
     cut.end();
     for (const card of cards.values()) card.end();

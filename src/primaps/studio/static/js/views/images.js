@@ -101,7 +101,8 @@ function mount(root) {
     setText(figures, `${count(images.names.length, "image")}${looked < images.names.length ? `, ${looked} looked at so far` : ""}${images.corrected.length ? `, ${images.corrected.length} corrected` : ""}`);
     if (changed.includes("images")) {
       // An order that changes under the hand is worse than one that is a little old.
-      if (!ordered.length || looked < images.names.length || order === "name") arrange(order);
+      const still = grid.node.scrollTop === 0 && !grid.node.matches(":hover");
+      if (!ordered.length || ordered.length !== images.names.length || (still && looked < images.names.length)) arrange(order);
       grid.refresh();
     } else {
       grid.each((node, image) => paintBand(node.querySelector("canvas"), image));
