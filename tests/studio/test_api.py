@@ -287,7 +287,7 @@ def test_the_audit_goes_on_and_grows_stale(served):
     assert kept.estimate().accuracy == page["estimate"]["accuracy"] == np.mean(answers)
     assert page["estimate"]["low"] < page["estimate"]["accuracy"] < page["estimate"]["high"]
     # `primaps audit` goes on with it: the same model, the same names.
-    from primaps.evaluation.audit import about
+    from primaps.evaluation.audit_questions import about
 
     assert kept.record.about == about(model_of(served))
     revision = served.get("classes").json()["revision"]

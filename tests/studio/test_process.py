@@ -19,7 +19,8 @@ from tests.studio.test_api import grid
 START = (
     "import sys; from primaps.studio.serve import run_studio; "
     "run_studio(sys.argv[1], sys.argv[2], model=sys.argv[3] or None, backbone=sys.argv[4], "
-    "size=64, classes=3, min_init_steps=int(sys.argv[5]), mask_crf=False, browser=False, device='cpu')"
+    "size=64, classes=3, min_init_steps=int(sys.argv[5]), mask_crf=False, browser=False, "
+    "device='cpu')"
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,17 +12,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from primaps.data import load_image
-from primaps.studio import answers, bodies, gallery, proposals, trust
+from primaps.studio import answers, bodies, gallery, trust
 from primaps.studio.bodies import body
 from primaps.studio.edited import ConflictError
-from primaps.studio.export import corrected_parts, formats
-from primaps.studio.looks import Look
-from primaps.studio.photos import SIDE, cut_out, jpeg
+from primaps.studio.export import formats
+from primaps.studio.pictures import Pictures
 from primaps.studio.studio import Studio
-from primaps.studio.turns import NOW, SOON
 
-LONG = "private, max-age=86400"
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """The report is one file with its styles and pictures inside, and without a script."""
 
@@ -33,8 +28,7 @@ class Api:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self._few = CapacityLimiter(4)
-        """Photographs that are decoded at a time: a large one takes a hundred megabytes."""
+        self.pictures = Pictures(studio)
         self._one = CapacityLimiter(1)
 
     def routes(self) -> list[Route]:
@@ -43,16 +37,9 @@ class Api:
             "state": self.state,
             "folders": self.folders,
             "events": self.events,
-            "images": self.images,
-            "images/{n:int}/photo.jpg": self.photo,
-            "images/{n:int}/thumb.jpg": self.thumb,
-            "images/{n:int}/parts": self.parts,
-            "images/{n:int}/logits": self.logits,
-            "images/{n:int}/proposals": self.proposals,
-            "images/{n:int}/proposals/{m:int}/similar": self.similar,
+            **self.pictures.routes(),
             "classes": self.classes,
             "classes/{id:path}/crops": self.crops,
-            "crops/{n:int}.jpg": self.crop,
             "audit": self.audit,
             "report.html": self.report,
             "export": self.export,
@@ -102,86 +89,6 @@ class Api:
         await run_sync(self.studio.fitting.stop)
         return await self.state(request)
 
-    # Images.
-
-    async def images(self, request: Request) -> Response:
-        return JSONResponse(await run_sync(self._images))
-
-    def _images(self) -> dict[str, Any]:
-        studio = self.studio
-        listed, shares = studio.workspace.images, studio.shares()
-        seen = [studio.album.summaries.get(n) for n in range(len(listed))]
-        return {
-            "names": [one.path for one in listed],
-            "width": [one.width for one in listed],
-            "height": [one.height for one in listed],
-            "doubt": [one and round(one.doubt, 4) for one in seen],
-            "shares": [
-                np.round(shares[n], 5).tolist() if n in shares else None for n in range(len(listed))
-            ],
-            "corrected": studio.corrected(),
-        }
-
-    async def photo(self, request: Request) -> Response:
-        picture = self.studio.album.picture
-        found = await run_sync(picture, answers.number(request), SIDE, limiter=self._few)
-        return Response(found, media_type="image/jpeg", headers={"Cache-Control": LONG})
-
-    async def thumb(self, request: Request) -> Response:
-        found = await run_sync(self.studio.album.thumb, answers.number(request), limiter=self._few)
-        return Response(found, media_type="image/jpeg", headers={"Cache-Control": LONG})
-
-    async def parts(self, request: Request) -> Response:
-        number, studio = answers.number(request), self.studio
-        _, edited = studio.open()
-        studio.workspace.file(number)
-        await self._look(number)
-        found = await run_sync(corrected_parts, studio.album, edited, number)
-        return await run_sync(answers.labels, found)
-
-    async def logits(self, request: Request) -> Response:
-        number, studio = answers.number(request), self.studio
-        studio.open()
-        studio.workspace.file(number)
-        look = await self._look(number)
-        data = np.array(look.logits.shape, "<u2").tobytes() + look.logits.astype("<f2").tobytes()
-        return Response(data, media_type="application/octet-stream")
-
-    async def proposals(self, request: Request) -> Response:
-        number, threshold = answers.number(request), answers.threshold(request)
-        features = await self._features(number)
-        if request.query_params.get("crf", "0") == "1":
-            album = self.studio.album
-            found = await _turn(
-                self.studio.turns.take(
-                    SOON, lambda: proposals.refined_masks(album, number, threshold)
-                )
-            )
-        else:
-            found = await run_sync(proposals.live_masks, features, threshold)
-        return await run_sync(answers.labels, found)
-
-    async def similar(self, request: Request) -> Response:
-        number, threshold = answers.number(request), answers.threshold(request)
-        features = await self._features(number)
-        mask, album = request.path_params["m"], self.studio.album
-        found = await run_sync(proposals.similar_masks, album, number, features, mask, threshold)
-        return JSONResponse(found)
-
-    async def _look(self, number: int) -> Look:
-        """What the model sees in an image: at once if it was looked at, however busy it is."""
-        album = self.studio.album
-        found = await run_sync(album.kept_look, number)
-        return found if found is not None else await _turn(album.look(number, NOW))
-
-    async def _features(self, number: int) -> Any:
-        album = self.studio.album
-        album.workspace.file(number)
-        known = album.known_features(number)
-        if known is not None:
-            return known
-        return await _turn(self.studio.turns.take(NOW, lambda: album.features(number)))
-
     # Classes.
 
     async def classes(self, request: Request) -> Response:
@@ -212,7 +119,7 @@ class Api:
         given = await body(request, bodies.CorrectionBody)
         number, studio = answers.number(request), self.studio
         key = studio.workspace.file(number).key
-        look = await self._look(number)
+        look = await self.pictures.look(number)
         size = (look.parts.shape[0], look.parts.shape[1])
 
         def paint(edited: Any) -> str:
@@ -240,16 +147,6 @@ class Api:
         _, edited = self.studio.open()
         name = request.path_params["id"]
         return JSONResponse(await run_sync(gallery.crops, self.studio.album, edited, name))
-
-    async def crop(self, request: Request) -> Response:
-        number, box = answers.number(request), answers.box(request.query_params.get("box", ""))
-        source = self.studio.workspace.file(number).source
-
-        def cut() -> bytes:
-            return jpeg(cut_out(load_image(source), box))
-
-        found = await run_sync(cut, limiter=self._few)
-        return Response(found, media_type="image/jpeg", headers={"Cache-Control": LONG})
 
     # Trust.
 
@@ -314,8 +211,3 @@ class Api:
         keys = None if given.images == "all" else [*edited.corrections.keys()]
         self.studio.exporting.start(edited, given.format, keys, given.per)
         return await self.export(request)
-
-
-async def _turn(future: Any) -> Any:
-    """Wait for the thread of the network without holding up anybody."""
-    return await asyncio.wrap_future(future)

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from primaps.classes.inventory import Inventory
-from primaps.evaluation.audit import Audit, about
+from primaps.evaluation.audit import Audit
+from primaps.evaluation.audit_questions import about
 from primaps.model import PriMaPsEM
 from primaps.model_folder import ModelRecord, is_model, read_model
 from primaps.studio import trust

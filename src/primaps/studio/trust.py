@@ -10,7 +10,8 @@ from PIL import Image
 
 from primaps.classes.legend import HIDDEN
 from primaps.data import ImageFile
-from primaps.evaluation.audit import POOL, Audit, Pixel, about, begin, draw_pixels
+from primaps.evaluation.audit import Audit
+from primaps.evaluation.audit_questions import POOL, Pixel, about, begin, draw_pixels
 from primaps.model import PriMaPsEM
 from primaps.pictures.report import Sight, write_report
 from primaps.studio.album import Album
