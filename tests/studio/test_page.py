@@ -122,7 +122,8 @@ def test_a_region_is_what_is_connected(page):
     values = np.random.default_rng(0).integers(0, 2, (30, 41))
     map_ = {"width": 41, "height": 30, "values": values.ravel().tolist()}
     labelled, _ = ndimage.label(values)
-    for y, x in np.argwhere(values)[::60]:
+    borders = [(y, x) for y in range(30) for x in (0, 40) if values[y, x]]
+    for y, x in [*np.argwhere(values)[::60], *borders]:
         found = call(page, "views/images/regions", "region", map_, int(x), int(y))
         expected = np.flatnonzero(labelled.ravel() == labelled[y, x])
         np.testing.assert_array_equal(np.sort(found), expected)
