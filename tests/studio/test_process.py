@@ -164,7 +164,7 @@ def test_two_studios_on_one_folder_take_turns(folder):
             first.kill()
             assert "The studio of" in second.stderr.readline()
             second.send_signal(signal.SIGINT)
-            assert second.wait(30) == 0
+            assert second.wait(120) == 0
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ from primaps.studio.workspace import Workspace
 from primaps.support.errors import InputError, PrimapsError
 from primaps.support.typed import read_json
 
+PATIENCE = 60.0
+"""Seconds to wait for a step at the end; a look takes one or two."""
 EVERY = 0.25
 """Seconds between two states that tabs are told."""
 
@@ -58,11 +60,12 @@ class Studio:
         self._corrected: set[str] = set()
         self._pictured = 0.0
         self._closed = threading.Event()
+        self._beginning = threading.Thread(target=self._begin, daemon=True)
 
     def begin(self) -> None:
         """Open the model, go on with a fit, or measure what one would take."""
         self.hub.begin()
-        threading.Thread(target=self._begin, daemon=True).start()
+        self._beginning.start()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _begin(self) -> None:
@@ -98,12 +101,15 @@ class Studio:
         self.album.look_at_all()
 
     def close(self) -> None:
-        """End what runs in the background."""
+        """End what runs in the background, and wait for the step that is under way: Python must not
+        end amid the work of a thread."""
         self._closed.set()
         self.album.close()
         self.fitting.stop_quietly()
-        self.turns.close()
         self.hub.end()
+        self._beginning.join(PATIENCE)
+        self.fitting.stop_quietly()  # which that thread may just have begun
+        self.turns.close(PATIENCE)
 
     # The folder and the fit.
 

@@ -36,9 +36,10 @@ class Turns:
         self._waiting.put((urgency, next(self._number), work, future))
         return future
 
-    def close(self) -> None:
-        """Stop after the work that is under way; what waits is not done."""
+    def close(self, patience: float = 0.0) -> None:
+        """Stop after the work that is under way, and wait for that; what waits is not done."""
         self._waiting.put((-1, next(self._number), None, None))
+        self._thread.join(patience)
 
     def _work(self) -> None:
         while True:
