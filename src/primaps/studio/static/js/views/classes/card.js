@@ -49,6 +49,7 @@ export function createCard(first, act) {
   let one = first;
   let filled = "";
   let visible = false;
+  let few = null; // the images as they were known when there were few crops: asked again with others
   const pictures = el("div", { class: "crops", title: "Drag onto another class to merge" });
   const swatch = el("input", {
     type: "color", class: "colour", "aria-label": "Colour", title: "Colour (C)",
@@ -117,7 +118,7 @@ export function createCard(first, act) {
     if (filled === id) return;
     // Not for a class that the next change takes away: a few quick undos ask once.
     await new Promise((resolve) => setTimeout(resolve, 200));
-    const { saving, classes } = store.state;
+    const { saving, classes, images } = store.state;
     if (id !== one.id || filled === id || saving || !classes.classes.some((other) => other.id === id)) return;
     filled = id;
     try {
@@ -127,7 +128,7 @@ export function createCard(first, act) {
       const found = [...typical.slice(0, TYPICAL + DOUBTFUL - doubts.length).map((crop) => picture(crop, "typical")), ...doubts.map((crop) => picture(crop, "doubtful"))];
       put(found);
       if (typical.length) arrived.set(id, { parts: one.parts, typical });
-      if (typical.length < TYPICAL) filled = "";
+      few = typical.length < TYPICAL ? images : null;
     } catch {
       filled = ""; // the class is gone, or the studio is: both are said elsewhere
     }
@@ -155,6 +156,7 @@ export function createCard(first, act) {
       setText(figures, places);
       figures.title = one.stability == null ? text : `${text}: found again to ${percent(one.stability)} when images are drawn anew`;
       node.setAttribute("aria-label", `${one.name}${one.hidden ? ", hidden" : ""}, ${text}`);
+      if (few && few !== store.state.images) filled = few = null;
       if (filled !== one.id && (one.preview || visible)) fill();
     },
     mark(joining, waiting) {
