@@ -25,15 +25,15 @@ from rich.console import Console
 from scipy.stats import rankdata, spearmanr
 
 from primaps.classes.audit import estimate, strips
-from primaps.classes.choose import candidates, curve, propose
+from primaps.classes.choose import candidates, choice_of, curve
 from primaps.classes.grow import LINKAGE, grow
 from primaps.classes.inventory import take_inventory
 from primaps.classes.linkage import LINKAGES
-from primaps.classes.masks import MaskTable, mask_classes, mask_table
 from primaps.classes.tree import Tree, part_map
 from primaps.classes.trust import class_trust
 from primaps.crf import DenseCRF
 from primaps.data import find_images, load_pair, pair_up, read
+from primaps.em.masks import MaskTable, mask_classes, mask_table
 from primaps.em.pixels import upsample
 from primaps.evaluation.audit import POOL
 from primaps.evaluation.metrics import confusion_matrix, majority, match, scores
@@ -219,7 +219,7 @@ def choose(arguments: argparse.Namespace) -> None:
         bench = Bench(name, arguments)
         began = time.monotonic()
         found = curve(bench.masks.features, bench.masks.images, candidates())
-        choice = propose(found)
+        choice = choice_of(found)
         print(
             f"{name}: {len(bench.masks)} masks, {time.monotonic() - began:.0f} s; labels have "
             f"{OWN[name]} classes; proposed {choice.coarse}, {choice.middle}, {choice.fine}"

@@ -30,7 +30,6 @@ from primaps.classes.edits import legend
 from primaps.classes.inventory import NAME as TREE
 from primaps.classes.inventory import Inventory, take_inventory
 from primaps.classes.legend import Legend
-from primaps.classes.masks import mask_table
 from primaps.classes.tree import TreeError
 from primaps.config import Config, check_names
 from primaps.crf import DenseCRF
@@ -45,6 +44,7 @@ from primaps.data import (
     to_tensor,
 )
 from primaps.em.fit import fit_prototypes, schedule
+from primaps.em.masks import mask_table
 from primaps.em.pixels import largest_channel, upsample
 from primaps.em.probe import LinearProbe
 from primaps.em.prototypes import Prototypes
@@ -248,6 +248,7 @@ class PriMaPsEM:
         )
         projection = self.projection
         views = replace(extracted.views, projection=projection)
+        masks = None if extracted.masks is None else mask_table(views, extracted.masks)
         prototypes = fit_prototypes(
             self.config,
             views,
@@ -255,11 +256,11 @@ class PriMaPsEM:
             extracted.labels,
             recorder,
             None if projection is None else projection.clusters,
+            masks,
         )
         self.prototypes_, self.history_ = prototypes.requires_grad_(False), recorder.epochs
         self.inventory_, self.edits_, self.legend_ = None, [], None
-        if extracted.masks is not None and isinstance(prototypes, Prototypes):
-            masks = mask_table(views, extracted.masks)
+        if masks is not None and isinstance(prototypes, Prototypes):
             self.inventory_ = take_inventory(
                 masks, prototypes.direction, prototypes.scale, seed=self.config.seed
             )

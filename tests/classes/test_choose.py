@@ -11,9 +11,9 @@ from primaps.classes.choose import (
     Evidence,
     agreement,
     candidates,
+    choice_of,
     curve,
     parse_range,
-    propose,
     spherical_kmeans,
     strength,
 )
@@ -81,9 +81,9 @@ def test_candidates_and_ranges():
 
 def test_a_short_range_has_three_answers_too():
     for stability in itertools.permutations((0.1, 0.5, 0.9)):
-        found = propose([Evidence(k + 2, s, 0, 0, 0) for k, s in enumerate(stability)])
+        found = choice_of([Evidence(k + 2, s, 0, 0, 0) for k, s in enumerate(stability)])
         assert {found.coarse, found.middle, found.fine} <= {2, 3, 4}
-    assert propose([Evidence(7, 0.5, 0, 0, 0)]).middle == 7
+    assert choice_of([Evidence(7, 0.5, 0, 0, 0)]).middle == 7
 
 
 def test_too_few_masks_is_one_sentence():

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 
 from primaps.config import Config
 from primaps.em.kmeans import fit_kmeans, pca_start
+from primaps.em.masks import mask_table
 from primaps.em.orthogonal import (
     consensus,
     fit_orthogonal,
-    mask_features,
     orthogonal_kmeans,
     polar,
 )
@@ -79,7 +79,7 @@ def test_mask_features_against_a_loop_over_pixels():
     torch.manual_seed(3)
     clean = torch.randn(2, 2, 4, 3, 3).half()
     masks = torch.randint(0, 4, (2, 12, 12)).to(torch.uint8)
-    found = mask_features(Views(Rows(clean)), Rows(masks))
+    found = mask_table(Views(Rows(clean)), Rows(masks)).features
     expected = []
     for i in range(2):
         mean = (clean[i, 0].double() + clean[i, 1].double().flip(-1)) / 2
@@ -108,7 +108,8 @@ def test_separated_classes_are_found_and_the_history_tells():
     def start(config, stage, classes=3):
         return fit_kmeans(views, pca_start(views, classes), 40, config, recorder, stage)
 
-    model = fit_orthogonal(views, masks, start, 5, Config(3), recorder)
+    features = mask_table(views, masks).features
+    model = fit_orthogonal(features, start, 5, Config(3), recorder)
     assert purity(model(F.normalize(CLEAN[:, 0].float(), dim=1)).argmax(1)) > 0.99
     gram = model.direction @ model.direction.T
     torch.testing.assert_close(gram.detach(), torch.eye(3), atol=1e-5, rtol=0)
@@ -117,4 +118,4 @@ def test_separated_classes_are_found_and_the_history_tells():
     assert last["loss"] < -0.9
     assert last["empty"] == []
     with pytest.raises(ValueError, match="13 prototypes of 12 channels cannot be orthogonal"):
-        fit_orthogonal(views, masks, partial(start, classes=13), 5, Config(3), recorder)
+        fit_orthogonal(features, partial(start, classes=13), 5, Config(3), recorder)

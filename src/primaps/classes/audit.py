@@ -21,7 +21,7 @@ from primaps.support.seeding import generator
 
 FLOOR = 0.5
 """Of the variance of blind draws: strips are never taken to halve it and more."""
-MOST_ALONE = 0.3
+PAIRED_SHARE = 0.3
 """Share of answers with a neighbour of their class below which answers count as drawn blindly."""
 SPARE = 5
 """Pixels drawn from each strip: the next one is asked about where a person cannot tell."""
@@ -114,7 +114,7 @@ def estimate(answers: Sequence[bool | None], classes: Sequence[int] | None = Non
         for one, other in zip(known[1:], known[:-1], strict=True)
         if one[0] == other[0]
     ]
-    inside = sum(pairs) / (2 * len(pairs)) if len(pairs) >= MOST_ALONE * count else blind
+    inside = sum(pairs) / (2 * len(pairs)) if len(pairs) >= PAIRED_SHARE * count else blind
     share = count / len(answers)  # strips without an answer: as if drawn blindly
     variance = (share * inside + (1 - share) * blind) / count
     # A floor, because few wrong answers say little about their own spread.

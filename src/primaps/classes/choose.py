@@ -53,7 +53,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Choice:
-    """Three K to begin with; see :func:`propose`."""
+    """Three K to begin with; see :func:`choice_of`."""
 
     coarse: int
     middle: int
@@ -242,14 +242,14 @@ def _halves(images: Integer[Tensor, " m"], random: torch.Generator) -> Bool[Tens
     return order[images] < count // 2
 
 
-def propose(evidence: Sequence[Evidence]) -> Choice:
+def choice_of(evidence: Sequence[Evidence]) -> Choice:
     """From each third of the range (on a logarithmic scale) the K that stands out most.
 
     Stability falls with K whatever the images are, so what counts is how far it lies above a line
     in log K through all of the curve.
 
     Examples:
-        >>> propose([Evidence(k, s, 0.0, s, 0.0) for k, s in
+        >>> choice_of([Evidence(k, s, 0.0, s, 0.0) for k, s in
         ...          ((2, 0.9), (3, 0.8), (6, 0.5), (9, 0.7), (20, 0.4), (27, 0.6))])
         Choice(coarse=2, middle=9, fine=27)
     """

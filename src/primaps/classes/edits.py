@@ -22,7 +22,7 @@ RESERVED = re.compile(r"(class )?\d+(\.[12])*(\+\d+(\.[12])*)*")
 of classes without a name."""
 COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 KINDS = ("rename", "colour", "merge", "split", "hide", "show")
-MOST = 60
+LONGEST_NAME = 60
 """Letters of a name."""
 
 
@@ -107,8 +107,9 @@ class _State:
 
     def _rename(self, which: Any, name: Any) -> None:
         key = self.id(self.groups[self.find(which)])
-        if not isinstance(name, str) or not 0 < len(name.strip()) <= MOST or not name.isprintable():
-            raise EditError(f"a name is text of 1 to {MOST} letters, not {name!r}")
+        fine = isinstance(name, str) and name.isprintable()
+        if not (fine and 0 < len(name.strip()) <= LONGEST_NAME):
+            raise EditError(f"a name is text of 1 to {LONGEST_NAME} letters, not {name!r}")
         if name != name.strip() or RESERVED.fullmatch(name):
             raise EditError(f"{name!r} cannot be a name: it looks like an id or has outer blanks")
         for other in self.legend().classes:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from primaps.classes.choose import Evidence
 from primaps.classes.grow import SAMPLE, grow
-from primaps.classes.masks import MaskTable, gathered, mask_classes
 from primaps.classes.tree import Tree, TreeError
 from primaps.classes.trust import ClassTrust, class_trust
+from primaps.em.masks import MaskTable, gathered, mask_classes
 from primaps.support.files import atomic_path
 
 NAME = "tree.safetensors"

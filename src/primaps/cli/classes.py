@@ -18,6 +18,7 @@ from primaps.cli.options import (
     IgnoreIndexOption,
     ImagesArgument,
     LabelsOption,
+    fitted_model,
 )
 from primaps.support.errors import InputError
 
@@ -172,12 +173,9 @@ def report(
 ) -> None:
     """One HTML file about the classes of a model: crops, shares, trust, tree, images by doubt."""
     with running() as told:
-        from primaps.model import PriMaPsEM
         from primaps.pictures.report import write_report
 
-        network = PriMaPsEM.from_pretrained(model, device=device)
-        if cut is not None:
-            network = network.cut(cut)
+        network = fitted_model(model, device, cut)
         path = write_report(
             network, images, out / "report.html", labels=labels, ignore_index=ignore_index,
             most=most, crf=crf, progress=told, problem=warn,

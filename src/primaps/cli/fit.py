@@ -132,9 +132,9 @@ def _choose(
     wanted: str, options: dict[str, Any], files: Any, store: str | None, progress: Any
 ) -> tuple[list[Any], int]:
     """Evidence for several K, printed, and the middle one of the three that it speaks for."""
-    from primaps.classes.choose import curve, parse_range, propose
+    from primaps.classes.choose import choice_of, curve, parse_range
     from primaps.classes.grow import SAMPLE
-    from primaps.classes.masks import gathered, mask_table
+    from primaps.em.masks import gathered, mask_table
     from primaps.features.extract import extract
     from primaps.model import PriMaPsEM
 
@@ -153,7 +153,7 @@ def _choose(
     for one in evidence:
         bar = "#" * round(40 * max(0.0, one.stability))
         note(f"{one.classes:>4} classes: stability {one.stability:.2f} ± {one.error:.2f} {bar}")
-    choice = propose(evidence)
+    choice = choice_of(evidence)
     note(
         f"coarse {choice.coarse}, middle {choice.middle}, fine {choice.fine}: taking the middle "
         "one; the others are cuts of its tree (--classes) or fits of their own"

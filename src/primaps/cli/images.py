@@ -20,6 +20,7 @@ from primaps.cli.options import (
     OutOption,
     SizeOption,
     ThresholdOption,
+    fitted_model,
 )
 from primaps.config import Config
 
@@ -83,11 +84,8 @@ def predict(
     """Class map of every image by a fitted model, with a picture and legend."""
     with running() as progress:
         from primaps.label_maps import predict_files
-        from primaps.model import PriMaPsEM
 
-        network = PriMaPsEM.from_pretrained(model, device=device)
-        if classes is not None:
-            network = network.cut(classes)
+        network = fitted_model(model, device, classes)
         done = predict_files(
             network, inputs, out, crf=crf, names=names.split(",") if names else None,
             progress=progress, problem=warn,

@@ -17,6 +17,7 @@ from primaps.support.errors import InputError
 
 if TYPE_CHECKING:
     from primaps.data import Dataset
+    from primaps.model import PriMaPsEM
 
 InputsArgument = Annotated[
     list[str], typer.Argument(metavar="INPUT...", help="Image files, folders (recursive) or globs.")
@@ -190,6 +191,22 @@ def labelled_images(
 
     data = dataset_by_name(dataset, images, split, default_split)
     return as_dataset(images if data is None else data, labels, ignore_index)
+
+
+def fitted_model(model: str | Path, device: str, classes: int | None) -> PriMaPsEM:
+    """A fitted model, cut at another number of classes if one is given."""
+    from primaps.cli.app import note
+    from primaps.model import PriMaPsEM
+
+    found = PriMaPsEM.from_pretrained(model, device=device)
+    if classes is None:
+        return found
+    if classes > found.config.classes:
+        note(
+            f"{classes} classes are a split of the {found.config.classes} that the model was fitted"
+            f" with; `fit --classes {classes}` finds better ones"
+        )
+    return found.cut(classes)
 
 
 def store_folder(text: str | None) -> str | Path | None:

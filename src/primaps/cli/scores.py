@@ -28,6 +28,7 @@ from primaps.cli.options import (
     SizeOption,
     SplitOption,
     ThresholdOption,
+    fitted_model,
     labelled_images,
 )
 from primaps.config import Config
@@ -64,13 +65,10 @@ def evaluate(
     """Accuracy, mean IoU and IoU per class after Hungarian matching."""
     with running() as progress:
         from primaps.evaluation.protocol import evaluate as run
-        from primaps.model import PriMaPsEM
         from primaps.support.files import write_json
 
         data = labelled_images(images, labels, dataset, split, "val", ignore_index)
-        network = PriMaPsEM.from_pretrained(model, device=device)
-        if classes is not None:
-            network = network.cut(classes)
+        network = fitted_model(model, device, classes)
         result = run(
             network, data, size=size, crop=crop, mirror=mirror, crf=crf, matching=matching,
             progress=progress, problem=warn,

@@ -21,8 +21,6 @@ from primaps.config import Config
 from primaps.em.em import class_entropy
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import HistoryLine, Recorder
-from primaps.features.store import Rows
-from primaps.features.views import Views
 from primaps.support.distributed import total
 from primaps.support.errors import InputError
 
@@ -33,23 +31,6 @@ ITERATIONS = 5
 small classes: the larger a class, the freer it is to choose its direction."""
 SCALE = 10.0
 """Of cosine logits at inference: the CRF smooths away too much below 3 and too little above 30."""
-
-
-def mask_features(views: Views, masks: Rows) -> Float[Tensor, "m c"]:
-    """One feature of length 1 per mask of this process: the direction of the sum over its pixels.
-
-    Features are averaged over image and mirror image. Positions count by the share of their pixels
-    that lies in the mask.
-    """
-    sums = []
-    for row in range(len(views.clean)):
-        features = views.mirrored_mean(row)
-        mask = masks.take(torch.tensor([row]))[0].to(features.device)
-        present = mask.long().unique()
-        inside = (mask == present[present > 0].view(-1, 1, 1)).float()
-        share = F.adaptive_avg_pool2d(inside, (features.shape[1], features.shape[2]))
-        sums.append(share.flatten(1) @ features.flatten(1).T)
-    return F.normalize(torch.cat(sums), dim=1)
 
 
 def polar(matrix: Float[Tensor, "k c"]) -> Float[Tensor, "k c"]:
@@ -118,8 +99,7 @@ def _summary(sums: Mapping[str, Tensor], steps: int) -> HistoryLine:
 
 
 def fit_orthogonal(
-    views: Views,
-    masks: Rows,
+    features: Float[Tensor, "m c"],
     start: Callable[[Config, str], Prototypes],
     starts: int,
     config: Config,
@@ -128,6 +108,7 @@ def fit_orthogonal(
     """K orthonormal prototypes: k-means starts, each refined on masks, and their consensus.
 
     Args:
+        features: one of length 1 per mask, see :func:`primaps.em.masks.mask_table`.
         start: a configuration (a seed of its own for each) and the name of the stage to K
             prototypes.
         starts: how many to take.
@@ -138,7 +119,6 @@ def fit_orthogonal(
     Raises:
         InputError: there are more classes than channels, so they cannot be orthogonal.
     """
-    features = mask_features(views, masks)
     refined = []
     for number in range(starts):
         own = replace(config, seed=RESTARTS * config.seed + number)

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from primaps.classes.legend import HIDDEN, Legend
+from primaps.classes.apply import hidden_last
+from primaps.classes.legend import Legend
 from primaps.data import Dataset, ImageError, Problem, load_image
 from primaps.evaluation.metrics import confusion_matrix
 from primaps.model import PriMaPsEM
@@ -88,7 +89,7 @@ def count_labels(
             problem(str(error))
             continue
         found = model.predict(image).cpu().long()
-        found = torch.where(found == HIDDEN, model.classes, found)
+        found = hidden_last(found, model.legend_)
         if found.shape != label.shape:
             problem(f"the label of {sample.key} has another size than its image")
             continue

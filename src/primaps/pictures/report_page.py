@@ -10,7 +10,7 @@ from html import escape
 
 from PIL import Image
 
-from primaps.classes.choose import Evidence, propose
+from primaps.classes.choose import Evidence, choice_of
 from primaps.classes.legend import Class
 from primaps.classes.tree import Tree
 from primaps.evaluation.protocol import Evaluation
@@ -213,7 +213,7 @@ def _curve(curve: Sequence[Evidence]) -> str:
         f'font-size="12">{v}</text>'
         for v in (0, 0.5, 1)
     )
-    choice = propose(curve)
+    choice = choice_of(curve)
     return (
         f"<p>How far two halves of the images agree on the classes, less chance (1 = complete). "
         f"Proposed: {choice.coarse} (coarse), {choice.middle} (middle), {choice.fine} (fine). "

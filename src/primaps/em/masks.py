@@ -1,4 +1,7 @@
-"""What a collection's masks are to trees, stability and trust: a direction, an area, an image."""
+"""The masks of a collection as a table: of each a direction, an area and its image.
+
+The recipe "orthogonal" is fitted to it; trees, stability and trust of classes are told from it.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ class MaskTable:
 
 
 def mask_table(views: Views, masks: Rows) -> MaskTable:
-    """Collect the masks of the images of this process, as the recipe "orthogonal" does.
+    """Collect the masks of the images of this process.
+
+    Features are averaged over image and mirror image. Positions count by the share of their pixels
+    that lies in the mask.
 
     Args:
         masks: proposals (H, W) of each image at image size, 0 = ignore.
