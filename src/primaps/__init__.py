@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from primaps.crf import DenseCRF, dense_crf
     from primaps.data import ImageError, find_images, load_dataset, load_image
     from primaps.evaluation.protocol import Evaluation, evaluate
+    from primaps.exchange import export_labels, import_labels
+    from primaps.exchange.hub import push_to_hub
     from primaps.label_maps import predict_files, propose_files
     from primaps.model import PriMaPsEM
     from primaps.model_folder import ModelError
+    from primaps.pictures.report import write_report
     from primaps.planning import Plan, plan
     from primaps.projections import Projection, load_projection, train_projection
     from primaps.proposals.image_size import image_masks
@@ -42,10 +45,14 @@ _HOME = {
     "load_image": "data",
     "Evaluation": "evaluation.protocol",
     "evaluate": "evaluation.protocol",
+    "export_labels": "exchange",
+    "import_labels": "exchange",
+    "push_to_hub": "exchange.hub",
     "predict_files": "label_maps",
     "propose_files": "label_maps",
     "PriMaPsEM": "model",
     "ModelError": "model_folder",
+    "write_report": "pictures.report",
     "Plan": "planning",
     "plan": "planning",
     "Projection": "projections",
@@ -72,8 +79,10 @@ __all__ = [
     "WeightsError",
     "dense_crf",
     "evaluate",
+    "export_labels",
     "find_images",
     "image_masks",
+    "import_labels",
     "load_backbone",
     "load_dataset",
     "load_image",
@@ -82,7 +91,9 @@ __all__ = [
     "predict_files",
     "propose",
     "propose_files",
+    "push_to_hub",
     "train_projection",
+    "write_report",
 ]
 
 

@@ -113,6 +113,13 @@ def test_a_model_arrives_with_its_card_and_nothing_else(model, hub, tmp_path, co
     assert again.config.classes == 2
 
 
+def test_a_fitted_model_need_not_be_saved_first(model, hub, colours):
+    fitted = PriMaPsEM.from_pretrained(model, backbone=colours, device="cpu")
+    push_to_hub(fitted, "owner/name", token="hf_x", endpoint=hub.address)
+    assert hub.files["model.safetensors"] == (model / "model.safetensors").read_bytes()
+    assert json.loads(hub.files["classes.json"])["edits"][1]["to"] == "Straße"
+
+
 def test_the_picture_of_training_images_stays_here_if_asked(model, hub):
     push_to_hub(model, "owner/name", picture=False, token="hf_x", endpoint=hub.address)
     assert "preview.png" not in hub.files

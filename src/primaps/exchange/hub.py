@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from primaps.exchange.classes import Classes, read_classes
 from primaps.exchange.errors import ExchangeError, need, parse_json
+from primaps.model import PriMaPsEM
 
 NEEDED = ("config.json", "model.safetensors")
 WANTED = (
@@ -20,7 +22,7 @@ PICTURE = "preview.png"
 
 
 def push_to_hub(
-    folder: str | Path,
+    model: str | Path | PriMaPsEM,
     repo_id: str,
     *,
     private: bool = False,
@@ -29,16 +31,16 @@ def push_to_hub(
     token: str | None = None,
     endpoint: str | None = None,
 ) -> str:
-    """Upload a saved model and its card in one commit: ``primaps push``.
+    """Upload a model and its card in one commit: ``primaps push``.
 
     Only the files of the model are sent, whatever else lies in its folder, and the folder stays as
     it is.
 
     Args:
-        folder: what ``fit --out`` or ``save_pretrained`` wrote.
+        model: fitted, or the folder that ``fit --out`` or ``save_pretrained`` wrote.
         repo_id: ``owner/name``; made if it does not exist.
         private: whether a new repository is for its owner alone.
-        picture: send ``preview.png``, which shows six of the training images.
+        picture: send the folder's ``preview.png``, which shows six of the training images.
         scores: what :func:`primaps.evaluate` gave, or the file of ``evaluate --json``.
         token: None takes the one of ``hf auth login`` or ``HF_TOKEN``.
         endpoint: address of the hub; None takes ``HF_ENDPOINT``, or the public one.
@@ -51,7 +53,13 @@ def push_to_hub(
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    folder = Path(folder)
+    if isinstance(model, PriMaPsEM):
+        with tempfile.TemporaryDirectory() as own:
+            model.save_pretrained(own)
+            return push_to_hub(
+                own, repo_id, private=private, scores=scores, token=token, endpoint=endpoint
+            )
+    folder = Path(model)
     figures = _read_scores(scores) if isinstance(scores, str | Path) else scores
     for name in NEEDED:
         if not (folder / name).is_file():
