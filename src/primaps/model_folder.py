@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -23,11 +22,23 @@ from primaps.data import ImageFile
 from primaps.support.distributed import rank
 from primaps.support.errors import InputError, PrimapsError
 from primaps.support.files import atomic_path, locked, write_json
-from primaps.support.typed import Range, read_json
+from primaps.support.inputs import (
+    LARGEST_TENSORS,
+    need_tensor,
+    parse_json,
+    parse_tensors,
+    read_bytes,
+    read_json,
+)
+from primaps.support.typed import Range
 from primaps.version import VERSION
 
 FORMAT: Literal[2] = 2
 WRITTEN_BY = "give the folder that `primaps fit --out` wrote"
+LARGEST_HISTORY = 256 << 20
+"""Bytes of the largest ``history.json``: that of a very long fit is a tenth of it."""
+Line = dict[str, str | int | float | list[int] | list[float] | None]
+"""Of the history: figures of an epoch by their names."""
 FILES = ("config.json", "model.safetensors", "history.json", "tree.safetensors", "preview.png")
 
 
@@ -185,48 +196,56 @@ def read_model(
     """
     path = _find(folder)
     try:
-        content = read_json(path / "config.json", dict[str, Any])
-        if content.get("library") != "primaps":
-            raise InputError(f"{path / 'config.json'} is of another program")
-        if (written := content.get("format")) != FORMAT:
-            raise InputError(
-                f"{path / 'config.json'} has the format {written!r} and this version reads "
-                f"{FORMAT}: fit again, or use the version that wrote it"
-            )
-        record = read_json(path / "config.json", ModelRecord)
-        weights = (path / "model.safetensors").read_bytes()
+        record = read_record(path)
+        weights = read_bytes(path / "model.safetensors", LARGEST_TENSORS)
         if hashlib.sha256(weights).hexdigest() != record.weights:
             raise InputError(
                 f"{path}: config.json and model.safetensors are not of one fit: fit again"
             )
-        with safe_open(path / "model.safetensors", "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, _ = parse_tensors(weights, str(path / "model.safetensors"))
         _check_tensors(path, record, tensors)
         history = path / "history.json"
-        lines = read_json(history, list[dict[str, Any]]) if history.is_file() else []
-    except (OSError, InputError, SafetensorError) as error:
+        lines = read_json(history, list[Line], most=LARGEST_HISTORY) if history.exists() else []
+    except (OSError, InputError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelError(f"{folder} holds no model of primaps ({reason}); {WRITTEN_BY}") from error
     return path, record, tensors, lines
 
 
+def read_record(folder: Path) -> ModelRecord:
+    """The content of ``config.json`` in the folder of a model.
+
+    Raises:
+        InputError: it is of another program or version, or damaged.
+        OSError: there is none, or it cannot be read.
+    """
+    path = folder / "config.json"
+    data = read_bytes(path)
+    content = parse_json(data, dict[str, Any], str(path))
+    if content.get("library") != "primaps":
+        raise InputError(f"{path} is of another program")
+    if (written := content.get("format")) != FORMAT:
+        raise InputError(
+            f"{path} has the format {written!r} and this version reads {FORMAT}: fit again, or "
+            "use the version that wrote it"
+        )
+    record: ModelRecord = parse_json(data, ModelRecord, str(path))
+    return record
+
+
 def _check_tensors(path: Path, record: ModelRecord, tensors: dict[str, Tensor]) -> None:
     """Weights must be those of the configuration: names, shapes, kinds, and finite."""
-    probe = record.config.method == "probe"
-    names = {"direction", "bias" if probe else "scale"}
-    if tensors.keys() != names:
-        raise InputError(f"{path / 'model.safetensors'} must have {' and '.join(sorted(names))}")
-    for name, tensor in tensors.items():
-        ndim = 2 if name == "direction" else 1
-        if tensor.dtype != torch.float32 or tensor.ndim != ndim or not tensor.numel():
-            raise InputError(f"{name} of {path / 'model.safetensors'} is no float32 of {ndim} axes")
-        if len(tensor) != record.config.classes:
-            raise InputError(
-                f"config.json has {record.config.classes} classes and {name} of model.safetensors "
-                f"{len(tensor)}"
-            )
-        if not bool(tensor.isfinite().all()):
-            raise InputError(f"{name} of {path / 'model.safetensors'} has NaN or infinity")
+    where, classes = str(path / "model.safetensors"), record.config.classes
+    other = "bias" if record.config.method == "probe" else "scale"
+    if tensors.keys() != {"direction", other}:
+        raise InputError(f"{where} must have direction and {other}")
+    found = len(tensors["direction"]) if tensors["direction"].ndim else 0
+    if found != classes:
+        raise InputError(f"config.json has {classes} classes and direction of {where} {found}")
+    need_tensor(tensors, "direction", (classes, None), where)
+    need_tensor(tensors, other, (classes,), where)
+    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise InputError(f"{where} must have tensors of float32")
 
 
 def _find(folder: str | Path) -> Path:

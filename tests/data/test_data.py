@@ -170,7 +170,7 @@ def test_whole_images_become_multiples_of_the_patch(size):
         ('{"classes": ["a"], "colours": [[1, 2]]}', "colours[0] has 2 entries; it must have 3"),
         ('{"classes": ["a"], "colors": []}', "unknown field 'colors'"),
         ('{"names": ["a"]}', "unknown field 'names'"),
-        ("[1]", "it must be ClassList"),
+        ("[1]", "it must be an object"),
         ("[" * 100_000, "nested too deeply"),
         ("{", "is no JSON"),
     ],

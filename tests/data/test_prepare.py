@@ -182,8 +182,53 @@ def test_what_is_missing_or_damaged_is_told(tmp_path):
         prepare_cocostuff(raw, tmp_path / "out", problem=told.append)
     assert len(told) == 4
     (raw / "val2017.zip").write_bytes(b"PK half a download")
-    with pytest.raises(DataError, match="val2017.zip is damaged or not complete"):
+    with pytest.raises(DataError, match="nothing of COCO-Stuff"):
         prepare_cocostuff(raw, tmp_path / "out", problem=told.append)
+    assert any("val2017.zip is damaged or not complete" in text for text in told)
+
+
+def test_members_of_an_archive_that_are_damaged_encrypted_or_foreign_are_named(tmp_path):
+    raw, out, told = tmp_path / "raw", tmp_path / "out", []
+    raw.mkdir()
+    path = raw / "val2017.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in ("good", "damaged", "secret", "odd"):
+            packed.writestr(f"val2017/{name}.jpg", name.encode() * 50)
+    data = bytearray(path.read_bytes())
+    place = {n: data.index(f"val2017/{n}.jpg".encode()) for n in ("damaged", "secret", "odd")}
+    data[place["damaged"] + 24] ^= 255  # a byte of what is packed
+    for name, field in (("secret", 8), ("odd", 10)):  # encryption; a packing of number 97
+        central = data.rindex(f"val2017/{name}.jpg".encode()) - 46
+        for at in (place[name] - 30 + field - 2, central + field):
+            data[at] = 1 if name == "secret" else 97
+    path.write_bytes(data)
+    prepare_cocostuff(raw, out, problem=told.append)
+    assert [one.name for one in (out / "images" / "val2017").iterdir()] == ["good.jpg"]
+    for name in ("damaged", "secret", "odd"):
+        assert sum(f"val2017.zip/val2017/{name}.jpg" in text for text in told) == 1, told
+
+
+def test_label_maps_that_cannot_be_read_are_named_and_the_list_goes_on(tmp_path):
+    out, told = tmp_path / "out", []
+    coco_download(tmp_path / "raw")
+    prepare_cocostuff(tmp_path / "raw", out, make_lists=True, problem=lambda sentence: None)
+    labels = out / "annotations" / "val2017"
+    whole = cocostuff.list_path(out, "val").read_text()
+    (labels / "000000000009.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    cocostuff.list_path(out, "val").unlink()
+    prepare_cocostuff(tmp_path / "raw", out, make_lists=True, problem=told.append)
+    assert cocostuff.list_path(out, "val").read_text() == whole
+    assert any("000000000009.png" in text for text in told)
+
+
+def test_a_list_that_is_no_text_is_named(tmp_path):
+    out = tmp_path / "out"
+    coco_download(tmp_path / "raw")
+    prepare_cocostuff(tmp_path / "raw", out, make_lists=True, problem=lambda sentence: None)
+    for content in (b"\xff\xfe1\0", b"../../secret\n"):
+        cocostuff.list_path(out, "val").write_bytes(content)
+        with pytest.raises(DataError, match="val2017.*is no (text in UTF-8|name)|no name"):
+            load_dataset("cocostuff", out, "val")
 
 
 def test_the_rule_gives_the_published_lists(data_root):

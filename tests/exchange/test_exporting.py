@@ -158,7 +158,7 @@ def test_damaged_maps_and_records_are_refused(street):
     path = street.result / "val" / "ring.png"
     good = path.read_bytes()
     path.write_bytes(good[:-30])
-    refused(street, "ring.png cannot be read")
+    refused(street, "ring.png is damaged")
     Image.new("RGB", (30, 24)).save(path)
     refused(street, "ring.png is no label map")
     path.write_bytes(good)
@@ -197,7 +197,7 @@ def test_classes_json_is_checked(tmp_path):
         ("{", "no JSON"),
         ("[]", "must read"),
         ('{"classes": "ab"}', "must read"),
-        ('{"classes": []}', "0 classes"),
+        ('{"classes": []}', "has the length 0"),
         ('{"classes": ["a", "a"]}', "two classes have the name 'a'"),
         ('{"classes": ["a\\n"]}', "no name of a class|has the character"),
         ('{"classes": ["a"], "colours": [[1, 2, 300]]}', "must read"),

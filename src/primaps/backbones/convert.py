@@ -41,6 +41,8 @@ _STEM = {
     "norm.weight": "layernorm.weight",
     "norm.bias": "layernorm.bias",
 }
+MOST_BLOCKS, HEAD = 100, 64
+"""Blocks that a ViT may have, the largest of the literature having 56; channels of a head."""
 
 
 class WeightsError(PrimapsError, RuntimeError):
@@ -58,19 +60,17 @@ def to_hub_names(original: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         The renamed tensors and the content of ``config.json``.
 
     Raises:
-        WeightsError: a tensor is missing, or one has a name that these models do not have.
+        WeightsError: a tensor is missing, has a name that these models do not have, or a shape that
+            does not fit the others.
     """
     missing = [key for key in _STEM if key not in original and key != "mask_token"]
     if missing:
         raise WeightsError(f"not a DINO or DINOv2 ViT: the state dict lacks {', '.join(missing)}")
     dinov2 = any(".ls1." in key for key in original)
-    width = original["cls_token"].shape[-1]
-    patch = original["patch_embed.proj.weight"].shape[-1]
-    depth = 1 + max((int(k.split(".")[1]) for k in original if k.startswith("blocks.")), default=-1)
+    width, patch, hidden, depth = _dimensions(original)
     parts = _DINOV2_BLOCK if dinov2 else _VIT_BLOCK
 
     names = {k: v for k, v in _STEM.items() if k != "mask_token" or dinov2}
-    renamed: dict[str, Tensor] = {}
     for i in range(depth):
         source, target = f"blocks.{i}", f"encoder.layer.{i}"
         for old, new in parts.items():
@@ -79,25 +79,21 @@ def to_hub_names(original: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         if dinov2:
             for j in (1, 2):
                 names[f"{source}.ls{j}.gamma"] = f"{target}.layer_scale{j}.lambda1"
-        for kind in ("weight", "bias"):
-            if (key := f"{source}.attn.qkv.{kind}") in original:
-                for name, part in zip(
-                    ("query", "key", "value"), original[key].chunk(3), strict=True
-                ):
-                    renamed[f"{target}.attention.attention.{name}.{kind}"] = part
-            else:
-                names[key] = key  # reported as missing below
-
-    qkv = {f"blocks.{i}.attn.qkv.{kind}" for i in range(depth) for kind in ("weight", "bias")}
+    qkv = [f"blocks.{i}.attn.qkv.{kind}" for i in range(depth) for kind in ("weight", "bias")]
     if dinov2 and "mask_token" not in original:  # unused at inference, and absent from exports
         original = {**original, "mask_token": torch.zeros(1, width)}
-    if missing := sorted(names.keys() - original.keys()):
+    if missing := sorted({*names, *qkv} - original.keys()):
         raise WeightsError(f"the state dict lacks {len(missing)} tensors, first {missing[0]}")
-    if surplus := sorted(original.keys() - names.keys() - qkv):
+    if surplus := sorted(original.keys() - {*names, *qkv}):
         raise WeightsError(
             f"the state dict has {len(surplus)} tensors that the model lacks, first {surplus[0]}"
         )
-    renamed |= {new: original[old] for old, new in names.items()}
+    _check_shapes(original, width, patch, hidden)
+    renamed = {new: original[old] for old, new in names.items()}
+    for key in qkv:
+        target = key.replace("blocks.", "encoder.layer.", 1).replace(".qkv", ".attention.{}")
+        for name, part in zip(("query", "key", "value"), original[key].chunk(3), strict=True):
+            renamed[target.replace(".attn.", ".attention.").format(name)] = part
     config: dict[str, object] = {
         "architectures": ["Dinov2Model" if dinov2 else "ViTModel"],
         "model_type": "dinov2" if dinov2 else "vit",
@@ -109,9 +105,66 @@ def to_hub_names(original: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         "layer_norm_eps": 1e-6,
         "qkv_bias": True,
     }
-    hidden = original["blocks.0.mlp.fc1.weight"].shape[0]
     config |= {"mlp_ratio": hidden // width} if dinov2 else {"intermediate_size": hidden}
     return {k: v.contiguous().clone() for k, v in renamed.items()}, config
+
+
+def _dimensions(original: dict[str, Tensor]) -> tuple[int, int, int, int]:
+    """Width, patch size, width of the MLP, and number of blocks."""
+    numbers = {key.split(".")[1] for key in original if key.startswith("blocks.")}
+    depth = len(numbers)
+    if numbers != {str(i) for i in range(depth)} or not 1 <= depth <= MOST_BLOCKS:
+        raise WeightsError(
+            "the state dict must have blocks with the numbers 0, 1, ..., and not more than "
+            f"{MOST_BLOCKS} of them"
+        )
+    patches, between = original["patch_embed.proj.weight"], original.get("blocks.0.mlp.fc1.weight")
+    if between is None:
+        raise WeightsError("the state dict lacks blocks.0.mlp.fc1.weight")
+    width, hidden = original["norm.weight"].numel(), len(between) if between.ndim else 0
+    if (
+        not width
+        or width % HEAD
+        or not hidden
+        or hidden % width
+        or patches.ndim != 4
+        or not patches.numel()
+    ):
+        raise WeightsError(
+            f"a width of {width}, {hidden} in the MLP and patches of shape "
+            f"{tuple(patches.shape)} are not of a ViT"
+        )
+    return width, patches.shape[-1], hidden, depth
+
+
+def _check_shapes(original: dict[str, Tensor], width: int, patch: int, hidden: int) -> None:
+    """Refuse tensors that are not of one ViT: it is built from these numbers."""
+    positions = original["pos_embed"].shape[1] if original["pos_embed"].ndim == 3 else 0
+    stem = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, math.isqrt(max(0, positions - 1)) ** 2 + 1, width),
+        "mask_token": (1, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+    }
+    block = {
+        "attn.qkv.weight": (3 * width, width),
+        "attn.qkv.bias": (3 * width,),
+        "attn.proj.weight": (width, width),
+        "mlp.fc1.weight": (hidden, width),
+        "mlp.fc1.bias": (hidden,),
+        "mlp.fc2.weight": (width, hidden),
+    }
+    for key, tensor in original.items():
+        part = key.split(".", 2)[2] if key.startswith("blocks.") and key.count(".") > 1 else key
+        shape = stem.get(key) or block.get(part) or (width,)
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+            raise WeightsError(
+                f"{key} is {tensor.dtype} of the shape {tuple(tensor.shape)}; it must be floating "
+                f"point of the shape {shape}"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise WeightsError(f"{key} has NaN or infinity")
 
 
 def write_folder(folder: Path, original: dict[str, Tensor]) -> Path:
@@ -138,7 +191,10 @@ def convert_pth(path: Path) -> Path:
     for wrapper in ("teacher", "state_dict", "model"):  # training checkpoints
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    tensors = isinstance(state, dict) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    )
+    if not tensors:
         raise WeightsError(f"{path} holds no state dict of tensors")
     state = {k.removeprefix("module.").removeprefix("backbone."): v for k, v in state.items()}
     state = {k: v for k, v in state.items() if not k.startswith(("head.", "dino_head."))}

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from inspect import signature
+from pathlib import Path
+from typing import Any
 
+import torch
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from primaps.backbones.convert import WeightsError
+from primaps.support.errors import InputError
+from primaps.support.inputs import read_json
+from primaps.support.torch_archive import UnsafeFileError, checked_archive
 
 # Heads that some checkpoints carry or lack; patch features do not depend on them.
 _HEADS = ("pooler.", "classifier.", "head.")
+MOST_LAYERS, LARGEST = 1000, 1 << 20
+"""Bounds of the numbers in a ``config.json``: of layers, and of anything else."""
 
 
 class PatchTokens(nn.Module):
@@ -30,11 +40,67 @@ class PatchTokens(nn.Module):
         return tokens[:, tokens.shape[1] - h * w :].transpose(1, 2).reshape(len(images), -1, h, w)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Files of a folder that weights may be in."""
+    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a folder whose files are damaged or declare more than they have.
+
+    Raises:
+        WeightsError: the message names the file.
+    """
+    try:
+        numbers = list(_numbers(read_json(folder / "config.json", dict[str, Any])))
+    except OSError as error:
+        raise WeightsError(f"{folder} has no config.json ({error.strerror})") from None
+    except InputError as error:
+        raise WeightsError(str(error)) from None
+    for name, number in numbers:
+        if abs(number) > (MOST_LAYERS if "layers" in name else LARGEST):
+            raise WeightsError(f"{folder / 'config.json'}: {name} is {number}, which no ViT has")
+    for path in weight_files(folder):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt"):  # the header alone
+                    pass
+            else:
+                with checked_archive(path):
+                    pass
+        except (SafetensorError, UnsafeFileError, InputError, OSError) as error:
+            raise WeightsError(
+                f"{path} is damaged ({error}): delete the folder, and it is fetched or converted "
+                "anew"
+            ) from None
+
+
+def _numbers(content: dict[str, Any]) -> Iterator[tuple[str, int | float]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, int | float):
+            yield name, value
+
+
+def _folder(folder_or_id: str) -> Path | None:
+    """Where the files are on this machine, if they are."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(folder_or_id).is_dir():
+        return Path(folder_or_id)
+    found = try_to_load_from_cache(folder_or_id, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def load_vit(folder_or_id: str, local: bool) -> tuple[nn.Module, int]:
     """The model, checked for missing and surplus tensors, and its patch size."""
     from transformers import AutoConfig, AutoModel
     from transformers import logging as hf_logging
 
+    folder = _folder(folder_or_id)
+    if folder is not None:
+        check_files(folder)
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()  # we report missing and surplus tensors ourselves
     if local:
@@ -44,6 +110,12 @@ def load_vit(folder_or_id: str, local: bool) -> tuple[nn.Module, int]:
             folder_or_id, local_files_only=local, trust_remote_code=False
         )
         config = getattr(config, "vision_config", config)
+        if folder is not None:
+            with torch.device("meta"):  # without memory
+                skeleton = AutoModel.from_config(config, trust_remote_code=False)
+            declared = sum(parameter.numel() for parameter in skeleton.parameters())
+            if declared > sum(path.stat().st_size for path in weight_files(folder)):
+                raise ValueError(f"config.json declares {declared:,} numbers, more than it has")
         model, loading = AutoModel.from_pretrained(
             folder_or_id,
             config=config,
@@ -51,8 +123,8 @@ def load_vit(folder_or_id: str, local: bool) -> tuple[nn.Module, int]:
             output_loading_info=True,
             trust_remote_code=False,  # a folder of weights runs no program of its own
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # transformers raises whatever an odd configuration leads to
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{folder_or_id} cannot be loaded by transformers: {reason}") from error
     finally:
         hf_logging.set_verbosity(level)

@@ -19,19 +19,39 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from primaps.classes.edits import legend
 from primaps.classes.legend import EditError, Legend
 from primaps.classes.tree import Tree
-from primaps.support.files import write_json
+from primaps.support.errors import InputError
+from primaps.support.files import locked, write_json
+from primaps.support.inputs import parse_json, read_bytes
+from primaps.support.typed import Range
 
 NAME = "classes.json"
 FORMAT = 1
+
+
+MOST_EDITS = 10_000
+
+
+@dataclass(frozen=True)
+class EditsRecord:
+    """The content of the file.
+
+    Attributes:
+        format: of the file.
+        edits: in their order; what each may say, :func:`primaps.classes.edits.legend` knows.
+        tree: digest of the tree that ids are of; None fits every tree.
+    """
+
+    format: Literal[1]
+    edits: Annotated[list[Any], Range(0, MOST_EDITS)]
+    tree: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,33 +84,26 @@ def read_edits(folder: str | Path, tree: Tree) -> Edits:
     """
     path = Path(folder) / NAME
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError:
         return Edits()
+    except InputError as error:
+        raise EditError(f"{error}: mend it or move it away") from None
     try:
-        content = json.loads(data.decode("utf-8"))
-    except ValueError as error:
-        raise EditError(f"{path} is no JSON ({error}): mend it or move it away") from None
-    if not isinstance(content, dict):
-        raise EditError(f'{path} must hold an object {{"format": 1, "edits": [...]}}')
-    if odd := sorted(content.keys() - {"format", "tree", "edits"}):
-        raise EditError(f"{path}: {odd[0]!r} is no field; there are format, tree and edits")
-    if content.get("format") != FORMAT:
-        raise EditError(f"{path}: format is {content.get('format')!r}; it must be {FORMAT}")
-    edits = content.get("edits")
-    if not isinstance(edits, list):
-        raise EditError(f"{path}: edits must be a list, not {edits!r}")
+        content: EditsRecord = parse_json(data, EditsRecord, str(path))
+    except InputError as error:
+        raise EditError(f"{error}: mend it or move it away") from None
     own = digest(tree)
-    if content.get("tree", own) != own:
+    if content.tree not in (None, own):
         raise EditError(
-            f"{path}: tree is {content['tree']!r}, but that of this model is {own!r}, so the names "
+            f"{path}: tree is {content.tree!r}, but that of this model is {own!r}, so the names "
             "belong to another fit: move the file away, or remove the field to keep them"
         )
     try:
-        legend(tree, edits)
+        legend(tree, content.edits)
     except EditError as error:
         raise EditError(f"{path}: {error}") from None
-    return Edits(tuple(edits), hashlib.sha256(data).hexdigest()[:12])
+    return Edits(tuple(content.edits), hashlib.sha256(data).hexdigest()[:12])
 
 
 def read_legend(folder: str | Path, tree: Tree, classes: int | None = None) -> Legend:
@@ -126,9 +139,7 @@ def change_edits(
         >>> read_legend(folder, tree).names
         ['class 0', 'sky']
     """
-    from filelock import FileLock
-
-    with FileLock(Path(folder) / f".{NAME}.lock"):
+    with locked(Path(folder)):
         now = read_edits(folder, tree)
         if revision is not None and revision != now.revision:
             raise EditError(f"{Path(folder) / NAME} was changed meanwhile: look at it again")

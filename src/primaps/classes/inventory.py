@@ -7,13 +7,14 @@ the file's metadata.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,9 +23,28 @@ from primaps.classes.grow import SAMPLE, grow
 from primaps.classes.tree import Tree, TreeError
 from primaps.classes.trust import ClassTrust, class_trust
 from primaps.em.masks import MaskTable, gathered, mask_classes
+from primaps.support.errors import InputError
 from primaps.support.files import atomic_path
+from primaps.support.inputs import parse_json, read_tensors
+from primaps.support.typed import conform
 
 NAME = "tree.safetensors"
+LARGEST = 64 << 20
+"""Bytes that the file may have: 4,096 parts of 4,096 channels have half of it."""
+
+
+Figures = dict[str, int | float | None]
+"""Of a class or of a K by their names; None is what nothing is known of, NaN in Python."""
+T = TypeVar("T", ClassTrust, Evidence)
+
+
+@dataclass(frozen=True)
+class InventoryRecord:
+    """What the file says beside the tree; see :class:`Inventory`."""
+
+    trust: list[Figures]
+    shares: list[float]
+    curve: list[Figures]
 
 
 @dataclass(frozen=True)
@@ -46,9 +66,9 @@ class Inventory:
     def save(self, folder: str | Path) -> None:
         """Write ``tree.safetensors`` atomically."""
         about = {
-            "trust": [asdict(one) for one in self.trust],
+            "trust": [_figures(one) for one in self.trust],
             "shares": list(self.shares),
-            "curve": [asdict(one) for one in self.curve],
+            "curve": [_figures(one) for one in self.curve],
         }
         with atomic_path(Path(folder) / NAME) as temporary:
             save_file(self.tree.tensors(), temporary, {"about": json.dumps(about)})
@@ -64,20 +84,38 @@ class Inventory:
         if not path.is_file():
             return None
         try:
-            with safe_open(path, "pt") as file:
-                about = json.loads(file.metadata()["about"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls(
-                Tree.from_tensors(tensors),
-                tuple(ClassTrust(**one) for one in about["trust"]),
-                tuple(about["shares"]),
-                tuple(Evidence(**one) for one in about["curve"]),
-            )
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            tensors, note = read_tensors(path, LARGEST)
+            tree = Tree.from_tensors(tensors)
+            about = parse_json(note.get("about", "null"), InventoryRecord, "about")
+            if len(about.trust) != tree.classes or len(about.shares) != len(tree):
+                raise InputError("about has figures for other numbers of classes or parts")
+            trust = tuple(_with_figures(ClassTrust, one, "trust") for one in about.trust)
+            curve = tuple(_with_figures(Evidence, one, "curve") for one in about.curve)
+            if any(not -1 <= one.nearest < tree.classes for one in trust):
+                raise InputError("about names a nearest class that there is not")
+        except (InputError, TreeError, OSError) as error:
             raise TreeError(
-                f"{path} is damaged ({type(error).__name__}: {error}): fit again, or remove it to "
-                "go on without a tree"
+                f"{path} is damaged ({error}): fit again, or remove it to go on without a tree"
             ) from error
+        return cls(tree, trust, tuple(about.shares), curve)
+
+
+def _figures(one: ClassTrust | Evidence) -> Figures:
+    return {k: None if v != v else v for k, v in asdict(one).items()}
+
+
+def _with_figures(kind: type[T], found: Figures, name: str) -> T:
+    """Back from what :func:`_figures` gave.
+
+    Raises:
+        InputError: a figure is missing, surplus, or must be a whole number.
+    """
+    if found.keys() != {field.name for field in fields(kind)}:
+        raise InputError(f"{name} in about must have {', '.join(f.name for f in fields(kind))}")
+    for field in fields(kind):
+        if field.type == "int":
+            conform(found[field.name], int, f"{field.name} of {name}")
+    return kind(**{k: math.nan if v is None else v for k, v in found.items()})  # type: ignore[arg-type]
 
 
 def take_inventory(

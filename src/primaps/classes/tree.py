@@ -18,7 +18,11 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from primaps.em.pixels import upsample
-from primaps.support.errors import PrimapsError
+from primaps.support.errors import InputError, PrimapsError
+from primaps.support.inputs import need_tensor
+
+MOST_PARTS = 4096
+"""Parts that a tree that is read may have: :func:`primaps.classes.grow.grow` makes 256."""
 
 
 class TreeError(PrimapsError, ValueError):
@@ -149,16 +153,19 @@ class Tree:
         Raises:
             TreeError: something is missing or does not fit.
         """
+        where = "a tree of classes"
         try:
-            return cls(
-                parts=tensors["parts"].half(),
-                masks=tensors["masks"].long(),
-                merges=tensors["merges"].long(),
-                cost=tensors["cost"].float(),
-                classes=int(tensors["classes"]),
-            )
-        except (KeyError, RuntimeError, IndexError) as error:
-            raise TreeError(f"not a tree of classes ({type(error).__name__}: {error})") from error
+            parts = need_tensor(tensors, "parts", (None, None), where).half()
+            if len(parts) > MOST_PARTS:
+                raise InputError(f"{where} has {len(parts)} parts; {MOST_PARTS} are possible")
+            masks = need_tensor(tensors, "masks", (len(parts),), where, whole=True).long()
+            joins = len(parts) - 1
+            merges = need_tensor(tensors, "merges", (joins, 2), where, whole=True).long()
+            cost = need_tensor(tensors, "cost", (joins,), where).float()
+            classes = int(need_tensor(tensors, "classes", (), where, whole=True))
+        except InputError as error:
+            raise TreeError(str(error)) from None
+        return cls(parts=parts, masks=masks, merges=merges, cost=cost, classes=classes)
 
 
 def part_map(

@@ -16,7 +16,8 @@ import numpy as np
 
 from primaps.data.dataset import DataError, Finding, Layout, Sample
 from primaps.data.reading import ImageError, image_size, label_mode, load_label, read_mat
-from primaps.data.sets import find_layout
+from primaps.data.sets import DATASETS, find_layout
+from primaps.support.errors import InputError
 from primaps.support.progress import ProgressCallback, silent
 
 T = TypeVar("T")
@@ -50,7 +51,9 @@ def check_dataset(
     root = Path(root).expanduser()
     try:
         layout = find_layout(name, root)
-    except DataError as error:
+    except (DataError, InputError) as error:
+        if name not in DATASETS:
+            raise
         yield Finding("wrong", str(error))
         return
     for split in layout.splits:
@@ -66,7 +69,7 @@ def _check_split(
     try:
         samples = layout.listed(root, split)
         looked = list(layout.look(root, split))
-    except DataError as error:
+    except (DataError, InputError) as error:
         yield Finding("wrong", str(error))
         return
     expected = layout.splits[split]

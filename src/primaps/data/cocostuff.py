@@ -86,7 +86,7 @@ def _listed(root: Path, split: str) -> list[Sample]:
 
 
 def _look(root: Path, split: str) -> Iterator[Finding]:
-    names = list_path(root, split).read_text("utf-8").split()
+    names = read_list(list_path(root, split), "")
     if len(set(names)) < len(names):
         twice = f"{list_path(root, split)} names {len(names) - len(set(names))} ids twice"
         yield Finding("wrong", twice)

@@ -14,7 +14,8 @@ from typing import Annotated
 from PIL.Image import Image
 
 from primaps.support.errors import InputError, NotFoundError
-from primaps.support.typed import Range, conform, read_json
+from primaps.support.inputs import read_json
+from primaps.support.typed import Range, conform
 
 _KINDS = "avif bmp gif jfif jp2 jpeg jpg pgm png ppm tif tiff webp"
 LABELS = 65_536

@@ -115,9 +115,15 @@ def _listed(root: Path, split: str) -> list[Sample]:
 def _look(root: Path, split: str) -> Iterator[Finding]:
     """Names without classes, labels without an image."""
     images, labels = _folders(root, split)
-    names, _ = read_protocol(labels)
+    names, ignore = read_protocol(labels)
     if names is None:
         text = f'{root} has no classes.json, {{"classes": [names], "ignore_index": number}}'
+        yield Finding("odd", text)
+    elif (own := read_protocol(root / "labels"))[0] != names:
+        file = "classes.json of its own" if own[0] else "classes.json, which labels/ has not"
+        yield Finding("odd", f"{labels} has a {file}: `evaluate --labels` would take that")
+    elif ignore < len(names):
+        text = f"the ignore index {ignore} is also class {names[ignore]!r}, which never counts"
         yield Finding("odd", text)
     used = {sample.label for sample in _samples(images, labels)}
     spare = {p.resolve() for p in labels.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES} - {

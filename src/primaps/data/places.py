@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from primaps.data.dataset import DataError
+from primaps.support.errors import InputError
+from primaps.support.inputs import read_bytes
+
+LARGEST_LIST = 64 << 20
+"""Bytes of a list of names: 118,287 ids of COCO have 1.5 MB."""
 
 
 def need_folder(root: Path, folder: str, source: str) -> Path:
@@ -48,11 +53,18 @@ def read_list(path: Path, how: str) -> list[str]:
         how: sentence on how to come by the list if it is not there.
 
     Raises:
-        DataError: the list is not there, or is empty.
+        DataError: the list is not there, is empty, or is no list of names.
     """
     if not path.is_file():
         raise DataError(f"the list {path} is not there; {how}")
-    names = path.read_text("utf-8").split()
+    try:
+        names = read_bytes(path, LARGEST_LIST).decode("utf-8-sig").split()
+    except UnicodeDecodeError as error:
+        raise DataError(f"the list {path} is no text in UTF-8 ({error.reason}); {how}") from None
+    except InputError as error:
+        raise DataError(f"{error}; {how}") from None
+    if strange := next((name for name in names if Path(name).name != name), None):
+        raise DataError(f"the list {path} has {strange[:60]!r}, which is no name; {how}")
     if not names:
         raise DataError(f"the list {path} is empty; {how}")
     return names

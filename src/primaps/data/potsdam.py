@@ -44,7 +44,7 @@ def _look(root: Path, split: str) -> Iterator[Finding]:
     names = set(read_list(root / LISTS[split], ""))
     for other, name in LISTS.items():
         if other < split and (root / name).is_file():
-            both = names & set((root / name).read_text("utf-8").split())
+            both = names & set(read_list(root / name, f"get {SOURCE}"))
             if both:
                 text = f"{len(both)} ids are in {name} and in {LISTS[split]}; first: {min(both)}"
                 yield Finding("wrong", text)

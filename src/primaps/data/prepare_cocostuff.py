@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from PIL import Image
 
 from primaps.data.cocostuff import (
     FOLDERS,
@@ -26,12 +25,17 @@ from primaps.data.cocostuff import (
     list_path,
 )
 from primaps.data.dataset import DataError
-from primaps.data.reading import load_label
+from primaps.data.places import read_list
+from primaps.data.reading import ImageError, image_size, load_label
+from primaps.support.errors import InputError
 from primaps.support.files import atomic_path
+from primaps.support.inputs import need_file
 from primaps.support.progress import ProgressCallback, silent
 
 logger = logging.getLogger("primaps")
 BLOCK = 256
+LARGEST_MEMBER = 64 << 20
+"""Bytes of an image or label map in an archive; those of COCO have less than 1 MB."""
 Problem = Callable[[str], None]
 
 
@@ -72,7 +76,7 @@ def prepare_cocostuff(
             for path in files:
                 _link(path, target / path.name)
             for archive in archives:
-                _unpack(archive, folder, suffix, target, progress)
+                _unpack(archive, folder, suffix, target, progress, problem)
             done[f"{kind}/{folder}"] = len(list(target.glob(f"*{suffix}")))
             if files:
                 progress(f"{kind}/{folder}", len(files), len(files), {})
@@ -85,8 +89,15 @@ def prepare_cocostuff(
     return done
 
 
-def make_list(out: Path, split: str, progress: ProgressCallback = silent) -> int:
+def make_list(
+    out: Path,
+    split: str,
+    progress: ProgressCallback = silent,
+    problem: Problem = logger.warning,
+) -> int:
     """Make the curated list of a split by its rule from all label maps, and count its ids.
+
+    Label maps that cannot be read are reported and left out.
 
     On the 21 maps that the tests have, the rule gives what the published lists have.
     """
@@ -96,18 +107,25 @@ def make_list(out: Path, split: str, progress: ProgressCallback = silent) -> int
         for start in range(0, len(labels), BLOCK):
             block = labels[start : start + BLOCK]
             found = zip(block, pool.map(_belongs, block), strict=True)
-            names += [path.stem for path, belongs in found if belongs]
+            for path, belongs in found:
+                if isinstance(belongs, str):
+                    problem(belongs)
+                elif belongs:
+                    names.append(path.stem)
             progress(f"list {split}", start + len(block), len(labels), {"ids": len(names)})
     with atomic_path(list_path(out, split)) as temporary:
         temporary.write_text("".join(f"{name}\n" for name in names), "utf-8")
     return len(names)
 
 
-def _belongs(path: Path) -> bool:
-    with Image.open(path) as image:  # the header alone settles small images
-        if min(image.size) < LEAST_SIDE:
+def _belongs(path: Path) -> bool | str:
+    """Whether an image is on the list; a sentence if its label map cannot be read."""
+    try:
+        if min(image_size(path)) < LEAST_SIDE:  # the header alone settles small images
             return False
-    return is_curated(load_label(path))
+        return is_curated(load_label(path))
+    except ImageError as error:
+        return str(error)
 
 
 def _provide_list(
@@ -119,7 +137,7 @@ def _provide_list(
         if given is not None:
             _link(given, path)
         elif make_lists:
-            number = make_list(out, split, progress)
+            number = make_list(out, split, progress, problem)
             if number != expected:
                 problem(
                     f"{path} was made by the rule and has {number:,} ids; the published list has "
@@ -132,7 +150,8 @@ def _provide_list(
                 "pixels are stuff and both sides have at least 360 pixels"
             )
             return 0
-    return len(path.read_text("utf-8").split())
+    # One that was made may be empty, where no image fits the rule.
+    return len(read_list(path, "remove it, and add --make-lists")) if path.stat().st_size else 0
 
 
 def _folders(raw: Path, out: Path, folder: str) -> Iterator[Path]:
@@ -170,24 +189,46 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _unpack(
-    archive: Path, folder: str, suffix: str, target: Path, progress: ProgressCallback
+    archive: Path,
+    folder: str,
+    suffix: str,
+    target: Path,
+    progress: ProgressCallback,
+    problem: Problem,
 ) -> None:
+    """Unpack what an archive has of a split; what is damaged is reported, the rest goes on."""
     try:
-        with zipfile.ZipFile(archive) as packed:
-            members = [
-                info
-                for info in packed.infolist()
-                if Path(info.filename).parent.name == folder and info.filename.endswith(suffix)
-            ]
-            for done, info in enumerate(members, 1):
-                path = target / Path(info.filename).name
-                if not (path.is_file() and path.stat().st_size == info.file_size):
-                    with (
-                        atomic_path(path) as temporary,
-                        packed.open(info) as source,
-                        temporary.open("wb") as sink,
-                    ):
-                        shutil.copyfileobj(source, sink)
-                progress(f"unpacking {archive.name}: {folder}", done, len(members), {})
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{archive} is damaged or not complete ({error}); get it again") from None
+        need_file(archive, sys.maxsize)
+        packed = zipfile.ZipFile(archive)
+    except (zipfile.BadZipFile, InputError, OSError, ValueError) as error:
+        problem(f"{archive} is damaged or not complete ({error}); get it again")
+        return
+    with packed:
+        members = [
+            info
+            for info in packed.infolist()
+            if Path(info.filename).parent.name == folder and info.filename.endswith(suffix)
+        ]
+        for done, info in enumerate(members, 1):
+            path = target / Path(info.filename).name
+            if not (path.is_file() and path.stat().st_size == info.file_size):
+                try:
+                    _unpack_member(packed, info, path)
+                except OSError as error:
+                    if error.errno:  # of the disk, not of the archive
+                        raise
+                    problem(f"{archive}/{info.filename} is damaged ({error}); get it again")
+                except Exception as error:  # zipfile and zlib raise whatever a broken byte leads to
+                    problem(f"{archive}/{info.filename} cannot be unpacked ({error}); get it again")
+            progress(f"unpacking {archive.name}: {folder}", done, len(members), {})
+
+
+def _unpack_member(packed: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
+    if info.file_size > LARGEST_MEMBER:
+        raise ValueError(f"it claims to have {info.file_size:,} bytes")
+    with (
+        atomic_path(path) as temporary,
+        packed.open(info) as source,  # stops at the size that is stated, whatever follows
+        temporary.open("wb") as sink,
+    ):
+        shutil.copyfileobj(source, sink)

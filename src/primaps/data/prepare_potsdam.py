@@ -17,6 +17,8 @@ patches may be neighbours in one tile.
 from __future__ import annotations
 
 import logging
+import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,10 +26,12 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from primaps.data.dataset import DataError
+from primaps.data.places import read_list
 from primaps.data.potsdam import LISTS, SOURCE
 from primaps.data.reading import ImageError, load_image
 from primaps.support.errors import MissingPackageError
 from primaps.support.files import atomic_path
+from primaps.support.inputs import need_file
 from primaps.support.progress import ProgressCallback, silent
 
 logger = logging.getLogger("primaps")
@@ -91,7 +95,7 @@ def prepare_potsdam(
         problem(f"{len(plain)} tiles are without infrared (first {plain[0]}); it is not used here")
     ours = {name for tile in (*LABELLED, *UNLABELLED) for name in names_of(tile)}
     for name in LISTS.values():
-        if (out / name).is_file() and set((out / name).read_text("utf-8").split()) - ours:
+        if (out / name).is_file() and set(read_list(out / name, "restore it")) - ours:
             raise DataError(f"{out / name} has other ids than ours: write to another folder")
     progress("tiles", 0, len(tiles), {})
     for done, tile in enumerate(tiles, 1):
@@ -192,12 +196,16 @@ def _read_image(path: Path) -> UInt8[np.ndarray, "h w c"]:
             "tiles are read by tifffile: pip install 'primaps[potsdam]'", name="tifffile"
         ) from None
     try:
-        image = tifffile.imread(path)
-    except (OSError, ValueError) as error:  # ValueError: a compression that needs imagecodecs
-        raise ImageError(f"{path} cannot be read ({error})") from None
+        need_file(path, sys.maxsize)
+        with tifffile.TiffFile(path) as file:
+            shape = file.pages[0].shape  # before memory is taken for it
+            image = np.empty(0) if math.prod(shape) > 4 * TILE * TILE else file.asarray()
+    except Exception as error:  # tifffile and its packers raise whatever a broken byte leads to
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ImageError(f"{path} cannot be read ({reason})") from None
     if image.shape not in ((TILE, TILE, 3), (TILE, TILE, 4)) or image.dtype != np.uint8:
         raise ImageError(
-            f"{path} has the shape {image.shape} and type {image.dtype}; a tile has "
+            f"{path} has the shape {shape} and type {image.dtype}; a tile has "
             f"{TILE}x{TILE} pixels and 3 or 4 channels of 8 bits"
         )
     return image

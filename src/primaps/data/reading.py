@@ -6,20 +6,24 @@ under the key ``img``, red, green and blue first, and the label map under ``gt``
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from jaxtyping import Integer
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from primaps.support.errors import PrimapsError
+from primaps.data.matlab import read_array
+from primaps.support.errors import InputError, PrimapsError
 
 ORIENTATION, TURNED = 0x0112, 5
 """EXIF tag, and the values from which width and height are exchanged."""
+_lock, _inside, _filters = Lock(), list[None](), ExitStack()
 
 
 class ImageError(PrimapsError, ValueError):
@@ -40,19 +44,21 @@ def load_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> Image.
     Raises:
         ImageError: the file is absent, no image, truncated, or too large.
     """
-    image: Image.Image
     if isinstance(source, Image.Image):
-        image = source
-    elif isinstance(source, np.ndarray | Tensor):
-        image = _from_array(source)
-    elif not isinstance(source, str | Path):
+        return _to_rgb(source)
+    if isinstance(source, np.ndarray | Tensor):
+        return _to_rgb(_from_array(source))
+    if not isinstance(source, str | Path):
         raise ImageError(
             f"an image is a path, a Pillow image, an array or a tensor, not {type(source).__name__}"
         )
-    elif Path(source).suffix.lower() == ".mat":
-        image = Image.fromarray(_mat_image(source))
-    else:
-        image = _read(source)
+    if Path(source).suffix.lower() == ".mat":
+        return Image.fromarray(_mat_image(source))
+    with opened(source) as image:
+        return _to_rgb(_upright(image))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -73,12 +79,17 @@ def image_size(source: str | Path | Image.Image) -> tuple[int, int]:
         return source.size
     if Path(source).suffix.lower() == ".mat":
         return load_image(source).size
-    with _opened(source) as image:
-        try:
-            turned = image.getexif().get(ORIENTATION, 1) >= TURNED
-        except Exception:  # odd EXIF is no reason to refuse the pixels
-            turned = False
-        return (image.height, image.width) if turned else image.size
+    with opened(source) as image:
+        return upright_size(image)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image turned as its EXIF says, without decoding it."""
+    try:
+        turned = image.getexif().get(ORIENTATION, 1) >= TURNED
+    except Exception:  # odd EXIF is no reason to refuse the pixels
+        turned = False
+    return (image.height, image.width) if turned else image.size
 
 
 def load_label(path: str | Path) -> Integer[np.ndarray, "h w"]:
@@ -96,13 +107,13 @@ def load_label(path: str | Path) -> Integer[np.ndarray, "h w"]:
                 "one channel of class indices"
             )
         return label.astype(np.int64)
-    image = _read(path)
-    if not _has_indices(image):
-        raise ImageError(
-            f"label {path} is a {image.mode} image; a label map has one channel of class indices, "
-            "so convert its colours to indices first"
-        )
-    return np.asarray(image).astype(np.int64)
+    with opened(path) as image:
+        if not _has_indices(image):
+            raise ImageError(
+                f"label {path} is a {image.mode} image; a label map has one channel of class "
+                "indices, so convert its colours to indices first"
+            )
+        return np.asarray(_upright(image)).astype(np.int64)
 
 
 def label_mode(path: str | Path) -> str | None:
@@ -111,7 +122,7 @@ def label_mode(path: str | Path) -> str | None:
     Raises:
         ImageError: the file is absent or no image.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         return None if _has_indices(image) else image.mode
 
 
@@ -120,31 +131,23 @@ def _has_indices(image: Image.Image) -> bool:
 
 
 def read_mat(path: str | Path, key: str) -> np.ndarray:
-    """One array of a MATLAB file of version 5 (or 4), the versions before 7.3.
+    """One array of real numbers of a MATLAB file of version 5 (or 4), the versions before 7.3.
 
     Raises:
         ImageError: the file is absent, damaged, of version 7.3, or has no such array.
     """
-    from scipy.io import loadmat
-
     try:
-        with Path(path).open("rb") as file:
-            if file.read(20).startswith(b"MATLAB 7.3"):
-                raise ImageError(
-                    f"{path} is a MATLAB file of version 7.3 (HDF5); save it again with "
-                    'save(..., "-v7") in MATLAB'
-                )
-            file.seek(0)
-            content = loadmat(file, variable_names=[key])
+        with quiet():
+            array = read_array(Path(path), key)
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist") from None
-    except ImageError:
-        raise
+    except InputError as error:
+        raise ImageError(str(error)) from None
     except Exception as error:  # scipy raises whatever a broken byte leads to
-        raise ImageError(f"{path} is no MATLAB file or damaged ({error}); restore it") from None
-    if key not in content:
-        raise ImageError(f"{path} has no array {key!r}; is it of another data set?")
-    return np.asarray(content[key])
+        raise ImageError(
+            f"{path} is no MATLAB file or damaged ({_reason(error)}); restore it"
+        ) from None
+    return array
 
 
 def _mat_image(path: str | Path) -> np.ndarray:
@@ -157,28 +160,31 @@ def _mat_image(path: str | Path) -> np.ndarray:
     return array[..., :3]
 
 
-def _read(path: str | Path) -> Image.Image:
-    with _opened(path) as image:
-        image.load()
-        try:
-            return ImageOps.exif_transpose(image)
-        except Exception:  # damaged EXIF: the pixels are whole, and stay as they lie
-            return image.copy()
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF: the pixels are whole, and stay as they lie
+        return image.copy()
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """An image file, opened but not decoded; whatever goes wrong in the block is one sentence."""
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise ImageError(f"{path} is not a file")  # a pipe would be waited for
+def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
+    """An image file, opened but not decoded; whatever goes wrong in the block is one sentence.
+
+    Args:
+        content: of the file, if it lies in an archive; ``path`` is what to call it then.
+
+    Raises:
+        ImageError: the message names the file and the reason.
+    """
     try:
-        with warnings.catch_warnings():  # of Pillow, about what is said or handled here
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                yield image
-    except ImageError:
-        raise
+        if content is None and Path(path).exists() and not Path(path).is_file():
+            raise ImageError(f"{path} is not a file")  # a pipe would be waited for
+        with quiet(), Image.open(path if content is None else io.BytesIO(content)) as image:
+            yield image
+    except ImageError as error:
+        raise error if str(path) in str(error) else ImageError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist") from None
     except UnidentifiedImageError:
@@ -188,8 +194,33 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except MemoryError:
         raise ImageError(f"{path} needs more memory than there is; cut it into tiles") from None
     except Exception as error:  # decoders raise whatever a broken byte leads to
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path} is damaged ({reason}); restore or remove it") from None
+        raise ImageError(f"{path} is damaged ({_reason(error)}); restore or remove it") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what Pillow, NumPy and SciPy remark about a file off the terminal.
+
+    Filters of warnings are of the process, and files are read in threads: the first one in sets
+    them, the last one out puts them back.
+    """
+    with _lock:
+        if not _inside:
+            _filters.enter_context(warnings.catch_warnings())
+            for module in ("PIL", "numpy", "scipy", "primaps.data"):
+                warnings.filterwarnings("ignore", module=rf"{module}\b")
+        _inside.append(None)
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside.pop()
+            if not _inside:
+                _filters.close()
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _from_array(source: np.ndarray | Tensor) -> Image.Image:

@@ -40,7 +40,14 @@ def read(
             try:
                 yield file, future.result()
             except ImageError as error:
-                problem(str(error))
+                problem(_named(str(error), file))
+
+
+def _named(sentence: str, file: ImageFile) -> str:
+    """A sentence that names its file, which functions on images do not know."""
+    name = str(file.source) if isinstance(file.source, Path) else file.key
+    known = [name, str(getattr(file, "label", name))]
+    return sentence if any(one in sentence for one in known) else f"{name}: {sentence}"
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -11,6 +11,11 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from primaps.data.reading import ImageError
+
+MOST_PIXELS = 89_478_485
+"""Of an image that is scaled: from here on Pillow, too, warns of what a file claims to hold."""
+
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
     """8-bit RGB image as a channels-first tensor in 0..255."""
@@ -19,6 +24,9 @@ def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
 
 def resize_shorter(image: Image.Image, size: int, nearest: bool = False) -> Image.Image:
     """Scale so that the shorter side has ``size`` pixels; the longer side is rounded down.
+
+    Raises:
+        ImageError: the image is so long that it would have more than ``MOST_PIXELS`` then.
 
     Examples:
         >>> resize_shorter(Image.new("RGB", (480, 360)), 322).size
@@ -29,6 +37,11 @@ def resize_shorter(image: Image.Image, size: int, nearest: bool = False) -> Imag
         target = (size, max(1, int(size * height / width)))
     else:
         target = (max(1, int(size * width / height)), size)
+    if target[0] * target[1] > MOST_PIXELS:
+        raise ImageError(
+            f"an image of {width}x{height} pixels would have {target[0]}x{target[1]} with a "
+            f"shorter side of {size}: cut it into pieces"
+        )
     return image.resize(target, Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR)
 
 

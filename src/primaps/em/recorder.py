@@ -7,16 +7,18 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from primaps.support.distributed import from_first, gather, rank, total
+from primaps.support.errors import InputError
 from primaps.support.files import atomic_path
+from primaps.support.inputs import parse_json, read_tensors
 from primaps.support.progress import ProgressCallback, silent
 
 logger = logging.getLogger("primaps")
@@ -31,6 +33,15 @@ SAVE_SECONDS = 2.0
 def mean_of_steps(sums: Mapping[str, Tensor], steps: int) -> HistoryLine:
     """The mean of each figure over an epoch."""
     return {name: float(value) / steps for name, value in sums.items()}
+
+
+@dataclass(frozen=True)
+class StateRecord:
+    """What a state says beside its tensors: steps done, those of this epoch, and the history."""
+
+    step: int
+    steps: int
+    epochs: list[dict[str, Any]]
 
 
 class Recorder:
@@ -156,26 +167,25 @@ class Recorder:
             for name, value in parts["sum"].items()
             if name.startswith(own)
         }
-        self._steps, self.epochs = about["steps"], about["epochs"]
-        return int(about["step"])
+        self._steps, self.epochs = about.steps, about.epochs
+        return about.step
 
-    def _read(self, stage: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    def _read(self, stage: str) -> tuple[StateRecord, dict[str, Tensor]] | None:
         """What is kept of a stage and its tensors; None if there is nothing of this run."""
         path = self._path(stage)
         if not path.is_file():
             return None
         try:
-            with safe_open(path, "pt") as file:
-                note = dict(file.metadata())
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if note.pop("sha256") != _digest(tensors, note):
-                raise ValueError("its content does not have its checksum")
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            tensors, note = read_tensors(path)
+            if note.pop("sha256", "") != _digest(tensors, note):
+                raise InputError("its content does not have its checksum")
+            if note.get("fingerprint") != self.fingerprint:
+                return None  # of other images or options
+            about = parse_json(note.get("about", ""), StateRecord, "what it says of itself")
+        except (InputError, OSError) as error:
             logger.warning("%s is damaged (%s): %s starts anew", path, error, stage)
             return None
-        if note["fingerprint"] != self.fingerprint:
-            return None  # of other images or options
-        return json.loads(note["about"]), tensors
+        return about, tensors
 
     def _path(self, stage: str) -> Path:
         return (self.folder or Path()) / f"training-{stage}.safetensors"
@@ -191,5 +201,7 @@ def clear_states(folder: str | Path) -> None:
 def _digest(tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
     for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].numpy().tobytes())
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -19,9 +19,10 @@ from primaps.em.pixels import upsample
 from primaps.model import PriMaPsEM
 from primaps.support.errors import InputError
 from primaps.support.files import atomic_path, write_json
+from primaps.support.inputs import read_json
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.seeding import generator
-from primaps.support.typed import Range, read_json
+from primaps.support.typed import Range
 
 logger = logging.getLogger("primaps")
 POOL = 20_000

@@ -6,15 +6,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 
 from primaps.classes.classes_json import read_legend
 from primaps.classes.inventory import Inventory
+from primaps.data.folder import ClassList
 from primaps.exchange.errors import ExchangeError, check_text, parse_json
 from primaps.support.colours import palette
+from primaps.support.errors import InputError
+from primaps.support.inputs import read_bytes
+from primaps.support.typed import Range, conform
 
 NOTHING = 255
 """Value of a pixel without a label, in every label map of this package."""
@@ -125,35 +129,28 @@ def read_classes(path: str | Path) -> Classes:
     file = next((one for one in candidates if one.is_file()), None)
     if file is None:
         raise ExchangeError(f"{path} has no classes.json: give that file, its folder, or a model")
-    return parse_classes(file.read_bytes(), str(file))
+    try:
+        return parse_classes(read_bytes(file), str(file))
+    except InputError as error:
+        raise ExchangeError(str(error)) from None
 
 
 def parse_classes(text: bytes, where: str) -> Classes:
     """Classes from the content of such a file, see :func:`read_classes`."""
     content = parse_json(text, where)
+    model = content.get("config") if isinstance(content, dict) else None
     try:
-        if isinstance(content["config"], dict) and "classes" not in content:
-            return Classes(tuple(f"class {k}" for k in range(int(content["config"]["classes"]))))
-    except (KeyError, TypeError, ValueError):
-        pass
-    try:
-        if not isinstance(content["classes"], list):
-            raise TypeError("'classes' is no list")
-        ignore = content.get("ignore_index")
-        colours = content.get("colours")
-        names = tuple(content["classes"])
-        shades = palette(len(names)) if colours is None else [_colour(one) for one in colours]
-        return Classes(
-            names,
-            np.array(shades, np.uint8).reshape(-1, 3),
-            NOTHING if ignore is None else _index(ignore),
-        )
-    except ExchangeError as error:
-        raise ExchangeError(f"{where}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError):
+        if isinstance(model, dict) and "classes" not in content:
+            number = conform(model.get("classes"), Annotated[int, Range(1, MAX_CLASSES)], "classes")
+            return Classes(tuple(f"class {k}" for k in range(number)))
+        found: ClassList = conform(content, ClassList, "the content")
+        colours = found.colours or palette(len(found.classes)).tolist()
+        ignore = NOTHING if found.ignore_index is None else found.ignore_index
+        return Classes(tuple(found.classes), np.array(colours, np.uint8), ignore)
+    except (InputError, ExchangeError) as error:
         raise ExchangeError(
-            f'{where} must read {{"classes": [names], "ignore_index": number, "colours": '
-            "[[r, g, b], ...]}, where only the names are needed"
+            f'{where}: {error}; it must read {{"classes": [names], "ignore_index": number, '
+            '"colours": [[r, g, b], ...]}, where only the names are needed'
         ) from None
 
 
@@ -197,15 +194,3 @@ def with_colours(names: Sequence[str], found: Sequence[Sequence[int] | None]) ->
     own = palette(len(names)).tolist()
     chosen = [own[i] if colour is None else list(colour) for i, colour in enumerate(found)]
     return Classes(tuple(names), np.array(chosen, np.uint8).reshape(len(names), 3))
-
-
-def _colour(content: Any) -> list[int]:
-    if len(content) != 3:
-        raise ValueError("a colour is three numbers")
-    return [_index(value, 256) for value in content]
-
-
-def _index(value: Any, bound: int = 1 << 16) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < bound:
-        raise ValueError(f"{value!r} is no number below {bound}")
-    return value

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from typing import Any, TypeVar
 
-from primaps.support.errors import PrimapsError
+from primaps.support import inputs
+from primaps.support.errors import InputError, PrimapsError
 
 T = TypeVar("T")
 MAX_PIXELS = 178_956_970
@@ -24,10 +24,9 @@ def parse_json(content: bytes, where: str) -> Any:
         ExchangeError: it is no JSON, or nested too deeply.
     """
     try:
-        return json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
-        raise ExchangeError(f"{where} is no JSON ({reason}); is it cut off?") from None
+        return inputs.parse_json(content, Any, where, "is it cut off?")
+    except InputError as error:
+        raise ExchangeError(str(error)) from None
 
 
 def need(content: Any, key: str, kind: type[T] | tuple[type[T], ...], where: str) -> T:
@@ -62,8 +61,10 @@ def need_size(width: Any, height: Any, where: str) -> tuple[int, int]:
         ExchangeError: they are no whole numbers, below 1, or give more than ``MAX_PIXELS``.
     """
     try:
+        if isinstance(height, bool) or isinstance(width, bool):
+            raise ValueError
         size = int(height), int(width)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ExchangeError(
             f"{where} has the size {width!r} x {height!r}, which is no number of pixels"
         ) from None

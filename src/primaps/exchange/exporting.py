@@ -8,18 +8,21 @@ import logging
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
-from PIL import Image, UnidentifiedImageError
 
 from primaps.data.folder import ImageFile, find_images
+from primaps.data.reading import ImageError, opened, upright_size
 from primaps.exchange.classes import Classes, read_classes
-from primaps.exchange.errors import ExchangeError, check_text, parse_json
+from primaps.exchange.errors import ExchangeError, check_text
 from primaps.exchange.folders import check_free, whole_folder
 from primaps.exchange.formats import find_format
-from primaps.exchange.images import upright_size
 from primaps.exchange.labelled import LabelledImage, proposals
+from primaps.exchange.source import one_sentence
+from primaps.support.errors import InputError
+from primaps.support.inputs import read_json
 from primaps.support.progress import ProgressCallback, silent
 
 logger = logging.getLogger("primaps")
@@ -123,9 +126,10 @@ def _about(result: Path) -> tuple[bool, Classes | None]:
     if not result.is_dir():
         raise ExchangeError(f"{result} is no folder that predict or propose wrote")
     record = result / "primaps.json"
-    content = parse_json(record.read_bytes(), str(record)) if record.is_file() else {}
-    if not isinstance(content, dict):
-        raise ExchangeError(f"{record} is not what predict or propose writes: run it again")
+    try:
+        content = read_json(record, dict[str, Any]) if record.exists() else {}
+    except InputError as error:
+        raise ExchangeError(f"{error}: run predict or propose again") from None
     if content.get("command") == "propose":
         return True, PROPOSAL
     if (result / "classes.json").is_file():
@@ -160,23 +164,19 @@ def _with_maps(
 
 def _read_map(path: Path) -> Integer[np.ndarray, "h w"]:
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             labels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ExchangeError(f"{path} cannot be read ({error}): predict it again") from None
+    except ImageError as error:
+        raise ExchangeError(f"{error}: predict it again") from None
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
         raise ExchangeError(f"{path} is no label map: it must have one channel of whole numbers")
     return labels
 
 
 def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return upright_size(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ExchangeError(f"{path} cannot be read ({error})") from None
-    except Image.DecompressionBombError:
-        raise ExchangeError(f"{path} has too many pixels; cut it into tiles") from None
+    """Height and width, upright."""
+    with one_sentence(), opened(path) as image:
+        return upright_size(image)[::-1]
 
 
 def write_classes(classes: Classes, path: Path) -> None:

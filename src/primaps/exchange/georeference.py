@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
+
+from primaps.data.reading import ImageError, opened
+from primaps.exchange.source import one_sentence
 
 _SCALE, _TIE, _MATRIX, _KEYS = 33550, 33922, 34264, 34735
 _RASTER_TYPE, _GEOGRAPHIC, _PROJECTED = 1025, 2048, 3072
@@ -59,9 +61,12 @@ def georeference(file: Path | None) -> Georeference:
     """
     if file is None or file.suffix.lower() not in (".tif", ".tiff"):
         return PIXELS
-    with Image.open(file) as image:
+    with one_sentence(), opened(file) as image:
         tags: Any = getattr(image, "tag_v2", {})
-        return from_tags(tags)
+        found = from_tags(tags)
+        if not np.isfinite(found.matrix).all():
+            raise ImageError("its place on a map has NaN or infinity")
+        return found
 
 
 def from_tags(tags: Any) -> Georeference:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from primaps.exchange.classes import Classes, read_classes
-from primaps.exchange.errors import ExchangeError, need, parse_json
+from primaps.exchange.errors import ExchangeError
 from primaps.model import PriMaPsEM
+from primaps.model_folder import read_record
+from primaps.support.errors import InputError
+from primaps.support.inputs import read_json
 
 NEEDED = ("config.json", "model.safetensors")
 WANTED = (
@@ -91,13 +95,11 @@ def model_card(
     Raises:
         ExchangeError: ``config.json`` is not that of a model, or scores are none.
     """
-    where = str(folder / "config.json")
-    content = parse_json((folder / "config.json").read_bytes(), where)
-    if not isinstance(content, dict) or content.get("library") != "primaps":
-        raise ExchangeError(f"{where} is not of a model of primaps")
-    config = need(content, "config", dict, where)
-    backbone: Any = need(need(content, "backbone", dict, where), "name", str, where)
-    images: Any = need(need(content, "training", dict, where), "images", int, where)
+    try:
+        record = read_record(folder)
+    except (InputError, OSError) as error:
+        raise ExchangeError(f"{folder} holds no model of primaps ({error})") from None
+    config, backbone, images = asdict(record.config), record.backbone.name, record.training.images
     classes = read_classes(folder)
     own = backbone.startswith("callable:")
     rows = ["---", "library_name: primaps", "pipeline_tag: image-segmentation"]
@@ -125,7 +127,7 @@ def model_card(
         "## Options",
         "",
         *(f"- {name}: `{value}`" for name, value in sorted(config.items())),
-        *(f"- version of {name}: `{value}`" for name, value in content.get("versions", {}).items()),
+        *(f"- version of {name}: `{value}`" for name, value in record.versions.items()),
         "",
     ]
     return "\n".join(rows)
@@ -142,7 +144,10 @@ def _classes(classes: Classes) -> list[str]:
 def _read_scores(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise ExchangeError(f"{path} does not exist: write it by evaluate --json")
-    return parse_json(Path(path).read_bytes(), str(path))
+    try:
+        return read_json(Path(path), dict[str, Any])
+    except InputError as error:
+        raise ExchangeError(str(error)) from None
 
 
 def _scores(scores: dict[str, Any]) -> list[str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
-from PIL import Image
 
+from primaps.data.reading import ImageError, opened, upright_size
 from primaps.exchange.errors import ExchangeError, need_size
-from primaps.exchange.images import upright_size
+from primaps.support.errors import InputError
+from primaps.support.inputs import read_bytes
 
 MAX_FILE = 2 << 30
 """Bytes that one file may have, unpacked: more is taken for an attack."""
@@ -66,6 +66,7 @@ class Source:
             return self._content(name)
         except ExchangeError:
             raise
+        # zipfile raises RuntimeError for a password, NotImplementedError for an unknown packing.
         except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
             raise ExchangeError(f"{self.where(name)} cannot be read ({error})") from None
         except Exception as error:  # zlib.error and whatever other packers raise
@@ -100,13 +101,8 @@ class Source:
 
     def size(self, name: str) -> tuple[int, int]:
         """Height and width of an image file, turned as its EXIF says."""
-        try:
-            size = upright_size(Image.open(io.BytesIO(self.read(name))))
-        except ExchangeError:
-            raise
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ExchangeError(f"{self.where(name)} is no image or damaged ({error})") from None
-        return need_size(size[1], size[0], self.where(name))
+        with one_sentence(), opened(self.where(name), self.read(name)) as image:
+            return need_size(*upright_size(image), self.where(name))
 
 
 def decode(content: bytes, where: str, mode: str | None = None) -> np.ndarray:
@@ -115,13 +111,17 @@ def decode(content: bytes, where: str, mode: str | None = None) -> np.ndarray:
     Raises:
         ExchangeError: it is none, damaged, or has too many pixels.
     """
-    try:
-        image = Image.open(io.BytesIO(content))
+    with one_sentence(), opened(where, content) as image:
         return np.asarray(image if mode is None else image.convert(mode))
-    except Image.DecompressionBombError:
-        raise ExchangeError(f"{where} claims too many pixels; it is damaged") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ExchangeError(f"{where} is no image or damaged ({error})") from None
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """What is wrong with an image, as an error of an exchange."""
+    try:
+        yield
+    except ImageError as error:
+        raise ExchangeError(str(error)) from None
 
 
 @contextmanager
@@ -164,9 +164,10 @@ def open_source(path: str | Path) -> Iterator[Source]:
 
 
 def _bounded(path: Path) -> bytes:
-    if path.stat().st_size > MAX_FILE:
-        raise ExchangeError(f"{path} has more than {MAX_FILE >> 30} GB; split it")
-    return path.read_bytes()
+    try:
+        return read_bytes(path, MAX_FILE)
+    except InputError as error:
+        raise ExchangeError(str(error)) from None
 
 
 def _unpack(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

@@ -5,11 +5,11 @@ Rows share features, masks and fits; the first row that needs one pays for it.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +21,7 @@ from primaps.experiments.reproduction import Reproduction
 from primaps.experiments.sources import image_counts
 from primaps.experiments.tables import Experiment, TableRow
 from primaps.planning import duration
+from primaps.support.inputs import read_json
 
 # Blocks, channels and patch size.
 ARCHITECTURES = {
@@ -99,9 +100,10 @@ def architecture(backbone: str) -> tuple[int, int, int]:
     path = Path(backbone).expanduser() / "config.json"
     if backbone in ARCHITECTURES or not path.is_file():
         return ARCHITECTURES.get(backbone, UNKNOWN_ARCHITECTURE)
-    about = json.loads(path.read_text("utf-8"))
+    about = read_json(path, dict[str, Any])
     depth, width, patch = (about.get(name) for name in _FIELDS)
-    return (depth, width, patch) if depth and width and patch else UNKNOWN_ARCHITECTURE
+    known = all(isinstance(one, int) and one > 0 for one in (depth, width, patch))
+    return (depth, width, patch) if known else UNKNOWN_ARCHITECTURE
 
 
 def forward_flops(backbone: str, size: int) -> float:

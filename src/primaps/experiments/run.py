@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from primaps.backbones.backbone import Backbone
 from primaps.data import Problem
@@ -24,7 +23,19 @@ from primaps.model import PriMaPsEM
 from primaps.planning import duration
 from primaps.support.errors import InputError
 from primaps.support.files import write_json
+from primaps.support.inputs import read_json
 from primaps.support.progress import ProgressCallback, silent
+from primaps.support.typed import Range, conform
+
+AGAIN = "remove it, and the run is done again"
+
+
+@dataclass(frozen=True)
+class FitRecord:
+    """The content of ``fit.json`` beside a model: how long its fit took, and what of."""
+
+    seconds: Annotated[float, Range(0)]
+    fingerprint: str
 
 
 def reproduce(
@@ -106,7 +117,7 @@ def _run_all(
                     break
             if not before:
                 write_json(file, _result(run, reproduction, progress, problem))
-            result = outcome.results[seed] = json.loads(file.read_text("utf-8"))
+            result = outcome.results[seed] = _read_result(row, file)
             yield _sentence(row, seed, result) + (" (from before)" if before else "")
 
 
@@ -147,6 +158,19 @@ def _result(
     }
 
 
+def _read_result(row: TableRow, file: Path) -> dict[str, Any]:
+    """The result of a run, whose figures are there."""
+    result: dict[str, Any] = read_json(file, dict[str, Any], AGAIN)
+    try:
+        conform(result.get("seconds"), dict[str, float], "seconds")
+        scores = row.scores(result)
+        for name in ("accuracy", "mean_iou"):
+            conform(conform(scores, dict[str, Any], row.kind).get(name), float, name)
+    except (InputError, KeyError) as error:
+        raise InputError(f"{file}: {error}; {AGAIN}") from None
+    return result
+
+
 def _fitted(
     run: Run, folder: Path, reproduction: Reproduction, progress: ProgressCallback, problem: Problem
 ) -> tuple[PriMaPsEM, float]:
@@ -155,7 +179,7 @@ def _fitted(
     if done.is_file():
         network = run.model.backbone
         model = PriMaPsEM.from_pretrained(folder, backbone=network, device=network.device)
-        return model, json.loads(done.read_text("utf-8"))["seconds"]
+        return model, read_json(done, FitRecord, AGAIN).seconds
     began = time.monotonic()
     train = run.source.train
     model = run.model.fit(

@@ -7,26 +7,36 @@ the codes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from primaps.backbones.backbone import weights_digest
 from primaps.support.errors import InputError, PrimapsError
 from primaps.support.files import atomic_path, write_json
+from primaps.support.inputs import need_tensor, read_json, read_tensors
 
 FORMAT = 1
 
 
 class ProjectionError(PrimapsError, RuntimeError):
     """A file or folder holds no projection, or one that does not fit; the message says why."""
+
+
+@dataclass(frozen=True)
+class ProjectionRecord:
+    """The content of ``projection.json``; see :class:`Projection`."""
+
+    format: Literal[1]
+    name: str
+    digest: str | None
+    about: dict[str, Any]
 
 
 class Head(nn.Module):
@@ -174,16 +184,12 @@ class Projection(nn.Module):
             if not file.is_file():
                 raise ProjectionError(f"{folder} holds no projection (no {file.name})")
         try:
-            content = json.loads(description.read_text("utf-8"))
-            tensors = load_file(weights)
-        except (OSError, ValueError, SafetensorError) as error:
+            record: ProjectionRecord = read_json(description, ProjectionRecord)
+            tensors, _ = read_tensors(weights)
+        except (OSError, InputError) as error:
             raise ProjectionError(f"{folder}: the projection cannot be read ({error})") from error
-        if content.get("format") != FORMAT:
-            raise ProjectionError(
-                f"{folder} has format {content.get('format')}, this version reads {FORMAT}"
-            )
-        projection = from_tensors(tensors, str(folder), content["name"], content["about"])
-        if projection.digest != content["digest"]:
+        projection = from_tensors(tensors, str(weights), record.name, record.about)
+        if projection.digest != record.digest:
             raise ProjectionError(
                 f"{folder}: projection.json and projection.safetensors do not belong together"
             )
@@ -201,21 +207,35 @@ def from_tensors(
     Raises:
         ProjectionError: a tensor is missing, surplus or of another shape.
     """
-    clusters = tensors.get("clusters")
-    weights = {k: v.float() for k, v in tensors.items() if k != "clusters"}
     try:
-        dim, channels = weights["codes.linear.weight"].shape
-        hidden = len(weights["codes.branch.0.weight"])
-    except (KeyError, ValueError) as error:
-        raise ProjectionError(f"{where} has no head of a linear map and a branch") from error
-    head = Head(channels, dim, hidden)
+        channels, dim, hidden = _sizes(tensors, where)
+        for tensor, shape in {
+            "codes.linear.weight": (dim, channels),
+            "codes.linear.bias": (dim,),
+            "codes.branch.0.weight": (hidden, channels),
+            "codes.branch.0.bias": (hidden,),
+            "codes.branch.2.weight": (dim, hidden),
+            "codes.branch.2.bias": (dim,),
+        }.items():
+            need_tensor(tensors, tensor, shape, where)
+        clusters = tensors.get("clusters")
+        if clusters is not None:
+            clusters = need_tensor(tensors, "clusters", (None, dim), where).float()
+    except InputError as error:
+        raise ProjectionError(str(error)) from None
+    weights = {k.removeprefix("codes."): v.float() for k, v in tensors.items() if k != "clusters"}
+    with torch.device("meta"):  # memory is that of the tensors, which are put in place
+        head = Head(channels, dim, hidden)
     try:
-        head.load_state_dict({k.removeprefix("codes."): v for k, v in weights.items()})
+        head.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n\t")[1:]).strip() or str(error)
         raise ProjectionError(f"{where}: {reason}") from error
-    if clusters is not None and (clusters.ndim != 2 or clusters.shape[1] != dim):
-        raise ProjectionError(
-            f"{where}: clusters are {tuple(clusters.shape)}, but codes have {dim} channels"
-        )
-    return Projection(head, None if clusters is None else clusters.float(), name, about)
+    return Projection(head, clusters, name, about)
+
+
+def _sizes(tensors: Mapping[str, Tensor], where: str) -> tuple[int, int, int]:
+    """Channels of features, of codes and of the branch between, as the weights have them."""
+    linear = need_tensor(tensors, "codes.linear.weight", (None, None), where)
+    branch = need_tensor(tensors, "codes.branch.0.weight", (None, None), where)
+    return linear.shape[1], linear.shape[0], branch.shape[0]

@@ -5,10 +5,13 @@ numbers of each tensor. A pickle is a program that may call anything it can name
 next to nothing: ordered dictionaries, tensors (put together by functions of this module), and
 classes of a few packages, such as configurations, for which an inert stand-in is used. No package
 is imported on behalf of the file, and any other name ends the reading with an error.
+
+Before, :mod:`primaps.support.torch_archive` looks for what would take memory without need.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 import zipfile
@@ -20,7 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primaps.support.errors import PrimapsError
+from primaps.support.errors import InputError
+from primaps.support.torch_archive import (
+    LARGEST_PICKLE,
+    UnsafeFileError,
+    check_pickle,
+    checked_archive,
+)
 
 # What training programs keep beside the weights; none of it is needed.
 _INERT_PACKAGES = {
@@ -59,10 +68,6 @@ _DTYPES = {
 }
 
 
-class UnsafeFileError(PrimapsError, RuntimeError):
-    """A file names something that no file of weights needs, or is no such file."""
-
-
 class Inert:
     """Stands in for any object that is not needed: takes every state and does nothing with it."""
 
@@ -98,19 +103,16 @@ def read_foreign(path: str | Path) -> Any:
         >>> path.unlink()
     """
     path = Path(path)
-    with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise UnsafeFileError(
-                f"{path} is not a PyTorch file of version 1.6 or newer (no zip archive); save it "
-                "again with a newer PyTorch"
-            )
-        try:
-            with zipfile.ZipFile(file) as archive:
-                return _Unpickler(path, archive).load()
-        except UnsafeFileError:
-            raise
-        except Exception as error:  # pickles fail in every way there is
-            raise UnsafeFileError(f"{path} is damaged or no file of weights ({error})") from error
+    try:
+        with checked_archive(path) as archive:
+            return _released(_Unpickler(path, archive).load())
+    except (UnsafeFileError, OSError):
+        raise
+    except InputError as error:
+        raise UnsafeFileError(str(error)) from None
+    except Exception as error:  # pickles fail in every way there is
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UnsafeFileError(f"{path} is damaged or no file of weights ({reason})") from None
 
 
 class _Unpickler(pickle.Unpickler):
@@ -126,13 +128,17 @@ class _Unpickler(pickle.Unpickler):
         order = f"{self.root}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
             raise UnsafeFileError(f"{path} was written on a big-endian machine; save it again")
-        super().__init__(archive.open(names[0]))
+        if archive.getinfo(names[0]).file_size > LARGEST_PICKLE:
+            raise UnsafeFileError(f"{path} describes more than the tensors of a model")
+        data = archive.read(names[0])
+        check_pickle(data, path)
+        super().__init__(io.BytesIO(data))
 
     def find_class(self, module: str, name: str) -> Any:
         module = "builtins" if module == "__builtin__" else module  # its name in old protocols
         if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module == "torch._utils" and name in _REBUILD:
+            return _Function(name)
+        if module == "torch._utils" and name.startswith("_rebuild") and name in _REBUILD:
             return _Function(name)
         if module == "torch" and name in _DTYPES:
             return _Function(name)
@@ -143,9 +149,11 @@ class _Unpickler(pickle.Unpickler):
             "called, and the file is refused. Do not open it with torch.load"
         )
 
-    def persistent_load(self, identity: Any) -> Tensor:
+    def persistent_load(self, identity: Any) -> _Held:
         """All numbers of one storage, as a flat tensor."""
         _, kind, key, _, count = identity
+        if not isinstance(key, str) or not isinstance(count, int):
+            raise ValueError("a tensor has no storage")
         if key not in self.storages:
             data = bytearray(self.archive.read(f"{self.root}data/{key}"))
             dtype = _DTYPES[kind.name]
@@ -153,7 +161,22 @@ class _Unpickler(pickle.Unpickler):
             self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else empty
             if len(self.storages[key]) < count:
                 raise ValueError(f"storage {key} is too short")
-        return self.storages[key]
+        return _Held(self.storages[key])
+
+
+class _Held:
+    """A tensor as the pickle sees it: to be put somewhere, and nothing else.
+
+    Methods of a bare tensor would compute, and reserve memory, on behalf of the file.
+    """
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __setstate__(self, _: Any) -> None:
+        raise ValueError("a tensor has no state")
 
 
 class _Function:
@@ -175,20 +198,38 @@ class _Function:
 
 
 def _tensor(
-    storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
-) -> Tensor:
+    storage: _Held, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> _Held:
     """A tensor out of its storage; torch checks that it lies inside."""
-    if math.prod(size) > len(storage):
+    if math.prod(size) > len(storage.tensor):
         raise ValueError(f"a tensor of shape {size} is larger than its storage")
-    return storage.as_strided(size, stride, offset)
+    return _Held(storage.tensor.as_strided(size, stride, offset))
 
 
-def _parameter(data: Tensor, *_: Any) -> Tensor:
+def _parameter(data: _Held, *_: Any) -> _Held:
     return data
 
 
 _REBUILD: dict[str, Callable[..., Any]] = {
+    "OrderedDict": lambda: OrderedDict(),  # of nothing: copies of copies would fill the memory
     "_rebuild_tensor": _tensor,
     "_rebuild_tensor_v2": _tensor,
     "_rebuild_parameter": _parameter,
 }
+
+
+def _released(content: Any) -> Any:
+    """Tensors in place of what holds them, in dictionaries and lists however deep."""
+    around = [content]
+    seen, left = set(), [around]
+    while left:
+        one: Any = left.pop()
+        if id(one) in seen or not isinstance(one, dict | list):
+            continue
+        seen.add(id(one))
+        for key, value in list(one.items() if isinstance(one, dict) else enumerate(one)):
+            if isinstance(value, _Held):
+                one[key] = value.tensor
+            else:
+                left.append(value)
+    return around[0]

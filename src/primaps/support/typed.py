@@ -7,18 +7,15 @@ dataclasses and named tuples; ``Annotated[int, Range(1)]`` bounds a number or a 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from numbers import Integral, Real
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
     Annotated,
     Any,
     Literal,
     NamedTuple,
-    TypeVar,
     Union,
     get_args,
     get_origin,
@@ -27,9 +24,7 @@ from typing import (
 
 from primaps.support.errors import InputError
 
-T = TypeVar("T")
-LARGEST_JSON = 256 << 20
-"""Bytes of the largest JSON that is read: the history of a very long fit is a tenth of it."""
+_SIZED = (str, list, tuple, dict, Mapping)
 
 
 class Range(NamedTuple):
@@ -75,12 +70,15 @@ def conform(value: Any, kind: Any, name: str) -> Any:
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
+        bounds = [part for part in parts[1:] if isinstance(part, Range)]
+        sized = isinstance(value, str | list | tuple | dict)
+        if (
+            sized and (get_origin(parts[0]) or parts[0]) in _SIZED
+        ):  # before its content is looked at, of which there may be millions
+            _check_range(len(value), bounds, f"{name} has the length {len(value)}")
         found = conform(value, parts[0], name)
-        for bound in parts[1:]:
-            size = len(found) if isinstance(found, str | list | tuple | dict) else found
-            if isinstance(bound, Range) and found is not None and not bound.holds(size):
-                what = f"has the length {size}" if size is not found else f"is {_short(value)}"
-                raise InputError(f"{name} {what}; it must be {bound.words()}")
+        if found is not None and not sized:
+            _check_range(found, bounds, f"{name} is {_short(value)}")
         return found
     if kind is Any:
         return value
@@ -95,8 +93,8 @@ def conform(value: Any, kind: Any, name: str) -> Any:
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
     if kind is float and isinstance(value, Real) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise InputError(f"{name} is {value}; it must be a finite number")
+        if not _is_finite(value):
+            raise InputError(f"{name} is {_short(value)}; it must be a finite number")
         return float(value) if not isinstance(value, int) else value
     if kind is str and isinstance(value, str):
         return value
@@ -127,35 +125,17 @@ def check_fields(instance: Any) -> None:
         object.__setattr__(instance, name, conform(getattr(instance, name), kind, name))
 
 
-def read_json(path: Path, kind: type[T] | Any, what: str = "") -> Any:
-    """The content of a JSON file, checked by a type.
+def _check_range(value: Any, bounds: list[Range], what: str) -> None:
+    for bound in bounds:
+        if not bound.holds(value):
+            raise InputError(f"{what}; it must be {bound.words()}")
 
-    Args:
-        what: who writes such files, for the message.
 
-    Raises:
-        InputError: it is no JSON, too large, too deep, or not of this type; the message names the
-            file and the field.
-        OSError: there is no such file, or it cannot be read.
-    """
-    size = path.stat().st_size
-    if size > LARGEST_JSON:
-        raise InputError(f"{path} has {size:,} bytes; a file of this kind has far fewer")
+def _is_finite(value: Any) -> bool:
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InputError(f"{path} is no JSON ({reason}){_hint(what)}") from None
-    try:
-        return conform(content, kind, "the content")
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply{_hint(what)}") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}{_hint(what)}") from None
-
-
-def _hint(what: str) -> str:
-    return f"; {what}" if what else ""
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no floating point holds
+        return False
 
 
 def _one_of(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
@@ -214,6 +194,8 @@ def _words(kind: Any) -> str:
         return " or ".join(map(_words, parts))
     if origin is Literal:
         return " or ".join(map(str, parts))
+    if dataclasses.is_dataclass(kind):
+        return "an object"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     names |= {NoneType: "null", list: "a list", tuple: "a list", dict: "an object"}
     return names.get(origin or kind, getattr(kind, "__name__", str(kind)))
