@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import faulthandler
 import hashlib
 import json
 import random
@@ -242,6 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = [options.only] if options.only else NAMES
     with tempfile.TemporaryDirectory() as temporary:
         made = {name: target(name, Path(temporary) / name) for name in names}
+    faulthandler.enable()
     generator, ends, done = random.Random(options.seed), time.monotonic() + options.seconds, 0
     counts: dict[str, int] = {}
     while time.monotonic() < ends:
@@ -252,10 +254,11 @@ def main(arguments: list[str] | None = None) -> int:
             generator.random(),
             generator.randrange(1 << 16),
         )
+        options.keep.mkdir(exist_ok=True)
+        (options.keep / "last.txt").write_text(f"{name} {change}\n")  # if the process dies of it
         try:
             outcome = run(made[name], change)
         except AssertionError as error:
-            options.keep.mkdir(exist_ok=True)
             (options.keep / "found.txt").write_text(f"{name} {change}\n{error}\n")
             print(f"{name} {change}\n{error}")
             return 1

@@ -41,7 +41,7 @@ from primaps.projections import Head, Projection, read_checkpoint
 from primaps.support.errors import InputError
 from primaps.support.files import sha256, write_json
 from primaps.support.foreign import read_foreign
-from primaps.support.outputs import OutputError, OutputFolder
+from primaps.support.outputs import OutputFolder
 from tests.backbones.test_backbones import original_names
 from tests.exchange.samples import blocks, collection
 from tests.fuzz import Target
@@ -241,10 +241,14 @@ def _output(folder: Path) -> None:
 
 
 def _read_output(folder: Path) -> None:
-    output = OutputFolder(folder, {"primaps": "1", "command": "x"}, [], ["a.txt"])
-    if (folder / "a.txt").read_text("latin-1") != "mask":
-        raise OutputError("changed, and not refused")
-    output.finished("digest", ["a.txt"])
+    again = folder.parent / "again"  # where options may be written
+    shutil.copytree(folder, again)
+    try:
+        output = OutputFolder(again, {"primaps": "1", "command": "x"}, [], ["a.txt"])
+        assert (again / "a.txt").read_bytes() == b"mask"
+        output.finished("digest", ["a.txt"])
+    finally:
+        assert (again / "a.txt").read_bytes() == (folder / "a.txt").read_bytes()
 
 
 def _audit(folder: Path) -> None:

@@ -163,7 +163,7 @@ def test_damaged_maps_and_records_are_refused(street):
     refused(street, "ring.png is no label map")
     path.write_bytes(good)
     (street.result / "primaps.json").write_text("[1]")
-    refused(street, "is not what predict or propose writes")
+    refused(street, "it must be an object: run predict or propose again")
     refused(street, "'tiff' cannot be written", "tiff")
     refused(street, "per is 'pixel'", per="pixel")
     refused(street, "hf does not list regions", "hf", per="class")
@@ -201,7 +201,7 @@ def test_classes_json_is_checked(tmp_path):
         ('{"classes": ["a", "a"]}', "two classes have the name 'a'"),
         ('{"classes": ["a\\n"]}', "no name of a class|has the character"),
         ('{"classes": ["a"], "colours": [[1, 2, 300]]}', "must read"),
-        ('{"classes": ["a"], "colours": [[1, 2, 3], [4, 5, 6]]}', "1 classes are 1 x 3"),
+        ('{"classes": ["a"], "colours": [[1, 2, 3], [4, 5, 6]]}', "2 colours for 1 classes"),
         ('{"classes": ["a"], "ignore_index": "x"}', "must read"),
     ]:
         path.write_text(text)

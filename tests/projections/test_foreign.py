@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections import OrderedDict
 
 import pytest
@@ -136,8 +137,6 @@ def test_tensors_are_those_that_were_saved(tmp_path, protocol):
 
 
 def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path):
-    import zipfile
-
     torch.save(torch.zeros(4), tmp_path / "a.pth")
     with zipfile.ZipFile(tmp_path / "a.pth") as archive:
         data = archive.read("a/data.pkl")
@@ -168,3 +167,77 @@ def test_a_truncated_pickle_is_one_sentence(tmp_path):
     write_raw(tmp_path / "a.pth", pickled({"a": [1, 2]})[:-3])
     with pytest.raises(UnsafeFileError, match="is damaged"):
         read_foreign(tmp_path / "a.pth")
+
+
+def refused(path, words):
+    with pytest.raises(UnsafeFileError, match=words) as error:
+        read_foreign(path)
+    assert "\n" not in str(error.value)
+
+
+def test_members_that_are_packed_are_refused_before_they_are_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}.")
+        archive.writestr("a/data/0", bytes(50_000_000))
+    refused(tmp_path / "a.ckpt", "a/data.* is packed or encrypted, which torch.save never does")
+
+
+def test_members_that_overlap_are_refused(tmp_path):
+    """Many entries of the list of members that point to the same bytes."""
+    path = tmp_path / "a.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}.")
+        archive.writestr("a/data/0", bytes(100_000))
+    data = path.read_bytes()
+    start = data.index(b"PK\x01\x02")
+    end = data.index(b"PK\x05\x06")
+    entry = data[data.index(b"PK\x01\x02", start + 4) : end]
+    entries = b"".join(entry.replace(b"a/data/0", b"a/data/%d" % i) for i in range(1, 9))
+    tail = bytearray(data[end:])
+    tail[8:12] = (10).to_bytes(2, "little") * 2
+    tail[12:16] = (end - start + len(entries)).to_bytes(4, "little")
+    path.write_bytes(data[:end] + entries + tail)
+    refused(path, "declares more bytes than it has|Overlapped")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "words"),
+    [
+        (b"\x80\x05\x96" + (2 << 30).to_bytes(8, "little") + b".", "is damaged|more memory"),
+        (b"\x80\x05\x96" + (2).to_bytes(8, "little") + b"ab.", "BYTEARRAY8"),
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "more memory than a file of weights needs .LONG_BINPUT"),
+        (b"\x80\x02}p2000000000\n.", "more memory than a file of weights needs .PUT"),
+        (b"\x80\x02" + b"]0" * 600_000 + b"}.", "at instruction 1,000,001"),
+        (b"\x80\x02}\x8a\x09" + b"\xff" * 8 + b"\x01K\x01s.", "more memory"),
+    ],
+)
+def test_a_pickle_gets_no_memory_for_what_it_only_asks(tmp_path, instructions, words):
+    write_raw(tmp_path / "a.pth", instructions)
+    refused(tmp_path / "a.pth", words)
+
+
+@pytest.mark.parametrize(
+    "instructions",
+    [
+        b"\x8c\x01a(K\x01K\x02\x90",  # add to a set: a sum of tensors, one row and one column
+        b"K\x00K\x01s",  # an item
+        b"}b",  # a state
+        b"(K\x01e",  # more entries
+    ],
+)
+def test_a_tensor_computes_nothing_for_the_pickle(tmp_path, instructions):
+    """Any of these would be a call of a method of the tensor, which may be large."""
+    torch.save(torch.zeros(4), tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as archive:
+        data = archive.read("a/data.pkl")
+    assert data.endswith(b".")
+    with zipfile.ZipFile(tmp_path / "b.pth", "w") as archive:
+        archive.writestr("b/data.pkl", data[:-1] + instructions + b".")
+        archive.writestr("b/data/0", bytes(16))
+    refused(tmp_path / "b.pth", "is damaged")
+
+
+def test_a_pipe_or_a_device_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "is not a file")
+    refused("/dev/zero", "is not a file")

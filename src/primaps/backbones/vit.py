@@ -21,6 +21,9 @@ from primaps.support.torch_archive import UnsafeFileError, checked_archive
 _HEADS = ("pooler.", "classifier.", "head.")
 MOST_LAYERS, LARGEST = 1000, 1 << 20
 """Bounds of the numbers in a ``config.json``: of layers, and of anything else."""
+SIZES = ("hidden_size", "intermediate_size", "image_size", "patch_size", "num_channels",
+         "num_hidden_layers", "num_attention_heads", "mlp_ratio")  # fmt: skip
+"""Of which each has to be at least one."""
 
 
 class PatchTokens(nn.Module):
@@ -58,7 +61,8 @@ def check_files(folder: Path) -> None:
     except InputError as error:
         raise WeightsError(str(error)) from None
     for name, number in numbers:
-        if abs(number) > (MOST_LAYERS if "layers" in name else LARGEST):
+        most = MOST_LAYERS if "layers" in name else LARGEST
+        if abs(number) > most or (name in SIZES and number < 1):
             raise WeightsError(f"{folder / 'config.json'}: {name} is {number}, which no ViT has")
     for path in weight_files(folder):
         try:

@@ -213,22 +213,17 @@ def _unpack(
             path = target / Path(info.filename).name
             if not (path.is_file() and path.stat().st_size == info.file_size):
                 try:
-                    _unpack_member(packed, info, path)
-                except OSError as error:
-                    if error.errno:  # of the disk, not of the archive
-                        raise
-                    problem(f"{archive}/{info.filename} is damaged ({error}); get it again")
+                    content = _member(packed, info)
                 except Exception as error:  # zipfile and zlib raise whatever a broken byte leads to
                     problem(f"{archive}/{info.filename} cannot be unpacked ({error}); get it again")
+                else:
+                    with atomic_path(path) as temporary:
+                        temporary.write_bytes(content)
             progress(f"unpacking {archive.name}: {folder}", done, len(members), {})
 
 
-def _unpack_member(packed: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
+def _member(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     if info.file_size > LARGEST_MEMBER:
         raise ValueError(f"it claims to have {info.file_size:,} bytes")
-    with (
-        atomic_path(path) as temporary,
-        packed.open(info) as source,  # stops at the size that is stated, whatever follows
-        temporary.open("wb") as sink,
-    ):
-        shutil.copyfileobj(source, sink)
+    with packed.open(info) as file:  # stops at the size that is stated, whatever follows
+        return file.read()

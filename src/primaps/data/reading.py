@@ -137,17 +137,13 @@ def read_mat(path: str | Path, key: str) -> np.ndarray:
         ImageError: the file is absent, damaged, of version 7.3, or has no such array.
     """
     try:
-        with quiet():
-            array = read_array(Path(path), key)
+        return read_array(Path(path), key)
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read ({error.strerror})") from None
     except InputError as error:
         raise ImageError(str(error)) from None
-    except Exception as error:  # scipy raises whatever a broken byte leads to
-        raise ImageError(
-            f"{path} is no MATLAB file or damaged ({_reason(error)}); restore it"
-        ) from None
-    return array
 
 
 def _mat_image(path: str | Path) -> np.ndarray:
@@ -199,7 +195,7 @@ def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Ima
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what Pillow, NumPy and SciPy remark about a file off the terminal.
+    """Keep what Pillow and NumPy remark about a file off the terminal.
 
     Filters of warnings are of the process, and files are read in threads: the first one in sets
     them, the last one out puts them back.
@@ -207,7 +203,7 @@ def quiet() -> Iterator[None]:
     with _lock:
         if not _inside:
             _filters.enter_context(warnings.catch_warnings())
-            for module in ("PIL", "numpy", "scipy", "primaps.data"):
+            for module in ("PIL", "numpy", "primaps.data"):
                 warnings.filterwarnings("ignore", module=rf"{module}\b")
         _inside.append(None)
     try:

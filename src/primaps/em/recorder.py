@@ -178,12 +178,12 @@ class Recorder:
         try:
             tensors, note = read_tensors(path)
             if note.pop("sha256", "") != _digest(tensors, note):
-                raise InputError("its content does not have its checksum")
+                raise InputError(f"{path} does not have its checksum")
             if note.get("fingerprint") != self.fingerprint:
                 return None  # of other images or options
-            about = parse_json(note.get("about", ""), StateRecord, "what it says of itself")
+            about = parse_json(note.get("about", ""), StateRecord, str(path))
         except (InputError, OSError) as error:
-            logger.warning("%s is damaged (%s): %s starts anew", path, error, stage)
+            logger.warning("a state is damaged (%s): %s starts anew", error, stage)
             return None
         return about, tensors
 
