@@ -278,3 +278,101 @@ def test_a_folder_of_weights_runs_no_program_of_its_own(vit, tmp_path):
     with pytest.raises(WeightsError, match="cannot be loaded"):
         load_backbone(str(folder), device="cpu")
     assert not (tmp_path / "ran").exists()
+
+
+def original_changed(**changes):
+    return original_names() | {name.replace("__", "."): value for name, value in changes.items()}
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (original_changed() | {"blocks.2000000000.norm1.weight": torch.zeros(64)}, "the numbers 0"),
+        (original_changed() | {"blocks.x.norm1.weight": torch.zeros(64)}, "the numbers 0, 1, ..."),
+        (
+            original_changed() | {"blocks": torch.zeros(64)},
+            "1 tensors that the model lacks",
+        ),
+        (
+            original_changed(cls_token=torch.zeros(1, 1, 10**6)),
+            r"cls_token is .*, 1000000\)",
+        ),
+        (
+            original_changed(pos_embed=torch.zeros(1, 16, 64)),
+            r"pos_embed .* of the shape \(1, 10",
+        ),
+        (
+            original_changed(pos_embed=torch.zeros(())),
+            r"pos_embed is .* of the shape \(\)",
+        ),
+        (
+            original_changed() | {"blocks.1.attn.qkv.weight": torch.zeros(0)},
+            r"blocks.1.attn.qkv.weight is .* \(0,\); it must be floating point of the shape \(192",
+        ),
+        (original_changed() | {"norm.bias": torch.zeros(64).long()}, "norm.bias is torch.int64"),
+        (original_changed() | {"norm.bias": torch.full((64,), torch.nan)}, "norm.bias has NaN"),
+        (original_changed() | {"norm.weight": torch.zeros(65)}, "a width of 65"),
+        (
+            original_changed() | {"patch_embed.proj.weight": torch.zeros(64, 3, 0, 0)},
+            "are not of a ViT",
+        ),
+    ],
+)
+def test_tensors_that_are_of_no_vit_are_named(state, words):
+    with pytest.raises(WeightsError, match=words):
+        to_hub_names(state)
+
+
+def test_a_file_with_other_keys_than_names_is_no_state_dict(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path / "cache"))
+    torch.save({1: torch.zeros(2)}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="holds no state dict"):
+        load_backbone(tmp_path / "a.pth", device="cpu")
+
+
+@pytest.fixture
+def copied(vit, tmp_path):
+    import shutil
+
+    shutil.copytree(vit, tmp_path / "vit")
+    return tmp_path / "vit"
+
+
+def test_truncated_weights_say_that_they_are_to_be_deleted(copied):
+    path = copied / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match=r"model.safetensors is damaged .*delete the folder"):
+        load_backbone(str(copied), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_hidden_layers": 2_000_000_000}, "num_hidden_layers is 2000000000, which no ViT has"),
+        ({"hidden_size": 10**6, "num_attention_heads": 1}, "declares .* numbers, more than it has"),
+        ({"image_size": 10**6}, "declares .* numbers, more than it has"),
+        ({"intermediate_size": -1}, "intermediate_size is -1"),
+        ({"patch_size": 0}, "patch_size is 0"),
+        ({"hidden_size": "x"}, "cannot be loaded"),
+        ({"model_type": 7}, "cannot be loaded"),
+    ],
+)
+def test_a_folder_that_declares_more_than_it_has_is_refused(copied, change, words):
+    import json
+
+    config = json.loads((copied / "config.json").read_text()) | change
+    (copied / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=words) as error:
+        load_backbone(str(copied), device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_weights_in_a_packed_archive_are_refused(copied):
+    import zipfile
+
+    (copied / "model.safetensors").unlink()
+    with zipfile.ZipFile(copied / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}.")
+        archive.writestr("a/data/0", bytes(10_000_000))
+    with pytest.raises(WeightsError, match=r"pytorch_model.bin is damaged .*packed"):
+        load_backbone(str(copied), device="cpu")

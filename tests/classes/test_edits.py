@@ -1,6 +1,7 @@
 """Names and edits: each does what it says, all can be undone, no hand-written file breaks it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -106,6 +107,27 @@ def test_a_damaged_file_is_one_sentence(tree, tmp_path, content, sentence):
     assert (tmp_path / "classes.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("edits", "sentence"),
+    [
+        ([{"hide": [[]] * 100_000}], "a class is given as text"),
+        ([7] * 10_001, "edits has the length 10001"),
+        ([{"rename": "0", "to": "x" * 10**6}], "a name is text of 1 to 60 letters"),
+    ],
+)
+def test_a_file_that_is_long_is_one_short_sentence(tree, tmp_path, edits, sentence):
+    (tmp_path / "classes.json").write_text(json.dumps({"format": 1, "edits": edits}))
+    with pytest.raises(EditError, match=sentence) as error:
+        read_edits(tmp_path, tree)
+    assert len(str(error.value)) < 500
+
+
+def test_a_pipe_in_place_of_the_file_is_not_waited_for(tree, tmp_path):
+    os.mkfifo(tmp_path / "classes.json")
+    with pytest.raises(EditError, match="classes.json is not a file"):
+        read_edits(tmp_path, tree)
+
+
 def test_two_names_cannot_be_the_same(tree):
     edits = [{"rename": "0", "to": "car"}, {"rename": "1", "to": "car"}]
     with pytest.raises(EditError, match=r"edits\[1\]: class 0 has the name 'car'"):
@@ -167,4 +189,6 @@ def test_processes_at_the_same_time_lose_no_edit(tree, tmp_path):
     ]
     assert [process.wait() for process in running] == [0, 0, 0]
     assert len(read_edits(tmp_path, tree).edits) == 60
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"classes.json", "tree.pt"}  # and no lock
     assert read_legend(tmp_path, tree).names[:3] == ["a19", "b19", "c19"]

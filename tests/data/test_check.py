@@ -1,5 +1,6 @@
 """`primaps data check`: every mistake that one would really make gets its sentence."""
 
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from primaps.cli import app
 from primaps.data import cityscapes, cocostuff, potsdam
 from primaps.data.check import check_dataset
+from primaps.support.errors import InputError
 from tests.trees import cityscapes_tree, cocostuff_tree, labelled_tree, potsdam_tree, write
 
 
@@ -239,3 +241,36 @@ def test_the_command_has_a_status(tmp_path):
     done = runner.invoke(app, ["data", "check", "imagenet", str(root)])
     assert done.exit_code == 1
     assert "no data set 'imagenet'" in done.output
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"classes": []}', "has the length 0"),
+        ('{"classes": "abc"}', "must be a list"),
+        ('{"classes": ["x", "x"]}', "two classes have the name 'x'"),
+        ('{"classes": ["x"], "ignore_index": 2000000000}', "ignore_index is 2000000000"),
+        ('{"classes": ["x", 3]}', r"classes\[1\] is 3; it must be text"),
+        ("{", "is no JSON"),
+    ],
+)
+def test_a_list_of_classes_that_evaluate_cannot_use_is_wrong(tmp_path, text, words):
+    root = labelled_tree(tmp_path)
+    (root / "classes.json").write_text(text)
+    (sentence,) = found("folder", root)
+    assert re.search(words, sentence)
+    assert str(root / "classes.json") in sentence
+    assert found("folder", root, "fine") == []
+    (root / "classes.json").unlink()
+    (root / "labels" / "val" / "classes.json").write_text(text)  # of one split alone
+    assert any(re.search(words, one) for one in found("folder", root))
+
+
+def test_an_ignore_index_that_is_a_class_is_odd(tmp_path):
+    root = labelled_tree(tmp_path)
+    (root / "classes.json").write_text('{"classes": ["x", "y", "z"], "ignore_index": 1}')
+    assert "val: the ignore index 1 is also class 'y', which never counts" in found(
+        "folder", root, "odd"
+    )
+    with pytest.raises(InputError, match="there is no data set 'folders'"):
+        list(check_dataset("folders", root))

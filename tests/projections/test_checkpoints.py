@@ -98,7 +98,11 @@ def change(path, part, **changes):
         ("net_model_state_dict", {"cluster1__0__bias": torch.ones(3)}, "size mismatch"),
         ("net_model_state_dict", {"cluster1__0__bias": 5}, "is no tensor"),
         ("cluster_model_state_dict", {"clusters": None}, "lacks the clusters"),
-        ("cluster_model_state_dict", {"clusters": torch.ones(3, 7)}, "clusters are (3, 7)"),
+        (
+            "cluster_model_state_dict",
+            {"clusters": torch.ones(3, 7)},
+            "it must be floating point of the shape (any, 16)",
+        ),
         ("net_model_state_dict", {"model__norm__bias": None}, "lacks norm.bias"),
     ],
 )
@@ -197,3 +201,60 @@ def test_features_of_another_backbone_are_refused():
 
     with pytest.raises(ValueError, match="takes 8 channels, but the features have 9"):
         Projection(Head(8, 3), name="stego")(torch.randn(1, 9, 2, 2))
+
+
+def saved_head(**changes):
+    """The tensors of a projection of 8 channels to 3, some of them others."""
+    from primaps.projections import Head
+
+    state = {f"codes.{name}": value for name, value in Head(8, 3).state_dict().items()}
+    return state | {name.replace("__", "."): value for name, value in changes.items()}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        (  # a file of 8 MB that would be a head of 10^12 numbers
+            {
+                "codes.linear.weight": torch.zeros(1, 10**6),
+                "codes.branch.0.weight": torch.zeros(10**6, 1),
+            },
+            r"x lacks the tensor codes.linear.bias",
+        ),
+        (
+            saved_head() | {"codes.branch.0.weight": torch.zeros(10**6, 1)},
+            r"codes.branch.0.weight of x is .* \(1000000, 1\); it must be .* \(1000000, 8\)",
+        ),
+        (saved_head() | {"codes.linear.bias": torch.full((3,), torch.nan)}, "has NaN or infinity"),
+        (saved_head() | {"clusters": torch.zeros(4, 3).long()}, "clusters of x is torch.int64"),
+        (saved_head() | {"more": torch.zeros(1)}, "more"),
+        ({}, "x lacks the tensor codes.linear.weight"),
+    ],
+)
+def test_tensors_that_are_no_head_are_named(tensors, words):
+    from primaps.projections.projection import from_tensors
+
+    with pytest.raises(ProjectionError, match=words):
+        from_tensors(tensors, "x", "name", {})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 2}, "format 2 must be one of 1"),
+        ({"name": None}, "name is None; it must be text"),
+        ({"about": []}, r"about is \[\]; it must be an object"),
+        ({"digest": 7}, "digest is 7; it must be text or null"),
+        ({"more": 1}, "has the unknown field 'more'"),
+    ],
+)
+def test_a_description_of_other_types_is_named(tmp_path, change, words):
+    import json
+
+    from primaps.projections import Head
+
+    Projection(Head(8, 3)).save(tmp_path)
+    path = tmp_path / "projection.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ProjectionError, match=f"projection.json: .*{words}"):
+        Projection.load(tmp_path)

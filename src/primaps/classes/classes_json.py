@@ -139,7 +139,7 @@ def change_edits(
         >>> read_legend(folder, tree).names
         ['class 0', 'sky']
     """
-    with locked(Path(folder)):
+    with locked(Path(folder) / NAME):  # of its own, since `fit` holds the folder
         now = read_edits(folder, tree)
         if revision is not None and revision != now.revision:
             raise EditError(f"{Path(folder) / NAME} was changed meanwhile: look at it again")

@@ -16,6 +16,7 @@ from typing import Any
 from primaps.classes.legend import Class, EditError, Legend
 from primaps.classes.tree import Tree
 from primaps.support.colours import palette
+from primaps.support.typed import short
 
 RESERVED = re.compile(r"(class )?\d+(\.[12])*(\+\d+(\.[12])*)*")
 """Names that a person may not give: they look like ids (``3``, ``3.1``, ``0+4``) or like the names
@@ -96,36 +97,40 @@ class _State:
     def apply(self, edit: Any) -> None:
         kinds = [kind for kind in KINDS if isinstance(edit, dict) and kind in edit]
         if len(kinds) != 1:
-            raise EditError(f"an edit is an object with one of {', '.join(KINDS)}, not {edit!r}")
+            raise EditError(
+                f"an edit is an object with one of {', '.join(KINDS)}, not {short(edit)}"
+            )
         kind = kinds[0]
         allowed = {kind, "to"} if kind in ("rename", "colour") else {kind}
         if odd := sorted(edit.keys() - allowed):
-            raise EditError(f"{kind} knows no field {odd[0]!r}")
+            raise EditError(f"{kind} knows no field {short(odd[0])}")
         if missing := allowed - edit.keys():
-            raise EditError(f"{kind} needs the field {missing.pop()!r}")
+            raise EditError(f"{kind} needs the field {short(missing.pop())}")
         getattr(self, f"_{kind}")(edit[kind], *([edit["to"]] if "to" in edit else []))
 
     def _rename(self, which: Any, name: Any) -> None:
         key = self.id(self.groups[self.find(which)])
         fine = isinstance(name, str) and name.isprintable()
         if not (fine and 0 < len(name.strip()) <= LONGEST_NAME):
-            raise EditError(f"a name is text of 1 to {LONGEST_NAME} letters, not {name!r}")
+            raise EditError(f"a name is text of 1 to {LONGEST_NAME} letters, not {short(name)}")
         if name != name.strip() or RESERVED.fullmatch(name):
-            raise EditError(f"{name!r} cannot be a name: it looks like an id or has outer blanks")
+            raise EditError(
+                f"{short(name)} cannot be a name: it looks like an id or has outer blanks"
+            )
         for other in self.legend().classes:
             if other.name == name and other.id != key:
-                raise EditError(f"class {other.id} has the name {name!r}: merge them instead")
+                raise EditError(f"class {other.id} has the name {short(name)}: merge them instead")
         self.names[key] = name
 
     def _colour(self, which: Any, colour: Any) -> None:
         key = self.id(self.groups[self.find(which)])
         if not isinstance(colour, str) or not COLOUR.fullmatch(colour):
-            raise EditError(f'a colour reads "#rrggbb", not {colour!r}')
+            raise EditError(f'a colour reads "#rrggbb", not {short(colour)}')
         self.colours[key] = tuple(bytes.fromhex(colour[1:]))  # type: ignore[assignment]
 
     def _merge(self, which: Any) -> None:
         if not isinstance(which, list) or len(which) < 2:
-            raise EditError(f"merge takes a list of two classes or more, not {which!r}")
+            raise EditError(f"merge takes a list of two classes or more, not {short(which)}")
         places = [self.find(one) for one in which]
         if len(set(places)) < len(places):
             raise EditError(f"merge names a class twice: {', '.join(map(str, which))}")
@@ -140,7 +145,7 @@ class _State:
         else:
             node = self.node[key]
             if node < len(self.tree):
-                raise EditError(f"class {which!r} is one part of the tree and cannot be split")
+                raise EditError(f"class {short(which)} is one part of the tree and cannot be split")
             pair = self.tree.merges[node - len(self.tree)].tolist()
             halves = [self.tree.leaves[one] for one in pair]
         self.groups[place : place + 1] = halves
@@ -154,7 +159,7 @@ class _State:
     def find(self, which: Any) -> int:
         """Place in ``groups`` of the class with an id or name."""
         if not isinstance(which, str):
-            raise EditError(f"a class is given as text, its id or name, not as {which!r}")
+            raise EditError(f"a class is given as text, its id or name, not as {short(which)}")
         return self.groups.index(self.legend().find(which).parts)
 
     def id(self, parts: tuple[int, ...]) -> str:

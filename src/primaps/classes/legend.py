@@ -10,6 +10,7 @@ from jaxtyping import Integer, UInt8
 from torch import Tensor
 
 from primaps.support.errors import PrimapsError
+from primaps.support.typed import short
 
 HIDDEN = 255
 """Value of the pixels of hidden classes, as of pixels that are not counted."""
@@ -102,4 +103,4 @@ class Legend:
         there = ", ".join(
             one.id if not one.named else f"{one.id} ({one.name})" for one in self.classes
         )
-        raise EditError(f"there is no class {text!r}; there are {there}")
+        raise EditError(f"there is no class {short(text)}; there are {there}")

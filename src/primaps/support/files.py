@@ -62,7 +62,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder; another process of this user that wants it waits. The lock is in the cache, so
+    """Hold a folder or file; another process of this user that wants it waits. The lock is in the cache, so
     that nothing is left in the folder."""
     from filelock import FileLock, Timeout
 

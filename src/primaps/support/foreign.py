@@ -106,11 +106,13 @@ def read_foreign(path: str | Path) -> Any:
     try:
         with checked_archive(path) as archive:
             return _released(_Unpickler(path, archive).load())
-    except (UnsafeFileError, OSError):
+    except UnsafeFileError:
         raise
     except InputError as error:
         raise UnsafeFileError(str(error)) from None
     except Exception as error:  # pickles fail in every way there is
+        if isinstance(error, OSError) and error.filename:  # it cannot be opened
+            raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnsafeFileError(f"{path} is damaged or no file of weights ({reason})") from None
 

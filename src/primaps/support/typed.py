@@ -78,7 +78,7 @@ def conform(value: Any, kind: Any, name: str) -> Any:
             _check_range(len(value), bounds, f"{name} has the length {len(value)}")
         found = conform(value, parts[0], name)
         if found is not None and not sized:
-            _check_range(found, bounds, f"{name} is {_short(value)}")
+            _check_range(found, bounds, f"{name} is {short(value)}")
         return found
     if kind is Any:
         return value
@@ -86,7 +86,7 @@ def conform(value: Any, kind: Any, name: str) -> Any:
         return _one_of(value, parts, name)
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in parts):
-            raise InputError(f"{name} {_short(value)} must be one of {', '.join(map(str, parts))}")
+            raise InputError(f"{name} {short(value)} must be one of {', '.join(map(str, parts))}")
         return value
     if kind is bool and isinstance(value, bool):
         return value
@@ -94,7 +94,7 @@ def conform(value: Any, kind: Any, name: str) -> Any:
         return int(value)
     if kind is float and isinstance(value, Real) and not isinstance(value, bool):
         if not _is_finite(value):
-            raise InputError(f"{name} is {_short(value)}; it must be a finite number")
+            raise InputError(f"{name} is {short(value)}; it must be a finite number")
         return float(value) if not isinstance(value, int) else value
     if kind is str and isinstance(value, str):
         return value
@@ -112,7 +112,7 @@ def conform(value: Any, kind: Any, name: str) -> Any:
             return value
         if dataclasses.is_dataclass(kind) and isinstance(value, dict):
             return _dataclass(value, kind, name)
-    raise InputError(f"{name} is {_short(value)}; it must be {_words(kind)}")
+    raise InputError(f"{name} is {short(value)}; it must be {_words(kind)}")
 
 
 def check_fields(instance: Any) -> None:
@@ -149,7 +149,7 @@ def _one_of(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
     if closest:  # of the right kind, but outside its range
         raise InputError(closest[0])
     choices = " or ".join(_words(kind) for kind in kinds)
-    raise InputError(f"{name} is {_short(value)}; it must be {choices}")
+    raise InputError(f"{name} is {short(value)}; it must be {choices}")
 
 
 def _fits_kind(value: Any, kind: Any) -> bool:
@@ -173,7 +173,7 @@ def _dataclass(value: dict[str, Any], kind: Any, name: str) -> Any:
     hints, fields = _hints(kind), {f.name: f for f in dataclasses.fields(kind)}
     for key in value:
         if key not in hints:
-            raise InputError(f"{name} has the unknown field {_short(key)}")
+            raise InputError(f"{name} has the unknown field {short(key)}")
     missing = dataclasses.MISSING
     for key, field in fields.items():
         if key not in value and field.default is missing and field.default_factory is missing:
@@ -201,6 +201,12 @@ def _words(kind: Any) -> str:
     return names.get(origin or kind, getattr(kind, "__name__", str(kind)))
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as it may be in a message: its beginning, if it is long.
+
+    Examples:
+        >>> short([0] * 1000)
+        '[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,...'
+    """
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
