@@ -274,3 +274,11 @@ def test_an_ignore_index_that_is_a_class_is_odd(tmp_path):
     )
     with pytest.raises(InputError, match="there is no data set 'folders'"):
         list(check_dataset("folders", root))
+
+
+def test_values_as_large_as_a_file_can_have_take_no_table(tmp_path):
+    root = labelled_tree(tmp_path)
+    (root / "labels" / "val" / "a.png").unlink()
+    write(root / "labels" / "val" / "a.tif", np.full((6, 8), 2_000_000_000, np.int32))
+    (sentence,) = found("folder", root)
+    assert "values outside the protocol" in sentence

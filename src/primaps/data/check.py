@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from primaps.data.dataset import DataError, Finding, Layout, Sample
+from primaps.data.folder import LABELS
 from primaps.data.reading import ImageError, image_size, label_mode, load_label, read_mat
 from primaps.data.sets import DATASETS, find_layout
 from primaps.support.errors import InputError
@@ -190,8 +191,11 @@ def _values(layout: Layout, sample: Sample) -> Counter[int] | _Mistake:
     except ImageError as error:
         return _Mistake("labels that cannot be read", str(error))
     low = min(0, int(raw.min()))
-    counts = np.bincount((raw - low).ravel())
-    found = {int(i) + low: int(counts[i]) for i in np.flatnonzero(counts)}
+    if int(raw.max()) - low < LABELS:
+        counts = np.bincount((raw - low).ravel())
+        found = {int(i) + low: int(counts[i]) for i in np.flatnonzero(counts)}
+    else:  # a table would be as large as the values are
+        found = {int(v): int(n) for v, n in zip(*np.unique(raw, return_counts=True), strict=True)}
     odd = sorted(found.keys() - layout.values.keys())
     if odd:
         hint = next((layout.telltales[v] for v in odd if v in layout.telltales), "")

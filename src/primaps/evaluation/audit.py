@@ -159,7 +159,13 @@ class Audit:
     def draw(self, question: Question) -> Path:
         """A picture of a question: the image with a cross, and what is around it enlarged."""
         with atomic_path(self.picture) as temporary:
-            picture(load_image(Path(question.path)), question).save(temporary)
+            image = load_image(Path(question.path))
+            if question.x >= image.width or question.y >= image.height:
+                raise InputError(
+                    f"{question.path} has {image.width}x{image.height} pixels, and {NAME} asks "
+                    f"about ({question.x}, {question.y}): it is another image now"
+                )
+            picture(image, question).save(temporary)
         return self.picture
 
 

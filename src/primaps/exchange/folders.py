@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from primaps.exchange.errors import ExchangeError
+from primaps.support.errors import InputError
 from primaps.support.files import sha256
+from primaps.support.inputs import read_json
 
 MARK = ".primaps-export.json"
 """Says that a folder was made here, and the digest of its content as it was made."""
@@ -63,8 +65,8 @@ def check_free(out: Path) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     try:
-        stated = json.loads((out / MARK).read_text("utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        stated = read_json(out / MARK, dict[str, str])["sha256"]
+    except (OSError, InputError, KeyError):
         raise ExchangeError(f"{out} is not empty: give another folder, or empty it") from None
     if stated != _digest(out):
         raise ExchangeError(

@@ -62,8 +62,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder or file; another process of this user that wants it waits. The lock is in the cache, so
-    that nothing is left in the folder."""
+    """Hold a folder or file; another process of this user that wants it waits. The lock is in the
+    cache, so that nothing is left in the folder."""
     from filelock import FileLock, Timeout
 
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]

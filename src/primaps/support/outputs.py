@@ -18,8 +18,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from primaps.support.errors import PrimapsError
+from primaps.support.errors import InputError, PrimapsError
 from primaps.support.files import atomic_path, sha256, write_json
+from primaps.support.inputs import read_json
 
 OPTIONS, JOURNAL = "primaps.json", "primaps.jsonl"
 
@@ -197,8 +198,8 @@ def _digest_of(path: Path) -> str | None:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path, dict[str, Any])
+    except (OSError, InputError):
         return None
 
 
