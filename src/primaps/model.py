@@ -492,6 +492,16 @@ class PriMaPsEM:
         model.prototypes_ = prototypes.to(model.backbone.device).requires_grad_(False)
         model._images, model.history_ = record.training.images, history
         model.inventory_ = Inventory.load(path)
+        channels = tensors["direction"].shape[1]
+        if isinstance(codes, Projection) and codes.channels not in (None, channels):
+            raise ModelError(f"{folder}: projection and weights are not of one fit")
+        if model.inventory_ is not None:
+            tree = model.inventory_.tree
+            if (tree.classes, tree.parts.shape[1]) != (config.classes, channels):
+                raise TreeError(
+                    f"{path / TREE} is of another model than {path / 'model.safetensors'}: fit "
+                    "again, or remove it to go on without a tree"
+                )
         if model.inventory_ is not None:
             model.edits_ = list(read_edits(path, model.inventory_.tree).edits)
             if model.edits_:

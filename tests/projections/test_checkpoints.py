@@ -95,7 +95,11 @@ def change(path, part, **changes):
     [
         ("net_model_state_dict", {"cluster1__0__bias": None}, "lacks cluster1.0.bias"),
         ("net_model_state_dict", {"cluster3__w": torch.ones(1)}, "has surplus cluster3.w"),
-        ("net_model_state_dict", {"cluster1__0__bias": torch.ones(3)}, "floating point of the shape (16,)"),
+        (
+            "net_model_state_dict",
+            {"cluster1__0__bias": torch.ones(3)},
+            "floating point of the shape (16,)",
+        ),
         ("net_model_state_dict", {"cluster1__0__bias": 5}, "is no tensor"),
         ("cluster_model_state_dict", {"clusters": None}, "lacks the clusters"),
         (

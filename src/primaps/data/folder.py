@@ -20,6 +20,8 @@ from primaps.support.typed import Range, conform
 _KINDS = "avif bmp gif jfif jp2 jpeg jpg pgm png ppm tif tiff webp"
 LABELS = 65_536
 """Values that a label map of 16 bits can have."""
+MOST_CLASSES = 4096
+"""Names that ``classes.json`` may have: each image of an evaluation has a table of as many rows."""
 IgnoreIndex = Annotated[int, Range(0, LABELS - 1)]
 Level = Annotated[int, Range(0, 255)]
 IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
@@ -142,7 +144,7 @@ class ClassList:
         colours: of the classes, red, green and blue in 0..255; None says nothing about them.
     """
 
-    classes: Annotated[list[Annotated[str, Range(1, 200)]], Range(1, LABELS)]
+    classes: Annotated[list[Annotated[str, Range(1, 200)]], Range(1, MOST_CLASSES)]
     ignore_index: IgnoreIndex | None = None
     colours: list[tuple[Level, Level, Level]] | None = None
 

@@ -23,6 +23,8 @@ from primaps.support.errors import InputError, PrimapsError
 
 ORIENTATION, TURNED = 0x0112, 5
 """EXIF tag, and the values from which width and height are exchanged."""
+ROWS = 256
+"""Of an image that are converted to 8 bits at once."""
 _lock, _inside, _filters = Lock(), list[None](), ExitStack()
 
 
@@ -239,12 +241,17 @@ def _to_8_bit(array: np.ndarray) -> np.ndarray:
         finite = np.isfinite(array)
         if not finite.any():
             raise ImageError("an image of floating point has no finite value")
-        # In double precision: the difference may exceed the type.
-        low, high = np.array([array[finite].min(), array[finite].max()], np.float64).tolist()
-        values = np.where(finite, array, low).astype(np.float64)
-        scaled = (values - low) / max(high - low, np.finfo(np.float32).tiny)
+        low = float(array.min(where=finite, initial=np.inf))
+        high = float(array.max(where=finite, initial=-np.inf))
     else:
         largest = int(array.max())
         bits = next(b for b in (8, 10, 12, 14, 16, 24, 32) if largest < 1 << b)
-        scaled = array.clip(0) / ((1 << bits) - 1)
-    return (scaled * 255 + 0.5).astype(np.uint8)
+        low, high = 0.0, float((1 << bits) - 1)
+    scaled = np.empty(array.shape, np.uint8)
+    for start in range(0, len(array), ROWS):  # some rows at a time, to spare memory
+        # In double precision: the difference may exceed the type.
+        values = np.nan_to_num(array[start : start + ROWS].astype(np.float64), nan=low,
+                               posinf=low, neginf=low).clip(low, high)  # fmt: skip
+        part = (values - low) / max(high - low, float(np.finfo(np.float32).tiny))
+        scaled[start : start + ROWS] = part * 255 + 0.5
+    return scaled

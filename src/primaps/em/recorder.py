@@ -150,6 +150,10 @@ class Recorder:
         if saved is None:
             return 0
         about, tensors = saved
+        shapes = {f"module.{name}": value.shape for name, value in modules.state_dict().items()}
+        if shapes != {k: v.shape for k, v in tensors.items() if k.startswith("module.")}:
+            logger.warning("%s is of another model: %s starts anew", self._path(stage), stage)
+            return 0
         parts: dict[str, dict[str, Tensor]] = {"module": {}, "adam": {}, "sum": {}}
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")

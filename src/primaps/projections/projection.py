@@ -126,6 +126,11 @@ class Projection(nn.Module):
         """Whether it has a head of this package, which can be saved."""
         return isinstance(self.codes, Head)
 
+    @property
+    def channels(self) -> int | None:
+        """Of the codes; None for a callable, which does not say."""
+        return self.codes.linear.out_features if isinstance(self.codes, Head) else None
+
     @torch.no_grad()
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         """Codes of a batch of feature maps, not normalised.

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LARGEST_JSON = 16 << 20
-"""Bytes of the largest JSON that is read, where nothing else is said: the largest that this package
-writes, ``classes.json`` of 65,536 classes, has a tenth of it."""
+"""Bytes of the largest JSON that is read, where nothing else is said: the largest that is
+written, ``classes.json`` of 4,096 long names, has a tenth of it."""
 LARGEST_TENSORS = 4 << 30
 """Bytes of the largest file of tensors that is read whole: a million prototypes have 3 GB."""
 DEEPEST_JSON = 32
