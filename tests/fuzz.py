@@ -37,7 +37,7 @@ from primaps.support.errors import PrimapsError
 
 SECONDS, MEGABYTES = 20, 2500
 """What one case may take on a busy machine; what it may add to the memory of the process: three
-copies of the largest image that Pillow reads, of which a small file may hold no more than a claim."""
+copies of the largest image that Pillow reads, which a small file may claim to hold."""
 NUMBERS = (0, 1, 2, 7, 255, 65_535, 1 << 31, (1 << 32) - 1, 1 << 40, (1 << 64) - 1)
 VALUES: tuple[Any, ...] = (
     None, True, 0, 1, -1, -14, 2, 7, 255, 256, 65_536, 2_000_000_000, 10**12, -(2**70), 10**400,
