@@ -73,7 +73,28 @@ def test_a_damaged_state_is_found(tmp_path, at, caplog):
     path.write_bytes(content)
     found, _ = run(tmp_path)
     assert torch.equal(found.direction, expected.direction)
-    assert "training-EM.safetensors is damaged" in caplog.text
+    assert "a state is damaged" in caplog.text
+    assert str(path) in caplog.text
+
+
+def test_a_state_of_another_shape_is_left_alone(tmp_path, caplog):
+    """As of one with a fingerprint that was copied."""
+
+    def network(outputs):
+        layer = torch.nn.Linear(3, outputs)
+        layer(torch.ones(1, 3)).sum().backward()
+        return layer, torch.optim.Adam(layer.parameters())
+
+    first = network(2)
+    Recorder(folder=tmp_path, fingerprint="a").save("em", 4, 4, *first)
+    other, optimizer = network(5)
+    before = other.weight.clone()
+    assert Recorder(folder=tmp_path, fingerprint="a").restore("em", other, optimizer) == 0
+    assert torch.equal(other.weight, before)
+    assert "is of another model: em starts anew" in caplog.text
+    same, optimizer = network(2)
+    assert Recorder(folder=tmp_path, fingerprint="a").restore("em", same, optimizer) == 4
+    assert torch.equal(same.weight, first[0].weight)
 
 
 def test_a_class_that_dies_is_reported_once(caplog):
