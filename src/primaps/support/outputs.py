@@ -136,7 +136,8 @@ class OutputFolder:
         if not os.path.lexists(path):
             return
         known = _json(path)
-        if not isinstance(known, dict) or "primaps" not in known or path.is_symlink():
+        ours = isinstance(known, dict) and "primaps" in known and not path.is_symlink()
+        if not ours or not str(known.get("command")).replace("-", "_").isidentifier():
             raise OutputError(f"{path} is not of primaps: write to another folder")
         if known.get("command") != self.options.get("command"):
             raise OutputError(
