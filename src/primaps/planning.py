@@ -93,7 +93,7 @@ def plan(
     em = config.method == "em"
     views = config.views if em else 0
     maker = model.mask_maker() if em else None
-    stores = CollectionStores(model.backbone, model.size, len(files), views, maker, store)
+    stores = CollectionStores(model.network, model.size, len(files), views, maker, store)
     contents = []
     for done, (_, content) in enumerate(read(files, content_digest, _ignore), 1):
         contents.append(content)
@@ -105,7 +105,7 @@ def plan(
     def features(with_masks: bool) -> float:
         began = time.monotonic()
         given = maker if with_masks else None
-        extract(sample, model.backbone, model.size, masks=given, store=None, problem=_ignore)
+        extract(sample, model.network, model.size, masks=given, store=None, problem=_ignore)
         return (time.monotonic() - began) / len(sample)
 
     features(em)  # compiles and allocates
@@ -140,7 +140,7 @@ def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float,
     config: Config = model.config
     extracted = extract(
         sample,
-        model.backbone,
+        model.network,
         model.size,
         masks=model.mask_maker() if config.runs_em else None,
         store=None,

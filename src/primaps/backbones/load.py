@@ -12,7 +12,7 @@ from torch import Tensor
 from primaps.backbones.backbone import Backbone
 from primaps.backbones.find import locate
 from primaps.backbones.vit import PatchTokens, load_vit
-from primaps.config import Precision
+from primaps.config import Positions, Precision
 from primaps.support.errors import InputError
 from primaps.support.typed import conform
 
@@ -22,6 +22,7 @@ def load_backbone(
     device: str | torch.device = "auto",
     patch_size: int | None = None,
     precision: str | None = None,
+    positions: str = "exact",
 ) -> Backbone:
     """Load a frozen backbone.
 
@@ -38,6 +39,9 @@ def load_backbone(
         patch_size: only for a callable.
         precision: ``bfloat16`` runs the network in mixed precision, about twice as fast where the
             processor has instructions for it; None is float32, or that of a :class:`Backbone`.
+        positions: how a ViT's table of positions is brought to the size of the image: ``exact``, or
+            ``scaled`` as in the programs of DINO and DINOv2, by a factor that is a little larger.
+            The digest of a backbone tells them apart.
 
     Returns:
         A :class:`Backbone`; one that was given is never changed, but copied if it has to be.
@@ -51,6 +55,7 @@ def load_backbone(
         >>> backbone(torch.rand(2, 3, 64, 48)).shape
         torch.Size([2, 3, 8, 6])
     """
+    positions = conform(positions, Positions, "positions")
     if isinstance(backbone, Backbone):
         return _adapted(backbone, device, precision)
     target, precision = resolve_device(device), precision or "float32"
@@ -61,8 +66,10 @@ def load_backbone(
         return Backbone(backbone, patch_size, name, precision=precision).to(target)
     folder_or_id, source, local = locate(str(backbone))
     model, patch = load_vit(folder_or_id, local)
-    network = PatchTokens(model, patch)
-    return Backbone(network, patch, str(backbone), source, precision=precision).to(target)
+    network = PatchTokens(model, patch, positions)
+    return Backbone(
+        network, patch, str(backbone), source, precision=precision, positions=positions
+    ).to(target)
 
 
 def _adapted(backbone: Backbone, device: str | torch.device, precision: str | None) -> Backbone:

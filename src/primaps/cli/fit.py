@@ -141,7 +141,7 @@ def _choose(
     candidates = parse_range(wanted)
     model = PriMaPsEM(**{**options, "classes": 2})
     extracted = extract(
-        files, model.backbone, model.size, masks=model.mask_maker(), store=store_folder(store),
+        files, model.network, model.size, masks=model.mask_maker(), store=store_folder(store),
         progress=progress, problem=warn,
     )  # fmt: skip
     assert extracted.masks is not None

@@ -74,6 +74,10 @@ ProjectionOption = Annotated[
     str | None,
     typer.Option(help="Fit to codes: a folder of `project`, or a checkpoint of STEGO or HP."),
 ]
+ResizeOption = Annotated[
+    str,
+    typer.Option(help="pillow, or tensor: not antialiased, as the authors' program at evaluation."),
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the scores here.")]
 
 

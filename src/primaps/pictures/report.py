@@ -148,8 +148,6 @@ def _typicality(
     model: PriMaPsEM, features: Float[Tensor, "c h w"], size: tuple[int, int]
 ) -> Float[np.ndarray, "H W"]:
     """Largest cosine of each pixel to a part of any class, or to a prototype without a tree."""
-    if model.projection is not None:
-        features = model.projection(features[None])[0]
     assert model.prototypes_ is not None
     if model.inventory_ is not None:
         directions = model.inventory_.tree.parts.to(features)
