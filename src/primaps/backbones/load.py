@@ -55,7 +55,7 @@ def load_backbone(
         >>> backbone(torch.rand(2, 3, 64, 48)).shape
         torch.Size([2, 3, 8, 6])
     """
-    positions = conform(positions, Positions, "positions")
+    scaling: Positions = conform(positions, Positions, "positions")
     if isinstance(backbone, Backbone):
         return _adapted(backbone, device, precision)
     target, precision = resolve_device(device), precision or "float32"
@@ -66,9 +66,9 @@ def load_backbone(
         return Backbone(backbone, patch_size, name, precision=precision).to(target)
     folder_or_id, source, local = locate(str(backbone))
     model, patch = load_vit(folder_or_id, local)
-    network = PatchTokens(model, patch, positions)
+    network = PatchTokens(model, patch, scaling)
     return Backbone(
-        network, patch, str(backbone), source, precision=precision, positions=positions
+        network, patch, str(backbone), source, precision=precision, positions=scaling
     ).to(target)
 
 

@@ -145,7 +145,7 @@ def scaled_positions(
     table, patch = embeddings.position_embeddings, embeddings.patch_size
     assert isinstance(table, Tensor)
     patch = patch if isinstance(patch, int) else patch[0]  # type: ignore[index]
-    side, rows, columns = math.isqrt(table.shape[1] - 1), height // patch, width // patch
+    side, rows, columns = math.isqrt(table.shape[1] - 1), height // int(patch), width // int(patch)
     if rows == columns == side:
         return table
     grid = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()

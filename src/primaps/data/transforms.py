@@ -52,7 +52,7 @@ def tensor_square(
     width, height = _shorter_to(size, image.shape[2], image.shape[1])
     mode = {"mode": "nearest"} if nearest else {"mode": "bilinear", "align_corners": False}
     pixels = image[None].double() if nearest else image[None].float()
-    scaled = F.interpolate(pixels, size=(height, width), **mode)[0]  # type: ignore[arg-type]
+    scaled = F.interpolate(pixels, size=(height, width), **mode)[0]
     left, top = (round((side - size) / 2.0) for side in (width, height))
     return scaled.round()[:, top : top + size, left : left + size].to(image.dtype)
 

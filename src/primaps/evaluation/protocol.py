@@ -161,9 +161,7 @@ def evaluate(
     conform(matching, Matching, "matching")
     conform(resize, Resize, "resize")
     if resize == "tensor" and not crop:
-        raise InputError(
-            "resize 'tensor' is of the centred square, not of whole images"
-        )
+        raise InputError("resize 'tensor' is of the centred square, not of whole images")
     data = as_dataset(images, labels, ignore_index)
     clusters, ignore = model.classes, data.ignore_index
     hides = model.legend_ is not None and model.legend_.hides
