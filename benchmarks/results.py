@@ -1,0 +1,69 @@
+"""The tables of docs/results: ``primaps reproduce`` on labelled folders, side by side.
+
+    python benchmarks/results.py --data ROOT --out OUT [--tables table1 ...] [--sets coco200 ...]
+
+ROOT holds ``camvid``, ``coco200`` and ``aerial260``, each with images, labels and classes.json. A
+run that was stopped goes on. Reports are in OUT/SET/TABLE/report.md; prints Markdown with accuracy
+and mean IoU in %, mean ± standard deviation of the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from primaps.experiments import Reproduction, reproduce
+from primaps.experiments.report import spread
+from primaps.support.files import cache_dir
+from primaps.support.progress import ProgressDisplay
+
+SETS = ("coco200", "aerial260", "camvid")
+TABLES = ("table1", "table4a", "table4b", "table5", "figure7", "projections")
+
+
+def run(name: str, reproduction: Reproduction, note: Console) -> dict[str, str]:
+    """Accuracy / mean IoU of each row of a table on a folder."""
+    with ProgressDisplay(note) as progress:
+        report = reproduce(name, reproduction, progress=progress, note=note.print)
+    rows = json.loads(report.with_name("report.json").read_text("utf-8"))["rows"]
+    return {
+        row["label"]: " / ".join(
+            spread([100 * each[figure] for each in row["runs"]])
+            for figure in ("accuracy", "mean_iou")
+        )
+        for row in rows
+        if row["runs"]
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tables", nargs="+", default=list(TABLES))
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--protocol", default="paper", choices=("paper", "program"))
+    parser.add_argument("--constant-momentum", action="store_true", help="as in Eq. 11")
+    parser.add_argument("--store", type=Path, default=cache_dir() / "features")
+    arguments = parser.parse_args()
+    options = {"momentum_ramp": False} if arguments.constant_momentum else {}
+    for name in arguments.tables:
+        found = {}
+        for data in arguments.sets:
+            reproduction = Reproduction(
+                arguments.out / data, {"folder": arguments.data / data}, "folder",
+                seeds=tuple(arguments.seeds), options=options, protocol=arguments.protocol,
+                store=arguments.store,
+            )  # fmt: skip
+            found[data] = run(name, reproduction, Console(stderr=True))
+        print(f"\n{name}\n\n| | {' | '.join(found)} |\n|{'---|' * (len(found) + 1)}")
+        for label in dict.fromkeys(label for rows in found.values() for label in rows):
+            print(f"| {label} | {' | '.join(rows.get(label, '') for rows in found.values())} |")
+
+
+if __name__ == "__main__":
+    main()
