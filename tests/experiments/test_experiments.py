@@ -4,10 +4,12 @@ import json
 import re
 
 import pytest
+import torch
 from PIL import Image
 
 import primaps
-from primaps.backbones.backbone import Backbone
+from primaps.backbones.backbone import Backbone, mirrored_mean
+from primaps.backbones.load import load_backbone
 from primaps.data import load_dataset
 from primaps.experiments import (
     PAPER,
@@ -20,6 +22,9 @@ from primaps.experiments import (
     run,
     sheets,
 )
+from primaps.experiments.kept import KeptFeatures
+from primaps.projections import Head, Projection
+from primaps.projections.encoder import encoder
 from tests.cli.test_cli import call
 from tests.conftest import painted
 
@@ -174,6 +179,17 @@ def test_rows_share_features_masks_and_fits(table1, monkeypatch):
     table1("--seeds", "0,1")
     assert [b for b in batches if b > 1] == [3, 3, 3, 3]
     assert len(fits) == 8
+
+
+def test_kept_codes_are_those_of_the_encoder_to_the_last_bit(colours, tmp_path):
+    network = load_backbone(colours, "cpu", patch_size=8)
+    projection = Projection(Head(channels=16, dim=5))
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    kept = KeptFeatures(network, tmp_path, projection)
+    expected = mirrored_mean(encoder(network, projection), images)
+    assert torch.equal(kept(images), expected)
+    assert torch.equal(kept(images[[2, 0]]), expected[[2, 0]])  # from the store
+    assert not torch.equal(expected, projection(mirrored_mean(network, images)))
 
 
 def test_rows_without_weights_stay_with_the_reason(table1):

@@ -40,7 +40,7 @@ def draw(
         where = f"{dataset}, {Path(backbone).name}"
         for picture in experiment.pictures:
             if picture == "iou":
-                captioned.append(_iou(group, folder, name, where))
+                captioned += _iou(group, folder, name, where)
             elif picture == "confusion":
                 captioned += _confusion(group, folder, name, where)
             elif picture in SHEETS:
@@ -77,12 +77,16 @@ def _psi(done: Sequence[Outcome], folder: Path) -> Captioned:
     )
 
 
-def _iou(group: Sequence[Outcome], folder: Path, name: str, where: str) -> Captioned:
-    distinct = [o for o in group if charted(o)]
-    shown = distinct if len(distinct) > 1 else group
-    series = {outcome.row.label: outcome.iou for outcome in shown}
-    save(iou_chart(series, where), folder / f"iou-{name}.png")
-    return f"iou-{name}.png", f"IoU per class, {where}, mean of the seeds; dashed: means."
+def _iou(group: Sequence[Outcome], folder: Path, name: str, where: str) -> Iterator[Captioned]:
+    """IoU by class: of rows on features, and of those on codes of STEGO and of HP."""
+    for method in dict.fromkeys(outcome.row.projection for outcome in group):
+        rows = [outcome for outcome in group if outcome.row.projection == method]
+        distinct = [outcome for outcome in rows if charted(outcome)]
+        shown = distinct if len(distinct) > 1 else rows
+        series = {outcome.row.label: outcome.iou for outcome in shown}
+        file = f"iou-{_slug(method)}-{name}.png" if method else f"iou-{name}.png"
+        save(iou_chart(series, where), folder / file)
+        yield file, f"IoU per class, {where}, mean of the seeds; dashed: means."
 
 
 def _confusion(

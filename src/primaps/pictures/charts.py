@@ -97,8 +97,12 @@ def iou_chart(
         shade = SERIES[i % len(SERIES)]
         axes.barh(places, lengths, thick, color=shade, label=f"{_plain(method)}: mean {mean:.1f}")
         axes.axvline(float(mean), color=shade, linestyle="--", linewidth=1, zorder=0)
-        for place, value, length in zip(places, known, lengths, strict=True):
+        for at, (place, value, length) in enumerate(zip(places, known, lengths, strict=True)):
             text = "does not occur" if value is None else f"{length:.1f}"
+            if value is None and all(other[classes[at]] is None for other in series.values()):
+                if i:  # said once
+                    continue
+                place = at
             size = 7 if len(series) > 1 else 8
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # on the dashed lines
             axes.text(length + 0.8, place, text, va="center", size=size, bbox=box)
