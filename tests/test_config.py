@@ -65,13 +65,17 @@ def test_old_names_are_refused_by_the_new_ones():
         primaps.propose_files("images", "out", crf=False)
     with pytest.raises(InputError, match="'report' is now 'progress'"):
         primaps.evaluate(None, "images", report=print)
-    for command in ("propose", "fit", "oracle"):
-        result = CliRunner().invoke(app, [command, "x", "--out", "y", "--classes", "3", "--no-crf"])
-        assert result.exit_code == 2
-        if command == "propose":
-            continue  # it has no --classes, which is what it says first
-        text = " ".join(result.output.replace("│", " ").split())
-        assert "--no-mask-crf" in text or "No such option" in text
+    for command in (
+        ["propose", "x", "--out", "y"],
+        ["fit", "x", "--out", "y", "--classes", "3"],
+        ["oracle", "x"],
+    ):
+        for given in ("--no-crf", "--crf"):
+            result = CliRunner().invoke(app, [*command, given])
+            assert result.exit_code == 2
+            text = " ".join(result.output.replace("│", " ").split())
+            new = given.replace("crf", "mask-crf")
+            assert f"{given} is now {new} here, because it is about masks" in text
 
 
 def test_fit_has_every_option_with_its_default_and_help():

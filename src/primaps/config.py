@@ -15,6 +15,9 @@ Precision = Literal["float32", "bfloat16"]
 Views = Annotated[int, Range(0, 1000)] | Literal["fresh"]
 Threshold = Annotated[float, Range(0, below=1)]
 Size = Annotated[int, Range(1, 16384)]
+Seed = Annotated[int, Range(-(10**18), 10**18)]
+Steps = Annotated[int, Range(1, 10**8)]
+Classes = Annotated[int, Range(2, 256)]
 
 RENAMED = {"crf": "mask_crf"}
 """Options by the names that they had."""
@@ -24,7 +27,7 @@ RENAMED = {"crf": "mask_crf"}
 class Config:
     """How a :class:`primaps.PriMaPsEM` is fitted; the defaults are the paper's."""
 
-    classes: Annotated[int, Range(2, 256), "K, the number of classes to find."]
+    classes: Annotated[Classes, "K, the number of classes to find."]
     method: Annotated[
         Method, "em (PriMaPs-EM), kmeans (its baseline), or probe (linear, trained on labels)."
     ] = "em"
@@ -49,7 +52,7 @@ class Config:
     batch_size: Annotated[
         int, Range(1, 10**6), "Images per step; the last incomplete batch is dropped."
     ] = 32
-    learning_rate: Annotated[float, Range(above=0), "Of Adam."] = 0.005
+    learning_rate: Annotated[float, Range(above=0, most=1000), "Of Adam."] = 0.005
     momentum: Annotated[float, Range(0, below=1), "Decay of the moving average (Eq. 11)."] = 0.98
     momentum_every: Annotated[
         int, Range(1, 10**8), "Steps between two updates of the moving average."
@@ -58,7 +61,7 @@ class Config:
         bool, "Let the decay of the n-th update be min(1 - 1/(n+1), momentum), not constant."
     ] = True
     cosine_scale: Annotated[
-        Annotated[float, Range(above=0)] | None,
+        Annotated[float, Range(above=0, most=10**6)] | None,
         "Of logits that are cosines: how sure the CRF takes them [default: 1 for k-means, as in "
         "Eq. 9, and 10 for orthogonal].",
     ] = None
@@ -75,7 +78,7 @@ class Config:
     precision: Annotated[
         Precision, "Of the backbone: float32, or bfloat16, twice as fast on recent processors."
     ] = "float32"
-    seed: Annotated[int, Range(-(10**18), 10**18), "Everything random follows from it."] = 0
+    seed: Annotated[Seed, "Everything random follows from it."] = 0
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -13,7 +13,8 @@ from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import grid
 from primaps.pictures.preview import model_preview
 from primaps.support.errors import MissingPackageError
-from primaps.support.files import atomic_path
+from primaps.support.files import user_path
+from primaps.support.ours import need_own, write_png
 from primaps.support.progress import ProgressCallback, silent
 
 PHOTOGRAPHS = (
@@ -40,7 +41,8 @@ def demo(
     Raises:
         ImportError: scikit-image or scikit-learn is not installed.
     """
-    out = Path(out)
+    out = user_path(out)
+    need_own(out / "demo.png")
     paths = [_packaged(package, name) for package, name in PHOTOGRAPHS]
     model = PriMaPsEM(CLASSES, device=device)
     propose_files(paths, out / "proposals", backbone=model.backbone, progress=progress)
@@ -73,6 +75,5 @@ def _picture(paths: list[Path], out: Path) -> Path:
                 row.append(shown.crop((0, 0, *photograph.size)))
         rows.append(row)
     target = out / "demo.png"
-    with atomic_path(target) as temporary:
-        grid(rows, height=200).save(temporary)
+    write_png(grid(rows, height=200), target)
     return target

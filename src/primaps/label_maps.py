@@ -15,9 +15,10 @@ from jaxtyping import Integer
 from PIL import Image
 from torch import Tensor
 
-from primaps.backbones.backbone import Backbone, image_features
+from primaps.backbones.backbone import Backbone, image_features, image_side
 from primaps.backbones.load import load_backbone
 from primaps.classes.legend import HIDDEN
+from primaps.config import Size, Threshold
 from primaps.crf import DenseCRF
 from primaps.data import (
     ImageError,
@@ -36,7 +37,9 @@ from primaps.pictures.explain import steps_picture, threshold_picture
 from primaps.pictures.overlays import overlay, overlay_masks, with_legend
 from primaps.proposals.image_size import mask_probabilities
 from primaps.support.colours import palette
+from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
+from primaps.support.files import save_picture
 from primaps.support.outputs import OutputFolder
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.renamed import renamed
@@ -64,14 +67,15 @@ class Written:
 
 
 @renamed(report="progress", crf="mask_crf")
+@entrance
 def propose_files(
     inputs: Inputs,
     out: str | Path,
     *,
     backbone: str | Path | Backbone = "dinov2-vits14",
-    threshold: float = 0.4,
+    threshold: Threshold = 0.4,
     mask_crf: bool = True,
-    size: int | None = None,
+    size: Size | None = None,
     device: str | torch.device = "auto",
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
@@ -94,16 +98,14 @@ def propose_files(
         WeightsError: the backbone has no weights here.
     """
     network = load_backbone(backbone, device)
-    side = size or network.default_size
-    refine = DenseCRF() if mask_crf else None
+    side, refine = image_side(network, size), DenseCRF() if mask_crf else None
 
     def masks(image: Image.Image) -> Tensor:
         scaled = to_tensor(fit_to_patches(image, side, network.patch_size))[None]
         scaled = scaled.to(network.device)
         features = image_features(network, scaled)
         (probabilities,) = mask_probabilities(features, scaled, crf=refine, threshold=threshold)
-        labels = largest_channel(probabilities, (image.height, image.width))
-        return consecutive(labels)
+        return consecutive(largest_channel(probabilities, (image.height, image.width)))
 
     options = propose_options(network, threshold, mask_crf, side)
     return _write_maps("proposals", inputs, out, masks, overlay_masks, options, progress, problem)
@@ -137,6 +139,7 @@ def consecutive(masks: Integer[Tensor, "h w"]) -> Integer[Tensor, "h w"]:
 
 
 @renamed(report="progress")
+@entrance
 def predict_files(
     model: PriMaPsEM,
     inputs: Inputs,
@@ -187,14 +190,15 @@ def predict_files(
 
 
 @renamed(report="progress", crf="mask_crf")
+@entrance
 def explain_files(
     inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     backbone: Backbone,
-    threshold: float = 0.4,
+    threshold: Threshold = 0.4,
     mask_crf: bool = True,
-    size: int | None = None,
+    size: Size | None = None,
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
 ) -> list[Path]:
@@ -211,7 +215,7 @@ def explain_files(
     """
     files, written = find_images(inputs, exclude=out), []
     refine = DenseCRF() if mask_crf else None
-    side, out = size or backbone.default_size, Path(out).expanduser()
+    side, out = image_side(backbone, size), Path(out).expanduser()
     kinds = ("steps", "thresholds")
     output = OutputFolder(
         out,
@@ -229,7 +233,7 @@ def explain_files(
             threshold_picture(small, features, pixels, refine),
         )
         names = [f"{file.key}.{kind}.jpg" for kind in kinds]
-        saved = [partial(picture.save, quality=92) for picture in pictures]
+        saved = [partial(save_picture, picture, quality=92) for picture in pictures]
         output.write(digest, dict(zip(names, saved, strict=True)))
         written += [out / name for name in names]
         progress("explanations", done, len(files), {})
@@ -281,8 +285,8 @@ def _write_maps(
             output.write(
                 digest,
                 {
-                    f"{file.key}.overlay.jpg": partial(overlaid.save, quality=90),
-                    f"{file.key}.png": Image.fromarray(labels).save,
+                    f"{file.key}.overlay.jpg": partial(save_picture, overlaid, quality=90),
+                    f"{file.key}.png": partial(save_picture, Image.fromarray(labels)),
                 },
             )
             result.written.append(out / f"{file.key}.png")

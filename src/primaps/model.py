@@ -10,10 +10,10 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -22,16 +22,16 @@ from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
-from primaps.backbones.backbone import Backbone, mirrored_mean, weights_digest
+from primaps.backbones.backbone import Backbone, image_side, mirrored_mean, weights_digest
 from primaps.backbones.load import load_backbone
 from primaps.classes.apply import final_map
 from primaps.classes.classes_json import change_edits, read_edits
 from primaps.classes.edits import legend
 from primaps.classes.inventory import NAME as TREE
 from primaps.classes.inventory import Inventory, take_inventory
-from primaps.classes.legend import Legend
+from primaps.classes.legend import EditError, Legend
 from primaps.classes.tree import TreeError
-from primaps.config import Config, check_names
+from primaps.config import Classes, Config, check_names
 from primaps.crf import DenseCRF
 from primaps.data import (
     Dataset,
@@ -50,7 +50,7 @@ from primaps.em.probe import LinearProbe
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import HistoryLine, Recorder
 from primaps.features.collection import MaskMaker
-from primaps.features.extract import Extracted, extract
+from primaps.features.extract import BACKBONE_BATCH, Extracted, extract
 from primaps.model_folder import (
     BackboneRecord,
     ModelError,
@@ -64,9 +64,11 @@ from primaps.projections.checkpoints import as_projection
 from primaps.projections.projection import Projection
 from primaps.proposals.image_size import image_masks
 from primaps.support.distributed import processes
+from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.renamed import renamed
+from primaps.support.typed import Range
 from primaps.version import VERSION
 
 logger = logging.getLogger("primaps")
@@ -130,13 +132,14 @@ class PriMaPsEM:
         torch.Size([40, 48])
     """
 
+    @entrance
     def __init__(
         self,
-        classes: int,
+        classes: Classes,
         *,
         backbone: str | Path | Callable[[Tensor], Tensor] | Backbone = "dinov2-vits14",
         device: str | torch.device = "auto",
-        patch_size: int | None = None,
+        patch_size: Annotated[int, Range(1, 4096)] | None = None,
         projection: Projection | str | Path | Callable[[Tensor], Tensor] | None = None,
         **options: Any,
     ) -> None:
@@ -144,7 +147,7 @@ class PriMaPsEM:
         name = str(backbone) if isinstance(backbone, str | Path) else ""
         config = Config(classes, **{"backbone": name, **options})
         self.backbone = load_backbone(backbone, device, patch_size, options.get("precision"))
-        size = config.size or self.backbone.default_size
+        size = image_side(self.backbone, config.size, BACKBONE_BATCH, classes)
         if size % self.backbone.patch_size:
             patch = self.backbone.patch_size
             raise InputError(
@@ -171,6 +174,8 @@ class PriMaPsEM:
         return cast(int, self.config.size)
 
     @renamed(report="progress")
+    @entrance
+    @torch.enable_grad()
     def fit(
         self,
         images: ImageCollection,
@@ -229,6 +234,8 @@ class PriMaPsEM:
         )
         return self.fit_extracted(extracted, checkpoints, progress, log)
 
+    @entrance
+    @torch.enable_grad()
     def fit_extracted(
         self,
         extracted: Extracted,
@@ -266,6 +273,7 @@ class PriMaPsEM:
             )
         return self
 
+    @entrance
     def cut(self, classes: int) -> PriMaPsEM:
         """The same model with another number of classes: a cut of its tree, in no time.
 
@@ -307,6 +315,7 @@ class PriMaPsEM:
         options = {name: getattr(config, name) for name in ("threshold", "anchor", "iterative")}
         return {**options, "crf": "dense" if config.mask_crf else None}
 
+    @entrance
     def predict_probabilities(
         self, images: UInt8[Tensor, "b 3 H W"], crf: bool = True
     ) -> Float[Tensor, "b k H W"]:
@@ -320,6 +329,7 @@ class PriMaPsEM:
         """
         return self.probabilities(mirrored_mean(self.backbone, images), images, crf)
 
+    @entrance
     @torch.no_grad()
     def logits(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         """Class logits, where the features are: cosines as in Eq. 9, or those of the probe.
@@ -335,6 +345,7 @@ class PriMaPsEM:
             features = F.normalize(features, dim=1)
         return self.prototypes_(features)
 
+    @entrance
     @torch.no_grad()
     def probabilities(
         self,
@@ -351,6 +362,7 @@ class PriMaPsEM:
         probabilities = upsample(logits, images.shape[-2:]).softmax(1)
         return DenseCRF()(images.to(logits.device), probabilities) if crf else probabilities
 
+    @entrance
     def predict(
         self, image: str | Path | Image.Image | np.ndarray | Tensor, crf: bool = True
     ) -> Integer[Tensor, "H W"]:
@@ -361,6 +373,7 @@ class PriMaPsEM:
         """
         return self.segment(load_image(image), crf).labels
 
+    @entrance
     def segment(self, image: Image.Image, crf: bool = True) -> Segmentation:
         """:meth:`predict`, with what it was found by.
 
@@ -407,14 +420,16 @@ class PriMaPsEM:
         Raises:
             ModelError: the model is not fitted, or the folder has files of these names that are
                 not of a model of this package.
+            EditError: the model has edits, and the folder a ``classes.json`` of another fit.
         """
         if self.prototypes_ is None:
             raise ModelError("the model is not fitted: call fit first")
-        refuse_foreign_files(Path(folder).expanduser())
+        path = Path(folder).expanduser()
+        refuse_foreign_files(path)
+        self._look_at_edits(path)
         projection = self.projection
         if projection is not None and projection.own:
-            projection.save(Path(folder).expanduser())
-        path = Path(folder).expanduser()
+            projection.save(path)
         (path / TREE).unlink(missing_ok=True)  # a tree of another fit would not fit this one
         plan = schedule(self.config, self._images, self.clusters)
         write_model(
@@ -433,6 +448,19 @@ class PriMaPsEM:
             if self.edits_:
                 change_edits(path, self.inventory_.tree, lambda _: self.edits_)
 
+    def _look_at_edits(self, folder: Path) -> None:
+        """Whether a ``classes.json`` that is there is of this model; before anything is written."""
+        if self.inventory_ is None:
+            return
+        try:
+            read_edits(folder, self.inventory_.tree)
+        except EditError as error:
+            if self.edits_:
+                raise
+            logger.warning(
+                "the classes.json of an earlier fit stays, but is not of this: %s", error
+            )
+
     @property
     def clusters(self) -> int | None:
         """Clusters that the projection brings along."""
@@ -440,6 +468,7 @@ class PriMaPsEM:
         return None if clusters is None else len(clusters)
 
     @classmethod
+    @entrance
     def from_pretrained(
         cls,
         folder: str | Path,
@@ -511,7 +540,9 @@ class PriMaPsEM:
 
 def as_files(images: ImageCollection) -> list[ImageFile]:
     """Paths become the files that they name; image files and Pillow images stay what they are."""
-    items: list[Any] = [images] if isinstance(images, str | Path) else list(images)
+    if isinstance(images, str | Path) or not isinstance(images, Iterable):
+        return find_images(images)
+    items: list[Any] = list(images)
     if items and all(isinstance(item, ImageFile) for item in items):
         return items
     if items and all(isinstance(item, Image.Image) for item in items):

@@ -30,6 +30,7 @@ from primaps.support.inputs import (
     read_bytes,
     read_json,
 )
+from primaps.support.ours import need_own
 from primaps.support.typed import Range
 from primaps.version import VERSION
 
@@ -145,6 +146,7 @@ def refuse_foreign_files(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ModelError(f"{folder} is a file: give a folder to write the model to")
     if is_model(folder):
+        need_own(folder / "preview.png")
         return
     for name in FILES:
         if (folder / name).exists():

@@ -20,6 +20,7 @@ from primaps.em.prototypes import Prototypes
 from primaps.features.collection import CollectionStores
 from primaps.features.extract import BACKBONE_BATCH, extract
 from primaps.model import ImageCollection, PriMaPsEM, as_files
+from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
 from primaps.support.progress import ProgressCallback, silent
 
@@ -63,6 +64,7 @@ class Plan:
         ]
 
 
+@entrance
 def plan(
     model: PriMaPsEM,
     images: ImageCollection,

@@ -158,7 +158,7 @@ def test_data_sets_by_name_are_the_same_as_their_folders(painted_folder, vit, tm
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--views", "many", "--views is 'many'; it must be a number or fresh"),
+        ("--views", "many", "views is 'many'; it must be a whole number or fresh"),
         ("--views", "-3", "views is -3"),
         ("--precision", "int4", "precision 'int4' must be"),
         ("--loss-size", "huge", "loss_size 'huge' must be one of image, feature"),

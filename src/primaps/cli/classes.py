@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from primaps.cli.app import CLASSES, app, note, running, visible, warn
+from primaps.cli.app import CLASSES, app, command, running
 from primaps.cli.options import (
     CrfOption,
     CutOption,
@@ -18,9 +17,13 @@ from primaps.cli.options import (
     IgnoreIndexOption,
     ImagesArgument,
     LabelsOption,
+    bounds,
     fitted_model,
 )
+from primaps.cli.words import cell, note, result, show, warn
+from primaps.config import Seed
 from primaps.support.errors import InputError
+from primaps.support.typed import Range
 
 if TYPE_CHECKING:
     from primaps.classes.inventory import Inventory
@@ -39,7 +42,7 @@ HOW = {
 }
 
 
-@app.command(rich_help_panel=CLASSES, context_settings={"ignore_unknown_options": True})
+@command(app, rich_help_panel=CLASSES, context_settings={"ignore_unknown_options": True})
 def classes(
     model: Folder,
     edit: Annotated[
@@ -112,16 +115,16 @@ def _print(found: Inventory, shown: Legend, edits: list[dict[str, Any]]) -> None
         table.add_row(
             values.get(one.id, "hidden"),
             Text("  ", style=f"on #{red:02x}{green:02x}{blue:02x}"),
-            one.id,
-            Text(visible(one.name)),
+            cell(one.id),
+            cell(one.name),
             f"{share:.1%}",
             str(trust.images) if trust else "-",
             f"{trust.stability:.2f}" if trust else "-",
-            names.get(str(trust.nearest), str(trust.nearest)) if trust else "-",
+            cell(names.get(str(trust.nearest), trust.nearest)) if trust else "-",
         )
-    Console().print(table)
+    show(table)
     for number, edit in enumerate(edits):
-        print(f"edit {number}: {_words(edit)}")
+        result(f"edit {number}: {_words(edit)}")
 
 
 def _words(edit: dict[str, Any]) -> str:
@@ -129,14 +132,16 @@ def _words(edit: dict[str, Any]) -> str:
     return " ".join([next(iter(edit)), *(str(word) for part in parts for word in part)])
 
 
-@app.command(rich_help_panel=CLASSES)
+@command(app, rich_help_panel=CLASSES)
 def name(
     model: Folder,
     images: ImagesArgument,
     labels: LabelsOption = None,
     ignore_index: IgnoreIndexOption = None,
     least: Annotated[
-        float, typer.Option(help="Share of a class's labelled pixels that must agree, 0-1.")
+        float,
+        Range(0, 1),
+        typer.Option(help="Share of a class's labelled pixels that must agree, 0-1."),
     ] = 0.5,
     device: DeviceOption = "auto",
 ) -> None:
@@ -159,7 +164,7 @@ def name(
     _print(found, after, list(now.edits))
 
 
-@app.command(rich_help_panel=CLASSES)
+@command(app, rich_help_panel=CLASSES)
 def report(
     model: Folder,
     images: ImagesArgument,
@@ -167,7 +172,7 @@ def report(
     labels: LabelsOption = None,
     ignore_index: IgnoreIndexOption = None,
     cut: CutOption = None,
-    most: Annotated[int, typer.Option(help="Images looked at, drawn at random.")] = 200,
+    most: Annotated[int, Range(1), typer.Option(help="Images looked at, drawn at random.")] = 200,
     crf: CrfOption = True,
     device: DeviceOption = "auto",
 ) -> None:
@@ -180,17 +185,19 @@ def report(
             network, images, out / "report.html", labels=labels, ignore_index=ignore_index,
             most=most, crf=crf, progress=told, problem=warn,
         )  # fmt: skip
-    print(path)
+    result(path)
 
 
-@app.command(rich_help_panel=CLASSES)
+@command(app, rich_help_panel=CLASSES)
 def audit(
     model: Folder,
     images: ImagesArgument,
     out: Annotated[Path, typer.Option(help="Folder of questions, answers and pictures.")],
-    answers: Annotated[int, typer.Option(help="Number of questions; 50 to 100 will do.")] = 80,
+    answers: Annotated[
+        int, Range(2, 2000), typer.Option(help="Number of questions; 50 to 100 will do.")
+    ] = 80,
     crf: CrfOption = True,
-    seed: Annotated[int, typer.Option(help="Of the pixels that are drawn.")] = 0,
+    seed: Annotated[int, bounds(Seed), typer.Option(help="Of the pixels that are drawn.")] = 0,
     device: DeviceOption = "auto",
 ) -> None:
     """Accuracy with a 95 % interval from your answers: is this pixel of that class, y or n?"""
@@ -228,11 +235,11 @@ def _ask(found: Audit) -> None:
             note("please answer y, n, ? or q")
             continue
         found.answer(question, {"y": True, "n": False, "?": None}[answer])
-    result = found.estimate()
-    if result is None:
+    score = found.estimate()
+    if score is None:
         note("too few answers for an estimate; the same command goes on")
         return
-    print(
-        f"accuracy {result.accuracy:.1%}, 95 % interval {result.low:.1%} to {result.high:.1%}, "
-        f"from {result.answers} answers"
+    result(
+        f"accuracy {score.accuracy:.1%}, 95 % interval {score.low:.1%} to {score.high:.1%}, "
+        f"from {score.answers} answers"
     )

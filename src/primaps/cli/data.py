@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
-from primaps.cli.app import DATA, app, note, running
+from primaps.cli.app import DATA, app, command, running
+from primaps.cli.words import note, result, visible
 from primaps.support.errors import InputError
 
 data_app = typer.Typer(
@@ -19,7 +20,7 @@ app.add_typer(data_app, name="data", rich_help_panel=DATA)
 Root = Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the data set.")]
 
 
-@data_app.command()
+@command(data_app)
 def check(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="cityscapes, cocostuff, potsdam or folder.")
@@ -36,14 +37,14 @@ def check(
 
         for finding in check_dataset(name, root, quick, progress):
             colour = {"fine": "green", "odd": "yellow", "wrong": "red"}[finding.level]
-            line = f"[{colour}]{finding.level}[/{colour}]: {escape(finding.text)}"
-            Console(soft_wrap=True).print(line, highlight=False)
+            line = Text.assemble((finding.level, colour), f": {visible(finding.text)}")
+            Console(soft_wrap=True).print(line)
             wrong += finding.level == "wrong"
     if wrong:
         raise typer.Exit(1)
 
 
-@data_app.command()
+@command(data_app)
 def prepare(
     name: Annotated[str, typer.Argument(metavar="NAME", help="potsdam or cocostuff.")],
     raw: Annotated[Path, typer.Argument(metavar="RAW", help="Folder of the downloads.")],
@@ -71,4 +72,4 @@ def prepare(
                 "Cityscapes needs no preparation"
             )
     for part, number in done.items():
-        print(f"{out / part}: {number:,}")
+        result(f"{out / part}: {number:,}")

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from primaps.cli.app import EXCHANGE, app, note, running, warn
+from primaps.cli.app import EXCHANGE, app, command, running
 from primaps.cli.options import OutOption
+from primaps.cli.words import note, warn
 
 FORMATS = "coco, coco-panoptic, cvat, cvat-mask, labelstudio, labelme, voc, yolo-semantic, yolo, hf"
 ClassesOf = Annotated[
@@ -17,7 +18,7 @@ ClassesOf = Annotated[
 ]
 
 
-@app.command("export", rich_help_panel=EXCHANGE)
+@command(app, "export", rich_help_panel=EXCHANGE)
 def export_command(
     result: Annotated[
         Path, typer.Argument(metavar="RESULT", help="What `predict --out` or `propose` wrote.")
@@ -44,7 +45,7 @@ def export_command(
     note(f"Next: {done.next}")
 
 
-@app.command("import", rich_help_panel=EXCHANGE)
+@command(app, "import", rich_help_panel=EXCHANGE)
 def import_command(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="A file, folder or zip file of the tool.")
@@ -62,7 +63,7 @@ def import_command(
     note(f"Next: primaps evaluate MODEL IMAGES --labels {out}")
 
 
-@app.command(rich_help_panel=EXCHANGE)
+@command(app, rich_help_panel=EXCHANGE)
 def push(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="What `fit --out` wrote.")],
     repo: Annotated[str, typer.Argument(metavar="ID", help="owner/name on the hub.")],

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from primaps.cli.app import IMAGES, SCORES, app, err, note, running, warn
+from primaps.cli.app import IMAGES, SCORES, app, command, running
 from primaps.cli.options import (
     DatasetOption,
     DeviceOption,
@@ -23,12 +23,14 @@ from primaps.cli.options import (
     SplitOption,
     StoreOption,
     TensorBoardOption,
+    bounds,
     config_options,
     dataset_by_name,
     labelled_images,
-    read_views,
     store_folder,
 )
+from primaps.cli.words import err, note, result, warn
+from primaps.config import Classes
 from primaps.support.errors import InputError, MissingPackageError
 
 PROBE_OPTIONS = (
@@ -36,7 +38,7 @@ PROBE_OPTIONS = (
 )  # fmt: skip
 
 
-@app.command(rich_help_panel=IMAGES)
+@command(app, rich_help_panel=IMAGES)
 @config_options()
 def fit(
     images: ImagesArgument,
@@ -63,7 +65,6 @@ def fit(
         from primaps.model import PriMaPsEM
         from primaps.planning import plan as estimate
 
-        options["views"] = read_views(options["views"])
         data = dataset_by_name(dataset, images, split, "train")
         if data is not None and data.incomplete:
             warn(data.incomplete)
@@ -76,7 +77,7 @@ def fit(
             evidence, options["classes"] = _choose(classes, options, files, store, progress)
         model = PriMaPsEM(**options)
         if plan:
-            print("\n".join(estimate(model, files, store_folder(store), progress).lines()))
+            result("\n".join(estimate(model, files, store_folder(store), progress).lines()))
             return
         steps = schedule(model.config, len(files), model.clusters)
         number = model.config.classes
@@ -92,7 +93,7 @@ def fit(
             note(f"{len(empty)} of {number} classes are empty at the end; fewer classes may do")
 
 
-@app.command(rich_help_panel=SCORES)
+@command(app, rich_help_panel=SCORES)
 @config_options(*PROBE_OPTIONS)
 def probe(
     images: ImagesArgument,
@@ -103,7 +104,9 @@ def probe(
     split: SplitOption = None,
     ignore_index: IgnoreIndexOption = None,
     classes: Annotated[
-        int | None, typer.Option(help="Number of classes [default: those of classes.json].")
+        int | None,
+        bounds(Classes),
+        typer.Option(help="Number of classes [default: those of classes.json]."),
     ] = None,
     projection: ProjectionOption = None,
     store: StoreOption = None,
@@ -181,7 +184,6 @@ def _train(
     from primaps.pictures.preview import model_preview
     from primaps.support.distributed import rank
 
-    out = out.expanduser()
     note(f"backbone {model.backbone.name} from {model.backbone.source}")
     with model_writing(out, files), _tensorboard(log) as write:
         model.fit(
@@ -194,7 +196,7 @@ def _train(
             model.save_pretrained(out)
             model_preview(model, out / "preview.png")
             clear_states(out)
-            print(out)
+            result(out)
 
 
 @contextmanager
@@ -214,5 +216,5 @@ def _tensorboard(folder: Path | None) -> Iterator[Any]:
             if isinstance(value, float):
                 writer.add_scalar(f"{line['stage']}/{name}", value, line["step"])
 
-    with SummaryWriter(str(folder.expanduser())) as writer:
+    with SummaryWriter(str(folder)) as writer:
         yield write

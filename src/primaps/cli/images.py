@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from primaps.cli.app import IMAGES, app, note, running, summary, warn
+from primaps.cli.app import IMAGES, app, command, running
 from primaps.cli.options import (
     BackboneOption,
     CrfOption,
@@ -22,10 +22,11 @@ from primaps.cli.options import (
     ThresholdOption,
     fitted_model,
 )
+from primaps.cli.words import note, result, summary, warn
 from primaps.config import Config
 
 
-@app.command(rich_help_panel=IMAGES)
+@command(app, rich_help_panel=IMAGES)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("primaps-demo"),
     device: DeviceOption = "auto",
@@ -35,10 +36,10 @@ def demo(
         from primaps.demo import demo as run
 
         picture = run(out, device=device, progress=progress)
-        print(picture)
+        result(picture)
 
 
-@app.command(rich_help_panel=IMAGES)
+@command(app, rich_help_panel=IMAGES)
 def propose(
     inputs: InputsArgument,
     out: OutOption,
@@ -71,7 +72,7 @@ def propose(
         summary(done, out)
 
 
-@app.command(rich_help_panel=IMAGES)
+@command(app, rich_help_panel=IMAGES)
 def predict(
     model: ModelArgument,
     inputs: InputsArgument,

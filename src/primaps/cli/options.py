@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 import typer
 
-from primaps.config import Config, option_help, option_types
+from primaps.config import Config, Precision, Seed, Size, Threshold, option_help, option_types
 from primaps.support.errors import InputError
+from primaps.support.typed import Range, conform
 
 if TYPE_CHECKING:
     from primaps.data import Dataset
     from primaps.model import PriMaPsEM
+
+
+def bounds(kind: Any) -> Range:
+    """The range of an annotated type."""
+    return next(part for part in get_args(kind) if isinstance(part, Range))
+
 
 InputsArgument = Annotated[
     list[str], typer.Argument(metavar="INPUT...", help="Image files, folders (recursive) or globs.")
@@ -31,18 +38,20 @@ ModelArgument = Annotated[
 OutOption = Annotated[Path, typer.Option(help="Folder to write to.")]
 ModelOutOption = Annotated[Path, typer.Option(help="Folder of the model.")]
 BackboneOption = Annotated[str, typer.Option(help=option_help("backbone"))]
-SizeOption = Annotated[int | None, typer.Option(help=option_help("size"))]
-ThresholdOption = Annotated[float, typer.Option(help=option_help("threshold"))]
+SizeOption = Annotated[int | None, bounds(Size), typer.Option(help=option_help("size"))]
+ThresholdOption = Annotated[float, bounds(Threshold), typer.Option(help=option_help("threshold"))]
 MaskCrfOption = Annotated[
     bool, typer.Option("--mask-crf/--no-mask-crf", help=option_help("mask_crf"))
 ]
 CrfOption = Annotated[
     bool, typer.Option("--crf/--no-crf", help="Refine predictions by the dense CRF.")
 ]
-PrecisionOption = Annotated[str, typer.Option(help=option_help("precision"))]
-SeedOption = Annotated[int, typer.Option(help=option_help("seed"))]
+PrecisionOption = Annotated[str, Precision, typer.Option(help=option_help("precision"))]
+SeedOption = Annotated[int, bounds(Seed), typer.Option(help=option_help("seed"))]
 CutOption = Annotated[
-    int | None, typer.Option("--classes", help="Cut the tree here [default: classes.json, or K].")
+    int | None,
+    Range(2, 256),
+    typer.Option("--classes", help="Cut the tree here [default: classes.json, or K]."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 LabelsOption = Annotated[
@@ -60,7 +69,9 @@ SplitOption = Annotated[
     typer.Option(help="Of the data set [default: train where models are fitted, val for scores]."),
 ]
 IgnoreIndexOption = Annotated[
-    int | None, typer.Option(help="Label not counted [default: of classes.json, or 255].")
+    int | None,
+    Range(0, 65_535),
+    typer.Option(help="Label not counted [default: of classes.json, or 255]."),
 ]
 StoreOption = Annotated[
     str | None,
@@ -109,9 +120,9 @@ def config_options(
         own = [p for name, p in signature.parameters.items() if name != "options"]
         taken = {parameter.name for parameter in own}
         chosen = [f for f in fields(Config) if (f.name in names if names else f.name not in taken)]
-        extra = []
+        extra, types = [], option_types()
         for field in chosen:
-            kind = _command_line_type(option_types()[field.name])
+            kind = _command_line_type(types[field.name])
             default = None if optional or field.default is MISSING else field.default
             if optional or default is None:
                 kind = kind | None if field.default is not MISSING else kind
@@ -137,6 +148,8 @@ def config_options(
             options = {field.name: given.pop(field.name) for field in chosen}
             if optional:
                 options = {name: value for name, value in options.items() if value is not None}
+            for name, value in options.items():
+                options[name] = conform(_read(value, types[name]), types[name], name)
             command(**given, options=options)
 
         keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
@@ -160,6 +173,16 @@ def _command_line_type(kind: Any) -> Any:
         kinds = {_command_line_type(part) for part in parts if part is not type(None)}
         return kinds.pop() if len(kinds) == 1 else str
     return kind
+
+
+def _read(value: Any, kind: Any) -> Any:
+    """A number, where an option is one or a word, as ``--views`` is."""
+    number = isinstance(value, str) and value.lstrip("-").isdecimal()
+    return int(value) if number and any(map(_of_numbers, get_args(kind)[:1])) else value
+
+
+def _of_numbers(kind: Any) -> bool:
+    return any(_command_line_type(part) is int for part in get_args(kind))
 
 
 def dataset_by_name(
@@ -195,7 +218,7 @@ def labelled_images(
 
 def fitted_model(model: str | Path, device: str, classes: int | None) -> PriMaPsEM:
     """A fitted model, cut at another number of classes if one is given."""
-    from primaps.cli.app import note
+    from primaps.cli.words import note
     from primaps.model import PriMaPsEM
 
     found = PriMaPsEM.from_pretrained(model, device=device)
@@ -214,15 +237,3 @@ def store_folder(text: str | None) -> str | Path | None:
     from primaps.support.files import cache_dir
 
     return None if text == "none" else text or cache_dir() / "features"
-
-
-def read_views(text: str) -> int | str:
-    """Of ``--views``: a number, or ``fresh``.
-
-    Raises:
-        InputError: it is neither.
-    """
-    try:
-        return text if text == "fresh" else int(text)
-    except ValueError:
-        raise InputError(f"--views is {text!r}; it must be a number or fresh") from None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
-from primaps.cli.app import PAPER, app, note, running, warn
+from primaps.cli.app import PAPER, app, command, running
 from primaps.cli.options import (
     BackboneOption,
     DeviceOption,
@@ -18,9 +17,11 @@ from primaps.cli.options import (
     SeedOption,
     SizeOption,
     StoreOption,
+    bounds,
     store_folder,
 )
-from primaps.config import Config
+from primaps.cli.words import note, result, warn
+from primaps.config import Classes, Config, Steps
 
 projection = typer.Typer(no_args_is_help=True, help="Projections of features (STEGO, HP).")
 app.add_typer(projection, name="projection", rich_help_panel=PAPER)
@@ -31,7 +32,7 @@ def _projection() -> None:
     """Projections of features (STEGO, HP)."""
 
 
-@projection.command()
+@command(projection)
 def convert(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="FILE", help="A .ckpt of STEGO or a .pth of HP.")
@@ -46,20 +47,22 @@ def convert(
     with running():
         from primaps.projections import convert_projection
 
-        convert_projection(checkpoint, out.expanduser(), kind)
-        print(out)
+        convert_projection(checkpoint, out, kind)
+        result(out)
 
 
-@app.command(rich_help_panel=PAPER)
+@command(app, rich_help_panel=PAPER)
 def project(
     images: ImagesArgument,
-    classes: Annotated[int, typer.Option(help="K, the number of clusters to find in the codes.")],
+    classes: Annotated[
+        int, bounds(Classes), typer.Option(help="K, the number of clusters to find in the codes.")
+    ],
     out: OutOption,
     method: Annotated[str, typer.Option(help="stego or hp.")] = "stego",
     preset: Annotated[
         str, typer.Option(help="own, or the papers' cityscapes, cocostuff, potsdam (for DINO).")
     ] = "own",
-    steps: Annotated[int, typer.Option(help="Of the optimiser.")] = 300,
+    steps: Annotated[int, bounds(Steps), typer.Option(help="Of the optimiser.")] = 300,
     five_crops: Annotated[
         bool, typer.Option("--five-crops", help="Also train on five crops of each image.")
     ] = False,
@@ -72,19 +75,21 @@ def project(
 ) -> None:
     """Train a projection (STEGO or HP) on unlabelled images, for `fit --projection`."""
     with running() as progress:
+        from primaps.backbones.backbone import image_side
         from primaps.backbones.load import load_backbone
         from primaps.data import find_images
-        from primaps.features.extract import extract
+        from primaps.features.extract import BACKBONE_BATCH, extract
         from primaps.projections import projection_settings, train_projection
         from primaps.projections.crops import write_crops
+        from primaps.support.files import temporary_folder
 
         settings = projection_settings(method, preset)
         network = load_backbone(backbone, device, precision=precision)
         note(f"backbone {network.name} from {network.source}")
-        side, files = size or network.default_size, find_images(images, exclude=out)
-        with TemporaryDirectory() as folder:
+        side, files = image_side(network, size, BACKBONE_BATCH), find_images(images, exclude=out)
+        with temporary_folder() as folder:
             if five_crops:
-                files += write_crops(files, side, Path(folder), warn)
+                files += write_crops(files, side, folder, warn)
             extracted = extract(
                 files, network, side, store=store_folder(store), progress=progress, problem=warn
             )
@@ -92,5 +97,5 @@ def project(
             extracted.views.clean, method, classes=classes, settings=settings, steps=steps,
             seed=seed, progress=progress,
         )  # fmt: skip
-        trained.save(out.expanduser())
-        print(out)
+        trained.save(out)
+        result(out)

@@ -9,14 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from primaps.cli.app import PAPER, app, note, running, warn
+from primaps.cli.app import PAPER, app, command, running
 from primaps.cli.options import (
     DeviceOption,
     StoreOption,
     config_options,
-    read_views,
     store_folder,
 )
+from primaps.cli.words import note, result, warn
+from primaps.support.typed import Range
 
 RUN_OPTIONS = (
     "epochs", "init_epochs", "min_steps", "min_init_steps", "batch_size", "views", "size",
@@ -24,7 +25,7 @@ RUN_OPTIONS = (
 )  # fmt: skip
 
 
-@app.command(rich_help_panel=PAPER)
+@command(app, rich_help_panel=PAPER)
 @config_options(*RUN_OPTIONS, optional=True)
 def reproduce(
     name: Annotated[
@@ -53,7 +54,9 @@ def reproduce(
         bool, typer.Option("--plan", help="Only list the rows, what they need, and their time.")
     ] = False,
     budget: Annotated[
-        float | None, typer.Option(help="Minutes: begin no row that would go beyond.")
+        float | None,
+        Range(0),
+        typer.Option(help="Minutes: begin no row that would go beyond."),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -67,8 +70,6 @@ def reproduce(
         from primaps.experiments import reproduce as run
         from primaps.experiments.reproduction import read_pairs, read_roots, read_seeds
 
-        if "views" in options:
-            options["views"] = read_views(options["views"])
         kept = store_folder(store)
         reproduction = Reproduction(
             out=out, dataset=dataset, backbones=tuple(backbone or ()), options=options,
@@ -79,11 +80,11 @@ def reproduce(
         experiments = [reproduction.experiment(each) for each in names]
         reproduction = replace(reproduction, roots=read_roots(root or [], experiments))
         if plan:
-            print("\n".join(plan_lines(experiments, reproduction)))
+            result("\n".join(plan_lines(experiments, reproduction)))
             return
         began = time.monotonic()
         for each in names:
             if budget is not None:  # what earlier tables left of it
                 left = max(0.0, 60 * budget - (time.monotonic() - began))
                 reproduction = replace(reproduction, budget=left)
-            print(run(each, reproduction, progress=progress, problem=warn, note=note))
+            result(run(each, reproduction, progress=progress, problem=warn, note=note))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from primaps.cli.app import SCORES, app, running, visible, warn
+from primaps.cli.app import SCORES, app, command, running
 from primaps.cli.options import (
     BackboneOption,
     CrfOption,
@@ -28,13 +26,15 @@ from primaps.cli.options import (
     SizeOption,
     SplitOption,
     ThresholdOption,
+    bounds,
     fitted_model,
     labelled_images,
 )
-from primaps.config import Config
+from primaps.cli.words import cell, result, show, warn
+from primaps.config import Config, Size
 
 
-@app.command(rich_help_panel=SCORES)
+@command(app, rich_help_panel=SCORES)
 def evaluate(
     model: ModelArgument,
     images: ImagesArgument,
@@ -43,7 +43,9 @@ def evaluate(
     split: SplitOption = None,
     ignore_index: IgnoreIndexOption = None,
     size: Annotated[
-        int | None, typer.Option(help="Shorter side in pixels [default: that of the model].")
+        int | None,
+        bounds(Size),
+        typer.Option(help="Shorter side in pixels [default: that of the model]."),
     ] = None,
     crop: Annotated[
         bool, typer.Option("--crop/--no-crop", help="Cut the centred square, or whole images.")
@@ -53,7 +55,9 @@ def evaluate(
     ] = True,
     crf: CrfOption = True,
     matching: Annotated[
-        str, typer.Option(help="hungarian, or majority (for more clusters than classes).")
+        str,
+        Literal["hungarian", "majority"],
+        typer.Option(help="hungarian, or majority (for more clusters than classes)."),
     ] = "hungarian",
     json_file: JsonOption = None,
     pictures: Annotated[
@@ -65,33 +69,33 @@ def evaluate(
     """Accuracy, mean IoU and IoU per class after Hungarian matching."""
     with running() as progress:
         from primaps.evaluation.protocol import evaluate as run
-        from primaps.support.files import write_json
+        from primaps.support.ours import write_scores
 
         data = labelled_images(images, labels, dataset, split, "val", ignore_index)
         network = fitted_model(model, device, classes)
-        result = run(
+        found = run(
             network, data, size=size, crop=crop, mirror=mirror, crf=crf, matching=matching,
             progress=progress, problem=warn,
         )  # fmt: skip
         if json_file:
-            write_json(json_file.expanduser(), result.to_dict())
+            write_scores(json_file, found.to_dict())
         if pictures:
             from primaps.pictures.scores import draw_result
 
-            draw_result(network, data, result, pictures.expanduser())
-        options = ", ".join(f"{name} {value}" for name, value in asdict(result.options).items())
-        line = f"{result.images} images, {options}"
-        Console(soft_wrap=True).print(line, highlight=False, markup=False)
+            draw_result(network, data, found, pictures)
+        options = ", ".join(f"{name} {value}" for name, value in asdict(found.options).items())
+        line = f"{found.images} images, {options}"
+        result(line)
         table = Table("class", "IoU")
-        for name, value in result.iou.items():
-            table.add_row(escape(visible(name)), "-" if value is None else f"{100 * value:.1f}")
+        for name, value in found.iou.items():
+            table.add_row(cell(name), "-" if value is None else f"{100 * value:.1f}")
         table.add_section()
-        table.add_row("mean IoU", f"{100 * result.mean_iou:.1f}")
-        table.add_row("accuracy", f"{100 * result.accuracy:.1f}")
-        Console().print(table)
+        table.add_row("mean IoU", f"{100 * found.mean_iou:.1f}")
+        table.add_row("accuracy", f"{100 * found.accuracy:.1f}")
+        show(table)
 
 
-@app.command(rich_help_panel=SCORES)
+@command(app, rich_help_panel=SCORES)
 def oracle(
     images: ImagesArgument,
     labels: LabelsOption = None,
@@ -110,19 +114,19 @@ def oracle(
     with running() as progress:
         from primaps.backbones.load import load_backbone
         from primaps.evaluation.oracle import evaluate_oracle
-        from primaps.support.files import write_json
+        from primaps.support.ours import write_scores
 
         data = labelled_images(images, labels, dataset, split, "val", ignore_index)
         network = load_backbone(backbone, device)
-        result = evaluate_oracle(
+        found = evaluate_oracle(
             data, backbone=network, size=size, threshold=threshold,
             crf="dense" if mask_crf else None, progress=progress, problem=warn,
         )  # fmt: skip
         if json_file:
-            write_json(json_file.expanduser(), result.to_dict())
-        title = f"{result.images} images, {result.masks_per_image:.1f} masks per image"
-        title += f", {100 * result.ignored:.1f} % of the pixels in none"
+            write_scores(json_file, found.to_dict())
+        title = f"{found.images} images, {found.masks_per_image:.1f} masks per image"
+        title += f", {100 * found.ignored:.1f} % of the pixels in none"
         table = Table("", "accuracy", "mean IoU", title=title)
-        for name, part in (("pixels in masks", result.assigned), ("all pixels", result.all_pixels)):
+        for name, part in (("pixels in masks", found.assigned), ("all pixels", found.all_pixels)):
             table.add_row(name, f"{100 * part.accuracy:.1f}", f"{100 * part.mean_iou:.1f}")
-        Console().print(table)
+        show(table)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,12 +16,20 @@ from primaps.crf.exact import gaussian_filter
 from primaps.crf.features import bilateral_features, spatial_features
 from primaps.crf.lattice import Lattice, build_lattice
 from primaps.crf.mean_field import Filter, Kernel, mean_field
-from primaps.crf.parameters import CRFParameters
+from primaps.crf.parameters import (
+    Compatibility,
+    CRFParameters,
+    Deviation,
+    Iterations,
+    Tolerance,
+    Weight,
+)
+from primaps.support.entrance import entrance
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
-Values = TypeVar("Values", Tensor, list[Tensor], tuple[Tensor, ...])
+Values = TypeVar("Values", Tensor, np.ndarray, list[Any], tuple[Any, ...])
 
 GROUP_VALUES = 2**28
 """Pixels times labels that the torch path takes through the lattice together."""
@@ -55,7 +63,7 @@ class DenseCRF(CRFParameters):
     @overload
     def __call__(
         self,
-        images: Tensor | Image | Sequence[Tensor | Image],
+        images: Any,
         probabilities: Values | None = None,
         *,
         logits: Values | None = None,
@@ -65,13 +73,14 @@ class DenseCRF(CRFParameters):
     @overload
     def __call__(
         self,
-        images: Tensor | Image | Sequence[Tensor | Image],
+        images: Any,
         probabilities: Values | None = None,
         *,
         logits: Values | None = None,
         return_changes: Literal[True],
     ) -> tuple[Values, Tensor]: ...
 
+    @entrance
     @torch.no_grad()
     def __call__(
         self,
@@ -85,15 +94,17 @@ class DenseCRF(CRFParameters):
 
         Args:
             images: 8-bit colours: a uint8 tensor (B, 3, H, W) or (3, H, W), a PIL image, or a
-                list of (3, H, W) tensors and PIL images, whose sizes may differ.
+                list of (3, H, W) tensors and PIL images, whose sizes may differ. Arrays may also
+                have their colours last, (B, H, W, 3) or (H, W, 3), which counts if both would fit.
             probabilities: (B, K, H, W) or (K, H, W) in [0, 1], or a list of (K, H, W) tensors
-                whose number of labels may differ. Clipped at 1e-5. On any device; the
-                computation takes place there.
+                whose number of labels may differ; tensors or arrays. Clipped at 1e-5. On any
+                device; the computation takes place there.
             logits: the same of unnormalised scores, any finite value, -inf too for some labels.
             return_changes: also return how much every iteration changed the marginals.
 
         Returns:
-            The marginals, float32, in the layout of what was given (a list for a list or tuple).
+            The marginals, float32, in the layout of what was given (a list for a list or tuple, an
+            array for an array).
             With ``return_changes`` a pair of these and the mean absolute change of the marginals
             in every update, shape (B, iterations), NaN after an early stop.
 
@@ -101,25 +112,29 @@ class DenseCRF(CRFParameters):
             InputError: an argument of wrong shape, type or range, named in the message.
         """
         image_list = inputs.as_images(images)
-        name, values = inputs.as_values(probabilities, logits)
-        inputs.check_match(name, image_list, values, self.compatibility)
-        given = probabilities if logits is None else logits
+        name, given = inputs.as_values(probabilities, logits)
         out: Any
         if isinstance(given, Tensor):
+            values = list(given) if given.ndim == 4 else [given]
             out = torch.empty(given.shape, dtype=torch.float32, device=given.device)
             slots = list(out) if out.ndim == 4 else [out]
         else:
+            values = given
             out = slots = [torch.empty(v.shape, device=v.device) for v in values]
+        inputs.check_match(name, image_list, values, self.compatibility)
         changes = torch.full((len(values), self.iterations), torch.nan)
 
         compiled = self.dtype == "float32" and not self.exact
-        if compiled and all(v.device.type == "cpu" for v in values):
+        if not values:
+            pass
+        elif compiled and all(v.device.type == "cpu" for v in values):
             from primaps.crf import compiled_batch
 
             compiled_batch.solve(self, image_list, name, values, slots, changes, return_changes)
         else:
             for group in self._groups(values):
                 _solve(self, image_list, name, values, slots, changes, group)
+        out = _as_given(out, probabilities if logits is None else logits)
         return (out, changes) if return_changes else out
 
     def _groups(self, values: list[Tensor]) -> list[range]:
@@ -142,20 +157,20 @@ class DenseCRF(CRFParameters):
 
 
 def dense_crf(
-    images: Tensor | Image | Sequence[Tensor | Image],
-    probabilities: Values | None = None,
+    images: Any,
+    probabilities: Any = None,
     *,
-    logits: Values | None = None,
-    iterations: int = 10,
-    bilateral_weight: float = 4.0,
-    theta_alpha: float = 67.0,
-    theta_beta: float = 3.0,
-    gaussian_weight: float = 3.0,
-    theta_gamma: float = 1.0,
-    compatibility: Sequence[Sequence[float]] | Float[Tensor, "k k"] | None = None,
+    logits: Any = None,
+    iterations: Iterations = 10,
+    bilateral_weight: Weight = 4.0,
+    theta_alpha: Deviation = 67.0,
+    theta_beta: Deviation = 3.0,
+    gaussian_weight: Weight = 3.0,
+    theta_gamma: Deviation = 1.0,
+    compatibility: Compatibility = None,
     exact: bool = False,
     dtype: Literal["float32", "float64"] = "float32",
-    tolerance: float | None = None,
+    tolerance: Tolerance = None,
     return_changes: bool = False,
 ) -> Any:
     """Refine label probabilities with a dense CRF: ``DenseCRF(...)(images, probabilities)``.
@@ -183,6 +198,13 @@ def dense_crf(
     )
     call: Any = crf
     return call(images, probabilities, logits=logits, return_changes=return_changes)
+
+
+def _as_given(found: Any, given: Any) -> Any:
+    """Arrays for arrays."""
+    if isinstance(found, list):
+        return [_as_given(one, was) for one, was in zip(found, given, strict=True)]
+    return found.numpy() if isinstance(given, np.ndarray) else found
 
 
 def _solve(

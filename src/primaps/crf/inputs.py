@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from primaps.support.arrays import as_tensor
 from primaps.support.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ SMALLEST = 1e-5
 
 def as_images(images: Any) -> list[UInt8[Tensor, "3 h w"]]:
     """Any accepted form of images as a list of 8-bit tensors."""
+    if isinstance(images, np.ndarray):
+        images = _channels_first(images)
     if isinstance(images, Tensor):
         if images.ndim not in (3, 4) or images.shape[-3] != 3:
             raise InputError(
@@ -38,6 +40,8 @@ def as_images(images: Any) -> list[UInt8[Tensor, "3 h w"]]:
             raise InputError(f"images: no pixels in shape {tuple(images.shape)}")
         return list(images) if images.ndim == 4 else [images]
     if isinstance(images, (list, tuple)):
+        if _depth(images) > 1:  # numbers
+            return as_images(_channels_first(np.asarray(as_tensor(images, "images"), np.uint8)))
         parts = [as_images(image) for image in images]
         if any(len(part) != 1 for part in parts):
             raise InputError("images: a list must hold single images, found a batch in it")
@@ -45,9 +49,21 @@ def as_images(images: Any) -> list[UInt8[Tensor, "3 h w"]]:
     if hasattr(images, "convert"):  # a PIL image; PIL need not be installed for tensors
         return [_from_pil(images)]
     raise InputError(
-        "images: expected a uint8 tensor, a PIL image or a list of them, "
+        "images: expected a uint8 tensor, an array, a PIL image or a list of them, "
         f"got {type(images).__name__}"
     )
+
+
+def _channels_first(array: np.ndarray) -> Tensor:
+    """Arrays may have their colours last, as image libraries have them."""
+    if array.ndim in (3, 4) and array.shape[-1] == 3:
+        array = np.moveaxis(array, -1, -3)
+    return as_tensor(array, "images")
+
+
+def _depth(values: Any) -> int:
+    """How deep lists are nested."""
+    return 1 + _depth(values[0]) if isinstance(values, list | tuple) and len(values) else 0
 
 
 def _from_pil(image: Image) -> UInt8[Tensor, "3 h w"]:
@@ -58,30 +74,29 @@ def _from_pil(image: Image) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def as_values(
-    probabilities: Tensor | Sequence[Tensor] | None, logits: Tensor | Sequence[Tensor] | None
-) -> tuple[str, list[Float[Tensor, "k h w"]]]:
-    """The name of the argument that was given, and its per-image tensors."""
+def as_values(probabilities: Any, logits: Any) -> tuple[str, Tensor | list[Tensor]]:
+    """The name of the argument that was given, as a tensor or a list of (K, H, W) tensors."""
     if (probabilities is None) == (logits is None):
         given = "neither" if logits is None else "both"
         raise InputError(f"pass either probabilities or logits, got {given}")
     name, values = ("logits", logits) if probabilities is None else ("probabilities", probabilities)
+    if not isinstance(values, list | tuple) or _depth(values) > 1:
+        values = as_tensor(values, name)
     if isinstance(values, Tensor):
         if values.ndim not in (3, 4):
             raise InputError(
                 f"{name}: expected shape (B, K, H, W) or (K, H, W), got {tuple(values.shape)}"
             )
+        whole: Tensor | list[Tensor] = values
         parts = list(values) if values.ndim == 4 else [values]
-    elif isinstance(values, (list, tuple)):
-        parts = list(values)
     else:
-        raise InputError(f"{name}: expected a tensor or a list of tensors, got {type(values)}")
+        whole = parts = [as_tensor(part, name) for part in values]
     for part in parts:
-        if not isinstance(part, Tensor) or part.ndim != 3 or not part.is_floating_point():
+        if part.ndim != 3 or not part.is_floating_point():
             raise InputError(f"{name}: expected floating-point tensors of shape (K, H, W)")
         if len(part) < 1:
             raise InputError(f"{name}: expected at least one label, got shape {tuple(part.shape)}")
-    return name, parts
+    return name, whole
 
 
 def check_match(

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, get_type_hints
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from primaps.support.arrays import as_tensor
+from primaps.support.checked import is_option
 from primaps.support.errors import InputError
+from primaps.support.typed import Range, conform
+
+Iterations = Annotated[int, Range(0, 100_000)]
+Weight = Annotated[float, Range(0)]
+Compatibility = Sequence[Sequence[float]] | Float[Tensor, "k k"] | None
+Tolerance = Annotated[float, Range(0)] | None
+Deviation = Annotated[float, Range(above=0)]
 
 
 @dataclass(frozen=True)
@@ -37,32 +45,25 @@ class CRFParameters:
         InputError: a parameter out of its range, named in the message.
     """
 
-    iterations: int = 10
-    bilateral_weight: float = 4.0
-    theta_alpha: float = 67.0
-    theta_beta: float = 3.0
-    gaussian_weight: float = 3.0
-    theta_gamma: float = 1.0
-    compatibility: Sequence[Sequence[float]] | Float[Tensor, "k k"] | None = None
+    iterations: Iterations = 10
+    bilateral_weight: Weight = 4.0
+    theta_alpha: Deviation = 67.0
+    theta_beta: Deviation = 3.0
+    gaussian_weight: Weight = 3.0
+    theta_gamma: Deviation = 1.0
+    compatibility: Compatibility = None
     exact: bool = False
     dtype: Literal["float32", "float64"] = "float32"
-    tolerance: float | None = None
+    tolerance: Tolerance = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.iterations, int) or self.iterations < 0:
-            raise InputError(f"iterations: expected a whole number >= 0, got {self.iterations!r}")
-        for name in ("bilateral_weight", "gaussian_weight"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise InputError(f"{name}: expected a finite number >= 0, got {value!r}")
-        for name in ("theta_alpha", "theta_beta", "theta_gamma"):
-            if not 0 < (value := getattr(self, name)) < math.inf:
-                raise InputError(f"{name}: expected a finite number > 0, got {value!r}")
-        if self.tolerance is not None and not self.tolerance >= 0:
-            raise InputError(f"tolerance: expected None or a number >= 0, got {self.tolerance!r}")
-        if self.dtype not in ("float32", "float64"):
-            raise InputError(f'dtype: expected "float32" or "float64", got {self.dtype!r}')
+        hints = get_type_hints(type(self), include_extras=True)
+        for name, kind in hints.items():
+            if is_option(kind):
+                object.__setattr__(self, name, conform(getattr(self, name), kind, name))
         if self.compatibility is not None:
-            matrix = torch.as_tensor(self.compatibility)
+            matrix = as_tensor(self.compatibility, "compatibility")
+            object.__setattr__(self, "compatibility", matrix)
             if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
                 raise InputError(
                     f"compatibility: expected a K x K matrix, got shape {tuple(matrix.shape)}"

@@ -6,10 +6,10 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from PIL.Image import Image
 
@@ -54,7 +54,11 @@ def find_images(
     Raises:
         NotFoundError: an input does not exist, matches nothing, or there is no image.
     """
-    given = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    given: list[Any] = [inputs]
+    if isinstance(inputs, Iterable) and not isinstance(inputs, str):
+        given = list(inputs)
+    if odd := [entry for entry in given if not isinstance(entry, str | Path)]:
+        raise InputError(f"an input is {odd[0]!r}; name files, folders or globs")
     if not given:
         raise NotFoundError("no input was given: name files, folders or globs")
     found: dict[Path, None] = {}  # a set that keeps order

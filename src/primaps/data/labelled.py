@@ -12,6 +12,7 @@ from pathlib import Path
 from primaps.data.dataset import DataError, Dataset, Finding, Layout, Sample
 from primaps.data.folder import IMAGE_SUFFIXES, find_images, find_label, read_protocol
 from primaps.data.places import need_folder
+from primaps.support.checked import checked
 from primaps.support.errors import InputError
 
 SOURCE = (
@@ -21,6 +22,7 @@ SOURCE = (
 GUESSED = 256  # classes of labels without classes.json: as many as 8 bits have
 
 
+@checked
 def pair_up(
     images: str | Path | Sequence[str | Path],
     labels: str | Path,
@@ -44,6 +46,7 @@ def pair_up(
     return Dataset(_layout(names, ignore, {"all": None}), Path(labels), "all", tuple(samples))
 
 
+@checked
 def as_dataset(
     images: str | Path | Sequence[str | Path] | Dataset,
     labels: str | Path | None,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from primaps.data import cityscapes, cocostuff, labelled, potsdam
 from primaps.data.dataset import DataError, Dataset, Layout
+from primaps.support.checked import checked
 from primaps.support.errors import InputError
 
 DATASETS = ("cityscapes", "cocostuff", "potsdam", "folder")
@@ -30,6 +31,7 @@ def find_layout(name: str, root: str | Path) -> Layout:
     raise InputError(f"there is no data set {name!r}; there are {', '.join(DATASETS)}")
 
 
+@checked
 def load_dataset(name: str, root: str | Path, split: str = "val") -> Dataset:
     """A split of a labelled data set, in the layout in which the field keeps it.
 

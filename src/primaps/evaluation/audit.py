@@ -14,12 +14,15 @@ from PIL import Image, ImageDraw
 
 from primaps.classes.audit import Estimate, asking_order, estimate, strips
 from primaps.classes.legend import HIDDEN
+from primaps.config import Seed
 from primaps.data import Problem, find_images, load_image, read
 from primaps.em.pixels import upsample
 from primaps.model import PriMaPsEM
+from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
-from primaps.support.files import atomic_path, write_json
+from primaps.support.files import write_json
 from primaps.support.inputs import read_json
+from primaps.support.ours import write_png
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.seeding import generator
 from primaps.support.typed import Range
@@ -32,6 +35,7 @@ SIDE = 900
 """Longest side of a picture in pixels."""
 NAME, PICTURE = "audit.json", "question.png"
 Number = Annotated[int, Range(0)]
+Answers = Annotated[int, Range(2, POOL // 10)]
 
 
 @dataclass(frozen=True)
@@ -158,14 +162,13 @@ class Audit:
 
     def draw(self, question: Question) -> Path:
         """A picture of a question: the image with a cross, and what is around it enlarged."""
-        with atomic_path(self.picture) as temporary:
-            image = load_image(Path(question.path))
-            if question.x >= image.width or question.y >= image.height:
-                raise InputError(
-                    f"{question.path} has {image.width}x{image.height} pixels, and {NAME} asks "
-                    f"about ({question.x}, {question.y}): it is another image now"
-                )
-            picture(image, question).save(temporary)
+        image = load_image(Path(question.path))
+        if question.x >= image.width or question.y >= image.height:
+            raise InputError(
+                f"{question.path} has {image.width}x{image.height} pixels, and {NAME} asks "
+                f"about ({question.x}, {question.y}): it is another image now"
+            )
+        write_png(picture(image, question), self.picture)
         return self.picture
 
 
@@ -190,14 +193,15 @@ def picture(image: Image.Image, question: Question) -> Image.Image:
     return sheet
 
 
+@entrance
 def prepare(
     model: PriMaPsEM,
     images: str | Path | Sequence[str | Path],
     folder: str | Path,
     *,
-    answers: int = 80,
+    answers: Answers = 80,
     crf: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
 ) -> Audit:
@@ -215,8 +219,6 @@ def prepare(
         if os.path.lexists(folder / name):
             raise InputError(f"{folder / name} is there already: give another folder")
     files = find_images(images, exclude=folder)
-    if not 2 <= answers <= POOL // 10:
-        raise InputError(f"answers is {answers}; it must be 2 to {POOL // 10}")
     each = max(1, POOL // len(files))
     hides = model.legend_ is not None and model.legend_.hides
     names = model.legend_.names if model.legend_ else [f"class {k}" for k in range(model.classes)]

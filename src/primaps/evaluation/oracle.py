@@ -6,19 +6,23 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
-from primaps.backbones.backbone import Backbone, image_features
+from primaps.backbones.backbone import Backbone, image_features, image_side
+from primaps.config import Size
 from primaps.data import Dataset, Problem, as_dataset
+from primaps.data.folder import IgnoreIndex
 from primaps.evaluation.accumulate import Prediction, accumulate, predictions
 from primaps.evaluation.metrics import Scores, confusion_matrix, scores
 from primaps.proposals.image_size import image_masks
+from primaps.support.entrance import entrance
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.renamed import renamed
+from primaps.support.typed import Range
 
 logger = logging.getLogger("primaps")
 
@@ -170,14 +174,15 @@ class OracleEvaluation:
 
 
 @renamed(report="progress")
+@entrance
 def evaluate_oracle(
     images: str | Path | Dataset,
     labels: str | Path | None = None,
     *,
     backbone: Backbone,
-    ignore_index: int | None = None,
-    size: int | None = None,
-    batch_size: int = 8,
+    ignore_index: IgnoreIndex | None = None,
+    size: Size | None = None,
+    batch_size: Annotated[int, Range(1, 10**6)] = 8,
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
     **options: Any,
@@ -203,8 +208,9 @@ def evaluate_oracle(
         ImageError: no image has a usable label.
         NotFoundError: there is no image, or the folder of labels is missing.
     """
+    side = image_side(backbone, size, batch_size)
     data = as_dataset(images, labels, ignore_index)
-    side, ignore, classes = size or backbone.default_size, data.ignore_index, len(data.classes)
+    ignore, classes = data.ignore_index, len(data.classes)
     masks_per_image: list[int] = []
 
     def masks(pictures: UInt8[Tensor, "b 3 h w"]) -> Integer[Tensor, "b h w"]:

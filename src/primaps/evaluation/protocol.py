@@ -12,12 +12,15 @@ import torch
 from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
 
-from primaps.backbones.backbone import image_features, mirrored_mean
+from primaps.backbones.backbone import image_features, image_side, mirrored_mean
 from primaps.classes.apply import hidden_last
+from primaps.config import Size
 from primaps.data import Dataset, Problem, Sample, as_dataset
+from primaps.data.folder import IgnoreIndex
 from primaps.evaluation.accumulate import Prediction, accumulate, predictions
 from primaps.evaluation.metrics import confusion_matrix, majority, match, scores
 from primaps.model import PriMaPsEM
+from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.renamed import renamed
@@ -108,13 +111,14 @@ def model_predictions(
 
 
 @renamed(report="progress")
+@entrance
 def evaluate(
     model: PriMaPsEM,
     images: str | Path | Sequence[str | Path] | Dataset,
     labels: str | Path | None = None,
     *,
-    ignore_index: int | None = None,
-    size: int | None = None,
+    ignore_index: IgnoreIndex | None = None,
+    size: Size | None = None,
     crop: bool = True,
     mirror: bool = True,
     crf: bool = True,
@@ -157,7 +161,7 @@ def evaluate(
     clusters, ignore = model.classes, data.ignore_index
     hides = model.legend_ is not None and model.legend_.hides
     columns = clusters + hides  # hidden classes are a last cluster that is never matched
-    size = size or model.size
+    size = image_side(model.backbone, size or model.size, BATCH_SIZE, model.config.classes)
 
     def predict(skip: Problem) -> Iterator[Prediction]:
         return model_predictions(
@@ -173,7 +177,7 @@ def evaluate(
     confusion = counted.confusion
     if data.layout.guessed:
         confusion = confusion[: _last_class(confusion) + 1]
-    names, method = data.classes[: len(confusion)], str(matching)
+    names, method = data.classes[: len(confusion)], matching
     if model.config.method == "probe":  # its classes are those of the labels
         method = "none"
         known: list[int | None] = [k if k < len(confusion) else None for k in range(clusters)]

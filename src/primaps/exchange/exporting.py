@@ -73,7 +73,7 @@ def export_labels(
 
     Raises:
         ExchangeError: anything is not as it should be. Nothing is left at ``out`` then.
-        FileNotFoundError: there is no image.
+        NotFoundError: there is no image.
     """
     result, out, form = Path(result), Path(out), find_format(to)
     if per is not None and per not in ("class", "region"):

@@ -6,14 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from primaps.exchange.errors import ExchangeError
 from primaps.support.errors import InputError
-from primaps.support.files import sha256
+from primaps.support.files import sha256, temporary_folder, user_path
 from primaps.support.inputs import read_json
 
 MARK = ".primaps-export.json"
@@ -30,17 +28,17 @@ def whole_folder(out: str | Path) -> Iterator[Path]:
         ExchangeError: ``out`` is a file, or holds anything else.
 
     Examples:
+        >>> import tempfile
         >>> place = Path(tempfile.mkdtemp()) / "out"
         >>> with whole_folder(place) as temporary:
         ...     _ = (temporary / "a.txt").write_text("complete")
         >>> sorted(path.name for path in place.iterdir())
         ['.primaps-export.json', 'a.txt']
     """
-    out = Path(out).absolute()
+    out = user_path(out).absolute()
     check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=".writing-"))
-    try:
+    with temporary_folder(out.parent) as temporary:
         yield temporary
         (temporary / MARK).write_text(json.dumps({"sha256": _digest(temporary)}) + "\n", "utf-8")
         umask = os.umask(0)
@@ -48,14 +46,11 @@ def whole_folder(out: str | Path) -> Iterator[Path]:
         temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders private
         check_free(out)  # once more: writing takes a while
         if out.is_dir() and any(out.iterdir()):
-            old = Path(tempfile.mkdtemp(dir=out.parent, prefix=".writing-"))
-            out.rename(old / "old")
-            temporary.rename(out)
-            shutil.rmtree(old)
+            with temporary_folder(out.parent) as old:
+                out.rename(old / "old")
+                temporary.rename(out)
         else:
             temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_free(out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from primaps.exchange.classes import Classes, read_classes
 from primaps.exchange.errors import ExchangeError
 from primaps.model import PriMaPsEM
 from primaps.model_folder import read_record
-from primaps.support.errors import InputError
+from primaps.support.errors import InputError, reason
+from primaps.support.files import temporary_folder
 from primaps.support.inputs import read_json
 
 NEEDED = ("config.json", "model.safetensors")
@@ -58,7 +58,7 @@ def push_to_hub(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     if isinstance(model, PriMaPsEM):
-        with tempfile.TemporaryDirectory() as own:
+        with temporary_folder() as own:
             model.save_pretrained(own)
             return push_to_hub(
                 own, repo_id, private=private, scores=scores, token=token, endpoint=endpoint
@@ -79,10 +79,9 @@ def push_to_hub(
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         api.create_commit(repo_id, operations, commit_message="Upload a model of primaps")
     except Exception as error:  # of the client's own, of its HTTP library, of the socket
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExchangeError(
-            f"{repo_id} could not be pushed ({type(error).__name__}: {reason}); check the id, "
-            "`hf auth login`, and that the hub can be reached"
+            f"{repo_id} could not be pushed ({type(error).__name__}: {reason(error)}); check "
+            "the id, `hf auth login`, and that the hub can be reached"
         ) from error
     return str(address)
 

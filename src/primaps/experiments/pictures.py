@@ -15,7 +15,7 @@ from primaps.experiments.tables import Experiment
 from primaps.model import PriMaPsEM
 from primaps.pictures.charts import iou_chart, save
 from primaps.pictures.scores import evenly, example_sheet, result_confusion
-from primaps.support.files import atomic_path
+from primaps.support.ours import write_png
 from primaps.support.typed import conform
 
 NOT_CHARTED = ("baseline + CRF", "PriMaPs-EM without CRF", "oracle, all pixels")
@@ -116,6 +116,5 @@ def _sheet(
             return
         model = PriMaPsEM.from_pretrained(path, backbone=network, device=network.device)
         columns[outcome.row.label] = (model, as_evaluation(result))
-    with atomic_path(folder / f"{kind}-{name}.png") as temporary:
-        example_sheet(columns, data, samples).save(temporary)
+    write_png(example_sheet(columns, data, samples), folder / f"{kind}-{name}.png")
     yield f"{kind}-{name}.png", f"{caption}; {where}, seed {seed}. Dark: ignored, or no class."

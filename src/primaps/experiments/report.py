@@ -19,7 +19,8 @@ from primaps.experiments.pictures import draw
 from primaps.experiments.sources import list_digest, write_list
 from primaps.experiments.tables import Experiment
 from primaps.planning import duration
-from primaps.support.files import atomic_path, write_json
+from primaps.support.files import write_json
+from primaps.support.ours import GENERATOR, own_path
 from primaps.version import VERSION
 
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "numba", "pillow", "kornia")
@@ -41,8 +42,15 @@ def write_report(
     captions = draw(experiment, outcomes, laboratory, folder)
     about = environment(laboratory, folder)
     rows = [_row_about(outcome) for outcome in outcomes]
-    content = {"name": experiment.name, "title": experiment.title, "rows": rows, **about}
-    write_json(folder / "report.json", content)
+    content = {
+        "generator": GENERATOR,
+        "name": experiment.name,
+        "title": experiment.title,
+        "rows": rows,
+        **about,
+    }
+    with own_path(folder / "report.json") as temporary:
+        write_json(temporary, content)
     lines = [f"# {experiment.title}", "", " ".join(_introduction(outcomes, laboratory)), ""]
     lines += [*table(outcomes), ""]
     lines += [f"- {sentence}" for sentence in (*_order(outcomes), *_notes(outcomes))]
@@ -50,8 +58,9 @@ def write_report(
     for picture, caption in captions:
         lines += [f"![{Path(picture).stem}]({picture})", "", caption, ""]
     lines += ["## Environment", "", *_environment_lines(about)]
-    with atomic_path(folder / "report.md") as temporary:
-        temporary.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
+    with own_path(folder / "report.md") as temporary:
+        text = "\n".join(lines).rstrip()
+        temporary.write_text(f"<!-- generator: {GENERATOR} -->\n\n{text}\n", "utf-8")
     return folder / "report.md"
 
 

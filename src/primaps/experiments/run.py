@@ -24,6 +24,7 @@ from primaps.planning import duration
 from primaps.support.errors import InputError
 from primaps.support.files import write_json
 from primaps.support.inputs import read_json
+from primaps.support.ours import need_own
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.typed import Range, conform
 
@@ -70,6 +71,8 @@ def reproduce(
         known = dict.fromkeys(row.dataset for row in experiment.rows)
         asked = " ".join(f"--root {dataset}=FOLDER" for dataset in known)
         raise InputError(f"{name} needs data: give {asked}, or see --plan")
+    for file in ("report.json", "report.md"):
+        need_own(reproduction.out / name / file)
     laboratory = Laboratory(reproduction)
     for dataset in dict.fromkeys(row.dataset for row in experiment.rows):
         if dataset in reproduction.roots:  # before backbones, which may have to be downloaded

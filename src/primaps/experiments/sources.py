@@ -12,6 +12,7 @@ from primaps.data import DataError, Dataset, load_dataset
 from primaps.data.sets import find_layout
 from primaps.support.errors import InputError
 from primaps.support.files import atomic_path
+from primaps.support.ours import own_path
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,10 @@ def list_digest(data: Dataset) -> str:
 
 
 def write_list(data: Dataset, path: Path) -> None:
-    """Write the ids of the images of a split, one a line."""
-    with atomic_path(path) as temporary:
+    """Write the ids of the images of a split, one a line; beside a report of this package they may
+    replace others."""
+    known = (path.parent / "report.json").is_file()
+    with (atomic_path if known else own_path)(path) as temporary:
         temporary.write_bytes(_lines(sample.key for sample in data.samples))
 
 

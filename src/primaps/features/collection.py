@@ -104,7 +104,7 @@ class CollectionStores:
         }
         if self.folder and masks:
             name = f"masks-{_short(masks.options)}"
-            write_json(self.folder / name / "about.json", masks.options)
+            _describe(self.folder / name, masks.options)
         self.all = list(stores.values())
         self.features = stores["features"]
         self.views = [store for name, store in stores.items() if name.startswith("view-")]
@@ -129,12 +129,16 @@ class CollectionStores:
         share = f"part-{rank()}-of-{processes()}" if processes() > 1 else ""
         name = f"{backbone.name.replace('/', '--')}-{self.size}-{_short(about)}"
         folder = Path(root).expanduser() / name / share
-        write_json(folder / "about.json", {"name": backbone.name, **about})
+        _describe(folder, {"name": backbone.name, **about})
         return folder
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold all stores for appending; another process that needs them waits."""
+    def writing(self, contents: Sequence[str]) -> Iterator[None]:
+        """Hold all stores for appending; another process that needs them waits. Stores that have
+        everything are not written to, and need not be writable."""
+        if not self.missing(contents):
+            yield
+            return
         with ExitStack() as stack:
             for store in self.all:
                 stack.enter_context(store.writing())
@@ -171,6 +175,17 @@ class CollectionStores:
             _complete(self.images, contents, lambda: images)
         if self.masks:
             _complete(self.masks, contents, masks)
+
+
+def _describe(folder: Path, about: dict[str, Any]) -> None:
+    """Say for people what a folder holds."""
+    path = folder / "about.json"
+    try:
+        if json.loads(path.read_text("utf-8")) == about:
+            return
+    except (OSError, ValueError, RecursionError):
+        pass
+    write_json(path, about)
 
 
 def feature_shape(backbone: Backbone, size: int) -> tuple[int, ...]:

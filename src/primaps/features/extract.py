@@ -126,7 +126,7 @@ def extract(
     for file, content in read(share, content_and_label, skip):
         contents[file.key] = content
         progress("reading", len(contents), len(share), {})
-    with stores.writing():
+    with stores.writing(list(contents.values())):
         used = _fill(stores, [f for f in share if f.key in contents], contents, progress, skip)
     order = {file.key: place for place, file in enumerate(files)}
     both = [(key, contents[key] + _mark(label_maps.get(key))) for key in used]

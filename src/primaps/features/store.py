@@ -24,6 +24,7 @@ from jaxtyping import Integer, Shaped
 from torch import Tensor
 
 from primaps.support.errors import InputError
+from primaps.support.files import named
 
 logger = logging.getLogger("primaps")
 
@@ -140,12 +141,13 @@ class Store:
         if self.folder is None:
             self._memory += [row.copy() for row in values]
         else:
-            with (self.folder / "rows.bin").open("ab") as file:
+            with named(self.folder / "rows.bin"), (self.folder / "rows.bin").open("ab") as file:
                 file.write(values.data)
             lines = [
                 f"{key} {zlib.crc32(row):08x}\n" for key, row in zip(keys, values, strict=True)
             ]
-            with (self.folder / "rows.txt").open("a") as journal:  # only now do the rows count
+            path = self.folder / "rows.txt"
+            with named(path), path.open("a") as journal:  # only now do the rows count
                 journal.write("".join(lines))
         self._intact |= {key: self._count + i for i, key in enumerate(keys)}
         self._count += len(keys)

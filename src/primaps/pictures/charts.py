@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from primaps.evaluation.metrics import by_class
-from primaps.support.files import atomic_path
+from primaps.support.ours import GENERATOR, own_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,5 +129,6 @@ def _layout() -> ConstrainedLayoutEngine:
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure, in the format of the suffix of ``path``, atomically."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    png = Path(path).suffix.lower() == ".png"
+    with own_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, metadata={"Software" if png else "Creator": GENERATOR})

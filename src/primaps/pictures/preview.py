@@ -11,7 +11,7 @@ from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import grid, overlay, overlay_masks, with_legend
 from primaps.support.colours import palette
 from primaps.support.errors import InputError
-from primaps.support.files import atomic_path
+from primaps.support.ours import write_png
 
 
 def model_preview(model: PriMaPsEM, path: str | Path, crf: bool = True) -> None:
@@ -39,5 +39,4 @@ def model_preview(model: PriMaPsEM, path: str | Path, crf: bool = True) -> None:
     sheet = grid(rows, ("image", "mask proposals", "classes found"))
     present = np.flatnonzero(np.bincount(labels.flatten(), minlength=len(colours)))
     sheet = with_legend(sheet, [f"class {k}" for k in present], colours[present])
-    with atomic_path(path) as temporary:
-        sheet.save(temporary)
+    write_png(sheet, path)

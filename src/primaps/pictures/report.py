@@ -6,6 +6,7 @@ import heapq
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -25,15 +26,19 @@ from primaps.data import (
     load_image,
     read,
 )
+from primaps.data.folder import IgnoreIndex
 from primaps.em.pixels import upsample
 from primaps.evaluation.protocol import Evaluation, evaluate
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import overlay
 from primaps.pictures.report_page import Look, Seen, page
 from primaps.support.colours import palette
-from primaps.support.files import atomic_path
+from primaps.support.entrance import entrance
+from primaps.support.files import user_path
+from primaps.support.ours import need_own, own_path
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.seeding import generator
+from primaps.support.typed import Range
 
 logger = logging.getLogger("primaps")
 CROPS = 5
@@ -45,14 +50,15 @@ ENDS = 12
 """Images at each end of the order by doubt."""
 
 
+@entrance
 def write_report(
     model: PriMaPsEM,
     images: str | Path | Sequence[str | Path],
     path: str | Path,
     *,
     labels: str | Path | None = None,
-    ignore_index: int | None = None,
-    most: int = 200,
+    ignore_index: IgnoreIndex | None = None,
+    most: Annotated[int, Range(1)] = 200,
     crf: bool = True,
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
@@ -65,10 +71,13 @@ def write_report(
         most: images looked at; of more a random choice.
 
     Raises:
-        FileNotFoundError: there is no image.
+        NotFoundError: there is no image.
         ImageError: none can be read.
+        OutputError: the file is there, and not a report of this package.
     """
-    files = find_images(images, exclude=Path(path).parent)
+    path = user_path(path)
+    need_own(path)
+    files = find_images(images, exclude=path.parent)
     if len(files) > most:
         random = generator("report", model.config.seed)
         drawn = torch.randperm(len(files), generator=random)[:most].sort().values.tolist()
@@ -93,9 +102,9 @@ def write_report(
     looks.sort(key=lambda look: look.margin)
     ends = looks if len(looks) <= 2 * ENDS else looks[:ENDS] + looks[-ENDS:]
     text = page(model, classes, seen, ends, len(looks), scores)
-    with atomic_path(path) as temporary:
+    with own_path(path) as temporary:
         temporary.write_text(text, "utf-8")
-    return Path(path)
+    return path
 
 
 def shown_classes(model: PriMaPsEM) -> tuple[Class, ...]:

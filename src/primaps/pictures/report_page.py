@@ -16,6 +16,7 @@ from primaps.classes.tree import Tree
 from primaps.evaluation.protocol import Evaluation
 from primaps.model import PriMaPsEM
 from primaps.pictures.report_style import STYLE
+from primaps.support.ours import GENERATOR
 from primaps.version import VERSION
 
 
@@ -80,6 +81,7 @@ def page(
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="generator" content="{GENERATOR}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Classes of a model</title><style>{STYLE}</style></head><body>"
         f'<h1>Classes of a model</h1><p class="soft">{about}</p><nav>{links}</nav>{body}'

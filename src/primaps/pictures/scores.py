@@ -19,7 +19,8 @@ from primaps.model import PriMaPsEM
 from primaps.pictures.charts import confusion_chart, iou_chart, save
 from primaps.pictures.overlays import examples
 from primaps.support.colours import palette
-from primaps.support.files import atomic_path
+from primaps.support.files import user_path
+from primaps.support.ours import need_own, write_png
 
 
 def class_colours(data: Dataset) -> UInt8[np.ndarray, "k 3"]:
@@ -38,13 +39,14 @@ def draw_result(
     set, not chosen by their scores).
     """
     shown = f"accuracy {100 * result.accuracy:.1f} %, mean IoU {100 * result.mean_iou:.1f} %"
-    folder = Path(folder)
+    folder = user_path(folder)
+    for name in ("confusion.png", "iou.png", "examples.png"):
+        need_own(folder / name)
     save(result_confusion(result, shown), folder / "confusion.png")
     method = {"em": "PriMaPs-EM", "kmeans": "k-means", "probe": "linear probe"}
     save(iou_chart({method[model.config.method]: result.iou}, shown), folder / "iou.png")
     sheet = example_sheet({"prediction": (model, result)}, data, evenly(data, number))
-    with atomic_path(folder / "examples.png") as temporary:
-        sheet.save(temporary)
+    write_png(sheet, folder / "examples.png")
 
 
 def result_confusion(result: Evaluation, title: str = "") -> Figure:

@@ -16,15 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from torch import Tensor
 
 from primaps.backbones.convert import WeightsError, to_hub_names, write_folder
 from primaps.projections.projection import Projection, ProjectionError, from_tensors
-from primaps.support.errors import InputError
+from primaps.support.entrance import entrance
 from primaps.support.files import sha256
 from primaps.support.foreign import read_foreign
+from primaps.support.typed import conform
 
 Kind = Literal["stego", "hp"]
 
@@ -55,6 +56,7 @@ class Checkpoint:
     linear_probe: dict[str, Tensor]
 
 
+@entrance
 def load_projection(kind: str | None, path: str | Path) -> Projection:
     """The projection of a checkpoint of STEGO or HP, or of a folder that this package wrote.
 
@@ -90,8 +92,7 @@ def read_checkpoint(kind: str | None, path: str | Path) -> Checkpoint:
     Raises:
         ProjectionError, UnsafeFileError: as in :func:`load_projection`.
     """
-    if kind is not None and kind not in get_args(Kind):
-        raise InputError(f"kind {kind!r} must be one of {', '.join(get_args(Kind))}, or None")
+    conform(kind, Kind | None, "kind")
     path = Path(path).expanduser()
     if not path.is_file():
         raise ProjectionError(f"{path} does not exist: give a checkpoint of STEGO or HP")
@@ -129,6 +130,7 @@ def read_checkpoint(kind: str | None, path: str | Path) -> Checkpoint:
     return Checkpoint(found, projection, backbone, {k: _flat(v) for k, v in linear.items()})
 
 
+@entrance
 def convert_projection(path: str | Path, out: str | Path, kind: str | None = None) -> Path:
     """Convert a checkpoint of STEGO or HP to safetensors and JSON.
 

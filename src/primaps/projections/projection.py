@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from primaps.backbones.backbone import weights_digest
 from primaps.support.errors import InputError, PrimapsError
-from primaps.support.files import atomic_path, write_json
+from primaps.support.files import user_path, write_json
 from primaps.support.inputs import need_tensor, read_json, read_tensors
+from primaps.support.ours import GENERATOR, own_path
 
 FORMAT = 1
 
@@ -164,17 +165,22 @@ class Projection(nn.Module):
 
         Raises:
             InputError: the codes come from a callable, whose program cannot be written.
+            OutputError: the files are there, and not of this package.
         """
         if not self.own:
             raise InputError(
                 f"the projection {self.name} is a callable and cannot be saved: keep its program, "
                 "and give it again when the model is loaded"
             )
+        folder = user_path(folder)
+        weights, description = folder / "projection.safetensors", folder / "projection.json"
+        if not weights.exists() and description.exists():
+            raise ProjectionError(f"{description} is not of a projection: it is not replaced")
         tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
-        with atomic_path(Path(folder) / "projection.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+        with own_path(weights) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt", "generator": GENERATOR})
         content = {"format": FORMAT, "name": self.name, "digest": self.digest, "about": self.about}
-        write_json(Path(folder) / "projection.json", content)  # last: then the folder is whole
+        write_json(description, content)  # last: then the folder is whole
 
     @classmethod
     def load(cls, folder: str | Path) -> Projection:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
+import torch
+
+from primaps.config import Classes, Seed, Steps
 from primaps.features.store import Rows
 from primaps.projections.hp import HP_PRESETS, HPSettings, train_hp
 from primaps.projections.projection import Projection
 from primaps.projections.shifts import automatic_shifts
 from primaps.projections.stego import STEGO_PRESETS, StegoSettings, train_stego
+from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.renamed import renamed
+from primaps.support.typed import conform
 
-METHODS = ("stego", "hp")
+Method = Literal["stego", "hp"]
 
 
 def projection_settings(
@@ -35,8 +40,7 @@ def projection_settings(
         >>> projection_settings("hp", "potsdam", dim=64).temperature
         0.4
     """
-    if method not in METHODS:
-        raise InputError(f"method {method!r} must be one of {', '.join(METHODS)}")
+    conform(method, Method, "method")
     presets: dict[str, Any] = STEGO_PRESETS if method == "stego" else HP_PRESETS
     if preset not in presets:
         raise InputError(f"preset {preset!r} must be one of {', '.join(presets)}")
@@ -48,14 +52,16 @@ def projection_settings(
 
 
 @renamed(report="progress")
+@entrance
+@torch.enable_grad()
 def train_projection(
     features: Rows,
     method: str,
     *,
-    classes: int | None = None,
+    classes: Classes | None = None,
     settings: StegoSettings | HPSettings | None = None,
-    steps: int = 300,
-    seed: int = 0,
+    steps: Steps = 300,
+    seed: Seed = 0,
     progress: ProgressCallback = silent,
 ) -> Projection:
     """Train a projection on cached features.
@@ -74,10 +80,11 @@ def train_projection(
     Raises:
         InputError: settings of the other method, too few images, or out of range.
     """
+    conform(method, Method, "method")
     settings = projection_settings(method) if settings is None else settings
     if method == "stego" and isinstance(settings, StegoSettings):
         if settings.shifts is None:
-            if classes is None or classes < 2:
+            if classes is None:
                 raise InputError(
                     "STEGO needs shifts in its settings, or the number of classes (at least 2) to "
                     "find them by"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from primaps.crf import DenseCRF
 from primaps.proposals.principal_masks import propose
+from primaps.support.arrays import as_tensor
+from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
+from primaps.support.typed import Range
 
 CRF = Callable[[Tensor, list[Tensor]], Sequence[Tensor]]
 """Images and probabilities of each to marginals of each."""
@@ -69,9 +72,10 @@ def _median3x3(maps: Float[Tensor, "z h w"]) -> Float[Tensor, "z h w"]:
     return torch.stack(windows).median(0).values
 
 
+@entrance
 def mask_probabilities(
-    features: Float[Tensor, "b c h w"],
-    images: UInt8[Tensor, "b 3 H W"],
+    features: Any,
+    images: Any,
     *,
     crf: CRF | Literal["dense"] | None = "dense",
     threshold: float = 0.4,
@@ -79,13 +83,13 @@ def mask_probabilities(
     anchor: bool = True,
     iterative: bool = True,
     median: bool = True,
-    gain: float = 10.0,
+    gain: Annotated[float, Range(above=0)] = 10.0,
 ) -> list[Float[Tensor, "_ H W"]]:
     """Proposals at image size as probabilities: smoothed, upsampled and refined by a dense CRF.
 
     Args:
-        features: feature maps of the images.
-        images: what the features were made from, 8-bit RGB.
+        features: (B, C, h, w), feature maps of the images.
+        images: (B, 3, H, W), what the features were made from, 8-bit RGB.
         crf: ``"dense"`` is :class:`primaps.DenseCRF` with its defaults; any callable that maps
             images and a list of probabilities (K_b, H, W) to marginals will do; None leaves it out.
         threshold, coverage, anchor, iterative: see :func:`propose`.
@@ -103,6 +107,7 @@ def mask_probabilities(
         >>> bool(torch.allclose(first.sum(0), torch.ones(6, 8)))
         True
     """
+    features, images = as_tensor(features, "features"), as_tensor(images, "images")
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         kind = f"{images.dtype} {tuple(images.shape)}"
         raise InputError(f"images must be uint8 (B, 3, H, W), got {kind}")
@@ -123,17 +128,18 @@ def mask_probabilities(
     ]
     if crf == "dense":
         crf = DenseCRF()
+    elif crf is not None and not callable(crf):
+        raise InputError(f"crf is {crf!r}; it must be 'dense', a callable, or None")
     return probabilities if crf is None else list(crf(images, probabilities))
 
 
-def image_masks(
-    features: Float[Tensor, "b c h w"], images: UInt8[Tensor, "b 3 H W"], **options: Any
-) -> Int[Tensor, "b H W"]:
+@entrance
+def image_masks(features: Any, images: Any, **options: Any) -> Int[Tensor, "b H W"]:
     """Principal mask proposals at image size: the argmax of :func:`mask_probabilities`.
 
     Args:
-        features: feature maps of the images.
-        images: what the features were made from, 8-bit RGB.
+        features: (B, C, h, w), feature maps of the images.
+        images: (B, 3, H, W), what the features were made from, 8-bit RGB.
         **options: as in :func:`mask_probabilities`.
 
     Returns:
@@ -148,6 +154,7 @@ def image_masks(
         >>> image_masks(features, images, crf=None).shape
         torch.Size([2, 6, 8])
     """
+    features, images = as_tensor(features, "features"), as_tensor(images, "images")
     probabilities = mask_probabilities(features, images, **options)
     if not probabilities:
         return torch.zeros((0, *images.shape[-2:]), dtype=torch.int64, device=features.device)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Annotated, Any, Literal, overload
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from primaps.proposals.batched import propose_torch
+from primaps.support.arrays import as_tensor
+from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
+from primaps.support.typed import Range
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Proposals:
 
 @overload
 def propose(
-    features: Float[Tensor, "b c h w"],
+    features: Any,
     *,
     threshold: float = ...,
     coverage: float = ...,
@@ -46,7 +49,7 @@ def propose(
 
 @overload
 def propose(
-    features: Float[Tensor, "b c h w"],
+    features: Any,
     *,
     threshold: float = ...,
     coverage: float = ...,
@@ -56,11 +59,12 @@ def propose(
 ) -> Proposals: ...
 
 
+@entrance
 def propose(
-    features: Float[Tensor, "b c h w"],
+    features: Any,
     *,
-    threshold: float = 0.4,
-    coverage: float = 0.95,
+    threshold: Annotated[float, Range(0, below=1)] = 0.4,
+    coverage: Annotated[float, Range(above=0, most=1)] = 0.95,
     anchor: bool = True,
     iterative: bool = True,
     return_details: bool = False,
@@ -78,7 +82,8 @@ def propose(
     them into one mask. Features that are zero stay in no mask.
 
     Args:
-        features: of any scale, finite; one row and column per position.
+        features: (B, C, h, w), of any scale, finite; one row and column per position. A tensor, an
+            array, or a list of (C, h, w) of one shape.
         threshold: psi of Eq. 6, in [0, 1): smaller gives larger and fewer masks.
         coverage: stop once this share of the positions is assigned, in (0, 1].
         anchor: compare with the anchor; False compares with the component itself ("similarity
@@ -103,8 +108,9 @@ def propose(
         tensor([[[1, 1, 1, 2],
                  [1, 1, 1, 2]]])
     """
-    maps = _prepare(features, threshold, coverage)
-    b, h, w = len(features), *features.shape[2:]
+    features = as_tensor(features, "features")
+    maps = _prepare(features)
+    b, (h, w) = len(maps), features.shape[2:]
     if maps.device.type == "cpu" and iterative:
         from primaps.proposals.compiled import propose_cpu
 
@@ -131,16 +137,12 @@ def propose(
     )
 
 
-def _prepare(features: Tensor, threshold: float, coverage: float) -> Float[Tensor, "b c n"]:
+def _prepare(features: Tensor) -> Float[Tensor, "b c n"]:
     """Checked, float32, positions in one axis, of a scale whose squares float32 can hold."""
     if features.ndim != 4 or 0 in features.shape[1:]:
         raise InputError(f"features must be (B, C, h, w), got {tuple(features.shape)}")
     if not features.is_floating_point():
         raise InputError(f"features must be floating point, got {features.dtype}")
-    if not 0 <= threshold < 1:
-        raise InputError(f"threshold must be in [0, 1), got {threshold}")
-    if not 0 < coverage <= 1:
-        raise InputError(f"coverage must be in (0, 1], got {coverage}")
     maps = features.detach().flatten(2)
     if len(maps) == 0:
         return maps.float()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -57,11 +58,22 @@ def _kept(function: Callable[..., Any], fastmath: bool) -> Any:
         before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, folder
         try:
             dispatcher.enable_caching()
+            dispatcher._cache.save_overload = _if_there_is_room(dispatcher._cache.save_overload)
         except RuntimeError:  # nowhere to keep it: it is compiled anew in every process
             pass
         finally:
             numba.config.CACHE_DIR = before
     return dispatcher
+
+
+def _if_there_is_room(save: Callable[..., None]) -> Callable[..., None]:
+    """What cannot be kept, as on a full disk, is compiled anew in the next process."""
+
+    def attempt(*args: Any) -> None:
+        with suppress(OSError):
+            save(*args)
+
+    return attempt
 
 
 @cache

@@ -7,6 +7,20 @@ class PrimapsError(Exception):
     """What was given cannot be used; the message is one sentence: what, where and what to do."""
 
 
+def reason(error: BaseException) -> str:
+    """What an error of another library says, as part of a sentence: its first line, not too long.
+
+    Examples:
+        >>> reason(ValueError("no such device.\\n  at line 7\\n  at line 8"))
+        'no such device'
+        >>> reason(MemoryError())
+        'MemoryError'
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines()]
+    text = next((line for line in lines if line), type(error).__name__).rstrip(".:;")
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
 class InputError(PrimapsError, ValueError):
     """An argument or option is outside its range, or arguments do not go together."""
 

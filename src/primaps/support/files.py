@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
 import re
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from primaps.support.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 logger = logging.getLogger("primaps")
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
@@ -27,6 +34,18 @@ def cache_dir() -> Path:
     if chosen := os.environ.get("PRIMAPS_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "primaps"
+
+
+def user_path(path: str | Path) -> Path:
+    """A path in which ``~`` is somebody's home, as shells have it.
+
+    Raises:
+        InputError: there is nobody of this name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: there is no home folder of this name") from None
 
 
 @contextlib.contextmanager
@@ -51,13 +70,77 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with named(path):
+            yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files private
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
+    """Write a picture in the format of the suffix, whole: Pillow itself would not notice when a
+    disk that is nearly full takes only the first part of a write."""
+    content = io.BytesIO()
+    content.name = path.name  # which says the format
+    picture.save(content, **options)
+    path.write_bytes(content.getvalue())
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: str | Path | None = None) -> Iterator[Path]:
+    """A folder for the time of the block; what a killed process left is removed by the next.
+
+    Args:
+        parent: None is the system's folder for such.
+
+    Examples:
+        >>> with temporary_folder() as folder:
+        ...     folder.is_dir()
+        True
+        >>> folder.exists()
+        False
+    """
+    place = Path(parent or tempfile.gettempdir())
+    _clear_abandoned(place.resolve())
+    folder = Path(tempfile.mkdtemp(dir=place, prefix=f".writing-{_HOST}-{os.getpid()}-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors of writing a file name it: those of a full disk name none, or a temporary one.
+
+    Examples:
+        >>> with named(Path("masks.png")):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        OSError: [Errno 28] No space left on device: 'masks.png'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or _elsewhere(error, path):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except Exception as error:
+        # safetensors has an error of its own, which is not imported here for it.
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if type(error).__name__ != "SafetensorError" or found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _elsewhere(error: OSError, path: Path) -> bool:
+    """Whether an error is of another file, as one that is read meanwhile."""
+    name = error.filename
+    return name is not None and not Path(os.fsdecode(name)).name.startswith(".writing-")
 
 
 @contextlib.contextmanager
@@ -90,7 +173,11 @@ def _clear_abandoned(folder: Path) -> None:
     for path in folder.glob(f".writing-{_HOST}-*"):
         number = path.name.removeprefix(f".writing-{_HOST}-").partition("-")[0]
         if number.isdecimal() and not _runs(int(number)):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another user's, or nobody may write here
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 def _runs(process: int) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from primaps.support.errors import InputError, PrimapsError
-from primaps.support.files import atomic_path, sha256, write_json
+from primaps.support.files import atomic_path, named, sha256, write_json
 from primaps.support.inputs import read_json
 
 OPTIONS, JOURNAL = "primaps.json", "primaps.jsonl"
@@ -110,7 +110,7 @@ class OutputFolder:
     def _append(self, line: dict[str, Any]) -> None:
         path = self.folder / JOURNAL
         text = json.dumps(line, ensure_ascii=False) + "\n"
-        with path.open("a+b") as journal:
+        with named(path), path.open("a+b") as journal:
             if journal.tell() and not _ends_a_line(path):  # a line that a killed run left half
                 text = "\n" + text
             journal.write(text.encode())

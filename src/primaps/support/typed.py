@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -72,13 +73,15 @@ def conform(value: Any, kind: Any, name: str) -> Any:
     if origin is Annotated:
         bounds = [part for part in parts[1:] if isinstance(part, Range)]
         sized = isinstance(value, str | list | tuple | dict)
-        if (
-            sized and (get_origin(parts[0]) or parts[0]) in _SIZED
-        ):  # before its content is looked at, of which there may be millions
+        # Before its content is looked at, of which there may be millions.
+        if sized and (get_origin(parts[0]) or parts[0]) in _SIZED:
             _check_range(len(value), bounds, f"{name} has the length {len(value)}")
         found = conform(value, parts[0], name)
         if found is not None and not sized:
             _check_range(found, bounds, f"{name} is {short(value)}")
+        for choices in parts[1:]:
+            if get_origin(choices) is Literal and found is not None:
+                conform(found, choices, name)
         return found
     if kind is Any:
         return value
@@ -88,8 +91,8 @@ def conform(value: Any, kind: Any, name: str) -> Any:
         if not any(value == choice and type(value) is type(choice) for choice in parts):
             raise InputError(f"{name} {short(value)} must be one of {', '.join(map(str, parts))}")
         return value
-    if kind is bool and isinstance(value, bool):
-        return value
+    if kind is bool and (isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")):
+        return bool(value)  # NumPy's own too
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
     if kind is float and isinstance(value, Real) and not isinstance(value, bool):
@@ -197,7 +200,7 @@ def _words(kind: Any) -> str:
     if dataclasses.is_dataclass(kind):
         return "an object"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    names |= {NoneType: "null", list: "a list", tuple: "a list", dict: "an object"}
+    names |= {NoneType: "null", Path: "a path", list: "a list", tuple: "a list", dict: "an object"}
     return names.get(origin or kind, getattr(kind, "__name__", str(kind)))
 
 

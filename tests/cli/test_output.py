@@ -1,0 +1,221 @@
+"""What commands print: to readers who go away, to full disks, with the texts of others in it."""
+
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from rich.table import Table
+
+from primaps.cli import words
+from primaps.cli.app import interrupted
+from tests.cli.test_cli import call
+from tests.conftest import painted
+
+PRINTING = [["--version"], ["--help"], ["fit", "--help"], ["reproduce", "table2", "--plan"]]
+
+
+def primaps(arguments, **options):
+    command = [sys.executable, "-m", "primaps", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")  # noqa: PTH110
+def test_an_output_that_takes_nothing_is_named_in_one_sentence():
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        runs = [primaps(arguments, stdout=full) for arguments in PRINTING]
+        for run in runs:
+            said = run.communicate()[1]
+            assert run.returncode == 1, said
+            assert said == "error: standard output: No space left on device\n"
+
+
+def test_a_reader_who_goes_away_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    runs = [primaps(arguments, stdout=writing) for arguments in PRINTING]
+    for run in runs:
+        said = run.communicate()[1]
+        assert run.returncode == 1
+        assert said == ""
+    os.close(writing)
+
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=30) | st.sampled_from(
+    [
+        "[/x]",
+        "[red]a",
+        "\\[a",
+        "[link=http://a]b",
+        "a\x1b]0;title\x07",
+        "\x9b31m",
+        "\r\n\t",
+        "\u202e",
+    ]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXT)
+def test_texts_of_others_are_shown_as_they_are_and_control_nothing(text):
+    file = io.StringIO()
+    console = Console(file=file, width=400, force_terminal=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words, "err", console)
+        words.note(text)
+        words.warn(text)
+    table = Table("")
+    table.add_row(words.cell(text))
+    console.print(table)
+    shown = words.visible(text)
+    assert file.getvalue().count(shown.strip()) >= 3
+    assert all(c.isprintable() or c == "\n" for c in file.getvalue())
+    assert words.visible(shown) == shown
+
+
+def test_errors_of_many_lines_are_one():
+    assert "\n" not in words.sentence(RuntimeError("a\nb"))
+    assert words.sentence(OSError(28, "No space left on device", "a.png")).startswith("a.png: ")
+    assert "not enough memory" in words.sentence(MemoryError())
+
+
+def test_an_interruption_is_seen_behind_what_compiled_code_makes_of_it():
+    """CPython says SystemError where a compiled function returns with Ctrl-C pending."""
+    seen = SystemError("<function> returned a result with an exception set")
+    seen.__cause__ = KeyboardInterrupt()
+    assert interrupted(seen)
+    assert not interrupted(SystemError("another"))
+
+
+@pytest.fixture
+def images(tmp_path):
+    (tmp_path / "images").mkdir()
+    for seed in range(12):
+        painted(seed, 320, 320)[0].save(tmp_path / "images" / f"{seed:02}.png")
+    return tmp_path / "images"
+
+
+def test_ctrl_c_is_one_sentence_and_130(images, vit, tmp_path):
+    out = tmp_path / "out"
+    run = primaps(["propose", images, "--out", out, "--backbone", vit, "--size", "320"])
+    while not list(out.glob("*.png")):
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    said = run.communicate()[1]
+    assert run.returncode == 130
+    assert said.splitlines()[-1] == "stopped: the same command goes on where it stopped"
+    assert "Traceback" not in said
+    assert not list(out.glob(".writing-*"))
+
+
+def test_a_full_disk_is_said_with_the_name_of_the_file(images, vit, tmp_path):
+    def small_files():  # as a full disk, a limit on the size of files stops writing half-way
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+
+    run = primaps(["propose", images, "--out", tmp_path / "out", "--backbone", vit, "--size", "64"],
+                  preexec_fn=small_files)  # fmt: skip
+    said = run.communicate()[1]
+    assert run.returncode == 1
+    assert said.splitlines()[-1] == f"error: {tmp_path}/out/00.overlay.jpg: File too large"
+    assert not list((tmp_path / "out").glob(".writing-*"))
+
+
+@pytest.fixture
+def fitted(vit, painted_folder, tmp_path):
+    quick = ["--size", 64, "--epochs", 1, "--min-steps", 5, "--min-init-steps", 20]
+    done = call("fit", painted_folder / "images", "--classes", 3, "--out", tmp_path / "model",
+                "--backbone", vit, *quick, "--store", tmp_path / "store")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    return tmp_path / "model"
+
+
+def test_names_of_classes_are_text_wherever_they_are_shown(fitted, painted_folder, tmp_path):
+    strange = "[red]$x_{$ <b>&\x1b[31m"
+    assert call("classes", fitted, "rename", 0, strange[:-5]).exit_code == 0
+    shown = call("classes", fitted).output
+    assert "[red]$x" in shown
+    assert "\x1b[31m" not in shown
+    labels, images = painted_folder / "labels", painted_folder / "images"
+    names = {"classes": [strange, "a$b", "[/c]"], "ignore_index": 255}
+    (labels / "classes.json").write_text(json.dumps(names))
+    scores, pictures, page = (tmp_path / name for name in ("a.json", "pictures", "report.html"))
+    evaluate = ["evaluate", fitted, images, "--labels", labels, "--no-crf"]
+    report = ["report", fitted, images, "--out", tmp_path, "--no-crf", "--most", 2]
+    for _ in range(2):  # ours are replaced
+        done = call(*evaluate, "--pictures", pictures, "--json", scores)
+        assert done.exit_code == 0, done.output
+        assert call(*report).exit_code == 0
+    assert "[/c]" in done.output
+    assert "\x1b[31m" not in done.output
+    assert len(list(pictures.iterdir())) == 3
+    assert "<b>&" not in page.read_text()
+    foreign = {
+        page: report,
+        scores: [*evaluate, "--json", scores],
+        pictures / "iou.png": [*evaluate, "--pictures", pictures],
+    }
+    for path, command in foreign.items():
+        path.write_bytes(b"mine: primaps wrote nothing of this")
+        done = call(*command)
+        assert done.exit_code == 1
+        assert f"{path} was not written by primaps" in done.output.replace("\n", "")
+        assert path.read_bytes() == b"mine: primaps wrote nothing of this"
+
+
+def test_a_tilde_is_the_home_of_a_user(fitted, painted_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    done = call("predict", fitted, painted_folder / "images", "--out", "~/maps", "--no-crf")
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "home" / "maps").glob("*.png"))) == 8
+    assert not (tmp_path / "~").exists()
+    done = call("predict", fitted, painted_folder / "images", "--out", "~nobody-of-this-name/x")
+    assert "there is no home folder of this name" in done.output.replace("\n", " ")
+
+
+def test_a_store_that_has_everything_is_only_read(
+    fitted, vit, painted_folder, tmp_path, monkeypatch
+):
+    from primaps.features.store import Store
+    from primaps.support import files
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied", "the store")
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")}
+    monkeypatch.setattr(Store, "writing", refused)
+    real = files.tempfile.mkstemp
+
+    def outside(dir=None, **options):
+        assert tmp_path / "store" not in (dir, *dir.parents), dir
+        return real(dir=dir, **options)
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", outside)
+    quick = ["--size", 64, "--epochs", 1, "--min-steps", 5, "--min-init-steps", 20]
+    done = call("fit", painted_folder / "images", "--classes", 3, "--out", tmp_path / "again",
+                "--backbone", vit, *quick, "--store", tmp_path / "store")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")} == before
+    one, other = (tmp_path / name / "model.safetensors" for name in ("model", "again"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_refit_says_that_the_edits_of_the_fit_before_stay(fitted, vit, painted_folder):
+    assert call("classes", fitted, "rename", 0, "sky").exit_code == 0
+    before = (fitted / "classes.json").read_bytes()
+    quick = ["--size", 64, "--epochs", 1, "--min-steps", 9, "--min-init-steps", 9]
+    done = call("fit", painted_folder / "images", "--classes", 4, "--out", fitted, "--seed", 5,
+                "--backbone", vit, *quick)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "the classes.json of an earlier fit stays" in done.output.replace("\n", " ")
+    assert (fitted / "classes.json").read_bytes() == before
