@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save
 from scipy.io import savemat
 
-from primaps.backbones.convert import to_hub_names
+from primaps.backbones.convert import read_pth, to_hub_names
 from primaps.backbones.load import load_backbone
 from primaps.backbones.vit import load_vit
 from primaps.classes.classes_json import read_edits
@@ -40,7 +40,6 @@ from primaps.model_folder import BackboneRecord, TrainingRecord, read_model, wri
 from primaps.projections import Head, Projection, read_checkpoint
 from primaps.support.errors import InputError
 from primaps.support.files import sha256, write_json
-from primaps.support.foreign import read_foreign
 from primaps.support.outputs import OutputFolder
 from tests.backbones.test_backbones import original_names
 from tests.exchange.samples import blocks, collection
@@ -126,7 +125,7 @@ def _checkpoints(folder: Path) -> None:
 def _read_checkpoints(folder: Path) -> None:
     for name in ("a.ckpt", "a.pth"):
         read_checkpoint(None, folder / name)
-    to_hub_names(read_foreign(folder / "vit.pth"))
+    to_hub_names(read_pth(folder / "vit.pth"))
 
 
 def _model(folder: Path) -> None:

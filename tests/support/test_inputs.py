@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from primaps.data.folder import ClassList
-from primaps.support.errors import InputError
+from primaps.support.errors import InputError, NotFoundError
 from primaps.support.inputs import (
     need_tensor,
     parse_json,
@@ -63,6 +63,11 @@ def test_what_no_json_of_ours_can_be_is_one_sentence(text, words):
     assert str(error.value).endswith("; mend it")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 300
+
+
+def test_a_message_is_one_line_whatever_names_are_in_it():
+    for kind in (InputError, NotFoundError):
+        assert str(kind("a\nb\r\nc does not exist")) == "a b c does not exist"
 
 
 def test_a_million_names_are_counted_before_they_are_looked_at():

@@ -176,14 +176,12 @@ def write_folder(folder: Path, original: dict[str, Tensor]) -> Path:
     return folder
 
 
-def convert_pth(path: Path) -> Path:
-    """Convert an original DINO or DINOv2 ``.pth`` file once; returns the folder in our cache.
+def read_pth(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ViT in a PyTorch file, under their original names; nothing is executed.
 
-    Nothing that the file contains is executed.
+    Raises:
+        WeightsError: it holds no state dict of tensors.
     """
-    folder = cache_dir() / "converted" / sha256(path)[:16]
-    if (folder / "config.json").exists():
-        return folder
     try:
         state = read_foreign(path)
     except UnsafeFileError as error:
@@ -197,7 +195,18 @@ def convert_pth(path: Path) -> Path:
     if not tensors:
         raise WeightsError(f"{path} holds no state dict of tensors")
     state = {k.removeprefix("module.").removeprefix("backbone."): v for k, v in state.items()}
-    state = {k: v for k, v in state.items() if not k.startswith(("head.", "dino_head."))}
+    return {k: v for k, v in state.items() if not k.startswith(("head.", "dino_head."))}
+
+
+def convert_pth(path: Path) -> Path:
+    """Convert an original DINO or DINOv2 ``.pth`` file once; returns the folder in our cache.
+
+    Nothing that the file contains is executed.
+    """
+    folder = cache_dir() / "converted" / sha256(path)[:16]
+    if (folder / "config.json").exists():
+        return folder
+    state = read_pth(path)
     try:
         return write_folder(folder, state)
     except WeightsError as error:

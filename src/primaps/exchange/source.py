@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 
 from primaps.data.reading import ImageError, opened, upright_size
-from primaps.exchange.errors import ExchangeError, need_size
+from primaps.exchange.errors import ExchangeError, check_text, need_size
 from primaps.support.errors import InputError
 from primaps.support.inputs import read_bytes
 
@@ -35,6 +35,7 @@ def safe_name(name: object, where: str) -> str:
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise ExchangeError(f"{where} has {name!r} where the name of a file should be")
+    check_text(name, f"{where}: the file name")
     path = PurePosixPath(name.replace("\\", "/"))
     drive = PureWindowsPath(name).drive
     if path.is_absolute() or drive or ".." in path.parts or not path.parts:

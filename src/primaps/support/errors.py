@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 class PrimapsError(Exception):
-    """What was given cannot be used; the message is one sentence: what, where and what to do."""
+    """What was given cannot be used; the message is one sentence: what, where and what to do.
+
+    It is one line, whatever names of files and fields are in it.
+    """
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())
 
 
 def reason(error: BaseException) -> str:
