@@ -45,6 +45,11 @@ def hangs(folder):
     time.sleep(5)
 
 
+def spins(folder):
+    while True:
+        pass
+
+
 def says_too_much(folder):
     raise InputError("two\nlines")
 
@@ -69,7 +74,8 @@ def hoards(folder):
     ("read", "words"),
     [
         (crashes, "KeyError"),
-        (hangs, "longer than 1 s"),
+        (hangs, "longer than 0.2 s"),
+        (spins, "longer than 0.2 s"),
         (says_too_much, "an error of 2 lines"),
         (writes, "files were changed"),
         (removes, "files were changed"),
@@ -78,7 +84,7 @@ def hoards(folder):
     ],
 )
 def test_what_breaks_a_rule_is_found(read, words, monkeypatch):
-    monkeypatch.setattr(fuzz, "SECONDS", 1 if read is hangs else 60)
+    monkeypatch.setattr(fuzz, "SECONDS", 0.2 if read in (hangs, spins) else 60)
     monkeypatch.setattr(fuzz, "MEGABYTES", 100 if read is hoards else 10_000)
     with pytest.raises(AssertionError, match=words):
         fuzz.run(breaks(read), Change(0, 1, 0.5, 7))

@@ -38,7 +38,7 @@ FORMAT: Literal[2] = 2
 WRITTEN_BY = "give the folder that `primaps fit --out` wrote"
 LARGEST_HISTORY = 256 << 20
 """Bytes of the largest ``history.json``: that of a very long fit is a tenth of it."""
-Line = dict[str, str | int | float | list[int] | list[float] | None]
+Line = dict[str, str | int | float | Annotated[list[int | float], Range(0, 4096)] | None]
 """Of the history: figures of an epoch by their names."""
 FILES = ("config.json", "model.safetensors", "history.json", "tree.safetensors", "preview.png")
 
