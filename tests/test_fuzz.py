@@ -50,8 +50,13 @@ def spins(folder):
         pass
 
 
+class LinesError(InputError):
+    def __str__(self):
+        return "two\nlines"
+
+
 def says_too_much(folder):
-    raise InputError("two\nlines")
+    raise LinesError
 
 
 def writes(folder):
