@@ -185,6 +185,14 @@ def test_what_is_missing_or_damaged_is_told(tmp_path):
     with pytest.raises(DataError, match="nothing of COCO-Stuff"):
         prepare_cocostuff(raw, tmp_path / "out", problem=told.append)
     assert any("val2017.zip is damaged or not complete" in text for text in told)
+    with zipfile.ZipFile(raw / "val2017.zip", "w") as packed:
+        packed.writestr("val2017/a.jpg", b"")
+    data = bytearray((raw / "val2017.zip").read_bytes())
+    data[data.index(b"PK\x01\x02") + 6] = 255  # a version that there is not
+    (raw / "val2017.zip").write_bytes(data)
+    with pytest.raises(DataError, match="nothing of COCO-Stuff"):
+        prepare_cocostuff(raw, tmp_path / "out", problem=told.append)
+    assert any("zip file version 25.5" in text for text in told)
 
 
 def test_members_of_an_archive_that_are_damaged_encrypted_or_foreign_are_named(tmp_path):

@@ -177,6 +177,13 @@ def test_a_zip_file_that_leaves_its_folder_is_refused(exported, tmp_path):
     refused(tmp_path / "a.zip", "cvat-mask", tmp_path / "out", "leaves its folder")
 
 
+def test_a_zip_file_of_a_version_that_there_is_not_is_refused(exported, tmp_path):
+    data = bytearray((exported / "cvat-mask" / "masks.zip").read_bytes())
+    data[data.index(b"PK\x01\x02") + 6] = 255
+    (tmp_path / "a.zip").write_bytes(data)
+    refused(tmp_path / "a.zip", "cvat-mask", tmp_path / "out", "is no zip file, or cut off")
+
+
 def test_links_out_of_the_folder_are_not_followed(exported, tmp_path):
     zipped_copy(exported / "voc", tmp_path / "in", {})
     (tmp_path / "secret.txt").write_text("x:1,2,3::\n")

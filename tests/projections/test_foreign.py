@@ -241,3 +241,11 @@ def test_a_pipe_or_a_device_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "a.pth")
     refused(tmp_path / "a.pth", "is not a file")
     refused("/dev/zero", "is not a file")
+
+
+def test_an_archive_of_a_version_that_there_is_not_is_damaged(tmp_path):
+    write_raw(tmp_path / "a.pth", b"\x80\x02}.")
+    data = bytearray((tmp_path / "a.pth").read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 6] = 255
+    (tmp_path / "a.pth").write_bytes(data)
+    refused(tmp_path / "a.pth", "is a damaged zip archive .zip file version 25.5")

@@ -27,7 +27,6 @@ from primaps.data.cocostuff import (
 from primaps.data.dataset import DataError
 from primaps.data.places import read_list
 from primaps.data.reading import ImageError, image_size, load_label
-from primaps.support.errors import InputError
 from primaps.support.files import atomic_path
 from primaps.support.inputs import need_file
 from primaps.support.progress import ProgressCallback, silent
@@ -200,7 +199,7 @@ def _unpack(
     try:
         need_file(archive, sys.maxsize)
         packed = zipfile.ZipFile(archive)
-    except (zipfile.BadZipFile, InputError, OSError, ValueError) as error:
+    except Exception as error:  # zipfile raises whatever a broken byte leads to
         problem(f"{archive} is damaged or not complete ({error}); get it again")
         return
     with packed:

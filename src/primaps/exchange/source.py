@@ -154,7 +154,7 @@ def open_source(path: str | Path) -> Iterator[Source]:
     else:
         try:
             archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+        except Exception as error:  # zipfile raises whatever a broken byte leads to
             raise ExchangeError(f"{path} is no zip file, or cut off ({error})") from None
         with archive:
             infos = {}

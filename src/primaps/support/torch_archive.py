@@ -46,7 +46,11 @@ def checked_archive(path: Path) -> Iterator[zipfile.ZipFile]:
                 f"{path} is not a PyTorch file of version 1.6 or newer (no zip archive); save it "
                 "again with a newer PyTorch"
             )
-        with zipfile.ZipFile(file) as archive:
+        try:
+            archive = zipfile.ZipFile(file)
+        except Exception as error:  # zipfile raises whatever a broken byte leads to
+            raise UnsafeFileError(f"{path} is a damaged zip archive ({error})") from None
+        with archive:
             members = archive.infolist()
             for one in members:
                 stored = one.compress_type == zipfile.ZIP_STORED and not one.flag_bits & 1
