@@ -22,7 +22,7 @@ LAYERS = (
     ("model_folder", "model"),
     ("evaluation",),
     ("pictures",),
-    ("label_maps", "planning", "demo", "exchange"),
+    ("exchange", "scenes", "label_maps", "planning", "demo"),
     ("experiments",),
     ("cli",),
 )
@@ -47,6 +47,7 @@ WORDS = {
     "pictures": "overlays, charts",
     "label_maps": "propose, predict",
     "planning": "what a fit takes",
+    "scenes": "images of any size",
     "experiments": "the paper's tables",
     "cli": "the command line",
 }

@@ -57,7 +57,7 @@ def load_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> Image.
     if Path(source).suffix.lower() == ".mat":
         return Image.fromarray(_mat_image(source))
     with opened(source) as image:
-        return _to_rgb(_upright(image))
+        return _to_rgb(upright(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -115,7 +115,7 @@ def load_label(path: str | Path) -> Integer[np.ndarray, "h w"]:
                 f"label {path} is a {image.mode} image; a label map has one channel of class "
                 "indices, so convert its colours to indices first"
             )
-        return np.asarray(_upright(image)).astype(np.int64)
+        return np.asarray(upright(image)).astype(np.int64)
 
 
 def label_mode(path: str | Path) -> str | None:
@@ -158,7 +158,8 @@ def _mat_image(path: str | Path) -> np.ndarray:
     return array[..., :3]
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """An image as it lies in its file, in its own mode, turned as EXIF says."""
     image.load()
     try:
         return ImageOps.exif_transpose(image)
