@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from primaps.projections import Projection, load_projection, train_projection
     from primaps.proposals.image_size import image_masks
     from primaps.proposals.principal_masks import Proposals, propose
+    from primaps.scenes.predict import predict_image, predict_scene
+    from primaps.scenes.propose import propose_scene
+    from primaps.scenes.sample import scene_windows
     from primaps.support.errors import PrimapsError
 
 _HOME = {
@@ -61,6 +64,10 @@ _HOME = {
     "image_masks": "proposals.image_size",
     "Proposals": "proposals.principal_masks",
     "propose": "proposals.principal_masks",
+    "predict_image": "scenes.predict",
+    "predict_scene": "scenes.predict",
+    "propose_scene": "scenes.propose",
+    "scene_windows": "scenes.sample",
     "PrimapsError": "support.errors",
 }
 
@@ -89,9 +96,13 @@ __all__ = [
     "load_projection",
     "plan",
     "predict_files",
+    "predict_image",
+    "predict_scene",
     "propose",
     "propose_files",
+    "propose_scene",
     "push_to_hub",
+    "scene_windows",
     "train_projection",
     "write_report",
 ]

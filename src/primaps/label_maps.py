@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,9 +36,8 @@ from primaps.model import PriMaPsEM
 from primaps.pictures.explain import steps_picture, threshold_picture
 from primaps.pictures.overlays import overlay, overlay_masks, with_legend
 from primaps.proposals.image_size import mask_probabilities
-from primaps.support.colours import palette
+from primaps.scenes.predict import predict_image, shown_classes
 from primaps.support.entrance import entrance
-from primaps.support.errors import InputError
 from primaps.support.files import save_picture
 from primaps.support.outputs import OutputFolder
 from primaps.support.progress import ProgressCallback, silent
@@ -147,6 +146,7 @@ def predict_files(
     *,
     crf: bool = True,
     names: Sequence[str] | None = None,
+    tiles: Mapping[str, Any] | None = None,
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
 ) -> Written:
@@ -157,13 +157,10 @@ def predict_files(
 
     Args:
         names: of the K classes, for the legend; those of ``classes.json`` or the cut if None.
+        tiles: of :class:`primaps.scenes.look.Look`: images are looked at by windows, not scaled.
     """
     classes, known = model.classes, model.legend_
-    titles = known.names if known else [f"class {k}" for k in range(classes)]
-    titles = list(names) if names else titles
-    if len(titles) != classes:
-        raise InputError(f"{len(titles)} names were given for {classes} classes")
-    colours = known.colours if known else palette(classes)
+    titles, colours = shown_classes(model, names)
     hides = known is not None and known.hides
     options = {
         "primaps": VERSION,
@@ -172,8 +169,8 @@ def predict_files(
         "model": model.prediction_digest(),
         "names": titles,
     }
-    if known:
-        options["colours"] = colours.tolist()
+    options |= {"colours": colours.tolist()} if known else {}
+    options |= {"tiles": dict(tiles)} if tiles is not None else {}
 
     def picture(image: Image.Image, labels: np.ndarray) -> Image.Image:
         labels = np.where(labels == HIDDEN, classes, labels) if hides else labels
@@ -184,6 +181,8 @@ def predict_files(
         return with_legend(overlay(image, labels, shades, ignore=classes), legend, colours[shown])
 
     def classify(image: Image.Image) -> Tensor:
+        if tiles is not None:
+            return torch.from_numpy(predict_image(model, image, crf, **tiles))
         return model.predict(image, crf)
 
     return _write_maps("prediction", inputs, out, classify, picture, options, progress, problem)

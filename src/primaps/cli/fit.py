@@ -12,21 +12,26 @@ import typer
 
 from primaps.cli.app import IMAGES, SCORES, app, command, running
 from primaps.cli.options import (
+    BandsOption,
     DatasetOption,
     DeviceOption,
     IgnoreIndexOption,
     ImagesArgument,
     LabelsOption,
     ModelOutOption,
+    MppOption,
     OldCrfOption,
     ProjectionOption,
+    ScaleOption,
     SplitOption,
     StoreOption,
+    StretchOption,
     TensorBoardOption,
     bounds,
     config_options,
     dataset_by_name,
     labelled_images,
+    look_options,
     store_folder,
 )
 from primaps.cli.words import err, note, result, warn
@@ -51,6 +56,13 @@ def fit(
     split: SplitOption = None,
     projection: ProjectionOption = None,
     store: StoreOption = None,
+    windows: Annotated[
+        int | None, typer.Option(help="Fit on this many windows at random places of scenes.")
+    ] = None,
+    scale: ScaleOption = None,
+    mpp: MppOption = None,
+    bands: BandsOption = None,
+    stretch: StretchOption = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what it will take: bytes, memory, time.")
     ] = False,
@@ -60,7 +72,6 @@ def fit(
 ) -> None:
     """Find K classes in unlabelled images (PriMaPs-EM) and write the model."""
     with running() as progress, _process(device) as own:
-        from primaps.data import find_images
         from primaps.em.fit import schedule
         from primaps.model import PriMaPsEM
         from primaps.planning import plan as estimate
@@ -68,7 +79,8 @@ def fit(
         data = dataset_by_name(dataset, images, split, "train")
         if data is not None and data.incomplete:
             warn(data.incomplete)
-        files = find_images(images, exclude=out) if data is None else data.samples
+        look = look_options(None, None, scale, mpp, bands, stretch)
+        files = _files(images, out, data, options, windows, look, own, progress)
         options |= {"projection": projection, "device": own}
         evidence: list[Any] = []
         if classes.isdecimal():
@@ -129,6 +141,30 @@ def probe(
             **options,
         )  # fmt: skip
         _train(model, data.samples, data, out, store, tensorboard, progress)
+
+
+def _files(
+    images: str, out: Path, data: Any, options: dict[str, Any], windows: int | None,
+    look: dict[str, Any], device: str, progress: Any,
+) -> Any:  # fmt: skip
+    """The images to fit on: a data set's, those of a folder, or windows of scenes."""
+    from primaps.backbones.load import load_backbone
+    from primaps.data import find_images
+    from primaps.scenes.sample import scene_windows
+
+    if windows is None:
+        if look:
+            raise InputError(f"--{min(look)} is about scenes: give --windows N as well")
+        return find_images(images, exclude=out) if data is None else data.samples
+    if data is not None:
+        raise InputError("--windows are of scenes, not of a --dataset: give one of them")
+    size = options["size"] or load_backbone(options["backbone"], device).default_size
+    found = scene_windows(
+        images, windows, size, seed=options["seed"], progress=progress,
+        **look,
+    )  # fmt: skip
+    note(f"{len(found)} windows of {size} px")
+    return found
 
 
 def _choose(
