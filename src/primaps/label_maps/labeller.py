@@ -1,0 +1,44 @@
+"""From images to label maps at their own sizes: one way for files, engines and single images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Integer, UInt8
+from PIL import Image
+from torch import Tensor
+
+from primaps.data import fit_to_patches, to_tensor
+
+Size = tuple[int, int]
+"""Height and width."""
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """What makes label maps, and how images have to come.
+
+    Attributes:
+        label: 8-bit images (B, 3, H, W), scaled, and the sizes of the B originals, to a label map
+            (H, W) of each at its own size.
+        size: shorter side of scaled images in pixels.
+        patch_size: their sides are multiples of it.
+        device: where the work is done.
+    """
+
+    label: Callable[[Tensor, Sequence[Size]], list[Tensor]]
+    size: int
+    patch_size: int
+    device: torch.device
+
+    def scaled(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+        """An image as ``label`` takes it."""
+        return to_tensor(fit_to_patches(image, self.size, self.patch_size))
+
+    def __call__(
+        self, scaled: Sequence[UInt8[Tensor, "3 h w"]], sizes: Sequence[Size]
+    ) -> list[Integer[Tensor, "H W"]]:
+        """Label maps, on the CPU, of scaled images of one size."""
+        return [labels.cpu() for labels in self.label(torch.stack(list(scaled)), sizes)]

@@ -1,0 +1,99 @@
+"""Class maps of a collection by a fitted model: ``primaps predict``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer
+from PIL import Image
+from torch import Tensor
+
+from primaps.backbones.backbone import mirrored_mean
+from primaps.classes.legend import HIDDEN
+from primaps.data import Problem, find_images
+from primaps.em.pixels import largest_channel
+from primaps.label_maps.collection import Inputs, Picture, Written, write_maps
+from primaps.label_maps.labeller import Labeller, Size
+from primaps.model import PriMaPsEM
+from primaps.pictures.overlays import overlay, with_legend
+from primaps.support.colours import palette
+from primaps.support.errors import InputError
+from primaps.support.progress import ProgressCallback, silent
+from primaps.support.renamed import renamed
+from primaps.version import VERSION
+
+logger = logging.getLogger("primaps")
+
+
+@renamed(report="progress")
+def predict_files(
+    model: PriMaPsEM,
+    inputs: Inputs,
+    out: str | Path,
+    *,
+    crf: bool = True,
+    names: Sequence[str] | None = None,
+    progress: ProgressCallback = silent,
+    problem: Problem = logger.warning,
+) -> Written:
+    """Class maps of images by a fitted model: ``primaps predict``.
+
+    For each image ``out/<relative path>.png`` has the class 0..K-1 of every pixel at the image's
+    own size (8 bits), and ``.overlay.jpg`` beside it shows it with a legend.
+
+    Args:
+        names: of the K classes, for the legend; those of ``classes.json`` or the cut if None.
+    """
+    known = model.legend_
+    titles = known.names if known else [f"class {k}" for k in range(model.classes)]
+    titles = list(names) if names else titles
+    if len(titles) != model.classes:
+        raise InputError(f"{len(titles)} names were given for {model.classes} classes")
+    options = {
+        "primaps": VERSION,
+        "command": "predict",
+        "crf": crf,
+        "model": model.prediction_digest(),
+        "names": titles,
+    }
+    if known:
+        options["colours"] = known.colours.tolist()
+    out = Path(out).expanduser()
+    files = find_images(inputs, exclude=out)
+    shown = class_picture(model, titles)
+    labeller = predictor(model, crf)
+    return write_maps("prediction", files, out, labeller, shown, options, progress, problem)
+
+
+def predictor(model: PriMaPsEM, crf: bool = True) -> Labeller:
+    """Images to maps of their classes; each as :meth:`primaps.PriMaPsEM.predict` gives it."""
+
+    def label(images: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
+        features = mirrored_mean(model.backbone, images)
+        found = model.probabilities(features, images, crf)
+        return [
+            model.relabel(largest_channel(probabilities, size), own)
+            for probabilities, size, own in zip(found, sizes, features, strict=True)
+        ]
+
+    return Labeller(label, model.size, model.backbone.patch_size, model.backbone.device)
+
+
+def class_picture(model: PriMaPsEM, titles: Sequence[str]) -> Picture:
+    """Classes in colours over their image, above a legend with the share of each."""
+    classes, known = model.classes, model.legend_
+    colours = known.colours if known else palette(classes)
+    shades = np.concatenate([colours, np.zeros_like(colours[:1])])  # the last one: hidden
+    hides = known is not None and known.hides
+
+    def picture(image: Image.Image, labels: Integer[np.ndarray, "h w"]) -> Image.Image:
+        labels = np.where(labels == HIDDEN, classes, labels) if hides else labels
+        present = np.bincount(labels.flatten(), minlength=classes) / labels.size
+        shown = [k for k in np.argsort(-present[:classes]) if present[k] >= 0.001]
+        legend = [f"{titles[k]} {present[k]:.0%}" for k in shown]
+        return with_legend(overlay(image, labels, shades, ignore=classes), legend, colours[shown])
+
+    return picture
