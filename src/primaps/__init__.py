@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from primaps.evaluation.protocol import Evaluation, evaluate
     from primaps.exchange import export_labels, import_labels
     from primaps.exchange.hub import push_to_hub
-    from primaps.label_maps import predict_files, propose_files
+    from primaps.label_maps import Predictor, Proposer, predict_files, propose_files
     from primaps.model import PriMaPsEM
     from primaps.model_folder import ModelError
     from primaps.pictures.report import write_report
@@ -48,6 +48,8 @@ _HOME = {
     "export_labels": "exchange",
     "import_labels": "exchange",
     "push_to_hub": "exchange.hub",
+    "Predictor": "label_maps",
+    "Proposer": "label_maps",
     "predict_files": "label_maps",
     "propose_files": "label_maps",
     "PriMaPsEM": "model",
@@ -72,10 +74,12 @@ __all__ = [
     "ImageError",
     "ModelError",
     "Plan",
+    "Predictor",
     "PriMaPsEM",
     "PrimapsError",
     "Projection",
     "Proposals",
+    "Proposer",
     "WeightsError",
     "dense_crf",
     "evaluate",

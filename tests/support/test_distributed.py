@@ -55,8 +55,8 @@ def command(script: Path, processes: int, *arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    root = str(Path(__file__).parents[2])
-    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
 def launch(script: Path, processes: int, *arguments: str) -> None:

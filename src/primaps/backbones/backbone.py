@@ -153,7 +153,8 @@ def both_features(
 
 def mirrored_mean(backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
     """Features averaged over each image and its mirror image, as at inference in the program."""
-    one, other = both_features(backbone, images).unbind(1)
+    inputs = network_input(backbone, images)
+    one, other = backbone(torch.cat([inputs, inputs.flip(-1)])).chunk(2)
     return (one + other.flip(-1)) / 2
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +19,7 @@ from primaps.cli.options import (
     ModelArgument,
     OldCrfOption,
     OutOption,
+    ShardOption,
     SizeOption,
     ThresholdOption,
     fitted_model,
@@ -50,6 +52,7 @@ def propose(
     explain: Annotated[
         bool, typer.Option("--explain", help="Also draw how the masks come about.")
     ] = False,
+    shard: ShardOption = "auto",
     device: DeviceOption = "auto",
     crf: OldCrfOption = None,
 ) -> None:
@@ -58,16 +61,17 @@ def propose(
         from primaps.backbones.load import load_backbone
         from primaps.label_maps import explain_files, propose_files
 
-        network = load_backbone(backbone, device)
+        shown = _share(shard, progress)
+        network = load_backbone(backbone, _own(device))
         note(f"backbone {network.name} from {network.source}")
         done = propose_files(
             inputs, out, backbone=network, threshold=threshold, mask_crf=mask_crf, size=size,
-            progress=progress, problem=warn,
+            shard=shard, progress=shown, problem=warn,
         )  # fmt: skip
         if explain:
             explain_files(
                 inputs, out, backbone=network, threshold=threshold, mask_crf=mask_crf, size=size,
-                progress=progress, problem=lambda sentence: None,
+                shard=shard, progress=shown, problem=lambda sentence: None,
             )  # fmt: skip
         summary(done, out)
 
@@ -80,15 +84,37 @@ def predict(
     crf: CrfOption = True,
     names: Annotated[str | None, typer.Option(help="Class names for the legend, a,b,c.")] = None,
     classes: CutOption = None,
+    shard: ShardOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
     """Class map of every image by a fitted model, with a picture and legend."""
     with running() as progress:
         from primaps.label_maps import predict_files
 
-        network = fitted_model(model, device, classes)
+        shown = _share(shard, progress)
+        network = fitted_model(model, _own(device), classes)
         done = predict_files(
             network, inputs, out, crf=crf, names=names.split(",") if names else None,
-            progress=progress, problem=warn,
+            shard=shard, progress=shown, problem=warn,
         )  # fmt: skip
         summary(done, out)
+
+
+def _share(shard: str, progress: Any) -> Any:
+    """Say which share this process has; the progress of the first one is shown."""
+    from primaps.support.progress import silent
+    from primaps.support.shards import read_shard
+
+    share = read_shard(shard)
+    if share.count > 1:
+        note(f"shard {share} of the images; --shard 1/1 takes them all")
+    return progress if share.number == 1 else silent
+
+
+def _own(device: str) -> str:
+    """The GPU of this process, if torchrun started several."""
+    if device not in ("auto", "cuda") or "LOCAL_RANK" not in os.environ:
+        return device
+    import torch
+
+    return f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else device

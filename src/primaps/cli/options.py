@@ -27,7 +27,10 @@ def bounds(kind: Any) -> Range:
 
 
 InputsArgument = Annotated[
-    list[str], typer.Argument(metavar="INPUT...", help="Image files, folders (recursive) or globs.")
+    list[str],
+    typer.Argument(
+        metavar="INPUT...", help="Image files, folders (recursive), globs, tar files or URLs."
+    ),
 ]
 ImagesArgument = Annotated[
     str, typer.Argument(metavar="IMAGES", help="A folder (recursive) or a glob.")
@@ -52,6 +55,12 @@ CutOption = Annotated[
     int | None,
     Range(2, 256),
     typer.Option("--classes", help="Cut the tree here [default: classes.json, or K]."),
+]
+ShardOption = Annotated[
+    str,
+    typer.Option(
+        help="I/N: the I-th of N shares of the images; auto: that of torchrun or a Slurm array."
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 LabelsOption = Annotated[

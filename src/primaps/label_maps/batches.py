@@ -82,7 +82,7 @@ def lanes(device: torch.device) -> Iterator[Lanes]:
 def overlapped(
     batches: Iterable[list[T]], work: Callable[[list[T]], R], lanes: Lanes
 ) -> Iterator[R]:
-    """Results of ``work``, in order, while other batches are worked on, as many as there are threads.
+    """Results of ``work``, in order, while other batches are worked on, one for each thread.
 
     An error of ``work`` is raised here, and nothing more is begun.
     """

@@ -14,11 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from primaps.data import ImageError, ImageFile, Problem, load_image, read
-from primaps.data.stream import content_digest
+from primaps.data.folder import files_here
+from primaps.data.stream import content_digest, in_memory
 from primaps.label_maps.batches import alike, lanes, overlapped
 from primaps.label_maps.labeller import Labeller, Size
 from primaps.support.outputs import OutputFolder
 from primaps.support.progress import ProgressCallback
+from primaps.support.shards import read_shard
 
 Inputs = str | Path | Sequence[str | Path]
 Picture = Callable[[Image.Image, Integer[np.ndarray, "h w"]], Image.Image]
@@ -27,8 +29,6 @@ ENDINGS = (".png", ".overlay.jpg")
 """Of the label map and the picture of an image."""
 OVERLAY_SIDE = 1600
 """Longest side of overlay pictures in pixels: to look at, so no larger than a screen."""
-BATCH = 8
-"""Images that are computed together, at most."""
 WAITING = 48
 """Images that are held at the same time until enough others have their size."""
 
@@ -74,6 +74,7 @@ def write_maps(
     labeller: Labeller,
     picture: Picture,
     options: dict[str, Any],
+    shard: str | None,
     progress: ProgressCallback,
     problem: Problem,
 ) -> Written:
@@ -82,13 +83,19 @@ def write_maps(
     Images of one scaled size are computed together, whatever lies between them. Reading, computing
     and writing overlap.
 
+    Args:
+        shard: see :func:`primaps.support.shards.read_shard`.
+
     Raises:
+        InputError: there is no such shard.
         ImageError: there are images and none of them could be read.
         OutputError: a file would be replaced that is not ours.
     """
+    share = read_shard(shard)
     names = {file.key: [f"{file.key}{end}" for end in ENDINGS] for file in files}
-    inputs = [Path(str(file.source)) for file in files]
-    output = OutputFolder(out, options, inputs, [name for pair in names.values() for name in pair])
+    all_names = [name for pair in names.values() for name in pair]
+    output = OutputFolder(out, options, files_here(files), all_names)
+    files = share.of(files)
     written: set[str] = set()
     kept: set[str] = set()
     problems: list[str] = []
@@ -102,6 +109,7 @@ def write_maps(
 
     def load(file: ImageFile) -> _Loaded | None:
         """None if the results of this content are there."""
+        file = in_memory(file)
         digest = content_digest(file)
         if output.finished(digest, names[file.key]):
             return None
@@ -110,7 +118,7 @@ def write_maps(
         return _Loaded(file.key, digest, labeller.scaled(image), _shown(image), size)
 
     def to_do() -> Any:
-        for file, loaded in read(files, load, skip, ahead=2 * BATCH):
+        for file, loaded in read(files, load, skip, ahead=16):
             if loaded is None:
                 kept.add(file.key)
                 report()
@@ -126,7 +134,7 @@ def write_maps(
                 _write(output, one, labels.numpy(), picture)
             return [one.key for one in batch]
 
-        batches = alike(to_do(), lambda one: one.scaled.shape, BATCH, WAITING)
+        batches = alike(to_do(), lambda one: one.scaled.shape, labeller.together, WAITING)
         for done in overlapped(batches, work, own):
             written |= set(done)
             report()

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from primaps.backbones.backbone import Backbone, image_features
 from primaps.crf import DenseCRF
-from primaps.data import Problem, find_images, fit_to_patches, load_image, read, to_tensor
+from primaps.data import (
+    ImageFile,
+    Problem,
+    find_images,
+    fit_to_patches,
+    load_image,
+    read,
+    to_tensor,
+)
+from primaps.data.folder import files_here
 from primaps.data.stream import content_digest
 from primaps.label_maps.collection import Inputs
 from primaps.label_maps.proposing import propose_options
@@ -16,6 +26,7 @@ from primaps.pictures.explain import steps_picture, threshold_picture
 from primaps.support.outputs import OutputFolder
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.renamed import renamed
+from primaps.support.shards import read_shard
 
 logger = logging.getLogger("primaps")
 
@@ -29,6 +40,7 @@ def explain_files(
     threshold: float = 0.4,
     mask_crf: bool = True,
     size: int | None = None,
+    shard: str | None = None,
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
 ) -> list[Path]:
@@ -38,21 +50,24 @@ def explain_files(
         inputs: files, folders (searched recursively) or globs.
         threshold: of the steps, psi of Eq. 6.
         mask_crf: refine the masks of the threshold strip by the dense CRF.
+        shard: as in :func:`primaps.propose_files`.
         size: shorter side in pixels; None is the multiple of the patch size nearest to 320.
 
     Raises:
         NotFoundError: there is no image.
     """
-    files, written = find_images(inputs, exclude=out), []
+    files: Sequence[ImageFile] = find_images(inputs, exclude=out)
+    written = []
     refine = DenseCRF() if mask_crf else None
     side, out = size or backbone.default_size, Path(out).expanduser()
     kinds = ("steps", "thresholds")
     output = OutputFolder(
         out,
         propose_options(backbone, threshold, mask_crf, side),
-        [Path(str(file.source)) for file in files],
+        files_here(files),
         [f"{file.key}.{kind}.jpg" for file in files for kind in kinds],
     )
+    files = read_shard(shard).of(files)
     loaded = read(files, lambda file: (content_digest(file), load_image(file.source)), problem)
     for done, (file, (digest, image)) in enumerate(loaded, 1):
         small = fit_to_patches(image, side, backbone.patch_size)

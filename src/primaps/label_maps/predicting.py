@@ -36,6 +36,7 @@ def predict_files(
     *,
     crf: bool = True,
     names: Sequence[str] | None = None,
+    shard: str | None = None,
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
 ) -> Written:
@@ -45,6 +46,7 @@ def predict_files(
     own size (8 bits), and ``.overlay.jpg`` beside it shows it with a legend.
 
     Args:
+        inputs, shard: as in :func:`primaps.propose_files`.
         names: of the K classes, for the legend; those of ``classes.json`` or the cut if None.
     """
     known = model.legend_
@@ -65,7 +67,7 @@ def predict_files(
     files = find_images(inputs, exclude=out)
     shown = class_picture(model, titles)
     labeller = predictor(model, crf)
-    return write_maps("prediction", files, out, labeller, shown, options, progress, problem)
+    return write_maps("prediction", files, out, labeller, shown, options, shard, progress, problem)
 
 
 def predictor(model: PriMaPsEM, crf: bool = True) -> Labeller:
@@ -79,7 +81,7 @@ def predictor(model: PriMaPsEM, crf: bool = True) -> Labeller:
             for probabilities, size, own in zip(found, sizes, features, strict=True)
         ]
 
-    return Labeller(label, model.size, model.backbone.patch_size, model.backbone.device)
+    return Labeller(label, model.size, model.backbone.patch_size, model.backbone.device, passes=2)
 
 
 def class_picture(model: PriMaPsEM, titles: Sequence[str]) -> Picture:

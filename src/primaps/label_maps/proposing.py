@@ -37,6 +37,7 @@ def propose_files(
     mask_crf: bool = True,
     size: int | None = None,
     device: str | torch.device = "auto",
+    shard: str | None = None,
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
 ) -> Written:
@@ -48,13 +49,17 @@ def propose_files(
     options wrote is kept.
 
     Args:
-        inputs: files, folders (searched recursively) or globs.
+        inputs: files, folders (searched recursively), globs, tar files or URLs, see
+            :func:`primaps.find_images`.
         threshold: psi of Eq. 6, in [0, 1).
         mask_crf: refine the masks by the dense CRF.
         size: shorter side in pixels; None is 320 or the multiple of the patch size nearest to it.
+        shard: ``I/N`` for the I-th of N shares of the images, each for a process of its own, on one
+            folder or several; ``auto`` is that of torchrun or a Slurm array; None is everything.
 
     Raises:
         NotFoundError: there is no image.
+        InputError: there is no such shard.
         WeightsError: the backbone has no weights here.
     """
     network = load_backbone(backbone, device)
@@ -62,7 +67,9 @@ def propose_files(
     options = propose_options(network, threshold, mask_crf, labeller.size)
     out = Path(out).expanduser()
     files = find_images(inputs, exclude=out)
-    return write_maps("proposals", files, out, labeller, overlay_masks, options, progress, problem)
+    return write_maps(
+        "proposals", files, out, labeller, overlay_masks, options, shard, progress, problem
+    )
 
 
 def proposer(
