@@ -43,6 +43,7 @@ from primaps.data import (
     pair_up,
     to_tensor,
 )
+from primaps.data.drawing import drawn
 from primaps.em.fit import fit_prototypes, schedule
 from primaps.em.masks import mask_table
 from primaps.em.pixels import largest_channel, upsample
@@ -181,6 +182,7 @@ class PriMaPsEM:
         images: ImageCollection,
         labels: str | Path | Dataset | None = None,
         *,
+        sample: int | None = None,
         store: str | Path | None = "auto",
         checkpoints: str | Path | None = None,
         progress: ProgressCallback = silent,
@@ -194,6 +196,7 @@ class PriMaPsEM:
                 centred square.
             labels: folder of label maps, or the data set that the images are of; for the linear
                 probe, and for nothing else.
+            sample: number of images to fit to, drawn by the seed; None is all of them.
             store: folder that keeps features and masks, so that they are computed once and for
                 all; ``auto`` is memory if they take less than 2 GB, else the cache; None is memory.
             checkpoints: folder of the training state: the same call goes on where it was stopped.
@@ -203,8 +206,8 @@ class PriMaPsEM:
 
         Raises:
             ImageError: no image could be read.
-            InputError: more classes than the features can start, or labels are missing or not
-                wanted.
+            InputError: more classes than the features can start, a sample of no image, or labels
+                are missing or not wanted.
         """
         method = self.config.method
         if (labels is not None) != (method == "probe"):
@@ -221,7 +224,7 @@ class PriMaPsEM:
             data = labels if isinstance(labels, Dataset) else pair_up(cast(Any, images), labels)
             files = data.samples
         extracted = extract(
-            files,
+            drawn(files, sample, self.config.seed),
             self.backbone,
             self.size,
             views=self.config.views if method == "em" else 0,

@@ -51,6 +51,9 @@ def fit(
     split: SplitOption = None,
     projection: ProjectionOption = None,
     store: StoreOption = None,
+    sample: Annotated[
+        int | None, typer.Option(help="Fit to this many of the images, drawn by --seed.")
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what it will take: bytes, memory, time.")
     ] = False,
@@ -61,6 +64,7 @@ def fit(
     """Find K classes in unlabelled images (PriMaPs-EM) and write the model."""
     with running() as progress, _process(device) as own:
         from primaps.data import find_images
+        from primaps.data.drawing import drawn
         from primaps.em.fit import schedule
         from primaps.model import PriMaPsEM
         from primaps.planning import plan as estimate
@@ -69,6 +73,8 @@ def fit(
         if data is not None and data.incomplete:
             warn(data.incomplete)
         files = find_images(images, exclude=out) if data is None else data.samples
+        everything = len(files)
+        files = drawn(files, sample, options["seed"])
         options |= {"projection": projection, "device": own}
         evidence: list[Any] = []
         if classes.isdecimal():
@@ -77,7 +83,8 @@ def fit(
             evidence, options["classes"] = _choose(classes, options, files, store, progress)
         model = PriMaPsEM(**options)
         if plan:
-            result("\n".join(estimate(model, files, store_folder(store), progress).lines()))
+            expected = estimate(model, files, store_folder(store), progress)
+            result("\n".join(replace(expected, collection=everything).lines()))
             return
         steps = schedule(model.config, len(files), model.clusters)
         number = model.config.classes

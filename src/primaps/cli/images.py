@@ -106,7 +106,7 @@ def _share(shard: str, progress: Any) -> Any:
     from primaps.support.shards import read_shard
 
     share = read_shard(shard)
-    if share.count > 1:
+    if share.total > 1:
         note(f"shard {share} of the images; --shard 1/1 takes them all")
     return progress if share.number == 1 else silent
 

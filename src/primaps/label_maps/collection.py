@@ -163,5 +163,8 @@ def _write(
     small = label_map.resize(one.shown.size, Image.Resampling.NEAREST)
     overlaid = picture(one.shown, np.asarray(small))
     map_name, picture_name = (f"{one.key}{end}" for end in ENDINGS)
-    saved = {picture_name: partial(overlaid.save, quality=90), map_name: label_map.save}
+    saved: dict[str, Callable[[Path], Any]] = {
+        picture_name: partial(overlaid.save, quality=90),
+        map_name: label_map.save,
+    }
     output.write(one.digest, saved)

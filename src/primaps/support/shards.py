@@ -17,23 +17,23 @@ class Shard(NamedTuple):
 
     Attributes:
         number: 1..count.
-        count: how many shares there are.
+        total: how many shares there are.
     """
 
     number: int
-    count: int
+    total: int
 
     def of(self, items: Sequence[T]) -> Sequence[T]:
-        """The items of this share: every ``count``-th.
+        """The items of this share: every ``total``-th.
 
         Examples:
             >>> [Shard(number, 2).of("abcde") for number in (1, 2)]
             ['ace', 'bd']
         """
-        return items[self.number - 1 :: self.count]
+        return items[self.number - 1 :: self.total]
 
     def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
+        return f"{self.number}/{self.total}"
 
 
 def read_shard(text: str | None, environment: Mapping[str, str] = os.environ) -> Shard:
@@ -48,12 +48,12 @@ def read_shard(text: str | None, environment: Mapping[str, str] = os.environ) ->
 
     Examples:
         >>> read_shard("2/4")
-        Shard(number=2, count=4)
+        Shard(number=2, total=4)
         >>> read_shard("auto", {"RANK": "0", "WORLD_SIZE": "8"})
-        Shard(number=1, count=8)
+        Shard(number=1, total=8)
         >>> array = {"SLURM_ARRAY_TASK_ID": "13", "SLURM_ARRAY_TASK_COUNT": "4"}
         >>> read_shard("auto", {**array, "SLURM_ARRAY_TASK_MIN": "10"})
-        Shard(number=4, count=4)
+        Shard(number=4, total=4)
         >>> read_shard("5/4")
         Traceback (most recent call last):
         primaps.support.errors.InputError: shard 5/4: there are the shards 1/4 to 4/4
