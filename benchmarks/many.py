@@ -91,13 +91,14 @@ def used() -> float:
     return sum(one.ru_utime + one.ru_stime for one in both)
 
 
-class Watched:
+class Watched(torch.nn.Module):
     """Adds up the processor time of a backbone's calls, by the threads that make them."""
 
     def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
         self.inner, self.seconds = backbone.features, 0.0
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         began = time.thread_time()
         try:
             return self.inner(images)

@@ -72,9 +72,8 @@ def fit(
         data = dataset_by_name(dataset, images, split, "train")
         if data is not None and data.incomplete:
             warn(data.incomplete)
-        files = find_images(images, exclude=out) if data is None else data.samples
-        everything = len(files)
-        files = drawn(files, sample, options["seed"])
+        found = find_images(images, exclude=out) if data is None else data.samples
+        files = drawn(found, sample, options["seed"])
         options |= {"projection": projection, "device": own}
         evidence: list[Any] = []
         if classes.isdecimal():
@@ -84,7 +83,7 @@ def fit(
         model = PriMaPsEM(**options)
         if plan:
             expected = estimate(model, files, store_folder(store), progress)
-            result("\n".join(replace(expected, collection=everything).lines()))
+            result("\n".join(replace(expected, collection=len(found)).lines()))
             return
         steps = schedule(model.config, len(files), model.clusters)
         number = model.config.classes
