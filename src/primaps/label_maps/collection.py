@@ -17,7 +17,8 @@ from primaps.data import ImageError, ImageFile, Problem, load_image, read
 from primaps.data.folder import files_here
 from primaps.data.stream import content_digest, in_memory
 from primaps.label_maps.batches import alike, lanes, overlapped
-from primaps.label_maps.labeller import Labeller, Size
+from primaps.label_maps.labeller import Extent, Labeller
+from primaps.support.files import save_picture
 from primaps.support.outputs import OutputFolder
 from primaps.support.progress import ProgressCallback
 from primaps.support.shards import read_shard
@@ -64,7 +65,7 @@ class _Loaded:
     digest: str
     scaled: Tensor
     shown: Image.Image
-    size: Size
+    size: Extent
 
 
 def write_maps(
@@ -164,7 +165,7 @@ def _write(
     overlaid = picture(one.shown, np.asarray(small))
     map_name, picture_name = (f"{one.key}{end}" for end in ENDINGS)
     saved: dict[str, Callable[[Path], Any]] = {
-        picture_name: partial(overlaid.save, quality=90),
-        map_name: label_map.save,
+        picture_name: partial(save_picture, overlaid, quality=90),
+        map_name: partial(save_picture, label_map),
     }
     output.write(one.digest, saved)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from primaps.backbones.backbone import Backbone, image_features
+from primaps.backbones.backbone import Backbone, image_features, image_side
+from primaps.config import Size, Threshold
 from primaps.crf import DenseCRF
 from primaps.data import (
     ImageFile,
@@ -23,6 +24,8 @@ from primaps.data.stream import content_digest
 from primaps.label_maps.collection import Inputs
 from primaps.label_maps.proposing import propose_options
 from primaps.pictures.explain import steps_picture, threshold_picture
+from primaps.support.entrance import entrance
+from primaps.support.files import save_picture
 from primaps.support.outputs import OutputFolder
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.renamed import renamed
@@ -32,14 +35,15 @@ logger = logging.getLogger("primaps")
 
 
 @renamed(report="progress", crf="mask_crf")
+@entrance
 def explain_files(
     inputs: Inputs,
     out: str | Path,
     *,
     backbone: Backbone,
-    threshold: float = 0.4,
+    threshold: Threshold = 0.4,
     mask_crf: bool = True,
-    size: int | None = None,
+    size: Size | None = None,
     shard: str | None = None,
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
@@ -59,7 +63,7 @@ def explain_files(
     files: Sequence[ImageFile] = find_images(inputs, exclude=out)
     written = []
     refine = DenseCRF() if mask_crf else None
-    side, out = size or backbone.default_size, Path(out).expanduser()
+    side, out = image_side(backbone, size), Path(out).expanduser()
     kinds = ("steps", "thresholds")
     output = OutputFolder(
         out,
@@ -78,7 +82,7 @@ def explain_files(
             threshold_picture(small, features, pixels, refine),
         )
         names = [f"{file.key}.{kind}.jpg" for kind in kinds]
-        saved = [partial(picture.save, quality=92) for picture in pictures]
+        saved = [partial(save_picture, picture, quality=92) for picture in pictures]
         output.write(digest, dict(zip(names, saved, strict=True)))
         written += [out / name for name in names]
         progress("explanations", done, len(files), {})

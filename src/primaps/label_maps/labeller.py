@@ -12,7 +12,7 @@ from torch import Tensor
 
 from primaps.data import fit_to_patches, to_tensor
 
-Size = tuple[int, int]
+Extent = tuple[int, int]
 """Height and width."""
 
 
@@ -29,7 +29,7 @@ class Labeller:
         passes: of the network, for each image.
     """
 
-    label: Callable[[Tensor, Sequence[Size]], list[Tensor]]
+    label: Callable[[Tensor, Sequence[Extent]], list[Tensor]]
     size: int
     patch_size: int
     device: torch.device
@@ -48,7 +48,7 @@ class Labeller:
         return to_tensor(fit_to_patches(image, self.size, self.patch_size))
 
     def __call__(
-        self, scaled: Sequence[UInt8[Tensor, "3 h w"]], sizes: Sequence[Size]
+        self, scaled: Sequence[UInt8[Tensor, "3 h w"]], sizes: Sequence[Extent]
     ) -> list[Integer[Tensor, "H W"]]:
         """Label maps, on the CPU, of scaled images of one size."""
         return [labels.cpu() for labels in self.label(torch.stack(list(scaled)), sizes)]

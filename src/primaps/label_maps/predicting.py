@@ -16,10 +16,11 @@ from primaps.classes.legend import HIDDEN
 from primaps.data import Problem, find_images
 from primaps.em.pixels import largest_channel
 from primaps.label_maps.collection import Inputs, Picture, Written, write_maps
-from primaps.label_maps.labeller import Labeller, Size
+from primaps.label_maps.labeller import Extent, Labeller
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import overlay, with_legend
 from primaps.support.colours import palette
+from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.renamed import renamed
@@ -29,6 +30,7 @@ logger = logging.getLogger("primaps")
 
 
 @renamed(report="progress")
+@entrance
 def predict_files(
     model: PriMaPsEM,
     inputs: Inputs,
@@ -73,7 +75,7 @@ def predict_files(
 def predictor(model: PriMaPsEM, crf: bool = True) -> Labeller:
     """Images to maps of their classes; each as :meth:`primaps.PriMaPsEM.predict` gives it."""
 
-    def label(images: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
+    def label(images: Tensor, sizes: Sequence[Extent]) -> list[Tensor]:
         features = mirrored_mean(model.backbone, images)
         found = model.probabilities(features, images, crf)
         return [

@@ -11,15 +11,17 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from primaps.backbones.backbone import Backbone, image_features
+from primaps.backbones.backbone import Backbone, image_features, image_side
 from primaps.backbones.load import load_backbone
+from primaps.config import Size, Threshold
 from primaps.crf import DenseCRF
 from primaps.data import Problem, find_images
 from primaps.em.pixels import largest_channel
 from primaps.label_maps.collection import Inputs, Written, write_maps
-from primaps.label_maps.labeller import Labeller, Size
+from primaps.label_maps.labeller import Extent, Labeller
 from primaps.pictures.overlays import overlay_masks
 from primaps.proposals.image_size import mask_probabilities
+from primaps.support.entrance import entrance
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.renamed import renamed
 from primaps.version import VERSION
@@ -28,14 +30,15 @@ logger = logging.getLogger("primaps")
 
 
 @renamed(report="progress", crf="mask_crf")
+@entrance
 def propose_files(
     inputs: Inputs,
     out: str | Path,
     *,
     backbone: str | Path | Backbone = "dinov2-vits14",
-    threshold: float = 0.4,
+    threshold: Threshold = 0.4,
     mask_crf: bool = True,
-    size: int | None = None,
+    size: Size | None = None,
     device: str | torch.device = "auto",
     shard: str | None = None,
     progress: ProgressCallback = silent,
@@ -78,7 +81,7 @@ def proposer(
     """Images to maps of their masks, 0 = ignore and 1..Z; see :func:`propose_files`."""
     refine = DenseCRF() if mask_crf else None
 
-    def label(images: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
+    def label(images: Tensor, sizes: Sequence[Extent]) -> list[Tensor]:
         images = images.to(network.device)
         features = image_features(network, images)
         found = mask_probabilities(features, images, crf=refine, threshold=threshold)
@@ -87,7 +90,7 @@ def proposer(
             for probabilities, own in zip(found, sizes, strict=True)
         ]
 
-    return Labeller(label, size or network.default_size, network.patch_size, network.device)
+    return Labeller(label, image_side(network, size), network.patch_size, network.device)
 
 
 def propose_options(
