@@ -35,7 +35,7 @@ from primaps.crf import DenseCRF
 from primaps.data import find_images, load_pair, pair_up, read
 from primaps.em.masks import MaskTable, mask_classes, mask_table
 from primaps.em.pixels import upsample
-from primaps.evaluation.audit import POOL
+from primaps.evaluation.audit_questions import POOL
 from primaps.evaluation.metrics import confusion_matrix, majority, match, scores
 from primaps.features.extract import extract
 from primaps.model import PriMaPsEM

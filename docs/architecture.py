@@ -22,8 +22,8 @@ LAYERS = (
     ("model_folder", "model"),
     ("evaluation",),
     ("pictures",),
-    ("label_maps", "planning", "demo", "exchange"),
-    ("experiments",),
+    ("exchange", "scenes", "label_maps", "planning", "fitting", "demo"),
+    ("experiments", "studio"),
     ("cli",),
 )
 """From the ground up. In a layer, what stands later may import what stands earlier."""
@@ -47,7 +47,10 @@ WORDS = {
     "pictures": "overlays, charts",
     "label_maps": "propose, predict",
     "planning": "what a fit takes",
+    "fitting": "images to a model's folder",
+    "scenes": "images of any size",
     "experiments": "the paper's tables",
+    "studio": "server and page",
     "cli": "the command line",
 }
 ENTRANCES = ("__init__", "__main__")

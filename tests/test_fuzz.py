@@ -101,5 +101,5 @@ def test_a_find_is_kept_and_ends_the_run(monkeypatch, tmp_path, capsys):
     assert fuzz.main(arguments) == 1
     assert "KeyError" in (tmp_path / "kept" / "found.txt").read_text()
     monkeypatch.setattr("tests.fuzz_targets.target", lambda name, folder: breaks(lambda _: None))
-    assert fuzz.main(["--seconds", "0.2", "--only", "audit"]) == 0
+    assert fuzz.main(["--seconds", "0.2", *arguments[2:]]) == 0
     assert "nothing found" in capsys.readouterr().out

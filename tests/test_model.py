@@ -234,6 +234,21 @@ def test_a_plan_of_a_probe_is_refused(colours, painted_folder):
         plan(model, painted_folder / "images")
 
 
+def test_a_sample_fits_as_its_images_alone_and_another_seed_draws_others(colours, painted_folder):
+    from primaps.data import find_images
+    from primaps.data.drawing import drawn
+
+    files = find_images(painted_folder / "images")
+
+    def fitted(images, sample=None, seed=0):
+        model = PriMaPsEM(3, backbone=colours, seed=seed, **QUICK)
+        return model.fit(images, sample=sample).prototypes_.direction
+
+    assert torch.equal(fitted(files, 5), fitted(drawn(files, 5, 0)))
+    assert drawn(files, 5, 0) == drawn(files, 5, 0) != drawn(files, 5, 1)
+    assert drawn(files, 8) == drawn(files, 100) == files
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_predict_takes_whatever_fit_takes_and_converts_it_alike(colours, tmp_path):
     """A path, an image of Pillow, an array and a tensor; transparency and 16 bits as in files."""

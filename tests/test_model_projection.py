@@ -1,12 +1,20 @@
 """PriMaPs-EM on codes: masks from features, prototypes in code space."""
 
+import shutil
+
 import pytest
 import torch
 
+from primaps.backbones.convert import write_folder
+from primaps.backbones.load import load_backbone
 from primaps.model import PriMaPsEM
 from primaps.model_folder import ModelError
-from primaps.projections import Head, Projection
+from primaps.projections import Head, Projection, convert_projection
+from primaps.support.errors import InputError
+from tests.backbones.test_backbones import original_names
 from tests.conftest import painted
+from tests.projections.originals import write_hp
+from tests.projections.test_checkpoints import reference_codes
 from tests.test_model import QUICK, agreement
 
 
@@ -91,3 +99,65 @@ def test_a_probe_on_codes(colours, head, painted_folder):
     model.fit(painted_folder / "images", painted_folder / "labels")
     image, label = painted(100)
     assert (model.predict(image).numpy() == label).mean() > 0.9
+
+
+def test_codes_come_from_the_network_of_the_checkpoint_and_masks_from_the_backbone(
+    vit, tmp_path, monkeypatch, images
+):
+    """STEGO's and HP's ViT-S/8 are another DINO than the hub's."""
+    monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path / "cache"))
+    inside = original_names(depth=1, width=64, patch=8, side=8, dinov2=False)
+    state = write_hp(tmp_path / "hp.pth", width=64, dim=16, classes=3, vit=inside)
+    model = PriMaPsEM(3, backbone=vit, projection=tmp_path / "hp.pth", **QUICK)
+    own = write_folder(tmp_path / "own", inside)
+    other = load_backbone(own, "cpu")
+    assert model.network.weights == other.weights != model.backbone.weights
+    picture = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    pixels = picture.float() / 255
+    # Codes of the image and of its mirror image are averaged, each of them computed from features.
+    one, turned = (reference_codes(state, other(x)) for x in (pixels, pixels.flip(-1)))
+    seen = []
+    model.fit(images)
+    monkeypatch.setattr(
+        PriMaPsEM, "logits", lambda self, codes: (seen.append(codes), codes[:, :3])[1]
+    )
+    model.predict_probabilities(picture, crf=False)
+    expected = ((one + turned.flip(-1)) / 2).float()
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
+    made = model.mask_maker()
+    assert torch.equal(
+        made.make(other(pixels), picture), model.masks(model.backbone(pixels), picture)
+    )
+    assert made.options != PriMaPsEM(3, backbone=vit, **QUICK).mask_maker().options
+
+    monkeypatch.undo()
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "hp.pth").unlink()
+    loaded = PriMaPsEM.from_pretrained(tmp_path / "model", device="cpu")
+    image, _ = painted(5)
+    assert torch.equal(loaded.predict(image), model.predict(image))
+
+
+def test_a_projection_made_for_the_backbone_itself_carries_nothing(vit, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path / "cache"))
+    same = original_names(patch=8, dinov2=False)
+    write_hp(tmp_path / "hp.pth", width=64, dim=16, classes=3, vit=same)
+    model = PriMaPsEM(3, backbone=vit, projection=tmp_path / "hp.pth", **QUICK)
+    assert model.network is model.backbone
+    model.fit([painted(i)[0] for i in range(4)]).save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model" / "backbone").exists()
+
+
+def test_a_projection_of_another_backbone_that_it_does_not_carry_is_refused(
+    vit, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path / "cache"))
+    inside = original_names(depth=1, width=64, patch=8, dinov2=False)
+    write_hp(tmp_path / "hp.pth", width=64, dim=16, classes=3, vit=inside)
+    folder = convert_projection(tmp_path / "hp.pth", tmp_path / "hp")
+    shutil.rmtree(folder / "backbone")
+    with pytest.raises(InputError, match="was made for the weights .* convert the checkpoint"):
+        PriMaPsEM(3, backbone=vit, projection=folder, **QUICK)
+    write_folder(folder / "backbone", original_names(depth=3, width=64, patch=8, dinov2=False))
+    with pytest.raises(InputError, match="does not hold the weights that the projection hp"):
+        PriMaPsEM(3, backbone=vit, projection=folder, **QUICK)

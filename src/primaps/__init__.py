@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from primaps.evaluation.protocol import Evaluation, evaluate
     from primaps.exchange import export_labels, import_labels
     from primaps.exchange.hub import push_to_hub
-    from primaps.label_maps import predict_files, propose_files
+    from primaps.label_maps import Predictor, Proposer, predict_files, propose_files
     from primaps.model import PriMaPsEM
     from primaps.model_folder import ModelError
     from primaps.pictures.report import write_report
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from primaps.projections import Projection, load_projection, train_projection
     from primaps.proposals.image_size import image_masks
     from primaps.proposals.principal_masks import Proposals, propose
+    from primaps.scenes.predict import predict_image, predict_scene
+    from primaps.scenes.propose import propose_scene
+    from primaps.scenes.sample import scene_windows
+    from primaps.studio.serve import run_studio
     from primaps.support.errors import PrimapsError
 
 _HOME = {
@@ -48,6 +52,8 @@ _HOME = {
     "export_labels": "exchange",
     "import_labels": "exchange",
     "push_to_hub": "exchange.hub",
+    "Predictor": "label_maps",
+    "Proposer": "label_maps",
     "predict_files": "label_maps",
     "propose_files": "label_maps",
     "PriMaPsEM": "model",
@@ -61,6 +67,11 @@ _HOME = {
     "image_masks": "proposals.image_size",
     "Proposals": "proposals.principal_masks",
     "propose": "proposals.principal_masks",
+    "run_studio": "studio.serve",
+    "predict_image": "scenes.predict",
+    "predict_scene": "scenes.predict",
+    "propose_scene": "scenes.propose",
+    "scene_windows": "scenes.sample",
     "PrimapsError": "support.errors",
 }
 
@@ -72,10 +83,12 @@ __all__ = [
     "ImageError",
     "ModelError",
     "Plan",
+    "Predictor",
     "PriMaPsEM",
     "PrimapsError",
     "Projection",
     "Proposals",
+    "Proposer",
     "WeightsError",
     "dense_crf",
     "evaluate",
@@ -89,9 +102,14 @@ __all__ = [
     "load_projection",
     "plan",
     "predict_files",
+    "predict_image",
+    "predict_scene",
     "propose",
     "propose_files",
+    "propose_scene",
     "push_to_hub",
+    "run_studio",
+    "scene_windows",
     "train_projection",
     "write_report",
 ]

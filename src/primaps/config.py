@@ -12,6 +12,8 @@ Method = Literal["em", "kmeans", "probe"]
 Recipe = Literal["paper", "orthogonal"]
 LossSize = Literal["image", "feature"]
 Precision = Literal["float32", "bfloat16"]
+Resize = Literal["pillow", "tensor"]
+Positions = Literal["exact", "scaled"]
 Views = Annotated[int, Range(0, 1000)] | Literal["fresh"]
 Threshold = Annotated[float, Range(0, below=1)]
 Size = Annotated[int, Range(1, 16384)]
@@ -41,9 +43,9 @@ class Config:
     size: Annotated[Size | None, "Shorter side in pixels [default: 320, or 322 for patch 14]."] = (
         None
     )
-    epochs: Annotated[int, Range(1, 10**6), "Passes of EM or the probe over the images."] = 50
+    epochs: Annotated[int, Range(1, 10**6), "Passes of EM, baseline or probe over the images."] = 50
     init_epochs: Annotated[int, Range(0, 10**6), "Passes of k-means before EM."] = 2
-    min_steps: Annotated[int, Range(0, 10**8), "Least steps of EM, for few images."] = 150
+    min_steps: Annotated[int, Range(0, 10**8), "Least steps of these, for few images."] = 150
     min_init_steps: Annotated[
         int,
         Range(0, 10**8),
@@ -58,7 +60,7 @@ class Config:
         int, Range(1, 10**8), "Steps between two updates of the moving average."
     ] = 10
     momentum_ramp: Annotated[
-        bool, "Let the decay of the n-th update be min(1 - 1/(n+1), momentum), not constant."
+        bool, "Let the decay of the n-th update be min(1 - 1/n, momentum), not constant."
     ] = True
     cosine_scale: Annotated[
         Annotated[float, Range(above=0, most=10**6)] | None,

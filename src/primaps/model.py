@@ -22,7 +22,13 @@ from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
-from primaps.backbones.backbone import Backbone, image_side, mirrored_mean, weights_digest
+from primaps.backbones.backbone import (
+    Backbone,
+    image_features,
+    image_side,
+    mirrored_mean,
+    weights_digest,
+)
 from primaps.backbones.load import load_backbone
 from primaps.classes.apply import final_map
 from primaps.classes.classes_json import change_edits, read_edits
@@ -43,6 +49,7 @@ from primaps.data import (
     pair_up,
     to_tensor,
 )
+from primaps.data.drawing import drawn
 from primaps.em.fit import fit_prototypes, schedule
 from primaps.em.masks import mask_table
 from primaps.em.pixels import largest_channel, upsample
@@ -61,6 +68,7 @@ from primaps.model_folder import (
     write_model,
 )
 from primaps.projections.checkpoints import as_projection
+from primaps.projections.encoder import code_network, encoder
 from primaps.projections.projection import Projection
 from primaps.proposals.image_size import image_masks
 from primaps.support.distributed import processes
@@ -83,7 +91,7 @@ class Segmentation:
     Attributes:
         labels: class of each pixel of the image, as :meth:`PriMaPsEM.predict` gives it.
         probabilities: of the model's own K classes, at the size that the model works at.
-        features: of the backbone, averaged over the image and its mirror image.
+        features: of the model's ``encoder``, averaged over the image and its mirror image.
     """
 
     labels: Integer[Tensor, "H W"]
@@ -106,12 +114,17 @@ class PriMaPsEM:
         device: ``auto``, ``cpu``, ``cuda``, ...
         patch_size: only with a callable.
         projection: features to the codes that prototypes are fitted to, masks staying those of the
-            features: a :class:`primaps.projections.Projection`, its folder, a checkpoint of STEGO
-            or HP, or a callable of yours.
+            backbone: a :class:`primaps.projections.Projection`, its folder, a checkpoint of STEGO
+            or HP, or a callable of yours. Features are those of the network that it carries, if
+            that has other weights than the backbone.
         **options: fields of :class:`primaps.Config`.
 
     Attributes:
         config: all options.
+        backbone: of the masks.
+        network: whose features are projected, and kept while training: the backbone, or the one
+            that the projection carries.
+        encoder: images to what prototypes are compared with: features of the backbone, or codes.
         prototypes_: the K fitted prototypes, or the linear probe; None before :meth:`fit`.
         history_: per stage and epoch the loss and label-free diagnostics.
         samples_: a few of the training images, 8-bit, to show.
@@ -121,7 +134,8 @@ class PriMaPsEM:
             None, otherwise those after edits or a cut.
 
     Raises:
-        InputError: an option is out of its range.
+        InputError: an option is out of its range, or the projection was made for another backbone
+            and does not carry it.
         WeightsError: the backbone has no weights here.
 
     Examples:
@@ -158,8 +172,16 @@ class PriMaPsEM:
             config, size=size, backbone=self.backbone.name, precision=self.backbone.precision
         )
         self.projection = None if projection is None else as_projection(projection)
+        self.network = self.encoder = self.backbone
         if self.projection is not None:
             self.projection.to(self.backbone.device)
+            self.network = code_network(self.backbone, self.projection)
+            self.encoder = encoder(self.network, self.projection)
+            if size % self.network.patch_size:
+                raise InputError(
+                    f"size {size} is not a multiple of the patch size {self.network.patch_size} of "
+                    f"the network that the projection {self.projection.name} carries"
+                )
         self.prototypes_: Prototypes | LinearProbe | None = None
         self.history_: list[HistoryLine] = []
         self.samples_: UInt8[Tensor, "s 3 H W"] | None = None
@@ -181,6 +203,7 @@ class PriMaPsEM:
         images: ImageCollection,
         labels: str | Path | Dataset | None = None,
         *,
+        sample: int | None = None,
         store: str | Path | None = "auto",
         checkpoints: str | Path | None = None,
         progress: ProgressCallback = silent,
@@ -194,6 +217,7 @@ class PriMaPsEM:
                 centred square.
             labels: folder of label maps, or the data set that the images are of; for the linear
                 probe, and for nothing else.
+            sample: number of images to fit to, drawn by the seed; None is all of them.
             store: folder that keeps features and masks, so that they are computed once and for
                 all; ``auto`` is memory if they take less than 2 GB, else the cache; None is memory.
             checkpoints: folder of the training state: the same call goes on where it was stopped.
@@ -203,8 +227,8 @@ class PriMaPsEM:
 
         Raises:
             ImageError: no image could be read.
-            InputError: more classes than the features can start, or labels are missing or not
-                wanted.
+            InputError: more classes than the features can start, a sample of no image, or labels
+                are missing or not wanted.
         """
         method = self.config.method
         if (labels is not None) != (method == "probe"):
@@ -221,8 +245,8 @@ class PriMaPsEM:
             data = labels if isinstance(labels, Dataset) else pair_up(cast(Any, images), labels)
             files = data.samples
         extracted = extract(
-            files,
-            self.backbone,
+            drawn(files, sample, self.config.seed),
+            self.network,
             self.size,
             views=self.config.views if method == "em" else 0,
             masks=self.mask_maker() if method == "em" else None,
@@ -297,12 +321,21 @@ class PriMaPsEM:
     def _fingerprint(self, extracted: Extracted) -> str:
         """Of everything that decides the result of training."""
         projection = self.projection and (self.projection.digest or self.projection.name)
-        about = [asdict(self.config), self.backbone.digest, projection, extracted.content_digest]
+        networks = [self.backbone.digest, self.network.digest]
+        about = [asdict(self.config), networks, projection, extracted.content_digest]
         return hashlib.sha256(json.dumps([VERSION, *about, processes()]).encode()).hexdigest()
 
     def mask_maker(self) -> MaskMaker:
-        """:meth:`masks`, and the options that it depends on."""
-        return MaskMaker(self.masks, self._mask_options())
+        """:meth:`masks`, and the options that it depends on: for :func:`extract` with the features
+        of ``network``."""
+        options = self._mask_options()
+        if self.network is self.backbone:
+            return MaskMaker(self.masks, options)
+
+        def make(features: Tensor, images: Tensor) -> Tensor:
+            return self.masks(image_features(self.backbone, images), images)
+
+        return MaskMaker(make, {**options, "backbone": self.backbone.digest})
 
     def masks(
         self, features: Float[Tensor, "b c h w"], images: UInt8[Tensor, "b 3 H W"]
@@ -321,26 +354,27 @@ class PriMaPsEM:
     ) -> Float[Tensor, "b k H W"]:
         """Class probabilities of images whose sides are multiples of the patch size.
 
-        Features are averaged over each image and its mirror image; logits are upsampled and, with
-        ``crf``, refined by the dense CRF.
+        Features, or codes, are averaged over each image and its mirror image; logits are upsampled
+        and, with ``crf``, refined by the dense CRF.
 
         Raises:
             ModelError: the model is not fitted.
         """
-        return self.probabilities(mirrored_mean(self.backbone, images), images, crf)
+        return self.probabilities(mirrored_mean(self.encoder, images), images, crf)
 
     @entrance
     @torch.no_grad()
     def logits(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         """Class logits, where the features are: cosines as in Eq. 9, or those of the probe.
 
+        Args:
+            features: of ``encoder``.
+
         Raises:
             ModelError: the model is not fitted.
         """
         if self.prototypes_ is None:
             raise ModelError("the model is not fitted: call fit first, or load one")
-        if self.projection is not None:
-            features = self.projection(features)
         if self.config.cosine:
             features = F.normalize(features, dim=1)
         return self.prototypes_(features)
@@ -353,7 +387,7 @@ class PriMaPsEM:
         images: UInt8[Tensor, "b 3 H W"],
         crf: bool = True,
     ) -> Float[Tensor, "b k H W"]:
-        """Class probabilities at image size from the backbone's features.
+        """Class probabilities at image size from features of ``encoder``.
 
         Raises:
             ModelError: the model is not fitted.
@@ -382,7 +416,7 @@ class PriMaPsEM:
         """
         scaled = fit_to_patches(image, self.size, self.backbone.patch_size)
         images = to_tensor(scaled)[None]
-        features = mirrored_mean(self.backbone, images)
+        features = mirrored_mean(self.encoder, images)
         probabilities = self.probabilities(features, images, crf)[0]
         labels = largest_channel(probabilities, (image.height, image.width))
         return Segmentation(self.relabel(labels, features[0]), probabilities, features[0])
@@ -395,17 +429,15 @@ class PriMaPsEM:
 
         Args:
             labels: 0..K-1 of an image.
-            features: of the backbone, of that image.
+            features: of ``encoder``, of that image.
         """
         if self.legend_ is None or self.inventory_ is None:
             return labels
-        if self.projection is not None:
-            features = self.projection(features[None])[0]
         return final_map(self.inventory_.tree, self.legend_, labels, features)
 
     def prediction_digest(self) -> str:
         """SHA-256 of what decides a prediction: prototypes, backbone and size."""
-        text = f"{self.backbone.digest or self.backbone.name} {self.size} {self.config.cosine}"
+        text = f"{self.network.digest or self.network.name} {self.size} {self.config.cosine}"
         if self.projection is not None:
             text += f" {self.projection.digest or self.projection.name}"
         if self.prototypes_ is not None:
@@ -429,7 +461,7 @@ class PriMaPsEM:
         self._look_at_edits(path)
         projection = self.projection
         if projection is not None and projection.own:
-            projection.save(path)
+            projection.save(path, backbone=self.network is not self.backbone)
         (path / TREE).unlink(missing_ok=True)  # a tree of another fit would not fit this one
         plan = schedule(self.config, self._images, self.clusters)
         write_model(

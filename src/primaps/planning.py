@@ -38,6 +38,7 @@ class Plan:
         folder: where they are kept; None is memory.
         free: bytes that are free there; None for memory.
         seconds: by stage, estimated.
+        collection: how many images there are, if ``images`` is a sample of them.
     """
 
     images: int
@@ -48,6 +49,7 @@ class Plan:
     folder: Path | None
     free: int | None
     seconds: dict[str, float]
+    collection: int = 0
 
     def lines(self) -> list[str]:
         """The plan in words."""
@@ -56,9 +58,18 @@ class Plan:
         if self.folder:
             place = f"in {self.folder} ({(self.free or 0) / 1e9:.0f} GB free), memory-mapped"
         stages = ", ".join(f"{name} {duration(s)}" for name, s in self.seconds.items())
+        each = self.stored / max(1, self.images)
+        cost = f"{each / 1e6:.2f} MB per image: "
+        if self.collection > self.images:
+            cost += (
+                f"all {self.collection} images would take {self.collection * each / 1e9:,.2f} GB"
+            )
+        else:
+            cost += f"a sample of 1000, --sample 1000, takes {each / 1e6:.2f} GB"
         return [
             f"{self.images} images, {self.missing} of them to be computed",
             f"{size} {place}",
+            cost,
             f"k-means {self.init_steps} steps, EM {self.steps} steps",
             f"about {duration(sum(self.seconds.values()))}: {stages}",
         ]
@@ -95,7 +106,7 @@ def plan(
     em = config.method == "em"
     views = config.views if em else 0
     maker = model.mask_maker() if em else None
-    stores = CollectionStores(model.backbone, model.size, len(files), views, maker, store)
+    stores = CollectionStores(model.network, model.size, len(files), views, maker, store)
     contents = []
     for done, (_, content) in enumerate(read(files, content_digest, _ignore), 1):
         contents.append(content)
@@ -107,7 +118,7 @@ def plan(
     def features(with_masks: bool) -> float:
         began = time.monotonic()
         given = maker if with_masks else None
-        extract(sample, model.backbone, model.size, masks=given, store=None, problem=_ignore)
+        extract(sample, model.network, model.size, masks=given, store=None, problem=_ignore)
         return (time.monotonic() - began) / len(sample)
 
     features(em)  # compiles and allocates
@@ -142,7 +153,7 @@ def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float,
     config: Config = model.config
     extracted = extract(
         sample,
-        model.backbone,
+        model.network,
         model.size,
         masks=model.mask_maker() if config.runs_em else None,
         store=None,

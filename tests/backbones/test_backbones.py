@@ -376,3 +376,47 @@ def test_weights_in_a_packed_archive_are_refused(copied):
         archive.writestr("a/data/0", bytes(10_000_000))
     with pytest.raises(WeightsError, match=r"pytorch_model.bin is damaged .*packed"):
         load_backbone(str(copied), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("dinov2", "patch", "size"), [(False, 8, 80), (True, 14, 56), (True, 14, 84)]
+)
+def test_positions_scaled_as_in_the_original_programs(tmp_path, dinov2, patch, size):
+    """Bicubic interpolation of the table by (n + 0.1) / side, written out without torch's."""
+    state = original_names(dinov2=dinov2, patch=patch)
+    folder = write_folder(tmp_path, state)
+    exact, scaled = (
+        load_backbone(folder, "cpu", positions=positions) for positions in ("exact", "scaled")
+    )
+    rows, side = size // patch, 4
+    images = torch.rand(2, 3, size, size)
+    inputs = (images - exact.mean) / exact.std
+    if rows == side:
+        assert torch.equal(exact(images), scaled(images))
+        return
+
+    def weight(x, a=-0.75):
+        x = abs(x)
+        if x <= 1:
+            return (a + 2) * x**3 - (a + 3) * x**2 + 1
+        return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+    matrix = torch.zeros(rows, side)
+    for i in range(rows):
+        at = (i + 0.5) * side / (rows + 0.1) - 0.5
+        for j in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3):
+            matrix[i, min(max(j, 0), side - 1)] += weight(at - j)
+    table = state["pos_embed"][:, 1:].view(side, side, -1)
+    table = torch.einsum("ai,bj,ijc->abc", matrix, matrix, table).flatten(0, 1)[None]
+    state = {**state, "pos_embed": torch.cat([state["pos_embed"][:, :1], table], 1)}
+    expected = reference_vit(state, inputs, patch)
+    torch.testing.assert_close(scaled(images), expected, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(exact(images), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_digest_tells_how_positions_were_scaled(tmp_path):
+    folder = write_folder(tmp_path, original_names())
+    exact, scaled = (load_backbone(folder, "cpu", positions=p) for p in ("exact", "scaled"))
+    assert exact.weights == scaled.weights == exact.digest != scaled.digest
+    with pytest.raises(ValueError, match="positions"):
+        load_backbone(folder, "cpu", positions="near")

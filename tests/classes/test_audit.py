@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from primaps.classes.audit import asking_order, estimate, strips, wilson
-from primaps.evaluation.audit import Audit, Question, picture, prepare
+from primaps.evaluation.audit import Audit, Question, picture
+from primaps.evaluation.audit_questions import prepare
 from primaps.model import PriMaPsEM
 from tests.conftest import painted
 
@@ -128,3 +129,17 @@ def test_the_cross_is_where_the_pixel_is():
     shown = picture(image, Question(0, 0, "", 150, 40, 0, "car"))
     assert shown.getpixel((150 + 9, 40 + 28)) == (255, 255, 255)
     assert shown.getpixel((50, 40 + 28)) == (90, 90, 90)
+
+
+def test_an_answer_can_be_taken_back(model, painted_folder, tmp_path):
+    found = prepare(model, painted_folder / "images", tmp_path / "audit", answers=6, crf=False)
+    assert found.undo() is None
+    seen = [found.next()]
+    for right in (True, None, False, None, True):
+        found.answer(found.next(), right)
+        seen.append(found.next())
+    for question in seen[-2::-1]:
+        assert found.undo() == question
+        assert Audit.load(tmp_path / "audit").next() == question
+    assert found.progress == (0, 6)
+    assert found.estimate() is None

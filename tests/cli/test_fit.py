@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -83,6 +84,23 @@ def test_plan_says_what_it_takes_and_writes_nothing(images, vit, tmp_path):
     assert "masks" in done.output
     assert not (tmp_path / "m").exists()
     assert not list(store.rglob("rows.bin"))
+
+
+def test_a_sample_is_drawn_by_the_seed_and_the_plan_says_what_it_saves(images, vit, tmp_path):
+    def plan(*more):
+        done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--plan",
+                    "--recipe", "orthogonal", "--store", "none", *more)  # fmt: skip
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    said = plan("--sample", 6)
+    assert "6 images, 6 of them to be computed" in said
+    each = re.search(r"([\d.]+) MB per image: all 20 images would take ([\d.]+) GB", said)
+    assert float(each[2]) == pytest.approx(20 * float(each[1]) / 1000, abs=0.006)
+    assert "a sample of 1000, --sample 1000, takes" in plan()
+    done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--sample", 0)
+    assert done.exit_code == 1
+    assert "a sample of 0 images is none" in done.output
 
 
 def test_plan_of_a_recipe_counts_its_starts_and_no_em(images, vit, tmp_path):

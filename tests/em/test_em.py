@@ -89,12 +89,12 @@ def test_em_step_by_step_against_the_equations(views):
     masks, config = random_masks(), Config(3, batch_size=8, momentum_every=2, seed=7)
     torch.manual_seed(3)
     start = Prototypes(torch.randn(3, 12))
-    found = fit_em(views, masks, start, 5, config)
+    found = fit_em(views, masks, start, 8, config)
 
     student = copy.deepcopy(start).double()
     momentum = copy.deepcopy(student).requires_grad_(False)
     optimizer = torch.optim.Adam(student.parameters(), lr=0.005)
-    for step in range(1, 6):
+    for step in range(1, 9):
         index = batch_indices(step, 8, 8, "EM", 7)
         mirror = views.batch(index, step, 7).mirror
         features = CLEAN[index, mirror.long()].double()
@@ -110,8 +110,10 @@ def test_em_step_by_step_against_the_equations(views):
         optimizer.zero_grad()
         losses.mean().backward()
         optimizer.step()
-        if step % 2 == 0:
-            momentum_update(momentum, student, min(1 - 1 / (step // 2 + 1), 0.98))
+        if step in (3, 5):  # the first two updates copy, the third keeps two thirds
+            momentum.load_state_dict(student.state_dict())
+        elif step == 7:
+            momentum_update(momentum, student, 2 / 3)
     torch.testing.assert_close(found.direction.double(), momentum.direction, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.scale.double(), momentum.scale, rtol=1e-4, atol=1e-5)
 
@@ -131,12 +133,12 @@ def test_augmented_views_are_what_the_student_sees():
 def test_constant_momentum_is_equation_11(views):
     masks = Rows(torch.ones(8, 24, 24, dtype=torch.uint8))
     start = Prototypes(torch.randn(3, 12))
-    ramped = fit_em(views, masks, start, 10, Config(3))
+    student = fit_em(views, masks, start, 10, Config(3, momentum=0.0, momentum_ramp=False))
     constant = fit_em(views, masks, start, 10, Config(3, momentum_ramp=False))
-    # One update each: half of the student's way with the ramp, a fiftieth without.
-    moved = (ramped.direction - start.direction).detach()
+    # One update each, after the tenth step: all of the student's way, or a fiftieth of it.
+    moved = (student.direction - start.direction).detach()
     torch.testing.assert_close(
-        (constant.direction - start.direction).detach(), moved / 25, rtol=1e-3, atol=1e-5
+        (constant.direction - start.direction).detach(), moved / 50, rtol=1e-3, atol=1e-5
     )
 
 

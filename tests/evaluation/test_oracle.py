@@ -27,6 +27,9 @@ def test_majority_ties_and_ignored_labels():
     assert found.all_pixels.accuracy == pytest.approx(3 / 6)
     assert found.assigned.iou == pytest.approx([1 / 3, 0, 2 / 3])
     assert found.all_pixels.iou == pytest.approx([1 / 3, 0, 2 / 3])
+    # The pixel of class 1 in no mask: half a wrong prediction of class 0, half one of class 2.
+    assert found.all_wrong.accuracy == pytest.approx(3 / 6)
+    assert found.all_wrong.iou == pytest.approx([1 / 3.5, 0, 2 / 3.5])
     assert found.ignored == pytest.approx(1 / 6)
     assert found.masks_per_image == 3
     assert found.to_dict()["ignored"] == found.ignored

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from primaps.backbones.load import load_backbone
 from primaps.cli import app
-from primaps.data import load_dataset
+from primaps.data import load_dataset, load_pair
 from primaps.em.prototypes import Prototypes
 from primaps.evaluation.metrics import majority, match, scores
 from primaps.evaluation.oracle import evaluate_oracle
@@ -71,6 +71,7 @@ def test_scores_of_two_small_images_worked_out_by_hand(model, tmp_path):
         "crop": True,
         "mirror": True,
         "crf": False,
+        "resize": "pillow",
         "matching": "hungarian",
         "ignore_index": 255,
         "dataset": "folder",
@@ -117,7 +118,7 @@ def test_mirroring_averages_features_of_both_directions(model, tmp_path):
             features[..., 1:] = torch.tensor([0.1, 0, 0])[:, None, None]
             return features
 
-    model.backbone = load_backbone(Left(), device="cpu", patch_size=4)
+    model.encoder = load_backbone(Left(), device="cpu", patch_size=4)
     once = next(model_predictions(model, data, data.samples, mirror=False, crf=False))
     both = next(model_predictions(model, data, data.samples, mirror=True, crf=False))
     assert once.clusters[:, 0].unique().tolist() == [1]
@@ -208,3 +209,27 @@ def test_the_command_takes_data_sets_and_draws(model, tmp_path, monkeypatch):
         "iou.png",
         "examples.png",
     }
+
+
+def test_resizing_as_the_authors_program_does(model, tmp_path):
+    """Without antialiasing a bilinear pixel at 1/4 of the size is the mean of the middle four."""
+    image = np.arange(16 * 16 * 3, dtype=np.float32).reshape(16, 16, 3) % 251
+    image = image.astype(np.uint8)
+    label = (np.arange(256).reshape(16, 16) % 3).astype(np.uint8)
+    for kind, array in (("images", image), ("labels", label)):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(array).save(tmp_path / kind / "a.png")
+    (tmp_path / "classes.json").write_text('{"classes": ["a", "b", "c"]}')
+    data = load_dataset("folder", tmp_path, "all")
+    found, labels = load_pair(data, data.samples[0], 4, resize="tensor")
+    middle = image.reshape(4, 4, 4, 4, 3)[:, 1:3, :, 1:3].astype(float).mean((1, 3))
+    assert np.abs(found.permute(1, 2, 0).numpy() - middle).max() <= 0.5
+    assert labels.tolist() == label[::4, ::4].tolist()  # the upper left of each block
+    smooth, _ = load_pair(data, data.samples[0], 4)
+    assert not torch.equal(smooth, found)
+    result = evaluate(model, data, crf=False, resize="tensor")
+    assert result.options.resize == "tensor"
+    with pytest.raises(ValueError, match="not of whole images"):
+        evaluate(model, data, crop=False, resize="tensor")
+    with pytest.raises(ValueError, match="resize"):
+        evaluate(model, data, resize="nearest")

@@ -171,6 +171,15 @@ def test_paths_that_leave_the_folder_are_refused(exported, tmp_path):
         refused(tmp_path / "a.json", "coco", tmp_path / "out", "leaves its folder|name of a file")
 
 
+def test_names_that_no_file_can_have_are_refused(exported, tmp_path):
+    content = json.loads((exported / "coco" / "annotations.json").read_text("utf-8"))
+    long = "too long for a file"
+    for bad, words in (("0" * 300, long), ("a/" * 3000 + "a.png", long), ("a\nb", "rename it")):
+        content["images"][0]["file_name"] = bad
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        refused(tmp_path / "a.json", "coco", tmp_path / "out", words)
+
+
 def test_a_zip_file_that_leaves_its_folder_is_refused(exported, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
         packed.writestr("../labelmap.txt", "x:1,2,3::")

@@ -59,8 +59,8 @@ def test_labels_of_iou_bars_do_not_overlap(methods):
     figure = agg(iou_chart(dict.fromkeys(names, iou), "Cityscapes"))
     assert overlaps(figure) == []
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert len(texts) == 27 * methods
-    assert texts[3] == "does not occur"
+    assert len(texts) == 26 * methods + 1
+    assert texts.count("does not occur") == 1  # said once, whatever the number of methods
     legend = figure.legends[0].get_window_extent()
     assert figure.bbox.x0 <= legend.x0
     assert legend.x1 <= figure.bbox.x1

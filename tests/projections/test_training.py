@@ -208,8 +208,8 @@ def test_one_image_has_nothing_to_be_compared_with():
     features, _ = blocks(images=1)
     with pytest.raises(ValueError, match="needs at least 2"):
         trained(features, "stego", 1)
-    for classes in (None, 1):
-        with pytest.raises(ValueError, match="or the number of classes"):
+    for classes, sentence in ((None, "or the number of classes"), (1, "classes is 1; it must be")):
+        with pytest.raises(ValueError, match=sentence):
             train_projection(blocks()[0], "stego", classes=classes, steps=1)
     with pytest.raises(ValueError, match="needs shifts"):
         train_stego(blocks()[0], 1, StegoSettings())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from primaps.config import Precision, Size
+from primaps.config import Positions, Precision, Size
 from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
 from primaps.support.memory import need_memory
@@ -26,8 +26,10 @@ class Backbone(nn.Module):
         name: what was asked for, or the callable's name.
         patch_size: pixels per feature position; image sides must be multiples of it.
         source: where the weights came from, in words.
-        digest: SHA-256 over the weights (independent of their names and order), or None for a
+        weights: SHA-256 over the weights (independent of their names and order), or None for a
             callable that has none.
+        digest: the same, of everything that decides features, how positions are scaled included.
+        positions: ``exact`` or ``scaled``; see :func:`primaps.load_backbone`.
         precision: of the network's arithmetic, ``float32`` or ``bfloat16``; features are float32.
     """
 
@@ -43,6 +45,7 @@ class Backbone(nn.Module):
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
         precision: str = "float32",
+        positions: Positions = "exact",
     ) -> None:
         super().__init__()
         self.precision: Precision = conform(precision, Precision, "precision")
@@ -50,7 +53,13 @@ class Backbone(nn.Module):
         self.name, self.patch_size, self.source = name, patch_size, source
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.digest = weights_digest(features) if isinstance(features, nn.Module) else None
+        self.positions, self.weights = positions, None
+        if isinstance(features, nn.Module):
+            self.weights = weights_digest(features)
+        self.digest = self.weights
+        if self.weights and positions != "exact":
+            text = f"{self.weights} positions {positions}"
+            self.digest = hashlib.sha256(text.encode()).hexdigest()
         self.requires_grad_(False).eval()
 
     @property
@@ -153,17 +162,23 @@ def both_features(
 
 def mirrored_mean(backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
     """Features averaged over each image and its mirror image, as at inference in the program."""
-    one, other = both_features(backbone, images).unbind(1)
+    inputs = network_input(backbone, images)
+    one, other = backbone(torch.cat([inputs, inputs.flip(-1)])).chunk(2)
     return (one + other.flip(-1)) / 2
 
 
 def weights_digest(module: nn.Module) -> str | None:
     """SHA-256 over the parameters, whatever their names and order; None if there are none."""
+    return tensors_digest(module.parameters())
+
+
+def tensors_digest(tensors: Iterable[Tensor]) -> str | None:
+    """:func:`weights_digest` of the parameters that a module would have."""
     each = sorted(
         hashlib.sha256(
             str(tuple(p.shape)).encode()
             + p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         ).digest()
-        for p in module.parameters()
+        for p in tensors
     )
     return hashlib.sha256(b"".join(each)).hexdigest() if each else None

@@ -13,7 +13,7 @@ from torch import Tensor
 from primaps.backbones.backbone import Backbone
 from primaps.backbones.find import locate
 from primaps.backbones.vit import PatchTokens, load_vit
-from primaps.config import Precision
+from primaps.config import Positions, Precision
 from primaps.support.entrance import entrance
 from primaps.support.errors import InputError, reason
 from primaps.support.typed import Range, conform
@@ -25,6 +25,7 @@ def load_backbone(
     device: str | torch.device = "auto",
     patch_size: Annotated[int, Range(1, 4096)] | None = None,
     precision: str | None = None,
+    positions: str = "exact",
 ) -> Backbone:
     """Load a frozen backbone.
 
@@ -41,6 +42,9 @@ def load_backbone(
         patch_size: only for a callable.
         precision: ``bfloat16`` runs the network in mixed precision, about twice as fast where the
             processor has instructions for it; None is float32, or that of a :class:`Backbone`.
+        positions: how a ViT's table of positions is brought to the size of the image: ``exact``, or
+            ``scaled`` as in the programs of DINO and DINOv2, by a factor that is a little larger.
+            The digest of a backbone tells them apart.
 
     Returns:
         A :class:`Backbone`; one that was given is never changed, but copied if it has to be.
@@ -54,6 +58,7 @@ def load_backbone(
         >>> backbone(torch.rand(2, 3, 64, 48)).shape
         torch.Size([2, 3, 8, 6])
     """
+    scaling: Positions = conform(positions, Positions, "positions")
     if isinstance(backbone, Backbone):
         return _adapted(backbone, device, precision)
     target, precision = resolve_device(device), precision or "float32"
@@ -66,8 +71,10 @@ def load_backbone(
         return Backbone(backbone, patch_size, name, precision=precision).to(target)
     folder_or_id, source, local = locate(str(backbone))
     model, patch = load_vit(folder_or_id, local)
-    network = PatchTokens(model, patch)
-    return Backbone(network, patch, str(backbone), source, precision=precision).to(target)
+    network = PatchTokens(model, patch, scaling)
+    return Backbone(
+        network, patch, str(backbone), source, precision=precision, positions=scaling
+    ).to(target)
 
 
 def _adapted(backbone: Backbone, device: str | torch.device, precision: str | None) -> Backbone:
@@ -92,7 +99,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.zeros(1, device=chosen).tolist()
+        torch.zeros(1, device=chosen) + 1
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         name = str(device)
         raise InputError(f"device {name!r} is not available here ({reason(error)})") from error

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from primaps.backbones.convert import WeightsError
+from primaps.config import Positions
 from primaps.support.errors import InputError, reason
 from primaps.support.inputs import read_json
 from primaps.support.torch_archive import UnsafeFileError, checked_archive
@@ -28,11 +32,30 @@ SIZES = ("hidden_size", "intermediate_size", "image_size", "patch_size", "num_ch
 
 
 class PatchTokens(nn.Module):
-    """Patch tokens of a ``transformers`` vision model as a map."""
+    """Patch tokens of a ``transformers`` vision model as a map.
 
-    def __init__(self, model: nn.Module, patch_size: int) -> None:
+    Args:
+        positions: how its table of positions is brought to the size of a feature map: ``exact``, as
+            transformers does, or ``scaled``: by the factors of the programs of DINO and DINOv2.
+
+    Raises:
+        WeightsError: the model has no table of positions that could be scaled.
+    """
+
+    def __init__(self, model: nn.Module, patch_size: int, positions: Positions = "exact") -> None:
         super().__init__()
         self.model, self.patch_size = model, patch_size
+        if positions == "scaled":
+            embeddings = getattr(model, "embeddings", None)
+            if not hasattr(embeddings, "interpolate_pos_encoding"):
+                raise WeightsError(
+                    f"a {type(model).__name__} has no table of positions to scale; use "
+                    "positions='exact'"
+                )
+            # A bound method, so that a copy of the model scales the table of the copy.
+            embeddings.interpolate_pos_encoding = MethodType(  # type: ignore[union-attr]
+                scaled_positions, embeddings
+            )
         # Models with a table of positions interpolate it only on request.
         option = "interpolate_pos_encoding"
         self.options = {option: True} if option in signature(model.forward).parameters else {}
@@ -110,6 +133,27 @@ def _folder(folder_or_id: str) -> Path | None:
         return Path(folder_or_id)
     found = try_to_load_from_cache(folder_or_id, "config.json")
     return Path(found).parent if isinstance(found, str) else None
+
+
+def scaled_positions(
+    embeddings: nn.Module, tokens: Tensor, height: int, width: int
+) -> Float[Tensor, "1 n c"]:
+    """The table of positions of an image of ``height`` x ``width`` pixels, scaled as in the
+    programs of DINO and DINOv2.
+
+    They add 0.1 to the number of rows and columns, against rounding, and interpolate by the factor
+    that this gives: 40.1 / 28 for 320 px in patches of 8, 23.1 / 37 for 322 px in patches of 14.
+    """
+    table, patch = embeddings.position_embeddings, embeddings.patch_size
+    assert isinstance(table, Tensor)
+    patch = patch if isinstance(patch, int) else patch[0]  # type: ignore[index]
+    side, rows, columns = math.isqrt(table.shape[1] - 1), height // int(patch), width // int(patch)
+    if rows == columns == side:
+        return table
+    grid = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+    factors = ((rows + 0.1) / side, (columns + 0.1) / side)
+    grid = F.interpolate(grid, scale_factor=factors, mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2).to(table.dtype)], 1)
 
 
 def load_vit(folder_or_id: str, local: bool) -> tuple[nn.Module, int]:

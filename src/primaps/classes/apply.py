@@ -36,11 +36,17 @@ def final_map(
         >>> final_map(tree, legend(tree, [{"hide": "1"}]), *given).tolist()
         [[0, 255]]
     """
-    table = legend.table()
-    if needs_parts(tree, legend):
-        return table.to(classes.device)[part_map(tree, classes, features).long()]
+    if not needs_parts(tree, legend):
+        return legend_values(tree, legend, classes)
+    return legend.table().to(features.device)[part_map(tree, classes, features).long()]
+
+
+def legend_values(
+    tree: Tree, legend: Legend, classes: Integer[Tensor, "*shape"]
+) -> Integer[Tensor, "*shape"]:
+    """:func:`final_map` where no class is divided."""
     first = torch.tensor([int((tree.owner == k).nonzero()[0]) for k in range(tree.classes)])
-    return table[first].to(classes.device)[classes.long()]
+    return legend.table()[first].to(classes.device)[classes.long()]
 
 
 def hidden_last(

@@ -51,15 +51,63 @@ def legend(tree: Tree, edits: Sequence[Any] = (), classes: int | None = None) ->
         >>> legend(tree, [{"rename": "0", "to": "car"}], classes=3).names
         ['car.1', 'car.2', 'class 1']
     """
+    state = _after(tree, edits)
+    if classes is not None and classes != tree.classes:
+        state.groups = [tree.leaves[node] for node in tree.nodes(classes)]
+    return state.legend()
+
+
+def node_classes(tree: Tree, edits: Sequence[Any] = ()) -> list[Class]:
+    """What every node of the tree would be as a class, after the edits: all cuts at once.
+
+    Examples:
+        >>> import torch
+        >>> tree = Tree(torch.eye(3), torch.tensor([5, 2, 4]), torch.tensor([[0, 1], [3, 2]]),
+        ...             torch.tensor([0.1, 0.2]), classes=2)
+        >>> [node.name for node in node_classes(tree, [{"rename": "0", "to": "car"}])]
+        ['car.1', 'car.2', 'class 1', 'car', 'car + class 1']
+    """
+    state = _after(tree, edits)
+    return [state.shown(parts) for parts in tree.leaves]
+
+
+def cut_edits(tree: Tree, edits: Sequence[Any], classes: int) -> list[dict[str, Any]]:
+    """Edits that, appended to ``edits``, make the classes those of a cut: splits and merges.
+
+    Raises:
+        TreeError: the tree has no such cut.
+
+    Examples:
+        >>> import torch
+        >>> tree = Tree(torch.eye(3), torch.tensor([5, 2, 4]), torch.tensor([[0, 1], [3, 2]]),
+        ...             torch.tensor([0.1, 0.2]), classes=2)
+        >>> cut_edits(tree, [], 3), cut_edits(tree, [{"split": "0"}], 1)
+        ([{'split': '0'}], [{'merge': ['0.1', '0.2', '1']}])
+    """
+    wanted = [set(tree.leaves[node]) for node in tree.nodes(classes)]
+    state, found = _after(tree, edits), []
+
+    def make(edit: dict[str, Any]) -> None:
+        state.apply(edit)
+        found.append(edit)
+
+    while divided := [g for g in state.groups if not any(set(g) <= one for one in wanted)]:
+        make({"split": state.id(min(divided))})
+    for one in wanted:
+        inside = sorted(group for group in state.groups if set(group) <= one)
+        if len(inside) > 1:
+            make({"merge": [state.id(group) for group in inside]})
+    return found
+
+
+def _after(tree: Tree, edits: Sequence[Any]) -> _State:
     state = _State(tree, [tree.leaves[node] for node in tree.nodes(tree.classes)])
     for number, edit in enumerate(edits):
         try:
             state.apply(edit)
         except EditError as error:
             raise EditError(f"edits[{number}]: {error}") from None
-    if classes is not None and classes != tree.classes:
-        state.groups = [tree.leaves[node] for node in tree.nodes(classes)]
-    return state.legend()
+    return state
 
 
 @dataclass
@@ -77,22 +125,24 @@ class _State:
         below = 2 * len(tree) - tree.classes  # nodes that are classes of the model or in them
         self.node = dict(zip(tree.names()[:below], range(below), strict=True))
         self.palette = palette(tree.classes + len(tree)).tolist()
+        largest = sorted(self.node.items(), key=lambda one: -len(tree.leaves[one[1]]))
+        self.largest = [(key, tree.leaves[node]) for key, node in largest]
+        self.ids: dict[tuple[int, ...], str] = {}  # found so far; they never change
 
     def legend(self) -> Legend:
-        found = []
-        for parts in sorted(self.groups):
-            key = self.id(parts)
-            found.append(
-                Class(
-                    key,
-                    self.name(key),
-                    self.colour(key),
-                    parts,
-                    hidden=set(parts) <= self.hidden,
-                    named=key in self.names,
-                )
-            )
-        return Legend(tuple(found), len(self.tree))
+        return Legend(tuple(map(self.shown, sorted(self.groups))), len(self.tree))
+
+    def shown(self, parts: tuple[int, ...]) -> Class:
+        """The class that parts are."""
+        key = self.id(parts)
+        return Class(
+            key,
+            self.name(key),
+            self.colour(key),
+            parts,
+            hidden=set(parts) <= self.hidden,
+            named=key in self.names,
+        )
 
     def apply(self, edit: Any) -> None:
         kinds = [kind for kind in KINDS if isinstance(edit, dict) and kind in edit]
@@ -164,13 +214,14 @@ class _State:
 
     def id(self, parts: tuple[int, ...]) -> str:
         """The largest nodes, at or below classes of the model, that make up these parts."""
-        left, found = set(parts), []
-        for key, node in sorted(self.node.items(), key=lambda one: -len(self.tree.leaves[one[1]])):
-            own = self.tree.leaves[node]
-            if left.issuperset(own):
-                found.append((own[0], key))
-                left -= set(own)
-        return "+".join(key for _, key in sorted(found))
+        if parts not in self.ids:
+            left, found = set(parts), []
+            for key, own in self.largest:
+                if left.issuperset(own):
+                    found.append((own[0], key))
+                    left -= set(own)
+            self.ids[parts] = "+".join(key for _, key in sorted(found))
+        return self.ids[parts]
 
     def name(self, key: str) -> str:
         """Given, or made of the names of the classes around or inside."""

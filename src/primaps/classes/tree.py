@@ -8,7 +8,7 @@ that is nested in, or nests, every other one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -188,20 +188,35 @@ def part_map(
         >>> part_map(tree, torch.tensor([[1, 0]]), features).tolist()
         [[2, 1]]
     """
-    owner = tree.owner.tolist()
+    cosines = part_cosines(tree, features)[None]
+
+    def cosine(part: int) -> Tensor:
+        return upsample(cosines[:, part : part + 1], classes.shape)[0, 0]
+
+    return best_parts(tree, classes.to(features.device), cosine)
+
+
+def part_cosines(tree: Tree, features: Float[Tensor, "c h w"]) -> Float[Tensor, "l h w"]:
+    """How alike each place is to each part, in [-1, 1]."""
     cosines = F.normalize(features, dim=0).flatten(1).T @ tree.parts.to(features).T
-    cosines = cosines.T.unflatten(1, features.shape[1:])
-    winner = torch.zeros(classes.shape, dtype=torch.int16, device=features.device)
-    classes = classes.to(features.device)
-    for number in classes.unique().tolist():  # one part at a time, to spare memory
+    return cosines.T.unflatten(1, features.shape[1:])
+
+
+def best_parts(
+    tree: Tree, classes: Integer[Tensor, "H W"], cosine: Callable[[int], Float[Tensor, "H W"]]
+) -> Integer[Tensor, "H W"]:
+    """:func:`part_map` from the cosine of every pixel with a part, asked for one part at a time."""
+    owner = tree.owner.tolist()
+    winner = torch.zeros(classes.shape, dtype=torch.int16, device=classes.device)
+    for number in classes.unique().tolist():
         inside = classes == number
         own = [leaf for leaf, k in enumerate(owner) if k == number]
         winner[inside] = own[0]
         if len(own) == 1:
             continue
-        best = torch.full_like(winner, -2, dtype=features.dtype)
+        best = torch.full(classes.shape, -2.0, device=classes.device)
         for leaf in own:
-            value = upsample(cosines[None, leaf : leaf + 1], classes.shape)[0, 0]
+            value = cosine(leaf)
             winner[inside & (value > best)] = leaf
             best = torch.maximum(best, value)
     return winner

@@ -3,7 +3,7 @@
 
 import sys
 
-from primaps.cli import images, fit, classes, exchange, scores, data, reproduce, projections
+from primaps.cli import studio, images, fit, classes, exchange, scores, data, reproduce, projections
 from primaps.cli.app import app, run
 
 

@@ -22,8 +22,8 @@ from primaps.support.checked import checked
 from primaps.support.files import user_path
 
 ORDER = (
-    "demo", "propose", "fit", "predict", "classes", "name", "report", "audit", "export", "import",
-    "push", "evaluate", "oracle", "probe", "data", "project", "projection", "reproduce",
+    "demo", "studio", "propose", "fit", "predict", "classes", "name", "report", "audit", "export",
+    "import", "push", "evaluate", "oracle", "probe", "data", "project", "projection", "reproduce",
 )  # fmt: skip
 """Of the commands in `primaps --help`: that in which a person needs them."""
 

@@ -202,7 +202,8 @@ def audit(
 ) -> None:
     """Accuracy with a 95 % interval from your answers: is this pixel of that class, y or n?"""
     with running() as told:
-        from primaps.evaluation.audit import Audit, about, prepare
+        from primaps.evaluation.audit import Audit
+        from primaps.evaluation.audit_questions import about, prepare
         from primaps.model import PriMaPsEM
 
         network = PriMaPsEM.from_pretrained(model, device=device)

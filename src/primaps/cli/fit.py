@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from primaps.cli.app import IMAGES, SCORES, app, command, running
+from primaps.cli.look import BandsOption, MppOption, ScaleOption, StretchOption, look_options
 from primaps.cli.options import (
     DatasetOption,
     DeviceOption,
@@ -32,6 +33,7 @@ from primaps.cli.options import (
 from primaps.cli.words import err, note, result, warn
 from primaps.config import Classes
 from primaps.support.errors import InputError, MissingPackageError
+from primaps.support.typed import Range
 
 PROBE_OPTIONS = (
     "backbone", "size", "epochs", "min_steps", "batch_size", "learning_rate", "precision", "seed",
@@ -51,6 +53,20 @@ def fit(
     split: SplitOption = None,
     projection: ProjectionOption = None,
     store: StoreOption = None,
+    windows: Annotated[
+        int | None,
+        Range(1, 10**8),
+        typer.Option(help="Fit on this many windows at random places of scenes."),
+    ] = None,
+    scale: ScaleOption = None,
+    mpp: MppOption = None,
+    bands: BandsOption = None,
+    stretch: StretchOption = None,
+    sample: Annotated[
+        int | None,
+        Range(1, 10**9),
+        typer.Option(help="Fit to this many of the images, drawn by --seed."),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what it will take: bytes, memory, time.")
     ] = False,
@@ -60,7 +76,7 @@ def fit(
 ) -> None:
     """Find K classes in unlabelled images (PriMaPs-EM) and write the model."""
     with running() as progress, _process(device) as own:
-        from primaps.data import find_images
+        from primaps.data.drawing import drawn
         from primaps.em.fit import schedule
         from primaps.model import PriMaPsEM
         from primaps.planning import plan as estimate
@@ -68,7 +84,9 @@ def fit(
         data = dataset_by_name(dataset, images, split, "train")
         if data is not None and data.incomplete:
             warn(data.incomplete)
-        files = find_images(images, exclude=out) if data is None else data.samples
+        look = look_options(None, None, scale, mpp, bands, stretch)
+        found = _files(images, out, data, options, windows, look, own, progress)
+        files = drawn(found, sample, options["seed"])
         options |= {"projection": projection, "device": own}
         evidence: list[Any] = []
         if classes.isdecimal():
@@ -77,7 +95,8 @@ def fit(
             evidence, options["classes"] = _choose(classes, options, files, store, progress)
         model = PriMaPsEM(**options)
         if plan:
-            result("\n".join(estimate(model, files, store_folder(store), progress).lines()))
+            expected = estimate(model, files, store_folder(store), progress)
+            result("\n".join(replace(expected, collection=len(found)).lines()))
             return
         steps = schedule(model.config, len(files), model.clusters)
         number = model.config.classes
@@ -131,27 +150,39 @@ def probe(
         _train(model, data.samples, data, out, store, tensorboard, progress)
 
 
+def _files(
+    images: str, out: Path, data: Any, options: dict[str, Any], windows: int | None,
+    look: dict[str, Any], device: str, progress: Any,
+) -> Any:  # fmt: skip
+    """The images to fit on: a data set's, those of a folder, or windows of scenes."""
+    from primaps.backbones.load import load_backbone
+    from primaps.data import find_images
+    from primaps.scenes.sample import scene_windows
+
+    if windows is None:
+        if look:
+            raise InputError(f"--{min(look)} is about scenes: give --windows N as well")
+        return find_images(images, exclude=out) if data is None else data.samples
+    if data is not None:
+        raise InputError("--windows are of scenes, not of a --dataset: give one of them")
+    size = options["size"] or load_backbone(options["backbone"], device).default_size
+    found = scene_windows(
+        images, windows, size, seed=options["seed"], progress=progress,
+        **look,
+    )  # fmt: skip
+    note(f"{len(found)} windows of {size} px")
+    return found
+
+
 def _choose(
     wanted: str, options: dict[str, Any], files: Any, store: str | None, progress: Any
 ) -> tuple[list[Any], int]:
     """Evidence for several K, printed, and the middle one of the three that it speaks for."""
-    from primaps.classes.choose import choice_of, curve, parse_range
-    from primaps.classes.grow import SAMPLE
-    from primaps.em.masks import gathered, mask_table
-    from primaps.features.extract import extract
-    from primaps.model import PriMaPsEM
+    from primaps.classes.choose import choice_of
+    from primaps.fitting import class_evidence
 
-    candidates = parse_range(wanted)
-    model = PriMaPsEM(**{**options, "classes": 2})
-    extracted = extract(
-        files, model.backbone, model.size, masks=model.mask_maker(), store=store_folder(store),
-        progress=progress, problem=warn,
-    )  # fmt: skip
-    assert extracted.masks is not None
-    views = replace(extracted.views, projection=model.projection)
-    masks = gathered(mask_table(views, extracted.masks), SAMPLE)
-    evidence = curve(
-        masks.features, masks.images, candidates, seed=model.config.seed, progress=progress
+    evidence = class_evidence(
+        wanted, options, files, store=store_folder(store), progress=progress, problem=warn
     )
     for one in evidence:
         bar = "#" * round(40 * max(0.0, one.stability))
@@ -178,25 +209,18 @@ def _train(
     model: Any, files: Any, labels: Any, out: Path, store: str | None, log: Path | None,
     progress: Any, evidence: Any = (),
 ) -> None:  # fmt: skip
-    """Fit, save and draw; the state of training lies beside the model until it is complete."""
-    from primaps.em.recorder import clear_states
-    from primaps.model_folder import model_writing
-    from primaps.pictures.preview import model_preview
+    """Fit, with figures for TensorBoard if they are wanted, and say where the model is."""
+    from primaps.fitting import fit_folder
     from primaps.support.distributed import rank
 
     note(f"backbone {model.backbone.name} from {model.backbone.source}")
-    with model_writing(out, files), _tensorboard(log) as write:
-        model.fit(
-            files, labels, store=store_folder(store), checkpoints=out, progress=progress,
-            problem=warn, log=write,
+    with _tensorboard(log) as write:
+        fit_folder(
+            model, files, out, labels=labels, evidence=evidence, store=store_folder(store),
+            progress=progress, problem=warn, log=write,
         )  # fmt: skip
-        if model.inventory_ is not None and evidence:
-            model.inventory_ = replace(model.inventory_, curve=tuple(evidence))
-        if rank() == 0:
-            model.save_pretrained(out)
-            model_preview(model, out / "preview.png")
-            clear_states(out)
-            result(out)
+    if rank() == 0:
+        result(out)
 
 
 @contextmanager

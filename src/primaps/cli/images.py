@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from primaps.cli.app import IMAGES, app, command, running
+from primaps.cli.look import (
+    BandsOption,
+    MppOption,
+    OverlapOption,
+    ScaleOption,
+    StretchOption,
+    WindowOption,
+    look_options,
+)
 from primaps.cli.options import (
     BackboneOption,
     CrfOption,
@@ -17,13 +27,15 @@ from primaps.cli.options import (
     MaskCrfOption,
     ModelArgument,
     OldCrfOption,
-    OutOption,
+    ResultOption,
+    ShardOption,
     SizeOption,
     ThresholdOption,
     fitted_model,
 )
 from primaps.cli.words import note, result, summary, warn
 from primaps.config import Config
+from primaps.support.errors import InputError
 
 
 @command(app, rich_help_panel=IMAGES)
@@ -42,7 +54,7 @@ def demo(
 @command(app, rich_help_panel=IMAGES)
 def propose(
     inputs: InputsArgument,
-    out: OutOption,
+    out: ResultOption,
     backbone: BackboneOption = Config.backbone,
     threshold: ThresholdOption = Config.threshold,
     mask_crf: MaskCrfOption = Config.mask_crf,
@@ -50,24 +62,49 @@ def propose(
     explain: Annotated[
         bool, typer.Option("--explain", help="Also draw how the masks come about.")
     ] = False,
+    window: WindowOption = None,
+    overlap: OverlapOption = None,
+    scale: ScaleOption = None,
+    mpp: MppOption = None,
+    bands: BandsOption = None,
+    stretch: StretchOption = None,
+    shard: ShardOption = "auto",
     device: DeviceOption = "auto",
     crf: OldCrfOption = None,
 ) -> None:
-    """Mask proposals (PriMaPs): per image a map of masks, 0 = ignore, and a picture."""
+    """Mask proposals (PriMaPs): per image a map of masks, 0 = ignore, and a picture.
+
+    With a .tif as --out and one INPUT of any size: a map of the masks of this scene.
+    """
     with running() as progress:
         from primaps.backbones.load import load_backbone
         from primaps.label_maps import explain_files, propose_files
+        from primaps.scenes.look import is_scene
+        from primaps.scenes.propose import propose_scene
 
-        network = load_backbone(backbone, device)
+        look = look_options(window, overlap, scale, mpp, bands, stretch)
+        scene = is_scene(inputs, out)
+        _refuse_look(look, scene)
+        shown = _share(shard, progress)
+        network = load_backbone(backbone, _own(device))
         note(f"backbone {network.name} from {network.source}")
+        if scene:
+            if explain or size is not None:
+                raise InputError("--explain and --size are for photographs; scenes have --window")
+            count = propose_scene(
+                inputs[0], out, backbone=network, threshold=threshold, mask_crf=mask_crf,
+                progress=progress, **look,
+            )  # fmt: skip
+            note(f"kept from before: {out}" if count is None else f"{count} masks: {out}")
+            return
         done = propose_files(
             inputs, out, backbone=network, threshold=threshold, mask_crf=mask_crf, size=size,
-            progress=progress, problem=warn,
+            shard=shard, progress=shown, problem=warn,
         )  # fmt: skip
         if explain:
             explain_files(
                 inputs, out, backbone=network, threshold=threshold, mask_crf=mask_crf, size=size,
-                progress=progress, problem=lambda sentence: None,
+                shard=shard, progress=shown, problem=lambda sentence: None,
             )  # fmt: skip
         summary(done, out)
 
@@ -76,19 +113,81 @@ def propose(
 def predict(
     model: ModelArgument,
     inputs: InputsArgument,
-    out: OutOption,
+    out: ResultOption,
     crf: CrfOption = True,
     names: Annotated[str | None, typer.Option(help="Class names for the legend, a,b,c.")] = None,
     classes: CutOption = None,
+    tiles: Annotated[
+        bool, typer.Option("--tiles", help="Look at photographs by windows, as at scenes.")
+    ] = False,
+    polygons: Annotated[
+        Path | None, typer.Option(help="Scenes: also write regions to this .gpkg.")
+    ] = None,
+    window: WindowOption = None,
+    overlap: OverlapOption = None,
+    scale: ScaleOption = None,
+    mpp: MppOption = None,
+    bands: BandsOption = None,
+    stretch: StretchOption = None,
+    shard: ShardOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
-    """Class map of every image by a fitted model, with a picture and legend."""
+    """Class map of every image by a fitted model, with a picture and legend.
+
+    With a .tif as --out and one INPUT of any size: a map of this scene, where it lies.
+    """
     with running() as progress:
         from primaps.label_maps import predict_files
+        from primaps.scenes.look import is_scene
+        from primaps.scenes.predict import predict_scene
 
-        network = fitted_model(model, device, classes)
+        look = look_options(window, overlap, scale, mpp, bands, stretch)
+        scene = is_scene(inputs, out)
+        _refuse_look(look | ({"polygons": polygons} if polygons else {}), scene, tiles)
+        shown = _share(shard, progress)
+        network = fitted_model(model, _own(device), classes)
+        titles = names.split(",") if names else None
+        if scene:
+            new = predict_scene(
+                network, inputs[0], out, crf=crf, names=titles, polygons=polygons,
+                progress=progress, **look,
+            )  # fmt: skip
+            note(f"written: {out}" if new else f"kept from before: {out}")
+            return
         done = predict_files(
-            network, inputs, out, crf=crf, names=names.split(",") if names else None,
-            progress=progress, problem=warn,
+            network, inputs, out, crf=crf, names=titles, tiles=look if tiles else None,
+            shard=shard, progress=shown, problem=warn,
         )  # fmt: skip
         summary(done, out)
+
+
+def _refuse_look(look: dict[str, Any], scene: bool, tiles: bool = False) -> None:
+    """Options of scenes that nothing would heed."""
+    unheeded = (
+        [] if scene else sorted({*look} - ({"window", "overlap", "scale"} if tiles else set()))
+    )
+    if unheeded:
+        raise InputError(
+            f"--{unheeded[0]} is about a scene: give one INPUT, and --out a file that ends in .tif"
+            + ("" if tiles else "; or --tiles for photographs")
+        )
+
+
+def _share(shard: str, progress: Any) -> Any:
+    """Say which share this process has; the progress of the first one is shown."""
+    from primaps.support.progress import silent
+    from primaps.support.shards import read_shard
+
+    share = read_shard(shard)
+    if share.total > 1:
+        note(f"shard {share} of the images; --shard 1/1 takes them all")
+    return progress if share.number == 1 else silent
+
+
+def _own(device: str) -> str:
+    """The GPU of this process, if torchrun started several."""
+    if device not in ("auto", "cuda") or "LOCAL_RANK" not in os.environ:
+        return device
+    import torch
+
+    return f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else device

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 import typer
 
-from primaps.config import Config, Precision, Seed, Size, Threshold, option_help, option_types
+from primaps.config import (
+    Config,
+    Precision,
+    Resize,
+    Seed,
+    Size,
+    Threshold,
+    option_help,
+    option_types,
+)
 from primaps.support.errors import InputError
 from primaps.support.typed import Range, conform
 
@@ -27,7 +36,10 @@ def bounds(kind: Any) -> Range:
 
 
 InputsArgument = Annotated[
-    list[str], typer.Argument(metavar="INPUT...", help="Image files, folders (recursive) or globs.")
+    list[str],
+    typer.Argument(
+        metavar="INPUT...", help="Image files, folders (recursive), globs, tar files or URLs."
+    ),
 ]
 ImagesArgument = Annotated[
     str, typer.Argument(metavar="IMAGES", help="A folder (recursive) or a glob.")
@@ -36,6 +48,9 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="What `fit --out` wrote, or a hub id.")
 ]
 OutOption = Annotated[Path, typer.Option(help="Folder to write to.")]
+ResultOption = Annotated[
+    Path, typer.Option("--out", help="Folder to write to; for a scene the .tif to write.")
+]
 ModelOutOption = Annotated[Path, typer.Option(help="Folder of the model.")]
 BackboneOption = Annotated[str, typer.Option(help=option_help("backbone"))]
 SizeOption = Annotated[int | None, bounds(Size), typer.Option(help=option_help("size"))]
@@ -52,6 +67,12 @@ CutOption = Annotated[
     int | None,
     Range(2, 256),
     typer.Option("--classes", help="Cut the tree here [default: classes.json, or K]."),
+]
+ShardOption = Annotated[
+    str,
+    typer.Option(
+        help="I/N: the I-th of N shares of the images; auto: that of torchrun or a Slurm array."
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 LabelsOption = Annotated[
@@ -84,6 +105,11 @@ TensorBoardOption = Annotated[Path | None, typer.Option(help="Write figures per 
 ProjectionOption = Annotated[
     str | None,
     typer.Option(help="Fit to codes: a folder of `project`, or a checkpoint of STEGO or HP."),
+]
+ResizeOption = Annotated[
+    str,
+    Resize,
+    typer.Option(help="pillow, or tensor: not antialiased, as the authors' program at evaluation."),
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the scores here.")]
 

@@ -97,5 +97,6 @@ def project(
             extracted.views.clean, method, classes=classes, settings=settings, steps=steps,
             seed=seed, progress=progress,
         )  # fmt: skip
+        trained.about["backbone"] = network.weights  # another one is refused
         trained.save(out)
         result(out)

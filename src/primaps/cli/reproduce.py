@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -20,8 +20,8 @@ from primaps.cli.words import note, result, warn
 from primaps.support.typed import Range
 
 RUN_OPTIONS = (
-    "epochs", "init_epochs", "min_steps", "min_init_steps", "batch_size", "views", "size",
-    "precision",
+    "epochs", "init_epochs", "min_steps", "min_init_steps", "momentum_ramp", "batch_size", "views",
+    "size", "precision",
 )  # fmt: skip
 
 
@@ -29,7 +29,7 @@ RUN_OPTIONS = (
 @config_options(*RUN_OPTIONS, optional=True)
 def reproduce(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="table1..table6, figure3..figure10, or all.")
+        str, typer.Argument(metavar="NAME", help="table1..table6, figure1..figure10, or all.")
     ],
     options: dict[str, Any],
     root: Annotated[
@@ -48,6 +48,14 @@ def reproduce(
         list[str] | None,
         typer.Option(help="STEGO=PATH or HP=PATH: a checkpoint to fit on top of."),
     ] = None,
+    protocol: Annotated[
+        str,
+        Literal["paper", "program"],
+        typer.Option(
+            help="paper, or program: resizing at evaluation, ramp of the moving average and "
+            "positions as in the authors' program."
+        ),
+    ] = "paper",
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("reproduction"),
     store: StoreOption = None,
     plan: Annotated[
@@ -66,7 +74,7 @@ def reproduce(
     the reason.
     """
     with running() as progress:
-        from primaps.experiments import TABLES, Reproduction, plan_lines
+        from primaps.experiments import PAPER, Reproduction, plan_lines
         from primaps.experiments import reproduce as run
         from primaps.experiments.reproduction import read_pairs, read_roots, read_seeds
 
@@ -74,9 +82,9 @@ def reproduce(
         reproduction = Reproduction(
             out=out, dataset=dataset, backbones=tuple(backbone or ()), options=options,
             seeds=read_seeds(seeds), projections=read_pairs(projection or [], "--projection"),
-            device=device, store=Path(kept) if kept else None,
+            protocol=cast(Any, protocol), device=device, store=Path(kept) if kept else None,
         )  # fmt: skip
-        names = list(TABLES) if name == "all" else [name]
+        names = list(PAPER) if name == "all" else [name]
         experiments = [reproduction.experiment(each) for each in names]
         reproduction = replace(reproduction, roots=read_roots(root or [], experiments))
         if plan:

@@ -23,6 +23,7 @@ from primaps.cli.options import (
     MaskCrfOption,
     ModelArgument,
     OldCrfOption,
+    ResizeOption,
     SizeOption,
     SplitOption,
     ThresholdOption,
@@ -54,6 +55,7 @@ def evaluate(
         bool, typer.Option("--mirror/--no-mirror", help="Average with the mirrored image.")
     ] = True,
     crf: CrfOption = True,
+    resize: ResizeOption = "pillow",
     matching: Annotated[
         str,
         Literal["hungarian", "majority"],
@@ -74,8 +76,8 @@ def evaluate(
         data = labelled_images(images, labels, dataset, split, "val", ignore_index)
         network = fitted_model(model, device, classes)
         found = run(
-            network, data, size=size, crop=crop, mirror=mirror, crf=crf, matching=matching,
-            progress=progress, problem=warn,
+            network, data, size=size, crop=crop, mirror=mirror, crf=crf, resize=resize,
+            matching=matching, progress=progress, problem=warn,
         )  # fmt: skip
         if json_file:
             write_scores(json_file, found.to_dict())
@@ -106,6 +108,7 @@ def oracle(
     threshold: ThresholdOption = Config.threshold,
     mask_crf: MaskCrfOption = Config.mask_crf,
     size: SizeOption = None,
+    resize: ResizeOption = "pillow",
     json_file: JsonOption = None,
     device: DeviceOption = "auto",
     crf: OldCrfOption = None,
@@ -119,7 +122,7 @@ def oracle(
         data = labelled_images(images, labels, dataset, split, "val", ignore_index)
         network = load_backbone(backbone, device)
         found = evaluate_oracle(
-            data, backbone=network, size=size, threshold=threshold,
+            data, backbone=network, size=size, resize=resize, threshold=threshold,
             crf="dense" if mask_crf else None, progress=progress, problem=warn,
         )  # fmt: skip
         if json_file:
@@ -127,6 +130,11 @@ def oracle(
         title = f"{found.images} images, {found.masks_per_image:.1f} masks per image"
         title += f", {100 * found.ignored:.1f} % of the pixels in none"
         table = Table("", "accuracy", "mean IoU", title=title)
-        for name, part in (("pixels in masks", found.assigned), ("all pixels", found.all_pixels)):
+        parts = {
+            "pixels in masks": found.assigned,
+            "all pixels": found.all_pixels,
+            "all, ignored wrong": found.all_wrong,
+        }
+        for name, part in parts.items():
             table.add_row(name, f"{100 * part.accuracy:.1f}", f"{100 * part.mean_iou:.1f}")
         show(table)

@@ -8,11 +8,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from PIL.Image import Image
 
+from primaps.data.archives import ARCHIVES, COMPRESSED, local_archive
+from primaps.data.remote import images_at, is_url
+from primaps.data.stored import Stored
 from primaps.support.errors import InputError, NotFoundError
 from primaps.support.inputs import read_json
 from primaps.support.typed import Range, conform
@@ -32,12 +35,12 @@ class ImageFile:
     """An image of a collection.
 
     Attributes:
-        source: the file, or an image in memory.
+        source: the file, an image in memory, or a file in an archive or on a server.
         key: path relative to the input that it was found in, without its suffix and unique in the
             collection; results are written, and labels looked up, under this name.
     """
 
-    source: Path | Image
+    source: Path | Image | Stored
     key: str
 
 
@@ -51,8 +54,14 @@ def find_images(
     contributes files with the suffix of an image; a file that is named is always taken. Hidden
     files are left out, and what lies below ``exclude``, if that is a folder inside an input.
 
+    Tar files that are named, or match a glob, contribute their images under their paths in it
+    (WebDataset's layout). URLs are files, folders, globs or tar files on servers (``s3://``,
+    ``gs://``, ``hf://``, ``https://``, ...), if fsspec has a driver; keys are relative to them.
+    Where two of these would have the same key, the name of the archive or URL comes first.
+
     Raises:
         NotFoundError: an input does not exist, matches nothing, or there is no image.
+        MissingPackageError: a URL needs a package that is not installed.
     """
     given: list[Any] = [inputs]
     if isinstance(inputs, Iterable) and not isinstance(inputs, str):
@@ -61,6 +70,69 @@ def find_images(
         raise InputError(f"an input is {odd[0]!r}; name files, folders or globs")
     if not given:
         raise NotFoundError("no input was given: name files, folders or globs")
+    here, groups = _elsewhere(given)
+    files = _on_disk(here, exclude) if here else []
+    if groups:
+        files = _together(files, groups)
+        if not files:
+            inputs_named = ", ".join(map(str, given))
+            raise NotFoundError(f"no image in {inputs_named}")
+    return files
+
+
+def _elsewhere(given: Sequence[str | Path]) -> tuple[list[str | Path], dict[str, list[ImageFile]]]:
+    """Inputs that are files of this machine, and the images of each archive and URL."""
+    here: list[str | Path] = []
+    groups: dict[str, list[ImageFile]] = {}
+    for entry in given:
+        text, path = str(entry), Path(entry).expanduser()
+        if isinstance(entry, str) and is_url(entry):
+            groups[text] = [ImageFile(one, key) for key, one in images_at(entry, IMAGE_SUFFIXES)]
+            continue
+        lower = text.lower()
+        if lower.endswith(COMPRESSED):
+            raise NotFoundError(
+                f"{entry} is compressed, and images in it are no smaller by that: "
+                "decompress it to .tar"
+            )
+        archives = [path] if path.is_file() else []
+        if lower.endswith(ARCHIVES) and not archives:
+            archives = [Path(one) for one in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+        if not lower.endswith(ARCHIVES) or not archives:
+            here.append(entry)
+            continue
+        for archive in (one.resolve() for one in archives if one.is_file()):
+            images = local_archive(archive, IMAGE_SUFFIXES)
+            groups[str(archive)] = [ImageFile(one, key) for key, one in images]
+    return here, groups
+
+
+def _together(files: list[ImageFile], groups: dict[str, list[ImageFile]]) -> list[ImageFile]:
+    """Images of this machine, archives and URLs, each with a key of its own."""
+    together = [*files, *(file for group in groups.values() for file in group)]
+    if len({file.key.casefold() for file in together}) < len(together):
+        together = list(files)
+        for name, group in groups.items():
+            stem = PurePosixPath(name.rstrip("/")).stem
+            together += [ImageFile(file.source, f"{stem}/{file.key}") for file in group]
+    counts = Counter(file.key.casefold() for file in together)
+    found: list[ImageFile] = []
+    for file in together:
+        suffix = PurePosixPath(str(file.source)).suffix
+        again = counts[file.key.casefold()] > 1
+        found.append(ImageFile(file.source, file.key + suffix) if again else file)
+    known: dict[str, ImageFile] = {}
+    for file in found:
+        if (other := known.setdefault(file.key.casefold(), file)) is not file:
+            raise NotFoundError(
+                f"{other.source} and {file.source} would have results of one name: give them in "
+                "runs of their own"
+            )
+    return found
+
+
+def _on_disk(given: Sequence[str | Path], exclude: str | Path | None) -> list[ImageFile]:
+    """Images of files, folders and globs of this machine."""
     found: dict[Path, None] = {}  # a set that keeps order
     roots: list[Path] = []
     barred = Path(exclude).resolve() if exclude is not None else None
@@ -110,6 +182,16 @@ def find_images(
         alone = stems[str(name.with_suffix("")).casefold()] == 1
         files.append(ImageFile(path, (name.with_suffix("") if alone else name).as_posix()))
     return files
+
+
+def files_here(files: Iterable[ImageFile]) -> list[Path]:
+    """The files of this machine that images come from."""
+    found: dict[Path, None] = {}
+    for file in files:
+        path = file.source.within if isinstance(file.source, Stored) else file.source
+        if isinstance(path, Path):
+            found[path] = None
+    return list(found)
 
 
 def _kind(path: Path) -> str:

@@ -8,9 +8,16 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
+from primaps.config import Resize
 from primaps.data.dataset import Dataset, Sample
 from primaps.data.reading import ImageError, image_size, load_image
-from primaps.data.transforms import centre_crop, fit_to_patches, resize_shorter, to_tensor
+from primaps.data.transforms import (
+    centre_crop,
+    fit_to_patches,
+    resize_shorter,
+    tensor_square,
+    to_tensor,
+)
 
 
 def square(image: Image.Image, size: int) -> UInt8[Tensor, "3 size size"]:
@@ -19,7 +26,11 @@ def square(image: Image.Image, size: int) -> UInt8[Tensor, "3 size size"]:
 
 
 def load_pair(
-    data: Dataset, sample: Sample, size: int, patch_size: int | None = None
+    data: Dataset,
+    sample: Sample,
+    size: int,
+    patch_size: int | None = None,
+    resize: Resize = "pillow",
 ) -> tuple[UInt8[Tensor, "3 h w"], Integer[Tensor, "h w"]]:
     """An image and its label map, scaled bilinearly and by nearest neighbour.
 
@@ -27,12 +38,17 @@ def load_pair(
         size: shorter side in pixels.
         patch_size: None cuts the centred square, as the protocol does; a number keeps the whole
             image and makes its sides multiples of it.
+        resize: of squares: ``pillow``, or ``tensor`` as in the authors' program
+            (:func:`primaps.data.transforms.tensor_square`).
 
     Raises:
         ImageError: there is no label, or it does not fit the image or the classes.
     """
     image = load_image(sample.source)
     classes = _label_of_size(data, sample, image.size)
+    if patch_size is None and resize == "tensor":
+        label = tensor_square(_to_long(classes)[None], size, nearest=True)[0]
+        return tensor_square(to_tensor(image), size), label
     if patch_size is None:
         return square(image, size), _label_square(classes, size)
     picture = to_tensor(fit_to_patches(image, size, patch_size))

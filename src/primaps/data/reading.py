@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from primaps.data.matlab import read_array
+from primaps.data.stored import Stored
 from primaps.support.errors import InputError, PrimapsError
 
 ORIENTATION, TURNED = 0x0112, 5
@@ -32,11 +33,11 @@ class ImageError(PrimapsError, ValueError):
     """One file cannot be used; the message names it, the reason and what to do."""
 
 
-def load_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> Image.Image:
+def load_image(source: str | Path | Stored | Image.Image | np.ndarray | Tensor) -> Image.Image:
     """Read an image file as 8-bit RGB, upright; an image in memory is converted likewise.
 
     In memory are images of Pillow, arrays (H, W), (H, W, 3) or (H, W, 4), and tensors (3, H, W) of
-    8 bits.
+    8 bits. Files may lie in archives or on servers.
 
     EXIF rotation is applied. Grey, palette and CMYK images are converted; transparency is put on
     white. Images of 16 or 32 bits are scaled from the smallest of 8, 10, 12, 14, 16, 24 or 32 bits
@@ -50,6 +51,9 @@ def load_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> Image.
         return _to_rgb(source)
     if isinstance(source, np.ndarray | Tensor):
         return _to_rgb(_from_array(source))
+    if isinstance(source, Stored):
+        with opened(source.name, source.read()) as image:
+            return _to_rgb(upright(image))
     if not isinstance(source, str | Path):
         raise ImageError(
             f"an image is a path, a Pillow image, an array or a tensor, not {type(source).__name__}"
@@ -57,7 +61,7 @@ def load_image(source: str | Path | Image.Image | np.ndarray | Tensor) -> Image.
     if Path(source).suffix.lower() == ".mat":
         return Image.fromarray(_mat_image(source))
     with opened(source) as image:
-        return _to_rgb(_upright(image))
+        return _to_rgb(upright(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -70,7 +74,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def image_size(source: str | Path | Image.Image) -> tuple[int, int]:
+def image_size(source: str | Path | Stored | Image.Image) -> tuple[int, int]:
     """Width and height of :func:`load_image`; of a file no more than the header is read, except of
     MATLAB files.
 
@@ -79,6 +83,9 @@ def image_size(source: str | Path | Image.Image) -> tuple[int, int]:
     """
     if isinstance(source, Image.Image):
         return source.size
+    if isinstance(source, Stored):
+        with opened(source.name, source.read()) as image:
+            return upright_size(image)
     if Path(source).suffix.lower() == ".mat":
         return load_image(source).size
     with opened(source) as image:
@@ -115,7 +122,7 @@ def load_label(path: str | Path) -> Integer[np.ndarray, "h w"]:
                 f"label {path} is a {image.mode} image; a label map has one channel of class "
                 "indices, so convert its colours to indices first"
             )
-        return np.asarray(_upright(image)).astype(np.int64)
+        return np.asarray(upright(image)).astype(np.int64)
 
 
 def label_mode(path: str | Path) -> str | None:
@@ -158,7 +165,8 @@ def _mat_image(path: str | Path) -> np.ndarray:
     return array[..., :3]
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """An image as it lies in its file, in its own mode, turned as EXIF says."""
     image.load()
     try:
         return ImageOps.exif_transpose(image)
@@ -171,7 +179,7 @@ def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Ima
     """An image file, opened but not decoded; whatever goes wrong in the block is one sentence.
 
     Args:
-        content: of the file, if it lies in an archive; ``path`` is what to call it then.
+        content: of the file, if it is at hand; ``path`` is what to call it then.
 
     Raises:
         ImageError: the message names the file and the reason.

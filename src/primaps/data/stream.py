@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from primaps.data.folder import ImageFile
 from primaps.data.reading import ImageError
+from primaps.data.stored import Stored
 from primaps.support.files import sha256
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ def read(
 
 def _named(sentence: str, file: ImageFile) -> str:
     """A sentence that names its file, which functions on images do not know."""
-    name = str(file.source) if isinstance(file.source, Path) else file.key
+    name = str(file.source) if isinstance(file.source, Path | Stored) else file.key
     known = [name, str(getattr(file, "label", name))]
     return sentence if any(one in sentence for one in known) else f"{name}: {sentence}"
 
@@ -55,6 +56,25 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     rest = iter(items)
     while chunk := list(islice(rest, size)):
         yield chunk
+
+
+def in_memory(file: ImageFile) -> ImageFile:
+    """The same with the content of its file, so that it is read once, for digest and pixels.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    source = file.source
+    if isinstance(source, Path) and source.suffix.lower() != ".mat":
+        try:
+            content = source.read_bytes()
+        except OSError as error:
+            raise ImageError(f"{source} cannot be read ({error.strerror})") from None
+    elif isinstance(source, Stored):
+        content = source.read()
+    else:
+        return file
+    return ImageFile(Stored(str(source), lambda: content), file.key)
 
 
 def content_digest(file: ImageFile) -> str:
@@ -69,4 +89,6 @@ def content_digest(file: ImageFile) -> str:
         except OSError as error:
             raise ImageError(f"{file.source} cannot be read ({error.strerror})") from None
     image = file.source
+    if isinstance(image, Stored):
+        return hashlib.sha256(image.read()).hexdigest()
     return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()

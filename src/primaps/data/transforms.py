@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+import torch.nn.functional as F
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -32,7 +33,32 @@ def resize_shorter(image: Image.Image, size: int, nearest: bool = False) -> Imag
         >>> resize_shorter(Image.new("RGB", (480, 360)), 322).size
         (429, 322)
     """
-    width, height = image.size
+    resampling = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    return image.resize(_shorter_to(size, *image.size), resampling)
+
+
+def tensor_square(
+    image: Shaped[Tensor, "c h w"], size: int, nearest: bool = False
+) -> Shaped[Tensor, "c size size"]:
+    """The protocol's crop as the authors' program makes it at evaluation: resized as a tensor.
+
+    Bilinear without antialiasing, so that a large image keeps noise that Pillow averages away; or
+    nearest neighbour, which takes the upper left of the pixels that Pillow takes the middle of.
+
+    Examples:
+        >>> tensor_square(torch.arange(16, dtype=torch.uint8).view(1, 2, 8), 1).tolist()
+        [[[8]]]
+    """
+    width, height = _shorter_to(size, image.shape[2], image.shape[1])
+    mode = {"mode": "nearest"} if nearest else {"mode": "bilinear", "align_corners": False}
+    pixels = image[None].double() if nearest else image[None].float()
+    scaled = F.interpolate(pixels, size=(height, width), **mode)[0]
+    left, top = (round((side - size) / 2.0) for side in (width, height))
+    return scaled.round()[:, top : top + size, left : left + size].to(image.dtype)
+
+
+def _shorter_to(size: int, width: int, height: int) -> tuple[int, int]:
+    """Width and height that an image is scaled to."""
     if width <= height:
         target = (size, max(1, int(size * height / width)))
     else:
@@ -42,7 +68,7 @@ def resize_shorter(image: Image.Image, size: int, nearest: bool = False) -> Imag
             f"an image of {width}x{height} pixels would have {target[0]}x{target[1]} with a "
             f"shorter side of {size}: cut it into pieces"
         )
-    return image.resize(target, Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR)
+    return target
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:

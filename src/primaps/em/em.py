@@ -40,6 +40,26 @@ def momentum_update(momentum: nn.Module, student: nn.Module, decay: float) -> No
         slow.lerp_(fast, 1 - decay)
 
 
+def momentum_decay(step: int, every: int, momentum: float, ramp: bool) -> float | None:
+    """Decay of the moving average after a step of Adam (from 1); None if it is not updated then.
+
+    Eq. 11 has a constant decay. With ``ramp`` it grows as in the authors' program: the first update
+    follows batch 11, the first two copy the student, and the n-th decays by 1 - 1/n at most.
+
+    Examples:
+        >>> [momentum_decay(step, 10, 0.98, ramp=False) for step in (9, 10, 11, 20)]
+        [None, 0.98, None, 0.98]
+        >>> [momentum_decay(step, 10, 0.98, ramp=True) for step in (1, 10, 11, 21, 41, 1001)]
+        [None, None, 0.0, 0.0, 0.75, 0.98]
+    """
+    if not ramp:
+        return None if step % every else momentum
+    update, rest = divmod(step - 1, every)
+    if rest or not update:
+        return None
+    return 0.0 if update <= 2 else min(1 - 1 / update, momentum)
+
+
 def fit_em(
     views: Views,
     masks: Rows,
@@ -90,10 +110,10 @@ def fit_em(
         }
 
     def follow(number: int) -> None:
-        if number % config.momentum_every == 0:
-            updates = number // config.momentum_every
-            ramp = 1 - 1 / (updates + 1) if config.momentum_ramp else 1.0
-            momentum_update(momentum, student, min(ramp, config.momentum))  # Eq. 11
+        every, ramp = config.momentum_every, config.momentum_ramp
+        decay = momentum_decay(number, every, config.momentum, ramp)
+        if decay is not None:
+            momentum_update(momentum, student, decay)  # Eq. 11
 
     optimise(
         "EM",

@@ -27,7 +27,7 @@ class Schedule(NamedTuple):
     """What a fit will run.
 
     Attributes:
-        starts: number of k-means starts.
+        starts: number of k-means starts; 1 for the baseline, which is nothing else.
         init_steps: steps of each of them.
         steps: steps of EM or the probe after them.
     """
@@ -45,6 +45,9 @@ class Schedule(NamedTuple):
 def schedule(config: Config, images: int, clusters: int | None = None) -> Schedule:
     """Steps of a fit to a number of images; 0 of what the method does not take.
 
+    The baseline takes as many epochs of k-means as PriMaPs-EM takes of EM (section 4.1), and at
+    least the steps of a start.
+
     Args:
         clusters: that a projection brings along. If they are as many as the classes, the fit
             starts from them and k-means does not run.
@@ -54,6 +57,8 @@ def schedule(config: Config, images: int, clusters: int | None = None) -> Schedu
         Schedule(starts=1, init_steps=184, steps=4600)
         >>> schedule(Config(classes=11), 100)
         Schedule(starts=1, init_steps=184, steps=150)
+        >>> schedule(Config(classes=27, method="kmeans"), 2975)
+        Schedule(starts=1, init_steps=4600, steps=0)
         >>> schedule(Config(classes=27, recipe="orthogonal"), 2975).all_init_steps
         920
         >>> schedule(Config(classes=27), 2975, clusters=27)
@@ -63,6 +68,8 @@ def schedule(config: Config, images: int, clusters: int | None = None) -> Schedu
     init_steps = max(config.init_epochs * per_epoch, config.min_init_steps)
     steps = max(config.epochs * per_epoch, config.min_steps)
     probe = config.method == "probe"
+    if config.method == "kmeans":
+        init_steps = max(steps, config.min_init_steps)
     given = clusters == config.classes
     orthogonal = config.method == "em" and not config.runs_em
     return Schedule(

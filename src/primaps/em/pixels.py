@@ -24,12 +24,18 @@ def upsample(
 def largest_channel(
     probabilities: Float[Tensor, "k h w"], size: tuple[int, int]
 ) -> Integer[Tensor, "H W"]:
-    """Channel of the largest bilinearly scaled value, one channel at a time to spare memory.
+    """Channel of the largest bilinearly scaled value, of equal ones the first.
+
+    One channel, or on the CPU one row, at a time to spare memory.
 
     Examples:
         >>> largest_channel(torch.eye(2).view(2, 1, 2), (1, 4)).tolist()
         [[0, 0, 1, 1]]
     """
+    if probabilities.device.type == "cpu":
+        from primaps.em import pixels_compiled
+
+        return pixels_compiled.largest_channel(probabilities, size)
     best = upsample(probabilities[None, :1], size)[0, 0]
     winner = torch.zeros(size, dtype=torch.int16, device=best.device)
     for channel in range(1, len(probabilities)):

@@ -32,6 +32,13 @@ def assign(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pseudo), torch.from_numpy(counts)
 
 
+def largest_channel(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
+    """See :func:`primaps.em.pixels.largest_channel`."""
+    winner = np.empty(size, np.int16)
+    _largest(_numpy(probabilities), *_axes(probabilities, size), winner)
+    return torch.from_numpy(winner)
+
+
 def confidence_sum(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """See :func:`primaps.em.pixels.confidence_sum`."""
     small, axes = _numpy(logits), _axes(logits, size)
@@ -78,6 +85,32 @@ def _expand(logits, x0, x1, fx):  # type: ignore[no-untyped-def]
             for j in range(len(x0)):
                 target[j] = row[x0[j]] + fx[j] * (row[x1[j]] - row[x0[j]])
     return out
+
+
+@compiled
+def _largest(maps, y0, y1, fy, x0, x1, fx, winner):  # type: ignore[no-untyped-def]
+    """Channel of the largest value per pixel; of equal ones the first."""
+    classes, width = len(maps), len(x0)
+    rows = np.empty((2, classes, width), np.float32)  # the two source rows in use, upsampled
+    held = np.full(2, -1)
+    top, best = np.empty(width, np.float32), np.empty(width, np.int16)
+    for i in range(len(y0)):
+        for y in (y0[i], y1[i]):
+            if held[y % 2] != y:
+                held[y % 2] = y
+                for k in range(classes):
+                    row, target = maps[k, y], rows[y % 2, k]
+                    for j in range(width):
+                        target[j] = row[x0[j]] + fx[j] * (row[x1[j]] - row[x0[j]])
+        low, high, blend = rows[y0[i] % 2], rows[y1[i] % 2], fy[i]
+        for k in range(classes):
+            a, b = low[k], high[k]
+            for j in range(width):
+                value = a[j] + blend * (b[j] - a[j])
+                larger = k == 0 or value > top[j]
+                top[j] = value if larger else top[j]
+                best[j] = np.int16(k) if larger else best[j]
+        winner[i] = best
 
 
 @compiled

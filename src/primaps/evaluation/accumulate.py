@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
+from primaps.config import Resize
 from primaps.data import Dataset, ImageError, ImageFile, Problem, Sample, chunks, load_pair, read
 from primaps.support.progress import ProgressCallback
 
@@ -53,6 +54,7 @@ def predictions(
     patch_size: int | None,
     batch_size: int,
     problem: Problem,
+    resize: Resize = "pillow",
 ) -> Iterator[Prediction]:
     """Predict samples of a data set, in their order; those without a usable label are left out.
 
@@ -60,11 +62,12 @@ def predictions(
         predict: 8-bit images to predictions of their size.
         size: shorter side in pixels.
         patch_size: None cuts the centred square; a number keeps whole images, one at a time.
+        resize: of squares; see :func:`primaps.data.load_pair`.
     """
 
     def load(file: ImageFile) -> tuple[Tensor, Tensor]:
         assert isinstance(file, Sample)
-        return load_pair(data, file, size, patch_size)
+        return load_pair(data, file, size, patch_size, resize)
 
     together = batch_size if patch_size is None else 1  # whole images differ in size
     for chunk in chunks(read(samples, load, problem), together):

@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from PIL import Image, ImageDraw
 
-from primaps.classes.audit import Estimate, asking_order, estimate, strips
-from primaps.classes.legend import HIDDEN
-from primaps.config import Seed
-from primaps.data import Problem, find_images, load_image, read
-from primaps.em.pixels import upsample
-from primaps.model import PriMaPsEM
-from primaps.support.entrance import entrance
+from primaps.classes.audit import Estimate, estimate
+from primaps.data import load_image
 from primaps.support.errors import InputError
 from primaps.support.files import write_json
 from primaps.support.inputs import read_json
 from primaps.support.ours import write_png
-from primaps.support.progress import ProgressCallback, silent
-from primaps.support.seeding import generator
 from primaps.support.typed import Range
 
 logger = logging.getLogger("primaps")
-POOL = 20_000
-"""Pixels that questions are drawn from, as many of each image: about the accuracy of these is
-what of all to half a point."""
 SIDE = 900
 """Longest side of a picture in pixels."""
 NAME, PICTURE = "audit.json", "question.png"
 Number = Annotated[int, Range(0)]
-Answers = Annotated[int, Range(2, POOL // 10)]
 
 
 @dataclass(frozen=True)
@@ -147,6 +133,16 @@ class Audit:
         self.record.answers[question.strip] = right
         self.save()
 
+    def undo(self) -> Question | None:
+        """Take the last answer back; its question is asked again. None if there was no answer."""
+        asked = [strip for strip in self.record.order if self.record.asked[strip]]
+        if not asked:
+            return None
+        self.record.asked[asked[-1]] -= 1
+        self.record.answers[asked[-1]] = None
+        self.save()
+        return self.next()
+
     def save(self) -> None:
         """Write ``audit.json``."""
         write_json(self.folder / NAME, asdict(self.record))
@@ -191,73 +187,3 @@ def picture(image: Image.Image, question: Question) -> Image.Image:
                 draw.line((x + one, y, x + other, y), colour, width)
                 draw.line((x, y + one, x, y + other), colour, width)
     return sheet
-
-
-@entrance
-def prepare(
-    model: PriMaPsEM,
-    images: str | Path | Sequence[str | Path],
-    folder: str | Path,
-    *,
-    answers: Answers = 80,
-    crf: bool = True,
-    seed: Seed = 0,
-    progress: ProgressCallback = silent,
-    problem: Problem = logger.warning,
-) -> Audit:
-    """Predict all images, draw the pixels to ask about, and write the questions.
-
-    Hidden classes are not asked about: the accuracy is that of the pixels that have a class.
-
-    Raises:
-        NotFoundError: there is no image.
-        InputError: too few answers, no pixel has a class, or the folder has a file of the same name
-            already.
-    """
-    folder = Path(folder).expanduser()
-    for name in (NAME, PICTURE):
-        if os.path.lexists(folder / name):
-            raise InputError(f"{folder / name} is there already: give another folder")
-    files = find_images(images, exclude=folder)
-    each = max(1, POOL // len(files))
-    hides = model.legend_ is not None and model.legend_.hides
-    names = model.legend_.names if model.legend_ else [f"class {k}" for k in range(model.classes)]
-    rows: list[tuple[str, int, int, int, float, float]] = []
-    loaded = read(files, lambda file: load_image(file.source), problem)
-    for number, (file, image) in enumerate(loaded):
-        found = model.segment(image, crf)
-        labels = found.labels.cpu().numpy()
-        margin = upsample(found.margin[None, None], labels.shape)[0, 0].cpu().numpy()
-        random = generator("audit pixels", seed, file.key)
-        pixels = torch.randint(labels.size, (each,), generator=random).tolist()
-        for pixel in pixels:
-            y, x = divmod(pixel, labels.shape[1])
-            if labels[y, x] != HIDDEN or not hides:
-                own = (x, y, int(labels[y, x]), float(margin[y, x]), labels.size / each)
-                rows.append((str(file.source), *own))
-        progress("audit", number + 1, len(files), {})
-    if not rows:
-        raise InputError("no pixel has a class that is shown: there is nothing to ask about")
-    chosen = strips(
-        torch.tensor([row[3] for row in rows]),
-        torch.tensor([row[4] for row in rows]),
-        torch.tensor([row[5] for row in rows]),
-        answers,
-        seed,
-    )
-    questions: list[list[Question]] = []
-    for strip, candidates in enumerate(chosen.tolist()):
-        questions.append([])
-        for spare, row in enumerate(candidates):
-            path, x, y, value = rows[row][:4]
-            questions[-1].append(Question(strip, spare, path, x, y, value, names[value]))
-    order, asked = asking_order(answers, seed), [0] * answers
-    record = AuditRecord(1, about(model), order, questions, asked, [None] * answers)
-    audit = Audit(folder, record)
-    audit.save()
-    return audit
-
-
-def about(model: PriMaPsEM) -> list[str]:
-    """What answers are about: the model and the names of its classes."""
-    return [model.prediction_digest(), *(model.legend_.names if model.legend_ else [])]

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, image_features, image_side
-from primaps.config import Size
+from primaps.config import Resize, Size
 from primaps.data import Dataset, Problem, as_dataset
 from primaps.data.folder import IgnoreIndex
 from primaps.evaluation.accumulate import Prediction, accumulate, predictions
@@ -22,7 +22,7 @@ from primaps.proposals.image_size import image_masks
 from primaps.support.entrance import entrance
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.renamed import renamed
-from primaps.support.typed import Range
+from primaps.support.typed import Range, conform
 
 logger = logging.getLogger("primaps")
 
@@ -33,13 +33,16 @@ class OracleScores:
 
     Attributes:
         assigned: scores over the pixels that lie in a mask.
-        all_pixels: scores over all pixels, those in no mask counted wrong.
+        all_pixels: scores over all pixels, those in no mask predictions of no class.
+        all_wrong: the same, but those in no mask count as wrong predictions of the other classes
+            that occur, evenly, and lower the IoU of these as well.
         masks_per_image: mean number of masks.
         ignored: share of the pixels that lie in no mask, in [0, 1].
     """
 
     assigned: Scores
     all_pixels: Scores
+    all_wrong: Scores
     masks_per_image: float
     ignored: float
 
@@ -124,9 +127,29 @@ def oracle_scores(
     return OracleScores(
         assigned=scores(confusion[:, :classes], known),
         all_pixels=scores(confusion, [*known, None]),
+        all_wrong=scores(spread_ignored(confusion), known),
         masks_per_image=masks / images,
         ignored=int(confusion[:, -1].sum()) / int(confusion.sum()),
     )
+
+
+def spread_ignored(
+    confusion: Int[Tensor, "classes classes1"],
+) -> Int[Tensor, "classes classes"]:
+    """Give the pixels in no mask (last column) to the other classes that occur, in equal parts.
+
+    Returns:
+        Counts times the number of those classes, so that they stay whole.
+
+    Example:
+        >>> spread_ignored(torch.tensor([[3, 0, 0, 1], [0, 2, 0, 0], [0, 0, 4, 2]])).tolist()
+        [[6, 1, 1], [0, 4, 0], [2, 2, 8]]
+    """
+    counts, ignored = confusion[:, :-1], confusion[:, -1:]
+    present = confusion.sum(1) > 0
+    others = present & ~torch.eye(len(confusion), dtype=torch.bool, device=confusion.device)
+    parts = max(1, int(present.sum()) - 1)
+    return counts * parts + ignored * others
 
 
 def count_masks(masks: Integer[Tensor, "b h w"]) -> int:
@@ -154,7 +177,8 @@ class OracleEvaluation:
 
     Attributes:
         assigned: scores over the pixels that lie in a mask.
-        all_pixels: scores over all pixels, those in no mask counted wrong.
+        all_pixels: scores over all pixels, those in no mask predictions of no class.
+        all_wrong: the same, but those in no mask wrong predictions of other classes.
         masks_per_image: mean number of masks.
         ignored: share of the pixels that lie in no mask, in [0, 1].
         images: number of images that were scored.
@@ -163,6 +187,7 @@ class OracleEvaluation:
 
     assigned: ClassScores
     all_pixels: ClassScores
+    all_wrong: ClassScores
     masks_per_image: float
     ignored: float
     images: int
@@ -182,6 +207,7 @@ def evaluate_oracle(
     backbone: Backbone,
     ignore_index: IgnoreIndex | None = None,
     size: Size | None = None,
+    resize: str = "pillow",
     batch_size: Annotated[int, Range(1, 10**6)] = 8,
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
@@ -198,6 +224,7 @@ def evaluate_oracle(
         backbone: from :func:`primaps.load_backbone`.
         ignore_index: label that is not counted; the one of ``classes.json`` if None, else 255.
         size: pixels; None is the multiple of the patch size nearest to 320.
+        resize: ``pillow``, or ``tensor``: as the authors' program does at evaluation.
         batch_size: images at a time.
         options: of :func:`primaps.image_masks` (``crf``, ``threshold``, ...).
 
@@ -208,6 +235,7 @@ def evaluate_oracle(
         ImageError: no image has a usable label.
         NotFoundError: there is no image, or the folder of labels is missing.
     """
+    conform(resize, Resize, "resize")
     side = image_side(backbone, size, batch_size)
     data = as_dataset(images, labels, ignore_index)
     ignore, classes = data.ignore_index, len(data.classes)
@@ -218,7 +246,9 @@ def evaluate_oracle(
         return image_masks(image_features(backbone, pictures), pictures, **options)
 
     def predict(skip: Problem) -> Iterator[Prediction]:
-        return predictions(data, data.samples, masks, side, None, batch_size, skip)
+        return predictions(
+            data, data.samples, masks, side, None, batch_size, skip, cast(Resize, resize)
+        )
 
     def count(one: Prediction) -> Int[Tensor, "classes classes1"]:
         masks_per_image.append(count_masks(one.clusters[None]))
@@ -235,6 +265,7 @@ def evaluate_oracle(
     return OracleEvaluation(
         assigned=named(result.assigned),
         all_pixels=named(result.all_pixels),
+        all_wrong=named(result.all_wrong),
         masks_per_image=result.masks_per_image,
         ignored=result.ignored,
         images=len(masks_per_image),

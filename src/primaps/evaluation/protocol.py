@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int, Integer, UInt8
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from primaps.backbones.backbone import image_features, image_side, mirrored_mean
 from primaps.classes.apply import hidden_last
-from primaps.config import Size
+from primaps.config import Resize, Size
 from primaps.data import Dataset, Problem, Sample, as_dataset
 from primaps.data.folder import IgnoreIndex
 from primaps.evaluation.accumulate import Prediction, accumulate, predictions
@@ -42,6 +42,7 @@ class EvaluationOptions:
     crop: bool
     mirror: bool
     crf: bool
+    resize: str
     matching: str
     ignore_index: int
     dataset: str
@@ -89,6 +90,7 @@ def model_predictions(
     crop: bool = True,
     mirror: bool = True,
     crf: bool = True,
+    resize: Resize = "pillow",
     features: ImageFeatures | None = None,
     problem: Problem = logger.warning,
 ) -> Iterator[Prediction]:
@@ -99,15 +101,15 @@ def model_predictions(
     side, patch = size or model.size, model.backbone.patch_size
     if side % patch:
         raise InputError(f"size {side} is not a multiple of the patch size {patch}")
-    backbone_features = mirrored_mean if mirror else image_features
+    encoded = mirrored_mean if mirror else image_features
 
     def predict(images: UInt8[Tensor, "b 3 h w"]) -> Integer[Tensor, "b h w"]:
-        maps = features(images) if features else backbone_features(model.backbone, images)
+        maps = features(images) if features else encoded(model.encoder, images)
         labels = model.probabilities(maps, images, crf).argmax(1)
         return torch.stack([model.relabel(*one) for one in zip(labels, maps, strict=True)])
 
     whole = None if crop else patch
-    return predictions(data, samples, predict, side, whole, BATCH_SIZE, problem)
+    return predictions(data, samples, predict, side, whole, BATCH_SIZE, problem, resize)
 
 
 @renamed(report="progress")
@@ -122,6 +124,7 @@ def evaluate(
     crop: bool = True,
     mirror: bool = True,
     crf: bool = True,
+    resize: str = "pillow",
     matching: str = "hungarian",
     features: ImageFeatures | None = None,
     progress: ProgressCallback = silent,
@@ -142,10 +145,12 @@ def evaluate(
         crop: cut the centred square; otherwise the whole image is predicted.
         mirror: average features over each image and its mirror image.
         crf: refine predictions by the dense CRF.
+        resize: ``pillow`` (antialiased, as in training), or ``tensor``: as the authors' program
+            does at evaluation.
         matching: ``hungarian`` (each class gets one cluster) or ``majority`` (each cluster gets
             its most frequent class, so that several may share one: for more clusters than classes).
             A linear probe needs none.
-        features: instead of the model's backbone and ``mirror``: the features of the images, for
+        features: instead of the model's encoder and ``mirror``: the features of the images, for
             several models on the same ones.
 
     Returns:
@@ -157,6 +162,9 @@ def evaluate(
         InputError: an option is out of its range.
     """
     conform(matching, Matching, "matching")
+    conform(resize, Resize, "resize")
+    if resize == "tensor" and not crop:
+        raise InputError("resize 'tensor' is of the centred square, not of whole images")
     data = as_dataset(images, labels, ignore_index)
     clusters, ignore = model.classes, data.ignore_index
     hides = model.legend_ is not None and model.legend_.hides
@@ -166,7 +174,7 @@ def evaluate(
     def predict(skip: Problem) -> Iterator[Prediction]:
         return model_predictions(
             model, data, data.samples, size=size, crop=crop, mirror=mirror, crf=crf,
-            features=features, problem=skip,
+            resize=cast(Resize, resize), features=features, problem=skip,
         )  # fmt: skip
 
     def count(one: Prediction) -> Int[Tensor, "classes clusters"]:
@@ -202,6 +210,7 @@ def evaluate(
             crop=crop,
             mirror=mirror,
             crf=crf,
+            resize=resize,
             matching=method,
             ignore_index=ignore,
             dataset=data.layout.name,

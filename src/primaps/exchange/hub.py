@@ -21,6 +21,8 @@ WANTED = (
     "classes.json",
     "projection.json",
     "projection.safetensors",
+    "backbone/config.json",  # that a projection carries
+    "backbone/model.safetensors",
 )
 PICTURE = "preview.png"
 

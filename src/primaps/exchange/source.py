@@ -16,6 +16,9 @@ from primaps.support.inputs import read_bytes
 
 MAX_FILE = 2 << 30
 """Bytes that one file may have, unpacked: more is taken for an attack."""
+LONGEST_NAME, LONGEST_PATH = 250, 1000
+"""Bytes of a name in a folder, with room for another suffix, and of all of a path: file systems
+hold 255, and 1,024 and more."""
 MAX_RATIO = 200
 """Of unpacked to packed size, for files above 64 MB: labels reach some tens, bombs 1,000."""
 
@@ -40,6 +43,9 @@ def safe_name(name: object, where: str) -> str:
     drive = PureWindowsPath(name).drive
     if path.is_absolute() or drive or ".." in path.parts or not path.parts:
         raise ExchangeError(f"{where} names {name!r}, which leaves its folder")
+    parts = [len(part.encode()) + 1 for part in path.parts]
+    if max(parts) > LONGEST_NAME or sum(parts) > LONGEST_PATH:
+        raise ExchangeError(f"{where} names {name[:60]!r}..., which is too long for a file")
     return str(path)
 
 

@@ -13,14 +13,11 @@ from typing import Any
 
 import torch
 
-from primaps.backbones.convert import WeightsError
-from primaps.backbones.find import find_weights
 from primaps.config import Config
-from primaps.em.fit import schedule
+from primaps.em.fit import Schedule, schedule
 from primaps.experiments.reproduction import Reproduction
+from primaps.experiments.rows import TableRow
 from primaps.experiments.sources import image_counts
-from primaps.experiments.tables import Experiment, TableRow
-from primaps.planning import duration
 from primaps.support.inputs import read_json
 
 # Blocks, channels and patch size.
@@ -138,9 +135,6 @@ class Estimator:
 
     def cost(self, row: TableRow, seed: int) -> Cost:
         """Work that is left for a run of a row after those asked for before."""
-        if row.dataset not in self.counts:
-            root = self.reproduction.roots.get(row.dataset)
-            self.counts[row.dataset] = image_counts(row.dataset, root)
         parts = [
             cost
             for key, cost in self._parts(row, seed)
@@ -149,77 +143,47 @@ class Estimator:
         fields = ("forwards", "masks", "crfs", "products")
         return Cost(*(sum(getattr(part, name) for part in parts) for name in fields))
 
+    def schedule(self, row: TableRow, seed: int) -> Schedule:
+        """Steps of a run of a row; none where nothing is fitted."""
+        images, _, classes = self.image_counts(row)
+        config = Config(classes, **self.reproduction.config(row, seed))
+        if row.kind in ("oracle", "clusters"):
+            return Schedule(0, 0, 0)
+        given = bool(row.projection) and not self.reproduction.trains(row)
+        return schedule(config, images, classes if given and row.kind == "em" else None)
+
+    def image_counts(self, row: TableRow) -> tuple[int, int, int]:
+        """Images to fit, images to score, and classes."""
+        if row.dataset not in self.counts:
+            root = self.reproduction.roots.get(row.dataset)
+            self.counts[row.dataset] = image_counts(row.dataset, root)
+        fitted, scored, classes = self.counts[row.dataset]
+        return fitted, fitted if row.split == "train" else scored, classes
+
     def _parts(self, row: TableRow, seed: int) -> Iterator[tuple[str, Cost]]:
-        images, scored, classes = self.counts[row.dataset]
+        images, scored, classes = self.image_counts(row)
         config = Config(classes, **self.reproduction.config(row, seed))
         here = f"{row.dataset} {row.backbone}"
         masks = f"{config.threshold} {config.anchor} {config.iterative} {config.mask_crf}"
         if row.kind == "oracle":
             crfs = scored if config.mask_crf else 0
-            yield f"{here} oracle {masks}", Cost(scored, scored, crfs)
+            yield f"{here} oracle {row.split} {masks}", Cost(scored, scored, crfs)
             return
-        plan = schedule(config, images)
+        plan = self.schedule(row, seed)
         batch = min(config.batch_size, images)
         _, width, patch = architecture(row.backbone)
         step = batch * width * (self.size(row) // patch) ** 2 * classes
-        yield f"{here} features", Cost(forwards=2 * images)
+        codes = self.reproduction.codes(row)
+        network = here if self.reproduction.trains(row) else f"{here} {codes}"
+        if row.kind != "clusters":
+            yield f"{network} features", Cost(forwards=2 * images)
         fresh = 0
-        if config.method == "em":
+        if row.kind == "em":
             yield f"{here} masks {masks}", Cost(0, images, images if config.mask_crf else 0)
             for view in range(0 if config.views == "fresh" else config.views):
-                yield f"{here} view {view}", Cost(forwards=images)
+                yield f"{network} view {view}", Cost(forwards=images)
             fresh = plan.steps * batch if config.views == "fresh" else 0
-        fit = f"{here} {row.projection} {config}"
+        fit = f"{here} {codes} {config}"
         yield fit, Cost(forwards=fresh, products=(plan.all_init_steps + plan.steps) * step)
-        yield f"{here} scored", Cost(forwards=2 * scored)
+        yield f"{network} scored", Cost(forwards=2 * scored)
         yield f"{fit} {row.crf}", Cost(crfs=scored if row.crf else 0.05 * scored)
-
-
-def plan_lines(experiments: list[Experiment], reproduction: Reproduction) -> list[str]:
-    """The plan in words: each row, what it needs, whether it is there, and its time.
-
-    Raises:
-        DataError: a data set that was given is not laid out as it should be.
-    """
-    estimator, cpu = Estimator(reproduction), cpu_rate()
-    seeds = ", ".join(map(str, reproduction.seeds))
-    lines = [f"times of all seeds ({seeds}), estimated; work that rows share (features, masks,"]
-    lines += ["fits) is counted with the first of them"]
-    sums = [0.0, 0.0]
-    for each in experiments:
-        lines.append(f"{each.name}: {each.title}")
-        for row in each.rows:
-            own = [0.0, 0.0]
-            for seed in reproduction.seeds_of(row):
-                cost, flops = estimator.cost(row, seed), estimator.flops(row)
-                for i, rate in enumerate((GPU, cpu)):
-                    own[i] += cost.seconds(rate, flops)
-            sums = [a + b for a, b in zip(sums, own, strict=True)]
-            times = f"GPU {duration(own[0]):>8}  CPU {duration(own[1]):>10}"
-            if not any(own):
-                times = "shares the work of another row".ljust(len(times))
-            what = f"{row.dataset:<10}  {row.backbone:<13}  {row.label:<23}"
-            lines.append(f"  {what}  {times}  {needs(row, reproduction)}")
-    lines.append(f"in all: GPU {duration(sums[0])}, CPU {duration(sums[1])}")
-    lines += [GPU.words, cpu.words]
-    if reproduction.views == "fresh":
-        text = "most of the time goes into images that are augmented anew in every step, as in the "
-        lines.append(text + "paper; --views 2 keeps two of each instead")
-    return lines
-
-
-def needs(row: TableRow, reproduction: Reproduction) -> str:
-    """What a row needs, and whether it is there."""
-    lack = reproduction.lacking(row)
-    parts = [f"data {'there' if row.dataset in reproduction.roots else 'not given'}"]
-    try:
-        there = find_weights(row.backbone) is not None
-        parts.append("weights here" if there else "weights not here: from the hub, or a .pth")
-    except WeightsError as error:
-        parts.append(str(error))
-    if row.projection:
-        given = reproduction.projection(row) is not None
-        parts.append(f"checkpoint of {row.projection} {'given' if given else 'not given'}")
-        if given and lack:
-            parts.append(lack)
-    return "; ".join(parts)

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from primaps.backbones.backbone import Backbone, mirrored_mean
+from primaps.backbones.backbone import Backbone, both_features, mirrored_mean
 from primaps.features.store import Store
+from primaps.projections import Projection
 
 
 class KeptFeatures:
@@ -22,6 +23,7 @@ class KeptFeatures:
 
     Args:
         folder: where features are kept.
+        projection: to codes, which are averaged then; the features of both directions are kept.
 
     Examples:
         >>> import tempfile
@@ -33,26 +35,35 @@ class KeptFeatures:
         True
     """
 
-    def __init__(self, backbone: Backbone, folder: str | Path) -> None:
+    def __init__(
+        self, backbone: Backbone, folder: str | Path, projection: Projection | None = None
+    ) -> None:
         self.backbone, self.folder = backbone, Path(folder).expanduser()
+        self.projection = projection
+        self.compute = mirrored_mean if projection is None else both_features
         self.stores: dict[tuple[int, ...], Store] = {}
 
     def __call__(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         size = tuple(images.shape[-2:])
         if size not in self.stores:
-            shape = mirrored_mean(self.backbone, torch.zeros(1, 3, *size).byte()).shape[1:]
+            shape = self.compute(self.backbone, torch.zeros(1, 3, *size).byte()).shape[1:]
             self.stores[size] = Store(shape, np.float32, self._folder(size))
         store = self.stores[size]
         keys = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images]
         if store.missing(keys):
             # All of the batch, because the last bits of features depend on what goes together.
-            found = mirrored_mean(self.backbone, images)
+            found = self.compute(self.backbone, images)
             with store.writing():
                 lacking = store.missing(keys)
                 store.append(lacking, found[[keys.index(key) for key in lacking]].cpu().numpy())
-        return store.rows(keys).take(torch.arange(len(keys))).to(self.backbone.device)
+        kept = store.rows(keys).take(torch.arange(len(keys))).to(self.backbone.device)
+        if self.projection is None:
+            return kept
+        one, other = (self.projection(features) for features in kept.unbind(1))
+        return (one + other.flip(-1)) / 2
 
     def _folder(self, size: tuple[int, ...]) -> Path:
-        about = json.dumps([self.backbone.digest, self.backbone.precision, size])
+        what = self.compute.__name__
+        about = json.dumps([self.backbone.digest, self.backbone.precision, size, what])
         short = hashlib.sha256(about.encode()).hexdigest()[:12]
         return self.folder / f"scored-{self.backbone.name.replace('/', '--')}-{short}"

@@ -12,15 +12,16 @@ from typing import Any
 from primaps.backbones.backbone import Backbone
 from primaps.backbones.convert import WeightsError
 from primaps.backbones.load import load_backbone
+from primaps.data import Dataset
 from primaps.experiments.costs import GPU, Rate, cpu_rate
 from primaps.experiments.reproduction import Reproduction
+from primaps.experiments.rows import TableRow
 from primaps.experiments.sources import Source, fingerprint, load_source
-from primaps.experiments.tables import TableRow
 from primaps.model import PriMaPsEM
-from primaps.support.files import sha256
+from primaps.projections import Projection, load_projection
 from primaps.version import VERSION
 
-FORMAT = 1
+FORMAT = 2
 """Of results; a change of what they mean raises it."""
 
 
@@ -53,6 +54,7 @@ class Laboratory:
     sources: dict[str, Source] = field(default_factory=dict)
     prints: dict[str, tuple[str, str]] = field(default_factory=dict)
     backbones: dict[str, Backbone | str] = field(default_factory=dict)
+    checkpoints: dict[Path, Projection] = field(default_factory=dict)
     measured: Rate | None = None
 
     @property
@@ -79,11 +81,20 @@ class Laboratory:
         if name not in self.backbones:
             precision = self.reproduction.options.get("precision", "float32")
             try:
-                network = load_backbone(name, self.reproduction.device, precision=precision)
+                network = load_backbone(
+                    name, self.reproduction.device, precision=precision,
+                    positions=self.reproduction.positions,
+                )  # fmt: skip
                 self.backbones[name] = network
             except WeightsError as error:
                 self.backbones[name] = str(error).split(". ")[0]
         return self.backbones[name]
+
+    def checkpoint(self, path: Path) -> Projection:
+        """A checkpoint of STEGO or HP, read once."""
+        if path not in self.checkpoints:
+            self.checkpoints[path] = load_projection(None, path)
+        return self.checkpoints[path]
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,9 @@ class Run:
     """One run of a row: everything that decides its result.
 
     Attributes:
-        model: not fitted yet.
+        model: not fitted yet; of a projection that is trained here, without it.
+        data: to be scored.
+        images: fingerprint of the features that it is fitted to.
         fit: fingerprint of the fitted model.
         result: fingerprint of its scores.
     """
@@ -100,6 +113,8 @@ class Run:
     seed: int
     model: PriMaPsEM
     source: Source
+    data: Dataset
+    images: str
     fit: str
     result: str
 
@@ -112,22 +127,24 @@ class Run:
         options.pop("precision", None)  # the network has it already
         path = reproduction.projection(row) if row.projection else None
         if path is not None:
-            options["projection"] = path
+            options["projection"] = laboratory.checkpoint(path)
         device = network.device
         model = PriMaPsEM(len(source.train.classes), backbone=network, device=device, **options)
         config = {k: v for k, v in asdict(model.config).items() if k != "backbone"}
-        checkpoint = sha256(path) if path is not None and path.is_file() else str(path or "")
+        codes = model.projection.digest if model.projection else reproduction.codes(row)
         train, score = laboratory.prints[row.dataset]
-        about = [FORMAT, VERSION, network.digest, checkpoint, config, row.kind, train]
-        scored = [*about, score, row.crf]
-        return cls(row, seed, model, source, _digest(about), _digest(scored))
+        networks = [network.digest, model.network.digest]
+        about = [FORMAT, VERSION, networks, codes, config, row.kind, train]
+        whole, data = (train, source.train) if row.split == "train" else (score, source.score)
+        scored = [*about, whole, row.crf, reproduction.resize]
+        images = _digest([train, networks, model.size])
+        return cls(row, seed, model, source, data, images, _digest(about), _digest(scored))
 
     @property
     def name(self) -> str:
         """Of the file of results: readable, and unique by its fingerprint."""
-        kind = "oracle" if self.row.kind == "oracle" else self.model.config.method
         backbone = Path(self.row.backbone).name
-        return f"{self.row.dataset}-{backbone}-{kind}-seed{self.seed}-{self.result[:12]}"
+        return f"{self.row.dataset}-{backbone}-{self.row.kind}-seed{self.seed}-{self.result[:12]}"
 
 
 def _digest(about: Any) -> str:

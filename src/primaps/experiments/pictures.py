@@ -1,25 +1,23 @@
-"""Pictures of an experiment: IoU per class, confusion matrices, examples and the worst images."""
+"""Pictures of an experiment: charts here, sheets of images in :mod:`primaps.experiments.sheets`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from statistics import mean, stdev
 
-from primaps.data import Sample
-from primaps.evaluation.protocol import Evaluation
 from primaps.experiments.laboratory import Laboratory, Outcome
-from primaps.experiments.tables import Experiment
-from primaps.model import PriMaPsEM
-from primaps.pictures.charts import iou_chart, save
-from primaps.pictures.scores import evenly, example_sheet, result_confusion
+from primaps.experiments.rows import Experiment, Picture
+from primaps.experiments.sheets import SHEETS, as_evaluation
+from primaps.pictures.charts import iou_chart, save, sweep_chart
+from primaps.pictures.scores import result_confusion
 from primaps.support.ours import write_png
-from primaps.support.typed import conform
 
-NOT_CHARTED = ("baseline + CRF", "PriMaPs-EM without CRF", "oracle, all pixels")
-"""Rows that would clutter a chart beside those that they hardly differ from."""
+NOT_CHARTED = ("without CRF", "baseline + CRF", "oracle, all pixels")
+"""Parts of labels of rows that would clutter a chart beside those that they hardly differ from."""
+IMAGES = 6
+"""In a sheet."""
 Captioned = tuple[str, str]
 """Name of a file beside the report, and what it shows."""
 
@@ -34,32 +32,67 @@ def draw(
     """
     done = [outcome for outcome in outcomes if outcome.results]
     captioned: list[Captioned] = []
+    if "psi" in experiment.pictures and done:
+        captioned.append(_psi(done, folder))
     for dataset, backbone in dict.fromkeys((o.row.dataset, o.row.backbone) for o in done):
         group = [o for o in done if (o.row.dataset, o.row.backbone) == (dataset, backbone)]
         name = f"{dataset}-{Path(backbone).name}"
         where = f"{dataset}, {Path(backbone).name}"
-        if "iou" in experiment.pictures:
-            captioned.append(_iou(group, folder, name, where))
-        if "confusion" in experiment.pictures:
-            captioned += _confusion(group, folder, name, where)
-        for kind in ("examples", "worst"):
-            if kind in experiment.pictures:
-                captioned += _sheet(kind, group, laboratory, folder, name, where, experiment.images)
+        for picture in experiment.pictures:
+            if picture == "iou":
+                captioned += _iou(group, folder, name, where)
+            elif picture == "confusion":
+                captioned += _confusion(group, folder, name, where)
+            elif picture in SHEETS:
+                captioned += _sheet(picture, group, laboratory, folder, name, where)
     return captioned
 
 
-def _iou(group: Sequence[Outcome], folder: Path, name: str, where: str) -> Captioned:
-    distinct = [o for o in group if o.row.label not in NOT_CHARTED]
-    shown = distinct if len(distinct) > 1 else group
-    series = {outcome.row.label: outcome.iou for outcome in shown}
-    save(iou_chart(series, where), folder / f"iou-{name}.png")
-    return f"iou-{name}.png", f"IoU per class, {where}, mean of the seeds; dashed: means."
+def compared(group: Sequence[Outcome]) -> list[Outcome]:
+    """Predictions that the paper compares: baseline, PriMaPs-EM, STEGO, HP, and both with it."""
+    rows = [o for o in group if o.row.kind in ("baseline", "em", "clusters") and charted(o)]
+    return [o for o in rows if "recipe" not in o.row.options]
+
+
+def charted(outcome: Outcome) -> bool:
+    """Whether a row is drawn."""
+    return not any(part in outcome.row.label for part in NOT_CHARTED)
+
+
+def _psi(done: Sequence[Outcome], folder: Path) -> Captioned:
+    """Figure 7: mean IoU of PriMaPs-EM and of the oracle over psi."""
+    panels: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    for outcome in done:
+        row = outcome.row
+        values = [100 * row.scores(result)["mean_iou"] for result in outcome.results.values()]
+        spread = stdev(values) if len(values) > 1 else 0.0
+        name = "PriMaPs-EM" if row.kind == "em" else "oracle, all pixels"
+        curves = panels.setdefault(f"{row.dataset}, {Path(row.backbone).name}", {})
+        point = (row.options["threshold"], mean(values), spread)
+        curves.setdefault(name, []).append(point)
+    save(sweep_chart(panels, "psi", "mean IoU, %"), folder / "psi.png")
+    return "psi.png", (
+        "Mean IoU by psi; bars: standard deviation of the seeds. The oracle, which the paper does "
+        "not have here, is what the masks would give if they knew their classes."
+    )
+
+
+def _iou(group: Sequence[Outcome], folder: Path, name: str, where: str) -> Iterator[Captioned]:
+    """IoU by class: of rows on features, and of those on codes of STEGO and of HP."""
+    for method in dict.fromkeys(outcome.row.projection for outcome in group):
+        rows = [outcome for outcome in group if outcome.row.projection == method]
+        distinct = [outcome for outcome in rows if charted(outcome)]
+        shown = distinct if len(distinct) > 1 else rows
+        series = {outcome.row.label: outcome.iou for outcome in shown}
+        file = f"iou-{_slug(method)}-{name}.png" if method else f"iou-{name}.png"
+        save(iou_chart(series, where), folder / file)
+        yield file, f"IoU per class, {where}, mean of the seeds; dashed: means."
 
 
 def _confusion(
     group: Sequence[Outcome], folder: Path, name: str, where: str
 ) -> Iterator[Captioned]:
-    for outcome in _compared(group):
+    for outcome in compared(group):
         seed, result = next(iter(outcome.results.items()))
         file = f"confusion-{_slug(outcome.row.label)}-{name}.png"
         title = f"{outcome.row.label}, accuracy {100 * result['accuracy']:.1f} %"
@@ -67,54 +100,26 @@ def _confusion(
         yield file, f"Confusion matrix of {outcome.row.label}, {where}, seed {seed}."
 
 
-def _compared(group: Sequence[Outcome]) -> list[Outcome]:
-    """Baseline and PriMaPs-EM, or a projection alone and with PriMaPs-EM."""
-    plain = [o for o in group if o.row.label in ("baseline", "PriMaPs-EM")]
-    return plain or [o for o in group if o.row.projection]
-
-
-def as_evaluation(result: dict[str, Any]) -> Evaluation:
-    """The evaluation that a result of a run holds, as it is kept in JSON."""
-    names = {field.name for field in fields(Evaluation)}
-    kept = {name: value for name, value in result.items() if name in names}
-    return conform({**kept, "options": {"root": "", **kept["options"]}}, Evaluation, "result")
-
-
-def _slug(label: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", label.lower())
-
-
 def _sheet(
-    kind: str,
+    kind: Picture,
     group: Sequence[Outcome],
     laboratory: Laboratory,
     folder: Path,
     name: str,
     where: str,
-    number: int,
 ) -> Iterator[Captioned]:
-    """Images with their label and the predictions of baseline and PriMaPs-EM."""
-    shown = _compared(group)
-    network = laboratory.used.get(group[0].row.backbone)
-    if not shown or network is None:
+    """A sheet of images, with the first seed of each row."""
+    if group[0].row.backbone not in laboratory.used:  # results of before, and no weights now
         return
-    data = laboratory.source(group[0].row.dataset).score
-    seed, last = next(iter(shown[-1].results.items()))
-    if kind == "worst":
-        order = sorted(last["by_image"], key=last["by_image"].__getitem__)[:number]
-        by_key = {sample.key: sample for sample in data.samples}
-        samples: list[Sample] = [by_key[key] for key in order]
-        caption = f"The {len(samples)} images of lowest accuracy by {shown[-1].row.label}"
-    else:
-        samples = evenly(data, number)
-        caption = "Images at even distances in the list, not chosen by their scores"
-    columns: dict[str, tuple[PriMaPsEM, Evaluation]] = {}
-    for outcome in shown:
-        result = next(iter(outcome.results.values()))
-        path = laboratory.reproduction.out / result["model"]
-        if not path.is_dir():  # results were copied here without models
-            return
-        model = PriMaPsEM.from_pretrained(path, backbone=network, device=network.device)
-        columns[outcome.row.label] = (model, as_evaluation(result))
-    write_png(example_sheet(columns, data, samples), folder / f"{kind}-{name}.png")
-    yield f"{kind}-{name}.png", f"{caption}; {where}, seed {seed}. Dark: ignored, or no class."
+    outcomes = group if kind in ("oracle", "similarities", "thresholds") else compared(group)
+    sheet = SHEETS[kind](outcomes, laboratory, IMAGES) if outcomes else None
+    if sheet is None:
+        return
+    picture, caption = sheet
+    file = f"{_slug(kind)}-{name}.png"
+    write_png(picture, folder / file)
+    yield file, f"{caption}; {where}, seed {next(iter(outcomes[0].results))}."
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", label.lower())

@@ -15,9 +15,11 @@ import torch
 
 from primaps.backbones.load import resolve_device
 from primaps.experiments.laboratory import Laboratory, Outcome
+from primaps.experiments.paper import IOU, IOU_METHODS
 from primaps.experiments.pictures import draw
+from primaps.experiments.rows import Experiment
+from primaps.experiments.sentences import differences
 from primaps.experiments.sources import list_digest, write_list
-from primaps.experiments.tables import Experiment
 from primaps.planning import duration
 from primaps.support.files import write_json
 from primaps.support.ours import GENERATOR, own_path
@@ -53,8 +55,12 @@ def write_report(
         write_json(temporary, content)
     lines = [f"# {experiment.title}", "", " ".join(_introduction(outcomes, laboratory)), ""]
     lines += [*table(outcomes), ""]
-    lines += [f"- {sentence}" for sentence in (*_order(outcomes), *_notes(outcomes))]
-    lines += [""]
+    told = differences(outcomes, laboratory.reproduction)
+    notes = experiment.notes if any(o.row.paper for o in outcomes) else ()
+    sentences = (*_order(outcomes), *_notes(outcomes), *notes, *told)
+    lines += [*(f"- {sentence}" for sentence in sentences), ""]
+    if "iou table" in experiment.pictures:
+        lines += [*iou_table(outcomes), ""]
     for picture, caption in captions:
         lines += [f"![{Path(picture).stem}]({picture})", "", caption, ""]
     lines += ["## Environment", "", *_environment_lines(about)]
@@ -78,12 +84,36 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
             values = [100 * row.scores(result)[figure] for result in results]
             cells.append(spread(values) if values else "-")
         if paper:
-            cells += [f"{value:.1f}" for value in row.paper] if row.paper else ["", ""]
+            star = " *" if row.quoted else ""
+            known = row.paper or (None, None)
+            cells += ["" if value is None else f"{value:.1f}{star}" for value in known]
         times = [sum(result["seconds"].values()) for result in results]
         cells.append(duration(statistics.mean(times)) if times else "")
         if outcome.reason:
             done = f"{cells[-1]} for {len(times)} of the seeds; " if times else ""
             cells[-1] = done + outcome.reason
+        lines.append(_line(cells))
+    return lines
+
+
+def iou_table(outcomes: Sequence[Outcome]) -> list[str]:
+    """IoU by class in %, mean of the seeds, and beside it what Figure 8a prints."""
+    done = [outcome for outcome in outcomes if outcome.results]
+    if not done:
+        return []
+    known = IOU if any(outcome.row.paper for outcome in outcomes) else {}
+    head = ["class"]
+    for outcome in done:
+        head += [outcome.row.label, *(["paper"] if known else [])]
+    lines = [_line(head), _line("---" for _ in head)]
+    each = [outcome.iou for outcome in done]
+    for name in each[0]:
+        cells = [name]
+        for outcome, iou in zip(done, each, strict=True):
+            value = iou[name]
+            cells.append("-" if value is None else f"{100 * value:.1f}")
+            if known:
+                cells.append(f"{known[name][IOU_METHODS.index(outcome.row.label)]:.1f}")
         lines.append(_line(cells))
     return lines
 
@@ -120,6 +150,7 @@ def environment(laboratory: Laboratory, folder: Path) -> dict[str, Any]:
         }
     return {
         "seeds": list(reproduction.seeds),
+        "protocol": reproduction.protocol,
         "options": {"views": reproduction.views, **reproduction.options},
         "data": data,
         "weights": {Path(name).name: network.digest for name, network in laboratory.used.items()},
@@ -154,7 +185,7 @@ def _introduction(outcomes: Sequence[Outcome], laboratory: Laboratory) -> Iterat
     protocol = "Accuracy and mean IoU in %, at the size of the model, centre crop"
     if kinds != {"oracle"}:
         protocol += "; predictions are averaged with those of the mirrored image"
-    if "fit" in kinds:
+    if kinds & {"baseline", "em", "clusters"}:
         protocol += "; classes found without labels are assigned to those of the set by one "
         protocol += "Hungarian matching"
     yield (
@@ -202,15 +233,16 @@ def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
     labels = {outcome.row.label for outcome in outcomes}
     if labels & {"baseline", "linear probe"}:
         yield (
-            "The baseline is k-means on normalised features. Predictions of the baseline and the "
-            "linear probe are not refined by the CRF, unless a row says so."
+            "The baseline is k-means on normalised features, of as many epochs as PriMaPs-EM. "
+            "Predictions of the baseline and the linear probe are not refined by the CRF, unless a "
+            "row says so."
         )
     if "PriMaPs-EM without CRF" in labels:
         yield "PriMaPs-EM without CRF is the same model; only its predictions are not refined."
     if any(outcome.row.kind == "oracle" for outcome in outcomes):
         yield (
             "The oracle gives each mask its most frequent label, and is scored over the pixels "
-            "that lie in a mask, and over all, those in none counted wrong."
+            "that lie in a mask, or over all, those in none counted wrong."
         )
     if any(outcome.row.kind != "oracle" for outcome in outcomes):
         yield (
@@ -242,10 +274,12 @@ def _row_about(outcome: Outcome) -> dict[str, Any]:
         "dataset": row.dataset,
         "backbone": Path(row.backbone).name,
         "kind": row.kind,
+        "split": row.split,
         "crf": row.crf,
-        "options": row.options,
+        "options": dict(row.options),
         "projection": row.projection,
         "paper": row.paper,
+        "quoted": row.quoted,
         "reason": outcome.reason,
         "runs": [{**result, **row.scores(result)} for result in outcome.results.values()],
     }

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from primaps.config import Config
+from primaps.config import Config, Positions, Resize
 from primaps.experiments import paper
-from primaps.experiments.tables import Experiment, TableRow, experiment
+from primaps.experiments.contents import experiment
+from primaps.experiments.rows import METHODS, Experiment, TableRow
+from primaps.experiments.tables import FOLDER
 from primaps.support.errors import InputError
+from primaps.support.typed import conform
+
+Protocol = Literal["paper", "program"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class Reproduction:
         projections: checkpoints by ``STEGO`` or ``HP``, or by ``HP/cityscapes/dinov2-vitb14`` where
             a run needs several.
         options: fields of :class:`primaps.Config` for all rows; a row's own come first.
+        protocol: ``paper``, or ``program``: images and labels are resized at evaluation, the moving
+            average is ramped up, and positions are scaled as in the authors' program.
         device: ``auto``, ``cpu``, ``cuda``, ...
         store: folder that keeps features and masks; None keeps nothing.
         budget: seconds; a row that would go beyond is not begun.
@@ -38,24 +45,45 @@ class Reproduction:
     seeds: tuple[int, ...] = (0,)
     projections: Mapping[str, Path] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Protocol = "paper"
     device: str = "auto"
     store: Path | None = None
     budget: float | None = None
 
+    def __post_init__(self) -> None:
+        conform(self.protocol, Protocol, "protocol")
+
     def experiment(self, name: str) -> Experiment:
-        """The rows of a table or figure with these reproduction."""
-        return experiment(name, self.dataset, self.backbones, self.views)
+        """The rows of a table or figure on these data sets and backbones."""
+        return experiment(name, self.dataset, self.backbones)
 
     @property
     def views(self) -> int | str:
         """Augmented views: new ones in every step, as the paper, unless it is a folder."""
-        return self.options.get("views", Config.views if self.dataset == "folder" else "fresh")
+        return self.options.get("views", Config.views if self.dataset == FOLDER else "fresh")
 
     def config(self, row: TableRow, seed: int) -> dict[str, Any]:
-        """Fields of :class:`primaps.Config` of a run of a row, without classes and backbone."""
-        usual = {"epochs": paper.EPOCHS.get(row.dataset, 50), "views": self.views}
-        own = {**usual, **self.options, **row.options, "seed": seed}
-        return {**own, "method": "probe"} if row.kind == "probe" else own
+        """Fields of :class:`primaps.Config` of a run of a row, without classes and backbone.
+
+        The decay of Eq. 11 is constant on the paper's data sets; on a folder, whose few steps would
+        hardly move the average then, it is ramped up as in the program.
+        """
+        usual = {
+            "epochs": paper.EPOCHS.get(row.dataset, 50),
+            "views": self.views,
+            "momentum_ramp": self.protocol == "program" or row.dataset == FOLDER,
+        }
+        return {**usual, **self.options, **METHODS[row.kind], **row.options, "seed": seed}
+
+    @property
+    def resize(self) -> Resize:
+        """Of images and labels that are scored."""
+        return "tensor" if self.protocol == "program" else "pillow"
+
+    @property
+    def positions(self) -> Positions:
+        """Of the backbones."""
+        return "scaled" if self.protocol == "program" else "exact"
 
     def seeds_of(self, row: TableRow) -> tuple[int, ...]:
         """An oracle has nothing random: one run."""
@@ -66,11 +94,23 @@ class Reproduction:
         full = f"{row.projection}/{row.dataset}/{row.backbone}"
         return self.projections.get(full, self.projections.get(row.projection))
 
+    def trains(self, row: TableRow) -> bool:
+        """Whether a row's projection is trained on the images, as no checkpoint was given."""
+        return bool(row.projection) and row.dataset == FOLDER and self.projection(row) is None
+
+    def codes(self, row: TableRow) -> str:
+        """What prototypes are fitted to, in words."""
+        if not row.projection:
+            return "features"
+        if self.trains(row):
+            return f"codes of {row.projection} trained here"
+        return f"codes of {row.projection}'s checkpoint"
+
     def lacking(self, row: TableRow) -> str:
         """Why a row cannot run here, weights of its backbone apart; nothing if it can."""
         if row.dataset not in self.roots:
             return f"no data: give --root {row.dataset}=FOLDER"
-        if not row.projection:
+        if not row.projection or self.trains(row):
             return ""
         path = self.projection(row)
         if path is None:

@@ -18,9 +18,11 @@ from primaps.experiments.kept import KeptFeatures
 from primaps.experiments.laboratory import Laboratory, Outcome, Run
 from primaps.experiments.report import write_report
 from primaps.experiments.reproduction import Reproduction
-from primaps.experiments.tables import TableRow
+from primaps.experiments.rows import TableRow
+from primaps.experiments.training import trained_projection
 from primaps.model import PriMaPsEM
 from primaps.planning import duration
+from primaps.projections import ProjectionError
 from primaps.support.errors import InputError
 from primaps.support.files import write_json
 from primaps.support.inputs import read_json
@@ -102,7 +104,14 @@ def _run_all(
             told.add(network)
             continue
         for seed in reproduction.seeds_of(row):
-            run = Run.prepare(row, seed, laboratory, network)
+            try:
+                run = Run.prepare(row, seed, laboratory, network)
+            except (InputError, ProjectionError) as error:
+                if not row.projection:
+                    raise
+                outcome.reason = str(error)  # a checkpoint that does not fit
+                yield f"{row.dataset}, {Path(row.backbone).name}, {row.label}: not run, {error}"
+                break
             cost = estimator.cost(row, seed)  # what the store has is counted too: an upper bound
             file = reproduction.out / "rows" / f"{run.name}.json"
             before = file.is_file()
@@ -128,22 +137,25 @@ def _result(
     run: Run, reproduction: Reproduction, progress: ProgressCallback, problem: Problem
 ) -> dict[str, Any]:
     """Fit, unless an earlier row did, and score."""
-    model, data, seconds = run.model, run.source.score, {}
+    model, data, seconds, resize = run.model, run.data, {}, reproduction.resize
     if run.row.kind == "oracle":
         began = time.monotonic()
         scores = evaluate_oracle(
-            data, backbone=model.backbone, size=model.size, progress=progress, problem=problem,
-            **model.mask_maker().options,
+            data, backbone=model.backbone, size=model.size, resize=resize, progress=progress,
+            problem=problem, **model.mask_maker().options,
         )  # fmt: skip
-        found = {**scores.to_dict(), "options": {"size": model.size, **model.mask_maker().options}}
+        options = {"size": model.size, "resize": resize, "split": data.split}
+        found = {**scores.to_dict(), "options": {**options, **model.mask_maker().options}}
     else:
         folder = reproduction.out / "models" / run.fit[:12]
         model, seconds["fit"] = _fitted(run, folder, reproduction, progress, problem)
         began = time.monotonic()
-        features = KeptFeatures(model.backbone, reproduction.store) if reproduction.store else None
+        store = reproduction.store if model.network.digest else None
+        kept = KeptFeatures(model.network, store, model.projection) if store else None
         found = evaluate(
-            model, data, crf=run.row.crf, features=features, progress=progress, problem=problem
-        ).to_dict()
+            model, data, crf=run.row.crf, resize=resize, features=kept, progress=progress,
+            problem=problem,
+        ).to_dict()  # fmt: skip
         found["options"].pop("root")  # results are the same wherever the data lies
         found["model"] = f"models/{folder.name}"
     seconds["score"] = time.monotonic() - began
@@ -181,11 +193,15 @@ def _fitted(
     done = folder / "fit.json"
     if done.is_file():
         network = run.model.backbone
-        model = PriMaPsEM.from_pretrained(folder, backbone=network, device=network.device)
+        model = PriMaPsEM.from_pretrained(
+            folder, backbone=network, device=network.device, projection=run.model.projection
+        )
         return model, read_json(done, FitRecord, AGAIN).seconds
     began = time.monotonic()
-    train = run.source.train
-    model = run.model.fit(
+    train, model = run.source.train, run.model
+    if reproduction.trains(run.row):
+        model = trained_projection(run, reproduction, progress, problem)
+    model.fit(
         train.samples,
         train if run.row.kind == "probe" else None,
         store=reproduction.store,

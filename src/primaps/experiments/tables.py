@@ -1,251 +1,166 @@
-"""What each table and figure of the paper consists of: rows, as plain data."""
+"""The rows of the paper's tables, and of three tables of ours."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from primaps.experiments import paper
 from primaps.experiments.paper import PaperScores
-from primaps.support.errors import InputError
+from primaps.experiments.rows import TableRow
 
-Kind = Literal["fit", "probe", "oracle"]
-Picture = Literal["iou", "confusion", "examples", "worst"]
-KMEANS = {"method": "kmeans"}
-NO_EMA = {"momentum": 0.0, "momentum_every": 1}
-ORACLE_LABELS = {
+COUNTINGS = {
     "assigned": "oracle, pixels in masks",
-    "all_pixels": "oracle, all pixels",
+    "all_pixels": "oracle, all pixels, in no mask: no class",
+    "all_wrong": "oracle, all pixels, in no mask: another class",
 }
+"""Of an oracle: which pixels are scored, and what those in no mask are."""
+FOLDER = "folder"
+"""Any folder with labels, for which the paper has no figures."""
 
 
-@dataclass(frozen=True)
-class TableRow:
-    """A row of a table: what is fitted, how it is scored, and what the paper reports.
-
-    Attributes:
-        label: of the method, as printed.
-        dataset: name of the data set.
-        backbone: name of the backbone.
-        kind: ``fit`` (PriMaPs-EM or k-means), ``probe`` (linear probe) or ``oracle`` (the masks
-            with the class that is most frequent in each).
-        options: fields of :class:`primaps.Config` in which this row differs from the run's.
-        crf: whether predictions are refined by the dense CRF.
-        projection: ``STEGO`` or ``HP``, if the row is on top of one.
-        pixels: of an oracle, ``assigned`` or ``all_pixels``.
-        paper: accuracy and mean IoU in %, if the paper has the row.
-    """
-
-    label: str
-    dataset: str
-    backbone: str
-    kind: Kind = "fit"
-    options: dict[str, Any] = field(default_factory=dict)
-    crf: bool = True
-    projection: str = ""
-    pixels: str = ""
-    paper: PaperScores | None = None
-
-    def scores(self, result: dict[str, Any]) -> dict[str, Any]:
-        """The part of a run's result that the row is about."""
-        return result[self.pixels] if self.kind == "oracle" else result
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A table or figure.
-
-    Attributes:
-        name: ``table1``, ``figure5``, ...
-        title: as printed.
-        rows: in the order in which they are run and printed.
-        pictures: what is drawn beside the table.
-        images: number of images in sheets of examples.
-    """
-
-    name: str
-    title: str
-    rows: tuple[TableRow, ...]
-    pictures: tuple[Picture, ...] = ()
-    images: int = 6
-
-
-@dataclass(frozen=True)
-class _Definition:
-    title: str
-    datasets: tuple[str, ...]
-    backbones: tuple[str, ...]
-    make: Any
-    pictures: tuple[Picture, ...] = ("iou", "confusion", "examples")
-    images: int = 6
-
-
-def experiment(
-    name: str, dataset: str | None = None, backbones: Sequence[str] = (), views: int | str = 0
-) -> Experiment:
-    """The rows of a table or figure.
-
-    Args:
-        name: one of :data:`NAMES`.
-        dataset: one of those of the table, or ``folder``: a folder with labels, for which the
-            paper has no figures. None takes all those of the table.
-        backbones: None takes those of the paper, or ``dinov2-vits14`` for a folder.
-        views: of the run, as in :class:`primaps.Config`; the row of Table 4b that adds augmentation
-            takes 2 if the others have none.
-
-    Raises:
-        InputError: there is no such table or figure, or it has no such data set.
-
-    Examples:
-        >>> found = experiment("table1", backbones=["dino-vits8"]).rows
-        >>> [(row.label, row.paper) for row in found][:2]
-        [('baseline', (61.4, 15.8)), ('PriMaPs-EM', (81.2, 19.4))]
-        >>> [row.label for row in experiment("table4b", "folder").rows]
-        ['baseline', '+ pseudo label', '+ EMA', '+ augment', '+ CRF']
-    """
-    if name not in DEFINITIONS:
-        raise InputError(f"there is no {name!r} to reproduce; there are {', '.join(NAMES)}")
-    definition = DEFINITIONS[name]
-    if dataset not in (None, "folder", *definition.datasets):
-        known = ", ".join(definition.datasets)
-        raise InputError(f"{name} is about {known}, not {dataset!r}; or give --dataset folder")
-    names = definition.datasets if dataset is None else (dataset,)
-    usual = ("dinov2-vits14",) if dataset == "folder" else definition.backbones
-    rows = tuple(
-        row
-        for each in names
-        for row in definition.make(each, tuple(backbones) or usual, bool(backbones), views)
-    )
-    title = definition.title
-    if dataset == "folder":
-        number, _, about = title.partition(": ")
-        title = f"{number} on a folder with labels"
-        title += "" if definition.make is _main else f": {about}"  # which names a data set
-    return Experiment(name, title, rows, definition.pictures, definition.images)
-
-
-def _main(dataset: str, backbones: Sequence[str], chosen: bool, views: Any) -> Iterator[TableRow]:
-    """Baseline, PriMaPs-EM and linear probe; for a folder also without or with the CRF, our recipe
-    and the oracle.
-
-    On top of STEGO and HP on the paper's backbones, unless others were chosen.
-    """
+def main(dataset: str, backbones: Sequence[str]) -> Iterator[TableRow]:
+    """Tables 1 to 3: baseline, PriMaPs-EM and linear probe, then STEGO and HP."""
     for backbone in backbones:
-        figures = paper.MAIN.get(dataset, {}).get(backbone, (None, None, None))
-        base = TableRow("baseline", dataset, backbone, options=KMEANS, crf=False, paper=figures[0])
-        em = TableRow("PriMaPs-EM", dataset, backbone, paper=figures[1])
-        if dataset == "folder":
-            yield from (base, replace(base, label="baseline + CRF", crf=True))
-            yield replace(em, label="PriMaPs-EM without CRF", crf=False)
-        else:
-            yield base
-        yield em
-        if dataset == "folder":
-            yield replace(em, label="recipe orthogonal", options={"recipe": "orthogonal"})
-        yield TableRow("linear probe", dataset, backbone, "probe", crf=False, paper=figures[2])
-        if dataset == "folder":
-            yield from _oracle(dataset, [backbone], chosen, views)
-    for row in _on_top(paper.ON_TOP)(dataset, backbones, chosen, views):
-        if not chosen or row.backbone in backbones:
-            yield row
+        baseline, em, probe = paper.MAIN[dataset].get(backbone, (None, None, None))
+        yield TableRow("baseline", dataset, backbone, "baseline", crf=False, paper=baseline)
+        yield TableRow("PriMaPs-EM", dataset, backbone, paper=em)
+        yield TableRow("linear probe", dataset, backbone, "probe", crf=False, paper=probe)
+    for method, backbone in paper.ON_TOP[dataset]:
+        if backbone in backbones:
+            yield from on_top(dataset, backbone, method)
 
 
-def _on_top(figures: Any) -> Any:
-    """Rows on top of STEGO and HP: the projection alone, and with PriMaPs-EM."""
+def on_top(dataset: str, backbone: str, method: str, probe: bool = True) -> Iterator[TableRow]:
+    """STEGO or HP alone, PriMaPs-EM on its codes where the paper has that, and a linear probe."""
+    known = paper.ON_TOP.get(dataset, {}).get((method, backbone), (None, None, None))
+    alone, boosted, supervised = known
+    yield TableRow(
+        method, dataset, backbone, "clusters",
+        projection=method, paper=alone, quoted=alone is not None,
+    )  # fmt: skip
+    if boosted or not probe:
+        yield TableRow(
+            f"{method} + PriMaPs-EM", dataset, backbone, projection=method, paper=boosted
+        )
+    if probe:
+        yield TableRow(
+            f"{method}, linear probe", dataset, backbone, "probe", crf=False,
+            projection=method, paper=supervised, quoted=supervised is not None,
+        )  # fmt: skip
 
-    def rows(
-        dataset: str, backbones: Sequence[str], chosen: bool, views: Any
-    ) -> Iterator[TableRow]:
-        known = figures.get(dataset, {})
-        if dataset == "folder" and figures is paper.ON_DINOV2:
-            known = {("HP", backbone): (None, None) for backbone in backbones}
-        for (method, backbone), (alone, boosted) in known.items():
-            own = TableRow(method, dataset, backbone, projection=method, options=KMEANS)
-            yield replace(own, paper=alone)
-            label = f"{method} + PriMaPs-EM"
-            yield replace(own, label=label, options={}, paper=boosted)
 
-    return rows
+def main_of_folder(dataset: str, backbones: Sequence[str]) -> Iterator[TableRow]:
+    """The same on a folder, also with and without the CRF, our recipe, and the oracle."""
+    for backbone in backbones:
+        yield TableRow("baseline", dataset, backbone, "baseline", crf=False)
+        yield TableRow("baseline + CRF", dataset, backbone, "baseline")
+        yield TableRow("PriMaPs-EM without CRF", dataset, backbone, crf=False)
+        yield TableRow("PriMaPs-EM", dataset, backbone)
+        orthogonal = {"recipe": "orthogonal"}
+        yield TableRow(
+            "recipe orthogonal without CRF", dataset, backbone, options=orthogonal, crf=False
+        )
+        yield TableRow("recipe orthogonal", dataset, backbone, options=orthogonal)
+        yield TableRow("linear probe", dataset, backbone, "probe", crf=False)
+        for pixels, label in COUNTINGS.items():
+            yield TableRow(label, dataset, backbone, "oracle", pixels=pixels)
 
 
-def _masks(dataset: str, backbones: Sequence[str], chosen: bool, views: Any) -> Iterator[TableRow]:
-    """Table 4a. Without the CRF neither masks nor predictions are refined."""
-    plain: dict[str, Any] = {"mask_crf": False}
-    variants: dict[str, tuple[dict[str, Any], bool]] = {
-        "similarity masks": ({**plain, "anchor": False}, False),
-        "+ nearest neighbour": (plain, False),
-        "+ CRF": ({}, True),
-        "non-iterative": ({"iterative": False}, True),
+def masks(dataset: str, backbones: Sequence[str]) -> Iterator[TableRow]:
+    """Table 4a: how pseudo labels are made. Nothing else changes from the second row on."""
+    variants: dict[str, Mapping[str, Any]] = {
+        "similarity masks": {"anchor": False, "mask_crf": False},
+        "+ NN": {"mask_crf": False},
+        "+ P-CRF": {},
+        "non-iterative": {"iterative": False},
     }
-    yield from _ablation(variants, paper.MASKS, dataset, backbones)
+    for backbone in backbones:
+        known = _ablation(paper.MASKS, dataset, backbone)
+        yield _baseline(dataset, backbone, known)
+        for label, options in variants.items():
+            yield TableRow(label, dataset, backbone, options=options, paper=known.get(label))
 
 
-def _em(dataset: str, backbones: Sequence[str], chosen: bool, views: Any) -> Iterator[TableRow]:
-    """Table 4b: one part of PriMaPs-EM after the other."""
-    augmented = {"views": 2 if views == 0 else views}
-    variants: dict[str, tuple[dict[str, Any], bool]] = {
-        "baseline": (KMEANS, False),
-        "+ pseudo label": ({"views": 0, "mask_crf": False, **NO_EMA}, False),
-        "+ EMA": ({"views": 0, "mask_crf": False}, False),
-        "+ augment": ({"mask_crf": False, **augmented}, False),
+def em(dataset: str, backbones: Sequence[str]) -> Iterator[TableRow]:
+    """Table 4b: one part of PriMaPs-EM after the other, on the full masks.
+
+    Augmentation is that of the run, or two views of each image on a folder, where there is none.
+    """
+    clean: dict[str, Any] = {"views": 0}
+    augmented: dict[str, Any] = {"views": 2} if dataset == FOLDER else {}
+    variants: dict[str, tuple[Mapping[str, Any], bool]] = {
+        "+ PriMaPs pseudo label": ({**clean, "momentum": 0.0, "momentum_every": 1}, False),
+        "+ EMA": (clean, False),
+        "+ augment": (augmented, False),
         "+ CRF": (augmented, True),
     }
-    yield from _ablation(variants, paper.EM, dataset, backbones)
+    for backbone in backbones:
+        known = _ablation(paper.EM, dataset, backbone)
+        yield _baseline(dataset, backbone, known)
+        for label, (options, crf) in variants.items():
+            yield TableRow(
+                label, dataset, backbone, options=options, crf=crf, paper=known.get(label)
+            )
+
+
+def oracle(dataset: str, backbones: Sequence[str]) -> Iterator[TableRow]:
+    """Table 5: masks that know their classes, on both splits, "all" pixels counted both ways."""
+    for backbone in backbones:
+        known = paper.ORACLE.get(dataset, (None, None)) if backbone == "dino-vitb8" else (None,) * 2
+        for split in ("train", "val"):
+            for pixels, label in COUNTINGS.items():
+                figures = known[pixels != "assigned"]
+                yield TableRow(
+                    f"{label} ({split})", dataset, backbone, "oracle",
+                    split=split, pixels=pixels, paper=figures,
+                )  # fmt: skip
+
+
+def on_dinov2(dataset: str, backbones: Sequence[str]) -> Iterator[TableRow]:
+    """Table 6: DINOv2 with and without HP, each with and without PriMaPs-EM."""
+    for backbone in backbones:
+        known = paper.ON_DINOV2.get(dataset)
+        figures = known[1] if known and backbone == known[0] else (None,) * 4
+        baseline, alone, plain, both = figures
+        yield TableRow("baseline", dataset, backbone, "baseline", crf=False, paper=baseline)
+        yield TableRow("HP", dataset, backbone, "clusters", projection="HP", paper=alone)
+        yield TableRow("PriMaPs-EM", dataset, backbone, paper=plain)
+        yield TableRow("HP + PriMaPs-EM", dataset, backbone, projection="HP", paper=both)
+
+
+def projections(dataset: str, backbones: Sequence[str]) -> Iterator[TableRow]:
+    """Ours: STEGO and HP trained on the images, with and without PriMaPs-EM and the CRF."""
+    for backbone in backbones:
+        for method in ("", "STEGO", "HP"):
+            for crf in (False, True):
+                label = (method or "k-means") + " + CRF" * crf
+                yield TableRow(label, dataset, backbone, "baseline", crf=crf, projection=method)
+            for crf in (False, True):
+                label = f"{method} + PriMaPs-EM".removeprefix(" + ") + " + CRF" * crf
+                yield TableRow(label, dataset, backbone, crf=crf, projection=method)
+
+
+def views(dataset: str, backbones: Sequence[str]) -> Iterator[TableRow]:
+    """Ours: what augmented views, the loss at feature size and bfloat16 cost."""
+    for backbone in backbones:
+        variants: dict[str, dict[str, Any]] = {
+            "0 views": {"views": 0},
+            "2 views": {"views": 2},
+            "2 views, loss at feature size": {"views": 2, "loss_size": "feature"},
+            "8 views": {"views": 8},
+        }
+        for label, options in variants.items():
+            yield TableRow(label, dataset, backbone, options=options, crf=False)
+
+
+def _baseline(dataset: str, backbone: str, known: Mapping[str, PaperScores]) -> TableRow:
+    return TableRow(
+        "baseline", dataset, backbone, "baseline", crf=False, paper=known.get("baseline")
+    )
 
 
 def _ablation(
-    variants: dict[str, tuple[dict[str, Any], bool]],
-    figures: dict[str, PaperScores],
-    dataset: str,
-    backbones: Sequence[str],
-) -> Iterator[TableRow]:
-    for backbone in backbones:
-        for label, (options, crf) in variants.items():
-            known = figures[label] if (dataset, backbone) == paper.ABLATION else None
-            yield TableRow(label, dataset, backbone, options=dict(options), crf=crf, paper=known)
-
-
-def _oracle(dataset: str, backbones: Sequence[str], chosen: bool, views: Any) -> Iterator[TableRow]:
-    """Table 5: masks that know their classes."""
-    for backbone in backbones:
-        known = paper.ORACLE.get(dataset) if backbone == "dino-vitb8" else None
-        for i, (pixels, label) in enumerate(ORACLE_LABELS.items()):
-            figures = known[i] if known else None
-            yield TableRow(label, dataset, backbone, "oracle", pixels=pixels, paper=figures)
-
-
-def _pair(dataset: str, backbones: Sequence[str], chosen: bool, views: Any) -> Iterator[TableRow]:
-    """Baseline and PriMaPs-EM, which the figures compare."""
-    for row in _main(dataset, backbones, True, views):
-        if row.label in ("baseline", "PriMaPs-EM"):
-            yield row
-
-
-_THREE = ("cityscapes", "cocostuff", "potsdam")
-_B8 = ("dino-vitb8",)
-DEFINITIONS: dict[str, _Definition] = {
-    "table1": _Definition("Table 1: Cityscapes", ("cityscapes",), paper.BACKBONES, _main),
-    "table2": _Definition("Table 2: COCO-Stuff", ("cocostuff",), paper.BACKBONES, _main),
-    "table3": _Definition("Table 3: Potsdam-3", ("potsdam",), paper.BACKBONES, _main),
-    "table4a": _Definition("Table 4a: parts of the masks", ("cocostuff",), _B8, _masks, ("iou",)),
-    "table4b": _Definition("Table 4b: parts of PriMaPs-EM", ("cocostuff",), _B8, _em, ("iou",)),
-    "table5": _Definition(
-        "Table 5: a class for each mask by labels", _THREE, _B8, _oracle, ("iou",)
-    ),
-    "table6": _Definition("Table 6: HP on DINOv2", _THREE, (), _on_top(paper.ON_DINOV2)),
-    "figure3": _Definition("Figure 3: examples", _THREE, _B8, _pair, ("examples",)),
-    "figure4": _Definition("Figure 4: examples", _THREE, ("dinov2-vitb14",), _pair, ("examples",)),
-    "figure5": _Definition("Figure 5: IoU per class", ("cityscapes",), _B8, _pair, ("iou",)),
-    "figure6": _Definition("Figure 6: IoU per class", ("cocostuff",), _B8, _pair, ("iou",)),
-    "figure7": _Definition(
-        "Figure 7: confusion matrix", ("cityscapes",), _B8, _pair, ("confusion",)
-    ),
-    "figure8": _Definition(
-        "Figure 8: confusion matrix", ("cocostuff",), _B8, _pair, ("confusion",)
-    ),
-    "figure9": _Definition("Figure 9: more examples", _THREE, _B8, _pair, ("examples",), 12),
-    "figure10": _Definition("Figure 10: the worst images", _THREE, _B8, _pair, ("worst",)),
-}
-NAMES = tuple(DEFINITIONS)
-TABLES = tuple(name for name in NAMES if name.startswith("table"))
+    figures: Mapping[str, PaperScores], dataset: str, backbone: str
+) -> Mapping[str, PaperScores]:
+    return figures if (dataset, backbone) == ("cocostuff", "dino-vitb8") else {}

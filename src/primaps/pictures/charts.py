@@ -97,8 +97,12 @@ def iou_chart(
         shade = SERIES[i % len(SERIES)]
         axes.barh(places, lengths, thick, color=shade, label=f"{_plain(method)}: mean {mean:.1f}")
         axes.axvline(float(mean), color=shade, linestyle="--", linewidth=1, zorder=0)
-        for place, value, length in zip(places, known, lengths, strict=True):
+        for at, (place, value, length) in enumerate(zip(places, known, lengths, strict=True)):
             text = "does not occur" if value is None else f"{length:.1f}"
+            if value is None and all(other[classes[at]] is None for other in series.values()):
+                if i:  # said once
+                    continue
+                place = at
             size = 7 if len(series) > 1 else 8
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # on the dashed lines
             axes.text(length + 0.8, place, text, va="center", size=size, bbox=box)
@@ -112,6 +116,44 @@ def iou_chart(
     longest = max(len(method) for method in series) + len(": mean 99.9")
     columns = max(1, min(3, len(series), 76 // (longest + 4)))  # of letters that fit the width
     figure.legend(loc="outside lower center", ncols=columns, frameon=False)
+    return figure
+
+
+def sweep_chart(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
+    x_label: str,
+    y_label: str,
+) -> Figure:
+    """Curves over an option, a panel for each data set.
+
+    Args:
+        panels: title to curves by name, each of (x, mean, standard deviation) in order.
+
+    Examples:
+        >>> figure = sweep_chart({"a": {"EM": [(0.2, 10.0, 1.0), (0.4, 12.0, 0.5)]}}, "psi", "IoU")
+        >>> [line.get_label() for line in figure.axes[0].get_lines()][0]
+        'EM'
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.2 + 3.6 * len(panels), 3.9), layout=_layout())
+    every = figure.subplots(1, len(panels), squeeze=False)[0]
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    for axes, (title, curves) in zip(every, panels.items(), strict=True):
+        for name, points in curves.items():
+            x, mean, spread = zip(*points, strict=True)
+            i = names.index(name)
+            shade, style = SERIES[i % len(SERIES)], "-" if i == 0 else "--"
+            axes.plot(x, mean, marker="osDv^"[i % 5], color=shade, linestyle=style, label=name)
+            if any(spread):
+                axes.errorbar(x, mean, spread, fmt="none", capsize=3, color=shade)
+        axes.set_title(title)
+        axes.set_xlabel(x_label)
+        axes.spines[["top", "right"]].set_visible(False)
+    every[0].set_ylabel(y_label)
+    lines = {line.get_label(): line for axes in every for line in axes.get_lines()}
+    handles = [lines[name] for name in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     return figure
 
 

@@ -103,15 +103,31 @@ def steps_picture(
     that earlier masks took are grey. The cross is the anchor.
     """
     proposals = propose(features[None], threshold=threshold, return_details=True)
-    component, anchor = similarity_maps(features, proposals)
     rows = []
-    for z, position in enumerate(proposals.anchors[0].tolist()[:limit]):
+    for z, shown in enumerate(similarity_pictures(image, features, proposals, limit)):
         alone = torch.where(proposals.masks[0] == z + 1, z + 1, 0)
-        mask = masks_picture(image, alone)
-        shown = [_heat(maps[z], image, position) for maps in (component, anchor)]
-        rows.append([_marked(image, position, features.shape[1:]), *shown, mask])
+        position = proposals.anchors[0][z].tolist()
+        marked = _marked(image, position, features.shape[1:])
+        rows.append([marked, *shown, masks_picture(image, alone)])
     titles = ("image and anchor", "similarity to component", "similarity to anchor", "mask")
     return grid(rows, titles, height) if rows else grid([[image]], ["no mask"], height)
+
+
+def similarity_pictures(
+    image: Image.Image, features: Float[Tensor, "c h w"], proposals: Proposals, limit: int
+) -> list[tuple[Image.Image, Image.Image]]:
+    """Similarity to the component and to the anchor of each of the first masks, in colours.
+
+    Args:
+        proposals: what the features alone gave, with details.
+        limit: number of masks.
+    """
+    component, anchor = similarity_maps(features, proposals)
+    positions = proposals.anchors[0].tolist()[:limit]
+    return [
+        (_heat(component[z], image, position), _heat(anchor[z], image, position))
+        for z, position in enumerate(positions)
+    ]
 
 
 def threshold_picture(

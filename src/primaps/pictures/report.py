@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from primaps.classes.edits import legend
 from primaps.classes.legend import Class
 from primaps.data import (
     ImageError,
+    ImageFile,
     Problem,
     find_images,
     fit_to_patches,
@@ -50,6 +52,23 @@ ENDS = 12
 """Images at each end of the order by doubt."""
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What a model sees in an image, as the report needs it.
+
+    Attributes:
+        image: at any size.
+        labels: class of each of its pixels; 255 for hidden ones.
+        alike: how much each pixel is like its class: a cosine.
+        margin: by how much the first class leads the second, over the image.
+    """
+
+    image: Image.Image
+    labels: Integer[np.ndarray, "H W"]
+    alike: Float[np.ndarray, "H W"]
+    margin: float
+
+
 @entrance
 def write_report(
     model: PriMaPsEM,
@@ -60,6 +79,7 @@ def write_report(
     ignore_index: IgnoreIndex | None = None,
     most: Annotated[int, Range(1)] = 200,
     crf: bool = True,
+    see: Callable[[ImageFile], Sight] | None = None,
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
 ) -> Path:
@@ -69,6 +89,7 @@ def write_report(
         path: of the HTML file; a report that is there is replaced.
         labels: folder of label maps: scores and confusion are reported as well.
         most: images looked at; of more a random choice.
+        see: what the model sees in an image, where that is known; None lets it look.
 
     Raises:
         NotFoundError: there is no image.
@@ -85,9 +106,13 @@ def write_report(
     classes = shown_classes(model)
     seen = [Seen() for _ in classes]
     looks: list[Look] = []
-    loaded = read(files, lambda file: load_image(file.source), problem)
-    for number, (file, image) in enumerate(loaded):
-        looks.append(_look(model, file.key, image, classes, seen, crf, number))
+    if see is None:
+        loaded = read(files, lambda file: load_image(file.source), problem)
+        sights = ((file, sight(model, image, crf)) for file, image in loaded)
+    else:
+        sights = ((file, see(file)) for file in files)
+    for number, (file, found) in enumerate(sights):
+        looks.append(_look(model, file.key, found, classes, seen, number))
         progress("report", number + 1, len(files), {})
     if not looks:
         raise ImageError(f"none of the {len(files)} images could be read")
@@ -118,20 +143,25 @@ def shown_classes(model: PriMaPsEM) -> tuple[Class, ...]:
 
 
 @torch.no_grad()
-def _look(
-    model: PriMaPsEM,
-    key: str,
-    image: Image.Image,
-    classes: Sequence[Class],
-    seen: list[Seen],
-    crf: bool,
-    number: int,
-) -> Look:
-    """Predict an image, at the model's size, and keep what is worth showing."""
+def sight(model: PriMaPsEM, image: Image.Image, crf: bool = True) -> Sight:
+    """Predict an image, at the model's size."""
     scaled = fit_to_patches(image, model.size, model.backbone.patch_size)
     found = model.segment(scaled, crf)
     labels = found.labels.cpu().numpy()
     alike = _typicality(model, found.features, labels.shape)
+    return Sight(scaled, labels, alike, float(found.margin.mean()))
+
+
+def _look(
+    model: PriMaPsEM,
+    key: str,
+    found: Sight,
+    classes: Sequence[Class],
+    seen: list[Seen],
+    number: int,
+) -> Look:
+    """Keep of an image what is worth showing."""
+    scaled, labels, alike = found.image, found.labels, found.alike
     for value, one in enumerate(seen):
         inside = labels == value
         share = float(inside.mean())
@@ -147,18 +177,16 @@ def _look(
                     push = heapq.heappush if len(heap) < CROPS else heapq.heapreplace
                     push(heap, (sign * score, number, crop))
     colours = np.array([one.colour for one in classes] + [(0, 0, 0)], np.uint8)
-    known = hidden_last(found.labels, model.legend_).cpu().numpy()
+    known = hidden_last(torch.from_numpy(labels), model.legend_).numpy()
     picture = overlay(scaled, known, colours, ignore=len(classes))
     picture.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-    return Look(float(found.margin.mean()), key, picture)
+    return Look(found.margin, key, picture)
 
 
 def _typicality(
     model: PriMaPsEM, features: Float[Tensor, "c h w"], size: tuple[int, int]
 ) -> Float[np.ndarray, "H W"]:
     """Largest cosine of each pixel to a part of any class, or to a prototype without a tree."""
-    if model.projection is not None:
-        features = model.projection(features[None])[0]
     assert model.prototypes_ is not None
     if model.inventory_ is not None:
         directions = model.inventory_.tree.parts.to(features)
@@ -168,16 +196,28 @@ def _typicality(
     return upsample(cosines[None, None], size)[0, 0].cpu().numpy()
 
 
-def _crop(image: Image.Image, inside: Bool[np.ndarray, "h w"]) -> Image.Image:
-    """The part of an image around the largest piece of a region, what is outside it pale."""
+def largest_piece(
+    inside: Bool[np.ndarray, "h w"],
+) -> tuple[Bool[np.ndarray, "h w"], tuple[int, int, int, int]]:
+    """The largest connected piece of a region, and left, top, right and bottom around it.
+
+    Examples:
+        >>> largest_piece(np.array([[1, 0, 1, 1]], bool))[1]
+        (2, 0, 4, 1)
+    """
     from scipy.ndimage import label
 
     pieces, count = label(inside)
     if count > 1:
         inside = pieces == 1 + np.bincount(pieces[pieces > 0] - 1).argmax()
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    top, bottom = int(rows[0]), int(rows[-1]) + 1
-    left, right = int(columns[0]), int(columns[-1]) + 1
+    box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    return inside, box
+
+
+def _crop(image: Image.Image, inside: Bool[np.ndarray, "h w"]) -> Image.Image:
+    """The part of an image around the largest piece of a region, what is outside it pale."""
+    inside, (left, top, right, bottom) = largest_piece(inside)
     pixels = np.asarray(image).astype(np.float32)
     grey = pixels.mean(2, keepdims=True)
     pixels = np.where(inside[..., None], pixels, 0.25 * grey + 170)

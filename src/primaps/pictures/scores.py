@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -77,10 +77,9 @@ def example_sheet(
     pictures: dict[str, Image.Image] = {}
     maps: dict[str, list[np.ndarray]] = {}
     for model, result in columns.values():
-        known_options = asdict(result.options)
-        options = {name: known_options[name] for name in ("size", "crop", "mirror", "crf")}
-        known = _assignment(result)
-        table = np.array([ignore if c is None else c for c in known])  # a hidden class is the last
+        known = asdict(result.options)
+        options = {name: known[name] for name in ("size", "crop", "mirror", "crf", "resize")}
+        table = class_table(result, ignore)
         for one in model_predictions(
             model, data, samples, problem=lambda sentence: None, **options
         ):
@@ -92,6 +91,11 @@ def example_sheet(
     rows = [(picture, maps[key]) for key, picture in pictures.items()]
     titles = ("image", "label (dark: ignored)", *columns)
     return examples(rows, titles, data.classes, class_colours(data), ignore)
+
+
+def class_table(result: Evaluation, ignore: int) -> Integer[np.ndarray, " clusters"]:
+    """Class that each cluster was matched to; ``ignore`` for those without one."""
+    return np.array([ignore if c is None else c for c in _assignment(result)])
 
 
 def _assignment(result: Evaluation) -> list[int | None]:

@@ -20,10 +20,11 @@ from typing import Any, Literal, cast
 
 from torch import Tensor
 
+from primaps.backbones.backbone import tensors_digest
 from primaps.backbones.convert import WeightsError, to_hub_names, write_folder
 from primaps.projections.projection import Projection, ProjectionError, from_tensors
 from primaps.support.entrance import entrance
-from primaps.support.files import sha256
+from primaps.support.files import cache_dir, sha256
 from primaps.support.foreign import read_foreign
 from primaps.support.typed import conform
 
@@ -60,6 +61,8 @@ class Checkpoint:
 def load_projection(kind: str | None, path: str | Path) -> Projection:
     """The projection of a checkpoint of STEGO or HP, or of a folder that this package wrote.
 
+    It carries the ViT of the file, converted into our cache: codes come from that one.
+
     Args:
         kind: ``stego``, ``hp``, or None to see from the file which it is.
         path: a Lightning ``.ckpt`` of STEGO, a ``.pth`` of HP, or a folder.
@@ -69,7 +72,11 @@ def load_projection(kind: str | None, path: str | Path) -> Projection:
         UnsafeFileError: the file would run something else when read by the usual means.
     """
     path = Path(path).expanduser()
-    return Projection.load(path) if path.is_dir() else read_checkpoint(kind, path).projection
+    if path.is_dir():
+        return Projection.load(path)
+    checkpoint = read_checkpoint(kind, path)
+    folder = cache_dir() / "converted" / checkpoint.projection.about["sha256"][:16]
+    return _carrying(checkpoint, folder, path, known=(folder / "config.json").is_file())
 
 
 def as_projection(projection: Projection | str | Path | Callable[[Tensor], Tensor]) -> Projection:
@@ -144,14 +151,24 @@ def convert_projection(path: str | Path, out: str | Path, kind: str | None = Non
         ProjectionError, UnsafeFileError: as in :func:`load_projection`.
     """
     out = Path(out)
-    checkpoint = read_checkpoint(kind, path)
+    _carrying(read_checkpoint(kind, path), out / "backbone", path).save(out)
+    return out
+
+
+def _carrying(
+    checkpoint: Checkpoint, folder: Path, path: str | Path, known: bool = False
+) -> Projection:
+    """The projection of a checkpoint with its ViT, which is written into a folder, or is there."""
+    projection = checkpoint.projection
     try:
-        to_hub_names(checkpoint.backbone)  # everything is checked before anything is written
-        write_folder(out / "backbone", checkpoint.backbone)
+        tensors, _ = to_hub_names(checkpoint.backbone)  # everything is checked before it is written
+        projection.about["backbone"] = tensors_digest(tensors.values())
+        if not known:
+            write_folder(folder, checkpoint.backbone)
     except WeightsError as error:
         raise ProjectionError(f"{path}: {error}") from error
-    checkpoint.projection.save(out)
-    return out
+    projection.backbone = folder
+    return projection
 
 
 def _kind(content: Any) -> Kind | None:

@@ -7,6 +7,7 @@ the codes.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from primaps.backbones.backbone import weights_digest
 from primaps.support.errors import InputError, PrimapsError
-from primaps.support.files import user_path, write_json
+from primaps.support.files import atomic_path, user_path, write_json
 from primaps.support.inputs import need_tensor, read_json, read_tensors
 from primaps.support.ours import GENERATOR, own_path
 
@@ -85,7 +86,10 @@ class Projection(nn.Module):
             (B, D, h, w).
         clusters: (K, D) centres in code space, compared by cosine; PriMaPs-EM starts from them.
         name: what it is called in messages and files; None takes the callable's name.
-        about: anything that JSON can hold, kept beside the weights: where it is from, settings.
+        about: anything that JSON can hold, kept beside the weights: where it is from, settings;
+            under ``backbone`` the digest of the weights that it was made for, if that is known.
+        backbone: a folder with those weights, which :func:`primaps.load_backbone` takes: codes are
+            then of this network, whatever masks are made from.
 
     Attributes:
         digest: SHA-256 over weights and clusters, or None for a callable without weights.
@@ -107,9 +111,10 @@ class Projection(nn.Module):
         clusters: Float[Tensor, "k d"] | None = None,
         name: str | None = None,
         about: Mapping[str, Any] | None = None,
+        backbone: Path | None = None,
     ) -> None:
         super().__init__()
-        self.codes = codes
+        self.codes, self.backbone = codes, backbone
         own = str(getattr(codes, "__qualname__", type(codes).__qualname__))
         self.name = name or own
         self.about = dict(about or {})
@@ -160,8 +165,9 @@ class Projection(nn.Module):
             )
         return codes
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``projection.safetensors`` and ``projection.json`` into a folder.
+    def save(self, folder: str | Path, backbone: bool = True) -> None:
+        """Write ``projection.safetensors`` and ``projection.json`` into a folder, and the backbone
+        that it carries into ``backbone`` there, unless it is not wanted.
 
         Raises:
             InputError: the codes come from a callable, whose program cannot be written.
@@ -176,6 +182,11 @@ class Projection(nn.Module):
         weights, description = folder / "projection.safetensors", folder / "projection.json"
         if not weights.exists() and description.exists():
             raise ProjectionError(f"{description} is not of a projection: it is not replaced")
+        carried = folder / "backbone"
+        if backbone and self.backbone is not None and self.backbone != carried:
+            for name in ("model.safetensors", "config.json"):  # the second says that both are there
+                with atomic_path(carried / name) as temporary:
+                    shutil.copyfile(self.backbone / name, temporary)
         tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
         with own_path(weights) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt", "generator": GENERATOR})
@@ -204,6 +215,8 @@ class Projection(nn.Module):
             raise ProjectionError(
                 f"{folder}: projection.json and projection.safetensors do not belong together"
             )
+        carried = folder / "backbone"
+        projection.backbone = carried if (carried / "config.json").is_file() else None
         return projection
 
 

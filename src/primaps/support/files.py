@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from primaps.support.errors import InputError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 logger = logging.getLogger("primaps")
+_UMASK = Lock()
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
 
 
@@ -72,8 +74,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         with named(path):
             yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
+        with _UMASK:  # it can only be asked for by setting it, and threads write too
+            umask = os.umask(0)
+            os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files private
         temporary.replace(path)
     finally:

@@ -4,7 +4,8 @@
 their places: the digests of the source, of the options and of each file. A result is finished if
 its last line says so and its files are intact; a file is ours if some line names its content. Times
 play no part, so copies, unpacked archives and damaged files are told apart from finished results.
-Lines are only ever appended, each in one write, so several processes may share a folder.
+Any number of processes and threads may share a folder: lines are only ever appended, and whoever
+writes holds the journal until line and files are in their places, and has read what others did.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import IO, Any
 
 from primaps.support.errors import InputError, PrimapsError
 from primaps.support.files import atomic_path, named, sha256, write_json
 from primaps.support.inputs import read_json
+
+try:
+    import fcntl
+except ImportError:  # Windows: there each line is one write
+    fcntl = None  # type: ignore[assignment]
 
 OPTIONS, JOURNAL = "primaps.json", "primaps.jsonl"
 
@@ -61,10 +68,11 @@ class OutputFolder:
         self._digest = hashlib.sha256(json.dumps(self.options, sort_keys=True).encode()).hexdigest()
         self._ours: dict[str, set[str]] = defaultdict(set)  # name -> digests that we wrote
         self._last: dict[str, tuple[str, str, str]] = {}  # name -> source, options, digest
+        self._seen, self._reading = 0, Lock()  # bytes of the journal
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder} is a file: give a folder to write to")
         self._refuse_other_command()
-        self._read()
+        self._follow()
         self._refuse_inputs(inputs, names)
         for name in names:
             self._refuse_foreign(name)
@@ -73,7 +81,12 @@ class OutputFolder:
             write_json(folder / OPTIONS, self.options)
 
     def finished(self, source: str, names: Iterable[str]) -> bool:
-        """Whether all of ``names`` are intact results of this source with these options."""
+        """Whether all of ``names`` are intact results of this source with these options, of this
+        process or another one."""
+        names = list(names)
+        return self._finished(source, names) or (self._follow() and self._finished(source, names))
+
+    def _finished(self, source: str, names: list[str]) -> bool:
         return all(
             (last := self._last.get(name)) is not None
             and last[:2] == (source, self._digest)
@@ -99,28 +112,36 @@ class OutputFolder:
                 temporary = stack.enter_context(atomic_path(self.folder / name))
                 save(temporary)
                 digests[name] = sha256(temporary)
-            for name in files:
-                self._refuse_foreign(name)
-            # First the line: a file without one would not be ours if the process ended between.
-            self._append({"source": source, "options": self._digest, "files": digests})
-        for name, digest in digests.items():
-            self._ours[name].add(digest)
-            self._last[name] = (source, self._digest, digest)
+            with self._journal() as journal:
+                self._follow()
+                for name in files:
+                    self._refuse_foreign(name)
+                # First the line: a file without one would not be ours if the process ended between.
+                _append(journal, {"source": source, "options": self._digest, "files": digests})
+                stack.close()
 
-    def _append(self, line: dict[str, Any]) -> None:
+    @contextmanager
+    def _journal(self) -> Iterator[IO[bytes]]:
+        """The journal for appending, held against other processes and threads."""
         path = self.folder / JOURNAL
-        text = json.dumps(line, ensure_ascii=False) + "\n"
-        with named(path), path.open("a+b") as journal:
-            if journal.tell() and not _ends_a_line(path):  # a line that a killed run left half
-                text = "\n" + text
-            journal.write(text.encode())
+        with named(path), path.open("a+b", buffering=0) as journal:
+            if fcntl is not None:
+                with suppress(OSError):  # a file system without locks: each line is one write
+                    fcntl.flock(journal, fcntl.LOCK_EX)  # until the file is closed
+            yield journal
 
-    def _read(self) -> None:
+    def _follow(self) -> bool:
+        """Read the lines that the journal has got since; whether there are any."""
         path = self.folder / JOURNAL
-        if not path.is_file():
-            return
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for text in lines:
+        with self._reading:
+            if not path.is_file() or path.stat().st_size <= self._seen:
+                return False
+            with path.open("rb") as lines:
+                lines.seek(self._seen)
+                content = lines.read()
+            whole = content[: content.rfind(b"\n") + 1]
+            self._seen += len(whole)
+            for text in whole.splitlines():
                 try:
                     line = json.loads(text)
                     source, options = str(line["source"]), str(line["options"])
@@ -130,6 +151,7 @@ class OutputFolder:
                 for name, digest in files.items():
                     self._ours[name].add(digest)
                     self._last[name] = (source, options, digest)
+            return bool(whole)
 
     def _refuse_other_command(self) -> None:
         path = self.folder / OPTIONS
@@ -204,7 +226,10 @@ def _json(path: Path) -> Any:
         return None
 
 
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+def _append(journal: IO[bytes], line: dict[str, Any]) -> None:
+    text = json.dumps(line, ensure_ascii=False) + "\n"
+    if end := journal.seek(0, os.SEEK_END):
+        journal.seek(end - 1)
+        if journal.read(1) != b"\n":  # a line that a killed run left half
+            text = "\n" + text
+    journal.write(text.encode())

@@ -159,6 +159,8 @@ def _fits_kind(value: Any, kind: Any) -> bool:
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if plain in (int, float):
         return isinstance(value, Real) and not isinstance(value, bool)
+    if get_origin(plain) is Literal:
+        return any(type(value) is type(choice) for choice in get_args(plain))
     origin = get_origin(plain) or plain
     return isinstance(origin, type) and isinstance(value, origin | dict)
 

@@ -1,27 +1,17 @@
 import json
 import shutil
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from primaps.backbones.load import load_backbone
 from primaps.data import ImageError
 from primaps.evaluation.protocol import evaluate
 from primaps.label_maps import predict_files, propose_files
-from primaps.model import PriMaPsEM
 from tests.conftest import painted
-from tests.test_model import QUICK
-
-
-@pytest.fixture
-def network(colours):
-    return load_backbone(colours, device="cpu", patch_size=8)
-
-
-@pytest.fixture
-def fitted(network, painted_folder):
-    return PriMaPsEM(3, backbone=network, **QUICK).fit(painted_folder / "images")
 
 
 def read(path):
@@ -100,14 +90,71 @@ def test_bad_images_are_reported_and_skipped(network, painted_folder, tmp_path):
 
 
 def test_a_full_disk_leaves_no_half_written_file(network, painted_folder, tmp_path, monkeypatch):
-    def save(self, path, *args, **kwargs):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(path))
+    def write_bytes(self, content):
+        with self.open("wb") as file:
+            file.write(content[:9])
+        raise OSError(28, "No space left on device", str(self))
 
-    monkeypatch.setattr(Image.Image, "save", save)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     with pytest.raises(OSError, match="No space left"):
         propose_files(painted_folder / "images", tmp_path / "out", backbone=network, size=64)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["primaps.json"]
+
+
+@pytest.fixture
+def sizes(tmp_path):
+    """Images of several sizes, in no order of theirs."""
+    for number, (width, height) in enumerate(
+        [(64, 64), (96, 64), (64, 64), (64, 96), (96, 64)] * 3
+    ):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        painted(number, width, height)[0].save(tmp_path / "in" / f"{number:02}.png")
+    return tmp_path / "in"
+
+
+def test_a_map_is_that_of_its_image_alone_whatever_is_computed_with_it(fitted, sizes, tmp_path):
+    done = predict_files(fitted, sizes, tmp_path / "out")
+    assert [path.stem for path in done.written] == [f"{number:02}" for number in range(15)]
+    for path in done.written:
+        alone = fitted.predict(sizes / path.name).numpy()
+        assert np.array_equal(read(path), alone), path.name
+
+
+def test_every_core_has_a_batch_of_its_own_and_torch_its_threads_back(
+    network, sizes, tmp_path, monkeypatch
+):
+    threads = torch.get_num_threads()
+    seen, most = set(), []
+    forward = type(network).forward
+
+    def watched(self, images):
+        seen.add(threading.get_ident())
+        most.append((len(images), torch.get_num_threads()))
+        return forward(self, images)
+
+    monkeypatch.setattr(type(network), "forward", watched)
+    torch.set_num_threads(2)
+    try:
+        propose_files(sizes, tmp_path / "out", backbone=network, size=64)
+        assert threading.get_ident() not in seen
+        assert {number for _, number in most} == {1}
+        assert {images for images, _ in most} == {1, 2}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_an_error_while_writing_ends_the_run_at_once(network, sizes, tmp_path):
+    (tmp_path / "out").mkdir()
+    calls = []
+
+    def progress(stage, done, total, figures):
+        calls.append(done)
+        (tmp_path / "out" / "14.png").write_text("of somebody else")
+
+    with pytest.raises(ValueError, match=r"14.png was not written by primaps"):
+        propose_files(sizes, tmp_path / "out", backbone=network, size=64, progress=progress)
+    assert (tmp_path / "out" / "14.png").read_text() == "of somebody else"
 
 
 def test_evaluate_scores_by_hand(fitted, painted_folder):

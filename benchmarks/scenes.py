@@ -1,0 +1,305 @@
+"""Large images: memory, time per megapixel, another window size, and pictures of seams.
+
+    python benchmarks/scenes.py memory [--side 20000] [--scale 4]
+    python benchmarks/scenes.py time
+    python benchmarks/scenes.py windows
+    python benchmarks/scenes.py pictures OUT [AERIAL]
+
+``memory`` predicts a synthetic GeoTIFF in a process of its own and prints its largest resident
+size, PyTorch included. ``time`` compares seconds per megapixel that the network sees with those of
+photographs, both in turns. ``windows`` predicts scenes with two window sizes. ``pictures`` predicts
+a photograph, or a mosaic of the aerial chips that are neighbours, with and without blending.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CLASSES = 27
+PART = (4000, 1150, 5288, 2116)
+"""Of the aerial mosaic: a building site; its sides are multiples of a window."""
+CLOSE = (560, 180, 1000, 860)
+"""Of this part: what is drawn close up."""
+
+
+def photographs() -> list[Image.Image]:
+    """Six photographs that scikit-image and scikit-learn bring along."""
+    from primaps.demo import PHOTOGRAPHS, _packaged
+
+    return [Image.open(_packaged(*each)).convert("RGB") for each in PHOTOGRAPHS]
+
+
+def synthetic(path: Path, side: int, kind: str = "shapes", block: int = 500) -> None:
+    """A square GeoTIFF, tiled, written strip by strip: photographs side by side, or shapes with
+    textures of many scales."""
+    import rasterio
+    from rasterio.transform import from_origin
+
+    random = np.random.default_rng(0)
+    settings = {"driver": "GTiff", "height": side, "width": side, "count": 3, "dtype": "uint8"}
+    settings |= {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
+    settings |= {"crs": "EPSG:32633", "transform": from_origin(4e5, 5.8e6, 0.1, 0.1)}
+    cells = -(-side // block)
+    if kind == "photographs":
+        pictures = [np.asarray(p.resize((block, block))) for p in photographs()]
+        chosen = random.integers(0, len(pictures), (cells, cells))
+    else:
+        field = _field(random, side)
+    with rasterio.open(path, "w", **settings) as dataset:
+        for top in range(0, side, block):
+            high = min(block, side - top)
+            if kind == "photographs":
+                row = np.concatenate([pictures[k] for k in chosen[top // block]], 1)[:high, :side]
+            else:
+                row = _shapes(field, top, high, side)
+            window = rasterio.windows.Window(0, top, side, high)
+            dataset.write(row.transpose(2, 0, 1), window=window)
+
+
+def _field(random: np.random.Generator, side: int) -> np.ndarray:
+    """Smooth heights, one for 64 pixels, whose level sets are the shapes."""
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(random.standard_normal((side // 64 + 3, side // 64 + 3)), 4)
+
+
+def _shapes(field: np.ndarray, top: int, high: int, side: int) -> np.ndarray:
+    """Rows of the image: six colours by height, each with a grain of its own."""
+    from scipy.ndimage import map_coordinates
+
+    y, x = np.mgrid[top : top + high, 0:side]
+    height = map_coordinates(field, [y / 64, x / 64], order=1, mode="nearest") / field.std()
+    level = np.digitize(height, [-1, -0.4, 0.1, 0.6, 1.2])
+    shades = np.array(
+        [[30, 60, 140], [200, 190, 140], [60, 140, 50], [120, 120, 120], [150, 60, 40], [240] * 3]
+    )
+    grain = 30 * np.sin(x * (0.1 + 0.15 * level)) * np.sin(y * (0.5 - 0.07 * level))
+    noise = np.random.default_rng(top).integers(-12, 13, (high, side, 1))
+    return (shades[level] + grain[..., None] + noise).clip(0, 255).astype(np.uint8)
+
+
+def fitted(classes: int = CLASSES, images: list[Image.Image] | None = None):
+    """A model of DINOv2 ViT-S/14, fitted briefly: what matters here is what predicting costs."""
+    from primaps import PriMaPsEM
+
+    few = images or [p.crop((x, y, x + 300, y + 300)) for p in photographs()
+                     for x in (0, 150) for y in (0, 80)]  # fmt: skip
+    options = {"method": "kmeans", "min_init_steps": 60, "init_epochs": 1, "device": "cpu"}
+    return PriMaPsEM(classes, **options).fit(few)
+
+
+def memory(side: int, scale: float, kind: str) -> None:
+    """Predict a synthetic scene in a process of its own; its largest resident size."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        fitted().save_pretrained(root / "model")
+        synthetic(root / "scene.tif", side, kind)
+        done = subprocess.run(
+            [sys.executable, __file__, "child", str(root), "--scale", str(scale)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found = json.loads(done.stdout.splitlines()[-1])
+    print(
+        f"{side} x {side} px at scale {scale:g}, K = {CLASSES}: peak {found['peak']:.0f} MB "
+        f"({found['idle']:.0f} MB before the scene), {found['seconds']:.0f} s, "
+        f"{found['seconds'] / (side / scale) ** 2 * 1e6:.1f} s per megapixel of the network; "
+        + ", ".join(f"{k} {v:.0f} s" for k, v in found["stages"].items())
+    )
+
+
+def child(root: Path, scale: float) -> None:
+    """One prediction, and what it took."""
+    from primaps import PriMaPsEM, predict_scene
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    model = PriMaPsEM.from_pretrained(root / "model", device="cpu")
+    stages: dict[str, float] = {}
+    last = [time.perf_counter()]
+
+    def progress(stage, done, total, figures):
+        now = time.perf_counter()
+        stages[stage] = stages.get(stage, 0.0) + now - last[0]
+        last[0] = now
+
+    idle, began = peak(), time.perf_counter()
+    predict_scene(model, root / "scene.tif", root / "out.tif", scale=scale, progress=progress,
+                  polygons=root / "out.gpkg")  # fmt: skip
+    seconds = time.perf_counter() - began
+    print(json.dumps({"idle": idle, "peak": peak(), "seconds": seconds, "stages": stages}))
+
+
+def timing(repeats: int = 3) -> None:
+    """Seconds of the processor per megapixel that the network sees: photographs one by one, and a
+    scene, in turns."""
+    from primaps.scenes.predict import predict_image
+
+    model = fitted()
+    photos = [p.resize((640, 480)) for p in photographs()[:2]]
+    seen = len(photos) * 322 * 434 / 1e6  # what the network sees of them
+    scene = Image.new("RGB", (1442, 1162))
+    for i, place in enumerate((x, y) for x in range(0, 1442, 500) for y in range(0, 1162, 500)):
+        scene.paste(photographs()[i % 6].resize((500, 500)), place)
+    model.predict(photos[0])  # what is compiled or loaded once
+    cost: dict[str, list[float]] = {"photographs": [], "scene": []}
+    for _ in range(repeats):
+        began = time.process_time()
+        for photo in photos:
+            model.predict(photo)
+        cost["photographs"].append((time.process_time() - began) / seen)
+        began = time.process_time()
+        predict_image(model, scene)
+        cost["scene"].append((time.process_time() - began) / (1442 * 1162 / 1e6))
+        print({name: round(values[-1], 2) for name, values in cost.items()}, flush=True)
+    one, other = (float(np.median(values)) for values in cost.values())
+    ratio = float(np.median(np.array(cost["scene"]) / np.array(cost["photographs"])))
+    print(f"processor: photographs {one:.1f} s/Mpx, scene {other:.1f} s/Mpx, ratio {ratio:.2f}")
+
+
+def window_sizes(aerial: Path | None) -> None:
+    """Share of pixels that change with the window, on shapes and on the aerial mosaic."""
+    import rasterio
+
+    from primaps.scenes.predict import predict_image
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "shapes.tif"
+        synthetic(path, 1288)
+        with rasterio.open(path) as data:
+            images = {"shapes": Image.fromarray(data.read().transpose(1, 2, 0))}
+    if aerial is not None:
+        images["aerial"] = mosaic(aerial).convert("RGB").crop(PART)
+    for name, image in images.items():
+        parts = [image.crop((x, y, x + 322, y + 322)) for x in range(0, image.width - 322, 322)
+                 for y in range(0, image.height - 322, 322)]  # fmt: skip
+        model = fitted(6, parts)
+        maps = {}
+        pairs = ((322, 42), (448, 56)), ((322, 154), (448, 224))
+        for window, overlap in sum(pairs, ()):
+            maps[window, overlap] = predict_image(model, image, window=window, overlap=overlap)
+            print(name, window, overlap, flush=True)
+        for one, other in pairs:
+            print(f"{name}: {one} against {other}: {(maps[one] != maps[other]).mean():.2%} differ")
+
+
+def mosaic(folder: Path) -> Image.Image:
+    """The largest piece of land that chips fit together to, transparent where there is none."""
+    files = sorted((folder / "images").iterdir())
+    chips = [np.asarray(Image.open(file).convert("RGB")).astype(np.float32) for file in files]
+    side = chips[0].shape[0]
+
+    def distance(one, other):
+        a, b = (np.stack([chip[place].ravel() for chip in chips]) for place in (one, other))
+        squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+        found = np.sqrt(squares.clip(0) / a.shape[1])
+        np.fill_diagonal(found, np.inf)
+        return found
+
+    links = []
+    edges = (((slice(None), -1), (slice(None), 0), (0, 1)), ((-1,), (0,), (1, 0)))
+    for one, other, step in edges:
+        far = distance(one, other)
+        for i, j in enumerate(far.argmin(1)):
+            if far[:, j].argmin() == i and far[i, j] < 25:
+                links += [(i, int(j), step), (int(j), i, (-step[0], -step[1]))]
+    best: dict[int, tuple[int, int]] = {}
+    for start in range(len(chips)):
+        if start in best:
+            continue
+        places, queue = {start: (0, 0)}, [start]
+        taken = {(0, 0)}
+        while queue:
+            here = queue.pop(0)
+            for i, j, (dy, dx) in links:
+                place = (places[i][0] + dy, places[i][1] + dx) if i == here else None
+                if place is not None and j not in places and place not in taken:
+                    places[j] = place
+                    taken.add(place)
+                    queue.append(j)
+        best = places if len(places) > len(best) else best
+    low = np.array(list(best.values())).min(0)
+    high = np.array(list(best.values())).max(0) - low + 1
+    canvas = np.zeros((high[0] * side, high[1] * side, 4), np.uint8)
+    for chip, place in best.items():
+        y, x = (np.array(place) - low) * side
+        canvas[y : y + side, x : x + side, :3] = chips[chip]
+        canvas[y : y + side, x : x + side, 3] = 255
+    return Image.fromarray(canvas)
+
+
+def pictures(out: Path, aerial: Path | None = None) -> None:
+    """A scene, its classes window beside window, blended, and refined by the CRF; without a folder
+    of chips a photograph, seen at twice its size."""
+    from primaps.pictures.overlays import grid, overlay
+    from primaps.scenes.predict import predict_image
+    from primaps.support.colours import palette
+
+    out.mkdir(parents=True, exist_ok=True)
+    if aerial is None:
+        scene, scale, close = photographs()[4].crop((0, 0, 640, 322)), 0.5, (0, 0, 640, 322)
+        parts = [p.crop((x, y, x + 161, y + 161)) for p in photographs()
+                 for x in (50, 250) for y in (20, 160)]  # fmt: skip
+    else:
+        scene, scale, close = mosaic(aerial).crop(PART), 1, CLOSE
+        parts = [Image.open(f) for f in sorted((aerial / "images").iterdir())[::8]]
+    rgb, model = scene.convert("RGB"), fitted(6, parts)
+    shown = {"scene": rgb}
+    for name, overlap, crf in (("apart", 0, False), ("blended", 40, False), ("crf", 40, True)):
+        labels = predict_image(model, scene, crf=crf, overlap=overlap, scale=scale)
+        if scale == 1:
+            print(f"{name}: {seams(labels, overlap)}", flush=True)
+        shades = np.concatenate([palette(6), np.zeros((250, 3), np.uint8)])
+        shown[name] = overlay(rgb, labels, shades, ignore=255)
+        shown[name].save(out / f"{name}.png")
+    one, two, three, four = (picture.crop(close) for picture in shown.values())
+    grid([[one, two], [three, four]], height=300).quantize(128).save(out / "scenes.png")
+
+
+def seams(labels: np.ndarray, overlap: int) -> str:
+    """How often neighbours differ in class across the rims of windows, and anywhere."""
+    from primaps.scenes.windows import plan_windows
+
+    plan = plan_windows(*labels.shape, 14, 322, overlap)
+    across = [at * 14 for at in plan.lefts[1:]] + [at * 14 + 322 for at in plan.lefts[:-1]]
+    down = [at * 14 for at in plan.tops[1:]] + [at * 14 + 322 for at in plan.tops[:-1]]
+    changes = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
+    rims = changes[0][:, [x - 1 for x in across]].mean(), changes[1][[y - 1 for y in down]].mean()
+    rates = [f"{np.mean(rims):.2%} at the rims of windows"]
+    rates += [f"{np.mean([each.mean() for each in changes]):.2%} anywhere"]
+    return ", ".join(rates)
+
+
+def main() -> None:
+    """Run one of the benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["memory", "time", "windows", "pictures", "child"])
+    parser.add_argument("paths", nargs="*", type=Path)
+    parser.add_argument("--side", type=int, default=20_000)
+    parser.add_argument("--scale", type=float, default=4.0)
+    parser.add_argument("--kind", choices=["shapes", "photographs"], default="photographs")
+    given = parser.parse_args()
+    if given.what == "memory":
+        memory(given.side, given.scale, given.kind)
+    elif given.what == "child":
+        child(given.paths[0], given.scale)
+    elif given.what == "time":
+        timing()
+    elif given.what == "windows":
+        window_sizes(given.paths[0] if given.paths else None)
+    else:
+        pictures(*given.paths)
+
+
+if __name__ == "__main__":
+    main()

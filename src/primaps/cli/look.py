@@ -1,0 +1,66 @@
+"""Options of how a scene is looked at, which several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from primaps.support.errors import InputError
+from primaps.support.typed import Range
+
+WindowOption = Annotated[
+    int | None,
+    Range(1, 1 << 16),
+    typer.Option(help="Scenes: side of windows, in pixels of the network [default: the model's]."),
+]
+OverlapOption = Annotated[
+    int | None,
+    Range(0, 1 << 16),
+    typer.Option(help="Scenes: of neighbouring windows [default: an eighth of them]."),
+]
+ScaleOption = Annotated[
+    float | None,
+    Range(1e-6, 1e6),
+    typer.Option(help="Scenes: pixels per side that one pixel of the network covers [default: 1]."),
+]
+MppOption = Annotated[
+    float | None,
+    Range(1e-6, 1e6),
+    typer.Option(help="Scenes: metres that one pixel of the network covers."),
+]
+BandsOption = Annotated[
+    str | None,
+    typer.Option(help="Scenes: bands shown as red, green and blue, such as 4,3,2 [default: the "
+                      "file's]."),
+]  # fmt: skip
+StretchOption = Annotated[
+    str | None,
+    typer.Option(help="Scenes: values that become black and white, such as 0,3000 [default: 2nd "
+                      "and 98th percentile of the scene]."),
+]  # fmt: skip
+
+
+def look_options(
+    window: int | None, overlap: int | None, scale: float | None, mpp: float | None,
+    bands: str | None, stretch: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Fields of :class:`primaps.scenes.look.Look` that were given.
+
+    Raises:
+        InputError: bands or stretch are not numbers.
+    """
+    numbers = {"window": window, "overlap": overlap, "scale": scale, "mpp": mpp}
+    look: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
+    try:
+        if bands is not None:
+            look["bands"] = [int(band) for band in bands.split(",")]
+    except ValueError:
+        raise InputError(f"--bands is {bands!r}; it takes numbers of bands: 4,3,2") from None
+    try:
+        if stretch is not None:
+            low, high = map(float, stretch.split(","))
+            look["stretch"] = (low, high)
+    except ValueError:
+        raise InputError(f"--stretch is {stretch!r}; it takes two numbers: 0,3000") from None
+    return look

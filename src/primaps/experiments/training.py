@@ -1,0 +1,37 @@
+"""STEGO and HP on a folder for which there is no checkpoint: trained on its images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from primaps.data import Problem
+from primaps.experiments.laboratory import Run
+from primaps.experiments.reproduction import Reproduction
+from primaps.features.extract import extract
+from primaps.model import PriMaPsEM
+from primaps.projections import Projection, train_projection
+from primaps.support.progress import ProgressCallback
+
+
+def trained_projection(
+    run: Run, reproduction: Reproduction, progress: ProgressCallback, problem: Problem
+) -> PriMaPsEM:
+    """The model of a run on codes of a projection of its own seed, which is trained now if no other
+    row did; it is kept in ``out/projections``."""
+    row, model, train = run.row, run.model, run.source.train
+    name = f"{row.projection}-{Path(row.backbone).name}-seed{run.seed}"
+    folder = reproduction.out / "projections" / f"{name}-{run.images[:12]}"
+    if not (folder / "projection.json").is_file():
+        extracted = extract(
+            train.samples, model.backbone, model.size, store=reproduction.store,
+            progress=progress, problem=problem,
+        )  # fmt: skip
+        found = train_projection(
+            extracted.views.clean, row.projection.lower(), classes=len(train.classes),
+            seed=run.seed, progress=progress,
+        )  # fmt: skip
+        found.about["backbone"] = model.backbone.weights
+        found.save(folder)
+    options = {k: v for k, v in asdict(model.config).items() if k not in ("backbone", "precision")}
+    return PriMaPsEM(**options, backbone=model.backbone, projection=Projection.load(folder))

@@ -1,0 +1,93 @@
+"""A fit from images to a model's folder: what ``primaps fit`` and the studio both do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from primaps.classes.choose import Evidence, curve, parse_range
+from primaps.classes.grow import SAMPLE
+from primaps.data import Dataset, ImageFile, Problem
+from primaps.em.masks import gathered, mask_table
+from primaps.em.recorder import HistoryLine, clear_states
+from primaps.features.extract import extract
+from primaps.model import PriMaPsEM
+from primaps.model_folder import model_writing
+from primaps.pictures.preview import model_preview
+from primaps.support.distributed import rank
+from primaps.support.progress import ProgressCallback, silent
+
+logger = logging.getLogger("primaps")
+
+
+def class_evidence(
+    wanted: str,
+    options: dict[str, Any],
+    files: Sequence[ImageFile],
+    *,
+    store: str | Path | None = "auto",
+    progress: ProgressCallback = silent,
+    problem: Problem = logger.warning,
+) -> list[Evidence]:
+    """How far images speak for each of several numbers of classes; for
+    :func:`primaps.classes.choose.propose`.
+
+    Args:
+        wanted: ``auto``, or a range ``LOW-HIGH``.
+        options: of the model, without ``classes``.
+
+    Raises:
+        InputError: ``wanted`` is neither.
+    """
+    candidates = parse_range(wanted)
+    model = PriMaPsEM(**{**options, "classes": 2})
+    extracted = extract(
+        files, model.network, model.size, masks=model.mask_maker(), store=store,
+        progress=progress, problem=problem,
+    )  # fmt: skip
+    assert extracted.masks is not None
+    views = replace(extracted.views, projection=model.projection)
+    masks = gathered(mask_table(views, extracted.masks), SAMPLE)
+    return curve(
+        masks.features, masks.images, candidates, seed=model.config.seed, progress=progress
+    )
+
+
+def fit_folder(
+    model: PriMaPsEM,
+    files: Sequence[ImageFile],
+    out: Path,
+    *,
+    labels: Dataset | None = None,
+    evidence: Sequence[Evidence] = (),
+    store: str | Path | None = "auto",
+    progress: ProgressCallback = silent,
+    problem: Problem = logger.warning,
+    log: Callable[[HistoryLine], None] | None = None,
+) -> None:
+    """Fit, save and draw; the state of training lies beside the model until it is complete, so that
+    the same call goes on where it was stopped.
+
+    Args:
+        out: folder of the model; another process that writes there is waited for.
+        labels: for the linear probe.
+        evidence: kept with the tree.
+        log: called with a line of figures per epoch.
+
+    Raises:
+        ModelError: the folder has files that are not of a model, or is that of the images.
+    """
+    with model_writing(out, files):
+        model.fit(
+            files, labels, store=store, checkpoints=out, progress=progress, problem=problem,
+            log=log,
+        )  # fmt: skip
+        if model.inventory_ is not None and evidence:
+            model.inventory_ = replace(model.inventory_, curve=tuple(evidence))
+        if rank() == 0:
+            model.save_pretrained(out)
+            model_preview(model, out / "preview.png")
+            clear_states(out)

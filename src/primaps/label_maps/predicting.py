@@ -1,0 +1,113 @@
+"""Class maps of a collection by a fitted model: ``primaps predict``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Integer
+from PIL import Image
+from torch import Tensor
+
+from primaps.backbones.backbone import mirrored_mean
+from primaps.classes.legend import HIDDEN
+from primaps.data import Problem, find_images
+from primaps.em.pixels import largest_channel
+from primaps.label_maps.collection import Inputs, Picture, Written, write_maps
+from primaps.label_maps.labeller import ImageSize, Labeller
+from primaps.model import PriMaPsEM
+from primaps.pictures.overlays import overlay, with_legend
+from primaps.scenes.predict import predict_image, shown_classes
+from primaps.support.entrance import entrance
+from primaps.support.progress import ProgressCallback, silent
+from primaps.support.renamed import renamed
+from primaps.version import VERSION
+
+logger = logging.getLogger("primaps")
+
+
+@renamed(report="progress")
+@entrance
+def predict_files(
+    model: PriMaPsEM,
+    inputs: Inputs,
+    out: str | Path,
+    *,
+    crf: bool = True,
+    names: Sequence[str] | None = None,
+    tiles: Mapping[str, Any] | None = None,
+    shard: str | None = None,
+    progress: ProgressCallback = silent,
+    problem: Problem = logger.warning,
+) -> Written:
+    """Class maps of images by a fitted model: ``primaps predict``.
+
+    For each image ``out/<relative path>.png`` has the class 0..K-1 of every pixel at the image's
+    own size (8 bits), and ``.overlay.jpg`` beside it shows it with a legend.
+
+    Args:
+        inputs, shard: as in :func:`primaps.propose_files`.
+        names: of the K classes, for the legend; those of ``classes.json`` or the cut if None.
+        tiles: of :class:`primaps.scenes.look.Look`: images are looked at by windows, not scaled.
+    """
+    known = model.legend_
+    titles, colours = shown_classes(model, names)
+    options: dict[str, Any] = {
+        "primaps": VERSION,
+        "command": "predict",
+        "crf": crf,
+        "model": model.prediction_digest(),
+        "names": titles,
+    }
+    options |= {"colours": colours.tolist()} if known else {}
+    options |= {"tiles": dict(tiles)} if tiles is not None else {}
+    out = Path(out).expanduser()
+    files = find_images(inputs, exclude=out)
+    shown = class_picture(model, titles)
+    labeller = predictor(model, crf) if tiles is None else tiled_predictor(model, crf, tiles)
+    return write_maps("prediction", files, out, labeller, shown, options, shard, progress, problem)
+
+
+def predictor(model: PriMaPsEM, crf: bool = True) -> Labeller:
+    """Images to maps of their classes; each as :meth:`primaps.PriMaPsEM.predict` gives it."""
+
+    def label(images: Tensor, sizes: Sequence[ImageSize]) -> list[Tensor]:
+        features = mirrored_mean(model.encoder, images)
+        found = model.probabilities(features, images, crf)
+        return [
+            model.relabel(largest_channel(probabilities, size), own)
+            for probabilities, size, own in zip(found, sizes, features, strict=True)
+        ]
+
+    return Labeller(label, model.size, model.backbone.patch_size, model.backbone.device, passes=2)
+
+
+def tiled_predictor(model: PriMaPsEM, crf: bool, tiles: Mapping[str, Any]) -> Labeller:
+    """The same by windows, as :func:`primaps.predict_image` looks at an image: it is not scaled."""
+
+    def label(images: Tensor, sizes: Sequence[ImageSize]) -> list[Tensor]:
+        pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        return [torch.from_numpy(predict_image(model, one, crf, **tiles)) for one in pictures]
+
+    return Labeller(label, None, model.network.patch_size, model.network.device, passes=2)
+
+
+def class_picture(model: PriMaPsEM, titles: Sequence[str]) -> Picture:
+    """Classes in colours over their image, above a legend with the share of each."""
+    known, (_, colours) = model.legend_, shown_classes(model, titles)
+    classes = len(colours)
+    shades = np.concatenate([colours, np.zeros_like(colours[:1])])  # the last one: hidden
+    hides = known is not None and known.hides
+
+    def picture(image: Image.Image, labels: Integer[np.ndarray, "h w"]) -> Image.Image:
+        labels = np.where(labels == HIDDEN, classes, labels) if hides else labels
+        present = np.bincount(labels.flatten(), minlength=classes) / labels.size
+        shown = [k for k in np.argsort(-present[:classes]) if present[k] >= 0.001]
+        legend = [f"{titles[k]} {present[k]:.0%}" for k in shown]
+        return with_legend(overlay(image, labels, shades, ignore=classes), legend, colours[shown])
+
+    return picture

@@ -1,0 +1,123 @@
+"""Class logits of a scene on its feature grid: those of overlapping windows, blended.
+
+Labels cannot be blended, and marginals of a CRF should not be: logits are what neighbouring windows
+can agree on. Rows of windows go by one at a time, so memory does not depend on the scene's height.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from primaps.backbones.backbone import mirrored_mean
+from primaps.classes.apply import needs_parts
+from primaps.classes.tree import Tree, part_cosines
+from primaps.data import chunks
+from primaps.model import PriMaPsEM
+from primaps.scenes.view import View, ahead
+from primaps.scenes.windows import Windows, cosine_weights
+from primaps.scenes.work import RawFile, Work
+from primaps.support.progress import ProgressCallback
+
+BATCH = 8
+"""Windows that go through the network together, of one row of windows: the last bits of features
+depend on it."""
+Values = Callable[[UInt8[Tensor, "b 3 H W"]], Float[Tensor, "b c h w"]]
+
+
+def divided_tree(model: PriMaPsEM) -> Tree | None:
+    """The tree of classes, if classes of the model are divided after edits or a cut."""
+    tree = model.inventory_ and model.inventory_.tree
+    return tree if tree and model.legend_ and needs_parts(tree, model.legend_) else None
+
+
+def model_values(model: PriMaPsEM) -> tuple[Values, list[int]]:
+    """What is blended, and its groups: K logits; if classes are divided, for each class the cosines
+    with its parts."""
+    tree = divided_tree(model)
+    groups = [model.config.classes] + (tree.owner.bincount().tolist() if tree else [])
+
+    @torch.no_grad()
+    def values(images: Tensor) -> Tensor:
+        features = mirrored_mean(model.encoder, images)
+        logits = model.logits(features)
+        if tree is None:
+            return logits
+        return torch.cat([logits, torch.stack([part_cosines(tree, each) for each in features])], 1)
+
+    return values, groups
+
+
+def blend(
+    values: Values,
+    groups: Sequence[int],
+    view: View,
+    windows: Windows,
+    patch: int,
+    work: Work,
+    progress: ProgressCallback,
+) -> RawFile:
+    """Blend values of windows with cosine weights, and write them as half precision.
+
+    Windows that show nothing are left out; where no window is, values are zero.
+
+    Args:
+        groups: number of channels, one group after the other, of which only differences count:
+            they are stored less their largest, which leaves the precision to those that compete.
+
+    Returns:
+        (rows, channels, columns) on disk.
+    """
+    channels = sum(groups)
+    out = work.file("blended.f16", (windows.rows, channels, windows.columns), np.float16)
+    done: int = work.get("blended", 0)
+    high, wide = windows.side
+    weights = cosine_weights(windows.side)
+    sums = torch.zeros(high, channels, windows.columns)
+    total = torch.zeros(high, 1, windows.columns)
+    # A run that goes on sees again the windows that reach into rows which are not done.
+    left = [i for i, top in enumerate(windows.tops) if top + high > done]
+    number, before = len(windows.lefts), windows.tops[left[0]] if left else 0
+    for i, (colours, valid) in ahead(lambda i: window_row(view, windows, i, patch), left):
+        top = windows.tops[i]
+        sums, total = (_moved(each, top - before) for each in (sums, total))
+        before = top
+        spans = [(at, slice(at * patch, (at + wide) * patch)) for at in windows.lefts]
+        shown = [(at, colours[:, span]) for at, span in spans if valid[:, span].any()]
+        for batch in chunks(shown, BATCH):
+            images = torch.from_numpy(np.stack([image for _, image in batch]))
+            found = values(images.permute(0, 3, 1, 2).contiguous()).cpu()
+            for (at, _), each in zip(batch, found, strict=True):
+                sums[:, :, at : at + wide] += (each * weights).permute(1, 0, 2)
+                total[:, :, at : at + wide] += weights[:, None]
+        end = windows.tops[i + 1] if i + 1 < len(windows.tops) else windows.rows
+        if end > done:
+            fresh = slice(max(done, top) - top, end - top)
+            mean = sums[fresh] / total[fresh].clamp_min(1e-20)
+            less = [part - part.amax(1, keepdim=True) for part in mean.split(list(groups), 1)]
+            out.put(torch.cat(less, 1).clamp_min(-65504).half().numpy(), max(done, top))
+            done = end
+            work.keep(blended=done)
+        progress("windows", (i + 1) * number, len(windows.tops) * number, {})
+    return out
+
+
+def window_row(
+    view: View, windows: Windows, i: int, patch: int
+) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
+    """Colours of a row of windows, mirrored beyond the scene, and where they show anything."""
+    top = windows.tops[i] * patch
+    bottom = top + windows.side[0] * patch
+    colours, valid = view.rows(top, min(bottom, view.height))
+    more = ((0, max(0, bottom - view.height)), (0, windows.columns * patch - view.width))
+    return np.pad(colours, (*more, (0, 0)), "symmetric"), np.pad(valid, more)
+
+
+def _moved(rows: Tensor, steps: int) -> Tensor:
+    """Rows without the first ``steps``, and zeros after them."""
+    return F.pad(rows[steps:], (0, 0, 0, 0, 0, min(steps, len(rows)))) if steps else rows

@@ -1,0 +1,142 @@
+"""The way of a scene from a file of any size to a map of its classes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from primaps.classes.legend import HIDDEN
+from primaps.model import ModelError, PriMaPsEM
+from primaps.scenes.logits import blend, model_values
+from primaps.scenes.look import Look
+from primaps.scenes.polygons import write_polygons
+from primaps.scenes.reader import in_memory, open_scene
+from primaps.scenes.refine import refine
+from primaps.scenes.source import Scene
+from primaps.scenes.work import RawFile, Work, result_of
+from primaps.scenes.writer import Labels, write_labels, written_digest
+from primaps.support.colours import palette
+from primaps.support.errors import InputError
+from primaps.support.progress import ProgressCallback, silent
+from primaps.version import VERSION
+
+
+def predict_scene(
+    model: PriMaPsEM,
+    path: str | Path,
+    out: str | Path,
+    *,
+    crf: bool = True,
+    names: Sequence[str] | None = None,
+    polygons: str | Path | None = None,
+    progress: ProgressCallback = silent,
+    **look: Any,
+) -> bool:
+    """Class map of an image of any size: ``primaps predict MODEL scene.tif --out classes.tif``.
+
+    Overlapping windows are read one row at a time; their class logits are blended on the feature
+    grid; the CRF runs on overlapping tiles and keeps their cores. ``out`` has the size, place and
+    CRS of the scene, class 0..K-1 of every pixel, 255 where the scene has no value or a class is
+    hidden, colours and names; it is a cloud-optimised GeoTIFF, or a tiled TIFF if rasterio is not
+    installed. What a killed run did is kept beside it: the same call goes on, to the same bytes.
+
+    Args:
+        names: of the classes; those of ``classes.json`` or the cut if None.
+        polygons: also write regions with class, name and area to this GeoPackage.
+        **look: fields of :class:`primaps.scenes.look.Look`.
+
+    Returns:
+        Whether anything had to be written: False if an earlier call had done all.
+
+    Raises:
+        SceneError: the scene is damaged, or nothing says which of its bands to show.
+        ResultError: ``out`` or ``polygons`` exists and is of something else.
+        ModelError: the model is not fitted.
+        InputError: options do not fit the scene.
+        MissingPackageError: the scene needs a package that is not installed.
+    """
+    how, path, out = Look(**look), Path(path).expanduser(), Path(out).expanduser()
+    titles, colours = shown_classes(model, names)
+    if len(titles) > HIDDEN:
+        raise InputError(
+            f"the model has {len(titles)} classes; maps of scenes hold {HIDDEN} and no value"
+        )
+    options = {
+        "primaps": VERSION,
+        "command": "predict scene",
+        "model": model.prediction_digest(),
+        "precision": model.config.precision,
+        "crf": crf,
+        "names": titles,
+        "colours": colours.tolist(),
+        **how.to_dict(),
+    }
+    with (
+        closing(open_scene(path, how.bands)) as scene,
+        result_of(out, path, options, written_digest) as (work, digest),
+    ):
+        if work is not None:
+            raw = scene_classes(model, scene, how, crf, work, progress)
+            labels = Labels(raw, HIDDEN, titles, colours, scene.place)
+            write_labels(labels, out, digest, progress)
+    done = work is not None
+    if polygons is not None:
+        done |= write_polygons(out, Path(polygons).expanduser(), titles, colours, progress)
+    return done
+
+
+def predict_image(
+    model: PriMaPsEM, image: Image.Image, crf: bool = True, **look: Any
+) -> UInt8[np.ndarray, "H W"]:
+    """Class of every pixel of a photograph, looked at by windows as a scene is, not scaled to the
+    model's size.
+
+    Args:
+        **look: fields of :class:`primaps.scenes.look.Look`.
+
+    Raises:
+        ModelError: the model is not fitted.
+        InputError: options do not fit the image.
+    """
+    how = Look(**look)
+    if how.bands is not None:
+        raise InputError("a photograph is in red, green and blue: bands are chosen of scenes")
+    with tempfile.TemporaryDirectory() as folder:
+        raw = scene_classes(model, in_memory(image), how, crf, Work(Path(folder)), silent)
+        return raw.rows(0, image.height)
+
+
+def scene_classes(
+    model: PriMaPsEM, scene: Scene, look: Look, crf: bool, work: Work, progress: ProgressCallback
+) -> RawFile:
+    """Classes of every pixel of a scene, on disk: windows, blended logits, CRF."""
+    if model.prototypes_ is None:
+        raise ModelError("the model is not fitted: call fit first, or load one")
+    view, patch = look.view(scene), model.network.patch_size
+    windows = look.windows(view, patch, model.size)
+    values, groups = model_values(model)
+    blended = blend(values, groups, view, windows, patch, work, progress)
+    return refine(model, view, windows, blended, crf, work, progress)
+
+
+def shown_classes(
+    model: PriMaPsEM, names: Sequence[str] | None
+) -> tuple[list[str], UInt8[np.ndarray, "k 3"]]:
+    """Names and colours of the classes that a model predicts.
+
+    Raises:
+        InputError: there are more or fewer names than classes.
+    """
+    legend, count = model.legend_, model.classes
+    titles = legend.names if legend else [f"class {k}" for k in range(count)]
+    titles = list(names) if names else titles
+    if len(titles) != count:
+        raise InputError(f"{len(titles)} names were given for {count} classes")
+    return titles, legend.colours if legend else palette(count)

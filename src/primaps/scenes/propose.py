@@ -1,0 +1,214 @@
+"""Mask proposals of a scene: those of windows, joined where neighbours agree on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Integer
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from primaps.backbones.backbone import Backbone, image_features
+from primaps.backbones.load import load_backbone
+from primaps.crf import DenseCRF
+from primaps.data import chunks
+from primaps.proposals.image_size import mask_probabilities
+from primaps.scenes.logits import BATCH, window_row
+from primaps.scenes.look import Look
+from primaps.scenes.pixels import scene_labels, scene_valid
+from primaps.scenes.reader import open_scene
+from primaps.scenes.source import Box
+from primaps.scenes.view import View, ahead
+from primaps.scenes.windows import Windows, cores
+from primaps.scenes.work import RawFile, Work, result_of
+from primaps.scenes.writer import Labels, write_labels, written_digest
+from primaps.support.progress import ProgressCallback, silent
+from primaps.version import VERSION
+
+AGREE = 0.5
+"""Intersection over union, inside the overlap of two windows, above which two masks are one: a mask
+then agrees with one other at most."""
+
+
+def propose_scene(
+    path: str | Path,
+    out: str | Path,
+    *,
+    backbone: str | Path | Backbone = "dinov2-vits14",
+    threshold: float = 0.4,
+    mask_crf: bool = True,
+    device: str | torch.device = "auto",
+    progress: ProgressCallback = silent,
+    **look: Any,
+) -> int | None:
+    """Mask proposals of an image of any size: ``primaps propose scene.tif --out masks.tif``.
+
+    Masks of windows cannot be blended as class logits can. Each window has masks of its own; two
+    masks of neighbouring windows become one if they agree on the overlap; each pixel takes its mask
+    from the window whose middle is nearest. Masks are numbered 1, 2, ... over the scene, 0 = ignore
+    or no value. What a killed run did is kept beside ``out``: the same call goes on.
+
+    Args:
+        threshold: psi of Eq. 6, in [0, 1).
+        mask_crf: refine the masks of each window by the dense CRF.
+        **look: fields of :class:`primaps.scenes.look.Look`.
+
+    Returns:
+        Number of masks; None if an earlier call had done all.
+
+    Raises:
+        SceneError: the scene is damaged, or nothing says which of its bands to show.
+        ResultError: ``out`` exists and is of something else.
+        WeightsError: the backbone has no weights here.
+        InputError: options do not fit the scene.
+        MissingPackageError: the scene needs a package that is not installed.
+    """
+    how, path, out = Look(**look), Path(path).expanduser(), Path(out).expanduser()
+    network = load_backbone(backbone, device)
+    options = {
+        "primaps": VERSION,
+        "command": "propose scene",
+        "backbone": network.digest or network.name,
+        "precision": network.precision,
+        "threshold": threshold,
+        "mask_crf": mask_crf,
+        **how.to_dict(),
+    }
+    with (
+        closing(open_scene(path, how.bands)) as scene,
+        result_of(out, path, options, written_digest) as (work, digest),
+    ):
+        if work is None:
+            return None
+        view = how.view(scene)
+        windows = how.windows(view, network.patch_size, network.default_size)
+        mask_options = {"threshold": threshold, "crf": DenseCRF() if mask_crf else None}
+        raw = window_masks(network, view, windows, mask_options, work, progress)
+        table = joined(work)
+        count, kind = int(table.max()), "uint16" if table.max() < 1 << 16 else "uint32"
+        none = np.zeros((0, 3), np.uint8)
+        labels = Labels(
+            raw, 0, [], none, scene.place, lambda values: table[values].astype(kind), kind
+        )
+        write_labels(labels, out, digest, progress)
+    return count
+
+
+def window_masks(
+    network: Backbone,
+    view: View,
+    windows: Windows,
+    options: dict[str, Any],
+    work: Work,
+    progress: ProgressCallback,
+) -> RawFile:
+    """Masks of all windows on disk, each with a number of its own, at the scene's size; and in the
+    state of the work which of them show, and which agree, row by row of windows."""
+    raw = work.file("masks.u32", (view.scene.height, view.scene.width), np.uint32)
+    rows: list[dict[str, Any]] = work.get("rows", [])
+    patch, done = network.patch_size, len(rows)
+    # The row before the first new one is found again, to be compared with it.
+    begin = max(0, done - 1)
+    following: int = rows[begin]["first"] if rows else 1
+    above: dict[int, np.ndarray] = {}
+
+    def load(i: int) -> tuple[np.ndarray, np.ndarray]:
+        return window_row(view, windows, i, patch)
+
+    for i, (colours, valid) in ahead(load, range(begin, len(windows.tops))):
+        line: dict[str, Any] = {"first": following, "shown": [], "pairs": []}
+        here: dict[int, np.ndarray] = {}
+        for j, probabilities in _row_probabilities(network, windows, colours, valid, options):
+            masks = probabilities.argmax(0).cpu().numpy().astype(np.int64)
+            here[j] = np.where(masks > 0, masks + following - 1, 0)
+            if i >= done:
+                core, top = _core(view, windows, i, j, patch), windows.tops[i] * patch
+                origin = (top, windows.lefts[j] * patch)
+                for part, found in scene_labels(view, probabilities, origin, core):
+                    numbers = found.cpu().numpy().astype(np.int64)
+                    numbers = np.where(numbers > 0, numbers + following - 1, 0)
+                    numbers[~scene_valid(view, part, valid, top)] = 0
+                    line["shown"] += np.unique(numbers).tolist()
+                    raw.put(numbers, part.top, part.left)
+                if j - 1 in here:
+                    step = (windows.lefts[j] - windows.lefts[j - 1]) * patch
+                    line["pairs"] += agreeing(here[j - 1][:, step:], here[j][:, : -step or None])
+                if j in above:
+                    step = (windows.tops[i] - windows.tops[i - 1]) * patch
+                    line["pairs"] += agreeing(above[j][step:], here[j][:-step])
+            following += len(probabilities) - 1
+        above = here
+        if i >= done:
+            line["shown"] = sorted(set(line["shown"]) - {0})
+            rows.append(line)
+            work.keep(rows=rows)
+        each = len(windows.lefts)
+        progress("windows", (i + 1) * each, len(windows.tops) * each, {})
+    return raw
+
+
+def _row_probabilities(
+    network: Backbone,
+    windows: Windows,
+    colours: np.ndarray,
+    valid: np.ndarray,
+    options: dict[str, Any],
+) -> Iterator[tuple[int, Tensor]]:
+    """Number in its row, and probabilities of masks, of every window that shows something."""
+    patch = network.patch_size
+    spans = [slice(at * patch, (at + windows.side[1]) * patch) for at in windows.lefts]
+    shown = [(j, colours[:, span]) for j, span in enumerate(spans) if valid[:, span].any()]
+    for batch in chunks(shown, BATCH):
+        images = torch.from_numpy(np.stack([image for _, image in batch]))
+        images = images.permute(0, 3, 1, 2).contiguous().to(network.device)
+        found = mask_probabilities(image_features(network, images), images, **options)
+        yield from zip((j for j, _ in batch), found, strict=True)
+
+
+def _core(view: View, windows: Windows, i: int, j: int, patch: int) -> Box:
+    """What a window keeps, in pixels of the view."""
+    rows = cores(windows.rows, windows.tops, windows.side[0])[i]
+    columns = cores(windows.columns, windows.lefts, windows.side[1])[j]
+    return Box(*(min(end * patch, view.height) for end in rows),
+               *(min(end * patch, view.width) for end in columns))  # fmt: skip
+
+
+def agreeing(one: Integer[np.ndarray, "h w"], other: Integer[np.ndarray, "h w"]) -> list[list[int]]:
+    """Pairs of masks, one of each map, whose intersection over union exceeds :data:`AGREE`.
+
+    Examples:
+        >>> agreeing(np.array([[1, 1, 2, 0]]), np.array([[5, 5, 6, 6]]))
+        [[1, 5]]
+    """
+    if not one.size:
+        return []
+    pairs, common = np.unique(np.stack([one.ravel(), other.ravel()]), axis=1, return_counts=True)
+    sizes = [dict(zip(*np.unique(each, return_counts=True), strict=True)) for each in (one, other)]
+    return [
+        [int(a), int(b)]
+        for (a, b), n in zip(pairs.T, common, strict=True)
+        if a and b and n > AGREE * (sizes[0][a] + sizes[1][b] - n)
+    ]
+
+
+def joined(work: Work) -> Integer[np.ndarray, " n"]:
+    """Number of each mask of a window over the whole scene, in the order in which windows show
+    them; 0 stays 0."""
+    rows = work.get("rows", [])
+    pairs = np.array([pair for row in rows for pair in row["pairs"]], np.int64).reshape(-1, 2)
+    shown = np.array([number for row in rows for number in row["shown"]], np.int64)
+    count = int(max(shown.max(initial=0), pairs.max(initial=0))) + 1
+    graph = coo_matrix((np.ones(len(pairs), bool), pairs.T), shape=(count, count))
+    groups = connected_components(graph, directed=False)[1]
+    present, firsts = np.unique(groups[shown], return_index=True)
+    table = np.zeros(groups.max() + 1, np.int64)
+    table[present[np.argsort(firsts)]] = np.arange(1, len(present) + 1)
+    numbers = table[groups]
+    numbers[0] = 0
+    return numbers

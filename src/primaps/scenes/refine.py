@@ -1,0 +1,151 @@
+"""From blended logits to labels: the CRF on overlapping tiles of which the cores are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Integer, UInt8
+from torch import Tensor
+
+from primaps.classes.apply import legend_values
+from primaps.classes.legend import HIDDEN
+from primaps.classes.tree import best_parts
+from primaps.crf import DenseCRF
+from primaps.em.pixels import upsample
+from primaps.model import PriMaPsEM
+from primaps.scenes.logits import divided_tree
+from primaps.scenes.pixels import (
+    interpolate,
+    positions,
+    scene_blocks,
+    scene_labels,
+    scene_valid,
+)
+from primaps.scenes.source import Box
+from primaps.scenes.view import View, ahead
+from primaps.scenes.windows import Windows, cores, starts
+from primaps.scenes.work import RawFile, Work
+from primaps.support.progress import ProgressCallback
+
+TILE_VALUES = 10_000_000
+"""Marginals of a tile: K times its pixels, which decides the memory of the CRF."""
+MARGIN = 56
+"""Pixels that tiles reach beyond their cores: nearly the range of the CRF's bilateral kernel."""
+Finish = Callable[[Integer[Tensor, "h w"], Box], Integer[Tensor, "h w"]]
+"""Classes of a box of the scene to the labels that are written."""
+
+
+def refine(
+    model: PriMaPsEM,
+    view: View,
+    windows: Windows,
+    blended: RawFile,
+    crf: bool,
+    work: Work,
+    progress: ProgressCallback,
+) -> RawFile:
+    """Labels of every pixel of the scene, 255 where there is nothing or a class is hidden.
+
+    Returns:
+        (height, width) of the scene on disk, 8 bits.
+    """
+    patch, classes = model.network.patch_size, model.config.classes
+    out = work.file("labels.u8", (view.scene.height, view.scene.width), np.uint8)
+    margin = math.ceil(MARGIN / patch) if crf else 1
+    side = max(3 * margin, int(math.sqrt(TILE_VALUES / classes)) // patch)
+    rows, columns = (_tiles(n, side, margin) for n in (windows.rows, windows.columns))
+    done: int = work.get("refined", 0)
+
+    def load(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        (top, bottom), _ = rows[i]
+        stored = blended.rows(max(0, top - 1), min(windows.rows, bottom + 1))
+        return stored, *view.rows(top * patch, min(bottom * patch, view.height))
+
+    for i, (stored, colours, valid) in ahead(load, range(done, len(rows))):
+        tall, kept = rows[i]
+        for number, (wide, own) in enumerate(columns):
+            box = Box(*tall, *wide)
+            core = Box(*(min(patch * end, size) for end, size in zip(
+                (*kept, *own), (view.height,) * 2 + (view.width,) * 2, strict=True)))  # fmt: skip
+            _tile(model, view, stored, colours, valid, box, core, crf, out)
+            step = i * len(columns) + number + 1
+            progress("labels", step, len(rows) * len(columns), {})
+        work.keep(refined=i + 1)
+    return out
+
+
+def _tiles(length: int, side: int, margin: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Tiles of a line, each with the core that it keeps."""
+    begins = starts(length, side, 2 * margin)
+    ends = [min(length, begin + side) for begin in begins]
+    return list(zip(zip(begins, ends, strict=True), cores(length, begins, side), strict=True))
+
+
+def _tile(
+    model: PriMaPsEM,
+    view: View,
+    stored: Float[np.ndarray, "rows channels columns"],
+    colours: UInt8[np.ndarray, "h w 3"],
+    valid: Bool[np.ndarray, "h w"],
+    box: Box,
+    core: Box,
+    crf: bool,
+    out: RawFile,
+) -> None:
+    """Label the core of a tile.
+
+    Args:
+        stored: blended values of the rows of tiles, with one more above and below if there is.
+        colours, valid: of its rows of the view.
+        box: the tile on the grid.
+        core: in pixels of the view.
+    """
+    patch, classes = model.network.patch_size, model.config.classes
+    top, left = box.top * patch, box.left * patch
+    near = slice(core.top - top, core.bottom - top), slice(core.left, core.right)
+    if not valid[near].any():
+        for part in scene_blocks(view, core):
+            out.put(np.full((part.bottom - part.top, part.right - part.left), HIDDEN), *part[::2])
+        return
+    # One more position around, so that interpolation finds what it finds in the whole.
+    first = max(0, box.top - 1), max(0, box.left - 1)
+    around = stored[:, :, first[1] : box.right + 1]
+    values = torch.from_numpy(around).float().permute(1, 0, 2).to(model.backbone.device)
+    logits = values[None, :classes]
+    large = upsample(logits, (logits.shape[2] * patch, logits.shape[3] * patch))
+    height, width = (min(len(colours), (box.bottom - box.top) * patch),
+                     min(view.width, box.right * patch) - left)  # fmt: skip
+    dy, dx = top - first[0] * patch, left - first[1] * patch
+    probabilities = large[:, :, dy : dy + height, dx : dx + width].softmax(1)
+    if crf:
+        pixels = torch.from_numpy(np.ascontiguousarray(colours[:, left : left + width]))
+        image = pixels.permute(2, 0, 1)[None].to(probabilities.device)
+        probabilities = DenseCRF()(image, probabilities)
+    finish = _finish(model, values[classes:], first, view.scale * patch)
+    for part, labels in scene_labels(view, probabilities[0], (top, left), core):
+        shown = finish(labels, part).cpu().numpy().astype(np.uint8)
+        shown[~scene_valid(view, part, valid, top)] = HIDDEN
+        out.put(shown, part.top, part.left)
+
+
+def _finish(
+    model: PriMaPsEM, cosines: Float[Tensor, "l h w"], first: tuple[int, int], step: float
+) -> Finish:
+    """From the model's classes to those of its legend; ``step`` pixels per place of ``cosines``,
+    which begin at place ``first``."""
+    if model.legend_ is None or model.inventory_ is None:
+        return lambda classes, box: classes
+    legend, tree, divided = model.legend_, model.inventory_.tree, divided_tree(model)
+    if divided is None:
+        return lambda classes, box: legend_values(tree, legend, classes)
+
+    def divide(classes: Tensor, box: Box) -> Tensor:
+        rows = positions(box.top, box.bottom, step) - first[0]
+        columns = positions(box.left, box.right, step) - first[1]
+        parts = best_parts(tree, classes, lambda part: interpolate(cosines[part], rows, columns))
+        return legend.table().to(parts.device)[parts.long()]
+
+    return divide

@@ -1,0 +1,105 @@
+"""Windows of scenes at random places, for a model to be fitted on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from primaps.data import ImageFile, find_images
+from primaps.scenes.look import Look
+from primaps.scenes.reader import open_scene
+from primaps.scenes.source import Box, SceneError
+from primaps.scenes.view import View
+from primaps.support.errors import InputError
+from primaps.support.files import atomic_path, cache_dir, sha256
+from primaps.support.progress import ProgressCallback, silent
+from primaps.version import VERSION
+
+FULL = 0.5
+"""Share of a window that has to have a value."""
+TRIES = 50
+"""Places that are looked at for each window before a scene counts as empty."""
+
+
+def scene_windows(
+    scenes: str | Path | Sequence[str | Path],
+    count: int,
+    size: int,
+    *,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    progress: ProgressCallback = silent,
+    **look: Any,
+) -> list[ImageFile]:
+    """Windows at random places of scenes: ``primaps fit scene.tif --windows 500``.
+
+    Scenes have windows by their area. A window more than half of which has no value is left out,
+    and another place is drawn.
+
+    Args:
+        scenes: files, folders (searched recursively) or globs.
+        count: number of windows.
+        size: of their sides, in pixels that the network sees.
+        folder: where they are kept as PNG; None is the cache. Those that are there are taken.
+        **look: fields of :class:`primaps.scenes.look.Look`; a window and an overlap play no part.
+
+    Returns:
+        Images for :meth:`primaps.PriMaPsEM.fit`.
+
+    Raises:
+        SceneError: a scene is damaged, or too empty to draw windows from.
+        InputError: options do not fit a scene, or it is smaller than a window.
+        NotFoundError: there is no scene.
+    """
+    how, files = Look(**look), find_images(scenes)
+    if count < 1:
+        raise InputError(f"--windows {count} must be at least 1")
+    views = [how.view(open_scene(Path(str(file.source)), how.bands)) for file in files]
+    for view in views:
+        if min(view.height, view.width) < size:
+            raise InputError(
+                f"{view.scene.path} has {view.width}x{view.height} pixels at scale "
+                f"{view.scale:g}, less than a window of {size}: choose a smaller scale or size"
+            )
+    areas = np.array([view.height * view.width for view in views], np.float64)
+    ends = np.rint(areas.cumsum() / areas.sum() * count).astype(int).tolist()
+    root = Path(folder).expanduser() if folder is not None else cache_dir() / "windows"
+    found: list[ImageFile] = []
+    for number, (view, begin, end) in enumerate(zip(views, [0, *ends], ends, strict=False)):
+        own = json.dumps([VERSION, seed, number, size, how.to_dict(), sha256(view.scene.path)])
+        place = root / hashlib.sha256(own.encode()).hexdigest()[:16]
+        for box, name in _places(view, end - begin, size, seed + number):
+            path = place / f"{name}.png"
+            if not path.exists():
+                with atomic_path(path) as temporary:
+                    Image.fromarray(view.piece(box)[0]).save(temporary)
+            found.append(ImageFile(path, f"{files[number].key}/{name}"))
+            progress("sampling", len(found), count, {})
+        view.scene.close()
+    return found
+
+
+def _places(view: View, count: int, size: int, seed: int) -> Iterator[tuple[Box, str]]:
+    """Random places of windows that have enough to show, each another one, and their names."""
+    random = np.random.default_rng(seed)
+    seen: set[tuple[int, int]] = set()
+    for _ in range(count * TRIES):
+        if len(seen) == count:
+            return
+        top = int(random.integers(view.height - size + 1))
+        left = int(random.integers(view.width - size + 1))
+        box = Box(top, top + size, left, left + size)
+        if (top, left) not in seen and view.piece(box)[1].mean() >= FULL:
+            seen.add((top, left))
+            yield box, f"{top:06}-{left:06}"
+    if len(seen) < count:
+        raise SceneError(
+            f"{view.scene.path} has room for {len(seen)} of {count} windows of {size} pixels that "
+            "are at least half full: ask for fewer"
+        )

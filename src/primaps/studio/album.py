@@ -1,0 +1,255 @@
+"""All images of a studio: their photographs, looks and features, each when it is needed.
+
+After a fit the server looks at one image after the other; whatever a person asks for goes first.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from primaps.backbones.backbone import image_features
+from primaps.data import ImageError, fit_to_patches, to_tensor
+from primaps.studio import looks
+from primaps.studio.looks import Look
+from primaps.studio.network import Network
+from primaps.studio.photos import THUMB, jpeg, photograph
+from primaps.studio.turns import SPARE, Turns
+from primaps.studio.workspace import Workspace
+from primaps.support.files import atomic_path
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """The values that were used last; from any thread."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._kept: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: K) -> V | None:
+        """What is kept under a key."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def put(self, key: K, value: V) -> V:
+        """Keep a value, and forget the one that was not used for the longest time."""
+        with self._lock:
+            self._kept[key] = value
+            self._kept.move_to_end(key)
+            while len(self._kept) > self.most:
+                self._kept.popitem(last=False)
+        return value
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What stays in memory of every look.
+
+    Attributes:
+        doubt: in [0, 1].
+        counts: pixels of each part, as the model sees them.
+        alike, directions, boxes: as in :class:`primaps.studio.looks.Look`.
+    """
+
+    doubt: float
+    counts: np.ndarray
+    alike: np.ndarray
+    directions: np.ndarray
+    boxes: np.ndarray
+
+
+class Album:
+    """Images by their numbers.
+
+    Args:
+        changed: called in any thread when a look is there.
+
+    Attributes:
+        summaries: of the images that were looked at.
+        lost: numbers of images that cannot be read, with the reason.
+    """
+
+    def __init__(
+        self, workspace: Workspace, network: Network, turns: Turns, changed: Callable[[int], None]
+    ) -> None:
+        self.workspace, self.network, self.turns = workspace, network, turns
+        self.changed = changed
+        self.summaries: dict[int, Summary] = {}
+        self.lost: dict[int, str] = {}
+        self.progress: dict[str, Any] | None = None
+        self._looks: Recent[int, Look] = Recent(24)
+        self._features: Recent[int, Tensor] = Recent(64)
+        self._jpegs: Recent[tuple[int, int], bytes] = Recent(96)
+        self._pending: dict[int, Future[Look]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def clear(self) -> None:
+        """Forget the images of another folder."""
+        self._looks, self._features, self._jpegs = Recent(24), Recent(64), Recent(96)
+        self.summaries, self.lost = {}, {}
+
+    def close(self) -> None:
+        """Look at no further image."""
+        self._closed = True
+
+    def picture(self, number: int, side: int) -> bytes:
+        """The photograph as JPEG; ``side`` is its longest side at most.
+
+        Raises:
+            NotFoundError: there is no such image.
+            ImageError: it cannot be read.
+        """
+        if (kept := self._jpegs.get((number, side))) is not None:
+            return kept
+        file = self.workspace.file(number)
+        assert isinstance(file.source, Path)
+        return self._jpegs.put((number, side), jpeg(photograph(file.source, side)))
+
+    def thumb(self, number: int) -> bytes:
+        """The small photograph, kept on disk as well once the studio's folder is there."""
+        file = self.workspace.file(number)
+        path = self.workspace.out / "looks" / f"{file.key}.thumb.jpg"
+        assert isinstance(file.source, Path)
+        if self._jpegs.get((number, THUMB)) is None and _newer(path, file.source):
+            return self._jpegs.put((number, THUMB), path.read_bytes())
+        found = self.picture(number, THUMB)
+        if self.workspace.record is not None and not _newer(path, file.source):
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(found)
+        return found
+
+    def features(self, number: int) -> Float[Tensor, "c h w"]:
+        """Features of the whole image, to propose masks from; in the thread of the network.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        if (kept := self._features.get(number)) is not None:
+            return kept
+        source = self.workspace.file(number).source
+        assert isinstance(source, Path)
+        backbone = self.network.backbone()
+        scaled = fit_to_patches(photograph(source), self.network.size, backbone.patch_size)
+        return self._features.put(number, image_features(backbone, to_tensor(scaled)[None])[0])
+
+    def known_features(self, number: int) -> Tensor | None:
+        """Those features if they are there already; in any thread."""
+        return self._features.get(number)
+
+    def look(self, number: int, urgency: int) -> Future[Look]:
+        """What the model sees in an image; found in its turn if it is not known.
+
+        Raises, through the future:
+            ImageError: the image cannot be read.
+        """
+        if (kept := self._looks.get(number)) is not None:
+            done: Future[Look] = Future()
+            done.set_result(kept)
+            return done
+        return self.turns.take(urgency, lambda: self._look(number))
+
+    def kept_look(self, number: int) -> Look | None:
+        """The look if it takes no network: from memory or disk; in any thread."""
+        if (kept := self._looks.get(number)) is not None:
+            return kept
+        if number not in self.summaries:
+            return None
+        file = self.workspace.file(number)
+        assert isinstance(file.source, Path)
+        try:
+            about = looks.about(self.network.digest(), file.source)
+        except OSError:
+            return None
+        found = looks.load(self._path(file.key), about)
+        return None if found is None else self._looks.put(number, found)
+
+    def _path(self, key: str) -> Path:
+        return self.workspace.out / "looks" / f"{key}.npz"
+
+    def _look(self, number: int) -> Look:
+        if (kept := self._looks.get(number)) is not None:
+            return kept
+        file = self.workspace.file(number)
+        assert isinstance(file.source, Path)
+        model = self.network.model()
+        try:
+            about = looks.about(self.network.digest(), file.source)
+        except OSError as error:
+            self.lost[number] = f"{file.source} cannot be read ({error.strerror})"
+            raise ImageError(self.lost[number]) from None
+        found = looks.load(self._path(file.key), about)
+        if found is None:
+            try:
+                photo = photograph(file.source)
+            except ImageError as error:
+                self.lost[number] = str(error)
+                raise
+            found, features = looks.look(model, photo)
+            self._features.put(number, features)
+            looks.save(found, self._path(file.key), about)
+        self._looks.put(number, found)
+        if number not in self.summaries:
+            length = len(found.alike)
+            counts = np.bincount(found.parts.ravel(), minlength=length)
+            self.summaries[number] = Summary(
+                found.doubt, counts, found.alike, found.directions, found.boxes
+            )
+            self.changed(number)
+        return found
+
+    def look_at_all(self) -> None:
+        """Look at all images, one after the other, when nothing else is to do."""
+        began, first = time.monotonic(), len(self.summaries)
+        self.progress = {
+            "stage": "looking", "done": first, "total": len(self.workspace.images),
+            "seconds_left": None, "about": {},
+        }  # fmt: skip
+
+        def step(number: int) -> None:
+            total = len(self.workspace.images)
+            while number < total and (number in self.summaries or number in self.lost):
+                number += 1
+            if number == total or self._closed:
+                self.progress = None
+                return
+            try:
+                self._look(number)
+            except Exception as error:  # the reason is shown; the others go on
+                self.lost.setdefault(number, str(error))
+            done = len(self.summaries) + len(self.lost)
+            rate = (time.monotonic() - began) / max(1, done - first)
+            self.progress = {
+                "stage": "looking",
+                "done": done,
+                "total": total,
+                "seconds_left": round(rate * (total - done), 1),
+                "about": {},
+            }
+            self.turns.take(SPARE, lambda: step(number + 1))
+
+        self.turns.take(SPARE, lambda: step(0))
+
+    def wait_for_all(self) -> bool:
+        """Whether all images were looked at."""
+        return len(self.summaries) + len(self.lost) >= len(self.workspace.images)
+
+
+def _newer(path: Path, source: Path) -> bool:
+    return path.is_file() and path.stat().st_mtime_ns > source.stat().st_mtime_ns

@@ -1,0 +1,163 @@
+// A canvas that shows an image with its layers: zoom, pan, side by side, swipe. What is drawn is
+// decided here; how, by webgl.js or canvas2d.js.
+
+import { el, iconButton } from "../dom.js";
+import { pan, place, pointAt, WHOLE, zoomAt } from "./camera.js";
+import { canvas2d } from "./canvas2d.js";
+import { follow } from "./gestures.js";
+import { webgl } from "./webgl.js";
+
+/**
+ * @param label what a screen reader calls the picture
+ * @param look returns {opacity, outlines, sure} when a frame is drawn
+ * @param hover called with a point 0..1 of the image, or null
+ * @param tool takes over dragging: {start(point), move(point), end()}, or null to pan
+ */
+export function createStage({ label, look, hover = () => {}, tool = () => null, press = () => {} }) {
+  const canvas = el("canvas", { tabindex: "0", role: "img", "aria-label": label });
+  const node = el("div", { class: "stage" }, canvas);
+  let drawing = null;
+  let image = null;
+  let camera = WHOLE;
+  let layers = ["classes"];
+  let swipe = null;
+  let frame = 0;
+
+  const ratio = () => Math.min(window.devicePixelRatio || 1, 2);
+  const size = () => ({ left: 0, top: 0, width: canvas.width, height: canvas.height });
+
+  /** Side by side each layer has its own piece of the canvas; under a swipe they share one. */
+  function panes() {
+    const { width, height } = size();
+    const gap = 2 * ratio();
+    return layers.map((layer, i) => {
+      if (swipe !== null) {
+        const left = i === 0 ? 0 : Math.round(swipe * width);
+        const right = i === 0 ? Math.round(swipe * width) : width;
+        return { layer, clip: { left, top: 0, width: right - left, height }, pane: size() };
+      }
+      const each = Math.floor((width - gap * (layers.length - 1)) / layers.length);
+      const clip = { left: i * (each + gap), top: 0, width: each, height };
+      return { layer, clip, pane: clip };
+    });
+  }
+
+  function paneAt(x) {
+    const found = panes();
+    return (found.find(({ clip }) => x < clip.left + clip.width) ?? found[found.length - 1]).pane;
+  }
+
+  function draw() {
+    frame = 0;
+    if (!image || !drawing || !canvas.width) return;
+    const drawn = panes().map((one) => ({ ...one, rect: place(camera, image, one.pane) }));
+    drawing.draw(drawn, { ...look(), line: 1.25 * ratio() });
+  }
+  const redraw = () => {
+    frame ||= requestAnimationFrame(draw);
+  };
+
+  // The context is made when there is something to draw, and only once per canvas.
+  function ready() {
+    drawing ??= webgl(canvas) ?? canvas2d(canvas);
+    return drawing;
+  }
+
+  const watch = new ResizeObserver(() => {
+    const width = Math.round(canvas.clientWidth * ratio());
+    const height = Math.round(canvas.clientHeight * ratio());
+    if (width === canvas.width && height === canvas.height) return;
+    Object.assign(canvas, { width, height });
+    if (frame) cancelAnimationFrame(frame);
+    draw();
+  });
+  watch.observe(canvas);
+
+  const zoom = (factor, at = { x: canvas.width / 2, y: canvas.height / 2 }) => {
+    if (!image) return;
+    camera = zoomAt(camera, image, paneAt(at.x), at, factor);
+    redraw();
+  };
+  const move = (dx, dy) => {
+    if (!image) return;
+    camera = pan(camera, image, panes()[0].pane, dx, dy);
+    redraw();
+  };
+  const whole = () => {
+    camera = WHOLE;
+    redraw();
+  };
+  const point = (at) => image && pointAt(camera, image, paneAt(at.x), at);
+
+  follow(canvas, { ratio, zoom, move, point, tool, hover, press });
+  canvas.addEventListener("keydown", (event) => {
+    const step = 60 * ratio();
+    const act = {
+      "+": () => zoom(1.3), "=": () => zoom(1.3), "-": () => zoom(1 / 1.3), 0: whole,
+      ArrowLeft: () => move(step, 0), ArrowRight: () => move(-step, 0),
+      ArrowUp: () => move(0, step), ArrowDown: () => move(0, -step),
+    }[event.key];
+    if (!act || event.ctrlKey || event.metaKey) return;
+    // Arrows are for the view where there is nothing to pan, and for a tool that is in use.
+    if (event.key.startsWith("Arrow") && (camera.zoom === 1 || tool())) return;
+    event.preventDefault();
+    event.stopPropagation();
+    act();
+  });
+  canvas.addEventListener("webglcontextrestored", () => location.reload());
+
+  node.append(
+    el("div", { class: "corner" },
+      iconButton("minus", "Zoom out", () => zoom(1 / 1.5), { key: "−" }),
+      iconButton("plus", "Zoom in", () => zoom(1.5), { key: "+" }),
+      iconButton("fit", "Show the whole image", whole, { key: "0" }),
+    ),
+  );
+
+  return {
+    node, canvas, redraw, zoom, whole, point,
+    photo(bitmap) {
+      if (!image || image.width !== bitmap.width || image.height !== bitmap.height) camera = WHOLE;
+      image = bitmap;
+      ready().photo(bitmap);
+      redraw();
+    },
+    labels(name, map) {
+      ready().labels(name, map);
+      redraw();
+    },
+    /** No labels of this layer: those of the image before are none of this one. */
+    clear(name) {
+      ready().clear(name);
+    },
+    palette(name, table) {
+      ready().palette(name, table);
+      redraw();
+    },
+    sure(map) {
+      ready().sure(map);
+      redraw();
+    },
+    /** Which layers are seen, null for the photograph alone; `at` 0..1 is where the swipe parts them. */
+    arrange(found, at = null) {
+      layers = found;
+      swipe = at;
+      redraw();
+    },
+    /** Pixels of the screen per width of the image, for a brush of a size. */
+    scale: () => (image ? place(camera, image, panes()[0].pane).width / ratio() : 1),
+    /** Where a point 0..1 of the image lies on the screen, in CSS pixels of the stage. */
+    locate({ x, y }) {
+      const rect = place(camera, image, panes()[0].pane);
+      return { x: (rect.left + x * rect.width) / ratio(), y: (rect.top + y * rect.height) / ratio() };
+    },
+    get image() {
+      return image;
+    },
+    end() {
+      watch.disconnect();
+      cancelAnimationFrame(frame);
+      drawing?.end();
+    },
+  };
+}

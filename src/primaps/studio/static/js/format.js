@@ -1,0 +1,38 @@
+// Numbers as people read them.
+
+export function count(number, noun, plural = `${noun}s`) {
+  return `${number.toLocaleString("en")} ${number === 1 ? noun : plural}`;
+}
+
+export function percent(share) {
+  if (share > 0 && share < 0.01) return "<1%";
+  return `${Math.round(share * 100)}%`;
+}
+
+export function duration(seconds) {
+  if (seconds < 10) return "a few seconds";
+  if (seconds < 100) return `${Math.round(seconds / 10) * 10} seconds`;
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 100) return count(minutes, "minute");
+  return `${(minutes / 60).toFixed(1)} hours`;
+}
+
+export function bytes(number) {
+  const units = ["bytes", "kB", "MB", "GB"];
+  let place = 0;
+  while (number >= 1000 && place < 3) {
+    number /= 1000;
+    place += 1;
+  }
+  return `${number < 10 && place ? number.toFixed(1) : Math.round(number)} ${units[place]}`;
+}
+
+/** A sentence of the server's as one that stands alone. */
+export function sentence(text) {
+  return text && text[0].toUpperCase() + text.slice(1);
+}
+
+/** The last piece of a path, which is what tells images apart. */
+export function fileName(path) {
+  return path.slice(path.lastIndexOf("/") + 1);
+}

@@ -1,0 +1,54 @@
+// Keys of the page and of the view that is open, in one table, which is also what "?" shows.
+
+import { button, el } from "./dom.js";
+
+const typing = (target) =>
+  target.isContentEditable || (target.matches("input, select, textarea") && target.type !== "range" && target.type !== "checkbox");
+
+let ofView = [];
+let ofPage = [];
+
+/** `[{ keys: ["y"], shown: "Y", does: "answer yes", act }]` of the view; they end with it. */
+export function viewKeys(keys) {
+  ofView = keys;
+}
+
+export function pageKeys(keys) {
+  ofPage = keys;
+  document.addEventListener("keydown", (event) => {
+    if (event.defaultPrevented || document.querySelector("dialog[open]")) return;
+    const command = event.ctrlKey || event.metaKey;
+    if (typing(event.target) && !command) return;
+    const name = `${command ? "mod+" : ""}${event.shiftKey && command ? "shift+" : ""}${event.key.length === 1 ? event.key.toLowerCase() : event.key}`;
+    // Inside a field the browser's own undo counts.
+    if (typing(event.target) && name.endsWith("+z")) return;
+    if (event.altKey) return;
+    // A focused button or slider keeps the keys that work it.
+    if ([" ", "Enter"].includes(event.key) && event.target.closest("button, a, summary")) return;
+    if (event.key.startsWith("Arrow") && event.target.matches('[type="range"]')) return;
+    const found = [...ofView, ...ofPage].find((one) => one.keys.includes(name) && (one.when?.() ?? true));
+    if (!found) return;
+    event.preventDefault();
+    found.act(event);
+  });
+}
+
+/** The dialog behind "?". */
+export function showKeys() {
+  const list = (title, keys) =>
+    el("section", {},
+      el("h3", {}, title),
+      el("dl", {}, keys.flatMap((one) => [
+        el("dt", {}, one.shown.split(" ").flatMap((key) => [el("kbd", {}, key), " "])),
+        el("dd", {}, one.does),
+      ])),
+    );
+  const dialog = el("dialog", { "aria-label": "Keys", on: { close: () => dialog.remove() } });
+  const close = button("Close", () => dialog.close(), { autofocus: true });
+  dialog.append(
+    el("div", { class: "row apart" }, el("h2", {}, "Keys"), close),
+    el("div", { class: "keys" }, ofView.length ? list("In this view", ofView) : null, list("Everywhere", ofPage)),
+  );
+  document.body.append(dialog);
+  dialog.showModal();
+}

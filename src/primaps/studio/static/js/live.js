@@ -1,0 +1,81 @@
+// What the server tells by itself: states, pictures of progress, edits of other tabs.
+
+import { get } from "./api.js";
+import { reload } from "./classes.js";
+import * as loader from "./loader.js";
+import { complain } from "./notices.js";
+import { store } from "./store.js";
+
+const pictures = new Set();
+const exports = new Set();
+
+/** Called with each `{image, kind}` that can be fetched; returns the function that ends it. */
+export function onPicture(listener) {
+  pictures.add(listener);
+  return () => pictures.delete(listener);
+}
+
+/** Called with each state of an export. */
+export function onExport(listener) {
+  exports.add(listener);
+  return () => exports.delete(listener);
+}
+
+export function listen() {
+  const events = new EventSource("/api/events");
+  const on = (name, act) => events.addEventListener(name, (event) => act(JSON.parse(event.data)));
+  on("state", arrive);
+  on("image", (picture) => pictures.forEach((listener) => listener(picture)));
+  on("export", (job) => exports.forEach((listener) => listener(job)));
+  on("classes", ({ revision }) => {
+    // Our own change comes back too; only one of another tab has to be fetched.
+    setTimeout(() => {
+      if (!store.state.saving && store.state.classes?.revision !== revision) followEdit();
+    }, 150);
+  });
+  events.addEventListener("open", () => store.set({ lost: "" }));
+  events.addEventListener("error", () => {
+    setTimeout(() => {
+      if (events.readyState !== EventSource.OPEN) store.set({ lost: "The studio's program does not answer." });
+    }, 1500);
+  });
+}
+
+async function followEdit() {
+  loader.parts.forget();
+  await reload();
+  await loadImages();
+}
+
+/** A new state; images and classes are fetched when the stage says that there are new ones. */
+export async function arrive(server) {
+  const before = store.state.server;
+  store.set({ server });
+  const moved = before?.stage !== server.stage || before?.folder !== server.folder || before?.images !== server.images;
+  const fitted = server.stage === "fitted";
+  if (moved && server.stage !== "empty") {
+    if (fitted && before && before.stage !== "fitted") loader.parts.forget();
+    await Promise.all([loadImages(), fitted ? reload() : null]);
+  }
+  if (fitted && store.state.images?.doubt.some((one) => one === null)) again();
+}
+
+store.on("painted", () => loadImages());
+
+export async function loadImages() {
+  try {
+    store.set({ images: await get("images") });
+  } catch (error) {
+    complain(error);
+  }
+}
+
+// Doubt and shares fill up while the server looks at the images.
+let waiting = null;
+function again() {
+  waiting ??= setTimeout(async () => {
+    waiting = null;
+    await loadImages();
+    if (store.state.images?.doubt.some((one) => one === null)) again();
+  }, store.state.images.names.length > 200 ? 5000 : 2000); // an answer of a thousand images has some 500 kB
+}

@@ -1,0 +1,42 @@
+// Photographs, part maps and masks of images, kept while they are likely to be looked at again.
+
+import { getBitmap, getLogits, getMap } from "./api.js";
+
+/** Keeps the last `most` promises; a failed one is forgotten, so that it is tried again. */
+function kept(most, load, discard = () => {}) {
+  const found = new Map();
+  const fetch = (key) => {
+    let promise = found.get(key);
+    found.delete(key);
+    promise ??= load(key);
+    found.set(key, promise);
+    promise.catch(() => found.get(key) === promise && found.delete(key));
+    if (found.size > most) {
+      const [oldest, old] = found.entries().next().value;
+      found.delete(oldest);
+      old.then(discard, () => {});
+    }
+    return promise;
+  };
+  fetch.forget = (key) => (key === undefined ? found.clear() : found.delete(key));
+  return fetch;
+}
+
+// Bitmaps are not closed when they leave: the one on the screen may be among them.
+export const photo = kept(9, (image) => getBitmap(`images/${image}/photo.jpg`));
+export const parts = kept(24, (image) => getMap(`images/${image}/parts`));
+export const logits = kept(24, (image) => getLogits(`images/${image}/logits`));
+export const proposals = kept(80, (key) => {
+  const [image, threshold, crf] = key.split(" ");
+  return getMap(`images/${image}/proposals?threshold=${threshold}&crf=${crf}`);
+});
+
+export const proposalsKey = (image, threshold, crf) => `${image} ${threshold.toFixed(2)} ${crf ? 1 : 0}`;
+
+/** Fetches what the next images need, so that they are there when they are asked for. */
+export function prefetch(images, withParts) {
+  for (const image of images) {
+    photo(image).catch(() => {});
+    if (withParts) parts(image).catch(() => {});
+  }
+}

@@ -1,0 +1,27 @@
+// What happened, in a sentence: seen for a while, and read out by a screen reader.
+
+import { el, iconButton } from "./dom.js";
+import { sentence } from "./format.js";
+
+const PLACE = () => document.getElementById("notices");
+
+function show(text, bad, seconds) {
+  const notice = el("div", { class: bad ? "notice bad" : "notice" }, el("span", {}, text));
+  const end = () => notice.remove();
+  if (bad) notice.append(iconButton("close", "Close", end));
+  const place = PLACE();
+  for (const other of [...place.children]) if (other.textContent === text) other.remove();
+  while (place.children.length > 1) place.firstChild.remove();
+  place.append(notice);
+  setTimeout(end, seconds * 1000);
+}
+
+export function tell(text) {
+  show(text, false, 3.5);
+}
+
+/** An error as the server says it; a request that was called off is none. */
+export function complain(error) {
+  if (error.name === "AbortError") return;
+  show(sentence(error.message || String(error)), true, 15);
+}

@@ -1,0 +1,67 @@
+// The frame of the page: the steps, undo and redo, the sentence that says what to do next.
+
+import { el, icon, iconButton, setText } from "./dom.js";
+import { redo, undo } from "./classes.js";
+import { showKeys } from "./keyboard.js";
+import { store } from "./store.js";
+import { toggleTheme } from "./theme.js";
+
+/** @param views `{ name: { title, open(state), guide(state) } }` in the order of the work. */
+export function createShell(views) {
+  const folder = el("span", { class: "folder cut" });
+  const saved = el("span", { class: "saved", role: "status" });
+  const tools = {
+    undo: iconButton("undo", "Undo", undo, { key: "Ctrl+Z" }),
+    redo: iconButton("redo", "Redo", redo, { key: "Ctrl+Shift+Z" }),
+  };
+  const links = Object.entries(views).map(([name, view]) =>
+    el("a", { href: `#${name}`, data: { view: name } }, view.title),
+  );
+  document.getElementById("top").append(
+    el("div", { class: "brand" }, el("img", { src: "/static/icon.svg", alt: "" }), el("span", {}, "primaps"), folder),
+    el("nav", { class: "steps", "aria-label": "Steps" }, links),
+    el("div", { class: "tools" }, saved, tools.undo, tools.redo,
+      iconButton("theme", "Light or dark", toggleTheme),
+      iconButton("help", "Keys", showKeys, { key: "?" })),
+  );
+
+  const title = el("h1", { id: "title" });
+  const sentence = el("p", {});
+  const next = el("a", { class: "button primary" });
+  document.getElementById("guide").append(title, sentence, next);
+
+  function refresh() {
+    const { state } = store;
+    const { classes, server, saving, view, lost } = state;
+    setText(folder, server?.folder ?? "");
+    folder.title = server?.folder ?? "";
+    setText(saved, lost ? "No connection" : saving ? "Saving…" : classes ? "Saved" : "");
+    for (const [name, what] of [["undo", classes?.undo], ["redo", classes?.redo]]) {
+      tools[name].disabled = !what;
+      tools[name].title = what ? `${name === "undo" ? "Undo" : "Redo"}: ${what}` : `Nothing to ${name}`;
+    }
+    for (const link of links) {
+      const name = link.dataset.view;
+      if (name === view) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+      const open = views[name].open(state);
+      link.setAttribute("aria-disabled", !open);
+      link.title = open ? "" : "There is nothing here before classes are found";
+    }
+    setText(title, views[view].title);
+    document.title = `${views[view].title} · ${server?.folder || "primaps studio"}`;
+    const { text, to, label } = views[view].open(state)
+      ? views[view].guide(state)
+      : { text: "There is nothing here before classes are found.", to: "start", label: "Start" };
+    sentence.classList.toggle("lost", Boolean(lost));
+    setText(sentence, lost ? `${lost} Start it again in the terminal; everything that was saved is there.` : text);
+    next.hidden = !to;
+    if (to && next.dataset.to !== `${to} ${label}`) {
+      next.dataset.to = `${to} ${label}`;
+      next.setAttribute("href", `#${to}`);
+      next.replaceChildren(label, icon("next"));
+    }
+  }
+  store.on("server classes images saving view cut lost", refresh);
+  return refresh;
+}

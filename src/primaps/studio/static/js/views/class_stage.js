@@ -1,0 +1,173 @@
+// A stage with the classes of an image: it follows every change of classes and looks by itself.
+
+import { byPart, shown } from "../classes.js";
+import { confidence, groups } from "../confidence.js";
+import { el, nothing, setText } from "../dom.js";
+import { createStage } from "../draw/stage.js";
+import * as loader from "../loader.js";
+import { palette } from "../palette.js";
+import { store } from "../store.js";
+import { owners } from "../tree.js";
+
+/** @param options of {@link createStage}; `arrive(map)` is told about each new part map */
+export function createClassStage({ label, arrive = () => {}, hover = () => {}, ...options }) {
+  const tag = el("div", { class: "tag", hidden: true });
+  const swatch = el("span", { class: "swatch" });
+  const text = el("span", { class: "cut" });
+  tag.append(swatch, text);
+  let image = -1;
+  let map = null;
+  let logits = null;
+  let pointed = null;
+  let known = [];
+
+  const stage = createStage({
+    label,
+    look: () => store.state,
+    hover(point, at) {
+      say(point, at);
+      hover(point, at);
+    },
+    ...options,
+  });
+  const trouble = nothing("warn", "This image cannot be shown", "");
+  trouble.hidden = true;
+  const waiting = el("div", { class: "waits", role: "status", hidden: true }, "Looking at this photograph…");
+  stage.node.append(tag, trouble, waiting);
+
+  function classAt(point) {
+    if (!map || !point || point.x < 0 || point.y < 0 || point.x >= 1 || point.y >= 1) return null;
+    return known[map.values[Math.floor(point.y * map.height) * map.width + Math.floor(point.x * map.width)]] ?? null;
+  }
+
+  function say(point, at) {
+    const one = classAt(point);
+    tag.hidden = !one;
+    if (!one) return;
+    const ratio = Math.min(window.devicePixelRatio || 1, 2);
+    const x = Math.min(at.x / ratio + 14, stage.node.clientWidth - tag.offsetWidth - 8);
+    tag.style.left = `${x}px`;
+    tag.style.top = `${at.y / ratio + 14}px`;
+    swatch.style.background = one.colour;
+    setText(text, one.hidden ? `${one.name} (hidden)` : one.name);
+  }
+
+  function paint() {
+    const { classes } = store.state;
+    if (!classes) return;
+    const now = shown();
+    known = byPart(now, classes.parts);
+    stage.palette("classes", palette(now, classes.parts + 1, pointed));
+  }
+
+  // Only a merge or a split changes how sure a cell is; and only a threshold asks for it.
+  let measured = "";
+  function measure() {
+    const { classes, sure } = store.state;
+    if (!logits || !classes || !sure) return;
+    const group = groups(shown(), owners(classes));
+    const key = `${image} ${group}`;
+    if (key === measured) return;
+    measured = key;
+    stage.sure(confidence(logits, group));
+  }
+
+  async function fetchLogits() {
+    const asked = image;
+    if (!store.state.sure || logits) return;
+    try {
+      const found = await loader.logits(asked);
+      if (asked !== image) return;
+      logits = found;
+      measure();
+    } catch {
+      store.set({ sure: 0 }); // without them every class is shown
+    }
+  }
+
+  const offs = [
+    store.on("classes cut", () => {
+      paint();
+      measure();
+    }),
+    store.on("opacity outlines", stage.redraw),
+    store.on("sure", () => {
+      fetchLogits();
+      measure();
+      stage.redraw();
+    }),
+    store.on("painted", ({ painted }) => painted.image === image && reload()),
+  ];
+
+  async function reload() {
+    const asked = image;
+    const found = await loader.parts(asked);
+    if (asked !== image) return;
+    map = found;
+    stage.labels("classes", map);
+    arrive(map);
+  }
+
+  async function open(next) {
+    image = next;
+    logits = null;
+    measured = "";
+    tag.hidden = true;
+    const name = store.state.images.names[next];
+    stage.canvas.setAttribute("aria-label", `${name}: ${label}`);
+    try {
+      // The photograph is there first where the server has not looked at it yet.
+      const coming = loader.parts(next);
+      const bitmap = await loader.photo(next);
+      if (image !== next) return;
+      const wait = setTimeout(() => {
+        stage.clear("classes");
+        stage.photo(bitmap);
+        waiting.hidden = false;
+      }, 120);
+      const found = await coming.finally(() => clearTimeout(wait));
+      if (image !== next) return;
+      waiting.hidden = true;
+      map = found;
+      stage.photo(bitmap);
+      stage.labels("classes", map);
+      paint();
+      stage.node.dataset.shown = next;
+      arrive(map);
+      trouble.hidden = true;
+    } catch (error) {
+      if (image !== next) return;
+      map = null;
+      waiting.hidden = true;
+      trouble.hidden = false;
+      setText(trouble.querySelector("p"), error.message);
+      return;
+    }
+    fetchLogits();
+    const { length } = store.state.images.names;
+    loader.prefetch([next + 1, next - 1].filter((near) => near >= 0 && near < length), true);
+  }
+
+  return {
+    stage, open, classAt,
+    get map() {
+      return map;
+    },
+    /** Draws another class map in place of the one that is there: a correction before it is saved. */
+    redrawMap(found) {
+      map = found;
+      stage.labels("classes", map);
+    },
+    /** Sets every other class back; null for none. */
+    point(id) {
+      if (id === pointed) return;
+      pointed = id;
+      paint();
+    },
+    end() {
+      offs.forEach((off) => off());
+      image = -1;
+      stage.end();
+    },
+  };
+}

@@ -1,0 +1,177 @@
+// Classes: the gallery, the number of classes over the tree, and every edit beside its picture.
+
+import { commitCut, merge, setHidden, shareOf, shares, shown, split } from "../classes.js";
+import { el, setText } from "../dom.js";
+import { count } from "../format.js";
+import { viewKeys } from "../keyboard.js";
+import { store } from "../store.js";
+import { createCard } from "./classes/card.js";
+import { createCutSlider } from "./classes/cut.js";
+import { dragToMerge } from "./classes/drag.js";
+import { createPreview } from "./classes/preview.js";
+
+function mount(root) {
+  root.classList.add("filled");
+  const cards = new Map();
+  const gallery = el("ul", { class: "gallery", "aria-label": "Classes" });
+  const mode = el("div", { class: "said merging", hidden: true, role: "status" });
+  const head = el("div", { class: "gallery-head row apart" });
+  const figures = el("h2", {});
+  const preview = createPreview();
+  const cut = createCutSlider();
+  let joining = null; // the class that waits for another one to be merged into
+
+  const find = (id) => shown().find((one) => one.id === id);
+  const focusCard = (id) => cards.get(id)?.node.focus();
+
+  const act = {
+    point: (id) => preview.point(id),
+    hide: (one) => setHidden(one, !one.hidden),
+    split: (one) => split(one),
+    join(one) {
+      joining = joining === one.id ? null : one.id;
+      say();
+    },
+    drop(one, into) {
+      if (one.id === into.id) return;
+      joining = null;
+      say();
+      merge(one, into).then(() => focusCard(find(into.id)?.id ?? shown()[0]?.id));
+    },
+    /** A press on a card while another one waits. */
+    take(one) {
+      if (joining === null || joining === one.id) return false;
+      act.drop(find(joining), one);
+      return true;
+    },
+  };
+
+  function say() {
+    const one = joining && find(joining);
+    mode.hidden = !one;
+    if (one) setText(mode.lastChild, `Choose the class that ${one.name} belongs to: click it, or move with the arrows and press Enter. Escape leaves all as it is.`);
+    for (const [id, card] of cards) card.mark(id === joining, Boolean(one));
+  }
+  mode.append(el("span", {}), el("span", {}));
+
+  // The picture follows the slider with every frame; cards, which are dear to lay out, some times
+  // a second.
+  let frame = 0;
+  let later = null;
+  function refresh({ cut: moving }) {
+    if (moving !== null) {
+      later ??= setTimeout(render, 150);
+      return;
+    }
+    frame ||= requestAnimationFrame(render);
+  }
+
+  function render() {
+    clearTimeout(later);
+    later = null;
+    frame = 0;
+    const { state } = store;
+    const classes = shown(state);
+    const parts = shares(state.images);
+    const byShare = classes
+      .map((one) => ({ one, share: parts ? shareOf(one, parts) : (one.share ?? 0) }))
+      .sort((a, b) => a.one.hidden - b.one.hidden || b.share - a.share);
+    const most = byShare[0]?.share || 1;
+    const nodes = byShare.map(({ one, share }) => {
+      if (!cards.has(one.id)) cards.set(one.id, createCard(one, act));
+      const card = cards.get(one.id);
+      card.update(one, share, share / most);
+      return card.node;
+    });
+    for (const [id, card] of cards) {
+      if (!classes.some((one) => one.id === id)) {
+        card.node.remove();
+        // Cards of the slider's way are kept while it moves: it often comes back.
+        if (state.cut === null) cards.delete(id);
+      }
+    }
+    // Nodes that stay where they are keep the focus and what is being typed.
+    nodes.forEach((node, place) => {
+      if (gallery.children[place] !== node) gallery.insertBefore(node, gallery.children[place] ?? null);
+    });
+    const hidden = classes.filter((one) => one.hidden).length;
+    setText(figures, count(classes.length - hidden, "class", "classes") + (hidden ? `, ${hidden} hidden` : ""));
+    if (joining !== null && !find(joining)) joining = null;
+    say();
+  }
+
+  gallery.addEventListener("keydown", (event) => {
+    const node = event.target.closest(".card");
+    if (!node || event.target !== node) return;
+    const all = [...gallery.children];
+    const across = Math.max(1, Math.round(gallery.clientWidth / node.offsetWidth));
+    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across }[event.key];
+    if (step) {
+      event.preventDefault();
+      event.stopPropagation();
+      all[Math.max(0, Math.min(all.length - 1, all.indexOf(node) + step))].focus();
+      return;
+    }
+    const one = find(node.dataset.id);
+    if (event.key === "Enter" || event.key === "F2") {
+      event.preventDefault();
+      if (!act.take(one)) cards.get(one.id).type();
+    }
+  });
+  dragToMerge(gallery, { find, drop: act.drop });
+
+  const focused = () => {
+    const node = document.activeElement?.closest?.(".card");
+    return node && find(node.dataset.id);
+  };
+  const on = (does) => () => focused() && does(focused());
+  const more = (step) => {
+    const { parts } = store.state.classes;
+    cut.set(Math.max(1, Math.min(parts, shown().length + step)));
+  };
+  viewKeys([
+    { keys: [], shown: "← ↑ → ↓", does: "move between classes", act() {} },
+    { keys: [], shown: "Enter", does: "rename the class", act() {} },
+    { keys: ["h"], shown: "H", does: "hide or show it", act: on(act.hide) },
+    { keys: ["s"], shown: "S", does: "split it", act: on(act.split) },
+    { keys: ["m"], shown: "M", does: "merge it with another one", act: on(act.join) },
+    { keys: ["c"], shown: "C", does: "give it another colour", act: on((one) => cards.get(one.id).colour()) },
+    { keys: ["-"], shown: "−", does: "one class fewer", act: () => more(-1) },
+    { keys: ["+", "="], shown: "+", does: "one class more", act: () => more(1) },
+    { keys: ["j"], shown: "J", does: "next image", act: () => preview.step(1) },
+    { keys: ["k"], shown: "K", does: "image before", act: () => preview.step(-1) },
+    { keys: ["o"], shown: "O", does: "outlines on or off", act: () => store.set({ outlines: !store.state.outlines }) },
+    { keys: ["Escape"], shown: "Esc", does: "leave merging", when: () => joining !== null, act: () => act.join(find(joining)) },
+  ]);
+
+  head.append(figures, el("span", { class: "muted small hint" }, "Type to rename · drag one onto another to merge"));
+  root.append(
+    el("div", { class: "classes" },
+      el("section", { class: "left", "aria-label": "Gallery of classes" }, cut.node, mode, head, gallery),
+      preview.node),
+  );
+  render();
+  const off = store.on("classes cut images saving", refresh);
+  return () => {
+    off();
+    cancelAnimationFrame(frame);
+    clearTimeout(later);
+    preview.end();
+    cut.end();
+    for (const card of cards.values()) card.end();
+  };
+}
+
+/** What is best done next with the classes, by how many of them have a name. */
+function guide({ classes }) {
+  const all = classes?.classes.filter((one) => !one.hidden) ?? [];
+  const open = all.filter((one) => !one.named).length;
+  if (!all.length) return { text: "The classes are being opened." };
+  if (open === all.length) {
+    return { text: "Move the slider until classes are neither mixed nor torn apart; then type a name for each.", to: "images", label: "Images" };
+  }
+  if (open) return { text: `${count(open, "class has", "classes have")} no name yet. Merge what is the same, hide what you do not need.`, to: "images", label: "Images" };
+  return { text: "Every class has a name. Look at the images that the model doubts most.", to: "images", label: "Images" };
+}
+
+export const classes = { title: "Classes", open: ({ server }) => server?.stage === "fitted", guide, mount };

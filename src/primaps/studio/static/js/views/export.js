@@ -1,0 +1,141 @@
+// Export: for which tool, which images, and what to do there.
+
+import { get, post } from "../api.js";
+import { button, choices, el, icon, said, setText } from "../dom.js";
+import { count, duration } from "../format.js";
+import { onExport } from "../live.js";
+import { complain, tell } from "../notices.js";
+import { store } from "../store.js";
+
+const GROUPS = [
+  ["Correct and annotate", ["cvat", "cvat-mask", "labelstudio", "labelme"]],
+  ["Train a model", ["coco", "coco-panoptic", "yolo", "yolo-semantic", "voc", "hf"]],
+  ["Show on a map", ["geojson", "gpkg"]],
+];
+
+let format = "coco";
+let images = "all";
+let per = null;
+
+function mount(root) {
+  const page = el("div", { class: "export" });
+  root.append(page);
+  let found = null;
+  let job = null;
+
+  const list = el("div", { class: "stack groups", role: "radiogroup", "aria-label": "Format" });
+  const what = el("p", {});
+  const which = el("div", { class: "stack tight" });
+  const regions = el("div", { class: "stack tight" });
+  const go = button("Export", start, { kind: "primary big", symbol: "save" });
+  const state = el("section", { class: "stack", "aria-label": "Progress of the export", role: "status" });
+  const panel = el("aside", { class: "panel stack", "aria-label": "What is exported" }, which, regions, what, go, state);
+  page.append(el("section", { "aria-label": "Formats" }, list), panel);
+
+  function formats() {
+    const one = ({ name, title, about }) =>
+      el("label", { class: "format" },
+        el("input", { type: "radio", name: "format", value: name, checked: name === format, on: { change: () => ((format = name), settings()) } }),
+        el("span", { class: "format-title" }, title), el("span", { class: "muted small" }, about));
+    const named = new Set(GROUPS.flatMap(([, names]) => names));
+    const others = found.formats.filter(({ name }) => !named.has(name)).map(({ name }) => name);
+    list.replaceChildren(...[...GROUPS, ["Others", others]].filter(([, names]) => names.length).map(([title, names]) =>
+      el("section", { class: "stack tight", "aria-label": title }, el("h2", {}, title),
+        el("div", { class: "formats" }, names.map((name) => found.formats.find((row) => row.name === name)).filter(Boolean).map(one)))));
+  }
+
+  function settings() {
+    const row = found.formats.find(({ name }) => name === format);
+    which.replaceChildren(
+      el("h2", {}, `For ${row.title}`), el("span", { class: "label" }, "Images"),
+      choices("Images", [["all", `All ${found.images.toLocaleString("en")}`], ["corrected", `Corrected ${found.corrected}`]], images, (now) => {
+        images = now;
+        say();
+      }));
+    if (!found.corrected) {
+      which.lastChild.lastChild.disabled = true;
+      images = "all";
+    }
+    regions.hidden = !row.regions;
+    if (row.regions) {
+      regions.replaceChildren(el("span", { class: "label" }, "One object per"),
+        choices("One object per", [["", "as usual"], ["region", "region"], ["class", "class"]], per ?? "", (now) => {
+          per = now || null;
+        }));
+    }
+    say();
+  }
+
+  function say() {
+    const { classes } = store.state;
+    const shown = classes?.classes.filter((one) => !one.hidden).length ?? 0;
+    const hidden = (classes?.classes.length ?? 0) - shown;
+    const number = images === "all" ? found.images : found.corrected;
+    const parts = [`${count(number, "image")}, ${count(shown, "class", "classes")}, with your names, colours and corrections.`];
+    if (hidden) parts.push(`${count(hidden, "hidden class is", "hidden classes are")} left out.`);
+    setText(what, parts.join(" "));
+    what.className = "muted";
+  }
+
+  async function start() {
+    try {
+      found = await post("export", { format, images, per });
+      show(found.job);
+    } catch (error) {
+      complain(error);
+    }
+  }
+
+  const bar = el("div", {});
+  const meter = el("div", { class: "bar", role: "progressbar", "aria-label": "Export", "aria-valuemin": 0, "aria-valuemax": 100 }, bar);
+  const figures = el("p", { class: "muted small" });
+
+  function show(now) {
+    const ended = job && !job.out && now?.out;
+    job = now;
+    const running = job && !job.out && !job.error;
+    go.disabled = Boolean(running);
+    if (!job) return state.replaceChildren();
+    const title = found.formats.find(({ name }) => name === job.format)?.title ?? job.format;
+    if (running) {
+      if (state.firstChild !== meter) state.replaceChildren(meter, figures);
+      const share = job.total ? job.done / job.total : 0;
+      bar.style.width = `${100 * share}%`;
+      meter.setAttribute("aria-valuenow", Math.round(100 * share));
+      setText(figures, job.seconds_left == null ? "Starting…" : `About ${duration(job.seconds_left)} left.`);
+      return;
+    }
+    if (job.error) return state.replaceChildren(said(job.error, true));
+    if (ended) tell(`The export for ${title} is ready.`);
+    const copy = button("Copy the path", async () => {
+      await navigator.clipboard.writeText(job.out);
+      tell("The path is copied.");
+    });
+    state.replaceChildren(
+      el("div", { class: "ready" }, icon("done"), el("h2", {}, `Ready for ${title}`)),
+      el("code", { class: "path", title: job.out }, job.out), el("div", {}, copy),
+      el("div", { class: "stack tight" }, el("h3", {}, "What to do next"), ...job.next.split(/;\s+/).map(step)));
+  }
+  const step = (text, i) => el("p", { class: "step" }, el("span", { class: "number" }, String(i + 1)), el("span", {}, text[0].toUpperCase() + text.slice(1)));
+
+  const off = [onExport(show), store.on("classes", () => found && say())];
+  get("export").then((answer) => {
+    found = answer;
+    formats();
+    settings();
+    show(found.job);
+  }, complain);
+  return () => off.forEach((end) => end());
+}
+
+export const exporting = {
+  title: "Export",
+  open: ({ server }) => server?.stage === "fitted",
+  guide: ({ classes }) => {
+    const open = classes?.classes.filter((one) => !one.hidden && !one.named).length;
+    return open
+      ? { text: `Choose your tool. ${count(open, "class still has", "classes still have")} no name and will be numbered.`, to: "classes", label: "Name them" }
+      : { text: "Choose the tool that you go on with, and press Export. Your photographs are not changed." };
+  },
+  mount,
+};

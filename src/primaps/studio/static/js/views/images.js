@@ -1,0 +1,167 @@
+// Images: all of them in an order that helps, and one of them large, to look at and to correct.
+
+import { shareOf, shown } from "../classes.js";
+import { url } from "../api.js";
+import { el, ends, icon, setText } from "../dom.js";
+import { count, fileName, percent } from "../format.js";
+import { viewKeys } from "../keyboard.js";
+import { store } from "../store.js";
+import { createGrid } from "../virtual.js";
+import { createViewer } from "./images/viewer.js";
+
+// What was chosen last, for as long as the page is open.
+let order = "doubt";
+let large = false;
+
+/** Numbers of the images in an order: doubt, name, corrected, or a class by its id. */
+export function sorted(images, classes, order) {
+  const all = images.names.map((_, image) => image);
+  const by = (value) => all.sort((one, other) => value(other) - value(one) || one - other);
+  if (order === "name") return all;
+  if (order === "doubt") return by((image) => images.doubt[image] ?? -1);
+  if (order === "corrected") {
+    const corrected = new Set(images.corrected);
+    return by((image) => Number(corrected.has(image)));
+  }
+  const one = classes.find(({ id }) => id === order);
+  return by((image) => (one && images.shares[image] ? shareOf(one, images.shares[image]) : -1));
+}
+
+/** The shares of the classes in an image as a band of colours. */
+function paintBand(canvas, image) {
+  const shares = store.state.images.shares[image];
+  const context = canvas.getContext("2d");
+  context.clearRect(0, 0, canvas.width, 1);
+  if (!shares) return;
+  let x = 0;
+  for (const one of shown()) {
+    if (one.hidden) continue;
+    const width = shareOf(one, shares) * canvas.width;
+    context.fillStyle = one.colour;
+    context.fillRect(x, 0, width + 0.5, 1);
+    x += width;
+  }
+}
+
+function mount(root) {
+  root.classList.add("filled");
+  const page = el("div", { class: "images" });
+  const figures = el("p", { class: "muted", role: "status" });
+  const select = el("select", { class: "select", id: "order", on: { change: () => arrange(select.value) } });
+  const bar = el("div", { class: "row images-bar" },
+    el("label", { class: "label", for: "order" }, "Order"), select, figures);
+
+  const grid = createGrid({
+    label: "Images", width: 208, height: 186,
+    choose: (image) => store.set({ image }),
+    open: () => show(true),
+    cell(image) {
+      const { names, doubt, corrected } = store.state.images;
+      const band = el("canvas", { width: 100, height: 1, class: "shares", "aria-hidden": "true" });
+      paintBand(band, image);
+      const doubtful = doubt[image] === null ? "" : `${percent(doubt[image])} doubt`;
+      return el("figure", { title: names[image], on: { click: () => setTimeout(() => show(true)) } },
+        el("img", { src: url.thumb(image), alt: "", draggable: "false" }),
+        band,
+        el("figcaption", { class: "row apart small" },
+          ends(fileName(names[image])),
+          corrected.includes(image) ? el("span", { class: "badge", title: "Corrected by hand" }, icon("brush"), el("span", { class: "unseen" }, "corrected")) : null,
+          el("span", { class: "muted doubt" }, doubtful)));
+    },
+  });
+  grid.node.classList.add("wide");
+  let ordered = [];
+  let viewer = null;
+
+  function arrange(now) {
+    order = now;
+    ordered = sorted(store.state.images, shown(), order);
+    grid.show(ordered, store.state.image);
+  }
+
+  function options() {
+    const { state } = store;
+    const classes = shown(state).filter((one) => !one.hidden);
+    const key = classes.map((one) => one.id + one.name).join();
+    if (select.dataset.key === key) return;
+    select.dataset.key = key;
+    select.replaceChildren(
+      el("option", { value: "doubt" }, "most doubtful first"),
+      el("option", { value: "name" }, "by name"),
+      el("option", { value: "corrected" }, "corrected first"),
+      el("optgroup", { label: "largest share of" }, classes.map((one) => el("option", { value: one.id }, one.name))));
+    if (![...select.options].some((option) => option.value === order)) order = "doubt";
+    select.value = order;
+  }
+
+  function refresh(state, changed = []) {
+    const { images } = store.state;
+    options();
+    const looked = images.doubt.filter((one) => one !== null).length;
+    setText(figures, `${count(images.names.length, "image")}${looked < images.names.length ? `, ${looked} looked at so far` : ""}${images.corrected.length ? `, ${images.corrected.length} corrected` : ""}`);
+    if (changed.includes("images")) {
+      // An order that changes under the hand is worse than one that is a little old.
+      const still = grid.node.scrollTop === 0 && !grid.node.matches(":hover");
+      if (!ordered.length || ordered.length !== images.names.length || (still && looked < images.names.length)) arrange(order);
+      grid.refresh();
+    } else {
+      grid.each((node, image) => paintBand(node.querySelector("canvas"), image));
+    }
+  }
+
+  function step(by) {
+    const place = ordered.indexOf(store.state.image);
+    const next = ordered[Math.max(0, Math.min(ordered.length - 1, place + by))];
+    store.set({ image: next });
+    viewer.open(next, ordered[place + 2 * by]);
+  }
+
+  function show(now) {
+    large = now;
+    viewer?.end();
+    viewer = null;
+    page.replaceChildren();
+    if (!now) {
+      page.append(bar, grid.node);
+      arrange(order);
+      grid.node.focus({ preventScroll: true });
+      viewKeys([
+        { keys: [], shown: "← ↑ → ↓", does: "move between images", act() {} },
+        { keys: [], shown: "Enter", does: "show one large", act() {} },
+      ]);
+      return;
+    }
+    if (!ordered.includes(store.state.image)) store.set({ image: ordered[0] });
+    viewer = createViewer({ step, back: () => show(false) });
+    page.append(viewer.node);
+    viewKeys(viewer.keys);
+    viewer.open(store.state.image);
+    viewer.stage.canvas.focus({ preventScroll: true });
+  }
+
+  root.append(page);
+  options();
+  ordered = sorted(store.state.images, shown(), order);
+  refresh();
+  show(large);
+  const off = store.on("images classes", refresh);
+  return () => {
+    off();
+    viewer?.end();
+    grid.end();
+  };
+}
+
+export const images = {
+  title: "Images",
+  open: ({ server, images: found }) => server?.stage === "fitted" && Boolean(found?.names.length),
+  guide: ({ images: found }) => ({
+    text: found?.corrected.length
+      ? `${count(found.corrected.length, "image is", "images are")} corrected. When the doubtful ones look right, measure how good all of them are.`
+      : "Open the most doubtful images first. Where a region has the wrong class, paint it right with the brush.",
+    to: "trust",
+    label: "Trust",
+  }),
+  mount,
+};
+

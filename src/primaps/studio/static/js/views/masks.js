@@ -1,0 +1,220 @@
+// Masks: the proposals of an image under a threshold that moves, and what is like each of them.
+
+import { get, url } from "../api.js";
+import { el, ends, setText, slider } from "../dom.js";
+import { createStage } from "../draw/stage.js";
+import { count, fileName, percent } from "../format.js";
+import { viewKeys } from "../keyboard.js";
+import * as loader from "../loader.js";
+import { complain } from "../notices.js";
+import { maskClasses, palette } from "../palette.js";
+import { store } from "../store.js";
+import { filmstrip } from "./filmstrip.js";
+
+const REST = 350; // ms without a movement after which the CRF follows
+
+let threshold = 0.4; // of this visit to the page
+
+function mount(root) {
+  root.classList.add("filled");
+  const page = el("div", { class: "masks" });
+  const tag = el("div", { class: "tag", hidden: true });
+  const caption = el("div", { class: "caption cut" });
+  let map = null;
+  let masks = [];
+  let pointed = null;
+  let pinned = null;
+  let shown = 0; // number of the answer that is drawn: late ones are dropped
+  let resting = null;
+
+  const stage = createStage({
+    label: "Photograph with its masks",
+    look: () => ({ opacity: store.state.opacity, outlines: true, sure: 0 }),
+    hover: (point, at) => {
+      if (pinned === null) light(point && maskAt(point));
+      tag.hidden = !point || !maskAt(point);
+      if (tag.hidden) return;
+      setText(tag, `mask ${maskAt(point)}`);
+      const ratio = Math.min(window.devicePixelRatio || 1, 2);
+      tag.style.left = `${at.x / ratio + 14}px`;
+      tag.style.top = `${at.y / ratio + 14}px`;
+    },
+    press: (point) => {
+      const mask = point && maskAt(point);
+      pinned = mask && mask !== pinned ? mask : null;
+      light(pinned ?? mask);
+    },
+  });
+  stage.arrange(["masks"]);
+  const waiting = el("div", { class: "waits", hidden: true }, "Looking at this photograph…");
+  stage.node.append(tag, caption, waiting);
+
+  const figures = el("p", { class: "muted", role: "status" });
+  const alike = el("ul", { class: "alike" });
+  const about = el("p", { class: "muted small" });
+  const control = slider("Threshold", {
+    id: "threshold", min: 0.05, max: 0.95, step: 0.01, value: threshold, show: (value) => value.toFixed(2),
+    input: (value) => {
+      threshold = value;
+      follow();
+    },
+  });
+  const strength = slider("Opacity of the masks", {
+    id: "mask-opacity", min: 0, max: 1, step: 0.05, value: store.state.opacity, show: percent,
+    input: (opacity) => store.set({ opacity }),
+  });
+  const side = el("aside", { class: "side panel stack", "aria-label": "Threshold and similar masks" },
+    control,
+    el("div", { class: "row apart small muted" }, el("span", {}, "larger masks"), el("span", {}, "tighter masks")),
+    figures, strength,
+    el("section", { class: "stack tight", "aria-label": "Similar masks" }, el("h2", {}, "Similar in other images"), about, alike));
+  const strip = filmstrip(open);
+  page.append(strip.node, stage.node, side);
+  root.append(page);
+
+  function maskAt({ x, y }) {
+    if (!map || x < 0 || y < 0 || x >= 1 || y >= 1) return 0;
+    return map.values[Math.floor(y * map.height) * map.width + Math.floor(x * map.width)];
+  }
+
+  function draw(found, refined) {
+    stage.node.dataset.shown = `${store.state.image} ${threshold} ${refined}`;
+    map = found;
+    waiting.hidden = true;
+    const present = new Set(found.values);
+    present.delete(0);
+    masks = maskClasses(Math.max(0, ...present));
+    if (pinned && !present.has(pinned)) pinned = null;
+    stage.labels("masks", found);
+    paint();
+    setText(figures, `${count(present.size, "mask")}${refined ? ", borders refined by the CRF" : ""}`);
+  }
+
+  function paint() {
+    stage.palette("masks", palette(masks, masks.length + 1, pointed ? String(pointed) : null));
+  }
+
+  async function fetch(crf) {
+    const mine = (shown += 1);
+    const image = store.state.image;
+    try {
+      const found = await loader.proposals(loader.proposalsKey(image, threshold, crf));
+      if (mine === shown && image === store.state.image) draw(found, crf);
+    } catch (error) {
+      if (mine !== shown) return;
+      waiting.hidden = true;
+      complain(error);
+    }
+  }
+
+  // At most one request for live masks is on its way; the newest threshold goes next.
+  let busy = false;
+  let again = false;
+  async function follow() {
+    clearTimeout(resting);
+    resting = setTimeout(() => fetch(true), REST);
+    again = true;
+    if (busy) return;
+    busy = true;
+    while (again) {
+      again = false;
+      await fetch(false);
+    }
+    busy = false;
+  }
+
+  let asked = 0;
+  let asking = null;
+  function light(mask) {
+    if (mask === pointed) return;
+    pointed = mask || null;
+    paint();
+    clearTimeout(asking);
+    if (pointed) asking = setTimeout(() => similar(pointed), 120);
+    else if (!alike.childElementCount) setText(about, "Point at a mask, or click it to keep it.");
+  }
+
+  async function similar(mask) {
+    const mine = (asked += 1);
+    try {
+      const found = await get(`images/${store.state.image}/proposals/${mask}/similar?threshold=${threshold.toFixed(2)}`);
+      if (mine !== asked) return;
+      const { names } = store.state.images;
+      setText(about, found.length ? `To mask ${mask}, the most similar first:` : "Nothing yet: other images are compared as soon as they were looked at.");
+      alike.replaceChildren(...found.map((one) => el("li", {},
+        el("button", { type: "button", title: names[one.image], "aria-label": `${names[one.image]}, similarity ${percent(one.similarity)}`, on: { click: () => strip.choose(one.image) } },
+          el("img", { src: url.crop(one.image, one.box), alt: "", loading: "lazy" }),
+          el("span", {}, percent(one.similarity))))));
+    } catch (error) {
+      if (mine === asked) complain(error);
+    }
+  }
+
+  async function open(image) {
+    store.set({ image });
+    pointed = pinned = null;
+    tag.hidden = true;
+    alike.replaceChildren();
+    setText(about, "Point at a mask, or click it to keep it.");
+    const name = store.state.images.names[image];
+    caption.replaceChildren(ends(fileName(name)));
+    caption.title = name;
+    stage.canvas.setAttribute("aria-label", `${name} with its masks`);
+    try {
+      const bitmap = await loader.photo(image);
+      if (image !== store.state.image) return;
+      stage.photo(bitmap);
+      stage.clear("masks");
+      map = null;
+      setText(figures, "");
+      setTimeout(() => (waiting.hidden = map !== null || image !== store.state.image), 250);
+    } catch (error) {
+      complain(error);
+    }
+    follow();
+  }
+
+  const byKey = (step) => {
+    control.set(Math.min(0.95, Math.max(0.05, threshold + step)));
+    threshold = Number(control.range.value);
+    follow();
+  };
+  const nextMask = (step) => {
+    const present = [...new Set(map?.values ?? [])].filter(Boolean).sort((a, b) => a - b);
+    if (!present.length) return;
+    const place = present.indexOf(pinned ?? 0);
+    pinned = present[(place + step + present.length) % present.length];
+    light(pinned);
+    setText(about, `Mask ${pinned} is kept.`);
+  };
+  viewKeys([
+    { keys: ["j", "ArrowRight"], shown: "J →", does: "next image", act: () => strip.step(1) },
+    { keys: ["k", "ArrowLeft"], shown: "K ←", does: "image before", act: () => strip.step(-1) },
+    { keys: [","], shown: ",", does: "lower threshold", act: () => byKey(-0.02) },
+    { keys: ["."], shown: ".", does: "higher threshold", act: () => byKey(0.02) },
+    { keys: ["m"], shown: "M", does: "next mask and what is like it", act: () => nextMask(1) },
+    { keys: ["n"], shown: "N", does: "mask before", act: () => nextMask(-1) },
+  ]);
+
+  const off = store.on("opacity", stage.redraw);
+  open(Math.min(store.state.image, store.state.images.names.length - 1));
+  return () => {
+    off();
+    clearTimeout(resting);
+    clearTimeout(asking);
+    shown += 1;
+    strip.end();
+    stage.end();
+  };
+}
+
+export const masks = {
+  title: "Masks",
+  open: ({ images }) => Boolean(images?.names.length),
+  guide: ({ server }) => ({
+    text: "Each colour is a region that the features propose. Move the threshold until regions are what you would outline; point at one to see its like.",
+    ...(server?.stage === "fitted" ? { to: "classes", label: "Classes" } : { to: "start", label: "Start" }),
+  }),
+  mount,
+};
+

@@ -1,0 +1,158 @@
+// Trust: is this spot what it is called? After a few dozen answers one knows how good the classes are.
+
+import { get, post, url } from "../api.js";
+import { button, el, icon, nothing, setText } from "../dom.js";
+import { count, fileName } from "../format.js";
+import { viewKeys } from "../keyboard.js";
+import { complain } from "../notices.js";
+import { store } from "../store.js";
+import { createInterval } from "./trust/interval.js";
+
+const CLOSE = 0.22; // half the close-up, as a share of the shorter side
+
+function mount(root) {
+  const page = el("div", { class: "trust" });
+  root.append(page);
+  let audit = null;
+  let busy = false;
+  const interval = createInterval();
+
+  const swatch = el("span", { class: "swatch" });
+  const name = el("strong", { class: "cut" });
+  const ask = el("p", { class: "question", id: "question", "aria-live": "polite" }, "Is the spot in the ring ", el("span", { class: "row asked" }, swatch, name), "?");
+  const close = el("img", { alt: "" });
+  const whole = el("img", { alt: "" });
+  const ring = el("div", { class: "ring" });
+  const small = el("div", { class: "ring small-ring" });
+  const caption = el("figcaption", { class: "small muted cut" });
+  const left = el("p", { class: "muted" });
+  const bar = el("div", {});
+  const answers = {
+    right: button("Yes", () => answer(true), { kind: "answer", symbol: "done", key: "Y" }),
+    wrong: button("No", () => answer(false), { kind: "answer", symbol: "close", key: "N" }),
+    unsure: button("Cannot tell", () => answer(null), { kind: "plain", key: "U" }),
+    undo: button("Take the last answer back", () => takeBack(), { kind: "plain", symbol: "undo", key: "Backspace" }),
+  };
+  const asking = el("section", { class: "asking", "aria-labelledby": "question" },
+    ask,
+    el("div", { class: "looks" },
+      el("figure", { class: "close" }, el("div", { class: "frame" }, close, ring)),
+      el("figure", { class: "whole" }, el("div", { class: "frame" }, whole, small), caption)),
+    el("div", { class: "answers" }, answers.right, answers.wrong),
+    el("div", { class: "row apart" }, answers.unsure, answers.undo));
+  const begin = button("Begin anew", () => start(), { title: "Draw new questions; the old answers are kept in a folder of their own" });
+  const report = el("a", { class: "button", href: "/api/report.html", target: "_blank", rel: "noopener" }, icon("file"), "Open the report");
+  const result = el("aside", { class: "panel stack", "aria-label": "What the answers say" },
+    interval.node, el("div", { class: "stack tight" }, left, el("div", { class: "bar" }, bar)), el("div", { class: "row wrap" }, report, begin));
+
+  async function load(request) {
+    if (busy) return;
+    busy = true;
+    page.setAttribute("aria-busy", "true");
+    try {
+      audit = await request;
+      show();
+    } catch (error) {
+      complain(error);
+      if (!audit) intro();
+    } finally {
+      busy = false;
+      page.setAttribute("aria-busy", "false");
+    }
+  }
+  const answer = (right) => audit?.question && !audit.stale && !busy && load(post("audit/answer", { right }));
+  const takeBack = () => audit?.done && !busy && load(post("audit/undo"));
+  const start = (number = 80) => load(post("audit", { answers: number }));
+
+  /** Questions and the report are about all images: how many were not looked at yet. */
+  const unseen = () => store.state.images.doubt.filter((one) => one === null).length;
+
+  function intro() {
+    const total = store.state.images.names.length;
+    if (unseen() > store.state.server.problems.length) {
+      page.replaceChildren(nothing("eye", "A moment",
+        `${total - unseen()} of ${count(total, "photograph")} were looked at so far. Questions are drawn from all of them.`));
+      return;
+    }
+    page.replaceChildren(nothing("done", "How good are these classes?",
+      "You are shown one spot after the other and say whether its class is right. The spots are drawn so that few answers tell much.",
+      el("div", { class: "row" }, button("Answer 40", () => start(40)), button("Answer 80 questions", () => start(80), { kind: "primary", title: "About five minutes" })),
+      el("p", { class: "small" }, "80 answers take about five minutes and tell the accuracy to some nine points either way, 40 to some twelve. You may stop at any moment and go on later."),
+      el("a", { class: "button plain", href: "/api/report.html", target: "_blank", rel: "noopener" }, icon("file"), "Open the report without answering")));
+  }
+
+  function show() {
+    store.set({ audit });
+    if (!audit.total) return intro();
+    if (page.firstChild !== asking && page.firstChild?.className !== "over") page.replaceChildren(asking, result);
+    interval.show(audit.estimate);
+    setText(left, `${audit.done} of ${audit.total} answered`);
+    bar.style.width = `${(100 * audit.done) / audit.total}%`;
+    answers.undo.disabled = !audit.done;
+    if (audit.stale) return over("The classes were changed since", "Answers are about the classes as they were. Begin anew, and the estimate is about those of now.", button("Begin anew", () => start(audit.total), { kind: "primary" }));
+    if (!audit.question) {
+      const words = audit.estimate ? `Between ${points(audit.estimate.low)} and ${points(audit.estimate.high)} percent of all pixels have the right class.` : "";
+      return over("That was the last question", `${words} Export the classes, or correct more images and ask again.`, button("Take the last answer back", takeBack, { kind: "plain", symbol: "undo" }));
+    }
+    if (page.firstChild !== asking) page.replaceChildren(asking, result);
+    question(audit.question);
+  }
+  const points = (share) => Math.round(100 * share);
+
+  function over(title, sentence, action) {
+    page.replaceChildren(el("section", { class: "over panel" }, nothing("done", title, sentence, action)), result);
+  }
+
+  function question({ image, x, y, class: called, colour }) {
+    const { names, width, height } = store.state.images;
+    swatch.style.background = colour;
+    setText(name, called);
+    name.title = called;
+    const half = CLOSE * Math.min(width[image], height[image]);
+    const across = Math.min(0.5, half / width[image]);
+    const down = Math.min(0.5, half / height[image]);
+    // The close-up stays inside the photograph, so the ring is not always in its middle.
+    const cx = Math.min(1 - across, Math.max(across, x));
+    const cy = Math.min(1 - down, Math.max(down, y));
+    close.src = url.crop(image, [cx - across, cy - down, cx + across, cy + down]);
+    whole.src = `/api/images/${image}/photo.jpg`;
+    whole.parentElement.style.aspectRatio = `${width[image]} / ${height[image]}`;
+    place(ring, (x - cx + across) / (2 * across), (y - cy + down) / (2 * down));
+    place(small, x, y);
+    setText(caption, fileName(names[image]));
+    caption.title = names[image];
+    close.alt = `Close-up of ${names[image]}`;
+    whole.alt = `${names[image]}, whole`;
+  }
+  function place(node, x, y) {
+    node.style.left = `${100 * x}%`;
+    node.style.top = `${100 * y}%`;
+  }
+
+  viewKeys([
+    { keys: ["y"], shown: "Y", does: "yes, it is", act: () => answer(true) },
+    { keys: ["n"], shown: "N", does: "no, it is not", act: () => answer(false) },
+    { keys: ["u"], shown: "U", does: "cannot tell", act: () => answer(null) },
+    { keys: ["Backspace"], shown: "⌫", does: "take the last answer back", act: takeBack },
+  ]);
+
+  page.append(el("p", { class: "muted opening", role: "status" }, "Opening…"));
+  load(get("audit"));
+  const offs = [
+    store.on("classes", () => audit?.total && load(get("audit"))),
+    store.on("images", () => audit && !audit.total && intro()),
+  ];
+  return () => offs.forEach((off) => off());
+}
+
+export const trust = {
+  title: "Trust",
+  open: ({ server }) => server?.stage === "fitted",
+  guide: ({ audit }) => {
+    const next = { to: "export", label: "Export" };
+    if (!audit?.total) return { text: "Answer yes or no for a few dozen spots, and you know how many pixels of all are right.", ...next };
+    if (audit.question) return { text: "Look at the ring, press Y or N. The interval narrows with every answer; stop when it is narrow enough for you.", ...next };
+    return { text: "You know now what the classes are worth. Take them to your tool.", ...next };
+  },
+  mount,
+};

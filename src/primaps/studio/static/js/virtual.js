@@ -1,0 +1,150 @@
+// A grid of thousands of which only the rows on the screen exist.
+
+import { el } from "./dom.js";
+
+/**
+ * @param cell makes the content of an item: `cell(number) -> element`
+ * @param choose is called with the number that is now marked, by pointer or arrows
+ * @param open is called for Enter or a double click
+ */
+export function createGrid({ label, width, height, cell, choose = () => {}, open = () => {}, across = false }) {
+  const space = el("div", { class: "space", role: "presentation" });
+  const node = el("div", { class: "grid", role: "listbox", tabindex: "0", "aria-label": label }, space);
+  const id = `grid${(createGrid.made = (createGrid.made ?? 0) + 1)}`;
+  const cells = new Map();
+  let items = [];
+  let chosen = -1;
+  let columns = 1;
+  let each = width;
+
+  // In a strip that runs across, everything is one row.
+  function measure() {
+    if (across) {
+      columns = Math.max(1, items.length);
+      each = width;
+      space.style.width = `${columns * width}px`;
+      space.style.height = "100%";
+    } else {
+      const room = node.clientWidth;
+      columns = Math.max(1, Math.floor(room / width));
+      each = room / columns;
+      space.style.width = "100%";
+      space.style.height = `${Math.ceil(items.length / columns) * height}px`;
+    }
+  }
+
+  function span() {
+    if (across) {
+      const first = Math.floor(node.scrollLeft / width) - 2;
+      return [Math.max(0, first), Math.min(items.length, first + Math.ceil(node.clientWidth / width) + 5)];
+    }
+    const first = Math.floor(node.scrollTop / height) - 1;
+    const rows = Math.ceil(node.clientHeight / height) + 3;
+    return [Math.max(0, first * columns), Math.min(items.length, (first + rows) * columns)];
+  }
+
+  function render() {
+    const [first, last] = span();
+    for (const [place, found] of cells) {
+      if (place >= first && place < last && found.item === items[place]) continue;
+      found.node.remove();
+      cells.delete(place);
+    }
+    for (let place = first; place < last; place += 1) {
+      if (!cells.has(place)) cells.set(place, add(place));
+      const { style } = cells.get(place).node;
+      style.width = `${each}px`;
+      style.height = across ? "100%" : `${height}px`;
+      style.transform = across
+        ? `translateX(${place * width}px)`
+        : `translate(${(place % columns) * each}px, ${Math.floor(place / columns) * height}px)`;
+    }
+    mark();
+  }
+
+  function add(place) {
+    const item = items[place];
+    const made = el("div", {
+      class: "cell", role: "option", id: `${id}-${item}`, "aria-setsize": items.length, "aria-posinset": place + 1,
+      on: { click: () => pick(place), dblclick: () => open(item) },
+    }, cell(item));
+    space.append(made);
+    return { node: made, item };
+  }
+
+  function mark() {
+    for (const [place, found] of cells) found.node.setAttribute("aria-selected", place === chosen);
+    const active = cells.get(chosen);
+    if (active) node.setAttribute("aria-activedescendant", active.node.id);
+    else node.removeAttribute("aria-activedescendant");
+  }
+
+  function reveal(place) {
+    if (place < 0) return;
+    if (across) {
+      const left = place * width;
+      if (left < node.scrollLeft) node.scrollLeft = left;
+      else if (left + width > node.scrollLeft + node.clientWidth) node.scrollLeft = left + width - node.clientWidth;
+      return;
+    }
+    const top = Math.floor(place / columns) * height;
+    if (top < node.scrollTop) node.scrollTop = top;
+    else if (top + height > node.scrollTop + node.clientHeight) node.scrollTop = top + height - node.clientHeight;
+  }
+
+  function pick(place) {
+    chosen = Math.max(0, Math.min(items.length - 1, place));
+    reveal(chosen);
+    render();
+    choose(items[chosen]);
+  }
+
+  node.addEventListener("keydown", (event) => {
+    const page = Math.max(1, Math.floor(node.clientHeight / height)) * columns;
+    const step = {
+      ArrowRight: 1, ArrowLeft: -1, ArrowDown: across ? 1 : columns, ArrowUp: across ? -1 : -columns,
+      PageDown: page, PageUp: -page, Home: -items.length, End: items.length,
+    }[event.key];
+    if (event.key === "Enter" && chosen >= 0) open(items[chosen]);
+    else if (step && items.length) pick(chosen < 0 ? 0 : chosen + step);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+  node.addEventListener("scroll", render, { passive: true });
+  const watch = new ResizeObserver(() => {
+    measure();
+    render();
+  });
+  watch.observe(node);
+
+  return {
+    node,
+    pick,
+    get chosen() {
+      return items[chosen];
+    },
+    /** New items, in their order; the marked one stays marked. */
+    show(found, mine = items[chosen]) {
+      items = found;
+      chosen = mine === undefined ? -1 : items.indexOf(mine);
+      measure();
+      reveal(chosen);
+      render();
+    },
+    /** Draws what is on the screen again, for content that has changed. */
+    refresh() {
+      for (const found of cells.values()) found.node.remove();
+      cells.clear();
+      render();
+    },
+    /** Calls `update(element, item)` for what is on the screen, without building it again. */
+    each(update) {
+      for (const { node: made, item } of cells.values()) update(made, item);
+    },
+    step(by) {
+      if (items.length) pick(chosen + by);
+    },
+    end: () => watch.disconnect(),
+  };
+}

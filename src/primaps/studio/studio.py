@@ -1,0 +1,289 @@
+"""A studio while it runs: the folder, the fit, the classes and the album, and who is told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from primaps.classes.inventory import Inventory
+from primaps.evaluation.audit import Audit
+from primaps.evaluation.audit_questions import about
+from primaps.model import PriMaPsEM
+from primaps.model_folder import ModelRecord, is_model, read_model
+from primaps.studio import trust
+from primaps.studio.album import Album
+from primaps.studio.edited import ConflictError, Edited
+from primaps.studio.events import Hub
+from primaps.studio.export import Exporting, corrected_parts
+from primaps.studio.fitting import Fitting
+from primaps.studio.network import Network, inventory
+from primaps.studio.turns import NOW, Turns
+from primaps.studio.worker import FEW
+from primaps.studio.workspace import Workspace
+from primaps.support.errors import InputError, PrimapsError
+from primaps.support.inputs import read_json
+
+PATIENCE = 60.0
+"""Seconds to wait for a step at the end; a look takes one or two."""
+EVERY = 0.25
+"""Seconds between two states that tabs are told."""
+
+
+class Studio:
+    """What the routes of :mod:`primaps.studio.api` ask.
+
+    Args:
+        workspace: held by this process.
+        classes: number of classes that is proposed, or ``auto``.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+    """
+
+    def __init__(self, workspace: Workspace, classes: int | str, device: str = "auto") -> None:
+        self.workspace, self.device = workspace, device
+        record = workspace.record
+        self.classes = classes if record is None else record.classes
+        self.hub, self.turns = Hub(), Turns()
+        self.network = Network(workspace.options, workspace.model, device)
+        self.album = Album(workspace, self.network, self.turns, self._looked)
+        self.fitting = Fitting(self._fit_changed)
+        self.exporting = Exporting(self.album, lambda job: self.hub.tell("export", job))
+        self.inventory: Inventory | None = None
+        self.edited: Edited | None = None
+        self.error = ""
+        self._record: ModelRecord | None = None
+        self._corrected: set[str] = set()
+        self._pictured = 0.0
+        self._closed = threading.Event()
+        self._beginning = threading.Thread(target=self._begin, daemon=True)
+
+    def begin(self) -> None:
+        """Open the model, go on with a fit, or measure what one would take."""
+        self.hub.begin()
+        self._beginning.start()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _begin(self) -> None:
+        if self._has_model():
+            if self.workspace.record is None:
+                self.workspace.begin(self.classes)
+            self._open()
+        elif self.workspace.record is not None:
+            self.fit(self.classes)
+        else:
+            self._plan()
+
+    def _has_model(self) -> bool:
+        """Whether there is a model that is complete."""
+        folder = self.workspace.model
+        if self.workspace.given is not None:
+            return True
+        states = list(folder.glob("training-*.safetensors"))
+        return is_model(folder) and (folder / "preview.png").is_file() and not states
+
+    def _open(self) -> None:
+        folder = self.workspace.model
+        try:
+            read_model(folder)  # its files are checked before they are used
+            self._record = read_json(folder / "config.json", ModelRecord)
+            self.inventory = inventory(folder)
+            self.edited = Edited(folder, self.inventory.tree, self.workspace.out)
+            self._corrected = set(self.edited.corrections.keys())
+        except (PrimapsError, OSError) as error:
+            self.error = str(error)
+            return
+        self.hub.tell("classes", {"revision": self.edited.revision})
+        self.album.look_at_all()
+
+    def close(self) -> None:
+        """End what runs in the background, and wait for the step that is under way: Python must not
+        end amid the work of a thread."""
+        self._closed.set()
+        self.album.close()
+        self.fitting.stop_quietly()
+        self.hub.end()
+        self._beginning.join(PATIENCE)
+        self.fitting.stop_quietly()  # which that thread may just have begun
+        self.turns.close(PATIENCE)
+
+    # The folder and the fit.
+
+    def choose(self, path: str) -> None:
+        """Take another folder of images, before a fit."""
+        self.workspace.choose(path)
+        self.album.clear()
+        self._plan()
+
+    def fit(self, classes: int | str) -> None:
+        """Begin a fit, or go on with it.
+
+        Raises:
+            ConflictError: it runs already, or is done.
+            InputError: there are no images.
+        """
+        if self.inventory is not None:
+            raise ConflictError("the model is there already: use another --out for another one")
+        if self.fitting.running:
+            raise ConflictError("the fit is running")
+        record = self.workspace.record
+        if record is None or record.classes != classes:
+            self.workspace.begin(classes)
+        self.error, self.classes = "", classes
+        self.fitting.fit(self._task(), self._open)
+
+    def _plan(self) -> None:
+        if self.workspace.images:
+            self.fitting.planned = None
+            self.fitting.plan(self._task())
+
+    def _task(self) -> dict[str, Any]:
+        workspace = self.workspace
+        files = [workspace.file(number) for number in range(len(workspace.images))]
+        return {
+            "images": [[str(file.source), file.key] for file in files],
+            "out": str(workspace.model),
+            "classes": self.classes,
+            "options": workspace.options,
+            "device": self.device,
+        }
+
+    def _fit_changed(self) -> None:
+        progress = self.fitting.progress
+        if progress and progress["stage"] == "features" and time.monotonic() - self._pictured > 3:
+            self._pictured = time.monotonic()
+            last = max(0, progress["done"] - 1)
+            self.hub.tell("image", {"image": last, "kind": "masks"})
+
+    # What tabs are told.
+
+    def state(self) -> dict[str, Any]:
+        """As ``GET state``, see docs/studio.md."""
+        workspace, fitting = self.workspace, self.fitting
+        error = self.error or fitting.error
+        stage = "fitted" if self.edited else "fitting" if fitting.running else "ready"
+        if stage == "ready" and not workspace.images:
+            stage = "empty"
+        if error and not fitting.running:
+            stage = "failed"
+        estimate = None
+        if fitting.planned is not None:
+            classes = FEW if self.classes == "auto" else self.classes
+            seconds = round(sum(fitting.planned.values()), 1)
+            estimate = {"seconds": seconds, "classes": classes}
+        model, record = None, self._record
+        if self.inventory is not None and record is not None:
+            model = {
+                "classes": record.config.classes,
+                "backbone": record.backbone.name,
+                "size": record.config.size,
+                "grid": record.backbone.patch_size,
+                "parts": len(self.inventory.tree),
+            }
+        return {
+            "folder": workspace.photographs.joinpath(workspace.chosen).name,
+            "images": len(workspace.images),
+            "stage": stage,
+            "progress": fitting.progress if fitting.running else self.album.progress,
+            "estimate": estimate,
+            "asked": self.classes,
+            "problems": [*dict.fromkeys(
+                [*workspace.problems, *fitting.problems, *self.album.lost.values()]
+            )],
+            "error": error,
+            "model": model,
+            "revision": self.edited.revision if self.edited else "",
+        }  # fmt: skip
+
+    def _watch(self) -> None:
+        """Tell tabs the state when it changed, and that another program edited the classes."""
+        told: dict[str, Any] = {}
+        while not self._closed.wait(EVERY):
+            try:
+                state = self.state()
+            except (PrimapsError, OSError) as error:  # somebody broke classes.json
+                state = {**told, "error": str(error)}
+            if state != told:
+                if told.get("revision") != state["revision"]:
+                    self.hub.tell("classes", {"revision": state["revision"]})
+                told = state
+                self.hub.tell("state", state)
+
+    # What has to be there.
+
+    def open(self) -> tuple[Inventory, Edited]:
+        """The classes.
+
+        Raises:
+            ConflictError: there is no model yet.
+        """
+        if self.inventory is None or self.edited is None:
+            raise ConflictError("there is no model yet: fit one first")
+        return self.inventory, self.edited
+
+    def _looked(self, number: int) -> None:
+        if self.edited is not None and self.workspace.images[number].key in self._corrected:
+            self.recount(number)
+
+    def recount(self, number: int) -> None:
+        """Count the parts of an image anew, after its correction."""
+        summary = self.album.summaries.get(number)
+        if summary is not None and self.edited is not None:
+            parts = corrected_parts(self.album, self.edited, number)
+            counts = np.bincount(parts.ravel(), minlength=len(summary.alike))
+            self.album.summaries[number] = replace(summary, counts=counts)
+
+    def shares(self) -> dict[int, Float[np.ndarray, " l"]]:
+        """Of the images that were looked at: the share of each part, corrections applied."""
+        return {
+            number: summary.counts / max(1, summary.counts.sum())
+            for number, summary in list(self.album.summaries.items())
+        }
+
+    def audit(self) -> tuple[Audit | None, list[str]]:
+        """The audit that is there, and what one would be about now."""
+        _, edited = self.open()
+        now = about(self._model(edited))
+        return Audit.load(self.workspace.out / "audit"), now
+
+    def begin_audit(self, answers: int) -> None:
+        """Draw the questions of an audit."""
+        _, edited = self.open()
+        model = self._model(edited)
+        trust.begin_audit(self.album, edited, model, answers)
+
+    def report(self) -> Path:
+        """The report of the classes as they are now."""
+        _, edited = self.open()
+        path = self.workspace.out / "report.html"
+        model = self._model(edited)
+        return trust.report(self.album, model, path)
+
+    def _model(self, edited: Edited) -> PriMaPsEM:
+        """The model with the edits of now; it is loaded in the thread of the network."""
+        if not self.network.loaded:
+            self.turns.take(NOW, self.network.model).result()
+        return self.network.with_edits(edited.edits)
+
+    def corrected(self) -> list[int]:
+        """Numbers of the corrected images."""
+        if self.edited is None:
+            return []
+        keys = set(self.edited.corrections.keys())
+        return [n for n, one in enumerate(self.workspace.images) if one.key in keys]
+
+    def number(self, key: str | None) -> int | None:
+        """Number of the image with a key.
+
+        Raises:
+            InputError: the key is of no image.
+        """
+        if key is None:
+            return None
+        if (number := self.workspace.number(key)) is None:
+            raise InputError(f"there is no image {key!r} in this studio")
+        return number

@@ -1,0 +1,15 @@
+import pytest
+
+from primaps.backbones.load import load_backbone
+from primaps.model import PriMaPsEM
+from tests.test_model import QUICK
+
+
+@pytest.fixture
+def network(colours):
+    return load_backbone(colours, device="cpu", patch_size=8)
+
+
+@pytest.fixture
+def fitted(network, painted_folder):
+    return PriMaPsEM(3, backbone=network, **QUICK).fit(painted_folder / "images")

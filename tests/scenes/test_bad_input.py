@@ -1,0 +1,142 @@
+"""One sentence about each scene that cannot be used; nothing is lost or left behind."""
+
+import builtins
+import importlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import primaps
+from primaps.scenes.look import Look
+from primaps.scenes.reader import open_scene
+from primaps.scenes.source import SceneError
+from primaps.support.errors import InputError, MissingPackageError, NotFoundError, PrimapsError
+from tests.scenes.conftest import bands, geotiff
+
+rasterio = pytest.importorskip("rasterio")
+
+
+@pytest.fixture
+def scene(picture, tmp_path):
+    return geotiff(tmp_path / "scene.tif", bands(picture), compress="deflate")
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.97])
+@pytest.mark.parametrize("reader", ["rasterio", "tifffile"])
+def test_a_truncated_tiff_is_one_sentence(model, picture, tmp_path, share, reader):
+    path = tmp_path / "scene.tif"
+    if reader == "rasterio":
+        geotiff(path, bands(picture), compress="deflate")
+    else:
+        tifffile = pytest.importorskip("tifffile")
+        tifffile.imwrite(path, np.asarray(picture), tile=(64, 64), photometric="rgb")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(SceneError, match=r"scene\.tif is damaged or no image") as told:
+        primaps.predict_scene(model, path, tmp_path / "out.tif")
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "out.tif").exists()
+    assert len(path.read_bytes()) == int(len(data) * share)
+
+
+def test_bands_have_to_be_named_where_nothing_names_them(model, picture, tmp_path):
+    values = np.concatenate([bands(picture).astype(np.uint16) * 12] * 6)[:17]
+    path = geotiff(tmp_path / "many.tif", values)
+    with pytest.raises(SceneError, match="17 bands: say which are red, green and blue"):
+        primaps.predict_scene(model, path, tmp_path / "out.tif")
+    with pytest.raises(InputError, match="bands 1 to 17, none of 18"):
+        primaps.predict_scene(model, path, tmp_path / "out.tif", bands=[1, 2, 18])
+    with pytest.raises(InputError, match="names 2 bands"):
+        primaps.predict_scene(model, path, tmp_path / "out.tif", bands=[1, 2])
+    assert primaps.predict_scene(model, path, tmp_path / "out.tif", bands=[4, 5, 6])
+
+
+def test_one_band_is_grey(model, picture, tmp_path):
+    grey = np.asarray(picture.convert("L"))[None]
+    primaps.predict_scene(model, geotiff(tmp_path / "g.tif", grey), tmp_path / "out.tif")
+    found = np.asarray(Image.open(tmp_path / "out.tif"))
+    assert (found == primaps.predict_image(model, picture.convert("L"))).all()
+
+
+def test_floats_with_nan_and_scenes_of_nothing(model, picture, tmp_path):
+    values = bands(picture).astype(np.float32) / 255
+    values[:, :50] = np.nan
+    path = geotiff(tmp_path / "f.tif", values)
+    primaps.predict_scene(model, path, tmp_path / "out.tif")
+    found = np.asarray(Image.open(tmp_path / "out.tif"))
+    assert ((found == 255) == (np.arange(187) < 50)[:, None]).all()
+    empty = geotiff(tmp_path / "e.tif", np.full_like(values, np.nan))
+    with pytest.raises(SceneError, match="no valid pixel"):
+        primaps.predict_scene(model, empty, tmp_path / "e-out.tif")
+    blank = geotiff(tmp_path / "b.tif", np.zeros((3, 90, 90), np.uint8), nodata=0)
+    primaps.predict_scene(model, blank, tmp_path / "b-out.tif")
+    assert (np.asarray(Image.open(tmp_path / "b-out.tif")) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("look", "words"),
+    [
+        ({"window": 60}, "not a multiple of the patch size 8; 64 is"),
+        ({"overlap": 40}, "half of the window"),
+        ({"scale": 0}, "scale is 0; it must be above 0"),
+        ({"scale": 1000}, "nothing is left"),
+        ({"scale": 2, "mpp": 3}, "give one of them"),
+        ({"stretch": (5, 5)}, "must rise"),
+        ({"bands": [0, 1, 2]}, "bands"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_sentence(model, scene, tmp_path, look, words):
+    with pytest.raises(InputError, match=words):
+        primaps.predict_scene(model, scene, tmp_path / "out.tif", **look)
+    assert not (tmp_path / "out.tif").exists()
+
+
+def test_a_ground_size_needs_one(picture, scene, tmp_path):
+    assert Look(mpp=2).view(open_scene(scene)).scale == 4
+    picture.save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="does not say how large its pixels are"):
+        Look(mpp=2).view(open_scene(tmp_path / "a.png"))
+    degrees = geotiff(
+        tmp_path / "d.tif", bands(picture), crs="EPSG:4326",
+        transform=rasterio.Affine(1e-5, 0, 13, 0, -1e-5, 60),
+    )  # fmt: skip
+    assert open_scene(degrees).metres == pytest.approx(1.113 * 0.5**0.5, rel=0.01)
+
+
+def test_what_is_no_image_or_not_there(tmp_path):
+    (tmp_path / "text.tif").write_text("no image at all")
+    with pytest.raises(SceneError, match="damaged or no image"):
+        open_scene(tmp_path / "text.tif")
+    with pytest.raises(NotFoundError, match="does not exist"):
+        open_scene(tmp_path / "none.tif")
+    (tmp_path / "text.png").write_text("no image at all")
+    with pytest.raises(PrimapsError, match="not an image"):
+        open_scene(tmp_path / "text.png")
+
+
+def test_a_volume_is_refused(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "v.tif", np.zeros((5, 6, 40, 50), np.uint8))
+    with pytest.raises(SceneError, match="axes"):
+        open_scene(tmp_path / "v.tif")
+
+
+@pytest.mark.parametrize(("name", "extra"), [("rasterio", "geo"), ("tifffile", "slides")])
+def test_a_missing_package_says_how_to_get_it(picture, tmp_path, monkeypatch, name, extra):
+    if name == "rasterio":
+        path = geotiff(tmp_path / "a.tif", bands(picture))
+    else:
+        path = tmp_path / "a.tif"
+        picture.save(path)
+    real = builtins.__import__
+
+    def without(module, *args, **kwargs):
+        if module.split(".")[0] == name:
+            raise ImportError(module)
+        return real(module, *args, **kwargs)
+
+    importlib.invalidate_caches()
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingPackageError, match=rf"primaps\[{extra}\]"):
+        open_scene(path)

@@ -1,0 +1,97 @@
+"""Logits that are streamed by rows of windows, against the same in one piece."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from primaps.scenes.logits import blend
+from primaps.scenes.reader import in_memory
+from primaps.scenes.view import View
+from primaps.scenes.windows import cosine_weights, plan_windows
+from primaps.scenes.work import Work
+from primaps.support.progress import silent
+
+PATCH = 8
+
+
+def odd_values(images):
+    """Values of two channels that depend on the place in the window, as a network's do."""
+    found = torch.nn.functional.avg_pool2d(images.float(), PATCH)[:, :2] / 50
+    rows, columns = found.shape[2:]
+    bend = torch.linspace(-1, 1, rows)[:, None] ** 2 + torch.linspace(-1, 1, columns) ** 2
+    return found + bend
+
+
+def view_of(width, height, seed=0):
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return View(in_memory(Image.fromarray(pixels))), pixels
+
+
+def in_one_piece(view, pixels, plan):
+    more = (plan.rows * PATCH - view.height, plan.columns * PATCH - view.width)
+    whole = np.pad(pixels, ((0, more[0]), (0, more[1]), (0, 0)), "symmetric")
+    sums = torch.zeros(2, plan.rows, plan.columns)
+    total = torch.zeros(plan.rows, plan.columns)
+    weights = cosine_weights(plan.side)
+    for top in plan.tops:
+        for left in plan.lefts:
+            rows = slice(top, top + plan.side[0])
+            columns = slice(left, left + plan.side[1])
+            part = whole[top * PATCH :, left * PATCH :][: plan.side[0] * PATCH]
+            part = torch.from_numpy(part[:, : plan.side[1] * PATCH].copy()).permute(2, 0, 1)
+            sums[:, rows, columns] += odd_values(part[None])[0] * weights
+            total[rows, columns] += weights
+    mean = sums / total
+    return mean - mean.amax(0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(150, 210), (30, 20), (64, 300), (301, 64)])
+def test_rows_of_windows_give_the_mean_of_all_windows(tmp_path, width, height):
+    view, pixels = view_of(width, height)
+    plan = plan_windows(height, width, PATCH, 64, 24)
+    raw = blend(odd_values, [2], view, plan, PATCH, Work(tmp_path), silent)
+    found = torch.from_numpy(raw.rows(0, plan.rows)).float().permute(1, 0, 2)
+    assert torch.allclose(found, in_one_piece(view, pixels, plan), atol=3e-3)
+
+
+def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(tmp_path):
+    view, _ = view_of(150, 210)
+    plan = plan_windows(210, 150, PATCH, 64, 24)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    wanted = blend(odd_values, [2], view, plan, PATCH, Work(whole), silent).path.read_bytes()
+    calls = 0
+
+    def stopping(images):
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 0:
+            raise KeyboardInterrupt
+        return odd_values(images)
+
+    for _ in range(30):
+        try:
+            raw = blend(stopping, [2], view, plan, PATCH, Work(parts), silent)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert calls > 6
+    assert raw.path.read_bytes() == wanted
+
+
+def test_windows_that_show_nothing_are_never_looked_at(tmp_path):
+    pixels = np.zeros((200, 400, 4), np.uint8)
+    pixels[70:130, 70:130] = 200
+    view = View(in_memory(Image.fromarray(pixels)))
+    plan = plan_windows(200, 400, PATCH, 64, 0)
+    seen = []
+
+    def values(images):
+        seen.append(len(images))
+        return odd_values(images)
+
+    blend(values, [2], view, plan, PATCH, Work(tmp_path), silent)
+    assert sum(seen) == 4 < len(plan.tops) * len(plan.lefts)

@@ -1,0 +1,59 @@
+"""Scenes from the command line."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.test_cli import call
+from tests.conftest import painted
+from tests.scenes.conftest import bands, geotiff
+
+rasterio = pytest.importorskip("rasterio")
+QUICK = ["--size", 64, "--epochs", 1, "--min-steps", 3, "--min-init-steps", 10, "--no-mask-crf"]
+
+
+def test_fit_predict_and_propose_a_scene(vit, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path / "cache"))
+    values = bands(painted(1, 256, 192)[0]).astype(np.uint16) * 16
+    scene = geotiff(tmp_path / "scene.tif", np.concatenate([values] * 2))
+    model, out = tmp_path / "model", tmp_path / "classes.tif"
+    look = ["--bands", "3,2,1", "--mpp", 1]
+    done = call("fit", scene, "--windows", 8, *look, "--classes", 3, "--out", model, "--backbone",
+                vit, *QUICK)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "8 windows of 64 px" in done.output
+    command = ["predict", model, scene, "--out", out, *look, "--polygons", tmp_path / "a.gpkg"]
+    done = call(*command, "--window", 64, "--overlap", 16, "--stretch", "0,4096")
+    assert done.exit_code == 0, done.output
+    with rasterio.open(out) as found:
+        assert found.shape == (192, 256)
+    assert (tmp_path / "a.gpkg").stat().st_size
+    done = call(*command, "--window", 64, "--overlap", 16, "--stretch", "0,4096")
+    assert "kept from before" in done.output
+    done = call("propose", scene, "--out", tmp_path / "masks.tif", "--backbone", vit, *look,
+                "--window", 64, "--no-mask-crf")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "masks: " in done.output
+    painted(2, 256, 192)[0].save(tmp_path / "photo.png")
+    done = call("predict", model, tmp_path / "photo.png", "--out", tmp_path / "maps", "--tiles")
+    assert done.exit_code == 0, done.output
+    assert Image.open(tmp_path / "maps" / "photo.png").size == (256, 192)
+    for words, sentence in (
+        (
+            ["predict", model, scene, "--out", tmp_path / "o", "--scale", 2],
+            "--out a file that ends",
+        ),
+        (["predict", model, scene, "--out", tmp_path / "o.tif", "--bands", "r,g"], "takes numbers"),
+        (["predict", model, scene, "--out", tmp_path / "o.tif", "--stretch", "7"], "two numbers"),
+        (["predict", model, scene, "--out", tmp_path / "o.tif"], "has 6 bands"),
+        (
+            ["predict", model, scene, "--out", tmp_path / "o", "--tiles", "--mpp", 2],
+            "about a scene",
+        ),
+        (["propose", scene, "--out", tmp_path / "o.tif", "--explain"], "are for photographs"),
+        (["fit", scene, "--classes", 3, "--out", tmp_path / "m", "--scale", 2], "give --windows"),
+    ):
+        extra = [] if words[0] == "predict" else ["--backbone", vit]
+        done = call(*words, *extra)
+        assert done.exit_code == 1
+        assert sentence in " ".join(done.output.split()), done.output

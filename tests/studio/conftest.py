@@ -1,0 +1,147 @@
+"""A small model, its photographs, and a studio that is served on a real port."""
+
+import shutil
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from primaps.model import PriMaPsEM
+from primaps.support.files import cache_dir
+from tests.classes.conftest import made, tree  # noqa: F401 (fixtures)
+from tests.conftest import painted
+
+pytest.importorskip("starlette")
+httpx = pytest.importorskip("httpx2")
+
+MODEL = {"size": 64, "recipe": "orthogonal", "min_init_steps": 10, "mask_crf": False}
+TOKEN = "the-token-of-this-test"
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """A cache of this test for features, with the compiled functions that are there already."""
+    compiled = cache_dir() / "compiled"
+    compiled.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "compiled").symlink_to(compiled)
+    monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def prepared(vit, tmp_path_factory) -> Path:
+    """``photos`` of two folders and ``model``, fitted to them; not to be written to."""
+    root = tmp_path_factory.mktemp("studio")
+    for seed in range(10):
+        place = root / "photos" / ("a" if seed < 6 else "b")
+        place.mkdir(parents=True, exist_ok=True)
+        painted(seed)[0].save(place / f"{seed}.png")
+    model = PriMaPsEM(3, backbone=vit, device="cpu", **MODEL)
+    model.fit(root / "photos", store=None).save_pretrained(root / "model")
+    return root
+
+
+@pytest.fixture
+def folder(prepared, tmp_path) -> Path:
+    """A copy, to be edited."""
+    for name in ("photos", "model"):
+        shutil.copytree(prepared / name, tmp_path / name)
+    return tmp_path
+
+
+@dataclass
+class Served:
+    """A studio that answers."""
+
+    client: "httpx.Client"
+    port: int
+    studio: object
+    root: Path
+
+    def get(self, path, /, **query):
+        return self.client.get(f"/api/{path}", params=query)
+
+    def post(self, path, /, **content):
+        return self.client.post(f"/api/{path}", json=content)
+
+    def raw(self, text: bytes) -> bytes:
+        """The answer to a request that no client would send."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(text)
+            found = b""
+            while block := connection.recv(1 << 16):
+                found += block
+        return found
+
+    def seen(self):
+        """Wait until all images were looked at."""
+        album = self.studio.album
+        for _ in range(600):
+            if album.wait_for_all() and self.studio.edited is not None:
+                return self
+            time.sleep(0.05)
+        raise AssertionError(self.studio.state())
+
+
+@contextmanager
+def serving(workspace, classes=3):
+    """A studio on a port of its own, with a client that has its cookie."""
+    import uvicorn
+
+    from primaps.studio.serve import application
+    from primaps.studio.studio import Studio
+
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.bind(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    studio = Studio(workspace, classes, "cpu")
+    app = application(studio, TOKEN, port)
+    config = uvicorn.Config(app, http="h11", ws="none", log_level="warning", server_header=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    base = f"http://127.0.0.1:{port}"
+    with httpx.Client(base_url=base, headers={"Origin": base}, timeout=60) as client:
+        assert client.get("/", params={"token": TOKEN}).status_code == 303
+        yield Served(client, port, studio, workspace.out)
+    server.should_exit = True
+    thread.join(20)
+    listening.close()
+
+
+@contextmanager
+def model_served(folder):
+    """A studio with a model that is there already."""
+    from primaps.studio.workspace import opened
+
+    given = folder / "photos", folder / "out", {}, folder / "model"
+    with opened(*given) as workspace, serving(workspace) as found:
+        for _ in range(400):
+            if found.studio.edited is not None:
+                break
+            time.sleep(0.05)
+        yield found
+
+
+@pytest.fixture
+def served(folder):
+    """A studio of this test alone."""
+    with model_served(folder) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def shared(prepared, tmp_path_factory):
+    """A studio that tests ask, and do not change."""
+    root = tmp_path_factory.mktemp("shared")
+    for name in ("photos", "model"):
+        shutil.copytree(prepared / name, root / name)
+    with model_served(root) as found:
+        yield found.seen()

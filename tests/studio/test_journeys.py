@@ -1,0 +1,381 @@
+"""What a person does in the studio, in a real browser, and the files that it leaves.
+
+Chromium comes from the system (``apt-get install chromium``), Playwright for Python drives it.
+Each journey also asserts that no request left the page's address and that the console has no error.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from primaps.classes.classes_json import read_legend
+from primaps.classes.inventory import Inventory
+from primaps.demo import PHOTOGRAPHS, _packaged
+from primaps.exchange import import_labels
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+ARGUMENTS = (
+    "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+    "--disable-background-networking",
+)  # fmt: skip
+CLASSES = 6
+PATIENCE = 240_000
+"""Milliseconds, for a machine that does other things at the same time."""
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory, request):
+    """The demo's photographs and, where they are, four frames of CamVid."""
+    folder = tmp_path_factory.mktemp("journeys") / "photos"
+    (folder / "street").mkdir(parents=True)
+    for place in PHOTOGRAPHS:
+        path = _packaged(*place)
+        shutil.copy(path, folder / path.name)
+    try:
+        frames = sorted((request.getfixturevalue("data_root") / "camvid" / "images").rglob("*.*"))
+    except pytest.skip.Exception:
+        frames = []
+    for path in frames[:4]:
+        shutil.copy(path, folder / "street" / path.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(photographs, vit):
+    """The address of a studio in a process of its own, and its folder."""
+    out = photographs.parent / "out"
+    command = [sys.executable, "-m", "primaps", "studio", str(photographs), "--out", str(out)]
+    options = ["--classes", str(CLASSES), "--backbone", vit, "--size", "128", "--no-browser"]
+    process = subprocess.Popen(
+        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        said = ""
+        while not (found := re.search(r"http://\S+", said)):
+            line = process.stdout.readline()
+            assert line, f"the studio did not start: {said}"
+            said += line
+        yield found.group(), out
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser, served):
+    """A page of the studio; at the end its requests and its console are looked at."""
+    address, _ = served
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    found = context.new_page()
+    found.set_default_timeout(PATIENCE)
+    requests, errors = [], []
+    found.on("request", lambda request: requests.append(request.url))
+    found.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+    found.on("pageerror", lambda error: errors.append(str(error)))
+    found.goto(address)
+    yield found
+    context.close()
+    assert {urlsplit(url).netloc for url in requests} == {urlsplit(address).netloc}
+    assert errors == []
+
+
+def go(page, view):
+    page.get_by_role("navigation").get_by_text(view, exact=True).click()
+    page.get_by_role("heading", level=1, name=view).wait_for()
+
+
+def saved(page):
+    page.locator(".saved", has_text=re.compile("^Saved$")).wait_for()
+
+
+def ask(page, path):
+    """An answer of the server, as the page gets it."""
+    return page.evaluate("path => fetch('/api/' + path).then(answer => answer.json())", path)
+
+
+def fitted(page):
+    """Find the classes if that was not done yet, and wait until every image was looked at."""
+    page.get_by_role("heading", level=1).wait_for()
+    if ask(page, "state")["stage"] != "fitted":
+        go(page, "Start")
+        page.get_by_role("button", name="Find the classes").click()
+    page.get_by_text(re.compile(r"\d+ class(es)?( in|$)")).first.wait_for()
+    until = time.monotonic() + PATIENCE / 1000
+    while None in ask(page, "images")["doubt"]:
+        assert time.monotonic() < until, "the images were not looked at"
+        page.wait_for_timeout(100)
+    page.reload()
+    page.get_by_role("heading", level=1).wait_for()
+
+
+def legend(out):
+    """The classes as the files have them."""
+    inventory = Inventory.load(out / "model")
+    return read_legend(out / "model", inventory.tree)
+
+
+def gallery(page, names):
+    """The page shows these classes, as soon as everything is saved."""
+    saved(page)
+    page.wait_for_function(
+        "names => [...document.querySelectorAll('.card .name')].map(one => one.value)"
+        ".sort().join('\\n') === names",
+        arg="\n".join(sorted(names)),
+    )
+
+
+def card(page, name):
+    found = page.locator(".card").filter(has=page.locator(f'.name[title="{name}"]'))
+    found.scroll_into_view_if_needed()
+    return found
+
+
+def set_range(page, label, value):
+    """Move a slider as a hand does: to a value, and let go."""
+    page.get_by_label(label, exact=True).evaluate(
+        "(range, value) => { range.value = value; range.dispatchEvent(new Event('input'));"
+        " range.dispatchEvent(new Event('change')) }",
+        value,
+    )
+
+
+def pixels(page, selector=".stage canvas"):
+    """What is seen of a canvas."""
+    import io
+
+    shot = Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")
+    return np.asarray(shot).astype(int)
+
+
+def test_from_a_folder_to_the_first_masks(page, served, photographs):
+    _, out = served
+    before = {path: path.read_bytes() for path in photographs.rglob("*.*")}
+    page.get_by_text(f"{len(before)} photographs").first.wait_for()
+    page.get_by_role("button", name="Find the classes").click()
+    page.get_by_text(f"{CLASSES} classes in {len(before)} photographs").wait_for()
+    fitted(page)
+    go(page, "Masks")
+    page.get_by_text("refined by the CRF").wait_for()
+    shown = pixels(page)
+    set_range(page, "Opacity of the masks", 0)
+    page.wait_for_timeout(300)
+    assert (np.abs(shown - pixels(page)).sum(2) > 30).mean() > 0.1, "masks are not drawn"
+    assert (out / "model" / "model.safetensors").is_file()
+    assert len(legend(out).classes) == CLASSES
+    assert {path: path.read_bytes() for path in photographs.rglob("*.*")} == before
+
+
+def test_the_threshold_changes_the_masks_at_once(page):
+    fitted(page)
+    go(page, "Masks")
+    counts = {}
+    for threshold in (0.2, 0.6):
+        set_range(page, "Threshold", threshold)
+        page.get_by_text("refined by the CRF").wait_for()
+        masks = page.evaluate(
+            "async url => { const a = await fetch(url);"
+            " const d = new Uint8Array(await a.arrayBuffer(), 4);"
+            " return new Set(d.filter(v => v > 0)).size }",
+            f"/api/images/0/proposals?threshold={threshold}&crf=1",
+        )
+        page.get_by_text(re.compile(rf"^{masks} masks?, borders refined")).wait_for()
+        counts[threshold] = pixels(page)
+    assert (counts[0.2] != counts[0.6]).any()
+    # Pointing at a mask brings what is like it in other images.
+    for key in ("m", "m", "n"):
+        page.keyboard.press(key)
+    page.get_by_text(re.compile("^To mask .* the most similar first")).wait_for()
+    assert page.locator(".alike button").count() > 0
+
+
+def test_number_of_classes_names_merges_splits_and_the_way_back(page, served, browser):
+    address, out = served
+    fitted(page)
+    go(page, "Classes")
+    start = [one.name for one in legend(out).classes]
+    gallery(page, start)
+    changes = 0
+
+    # K: every cut is shown while the slider moves, and the one where it is let go is kept.
+    requests = []
+    page.on("request", lambda request: requests.append(request.method))
+    slider = page.get_by_label("Number of classes", exact=True)
+    slider.evaluate("range => { range.value = 4; range.dispatchEvent(new Event('input')) }")
+    page.wait_for_timeout(300)
+    assert page.locator(".card").count() == 4
+    assert "POST" not in requests, "the slider asks the server while it moves"
+    slider.evaluate("range => range.dispatchEvent(new Event('change'))")
+    page.get_by_text("There are 4 classes now.").wait_for()
+    gallery(page, legend(out).names)
+    assert len(legend(out).classes) == 4
+    changes += 1
+
+    # A name, typed; one that looks like markup stays text.
+    name = "<b>road</b> & pavement"
+    field = page.locator(".card .name").first
+    field.fill(name)
+    field.press("Enter")
+    saved(page)
+    assert name in legend(out).names
+    gallery(page, legend(out).names)
+    assert page.locator(".card b").count() == 0
+    changes += 1
+
+    # Another tab has it without being asked.
+    other = browser.new_context().new_page()
+    other.goto(address)
+    other.locator(f'.card .name[title="{name}"]').wait_for(timeout=PATIENCE)
+    other.close()
+
+    # Merging by keyboard, and by dropping one onto another.
+    first = page.locator(".card").first
+    first.focus()
+    for key in ("m", "ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    page.get_by_text(re.compile("was merged into")).first.wait_for()
+    gallery(page, legend(out).names)
+    assert len(legend(out).classes) == 3
+    assert name in legend(out).names, "a name that was given went with the merge"
+    changes += 1
+    page.locator(".notice").first.wait_for(state="detached")
+    boxes = [page.locator(".card .crops").nth(i).bounding_box() for i in range(2)]
+    middles = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in boxes]
+    page.mouse.move(*middles[0])
+    page.mouse.down()
+    page.mouse.move(*middles[1], steps=8)
+    page.mouse.up()
+    page.get_by_text(re.compile("was merged into")).first.wait_for()
+    gallery(page, legend(out).names)
+    assert len(legend(out).classes) == 2
+    changes += 1
+
+    # Splitting and hiding by keyboard.
+    split = page.locator(".card").first
+    split.focus()
+    page.keyboard.press("s")
+    page.get_by_text(re.compile("was split")).wait_for()
+    gallery(page, [one.name for one in legend(out).classes])
+    assert len(legend(out).classes) > 2
+    changes += 1
+    page.locator(".card").first.focus()
+    page.keyboard.press("h")
+    saved(page)
+    page.get_by_text(re.compile("1 hidden")).wait_for()
+    assert sum(one.hidden for one in legend(out).classes) == 1
+    changes += 1
+
+    for _ in range(changes):
+        page.keyboard.press("Control+z")
+        saved(page)
+        page.wait_for_timeout(50)
+    assert legend(out).names == start
+    gallery(page, start)
+    page.keyboard.press("Control+Shift+z")
+    saved(page)
+    page.get_by_text(re.compile("Done again")).wait_for()
+    assert len(legend(out).classes) == 4
+    page.keyboard.press("Control+z")
+    gallery(page, start)
+
+
+def test_a_region_is_corrected_and_the_classes_are_audited(page, served):
+    _, out = served
+    fitted(page)
+    go(page, "Images")
+    page.get_by_label("Order").select_option("name")
+    page.locator(".cell").first.click()
+    page.get_by_role("button", name="All images").wait_for()
+    page.wait_for_timeout(500)
+    least = page.locator(".present-row").last
+    name = least.locator(".cut").inner_text()
+    least.click()  # the class that there is least of: the brush is on
+    page.get_by_text(re.compile(f"make it {name}")).wait_for()
+    page.locator(".stage canvas").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press(" ")
+    page.get_by_text(f"Corrected to {name}.").wait_for()
+    saved(page)
+    (path,) = (out / "corrections").rglob("*.png")
+    corrected = np.asarray(Image.open(path)).astype(int)
+    target = next(one for one in legend(out).classes if one.name == name)
+    assert set(np.unique(corrected)) - {65535} == {target.parts[0]}
+    middle = tuple(side // 2 for side in corrected.shape)
+    around = corrected[middle[0], middle[1] : middle[1] + corrected.shape[1] // 20]
+    assert target.parts[0] in around, "the correction is not where it was painted"
+
+    page.keyboard.press("Control+z")
+    page.get_by_text(re.compile("^Undone: correct")).wait_for()
+    assert ask(page, "images")["corrected"] == []
+    page.keyboard.press("Control+Shift+z")
+    page.get_by_text(re.compile("Done again")).wait_for()
+    assert len(ask(page, "images")["corrected"]) == 1
+
+    go(page, "Trust")
+    page.get_by_role("button", name="Answer 40").click()
+    page.get_by_text("0 of 40 answered").wait_for()
+    for done, key in zip((1, 2, 3, 4, 5, 5, 6, 7, 8, 9), "yynyyunyyy", strict=True):
+        with page.expect_response("**/api/audit/answer"):
+            page.keyboard.press(key)
+        page.locator(".trust[aria-busy=false]").wait_for()
+        page.get_by_text(f"{done} of 40 answered").wait_for()
+    audit = ask(page, "audit")
+    page.get_by_text(re.compile(r"^Between \d+% and \d+%")).wait_for()
+    text = page.locator(".interval .muted").inner_text()
+    low, high = (round(100 * audit["estimate"][end]) for end in ("low", "high"))
+    assert text.startswith(f"Between {low}% and {high}%")
+    answers = json.loads((out / "audit" / "audit.json").read_text())["answers"]
+    assert sorted(filter(lambda one: one is not None, answers)) == [False] * 2 + [True] * 7
+    page.keyboard.press("Backspace")
+    page.get_by_text("8 of 40 answered").wait_for()
+    answers = json.loads((out / "audit" / "audit.json").read_text())["answers"]
+    assert answers.count(True) == 6
+
+
+def test_what_is_exported_reads_back(page, served, photographs, tmp_path):
+    _, out = served
+    fitted(page)
+    go(page, "Classes")
+    field = page.locator(".card .name").first
+    field.fill("sky & air")
+    field.press("Enter")
+    saved(page)
+    names = legend(out).names
+    assert "sky & air" in names
+    count = len([*photographs.rglob("*.*")])
+    for title, form in (("COCO", "coco"), ("CVAT", "cvat")):
+        go(page, "Export")
+        page.locator(".format").filter(has=page.get_by_text(title, exact=True)).click()
+        page.get_by_role("button", name="Export", exact=True).click()
+        page.get_by_role("heading", name=f"Ready for {title}", exact=True).wait_for()
+        page.get_by_role("heading", name="What to do next").wait_for()
+        folder = page.locator(".path").inner_text()
+        labels = tmp_path / form
+        source = f"{folder}/annotations.{'json' if form == 'coco' else 'xml'}"
+        import_labels(source, form, labels)
+        maps = sorted(labels.rglob("*.png"))
+        assert len(maps) == count
+        found = json.loads((labels / "classes.json").read_text())
+        assert set(names) <= set(map(str, json.dumps(found, ensure_ascii=False).split('"')))
+    # Both tools are told the same, and it is what the page shows.
+    for path in sorted((tmp_path / "coco").rglob("*.png")):
+        one, other = (np.asarray(Image.open(tmp_path / form / path.relative_to(tmp_path / "coco")))
+                      for form in ("coco", "cvat"))  # fmt: skip
+        np.testing.assert_array_equal(one, other)

@@ -1,0 +1,174 @@
+"""What the page computes by itself, in the browser, against the library and against scipy."""
+
+import functools
+import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from primaps.classes.edits import legend, node_classes
+from primaps.classes.tree import Tree
+from primaps.studio.serve import STATIC
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+
+@pytest.fixture(scope="module")
+def page():
+    """A blank page that can import the modules."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=STATIC))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        found = browser.new_page()
+        found.set_default_timeout(240_000)
+        found.goto(f"http://127.0.0.1:{server.server_port}/icon.svg")
+        yield found
+        browser.close()
+    server.shutdown()
+
+
+def random_tree(seed, classes=4):
+    """One to three parts a class; parts of a class merge first, then classes in any order."""
+    generator = np.random.default_rng(seed)
+    sizes = generator.integers(1, 4, classes)
+    parts, merges, tops = int(sizes.sum()), [], []
+    for first, size in zip(np.cumsum(sizes) - sizes, sizes, strict=True):
+        top = int(first)
+        for leaf in range(first + 1, first + size):
+            merges.append([top, int(leaf)])
+            top = parts + len(merges) - 1
+        tops.append((int(first), top))
+    while len(tops) > 1:
+        one, other = sorted(generator.choice(len(tops), 2, replace=False))
+        merges.append([tops[one][1], tops[other][1]])
+        joined = (tops[one][0], parts + len(merges) - 1)
+        tops = sorted([t for i, t in enumerate(tops) if i not in (one, other)] + [joined])
+    cost = torch.from_numpy(np.sort(generator.random(parts - 1)))
+    return Tree(torch.eye(parts), torch.ones(parts).long(), torch.tensor(merges), cost, classes)
+
+
+def call(page, module, function, *arguments):
+    code = f"async given => (await import('/js/{module}.js')).{function}(...given)"
+    return page.evaluate(code, list(arguments))
+
+
+def as_the_server_sends(tree, edits):
+    """``GET classes``, as far as cuts need it."""
+    nodes = [
+        {"id": one.id, "name": one.name, "colour": "#000000", "parts": list(one.parts)}
+        for one in node_classes(tree, edits)
+    ]
+    classes = [
+        {"id": one.id, "parts": list(one.parts), "hidden": one.hidden, "name": one.name}
+        for one in legend(tree, edits).classes
+    ]
+    tree = {"nodes": nodes, "merges": tree.merges.tolist(), "cost": tree.cost.tolist()}
+    return {"tree": tree, "classes": classes, "parts": len(nodes) // 2 + 1}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_cut_is_that_of_the_library(page, seed):
+    tree = random_tree(seed)
+    edits = [{"rename": "0", "to": "road"}, {"hide": "1"}]
+    found = as_the_server_sends(tree, edits)
+    for count in range(1, len(tree) + 1):
+        there = legend(tree, edits, count).classes
+        here = call(page, "tree", "cutClasses", found, count)
+        assert [(one["id"], one["name"], one["parts"], bool(one["hidden"])) for one in here] == [
+            (one.id, one.name, list(one.parts), one.hidden) for one in there
+        ]
+        if count > 1:  # what any two of them would be called if they were merged
+            parts = [*there[0].parts, *there[-1].parts]
+            merged = legend(tree, [*cut_by_hand(tree, count), {"merge": ids(there[0], there[-1])}])
+            name = call(page, "tree", "classId", found, tree.classes, parts)
+            assert name in [one.id for one in merged.classes]
+
+
+def ids(*classes):
+    return [one.id for one in classes]
+
+
+def cut_by_hand(tree, count):
+    """Splits and merges from the model's own classes to a cut."""
+    edits = []
+    wanted = {one.parts for one in legend(tree, [], count).classes}
+    while {one.parts for one in legend(tree, edits).classes} != wanted:
+        now = legend(tree, edits).classes
+        inside = {one: next((w for w in wanted if set(one.parts) <= set(w)), None) for one in now}
+        large = [one for one, whole in inside.items() if whole is None]
+        if large:
+            edits.append({"split": large[0].id})
+            continue
+        for whole in wanted:
+            together = [one.id for one, mine in inside.items() if mine == whole]
+            if len(together) > 1:
+                edits.append({"merge": together})
+    return edits
+
+
+def test_a_region_is_what_is_connected(page):
+    values = np.random.default_rng(0).integers(0, 2, (30, 41))
+    map_ = {"width": 41, "height": 30, "values": values.ravel().tolist()}
+    labelled, _ = ndimage.label(values)
+    borders = [(y, x) for y in range(30) for x in (0, 40) if values[y, x]]
+    for y, x in [*np.argwhere(values)[::60], *borders]:
+        found = call(page, "views/images/regions", "region", map_, int(x), int(y))
+        expected = np.flatnonzero(labelled.ravel() == labelled[y, x])
+        np.testing.assert_array_equal(np.sort(found), expected)
+
+
+def test_runs_and_discs_cover_what_they_say(page):
+    rows, columns = np.mgrid[:20, :50]
+    for x, y, radius in ((10, 8, 5.5), (0, 0, 7), (49, 10, 30)):
+        expected = (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
+        found = call(
+            page, "views/images/regions", "disc", {"width": 50, "height": 20}, x, y, radius
+        )
+        np.testing.assert_array_equal(np.sort(found), np.flatnonzero(expected))
+        runs = call(page, "views/images/regions", "runs", expected.ravel().astype(int).tolist())
+        covered = [pixel for start, length in runs for pixel in range(start, start + length)]
+        np.testing.assert_array_equal(covered, np.flatnonzero(expected))
+
+
+def test_confidence_counts_merged_classes_together(page):
+    logits = torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(0)) * 3
+    group = [0, 1, 0, 3, 1]
+    given = {"classes": 5, "height": 4, "width": 6, "values": logits.flatten().tolist()}
+    found = call(page, "confidence", "confidence", given, group)
+    shares = torch.zeros(5, 4, 6).index_add_(0, torch.tensor(group), logits.softmax(0))
+    expected = (255 * shares.amax(0)).flatten().numpy()
+    values = [found["values"][str(i)] for i in range(24)] if isinstance(
+        found["values"], dict
+    ) else found["values"]  # fmt: skip
+    np.testing.assert_allclose(values, expected, atol=0.51)
+
+
+def test_half_precision_is_read_as_numpy_reads_it(page):
+    numbers = np.array([0, -0.5, 1, 65504, 6e-8, 3.14159, -1e-5, np.inf], np.float16)
+    found = page.evaluate(
+        "async words => [...(await import('/js/api.js')).halves(new Uint16Array(words))]",
+        numbers.view(np.uint16).tolist(),
+    )
+    np.testing.assert_array_equal(np.array(found, np.float32), numbers.astype(np.float32))
+
+
+def test_zooming_keeps_what_is_under_the_pointer(page):
+    image, pane = {"width": 400, "height": 300}, {"left": 10, "top": 0, "width": 900, "height": 500}
+    camera, at = {"zoom": 3, "x": 0.4, "y": 0.6}, {"x": 500, "y": 260}
+    before = call(page, "draw/camera", "pointAt", camera, image, pane, at)
+    nearer = call(page, "draw/camera", "zoomAt", camera, image, pane, at, 1.7)
+    after = call(page, "draw/camera", "pointAt", nearer, image, pane, at)
+    assert nearer["zoom"] == pytest.approx(5.1)
+    assert after == pytest.approx(before)

@@ -1,0 +1,229 @@
+"""The command itself: started, killed at any moment, started again."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.test_cli import call
+from tests.studio.conftest import httpx
+from tests.studio.test_api import grid
+
+START = (
+    "import sys; from primaps.studio.serve import run_studio; "
+    "run_studio(sys.argv[1], sys.argv[2], model=sys.argv[3] or None, backbone=sys.argv[4], "
+    "size=64, classes=3, min_init_steps=int(sys.argv[5]), mask_crf=False, browser=False, "
+    "device='cpu')"
+)
+
+
+class Running:
+    """The command in a process of its own, and a client that has its cookie."""
+
+    def __init__(self, folder, model="", backbone="", steps=40):
+        command = [sys.executable, "-c", START, folder / "photos", folder / "out", model, backbone]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            [*map(str, command), str(steps)], env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self.said = ""
+        while not (found := re.search(r"(http://\S+)/\?token=(\S+)\s", self.said)):
+            line = self.process.stdout.readline()
+            assert line, self.said
+            self.said += line
+        base = found[1]
+        self.client = httpx.Client(base_url=base, headers={"Origin": base}, timeout=60)
+        assert self.client.get("/", params={"token": found[2]}).status_code == 303
+
+    def get(self, path):
+        return self.client.get(f"/api/{path}").json()
+
+    def post(self, path, /, **content):
+        return self.client.post(f"/api/{path}", json=content)
+
+    def wait(self, reached):
+        """Until a state is reached."""
+        for _ in range(3000):
+            state = self.get("state")
+            if reached(state):
+                return state
+            assert state["stage"] != "failed", state
+            time.sleep(0.02)
+        raise AssertionError(state)
+
+    def children(self):
+        task = Path(f"/proc/{self.process.pid}/task")
+        found = [one for path in task.glob("*/children") for one in path.read_text().split()]
+        return [Path("/proc") / one for one in found]
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.client.close()
+
+
+@contextmanager
+def running(*arguments, **options):
+    found = Running(*arguments, **options)
+    try:
+        yield found
+    finally:
+        found.kill()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")
+def test_a_fit_goes_on_after_a_stop_and_after_a_kill(vit, folder, own_cache):
+    """And the process that fits ends with the server, however that ended."""
+    with running(folder, backbone=vit, steps=2000) as first:
+        state = first.wait(lambda state: state["stage"] == "ready")
+        assert state["model"] is None
+        assert first.post("classes/cut", revision="", classes=2).status_code == 409
+        assert not (folder / "out" / "studio.json").exists()
+        assert first.post("fit", classes=3).json()["stage"] == "fitting"
+        assert first.post("fit", classes=3).status_code == 409
+        assert first.post("folder", path="a").status_code == 400
+        state = first.wait(lambda s: (s["progress"] or {}).get("stage") == "k-means")
+        assert state["progress"]["total"] == 5 * 2000
+        assert first.post("stop").json()["stage"] == "ready"
+        assert not first.children()
+        first.post("fit", classes=3)
+        saved = folder / "out" / "model" / "training-k-means-1.safetensors"
+        first.wait(lambda s: saved.is_file())
+        (worker,) = first.children()
+        first.kill()
+        for _ in range(200):
+            if not worker.exists() or "State:\tZ" in (worker / "status").read_text():
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError("the process that fits outlived its server")
+    at = saved.stat().st_mtime_ns
+    with running(folder, backbone=vit, steps=2000) as again:
+        state = again.wait(
+            lambda s: s["stage"] == "fitting" and s["progress"]["stage"] == "k-means"
+        )
+        assert state["asked"] == 3
+        assert state["progress"]["done"] > 1 or saved.stat().st_mtime_ns > at
+
+
+def test_what_was_answered_is_there_after_a_kill(folder, vit, own_cache):
+    """A fit, a cut and a correction; each is followed at once by SIGKILL."""
+    with running(folder, backbone=vit) as one:
+        one.wait(lambda state: state["stage"] == "ready")
+        one.post("fit", classes=3)
+        one.wait(lambda state: state["stage"] == "fitted")
+        revision = one.get("classes")["revision"]
+        edits = [{"rename": "0", "to": "sky"}]
+        revision = one.post("classes", revision=revision, edits=edits).json()["revision"]
+        answer = one.post("classes/cut", revision=revision, classes=2)
+        one.kill()
+    assert answer.status_code == 200
+    with running(folder) as one:
+        one.wait(lambda state: state["stage"] == "fitted")
+        content = one.get("classes")
+        assert [c["id"] for c in content["classes"]] == [c["id"] for c in answer.json()["classes"]]
+        parts = grid(one.client.get("/api/images/4/parts"))
+        name, runs = content["classes"][1]["id"], [[0, 64], [640, 9]]
+        answer = one.post(
+            "images/4/correction", **{"class": name}, revision=content["revision"], runs=runs
+        )
+        one.kill()
+    with running(folder) as one:
+        one.wait(lambda state: state["stage"] == "fitted")
+        content = one.get("classes")
+        assert content["undo"] == answer.json()["undo"] == "correction of a/4"
+        found = grid(one.client.get("/api/images/4/parts"))
+        changed = parts.copy()
+        changed.ravel()[np.r_[0:64, 640:649]] = content["classes"][1]["parts"][0]
+        assert (found == changed).all()
+        one.post("undo", revision=content["revision"])
+        assert (grid(one.client.get("/api/images/4/parts")) == parts).all()
+        assert one.get("classes")["redo"] == "correction of a/4"
+    shown = call("classes", folder / "out" / "model")
+    assert "sky" in shown.output
+
+
+def test_two_studios_on_one_folder_take_turns(folder):
+    with running(folder, folder / "model") as first:
+        first.wait(lambda state: state["stage"] == "fitted")
+        with subprocess.Popen(
+            [sys.executable, "-m", "primaps", "studio", str(folder / "photos"), "--no-browser",
+             "--out", str(folder / "out"), "--model", str(folder / "model")],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        ) as second:  # fmt: skip
+            line = second.stderr.readline()
+            assert "waiting for another run that writes to" in line
+            first.kill()
+            assert "The studio of" in second.stderr.readline()
+            second.send_signal(signal.SIGINT)
+            assert second.wait(120) in (0, 130)  # before the server listens it is any command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{photos}/none"], "is no folder: give the folder of the photographs"),
+        (["{photos}", "--out", "{photos}/a/out"], "lies among the photographs"),
+        (["{photos}", "--out", "{photos}"], "lies among the photographs"),
+        (["{photos}", "--out", "{photos}/../model"], "is not empty and no studio's folder"),
+        (["{photos}", "--host", "0.0.0.0"], "name this one with --allow-host NAME"),
+        (["{photos}", "--classes", "many"], "classes is 'many'"),
+        (["{photos}", "--classes", "1"], "classes is 1"),
+        (["{photos}", "--port", "99999"], "port is 99999"),
+        (["{photos}", "--recipe", "best"], "recipe 'best' must be one of"),
+    ],
+)
+def test_what_cannot_be_served_is_one_sentence(folder, arguments, words, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    given = [one.format(photos=folder / "photos") for one in arguments]
+    done = call("studio", *given, "--no-browser")
+    assert done.exit_code == 1, done.output
+    assert words in done.output.replace("\n", " ")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_studio_of_other_photographs_is_not_opened(folder):
+    from primaps.studio.workspace import opened
+
+    with opened(folder / "photos", folder / "out", {}) as workspace:
+        workspace.begin(3)
+    with (
+        pytest.raises(ValueError, match="is the studio of .*, not of"),
+        opened(folder / "photos" / "a", folder / "out", {}),
+    ):
+        pass
+    path = folder / "out" / "studio.json"
+    path.write_text(path.read_text().replace('"path": "a/0.png"', '"path": "../../secret.png"'))
+    with (
+        pytest.raises(ValueError, match="no file below"),
+        opened(folder / "photos", folder / "out", {}),
+    ):
+        pass
+
+
+def test_a_model_without_a_tree_is_refused_with_a_sentence(folder):
+    (folder / "model" / "tree.safetensors").unlink()
+    with running(folder, folder / "model") as one:
+        for _ in range(500):
+            state = one.get("state")
+            if state["stage"] == "failed":
+                break
+            time.sleep(0.02)
+        assert "has no tree of classes, which the studio edits" in state["error"]
+
+
+def test_the_packages_of_the_studio_are_named_where_they_lack(folder, monkeypatch):
+    from primaps.studio import serve
+
+    monkeypatch.setattr(serve, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'primaps\[studio\]'"):
+        serve.run_studio(folder / "photos", folder / "out", browser=False)
