@@ -220,7 +220,8 @@ def test_projections_of_a_folder_are_trained_once_a_seed(table1, tmp_path, monke
     assert "not run" not in text
     for label in ("STEGO + CRF", "STEGO + PriMaPs-EM", "HP", "HP + PriMaPs-EM + CRF"):
         assert float(cells_of(text, label)[0]) > 0
-    trained = sorted(path.name[:5] for path in (tmp_path / "out" / "projections").iterdir())
+    found = (tmp_path / "out" / "projections").glob("*/projection.json")
+    trained = sorted(path.parent.name[:5] for path in found)
     assert trained == ["HP-vi", "STEGO"]
     again, _ = table1("--seeds", 0, name="projections")
     assert again.output.count("(from before)") == 12
