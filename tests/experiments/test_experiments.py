@@ -400,7 +400,7 @@ def test_the_means_of_figure_8a_are_those_of_table_2():
         (["table1", "--root", "x"], "x does not exist; give the folder that holds leftImg8bit/"),
         (["table1", "--seeds", "a,b"], "--seeds is 'a,b'; it must be numbers like 0,1,2"),
         (["table1", "--seeds", "1,1"], "--seeds is '1,1'"),
-        (["table1", "--views", "many"], "--views is 'many'"),
+        (["table1", "--views", "many"], "views is 'many'"),
         (["table1", "--projection", "x.pt"], "it must be STEGO=PATH or HP=PATH"),
         (["table1", "--dataset", "folder", "--plan"], "give --root: a folder with images"),
     ],

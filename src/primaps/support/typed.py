@@ -142,6 +142,9 @@ def _is_finite(value: Any) -> bool:
 
 
 def _one_of(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
+    wanted = [kind for kind in kinds if kind is not NoneType]
+    if value is not None and len(wanted) == 1 and get_origin(wanted[0]) is Literal:
+        return conform(value, wanted[0], name)
     reasons = []
     for kind in kinds:
         try:
@@ -159,8 +162,6 @@ def _fits_kind(value: Any, kind: Any) -> bool:
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if plain in (int, float):
         return isinstance(value, Real) and not isinstance(value, bool)
-    if get_origin(plain) is Literal:
-        return any(type(value) is type(choice) for choice in get_args(plain))
     origin = get_origin(plain) or plain
     return isinstance(origin, type) and isinstance(value, origin | dict)
 
