@@ -1,7 +1,7 @@
 """Every file that is read, changed in every way: read, or refused in one sentence, in bounds."""
 
-import time
 import resource
+import time
 import warnings
 
 import pytest
