@@ -10,7 +10,7 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -31,20 +31,19 @@ from primaps.backbones.backbone import (
 )
 from primaps.backbones.load import load_backbone
 from primaps.classes.apply import final_map
-from primaps.classes.classes_json import change_edits, read_edits
 from primaps.classes.edits import legend
-from primaps.classes.inventory import NAME as TREE
 from primaps.classes.inventory import Inventory, take_inventory
-from primaps.classes.legend import EditError, Legend
+from primaps.classes.legend import Legend
 from primaps.classes.tree import TreeError
 from primaps.config import Classes, Config, check_names
 from primaps.crf import DenseCRF
 from primaps.data import (
     Dataset,
+    ImageCollection,
     ImageFile,
     Problem,
-    find_images,
     fit_to_patches,
+    image_files,
     load_image,
     pair_up,
     to_tensor,
@@ -59,14 +58,9 @@ from primaps.em.recorder import HistoryLine, Recorder
 from primaps.features.collection import MaskMaker
 from primaps.features.extract import BACKBONE_BATCH, Extracted, extract
 from primaps.model_folder import (
-    BackboneRecord,
     ModelError,
-    ProjectionRecord,
-    TrainingRecord,
-    read_model,
-    refuse_foreign_files,
-    write_model,
 )
+from primaps.pretrained import read_pretrained, write_pretrained
 from primaps.projections.checkpoints import as_projection
 from primaps.projections.encoder import code_network, encoder
 from primaps.projections.projection import Projection
@@ -80,8 +74,6 @@ from primaps.support.typed import Range
 from primaps.version import VERSION
 
 logger = logging.getLogger("primaps")
-ImageCollection = str | Path | Sequence[str | Path] | Sequence[ImageFile] | Sequence[Image.Image]
-"""Files, folders or globs; or image files, or images in memory."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +232,7 @@ class PriMaPsEM:
         data = None
         files: Sequence[ImageFile] = []
         if labels is None:
-            files = as_files(images)
+            files = image_files(images)
         else:
             data = labels if isinstance(labels, Dataset) else pair_up(cast(Any, images), labels)
             files = data.samples
@@ -456,42 +448,19 @@ class PriMaPsEM:
         """
         if self.prototypes_ is None:
             raise ModelError("the model is not fitted: call fit first")
-        path = Path(folder).expanduser()
-        refuse_foreign_files(path)
-        self._look_at_edits(path)
-        projection = self.projection
-        if projection is not None and projection.own:
-            projection.save(path, backbone=self.network is not self.backbone)
-        (path / TREE).unlink(missing_ok=True)  # a tree of another fit would not fit this one
-        plan = schedule(self.config, self._images, self.clusters)
-        write_model(
+        write_pretrained(
             folder,
-            self.prototypes_.state_dict(),
-            self.history_,
             self.config,
-            BackboneRecord(self.backbone.name, self.backbone.digest, self.backbone.patch_size),
-            None if projection is None else ProjectionRecord(projection.name, projection.digest),
-            TrainingRecord(
-                self._images, plan.all_init_steps, plan.steps, self.config.method == "probe"
-            ),
+            self.backbone,
+            self.projection,
+            carried=self.network is not self.backbone,
+            prototypes=self.prototypes_,
+            history=self.history_,
+            inventory=self.inventory_,
+            edits=self.edits_,
+            images=self._images,
+            plan=schedule(self.config, self._images, self.clusters),
         )
-        if self.inventory_ is not None:
-            self.inventory_.save(path)
-            if self.edits_:
-                change_edits(path, self.inventory_.tree, lambda _: self.edits_)
-
-    def _look_at_edits(self, folder: Path) -> None:
-        """Whether a ``classes.json`` that is there is of this model; before anything is written."""
-        if self.inventory_ is None:
-            return
-        try:
-            read_edits(folder, self.inventory_.tree)
-        except EditError as error:
-            if self.edits_:
-                raise
-            logger.warning(
-                "the classes.json of an earlier fit stays, but is not of this: %s", error
-            )
 
     @property
     def clusters(self) -> int | None:
@@ -518,65 +487,30 @@ class PriMaPsEM:
         Raises:
             ModelError: no model of this package is there, or the backbone has other weights.
         """
-        path, record, tensors, history = read_model(folder)
-        config, trained_on = record.config, record.backbone
-        given = config.backbone if backbone is None else backbone
-        if isinstance(given, str) and given.startswith("callable:"):
+        found = read_pretrained(folder, projection)
+        trained_on = found.record.backbone
+        options = asdict(found.record.config)
+        name = options.pop("backbone")
+        if backbone is None and name.startswith("callable:"):
             raise ModelError(
-                f"{folder} was fitted on features of your {given.removeprefix('callable:')}; "
+                f"{folder} was fitted on features of your {name.removeprefix('callable:')}; "
                 "pass it as from_pretrained(..., backbone=it)"
             )
-        codes: Projection | Callable[[Tensor], Tensor] | None = projection
-        if codes is None and record.projection is not None:
-            if not (path / "projection.json").is_file():
-                raise ModelError(
-                    f"{folder} was fitted on codes of your {record.projection.name}; "
-                    "pass it as from_pretrained(..., projection=it)"
-                )
-            codes = Projection.load(path)
-        options = {k: v for k, v in asdict(config).items() if k != "backbone"}
         model = cls(
             **options,
-            backbone=given,
+            backbone=name if backbone is None else backbone,
             device=device,
             patch_size=trained_on.patch_size,
-            projection=codes,
+            projection=found.projection,
         )
         if trained_on.sha256 not in (None, model.backbone.digest):
             raise ModelError(
                 f"{folder} was fitted on other weights of {trained_on.name} than those found at "
                 f"{model.backbone.source}; give the original weights as backbone"
             )
-        kind = LinearProbe if config.method == "probe" else Prototypes
-        prototypes = kind(tensors["direction"])
-        prototypes.load_state_dict(tensors)
-        model.prototypes_ = prototypes.to(model.backbone.device).requires_grad_(False)
-        model._images, model.history_ = record.training.images, history
-        model.inventory_ = Inventory.load(path)
-        channels = tensors["direction"].shape[1]
-        if isinstance(codes, Projection) and codes.channels not in (None, channels):
-            raise ModelError(f"{folder}: projection and weights are not of one fit")
-        if model.inventory_ is not None:
-            tree = model.inventory_.tree
-            if (tree.classes, tree.parts.shape[1]) != (config.classes, channels):
-                raise TreeError(
-                    f"{path / TREE} is of another model than {path / 'model.safetensors'}: fit "
-                    "again, or remove it to go on without a tree"
-                )
-        if model.inventory_ is not None:
-            model.edits_ = list(read_edits(path, model.inventory_.tree).edits)
-            if model.edits_:
-                model.legend_ = legend(model.inventory_.tree, model.edits_)
+        model.prototypes_ = found.prototypes.to(model.backbone.device)
+        model._images, model.history_ = found.record.training.images, found.history
+        model.inventory_, model.edits_ = found.inventory, found.edits
+        if found.inventory is not None and found.edits:
+            model.legend_ = legend(found.inventory.tree, found.edits)
         return model
-
-
-def as_files(images: ImageCollection) -> list[ImageFile]:
-    """Paths become the files that they name; image files and Pillow images stay what they are."""
-    if isinstance(images, str | Path) or not isinstance(images, Iterable):
-        return find_images(images)
-    items: list[Any] = list(images)
-    if items and all(isinstance(item, ImageFile) for item in items):
-        return items
-    if items and all(isinstance(item, Image.Image) for item in items):
-        return [ImageFile(item, str(i)) for i, item in enumerate(items)]
-    return find_images(items)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from primaps.config import Config
-from primaps.data import ImageFile, read
+from primaps.data import ImageCollection, ImageFile, image_files, read
 from primaps.data.stream import content_digest
 from primaps.em.em import fit_em
 from primaps.em.fit import schedule
@@ -19,7 +19,7 @@ from primaps.em.kmeans import fit_kmeans
 from primaps.em.prototypes import Prototypes
 from primaps.features.collection import CollectionStores
 from primaps.features.extract import BACKBONE_BATCH, extract
-from primaps.model import ImageCollection, PriMaPsEM, as_files
+from primaps.model import PriMaPsEM
 from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
 from primaps.support.progress import ProgressCallback, silent
@@ -102,7 +102,7 @@ def plan(
     config = model.config
     if config.method == "probe":
         raise InputError("a plan is of PriMaPs-EM or k-means, not of a linear probe")
-    files = as_files(images)
+    files = image_files(images)
     em = config.method == "em"
     views = config.views if em else 0
     maker = model.mask_maker() if em else None

@@ -1,5 +1,6 @@
 """Images and labels from disk, labelled data sets, and the transforms of the protocol."""
 
+from primaps.data.collection import ImageCollection, image_files
 from primaps.data.dataset import DataError, Dataset, Sample
 from primaps.data.folder import ImageFile, find_images, find_label, read_classes, read_protocol
 from primaps.data.labelled import as_dataset, pair_up
@@ -13,6 +14,7 @@ __all__ = [
     "DATASETS",
     "DataError",
     "Dataset",
+    "ImageCollection",
     "ImageError",
     "ImageFile",
     "Problem",
@@ -24,6 +26,7 @@ __all__ = [
     "find_images",
     "find_label",
     "fit_to_patches",
+    "image_files",
     "load_dataset",
     "load_image",
     "load_label",
