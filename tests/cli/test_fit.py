@@ -100,7 +100,7 @@ def test_a_sample_is_drawn_by_the_seed_and_the_plan_says_what_it_saves(images, v
     assert "a sample of 1000, --sample 1000, takes" in plan()
     done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--sample", 0)
     assert done.exit_code == 1
-    assert "a sample of 0 images is none" in done.output
+    assert "sample is 0; it must be at least 1" in done.output
 
 
 def test_plan_of_a_recipe_counts_its_starts_and_no_em(images, vit, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +35,9 @@ from primaps.cli.options import (
 from primaps.cli.words import note, result, summary, warn
 from primaps.config import Config
 from primaps.support.errors import InputError
+
+TILED = {"window", "overlap", "scale"}
+"""Options of scenes that are about photographs too, by --tiles."""
 
 
 @command(app, rich_help_panel=IMAGES)
@@ -81,12 +83,12 @@ def propose(
         from primaps.label_maps import explain_files, propose_files
         from primaps.scenes.look import is_scene
         from primaps.scenes.propose import propose_scene
+        from primaps.support.distributed import own_device
 
         look = look_options(window, overlap, scale, mpp, bands, stretch)
         scene = is_scene(inputs, out)
-        _refuse_look(look, scene)
-        shown = _share(shard, progress)
-        network = load_backbone(backbone, _own(device))
+        _refuse_look(look, scene, shard)
+        network = load_backbone(backbone, own_device(device))
         note(f"backbone {network.name} from {network.source}")
         if scene:
             if explain or size is not None:
@@ -97,6 +99,7 @@ def propose(
             )  # fmt: skip
             note(f"kept from before: {out}" if count is None else f"{count} masks: {out}")
             return
+        shown = _share(shard, progress)
         done = propose_files(
             inputs, out, backbone=network, threshold=threshold, mask_crf=mask_crf, size=size,
             shard=shard, progress=shown, problem=warn,
@@ -140,12 +143,12 @@ def predict(
         from primaps.label_maps import predict_files
         from primaps.scenes.look import is_scene
         from primaps.scenes.predict import predict_scene
+        from primaps.support.distributed import own_device
 
         look = look_options(window, overlap, scale, mpp, bands, stretch)
         scene = is_scene(inputs, out)
-        _refuse_look(look | ({"polygons": polygons} if polygons else {}), scene, tiles)
-        shown = _share(shard, progress)
-        network = fitted_model(model, _own(device), classes)
+        _refuse_look(look | ({"polygons": polygons} if polygons else {}), scene, shard, tiles)
+        network = fitted_model(model, own_device(device), classes)
         titles = names.split(",") if names else None
         if scene:
             new = predict_scene(
@@ -154,6 +157,7 @@ def predict(
             )  # fmt: skip
             note(f"written: {out}" if new else f"kept from before: {out}")
             return
+        shown = _share(shard, progress)
         done = predict_files(
             network, inputs, out, crf=crf, names=titles, tiles=look if tiles else None,
             shard=shard, progress=shown, problem=warn,
@@ -161,15 +165,17 @@ def predict(
         summary(done, out)
 
 
-def _refuse_look(look: dict[str, Any], scene: bool, tiles: bool = False) -> None:
-    """Options of scenes that nothing would heed."""
-    unheeded = (
-        [] if scene else sorted({*look} - ({"window", "overlap", "scale"} if tiles else set()))
-    )
+def _refuse_look(look: dict[str, Any], scene: bool, shard: str, tiles: bool | None = None) -> None:
+    """Options that nothing would heed; ``tiles`` is None for a command without it."""
+    if scene and shard != "auto":
+        raise InputError(f"--shard {shard} is about many photographs: one process takes a scene")
+    if scene and tiles:
+        raise InputError("--tiles is about photographs: a scene is looked at by windows anyway")
+    unheeded = [] if scene else sorted({*look} - (TILED if tiles else set()))
     if unheeded:
         raise InputError(
             f"--{unheeded[0]} is about a scene: give one INPUT, and --out a file that ends in .tif"
-            + ("" if tiles else "; or --tiles for photographs")
+            + ("; or --tiles for photographs" if tiles is False and look.keys() <= TILED else "")
         )
 
 
@@ -182,12 +188,3 @@ def _share(shard: str, progress: Any) -> Any:
     if share.total > 1:
         note(f"shard {share} of the images; --shard 1/1 takes them all")
     return progress if share.number == 1 else silent
-
-
-def _own(device: str) -> str:
-    """The GPU of this process, if torchrun started several."""
-    if device not in ("auto", "cuda") or "LOCAL_RANK" not in os.environ:
-        return device
-    import torch
-
-    return f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -203,8 +204,14 @@ def _command_line_type(kind: Any) -> Any:
 
 def _read(value: Any, kind: Any) -> Any:
     """A number, where an option is one or a word, as ``--views`` is."""
-    number = isinstance(value, str) and value.lstrip("-").isdecimal()
-    return int(value) if number and any(map(_of_numbers, get_args(kind)[:1])) else value
+    if any(map(_of_numbers, get_args(kind)[:1])) and isinstance(value, str):
+        return whole_number(value)
+    return value
+
+
+def whole_number(text: str) -> int | str:
+    """A text as the number that it is; any other text as it is, for a check to refuse or take."""
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
 
 
 def _of_numbers(kind: Any) -> bool:

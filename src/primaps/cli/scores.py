@@ -71,20 +71,16 @@ def evaluate(
     """Accuracy, mean IoU and IoU per class after Hungarian matching."""
     with running() as progress:
         from primaps.evaluation.protocol import evaluate as run
-        from primaps.support.ours import write_scores
+        from primaps.support.ours import need_own, write_scores
 
+        if json_file:
+            need_own(json_file)  # before the work
         data = labelled_images(images, labels, dataset, split, "val", ignore_index)
         network = fitted_model(model, device, classes)
         found = run(
             network, data, size=size, crop=crop, mirror=mirror, crf=crf, resize=resize,
             matching=matching, progress=progress, problem=warn,
         )  # fmt: skip
-        if json_file:
-            write_scores(json_file, found.to_dict())
-        if pictures:
-            from primaps.pictures.scores import draw_result
-
-            draw_result(network, data, found, pictures)
         options = ", ".join(f"{name} {value}" for name, value in asdict(found.options).items())
         line = f"{found.images} images, {options}"
         result(line)
@@ -95,6 +91,12 @@ def evaluate(
         table.add_row("mean IoU", f"{100 * found.mean_iou:.1f}")
         table.add_row("accuracy", f"{100 * found.accuracy:.1f}")
         show(table)
+        if json_file:
+            write_scores(json_file, found.to_dict())
+        if pictures:
+            from primaps.pictures.scores import draw_result
+
+            draw_result(network, data, found, pictures)
 
 
 @command(app, rich_help_panel=SCORES)
@@ -117,8 +119,10 @@ def oracle(
     with running() as progress:
         from primaps.backbones.load import load_backbone
         from primaps.evaluation.oracle import evaluate_oracle
-        from primaps.support.ours import write_scores
+        from primaps.support.ours import need_own, write_scores
 
+        if json_file:
+            need_own(json_file)
         data = labelled_images(images, labels, dataset, split, "val", ignore_index)
         network = load_backbone(backbone, device)
         found = evaluate_oracle(

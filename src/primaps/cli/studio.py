@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from primaps.cli.app import CLASSES, app, command, running
-from primaps.cli.options import DeviceOption, config_options
+from primaps.cli.options import DeviceOption, config_options, whole_number
 from primaps.cli.words import note
 from primaps.support.typed import Range
 
@@ -47,6 +47,6 @@ def studio(
 
         run_studio(
             photographs, out, model=model, host=host, port=port, allow_host=allow_host or (),
-            classes=int(classes) if classes.isdecimal() else classes, browser=browser,
+            classes=whole_number(classes), browser=browser,
             device=device, told=note, **options,
         )  # fmt: skip

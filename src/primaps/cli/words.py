@@ -67,7 +67,7 @@ def summary(done: Any, out: Path) -> None:
 def sentence(error: Exception) -> str:
     """An error in one sentence: of ours as it is, of others with its kind."""
     if isinstance(error, PrimapsError):
-        return " ".join(str(error).split("\n"))
+        return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if _of_memory(error):

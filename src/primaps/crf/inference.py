@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -25,9 +25,6 @@ from primaps.crf.parameters import (
     Weight,
 )
 from primaps.support.entrance import entrance
-
-if TYPE_CHECKING:
-    pass
 
 Values = TypeVar("Values", Tensor, np.ndarray, list[Any], tuple[Any, ...])
 

@@ -41,7 +41,13 @@ def as_images(images: Any) -> list[UInt8[Tensor, "3 h w"]]:
         return list(images) if images.ndim == 4 else [images]
     if isinstance(images, (list, tuple)):
         if _depth(images) > 1:  # numbers
-            return as_images(_channels_first(np.asarray(as_tensor(images, "images"), np.uint8)))
+            values = as_tensor(images, "images")
+            whole = not values.is_floating_point() and not values.is_complex()
+            if not whole or (values.numel() and not (values.min() >= 0 and values.max() <= 255)):
+                raise InputError(
+                    "images: expected whole numbers of 0 to 255 in the list; undo the normalisation"
+                )
+            return as_images(_channels_first(values.numpy().astype(np.uint8)))
         parts = [as_images(image) for image in images]
         if any(len(part) != 1 for part in parts):
             raise InputError("images: a list must hold single images, found a batch in it")

@@ -7,6 +7,7 @@ the codes.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -183,6 +184,9 @@ class Projection(nn.Module):
         if not weights.exists() and description.exists():
             raise ProjectionError(f"{description} is not of a projection: it is not replaced")
         carried = folder / "backbone"
+        foreign = os.path.lexists(carried) and not description.exists()
+        if backbone and self.backbone not in (None, carried) and foreign:
+            raise ProjectionError(f"{carried} is not of a projection: it is not replaced")
         if backbone and self.backbone is not None and self.backbone != carried:
             for name in ("model.safetensors", "config.json"):  # the second says that both are there
                 with atomic_path(carried / name) as temporary:

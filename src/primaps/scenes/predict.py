@@ -23,11 +23,13 @@ from primaps.scenes.source import Scene
 from primaps.scenes.work import RawFile, Work, result_of
 from primaps.scenes.writer import Labels, write_labels, written_digest
 from primaps.support.colours import palette
+from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
 from primaps.support.progress import ProgressCallback, silent
 from primaps.version import VERSION
 
 
+@entrance
 def predict_scene(
     model: PriMaPsEM,
     path: str | Path,
@@ -92,6 +94,7 @@ def predict_scene(
     return done
 
 
+@entrance
 def predict_image(
     model: PriMaPsEM, image: Image.Image, crf: bool = True, **look: Any
 ) -> UInt8[np.ndarray, "H W"]:

@@ -28,6 +28,7 @@ from primaps.scenes.view import View, ahead
 from primaps.scenes.windows import Windows, cores
 from primaps.scenes.work import RawFile, Work, result_of
 from primaps.scenes.writer import Labels, write_labels, written_digest
+from primaps.support.entrance import entrance
 from primaps.support.progress import ProgressCallback, silent
 from primaps.version import VERSION
 
@@ -36,6 +37,7 @@ AGREE = 0.5
 then agrees with one other at most."""
 
 
+@entrance
 def propose_scene(
     path: str | Path,
     out: str | Path,

@@ -16,6 +16,7 @@ from primaps.scenes.look import Look
 from primaps.scenes.reader import open_scene
 from primaps.scenes.source import Box, SceneError
 from primaps.scenes.view import View
+from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
 from primaps.support.files import atomic_path, cache_dir, sha256
 from primaps.support.progress import ProgressCallback, silent
@@ -27,6 +28,7 @@ TRIES = 50
 """Places that are looked at for each window before a scene counts as empty."""
 
 
+@entrance
 def scene_windows(
     scenes: str | Path | Sequence[str | Path],
     count: int,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from primaps.support.errors import PrimapsError
-from primaps.support.files import locked, sha256, write_json
+from primaps.support.files import locked, named, sha256, write_json
 
 ABOUT, STATE = "primaps.json", "state.json"
 
@@ -53,7 +53,7 @@ class RawFile:
     def put(self, values: np.ndarray, top: int, left: int = 0) -> None:
         """Write a rectangle of the first two axes; whole rows in one piece."""
         data = np.ascontiguousarray(values, self.dtype)
-        with self.path.open("r+b") as file:
+        with named(self.path), self.path.open("r+b") as file:
             step = self.row_bytes // self.shape[1]
             if data.shape[1] == self.shape[1]:
                 file.seek(top * self.row_bytes)
@@ -76,7 +76,7 @@ class Work:
         raw = RawFile(self.folder / name, shape, np.dtype(dtype))
         size = int(np.prod(shape)) * raw.dtype.itemsize
         if not raw.path.exists() or raw.path.stat().st_size != size:
-            with raw.path.open("wb") as file:
+            with named(raw.path), raw.path.open("wb") as file:
                 file.truncate(size)
         return raw
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ def as_tensor(values: Any, name: str) -> Tensor:
     Examples:
         >>> as_tensor([np.zeros((2, 3)), np.ones((2, 3))], "features").shape
         torch.Size([2, 2, 3])
+        >>> as_tensor([[0, 1], [0.5, 0]], "features").dtype
+        torch.float64
         >>> as_tensor([[1.0, 2.0], [3.0]], "features")
         Traceback (most recent call last):
         primaps.support.errors.InputError: features: the entries of the list differ in shape
@@ -32,9 +35,10 @@ def as_tensor(values: Any, name: str) -> Tensor:
     if isinstance(values, list | tuple):
         parts = [as_tensor(part, name) if _has_shape(part) else part for part in values]
         if parts and all(isinstance(part, Tensor) for part in parts):
-            if len({(part.shape, part.dtype, part.device) for part in parts}) > 1:
+            if len({(part.shape, part.device) for part in parts}) > 1:
                 raise InputError(f"{name}: the entries of the list differ in shape")
-            return torch.stack(parts)
+            kind = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+            return torch.stack([part.to(kind) for part in parts])
         values = parts
     try:
         return torch.from_numpy(np.ascontiguousarray(values))

@@ -60,6 +60,14 @@ def from_first(value: T) -> T:
     return values[0]
 
 
+def own_device(device: str) -> str:
+    """The GPU of this process, if ``torchrun`` started several: that of its local rank."""
+    local = os.environ.get("LOCAL_RANK")
+    if local is None or device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return device
+    return f"cuda:{local}"
+
+
 @contextmanager
 def group(device: str = "auto") -> Iterator[str]:
     """Join the processes that ``torchrun`` started, if it did; gives the device of this one.
@@ -70,9 +78,9 @@ def group(device: str = "auto") -> Iterator[str]:
     if "TORCHELASTIC_RUN_ID" not in os.environ or active():
         yield device
         return
-    cuda = device in ("auto", "cuda") and torch.cuda.is_available()
+    device = own_device(device)
+    cuda = device.startswith("cuda")
     if cuda:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
     # Its functions hold, as defaults, the group of the moment in which they are first imported, as
     # optimisers do. A group that is held keeps its threads, which can abort the process at its end.

@@ -68,19 +68,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     _clear_abandoned(path.parent.resolve())
     # The suffix stays, because libraries choose the format by it.
     prefix = f".writing-{_HOST}-{os.getpid()}-"
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        with named(path):
+    with named(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
             yield temporary
-        with _UMASK:  # it can only be asked for by setting it, and threads write too
-            umask = os.umask(0)
-            os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            with _UMASK:  # it can only be asked for by setting it, and threads write too
+                umask = os.umask(0)
+                os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp makes files private
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:

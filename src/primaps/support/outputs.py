@@ -10,6 +10,7 @@ writes holds the journal until line and files are in their places, and has read 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -232,4 +233,6 @@ def _append(journal: IO[bytes], line: dict[str, Any]) -> None:
         journal.seek(end - 1)
         if journal.read(1) != b"\n":  # a line that a killed run left half
             text = "\n" + text
-    journal.write(text.encode())
+    data = text.encode()
+    if journal.write(data) < len(data):  # a raw file takes what there is room for
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

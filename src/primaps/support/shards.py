@@ -16,7 +16,7 @@ class Shard(NamedTuple):
     """One of several shares.
 
     Attributes:
-        number: 1..count.
+        number: 1..total.
         total: how many shares there are.
     """
 
