@@ -18,6 +18,8 @@ from primaps.data.stored import Stored
 
 ARCHIVES = (".tar",)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+TYPE, SIZE = 156, 124
+"""Where a header says what a member is, and how long."""
 Part = Callable[[int, int], bytes]
 """Bytes of an archive from a place to another one."""
 
@@ -59,6 +61,7 @@ def members(
         with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
+                end = _after_global(part, end)
                 if _content(part, end, member.offset):
                     yield _damaged(name, end, "is damaged", within)
                 end = member.offset_data + -(-member.size // 512) * 512
@@ -73,6 +76,14 @@ def members(
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         if last is None or last <= size:  # else the last image says so itself
             yield _damaged(name, end, f"cannot be read ({error})", within)
+
+
+def _after_global(part: Part, place: int) -> int:
+    """Behind the headers at a place that are about all members, as ``git archive`` writes one."""
+    while part(place + TYPE, place + TYPE + 1) == tarfile.XGLTYPE:
+        size = tarfile.nti(part(place + SIZE, place + SIZE + 12))  # type: ignore[attr-defined]
+        place += 512 + -(-size // 512) * 512
+    return place
 
 
 def _content(part: Part, start: int, stop: int) -> bool:

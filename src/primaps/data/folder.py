@@ -97,11 +97,12 @@ def _elsewhere(given: Sequence[str | Path]) -> tuple[list[str | Path], dict[str,
             )
         archives = [path] if path.is_file() else []
         if lower.endswith(ARCHIVES) and not archives:
-            archives = [Path(one) for one in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+            matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+            archives = [one for one in map(Path, matches) if one.is_file()]
         if not lower.endswith(ARCHIVES) or not archives:
             here.append(entry)
             continue
-        for archive in (one.resolve() for one in archives if one.is_file()):
+        for archive in (one.resolve() for one in archives):
             images = local_archive(archive, IMAGE_SUFFIXES)
             groups[str(archive)] = [ImageFile(one, key) for key, one in images]
     return here, groups

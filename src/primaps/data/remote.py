@@ -55,14 +55,20 @@ def _listed(system: Any, path: str, suffixes: frozenset[str]) -> tuple[str, list
     wanted = (*suffixes, *ARCHIVES)
     if re.search(r"[*?\[]", path):
         root = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
-        return root, [p for p in sorted(system.glob(path)) if p.lower().endswith(wanted)]
+        return root, _shown(sorted(system.glob(path)), root, wanted)
     if path.lower().endswith(wanted) and not path.endswith("/"):
         if not system.exists(path):
             raise FileNotFoundError("it does not exist")
         return posixpath.dirname(path), [path]
-    found = [p for p in sorted(system.find(path)) if p.lower().endswith(tuple(suffixes))]
+    return path, _shown(sorted(system.find(path)), path, tuple(suffixes))
+
+
+def _shown(paths: list[str], root: str, wanted: tuple[str, ...]) -> list[str]:
+    """Files with these suffixes below a folder; not the hidden ones, nor what leads out of it."""
     hidden = re.compile(r"(^|/)\.")
-    return path, [p for p in found if not hidden.search(posixpath.relpath(p, path))]
+    found = [path for path in paths if path.lower().endswith(wanted)]
+    return [p for p in found if not hidden.search(p[len(root) :].lstrip("/"))
+            and not hidden.search(posixpath.relpath(p, root))]  # fmt: skip
 
 
 def _system(url: str) -> tuple[Any, str]:

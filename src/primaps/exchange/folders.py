@@ -48,7 +48,11 @@ def whole_folder(out: str | Path) -> Iterator[Path]:
         if out.is_dir() and any(out.iterdir()):
             with temporary_folder(out.parent) as old:
                 out.rename(old / "old")
-                temporary.rename(out)
+                try:
+                    temporary.rename(out)
+                except BaseException:
+                    (old / "old").rename(out)
+                    raise
         else:
             temporary.replace(out)
 

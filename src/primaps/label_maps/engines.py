@@ -30,7 +30,7 @@ from primaps.support.errors import InputError
 
 PROBLEM = "problem"
 """Column that says why an image has no label map; empty if it has one."""
-_LOADING = Lock()
+_TURN = Lock()
 
 
 class BatchLabeller(ABC):
@@ -61,8 +61,11 @@ class BatchLabeller(ABC):
         """
         if self.column not in batch:
             raise InputError(f"the batch has no column {self.column!r}; it has {', '.join(batch)}")
-        with _LOADING:  # engines may call from several threads
-            labeller = self.labeller()
+        with _TURN:  # engines may call from several threads; one call takes all cores
+            return self._labelled(batch)
+
+    def _labelled(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        labeller = self.labeller()
         count = len(batch[self.column])
         problems = [""] * count
         maps: list[np.ndarray] = [np.zeros((0, 0), np.uint8)] * count

@@ -41,6 +41,8 @@ class Labeller:
 
         A core is fastest on two passes, which its cache holds; an accelerator wants more to do.
         """
+        if self.size is None:  # each of its own size, however large
+            return 1
         return (2 if self.device.type == "cpu" else 32) // self.passes
 
     def scaled(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:

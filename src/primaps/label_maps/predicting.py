@@ -93,7 +93,7 @@ def tiled_predictor(model: PriMaPsEM, crf: bool, tiles: Mapping[str, Any]) -> La
         pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
         return [torch.from_numpy(predict_image(model, one, crf, **tiles)) for one in pictures]
 
-    return Labeller(label, None, model.network.patch_size, model.network.device, passes=2)
+    return Labeller(label, None, model.network.patch_size, model.network.device)
 
 
 def class_picture(model: PriMaPsEM, titles: Sequence[str]) -> Picture:

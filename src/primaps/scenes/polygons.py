@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,8 +54,7 @@ def write_polygons(
     Raises:
         ResultError: ``out`` is no ``.gpkg``, or exists and is of something else.
     """
-    if out.suffix.lower() != ".gpkg":
-        raise ResultError(f"polygons are written as a GeoPackage: name {out.with_suffix('.gpkg')}")
+    check_geopackage(out)
     options = {"primaps": VERSION, "names": list(names), "colours": colours.tolist()}
     with (
         result_of(out, labels, options, _digest) as (work, digest),
@@ -86,13 +86,25 @@ def write_polygons(
     return True
 
 
+def check_geopackage(out: Path) -> None:
+    """Refuse a file that polygons cannot be written to; before the work, which may take hours.
+
+    Raises:
+        ResultError: it is no ``.gpkg``, or exists and was not written by this package.
+    """
+    if out.suffix.lower() != ".gpkg":
+        raise ResultError(f"polygons are written as a GeoPackage: name {out.with_suffix('.gpkg')}")
+    if os.path.lexists(out) and _digest(out) is None:
+        raise ResultError(f"{out} exists, and is not of primaps: move it away, or name another")
+
+
 def _digest(path: Path) -> str | None:
     """That of an earlier call, which the description of the layer carries."""
     with contextlib.suppress(sqlite3.Error):
-        file = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        file = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         try:
-            (text,) = file.execute("SELECT description FROM gpkg_contents").fetchone()
+            row = file.execute("SELECT description FROM gpkg_contents").fetchone()
         finally:
             file.close()
-        return str(text).removeprefix("primaps ")
+        return str(row[0]).removeprefix("primaps ") if row else None
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,15 +15,16 @@ from primaps.classes.legend import HIDDEN
 from primaps.model import ModelError, PriMaPsEM
 from primaps.scenes.logits import blend, model_values
 from primaps.scenes.look import Look
-from primaps.scenes.polygons import write_polygons
+from primaps.scenes.polygons import check_geopackage, write_polygons
 from primaps.scenes.reader import in_memory, open_scene
 from primaps.scenes.refine import refine
 from primaps.scenes.source import Scene
 from primaps.scenes.work import RawFile, Work, result_of
-from primaps.scenes.writer import Labels, write_labels, written_digest
+from primaps.scenes.writer import Labels, check_sidecar, write_labels, written_digest
 from primaps.support.colours import palette
 from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
+from primaps.support.files import temporary_folder
 from primaps.support.progress import ProgressCallback, silent
 from primaps.version import VERSION
 
@@ -70,6 +70,9 @@ def predict_scene(
         raise InputError(
             f"the model has {len(titles)} classes; maps of scenes hold {HIDDEN} and no value"
         )
+    if polygons is not None:
+        check_geopackage(Path(polygons).expanduser())
+    check_sidecar(out, titles)
     options = {
         "primaps": VERSION,
         "command": "predict scene",
@@ -111,8 +114,8 @@ def predict_image(
     how = Look(**look)
     if how.bands is not None:
         raise InputError("a photograph is in red, green and blue: bands are chosen of scenes")
-    with tempfile.TemporaryDirectory() as folder:
-        raw = scene_classes(model, in_memory(image), how, crf, Work(Path(folder)), silent)
+    with temporary_folder() as folder:
+        raw = scene_classes(model, in_memory(image), how, crf, Work(folder), silent)
         return raw.rows(0, image.height)
 
 

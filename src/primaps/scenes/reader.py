@@ -21,6 +21,8 @@ TIFF = frozenset(
     (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".svs", ".ndpi", ".scn", ".bif", ".qptiff")
 )
 GDAL = frozenset((".vrt", ".jp2", ".img"))
+MAPS = frozenset((".tif", ".tiff", ".btf", ".tf2", ".tf8"))
+"""Of which one may say where it lies: slides do not, and some are TIFF but for their name."""
 """Formats of maps that are no TIFF."""
 GDAL_TAGS = (33550, 33922, 34264, 34735, 42112, 42113)
 """Of TIFF: place on a map, metadata and nodata of GDAL."""
@@ -42,9 +44,10 @@ def open_scene(path: str | Path, bands: Sequence[int] | None = None) -> Scene:
     if not path.is_file():
         raise NotFoundError(f"{path} " + ("is no file" if path.exists() else "does not exist"))
     suffix = path.suffix.lower()
-    if suffix in GDAL or (suffix in TIFF and _is_map(path)):
-        return open_geotiff(path, bands)
-    return open_tiff(path, bands) if suffix in TIFF else _open_photograph(path, bands)
+    with damage_named(path):
+        if suffix in GDAL or (suffix in MAPS and _is_map(path)):
+            return open_geotiff(path, bands)
+        return open_tiff(path, bands) if suffix in TIFF else _open_photograph(path, bands)
 
 
 def in_memory(image: Image.Image, path: str | Path = "image") -> Scene:
@@ -79,7 +82,7 @@ def _is_map(path: Path) -> bool:
     """Whether a TIFF says where it lies, or was written by GDAL."""
     if any(path.with_suffix(end).is_file() for end in (".tfw", ".tifw", ".TFW")):
         return True
-    with damage_named(path), path.open("rb") as file:
+    with path.open("rb") as file:
         return not tiff_tags(file).isdisjoint(GDAL_TAGS)
 
 

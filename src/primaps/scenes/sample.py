@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from primaps.data import ImageFile, find_images
@@ -18,7 +20,7 @@ from primaps.scenes.source import Box, SceneError
 from primaps.scenes.view import View
 from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
-from primaps.support.files import atomic_path, cache_dir, sha256
+from primaps.support.files import atomic_path, cache_dir, save_picture, sha256
 from primaps.support.progress import ProgressCallback, silent
 from primaps.version import VERSION
 
@@ -62,33 +64,47 @@ def scene_windows(
     how, files = Look(**look), find_images(scenes)
     if count < 1:
         raise InputError(f"--windows {count} must be at least 1")
-    views = [how.view(open_scene(Path(str(file.source)), how.bands)) for file in files]
-    for view in views:
-        if min(view.height, view.width) < size:
-            raise InputError(
-                f"{view.scene.path} has {view.width}x{view.height} pixels at scale "
-                f"{view.scale:g}, less than a window of {size}: choose a smaller scale or size"
-            )
-    areas = np.array([view.height * view.width for view in views], np.float64)
+    areas = np.zeros(len(files))
+    for number, file in enumerate(files):
+        with _view(file, how) as view:
+            if min(view.height, view.width) < size:
+                raise InputError(
+                    f"{view.scene.path} has {view.width}x{view.height} pixels at scale "
+                    f"{view.scale:g}, less than a window of {size}: choose a smaller scale or size"
+                )
+            areas[number] = view.height * view.width
     ends = np.rint(areas.cumsum() / areas.sum() * count).astype(int).tolist()
     root = Path(folder).expanduser() if folder is not None else cache_dir() / "windows"
     found: list[ImageFile] = []
-    for number, (view, begin, end) in enumerate(zip(views, [0, *ends], ends, strict=False)):
-        own = json.dumps([VERSION, seed, number, size, how.to_dict(), sha256(view.scene.path)])
+    for number, (file, begin, end) in enumerate(zip(files, [0, *ends], ends, strict=False)):
+        own = json.dumps([VERSION, seed, number, size, how.to_dict(), sha256(_path(file))])
         place = root / hashlib.sha256(own.encode()).hexdigest()[:16]
-        for box, name in _places(view, end - begin, size, seed + number):
-            path = place / f"{name}.png"
-            if not path.exists():
-                with atomic_path(path) as temporary:
-                    Image.fromarray(view.piece(box)[0]).save(temporary)
-            found.append(ImageFile(path, f"{files[number].key}/{name}"))
-            progress("sampling", len(found), count, {})
-        view.scene.close()
+        with _view(file, how) as view:
+            for colours, name in _places(view, end - begin, size, seed + number):
+                path = place / f"{name}.png"
+                if not path.exists():
+                    with atomic_path(path) as temporary:
+                        save_picture(Image.fromarray(colours), temporary)
+                found.append(ImageFile(path, f"{file.key}/{name}"))
+                progress("sampling", len(found), count, {})
     return found
 
 
-def _places(view: View, count: int, size: int, seed: int) -> Iterator[tuple[Box, str]]:
-    """Random places of windows that have enough to show, each another one, and their names."""
+def _path(file: ImageFile) -> Path:
+    return Path(str(file.source))
+
+
+@contextmanager
+def _view(file: ImageFile, how: Look) -> Iterator[View]:
+    """A scene, open: one at a time, as there may be thousands."""
+    with closing(open_scene(_path(file), how.bands)) as scene:
+        yield how.view(scene)
+
+
+def _places(
+    view: View, count: int, size: int, seed: int
+) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], str]]:
+    """Windows at random places that have enough to show, each another one, and their names."""
     random = np.random.default_rng(seed)
     seen: set[tuple[int, int]] = set()
     for _ in range(count * TRIES):
@@ -97,9 +113,12 @@ def _places(view: View, count: int, size: int, seed: int) -> Iterator[tuple[Box,
         top = int(random.integers(view.height - size + 1))
         left = int(random.integers(view.width - size + 1))
         box = Box(top, top + size, left, left + size)
-        if (top, left) not in seen and view.piece(box)[1].mean() >= FULL:
+        if (top, left) in seen:
+            continue
+        colours, valid = view.piece(box)
+        if valid.mean() >= FULL:
             seen.add((top, left))
-            yield box, f"{top:06}-{left:06}"
+            yield colours, f"{top:06}-{left:06}"
     if len(seen) < count:
         raise SceneError(
             f"{view.scene.path} has room for {len(seen)} of {count} windows of {size} pixels that "

@@ -42,7 +42,7 @@ def plan_windows(height: int, width: int, patch: int, window: int, overlap: int)
 
     Raises:
         InputError: the window is no multiple of the patch size, or windows overlap by more than
-            half, so that three would meet.
+            half.
 
     Examples:
         >>> plan = plan_windows(32, 100, 8, 32, 8)

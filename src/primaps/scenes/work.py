@@ -146,7 +146,8 @@ def _ours(folder: Path, known: Any) -> bool:
         return False
     if isinstance(known, dict):
         return "primaps" in known
-    return not folder.exists() or not any(folder.iterdir())
+    # A run that was killed at its beginning leaves half of what says whose it is.
+    return not folder.exists() or all(p.name.startswith(".writing-") for p in folder.iterdir())
 
 
 def _json(path: Path) -> Any:

@@ -69,14 +69,23 @@ def write_labels(labels: Labels, out: Path, digest: str, progress: ProgressCallb
         MissingPackageError: neither rasterio nor tifffile is installed.
     """
     georeferenced = labels.place is not None or importlib.util.find_spec("rasterio") is not None
-    sidecar, text = out.with_name(out.name + ".aux.xml"), _names_xml(labels.names)
-    if labels.names and sidecar.exists() and sidecar.read_text("utf-8", "replace") != text:
-        raise ResultError(f"{sidecar} exists, and is not of this result: move it away")
     if labels.names:
-        with atomic_path(sidecar) as temporary:
-            temporary.write_text(text, "utf-8")
+        with atomic_path(check_sidecar(out, labels.names)) as temporary:
+            temporary.write_text(_names_xml(labels.names), "utf-8")
     with atomic_path(out) as temporary:
         (_write_cog if georeferenced else _write_tiff)(labels, temporary, digest, progress)
+
+
+def check_sidecar(out: Path, names: Sequence[str]) -> Path:
+    """Where the names of classes go, beside ``out``.
+
+    Raises:
+        ResultError: there is a file of others.
+    """
+    path = out.with_name(out.name + ".aux.xml")
+    if path.exists() and path.read_text("utf-8", "replace") != _names_xml(names):
+        raise ResultError(f"{path} exists, and is not of this result: move it away")
+    return path
 
 
 def written_digest(path: Path) -> str | None:

@@ -85,7 +85,10 @@ class OutputFolder:
         """Whether all of ``names`` are intact results of this source with these options, of this
         process or another one."""
         names = list(names)
-        return self._finished(source, names) or (self._follow() and self._finished(source, names))
+        if self._finished(source, names):
+            return True
+        self._follow()
+        return self._finished(source, names)
 
     def _finished(self, source: str, names: list[str]) -> bool:
         return all(
@@ -131,12 +134,12 @@ class OutputFolder:
                     fcntl.flock(journal, fcntl.LOCK_EX)  # until the file is closed
             yield journal
 
-    def _follow(self) -> bool:
-        """Read the lines that the journal has got since; whether there are any."""
+    def _follow(self) -> None:
+        """Read the lines that the journal has got since."""
         path = self.folder / JOURNAL
         with self._reading:
             if not path.is_file() or path.stat().st_size <= self._seen:
-                return False
+                return
             with path.open("rb") as lines:
                 lines.seek(self._seen)
                 content = lines.read()
@@ -152,7 +155,6 @@ class OutputFolder:
                 for name, digest in files.items():
                     self._ours[name].add(digest)
                     self._last[name] = (source, options, digest)
-            return bool(whole)
 
     def _refuse_other_command(self) -> None:
         path = self.folder / OPTIONS
@@ -194,7 +196,11 @@ class OutputFolder:
         path = self.folder / name
         if not os.path.lexists(path):
             return
-        if path.is_symlink() or not path.is_file() or _digest_of(path) not in self._ours[name]:
+        foreign = path.is_symlink() or not path.is_file()
+        if not foreign and (digest := _digest_of(path)) not in self._ours[name]:
+            self._follow()  # another process may have written it since; its line came first
+            foreign = digest not in self._ours[name]
+        if foreign:
             raise OutputError(
                 f"{path} was not written by primaps, or was changed since: it is not replaced; "
                 "move it away, or write to another folder"
