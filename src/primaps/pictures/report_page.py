@@ -115,7 +115,7 @@ def _classes(model: PriMaPsEM, classes: Sequence[Class], seen: Sequence[Seen]) -
     for value in sorted(range(len(classes)), key=lambda k: -seen[k].pixels):
         one, about = classes[value], seen[value]
         facts = [f"value {value}", f"id {one.id}", f"{about.pixels:.1%} of the pixels"]
-        facts.append(f"in {about.images} images")
+        facts.append(f"in {about.images} image{'s' * (about.images != 1)}")
         if one.id.isdecimal() and trust:
             own = trust[int(one.id)]
             facts.append(f"stability {own.stability:.2f}")

@@ -21,10 +21,11 @@ a { color: var(--accent); }
   font-size: .9rem; font-variant-numeric: tabular-nums; }
 .crops { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem 1.2rem; }
 .row { display: flex; flex-wrap: wrap; gap: .3rem; }
-.row img { height: 5.4rem; max-width: 100%; border-radius: .3rem; object-fit: cover; }
+.row img { height: 6rem; width: auto; max-width: 100%; border-radius: .3rem; object-fit: cover; }
 .images { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr));
   gap: .8rem; }
-figure { margin: 0; break-inside: avoid; } figure img { width: 100%; border-radius: .3rem; }
+figure { margin: 0; break-inside: avoid; }
+figure img { width: 100%; height: auto; border-radius: .3rem; }
 figcaption { font-size: .8rem; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; } svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
