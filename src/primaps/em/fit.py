@@ -11,7 +11,7 @@ from torch import Tensor
 from primaps.config import Config
 from primaps.em.em import fit_em
 from primaps.em.kmeans import fit_kmeans, pca_start
-from primaps.em.masks import MaskTable, mask_table
+from primaps.em.masks import MaskTable
 from primaps.em.orthogonal import RESTARTS, fit_orthogonal
 from primaps.em.probe import LinearProbe, fit_probe
 from primaps.em.prototypes import Prototypes
@@ -96,7 +96,7 @@ def fit_prototypes(
         labels: label map of each image, for the linear probe.
         recorder: keeps history and state.
         clusters: of the projection, to start from if they are as many as the classes.
-        table: of ``masks``, if it is there already.
+        table: of ``masks``, for the recipe "orthogonal".
 
     Raises:
         InputError: masks or labels are missing, or there are more classes than features can start.
@@ -126,9 +126,8 @@ def fit_prototypes(
         assert masks is not None
         return fit_em(views, masks, start(), plan.steps, config, recorder)
     if config.method == "em":
-        assert masks is not None
-        features = (table or mask_table(views, masks)).features
-        model = fit_orthogonal(features, start, plan.starts, config, recorder)
+        assert table is not None
+        model = fit_orthogonal(table.features, start, plan.starts, config, recorder)
     else:
         model = start()
     if config.cosine_scale is not None:

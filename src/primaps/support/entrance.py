@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -44,13 +45,33 @@ def entrance(function: Callable[P, T]) -> Callable[P, T]:
 @contextmanager
 def plain_torch() -> Iterator[None]:
     """float32 where no type is given, no inference mode; gradients as they are."""
-    before, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
-    if before == torch.float32 and not torch.is_inference_mode_enabled():
-        yield
-        return
-    torch.set_default_dtype(torch.float32)
-    try:
+    with _float32():
+        if not torch.is_inference_mode_enabled():
+            yield
+            return
+        gradients = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(gradients):
             yield
+
+
+_inside = 0
+_before = torch.float32
+_counting = Lock()
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    """The default type is the process's: the first thread inside changes it, the last one back."""
+    global _inside, _before
+    with _counting:
+        if not _inside:
+            _before = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float32)
+        _inside += 1
+    try:
+        yield
     finally:
-        torch.set_default_dtype(before)
+        with _counting:
+            _inside -= 1
+            if not _inside:
+                torch.set_default_dtype(_before)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from primaps.support.errors import InputError
+from primaps.support.errors import InputError, reason
 from primaps.support.torch_archive import (
     LARGEST_PICKLE,
     UnsafeFileError,
@@ -113,8 +113,9 @@ def read_foreign(path: str | Path) -> Any:
     except Exception as error:  # pickles fail in every way there is
         if isinstance(error, OSError) and error.filename:  # it cannot be opened
             raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UnsafeFileError(f"{path} is damaged or no file of weights ({reason})") from None
+        raise UnsafeFileError(
+            f"{path} is damaged or no file of weights ({reason(error)})"
+        ) from None
 
 
 class _Unpickler(pickle.Unpickler):

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from primaps.support.errors import InputError
+from primaps.support.errors import InputError, reason
 from primaps.support.typed import conform
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ number
         if "\\u" in text:  # half of a pair of code units is no text, and cannot be written again
             json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else _line(error)
-        raise InputError(f"{where} is no JSON ({reason}){hint}") from None
+        said = "nested too deeply" if isinstance(error, RecursionError) else reason(error)
+        raise InputError(f"{where} is no JSON ({said}){hint}") from None
     if _is_deep(content):
         raise InputError(f"{where} is nested too deeply{hint}")
     try:
@@ -129,7 +129,7 @@ def parse_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str,
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except Exception as error:  # safetensors and torch raise whatever a broken byte leads to
-        raise InputError(f"{where} is no safetensors file, or damaged ({_line(error)})") from None
+        raise InputError(f"{where} is no safetensors file, or damaged ({reason(error)})") from None
     return tensors, header.get("__metadata__", {})
 
 
@@ -195,9 +195,3 @@ def _is_deep(content: Any) -> bool:
         ]
         depth += 1
     return bool(level)
-
-
-def _line(error: Exception) -> str:
-    """What an exception says, on one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -41,7 +41,7 @@ def need_memory(need: int, what: str, device: torch.device | None = None) -> Non
 def available(device: torch.device | None = None) -> int | None:
     """Bytes that can be had; None if the system does not say."""
     if device is not None and device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
+        return torch.cuda.mem_get_info(device)[0]
     found = [free for free in (_meminfo(), _group()) if free is not None]
     if not found and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
