@@ -174,4 +174,4 @@ function guide({ classes }) {
   return { text: "Every class has a name. Look at the images that the model doubts most.", to: "images", label: "Images" };
 }
 
-export const classes = { title: "Classes", open: ({ server }) => server?.stage === "fitted", guide, mount };
+export const classes = { title: "Classes", open: ({ server, images, classes: found }) => server?.stage === "fitted" && Boolean(images && found), guide, mount };

@@ -130,7 +130,7 @@ function mount(root) {
 
 export const exporting = {
   title: "Export",
-  open: ({ server }) => server?.stage === "fitted",
+  open: ({ server, classes }) => server?.stage === "fitted" && Boolean(classes),
   guide: ({ classes }) => {
     const open = classes?.classes.filter((one) => !one.hidden && !one.named).length;
     return open

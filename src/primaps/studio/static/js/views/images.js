@@ -154,7 +154,7 @@ function mount(root) {
 
 export const images = {
   title: "Images",
-  open: ({ server, images: found }) => server?.stage === "fitted" && Boolean(found?.names.length),
+  open: ({ server, images: found, classes }) => server?.stage === "fitted" && Boolean(found?.names.length && classes),
   guide: ({ images: found }) => ({
     text: found?.corrected.length
       ? `${count(found.corrected.length, "image is", "images are")} corrected. When the doubtful ones look right, measure how good all of them are.`

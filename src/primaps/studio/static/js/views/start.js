@@ -31,15 +31,16 @@ function mount(root) {
   const page = el("div", { class: "start" });
   root.append(page);
   let part = { update() {}, end() {} };
-  let stage = "";
+  let mounted = "";
 
   function refresh() {
     const { server } = store.state;
-    if (server.stage !== stage) {
-      stage = server.stage;
+    const key = `${server.stage} ${server.collection}`;
+    if (key !== mounted) {
+      mounted = key;
       part.end();
       page.replaceChildren();
-      part = { empty, ready, fitting, failed, fitted }[stage](page);
+      part = { empty, ready, fitting, failed, fitted }[server.stage](page);
     }
     part.update(store.state);
   }

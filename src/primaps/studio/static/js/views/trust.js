@@ -115,7 +115,7 @@ function mount(root) {
     const cx = Math.min(1 - across, Math.max(across, x));
     const cy = Math.min(1 - down, Math.max(down, y));
     close.src = url.crop(image, [cx - across, cy - down, cx + across, cy + down]);
-    whole.src = `/api/images/${image}/photo.jpg`;
+    whole.src = url.photo(image);
     whole.parentElement.style.aspectRatio = `${width[image]} / ${height[image]}`;
     place(ring, (x - cx + across) / (2 * across), (y - cy + down) / (2 * down));
     place(small, x, y);
@@ -147,7 +147,7 @@ function mount(root) {
 
 export const trust = {
   title: "Trust",
-  open: ({ server }) => server?.stage === "fitted",
+  open: ({ server, images }) => server?.stage === "fitted" && Boolean(images),
   guide: ({ audit }) => {
     const next = { to: "export", label: "Export" };
     if (!audit?.total) return { text: "Answer yes or no for a few dozen spots, and you know how many pixels of all are right.", ...next };

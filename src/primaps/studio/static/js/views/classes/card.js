@@ -13,6 +13,7 @@ const DOUBTFUL = 2;
 // here, with the parts they show, for classes that exist under the slider only.
 const known = new Map();
 const arrived = new Map();
+let collection = null; // that they are of
 
 /** Crops of classes that share parts with one, those with the most of its parts first. */
 function borrowed(one) {
@@ -46,6 +47,11 @@ function picture({ image, box }, kind) {
 }
 
 export function createCard(first, act) {
+  if (collection !== store.state.server.collection) {
+    collection = store.state.server.collection;
+    known.clear();
+    arrived.clear();
+  }
   let one = first;
   let filled = "";
   let visible = false;
