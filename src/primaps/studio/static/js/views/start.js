@@ -72,7 +72,7 @@ function folderList(heading) {
     if (heading !== "Folders" && found.every(({ path }) => path === "")) node.hidden = true;
     for (const { path, images } of found) {
       const name = path || "the folder itself";
-      list.append(el("li", {}, el("button", { type: "button", class: "folder-row", title: name, on: { click: () => act("folder", { path }) } },
+      list.append(el("li", {}, el("button", { type: "button", class: "line", title: name, on: { click: () => act("folder", { path }) } },
         icon("folder"), el("span", { class: "cut" }, name), el("span", { class: "muted" }, count(images, "image")))));
     }
   }, complain);

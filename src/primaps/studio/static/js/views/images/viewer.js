@@ -78,7 +78,7 @@ export function createViewer({ step, back }) {
     list.replaceChildren(...sized.sort((a, b) => b.share - a.share).map(({ one, share }) =>
       el("li", {},
         el("button", {
-          type: "button", class: "present-row", "aria-pressed": brush.on ? one.id === chosen : null, title: one.name,
+          type: "button", class: "line", "aria-pressed": brush.on ? one.id === chosen : null, title: one.name,
           on: {
             click: () => brush.choose(one),
             pointerenter: () => picture.point(one.id), pointerleave: () => picture.point(null),
