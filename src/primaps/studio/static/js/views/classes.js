@@ -87,7 +87,10 @@ function mount(root) {
       if (!classes.some((one) => one.id === id)) {
         card.node.remove();
         // Cards of the slider's way are kept while it moves: it often comes back.
-        if (state.cut === null) cards.delete(id);
+        if (state.cut === null) {
+          card.end();
+          cards.delete(id);
+        }
       }
     }
     // Nodes that stay where they are keep the focus and what is being typed.
