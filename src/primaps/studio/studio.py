@@ -265,15 +265,12 @@ class Studio:
     def begin_audit(self, answers: int) -> None:
         """Draw the questions of an audit."""
         _, edited = self.open()
-        model = self._model(edited)
-        trust.begin_audit(self.album, edited, model, answers)
+        trust.begin_audit(self.album, edited, self._model(edited), answers)
 
     def report(self) -> Path:
         """The report of the classes as they are now."""
         _, edited = self.open()
-        path = self.workspace.out / "report.html"
-        model = self._model(edited)
-        return trust.report(self.album, model, path)
+        return trust.report(self.album, self._model(edited), self.workspace.out / "report.html")
 
     def _model(self, edited: Edited) -> PriMaPsEM:
         """The model with the edits of now; it is loaded in the thread of the network."""
