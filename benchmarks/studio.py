@@ -4,9 +4,9 @@
 
 Makes photographs out of the demo's, fits a model to a few of them, serves the studio and drives
 Chromium (software rendering, no limit on the frame rate, so that a frame takes what it costs).
-Printed are the figures of docs/studio.md: the first useful screen, a frame while the number of
-classes, a colour or the opacity moves, the next image, the threshold of the masks, and the
-memory of the server.
+Printed are, with the limits that they have: the first useful screen, a frame while the number of
+classes, a colour, the opacity or the confidence moves, the next image, the threshold of the masks,
+and the memory of the server, which is that of all images if --looked is as many.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def told(name: str, times: list[float], most: str, used: float = 0.0) -> None:
     print(f"{name:38} {median:7.1f} ms median {last:7.1f} ms 95%{each}   ({most})", flush=True)
 
 
-def measure(page: Page, address: str, pid: int, looked: int) -> None:
+def measure(page: Page, address: str, pid: int, looked: int, images: int) -> None:
     """All figures, in the order in which a person would come to them."""
     opener = page.context.browser.new_page()  # until the model of the fit is in memory
     opener.goto(address)
@@ -193,8 +193,12 @@ def measure(page: Page, address: str, pid: int, looked: int) -> None:
         value = round(0.2 + 0.03 * i, 2)
         times.append(page.evaluate(SHOWN, [value, ".masks .stage", before]))
     told("threshold without the CRF", times, "below 200")
+    seen = page.evaluate(f"{count}.then(i => i.doubt.filter(d => d !== null).length)")
     memory = resident(pid)
-    print(f"{'memory of the server':38} {memory['VmRSS']:7.0f} MB now, {memory['VmHWM']:.0f} most")
+    print(
+        f"{'memory of the server':38} {memory['VmRSS']:7.0f} MB now, {memory['VmHWM']:.0f} most "
+        f"({seen} of {images} images were looked at; no limit)"
+    )
 
 
 def main() -> None:
@@ -225,7 +229,7 @@ def main() -> None:
             browser = driver.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
             page = browser.new_page(viewport={"width": 1280, "height": 800})
             page.set_default_timeout(600_000)
-            measure(page, address, process.pid, given.looked)
+            measure(page, address, process.pid, given.looked, given.images)
             browser.close()
     finally:
         process.kill()

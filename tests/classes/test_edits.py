@@ -70,6 +70,8 @@ BROKEN = [
     ({"merge": ["1", "1"]}, "merge names a class twice"),
     ({"hide": "1", "split": "2"}, "an edit is an object with one of"),
     ({"hide": "1", "why": "x"}, "hide knows no field 'why'"),
+    ({"cut": "3"}, "cut takes a number of classes, not '3'"),
+    ({"cut": 21}, "the tree has cuts of 1 to 20 classes"),
     ("hide 1", "an edit is an object"),
 ]
 

@@ -81,7 +81,7 @@ class Served:
         """Wait until all images were looked at."""
         album = self.studio.album
         for _ in range(600):
-            if album.wait_for_all() and self.studio.edited is not None:
+            if album.seen == len(album.workspace.images) and self.studio.edited is not None:
                 return self
             time.sleep(0.05)
         raise AssertionError(self.studio.state())

@@ -263,7 +263,7 @@ def test_the_audit_goes_on_and_grows_stale(served):
     assert served.get("audit").json() == {
         "question": None, "done": 0, "total": 0, "estimate": None, "stale": False,
     }  # fmt: skip
-    assert served.post("audit/answer", right=True).status_code == 409
+    assert served.post("audit/answer", right=True, done=0).status_code == 409
     assert served.post("audit/undo").status_code == 409
     page = served.post("audit", answers=12).json()
     assert (page["done"], page["total"]) == (0, 12)
@@ -276,12 +276,15 @@ def test_the_audit_goes_on_and_grows_stale(served):
         assert question["class"] == one.name
         assert question["colour"] == "#" + bytes(one.colour).hex()
         answers.append(len(answers) % 4 != 3)
-        before, page = page, served.post("audit/answer", right=answers[-1]).json()
+        before, done = page, page["done"]
+        page = served.post("audit/answer", right=answers[-1], done=done).json()
+        late = served.post("audit/answer", right=answers[-1], done=done)
+        assert (late.status_code, "another tab" in late.text or page["done"] == 12) == (409, True)
         if len(answers) == 5:
             assert served.post("audit/undo").json() == before
-            assert served.post("audit/answer", right=None).json()["done"] == before["done"]
+            assert served.post("audit/answer", right=None, done=done).json()["done"] == done
             assert served.post("audit/undo").json() == before
-            page = served.post("audit/answer", right=answers[-1]).json()
+            page = served.post("audit/answer", right=answers[-1], done=done).json()
     assert page["done"] == 12
     kept = Audit.load(served.root / "audit")
     assert kept.estimate().accuracy == page["estimate"]["accuracy"] == np.mean(answers)
@@ -295,6 +298,76 @@ def test_the_audit_goes_on_and_grows_stale(served):
     assert served.get("audit").json()["stale"]
     assert served.post("audit", answers=5).json()["done"] == 0
     assert Audit.load(served.root / "audit-1").progress == (12, 12)
+
+
+def test_an_audit_that_is_refused_leaves_the_one_before(served):
+    served.seen()
+    assert served.post("audit", answers=5).json()["total"] == 5
+    content = served.get("classes").json()
+    edits = [{"hide": one["id"]} for one in content["classes"]]
+    served.post("classes", revision=content["revision"], edits=edits)
+    assert served.post("audit", answers=7).status_code == 400
+    assert served.get("audit").json()["total"] == 5
+    assert not (served.root / "audit-1").exists()
+
+
+def test_photographs_are_kept_for_as_long_as_they_have_their_number(folder):
+    from primaps.studio.workspace import opened
+    from tests.studio.conftest import serving
+
+    def kept(served, of):
+        names = ("images/0/photo.jpg", "images/0/thumb.jpg", "crops/0.jpg")
+        found = [served.get(name, of=of, box="0,0,1,1") for name in names]
+        return {"max-age" in answer.headers["cache-control"] for answer in found}
+
+    with opened(folder / "photos", folder / "out", {}) as workspace, serving(workspace) as served:
+        first = served.get("state").json()["collection"]
+        assert kept(served, first) == {True}
+        whole = served.get("images/0/photo.jpg", of=first).content
+        second = served.post("folder", path="b").json()["collection"]
+        assert second != first
+        assert (kept(served, first), kept(served, second)) == ({False}, {True})
+        assert served.get("images/0/photo.jpg", of=second).content != whole
+        workspace.begin(3)
+    with opened(folder / "photos", folder / "out", {}) as again:
+        third = again.collection
+    with opened(folder / "photos", folder / "out", {}) as again:
+        assert again.collection == third
+
+
+def test_a_fit_is_of_the_whole_folder_that_is_being_chosen(folder, monkeypatch):
+    """And no plan, which follows a choice, ends it."""
+    from primaps.studio import workspace as module
+    from primaps.studio.studio import Studio
+
+    begun, go_on, calls = threading.Event(), threading.Event(), []
+    given = folder / "photos", folder / "out", {}
+    with module.opened(*given) as workspace:
+        studio = Studio(workspace, 3, "cpu")
+        monkeypatch.setattr(studio.fitting, "plan", lambda task: calls.append("plan"))
+        monkeypatch.setattr(
+            studio.fitting, "fit", lambda task, done: calls.append(len(task["images"]))
+        )
+        size = module.image_size
+
+        def slow(path):
+            begun.set()
+            assert go_on.wait(20)
+            return size(path)
+
+        monkeypatch.setattr(module, "image_size", slow)
+        choosing = threading.Thread(target=studio.choose, args=("b",))
+        fitting = threading.Thread(target=studio.fit, args=(3,))
+        choosing.start()
+        assert begun.wait(20)
+        assert len(workspace.images) == 10  # whole at any moment
+        fitting.start()
+        fitting.join(0.3)
+        go_on.set()
+        choosing.join(20)
+        fitting.join(20)
+        assert calls == ["plan", 4]
+        assert len(workspace.record.images) == 4
 
 
 def test_tabs_hear_of_edits_and_of_the_end(served):
@@ -332,6 +405,7 @@ def test_tabs_hear_of_edits_and_of_the_end(served):
 
 def test_an_image_that_vanishes_is_named_and_the_others_go_on(folder):
     from primaps.studio.workspace import opened
+    from tests.conftest import painted
     from tests.studio.conftest import serving
 
     (folder / "photos" / "a" / "damaged.png").write_bytes(b"no image")
@@ -348,6 +422,19 @@ def test_an_image_that_vanishes_is_named_and_the_others_go_on(folder):
             assert "damaged.png" in answer.json()["error"]
         assert served.get("images").json()["doubt"][number] is None
         assert served.post("export", format="coco").json()["images"] == 10
+        # One that vanishes meanwhile is left out of the report, and one that is mended comes back.
+        (folder / "photos" / "a" / "1.png").write_bytes(b"no image")
+        served.studio.album._looks.put(1, None)
+        assert served.get("report.html").status_code == 200
+        painted(3)[0].save(folder / "photos" / "a" / "damaged.png")
+        assert served.get(f"images/{number}/parts").status_code == 200
+        assert served.studio.album.seen == 11
+        assert not [one for one in served.studio.album.lost if one == number]
+        served.studio.album.clear()
+        assert served.get("images/2/thumb.jpg").status_code == 200
+        served.studio.album.clear()
+        (folder / "photos" / "a" / "2.png").unlink()
+        assert served.get("images/2/thumb.jpg").status_code == 400
     (folder / "photos" / "b" / "7.png").unlink()
     with opened(*given) as workspace, serving(workspace) as served:
         served.seen()
@@ -355,7 +442,6 @@ def test_an_image_that_vanishes_is_named_and_the_others_go_on(folder):
 
 
 def test_looks_are_kept_and_found_anew_if_the_image_changed(folder):
-    from primaps.studio.workspace import opened
     from tests.conftest import painted
     from tests.studio.conftest import model_served
 
@@ -373,7 +459,6 @@ def test_looks_are_kept_and_found_anew_if_the_image_changed(folder):
     assert (before[1] == after[1]).all()
     changed = [path for path, at in times.items() if path.stat().st_mtime_ns != at]
     assert [path.name for path in changed] == ["0.npz"]
-    assert opened  # the folder was free again each time
 
 
 @pytest.mark.parametrize("name", ["state", "folders", "images", "classes", "audit", "export"])

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from primaps.classes import classes_json
 from primaps.classes.classes_json import change_edits, read_edits
-from primaps.classes.edits import cut_edits, legend
+from primaps.classes.edits import legend
 from primaps.classes.legend import EditError
 from primaps.studio.corrections import NOTHING, Corrections, as_runs, pixels
 from primaps.studio.edited import ConflictError, Edited
@@ -34,7 +35,7 @@ def again(edited):
     st.integers(1, 20),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_cut_as_edits_is_the_cut(tree, steps, classes):
+def test_a_cut_as_an_edit_is_the_cut(tree, steps, classes):
     """After any edits: the classes of ``legend(..., classes)``, names and colours with them."""
     edits = [{"rename": "0", "to": "sky"}, {"colour": "1", "to": "#010203"}]
     for kind, number in steps:
@@ -43,19 +44,68 @@ def test_a_cut_as_edits_is_the_cut(tree, steps, classes):
         if kind == "merge" and len(found) > 1:
             edits.append({"merge": [one, found[(number + 1) % len(found)].id]})
         elif kind == "cut":
-            edits += cut_edits(tree, edits, 1 + number % 20)
+            edits.append({"cut": 1 + number % 20})
         elif kind == "hide" or (kind == "split" and len(found[number % len(found)].parts) > 1):
             edits.append({kind: one})
-    after = legend(tree, [*edits, *cut_edits(tree, edits, classes)])
+    after = legend(tree, [*edits, {"cut": classes}])
     assert [one.parts for one in after.classes] == sorted(
         tree.leaves[n] for n in tree.nodes(classes)
     )
     if classes != tree.classes:
         assert after == legend(tree, edits, classes)
-    assert cut_edits(tree, [*edits, *cut_edits(tree, edits, classes)], classes) == []
+
+
+def test_a_cut_is_one_edit_and_none_if_it_is_there(edited):
+    edited.cut(edited.revision, 9)
+    edited.cut(edited.revision, 9)
+    assert edited.edits == [{"cut": 9}]
+    assert edited.next()[0] == "9 classes"
+    edited.cut(edited.revision, 5)
+    assert len(edited.legend().classes) == 5
+    with pytest.raises(ValueError, match="cuts of 1 to 20"):
+        edited.cut(edited.revision, 21)
+
+
+def test_more_edits_than_the_file_may_have_are_not_written(edited, monkeypatch):
+    monkeypatch.setattr(classes_json, "MOST_EDITS", 2)
+    edited.append(edited.revision, [{"hide": "0"}, {"hide": "1"}])
+    lines = edited.history.lines
+    with pytest.raises(EditError, match="2 are the most"):
+        edited.append(edited.revision, [{"hide": "2"}])
+    assert edited.history.lines == lines
+    assert len(again(edited).edits) == 2
+
+
+def test_an_edit_that_was_not_written_takes_no_other_with_it(edited, monkeypatch):
+    """A full disk, between the line of an edit and classes.json."""
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    sky = {"rename": "0", "to": "sky"}
+    edited.append(edited.revision, [sky])
+    revision = edited.revision
+    with monkeypatch.context() as patch:
+        patch.setattr(classes_json, "write_json", full)
+        with pytest.raises(OSError, match="No space"):
+            edited.append(revision, [{"hide": "1"}])
+    with pytest.raises(ConflictError):  # the person saw "undo hide 1"
+        edited.undo(revision)
+    assert edited.edits == again(edited).edits == [sky]
+    assert edited.next() == ("rename 0 to sky", "hide 1")
+    with monkeypatch.context() as patch:
+        patch.setattr(classes_json, "write_json", full)
+        with pytest.raises(OSError, match="No space"):
+            edited.undo(edited.revision)
+    assert edited.edits == [sky]
+    assert edited.next() == ("rename 0 to sky", "hide 1")
+    edited.redo(edited.revision)
+    assert again(edited).edits == [sky, {"hide": "1"}]
 
 
 def test_undo_and_redo_are_the_bytes_of_before(edited):
+    path = edited.model / "classes.json"
+    change_edits(edited.model, edited.tree, lambda edits: edits)  # a file without edits
     seen, revision = [], edited.revision
     for change in (
         lambda r: edited.append(r, [{"rename": "0", "to": "sky"}]),
@@ -63,20 +113,22 @@ def test_undo_and_redo_are_the_bytes_of_before(edited):
         lambda r: edited.append(r, [{"hide": "sky.1"}, {"colour": "1", "to": "#010203"}]),
         lambda r: edited.cut(r, 2),
     ):
-        seen.append((edited.legend(), edited.next()))
+        seen.append((edited.legend(), path.read_bytes()))
         change(revision)
         assert edited.revision != revision
         revision = edited.revision
-    seen.append((edited.legend(), edited.next()))
+    seen.append((edited.legend(), path.read_bytes()))
     assert edited.next()[0] == "2 classes"
-    for expected, _ in seen[-2::-1]:
+    for expected, written in seen[-2::-1]:
         edited.undo(edited.revision)
         assert edited.legend() == expected
         assert again(edited).legend() == expected
+        assert path.read_bytes() == written
     assert edited.next() == (None, "rename 0 to sky")
-    for expected, _ in seen[1:]:
+    for expected, written in seen[1:]:
         again(edited).redo(again(edited).revision)
         assert again(edited).legend() == expected
+        assert path.read_bytes() == written
     edited = again(edited)
     edited.undo(edited.revision)
     edited.append(edited.revision, [{"hide": "1"}])

@@ -304,7 +304,7 @@ def test_a_region_is_corrected_and_the_classes_are_audited(page, served):
     page.locator(".cell").first.click()
     page.get_by_role("button", name="All images").wait_for()
     page.wait_for_timeout(500)
-    least = page.locator(".present-row").last
+    least = page.locator(".present .line").last
     name = least.locator(".cut").inner_text()
     least.click()  # the class that there is least of: the brush is on
     page.get_by_text(re.compile(f"make it {name}")).wait_for()

@@ -33,10 +33,29 @@ def page():
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         found = browser.new_page()
         found.set_default_timeout(240_000)
-        found.goto(f"http://127.0.0.1:{server.server_port}/icon.svg")
+        found.goto(f"http://127.0.0.1:{server.server_port}/index.html")
         yield found
         browser.close()
     server.shutdown()
+
+
+@pytest.fixture
+def fresh(page):
+    """The page with modules that know nothing of the tests before, and a server that is made up.
+
+    ``answers`` has what is answered, by address; ``asked`` the addresses that were asked for.
+    """
+    page.reload()
+    page.evaluate("""() => {
+      window.answers = {};
+      window.asked = [];
+      window.fetch = async (address, options) => {
+        asked.push(address + (options?.body ?? ""));
+        const answer = await answers[address.split("?")[0]];
+        return answer instanceof Blob ? new Response(answer) : Response.json(answer ?? {});
+      };
+    }""")
+    return page
 
 
 def random_tree(seed, classes=4):
@@ -172,3 +191,121 @@ def test_zooming_keeps_what_is_under_the_pointer(page):
     after = call(page, "draw/camera", "pointAt", nearer, image, pane, at)
     assert nearer["zoom"] == pytest.approx(5.1)
     assert after == pytest.approx(before)
+
+
+def test_photographs_of_another_folder_are_fetched_anew(fresh):
+    asked = fresh.evaluate("""async () => {
+      const { arrive } = await import("/js/live.js");
+      const { store } = await import("/js/store.js");
+      const loader = await import("/js/loader.js");
+      const canvas = new OffscreenCanvas(2, 2);
+      canvas.getContext("2d");
+      answers["/api/images/0/photo.jpg"] = await canvas.convertToBlob();
+      const images = [];
+      for (const collection of ["one", "one", "other"]) {
+        answers["/api/images"] = { names: [collection], doubt: [0.5] };
+        await arrive({ stage: "ready", folder: "photos", images: 1, collection });
+        images.push(store.state.images.names[0]);
+        await loader.photo(0);
+      }
+      return [...asked.filter((address) => address.includes("photo")), ...images];
+    }""")
+    assert asked == [
+        "/api/images/0/photo.jpg?of=one", "/api/images/0/photo.jpg?of=other", "one", "one", "other",
+    ]  # fmt: skip
+
+
+def test_a_number_of_classes_that_is_chosen_while_another_is_saved_stays(fresh):
+    cuts = fresh.evaluate("""async () => {
+      const { commitCut } = await import("/js/classes.js");
+      const { store } = await import("/js/store.js");
+      let answer;
+      answers["/api/classes/cut"] = new Promise((resolve) => (answer = resolve));
+      store.set({ classes: { revision: "a", classes: [1, 2, 3] }, cut: 2 });
+      const saved = commitCut(2);
+      store.set({ cut: 1 });
+      answer({ revision: "b", classes: [1, 2] });
+      await saved;
+      const found = [store.state.cut];
+      answers["/api/classes/cut"] = { revision: "c", classes: [1] };
+      await commitCut(1);
+      return [...found, store.state.cut];
+    }""")
+    assert cuts == [1, None]
+
+
+def test_a_stroke_goes_on_when_the_one_before_is_saved(fresh):
+    found = fresh.evaluate("""async () => {
+      const { createBrush } = await import("/js/views/images/brush.js");
+      const { store } = await import("/js/store.js");
+      store.set({ classes: { revision: "a", parts: 2, classes: [
+        { id: "0", name: "a", parts: [0] }, { id: "1", name: "b", parts: [1] }] } });
+      const picture = {
+        map: null, redrawMap(map) { this.map = map; },
+        stage: { node: document.createElement("div"), image: null },
+      };
+      let image = 0;
+      const proposed = { width: 4, height: 1, values: new Uint8Array([1, 2, 3, 4]) };
+      const brush = createBrush({
+        picture: () => picture, masks: () => proposed, image: () => image,
+      });
+      const map = (values) => ({ width: 4, height: 1, values: new Uint8Array(values) });
+      brush.arrive(map([0, 0, 0, 0]));
+      brush.choose(store.state.classes.classes[1]);
+      const tool = brush.tool();
+      tool.start({ x: 0.1, y: 0.5 });
+      brush.arrive(map([0, 0, 0, 7]));
+      const during = [...picture.map.values];
+      tool.move({ x: 0.4, y: 0.5 });
+      tool.end();
+      await new Promise((resolve) => setTimeout(resolve));
+      tool.start({ x: 0.1, y: 0.5 });
+      image = 1;
+      brush.arrive(map([0, 0, 0, 0]));
+      tool.end();
+      return [during, asked.filter((one) => one.includes("correction"))];
+    }""")
+    assert found[0] == [1, 0, 0, 7]
+    assert len(found[1]) == 1
+    assert '"runs":[[0,2]]' in found[1][0]
+
+
+def test_a_card_is_touched_only_by_what_is_about_it(fresh):
+    touched = fresh.evaluate("""async () => {
+      const { createCard } = await import("/js/views/classes/card.js");
+      const { store } = await import("/js/store.js");
+      store.set({ server: { collection: "one" } });
+      const one = { id: "0", name: "a", colour: "#102030", parts: [0], hidden: false };
+      const card = createCard(one, {});
+      card.update(one, 0.5, 1);
+      const watch = new MutationObserver(() => {});
+      const all = { attributes: true, childList: true, characterData: true, subtree: true };
+      watch.observe(card.node, all);
+      card.update(one, 0.5, 1);
+      const nothing = watch.takeRecords().length;
+      card.update({ ...one, colour: "#ff0000" }, 0.5, 1);
+      const children = watch.takeRecords().filter((record) => record.type === "childList").length;
+      card.end();
+      return [nothing, children, card.node.querySelector(".colour").value];
+    }""")
+    assert touched == [0, 0, "#ff0000"]
+
+
+def test_labels_are_coloured_without_webgl_as_with_it(page):
+    given = page.evaluate("""async () => {
+      const { coloured } = await import("/js/draw/canvas2d.js");
+      const { palette } = await import("/js/palette.js");
+      const classes = [
+        { id: 0, colour: "#102030", parts: [0, 1], hidden: false },
+        { id: 1, colour: "#ff8000", parts: [2], hidden: false },
+        { id: 2, colour: "#ffffff", parts: [3], hidden: true },
+      ];
+      const map = { width: 4, height: 1, values: new Uint8Array([0, 1, 2, 3]) };
+      const table = palette(classes, 4, 0);
+      const draw = (outlines) => [...coloured(map, table, { opacity: 0.5, outlines, sure: 0 })];
+      return [draw(false), draw(true)];
+    }""")
+    plain, outlined = (np.reshape(one, (4, 4)).tolist() for one in given)
+    dark, white = [16, 32, 48, 128], [255, 255, 255, 217]
+    assert plain == [dark, dark, [255, 128, 0, 19], [0, 0, 0, 0]]
+    assert outlined == [dark, white, white, [0, 0, 0, 0]]

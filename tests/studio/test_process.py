@@ -3,8 +3,10 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,6 +191,33 @@ def test_what_cannot_be_served_is_one_sentence(folder, arguments, words, monkeyp
     assert done.exit_code == 1, done.output
     assert words in done.output.replace("\n", " ")
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "[::1]"])
+def test_other_addresses_of_this_machine_are_answered(folder, host, monkeypatch):
+    """And who connects before the server runs is not refused."""
+    import uvicorn
+
+    from primaps.studio import serve
+
+    said, opened = [], threading.Event()
+    monkeypatch.setattr(serve.webbrowser, "open", lambda address: opened.set())
+
+    def connect(server, sockets):
+        found = re.search(r"http://(\S+):(\d+)/\?token=(\S+)", " ".join(said))
+        assert found[1] == host
+        socket.create_connection((host.strip("[]"), int(found[2])), timeout=5).close()
+        guard = server.config.app
+        assert f"{host}:{found[2]}".encode() in guard.hosts
+        assert opened.wait(5)
+
+    monkeypatch.setattr(uvicorn.Server, "run", connect)
+    try:
+        serve.run_studio(folder / "photos", folder / "out", host=host, told=said.append)
+    except ValueError as error:
+        if "cannot be listened on" not in str(error):
+            raise
+        pytest.skip(f"this machine has no {host}")
 
 
 def test_a_studio_of_other_photographs_is_not_opened(folder):

@@ -8,6 +8,7 @@
         {"colour": "3", "to": "#a1caf1"},
         {"merge": ["0", "4"]},
         {"split": "5"},
+        {"cut": 9},
         {"hide": "7"}
       ]
     }
@@ -34,8 +35,6 @@ from primaps.support.typed import Range
 
 NAME = "classes.json"
 FORMAT = 1
-
-
 MOST_EDITS = 10_000
 
 
@@ -103,7 +102,17 @@ def read_edits(folder: str | Path, tree: Tree) -> Edits:
         legend(tree, content.edits)
     except EditError as error:
         raise EditError(f"{path}: {error}") from None
-    return Edits(tuple(content.edits), hashlib.sha256(data).hexdigest()[:12])
+    return Edits(tuple(content.edits), _revision(data))
+
+
+def current_revision(folder: str | Path) -> str:
+    """Revision of the file as it is now, whatever it says; "" if there is none."""
+    path = Path(folder) / NAME
+    return _revision(path.read_bytes()) if path.is_file() else ""
+
+
+def _revision(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
 def read_legend(folder: str | Path, tree: Tree, classes: int | None = None) -> Legend:
@@ -117,18 +126,21 @@ def change_edits(
     tree: Tree,
     change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
     revision: str | None = None,
+    note: Callable[[], object] = lambda: None,
 ) -> Edits:
     """Read, change and write the edits while no other process does.
 
     Args:
         change: the edits as they are now to what they become.
         revision: what the person saw; if the file has another one by now, nothing is written.
+        note: called when the change was found fine, before it is written.
 
     Returns:
         What the file says now.
 
     Raises:
-        EditError: the file was changed meanwhile, or is not fine before or after the change.
+        EditError: the file was changed meanwhile, is not fine before or after the change, or would
+            have more than :data:`MOST_EDITS` edits.
 
     Examples:
         >>> import tempfile, torch
@@ -144,10 +156,16 @@ def change_edits(
         if revision is not None and revision != now.revision:
             raise EditError(f"{Path(folder) / NAME} was changed meanwhile: look at it again")
         edits = change(list(now.edits))
+        if len(edits) > MOST_EDITS:
+            raise EditError(
+                f"{Path(folder) / NAME} would have {len(edits)} edits, and {MOST_EDITS} are the "
+                "most: undo some"
+            )
         legend(tree, edits)
+        note()
         content = {"format": FORMAT, "tree": digest(tree), "edits": edits}
         write_json(Path(folder) / NAME, content)
-        return read_edits(folder, tree)
+        return Edits(tuple(edits), current_revision(folder))
 
 
 def undone(edits: list[dict[str, Any]], number: int | None = None) -> list[dict[str, Any]]:

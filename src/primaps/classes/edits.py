@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from primaps.classes.legend import Class, EditError, Legend
-from primaps.classes.tree import Tree
+from primaps.classes.tree import Tree, TreeError
 from primaps.support.colours import palette
 from primaps.support.typed import short
 
@@ -22,7 +22,7 @@ RESERVED = re.compile(r"(class )?\d+(\.[12])*(\+\d+(\.[12])*)*")
 """Names that a person may not give: they look like ids (``3``, ``3.1``, ``0+4``) or like the names
 of classes without a name."""
 COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
-KINDS = ("rename", "colour", "merge", "split", "hide", "show")
+KINDS = ("rename", "colour", "merge", "split", "cut", "hide", "show")
 LONGEST_NAME = 60
 """Letters of a name."""
 
@@ -32,10 +32,11 @@ def legend(tree: Tree, edits: Sequence[Any] = (), classes: int | None = None) ->
 
     Args:
         edits: ``{"rename": class, "to": name}``, ``{"colour": class, "to": "#rrggbb"}``,
-            ``{"merge": [class, ...]}``, ``{"split": class}``, ``{"hide": class}``,
-            ``{"show": class}``; a class is given by its id or its name at that point.
+            ``{"merge": [class, ...]}``, ``{"split": class}``, ``{"cut": number of classes}``,
+            ``{"hide": class}``, ``{"show": class}``; a class is given by its id or its name at that
+            point.
         classes: number of classes of another cut than the model's own. It has the names, colours
-            and hidden classes that edits gave, but not their merges and splits.
+            and hidden classes that edits gave, but not their merges, splits and cuts.
 
     Raises:
         EditError: an edit cannot be made.
@@ -69,35 +70,6 @@ def node_classes(tree: Tree, edits: Sequence[Any] = ()) -> list[Class]:
     """
     state = _after(tree, edits)
     return [state.shown(parts) for parts in tree.leaves]
-
-
-def cut_edits(tree: Tree, edits: Sequence[Any], classes: int) -> list[dict[str, Any]]:
-    """Edits that, appended to ``edits``, make the classes those of a cut: splits and merges.
-
-    Raises:
-        TreeError: the tree has no such cut.
-
-    Examples:
-        >>> import torch
-        >>> tree = Tree(torch.eye(3), torch.tensor([5, 2, 4]), torch.tensor([[0, 1], [3, 2]]),
-        ...             torch.tensor([0.1, 0.2]), classes=2)
-        >>> cut_edits(tree, [], 3), cut_edits(tree, [{"split": "0"}], 1)
-        ([{'split': '0'}], [{'merge': ['0.1', '0.2', '1']}])
-    """
-    wanted = [set(tree.leaves[node]) for node in tree.nodes(classes)]
-    state, found = _after(tree, edits), []
-
-    def make(edit: dict[str, Any]) -> None:
-        state.apply(edit)
-        found.append(edit)
-
-    while divided := [g for g in state.groups if not any(set(g) <= one for one in wanted)]:
-        make({"split": state.id(min(divided))})
-    for one in wanted:
-        inside = sorted(group for group in state.groups if set(group) <= one)
-        if len(inside) > 1:
-            make({"merge": [state.id(group) for group in inside]})
-    return found
 
 
 def _after(tree: Tree, edits: Sequence[Any]) -> _State:
@@ -167,9 +139,9 @@ class _State:
             raise EditError(
                 f"{short(name)} cannot be a name: it looks like an id or has outer blanks"
             )
-        for other in self.legend().classes:
-            if other.name == name and other.id != key:
-                raise EditError(f"class {other.id} has the name {short(name)}: merge them instead")
+        for other in map(self.id, self.groups):
+            if other != key and self.name(other) == name:
+                raise EditError(f"class {other} has the name {short(name)}: merge them instead")
         self.names[key] = name
 
     def _colour(self, which: Any, colour: Any) -> None:
@@ -200,6 +172,14 @@ class _State:
             halves = [self.tree.leaves[one] for one in pair]
         self.groups[place : place + 1] = halves
 
+    def _cut(self, classes: Any) -> None:
+        if not isinstance(classes, int) or isinstance(classes, bool):
+            raise EditError(f"cut takes a number of classes, not {short(classes)}")
+        try:
+            self.groups = [self.tree.leaves[node] for node in self.tree.nodes(classes)]
+        except TreeError as error:
+            raise EditError(str(error)) from None
+
     def _hide(self, which: Any) -> None:
         self.hidden |= set(self.groups[self.find(which)])
 
@@ -210,7 +190,13 @@ class _State:
         """Place in ``groups`` of the class with an id or name."""
         if not isinstance(which, str):
             raise EditError(f"a class is given as text, its id or name, not as {short(which)}")
-        return self.groups.index(self.legend().find(which).parts)
+        ids = [self.id(group) for group in self.groups]
+        if which in ids:
+            return ids.index(which)
+        for place in sorted(range(len(ids)), key=self.groups.__getitem__):
+            if self.name(ids[place]) == which:
+                return place
+        return self.groups.index(self.legend().find(which).parts)  # raises, and says what there is
 
     def id(self, parts: tuple[int, ...]) -> str:
         """The largest nodes, at or below classes of the model, that make up these parts."""

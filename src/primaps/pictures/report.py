@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -89,7 +89,8 @@ def write_report(
         path: of the HTML file; a report that is there is replaced.
         labels: folder of label maps: scores and confusion are reported as well.
         most: images looked at; of more a random choice.
-        see: what the model sees in an image, where that is known; None lets it look.
+        see: what the model sees in an image, where that is known; None lets it look. Called in
+            threads; an image for which it raises an ImageError is left out.
 
     Raises:
         NotFoundError: there is no image.
@@ -106,13 +107,10 @@ def write_report(
     classes = shown_classes(model)
     seen = [Seen() for _ in classes]
     looks: list[Look] = []
-    if see is None:
-        loaded = read(files, lambda file: load_image(file.source), problem)
-        sights = ((file, sight(model, image, crf)) for file, image in loaded)
-    else:
-        sights = ((file, see(file)) for file in files)
-    for number, (file, found) in enumerate(sights):
-        looks.append(_look(model, file.key, found, classes, seen, number))
+    load: Callable[[ImageFile], Any] = see or (lambda file: load_image(file.source))
+    for number, (file, found) in enumerate(read(files, load, problem, ahead=3)):
+        known = found if see else sight(model, found, crf)
+        looks.append(_look(model, file.key, known, classes, seen, number))
         progress("report", number + 1, len(files), {})
     if not looks:
         raise ImageError(f"none of the {len(files)} images could be read")

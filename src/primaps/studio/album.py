@@ -5,6 +5,7 @@ After a fit the server looks at one image after the other; whatever a person ask
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from primaps.backbones.backbone import image_features
@@ -23,7 +25,7 @@ from primaps.data import ImageError, fit_to_patches, to_tensor
 from primaps.studio import looks
 from primaps.studio.looks import Look
 from primaps.studio.network import Network
-from primaps.studio.photos import THUMB, jpeg, photograph
+from primaps.studio.photos import THUMB, cut_out, jpeg, photograph
 from primaps.studio.turns import SPARE, Turns
 from primaps.studio.workspace import Workspace
 from primaps.support.files import atomic_path
@@ -90,50 +92,67 @@ class Album:
     ) -> None:
         self.workspace, self.network, self.turns = workspace, network, turns
         self.changed = changed
-        self.summaries: dict[int, Summary] = {}
-        self.lost: dict[int, str] = {}
+        self.clear()
         self.progress: dict[str, Any] | None = None
-        self._looks: Recent[int, Look] = Recent(24)
-        self._features: Recent[int, Tensor] = Recent(64)
-        self._jpegs: Recent[tuple[int, int], bytes] = Recent(96)
-        self._pending: dict[int, Future[Look]] = {}
-        self._lock = threading.Lock()
         self._closed = False
 
     def clear(self) -> None:
         """Forget the images of another folder."""
-        self._looks, self._features, self._jpegs = Recent(24), Recent(64), Recent(96)
-        self.summaries, self.lost = {}, {}
+        # New ones, since whoever reads a photograph now keeps it where it was looked for.
+        self._looks: Recent[int, Look] = Recent(24)
+        self._features: Recent[int, Tensor] = Recent(8)
+        self._photos: Recent[int, bytes] = Recent(16)
+        self._thumbs: Recent[int, bytes] = Recent(256)
+        self.summaries: dict[int, Summary] = {}
+        self.lost: dict[int, str] = {}
 
     def close(self) -> None:
         """Look at no further image."""
         self._closed = True
 
-    def picture(self, number: int, side: int) -> bytes:
-        """The photograph as JPEG; ``side`` is its longest side at most.
+    def photo(self, number: int) -> bytes:
+        """The photograph as JPEG, as it is shown.
 
         Raises:
             NotFoundError: there is no such image.
             ImageError: it cannot be read.
         """
-        if (kept := self._jpegs.get((number, side))) is not None:
+        photos = self._photos
+        if (kept := photos.get(number)) is not None:
             return kept
         file = self.workspace.file(number)
-        assert isinstance(file.source, Path)
-        return self._jpegs.put((number, side), jpeg(photograph(file.source, side)))
+        return photos.put(number, jpeg(photograph(file.source)))
 
     def thumb(self, number: int) -> bytes:
-        """The small photograph, kept on disk as well once the studio's folder is there."""
+        """The small photograph, kept on disk as well once the studio's folder is there.
+
+        Raises:
+            NotFoundError: there is no such image.
+            ImageError: it cannot be read.
+        """
+        thumbs = self._thumbs
+        if (kept := thumbs.get(number)) is not None:
+            return kept
         file = self.workspace.file(number)
         path = self.workspace.out / "looks" / f"{file.key}.thumb.jpg"
         assert isinstance(file.source, Path)
-        if self._jpegs.get((number, THUMB)) is None and _newer(path, file.source):
-            return self._jpegs.put((number, THUMB), path.read_bytes())
-        found = self.picture(number, THUMB)
-        if self.workspace.record is not None and not _newer(path, file.source):
+        if _newer(path, file.source):
+            return thumbs.put(number, path.read_bytes())
+        found = jpeg(photograph(file.source, THUMB))
+        if self.workspace.record is not None:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(found)
-        return found
+        return thumbs.put(number, found)
+
+    def crop(self, number: int, box: tuple[float, float, float, float]) -> bytes:
+        """A part of the photograph as JPEG; ``box`` is left, top, right and bottom in 0..1.
+
+        Raises:
+            NotFoundError: there is no such image.
+            ImageError: it cannot be read.
+        """
+        with Image.open(io.BytesIO(self.photo(number))) as image:
+            return jpeg(cut_out(image, box))
 
     def features(self, number: int) -> Float[Tensor, "c h w"]:
         """Features of the whole image, to propose masks from; in the thread of the network.
@@ -141,13 +160,14 @@ class Album:
         Raises:
             ImageError: it cannot be read.
         """
-        if (kept := self._features.get(number)) is not None:
+        features = self._features
+        if (kept := features.get(number)) is not None:
             return kept
         source = self.workspace.file(number).source
         assert isinstance(source, Path)
         backbone = self.network.backbone()
         scaled = fit_to_patches(photograph(source), self.network.size, backbone.patch_size)
-        return self._features.put(number, image_features(backbone, to_tensor(scaled)[None])[0])
+        return features.put(number, image_features(backbone, to_tensor(scaled)[None])[0])
 
     def known_features(self, number: int) -> Tensor | None:
         """Those features if they are there already; in any thread."""
@@ -201,10 +221,10 @@ class Album:
             except ImageError as error:
                 self.lost[number] = str(error)
                 raise
-            found, features = looks.look(model, photo)
-            self._features.put(number, features)
+            found = looks.look(model, photo)
             looks.save(found, self._path(file.key), about)
         self._looks.put(number, found)
+        self.lost.pop(number, None)
         if number not in self.summaries:
             length = len(found.alike)
             counts = np.bincount(found.parts.ravel(), minlength=length)
@@ -216,7 +236,7 @@ class Album:
 
     def look_at_all(self) -> None:
         """Look at all images, one after the other, when nothing else is to do."""
-        began, first = time.monotonic(), len(self.summaries)
+        began, first = time.monotonic(), self.seen
         self.progress = {
             "stage": "looking", "done": first, "total": len(self.workspace.images),
             "seconds_left": None, "about": {},
@@ -233,7 +253,7 @@ class Album:
                 self._look(number)
             except Exception as error:  # the reason is shown; the others go on
                 self.lost.setdefault(number, str(error))
-            done = len(self.summaries) + len(self.lost)
+            done = self.seen
             rate = (time.monotonic() - began) / max(1, done - first)
             self.progress = {
                 "stage": "looking",
@@ -246,10 +266,14 @@ class Album:
 
         self.turns.take(SPARE, lambda: step(0))
 
-    def wait_for_all(self) -> bool:
-        """Whether all images were looked at."""
-        return len(self.summaries) + len(self.lost) >= len(self.workspace.images)
+    @property
+    def seen(self) -> int:
+        """Number of images that were looked at or cannot be read."""
+        return len(self.summaries.keys() | self.lost.keys())
 
 
 def _newer(path: Path, source: Path) -> bool:
-    return path.is_file() and path.stat().st_mtime_ns > source.stat().st_mtime_ns
+    try:
+        return path.stat().st_mtime_ns > source.stat().st_mtime_ns
+    except OSError:  # either is not there
+        return False

@@ -66,13 +66,13 @@ class Api:
     # The folder and the fit.
 
     async def state(self, request: Request) -> Response:
-        return JSONResponse(self.studio.state())
+        return JSONResponse(await run_sync(self.studio.state))
 
     async def folders(self, request: Request) -> Response:
         return JSONResponse(await run_sync(self.studio.workspace.folders))
 
     async def events(self, request: Request) -> Response:
-        stream = self.studio.hub.listen(("state", self.studio.state()))
+        stream = self.studio.hub.listen(("state", await run_sync(self.studio.state)))
         return StreamingResponse(stream, media_type="text/event-stream")
 
     async def choose(self, request: Request) -> Response:
@@ -86,13 +86,13 @@ class Api:
         return await self.state(request)
 
     async def stop(self, request: Request) -> Response:
-        await run_sync(self.studio.fitting.stop)
+        await run_sync(self.studio.stop)
         return await self.state(request)
 
     # Classes.
 
     async def classes(self, request: Request) -> Response:
-        return JSONResponse(await run_sync(self._classes))
+        return await run_sync(lambda: JSONResponse(self._classes()))
 
     def _classes(self) -> dict[str, Any]:
         found, edited = self.studio.open()
@@ -132,16 +132,15 @@ class Api:
         """Change classes or corrections; every tab hears of it."""
         studio = self.studio
 
-        def changed() -> dict[str, Any]:
+        def changed() -> Response:
             number = studio.number(change(studio.open()[1]))
             if number is not None:
                 studio.recount(number)
             answer = self._classes()
-            return answer if number is None else {**answer, "image": number}
+            studio.hub.tell("classes", {"revision": answer["revision"]})
+            return JSONResponse(answer if number is None else {**answer, "image": number})
 
-        answer = await run_sync(changed)
-        studio.hub.tell("classes", {"revision": answer["revision"]})
-        return JSONResponse(answer)
+        return await run_sync(changed)
 
     async def crops(self, request: Request) -> Response:
         _, edited = self.studio.open()
@@ -159,7 +158,7 @@ class Api:
 
     async def begin_audit(self, request: Request) -> Response:
         given = await body(request, bodies.AuditBody)
-        await run_sync(self.studio.begin_audit, given.answers)
+        await run_sync(self.studio.begin_audit, given.answers, limiter=self._one)
         return await self.audit(request)
 
     async def answer(self, request: Request) -> Response:
@@ -172,6 +171,8 @@ class Api:
                 raise ConflictError("there is no question: begin an audit")
             if found.record.about != now:
                 raise ConflictError("the classes changed since: begin the audit anew")
+            if found.progress[0] != given.done:
+                raise ConflictError("another tab answered meanwhile: this is the question now")
             found.answer(question, given.right)
 
         await run_sync(answer, limiter=self._one)

@@ -64,9 +64,10 @@ class AuditBody:
 
 @dataclass(frozen=True)
 class AnswerBody:
-    """``POST audit/answer``."""
+    """``POST audit/answer``; ``done`` is what the person saw."""
 
     right: bool | None
+    done: Whole
 
 
 @dataclass(frozen=True)

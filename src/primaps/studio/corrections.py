@@ -33,6 +33,10 @@ class Corrections:
             if not path.name.startswith("."):
                 yield path.relative_to(self.folder).as_posix().removesuffix(".png")
 
+    def has(self, key: str) -> bool:
+        """Whether an image is corrected."""
+        return self._path(key).is_file()
+
     def read(self, key: str, size: tuple[int, int]) -> UInt16[np.ndarray, "h w"] | None:
         """The parts that were painted into an image of a height and width; None if none were.
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from primaps.classes.classes_json import NAME as CLASSES
-from primaps.classes.classes_json import Edits, change_edits, read_edits
-from primaps.classes.edits import cut_edits, legend
+from primaps.classes.classes_json import Edits, change_edits, current_revision, read_edits
+from primaps.classes.edits import legend
 from primaps.classes.legend import EditError, Legend
 from primaps.classes.tree import Tree
 from primaps.studio.corrections import NOTHING, Corrections, Runs, as_runs, pixels
@@ -42,6 +43,7 @@ class Edited:
         self._lock = threading.RLock()
         self._edits: Edits = read_edits(model, tree)
         self._seen: tuple[int, int, int] | None = None
+        self._writing = False
         self._legend: tuple[str, Legend] | None = None
         self.history.meet(self._edits.edits)
         if self.history.last is not None:
@@ -77,13 +79,20 @@ class Edited:
         status = path.stat() if path.is_file() else None
         seen = status and (status.st_ino, status.st_mtime_ns, status.st_size)
         if seen != self._seen:
-            found = read_edits(self.model, self.tree)
+            if current_revision(self.model) != self._edits.revision:
+                self._edits = read_edits(self.model, self.tree)
+                self.history.meet(self._edits.edits)
             self._seen = seen
-            if found.revision != self._edits.revision:
-                self._edits = found
-                self.history.meet(found.edits)
+        with contextlib.suppress(OSError):  # a disk that is still full; see _check
+            self._settle()
 
-    def append(self, revision: str, edits: Sequence[dict[str, Any]], about: str = "") -> None:
+    def _settle(self) -> None:
+        """Take back the line of a change that could not be written."""
+        if self._writing:
+            self.history.meet(self._edits.edits)
+            self._writing = False
+
+    def append(self, revision: str, edits: Sequence[dict[str, Any]]) -> None:
         """Edits as one action.
 
         Raises:
@@ -92,7 +101,7 @@ class Edited:
         """
         with self._lock:
             self._check(revision)
-            self._append(list(edits), about or ", ".join(map(words, edits)))
+            self._append(list(edits))
 
     def cut(self, revision: str, classes: int) -> None:
         """The classes become those of a cut.
@@ -103,7 +112,9 @@ class Edited:
         """
         with self._lock:
             self._check(revision)
-            self._append(cut_edits(self.tree, self.edits, classes), f"{classes} classes")
+            wanted = [self.tree.leaves[node] for node in self.tree.nodes(classes)]
+            if wanted != [one.parts for one in self.legend().classes]:
+                self._append([{"cut": classes}])
 
     def paint(self, revision: str, key: str, size: tuple[int, int], name: str, runs: Runs) -> None:
         """Give pixels of an image to a class.
@@ -184,24 +195,23 @@ class Edited:
             raise ConflictError(
                 "another tab or program changed the classes meanwhile: this is how they are now"
             )
+        self._settle()
 
-    def _append(self, edits: list[dict[str, Any]], about: str) -> None:
-        if edits:
-            action = {"do": "edits", "edits": edits, "about": about}
-            self._write(lambda now: [*now, *edits], lambda: self.history.add(action))
+    def _append(self, edits: list[dict[str, Any]]) -> None:
+        action = {"do": "edits", "edits": edits, "about": ", ".join(map(words, edits))}
+        self._write(lambda now: [*now, *edits], lambda: self.history.add(action))
 
     def _write(self, change: Callable[[list[Any]], list[Any]], note: Callable[[], object]) -> None:
         """Change ``classes.json``, after a line in the history, while no other program does."""
         seen = self._edits.revision
 
-        def changed(now: list[Any]) -> list[Any]:
-            edits = change(now)
-            legend(self.tree, edits)  # refused before it is written down
+        def noted() -> None:
+            self._writing = True
             note()
-            return edits
 
         try:
-            self._edits = change_edits(self.model, self.tree, changed, seen)
+            self._edits = change_edits(self.model, self.tree, change, seen, noted)
+            self._writing = False
         except EditError as error:
             if read_edits(self.model, self.tree).revision != seen:
                 raise ConflictError(
@@ -221,10 +231,12 @@ def words(edit: dict[str, Any]) -> str:
     """An edit as a person says it.
 
     Examples:
-        >>> words({"rename": "3", "to": "car"}), words({"merge": ["0", "4"]})
-        ('rename 3 to car', 'merge 0 and 4')
+        >>> words({"rename": "3", "to": "car"}), words({"merge": ["0", "4"]}), words({"cut": 9})
+        ('rename 3 to car', 'merge 0 and 4', '9 classes')
     """
     kind = next(iter(edit), "")
+    if kind == "cut":
+        return f"{edit['cut']} classes"
     which = edit.get(kind)
     text = " and ".join(map(str, which)) if isinstance(which, list) else str(which)
     return f"{kind} {text} to {edit['to']}" if "to" in edit else f"{kind} {text}"

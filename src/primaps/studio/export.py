@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +14,12 @@ from PIL import Image
 from primaps.exchange import FORMATS, export_labels
 from primaps.exchange.classes import Classes
 from primaps.studio.album import Album
+from primaps.studio.corrections import NOTHING
 from primaps.studio.edited import ConflictError, Edited
 from primaps.studio.turns import SOON
+from primaps.studio.workspace import unused
 from primaps.support.errors import InputError, PrimapsError
+from primaps.support.files import temporary_folder
 
 TITLES = {
     "coco": "COCO",
@@ -54,7 +54,7 @@ def corrected_parts(album: Album, edited: Edited, number: int) -> Integer[np.nda
     """The part of every pixel of an image that was looked at, corrections applied."""
     look = album.kept_look(number) or album.look(number, SOON).result()
     own = edited.corrections.read(album.workspace.file(number).key, look.parts.shape)
-    return look.parts if own is None else np.where(own == 65535, look.parts, own)
+    return look.parts if own is None else np.where(own == NOTHING, look.parts, own)
 
 
 class Exporting:
@@ -137,8 +137,7 @@ class Exporting:
         table = legend.table().numpy().astype(np.uint8)
         exports = workspace.out / "exports"
         exports.mkdir(parents=True, exist_ok=True)
-        maps = Path(tempfile.mkdtemp(prefix=".maps-", dir=exports))
-        try:
+        with temporary_folder(exports) as maps:
             for count, number in enumerate(chosen):
                 one = workspace.images[number]
                 labels = Image.fromarray(table[corrected_parts(self.album, edited, number)])
@@ -151,19 +150,9 @@ class Exporting:
                 maps,
                 workspace.photographs / workspace.chosen,
                 form,
-                _free(exports, form),
+                unused(exports, form),
                 classes=Classes(tuple(legend.names), legend.colours),
                 per=per,
                 progress=lambda stage, done, total, _: further(len(chosen) + done),
                 problem=lambda _: None,  # images that are not exported were not asked for
             )
-        finally:
-            shutil.rmtree(maps, ignore_errors=True)
-
-
-def _free(exports: Path, form: str) -> Path:
-    """A folder for an export that is not there yet."""
-    number = 1
-    while (exports / f"{form}-{number}").exists():
-        number += 1
-    return exports / f"{form}-{number}"

@@ -19,6 +19,8 @@ STAGES = ("reading", "features", "classes", "k-means", "orthogonal", "EM")
 class Fitting:
     """The process that plans and fits.
 
+    Whoever uses it takes care that two threads do not begin and stop at the same time.
+
     Args:
         changed: called, in any thread, whenever there is something new to show.
 

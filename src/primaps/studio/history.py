@@ -71,6 +71,10 @@ class History:
         known = self.edits
         if list(edits) == known:
             return
+        after = self.undone[-1] if self.undone else None
+        if after and after["do"] == "edits" and [*known, *after["edits"]] == list(edits):
+            self._write({"redo": True})
+            return
         if list(edits[: len(known)]) == known:
             new = list(edits[len(known) :])
             self._write({"do": "edits", "edits": new, "about": "edits of another program"})

@@ -54,15 +54,12 @@ class Look:
 
 
 @torch.no_grad()
-def look(model: PriMaPsEM, photo: Image.Image, crf: bool = True) -> tuple[Look, Tensor]:
+def look(model: PriMaPsEM, photo: Image.Image, crf: bool = True) -> Look:
     """Look at an image.
 
     Args:
         model: cut at all its parts, so that its label maps are part maps.
         photo: at the size at which it is shown.
-
-    Returns:
-        Also the features (c, h, w) that :func:`primaps.propose` takes.
     """
     assert model.inventory_ is not None
     tree = model.inventory_.tree
@@ -80,10 +77,11 @@ def look(model: PriMaPsEM, photo: Image.Image, crf: bool = True) -> tuple[Look, 
     cosines = F.normalize(codes, dim=0).flatten(1).T @ tree.parts.to(codes).T
     best = cosines.amax(1).view(1, 1, *codes.shape[1:])
     nearness = upsample(best, size)[0, 0].cpu()
-    counts = parts.long().flatten().bincount(minlength=len(tree))
-    sums = parts.long().flatten().bincount(nearness.flatten().double(), len(tree))
+    flat = parts.flatten().long()
+    counts = flat.bincount(minlength=len(tree))
+    sums = flat.bincount(nearness.flatten().double(), len(tree))
     masks = propose(clean, threshold=model.config.threshold)[0]
-    found = Look(
+    return Look(
         parts=parts.numpy().astype(np.uint8 if len(tree) <= 256 else np.uint16),
         logits=model.logits(features)[0].cpu().half().numpy(),
         margin=margin.cpu().half().numpy(),
@@ -91,7 +89,6 @@ def look(model: PriMaPsEM, photo: Image.Image, crf: bool = True) -> tuple[Look, 
         directions=mask_directions(clean[0], masks).cpu().half().numpy(),
         boxes=mask_boxes(masks),
     )
-    return found, clean[0]
 
 
 def mask_directions(

@@ -12,11 +12,9 @@ from anyio.to_thread import run_sync
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from primaps.data import load_image
 from primaps.studio import answers, proposals
 from primaps.studio.export import corrected_parts
 from primaps.studio.looks import Look
-from primaps.studio.photos import SIDE, cut_out, jpeg
 from primaps.studio.studio import Studio
 from primaps.studio.turns import NOW, SOON
 
@@ -28,7 +26,7 @@ class Pictures:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self._few = CapacityLimiter(4)
+        self._few = CapacityLimiter(2)
         """Photographs that are decoded at a time: a large one takes a hundred megabytes."""
 
     def routes(self) -> dict[str, Callable[[Request], Awaitable[Response]]]:
@@ -45,7 +43,7 @@ class Pictures:
         }
 
     async def images(self, request: Request) -> Response:
-        return JSONResponse(await run_sync(self._images))
+        return await run_sync(lambda: JSONResponse(self._images()))
 
     def _images(self) -> dict[str, Any]:
         studio = self.studio
@@ -63,13 +61,23 @@ class Pictures:
         }
 
     async def photo(self, request: Request) -> Response:
-        picture = self.studio.album.picture
-        found = await run_sync(picture, answers.number(request), SIDE, limiter=self._few)
-        return Response(found, media_type="image/jpeg", headers={"Cache-Control": LONG})
+        return await self._jpeg(request, self.studio.album.photo)
 
     async def thumb(self, request: Request) -> Response:
-        found = await run_sync(self.studio.album.thumb, answers.number(request), limiter=self._few)
-        return Response(found, media_type="image/jpeg", headers={"Cache-Control": LONG})
+        return await self._jpeg(request, self.studio.album.thumb)
+
+    async def crop(self, request: Request) -> Response:
+        box = answers.box(request.query_params.get("box", ""))
+        return await self._jpeg(request, lambda number: self.studio.album.crop(number, box))
+
+    async def _jpeg(self, request: Request, find: Callable[[int], bytes]) -> Response:
+        """A photograph, which may be kept where the address says of which images it is."""
+        workspace = self.studio.workspace
+        given = request.query_params.get("of")
+        before = workspace.collection
+        found = await run_sync(find, answers.number(request), limiter=self._few)
+        headers = {"Cache-Control": LONG} if given == before == workspace.collection else {}
+        return Response(found, media_type="image/jpeg", headers=headers)
 
     async def parts(self, request: Request) -> Response:
         number, studio = answers.number(request), self.studio
@@ -121,16 +129,6 @@ class Pictures:
         if known is not None:
             return known
         return await _turn(self.studio.turns.take(NOW, lambda: album.features(number)))
-
-    async def crop(self, request: Request) -> Response:
-        number, box = answers.number(request), answers.box(request.query_params.get("box", ""))
-        source = self.studio.workspace.file(number).source
-
-        def cut() -> bytes:
-            return jpeg(cut_out(load_image(source), box))
-
-        found = await run_sync(cut, limiter=self._few)
-        return Response(found, media_type="image/jpeg", headers={"Cache-Control": LONG})
 
 
 async def _turn(future: Any) -> Any:

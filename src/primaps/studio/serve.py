@@ -6,6 +6,7 @@ import contextlib
 import logging
 import secrets
 import socket
+import threading
 import webbrowser
 from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.util import find_spec
@@ -70,6 +71,7 @@ def run_studio(
     check_names(options)
     options = {**OPTIONS, **options}
     Config(2 if classes == "auto" else conform(classes, int, "classes"), **options)
+    host = host.strip("[]")
     local = _is_loopback(host)
     if not local and not allow_host:
         raise InputError(
@@ -86,8 +88,8 @@ def run_studio(
         port = listening.getsockname()[1]
         token = secrets.token_urlsafe(24)
         desk = Studio(workspace, classes, device)
-        app = application(desk, token, port, allow_host)
         name = (f"[{host}]" if ":" in host else host) if local else allow_host[0]
+        app = application(desk, token, port, (name, *allow_host))
         address = f"http://{name}:{port}/?token={token}"
         told(f"The studio of {workspace.photographs} is at")
         told(f"    {address}")
@@ -98,7 +100,8 @@ def run_studio(
                 "encrypted."
             )
         if browser:
-            webbrowser.open(address)
+            # Some browsers keep who opens them waiting until they have the page, or are closed.
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         config = uvicorn.Config(
             app, http="h11", ws="none", log_level="warning", server_header=False,
             proxy_headers=False, timeout_graceful_shutdown=2,
@@ -161,15 +164,15 @@ def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ip_address(host.strip("[]")).is_loopback
+        return ip_address(host).is_loopback
     except ValueError:
         return False
 
 
 @contextlib.contextmanager
 def _listening(host: str, port: int) -> Any:
-    """A socket on an address, so that a port that is taken is said before anything begins."""
-    host = host.strip("[]")
+    """A socket on an address, so that a port that is taken is said before anything begins; who
+    connects from now on waits until the server answers."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named, asyncio sends small answers at once (TCP_NODELAY).
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -177,6 +180,7 @@ def _listening(host: str, port: int) -> Any:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, port))
+            listening.listen(128)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"{host}:{port} cannot be listened on ({reason})") from None

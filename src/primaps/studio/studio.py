@@ -57,7 +57,8 @@ class Studio:
         self.edited: Edited | None = None
         self.error = ""
         self._record: ModelRecord | None = None
-        self._corrected: set[str] = set()
+        self._choosing = threading.RLock()
+        """Held by whatever chooses the folder, begins a fit or a plan, or stops either."""
         self._pictured = 0.0
         self._closed = threading.Event()
         self._beginning = threading.Thread(target=self._begin, daemon=True)
@@ -69,14 +70,17 @@ class Studio:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _begin(self) -> None:
-        if self._has_model():
-            if self.workspace.record is None:
-                self.workspace.begin(self.classes)
-            self._open()
-        elif self.workspace.record is not None:
-            self.fit(self.classes)
-        else:
-            self._plan()
+        with self._choosing:
+            if self.fitting.running or self.inventory is not None:
+                return  # somebody was faster
+            if self._has_model():
+                if self.workspace.record is None:
+                    self.workspace.begin(self.classes)
+                self._open()
+            elif self.workspace.record is not None:
+                self.fit(self.classes)
+            else:
+                self._plan()
 
     def _has_model(self) -> bool:
         """Whether there is a model that is complete."""
@@ -93,7 +97,6 @@ class Studio:
             self._record = read_json(folder / "config.json", ModelRecord)
             self.inventory = inventory(folder)
             self.edited = Edited(folder, self.inventory.tree, self.workspace.out)
-            self._corrected = set(self.edited.corrections.keys())
         except (PrimapsError, OSError) as error:
             self.error = str(error)
             return
@@ -115,9 +118,10 @@ class Studio:
 
     def choose(self, path: str) -> None:
         """Take another folder of images, before a fit."""
-        self.workspace.choose(path)
-        self.album.clear()
-        self._plan()
+        with self._choosing:
+            self.workspace.choose(path)
+            self.album.clear()
+            self._plan()
 
     def fit(self, classes: int | str) -> None:
         """Begin a fit, or go on with it.
@@ -126,15 +130,21 @@ class Studio:
             ConflictError: it runs already, or is done.
             InputError: there are no images.
         """
-        if self.inventory is not None:
-            raise ConflictError("the model is there already: use another --out for another one")
-        if self.fitting.running:
-            raise ConflictError("the fit is running")
-        record = self.workspace.record
-        if record is None or record.classes != classes:
-            self.workspace.begin(classes)
-        self.error, self.classes = "", classes
-        self.fitting.fit(self._task(), self._open)
+        with self._choosing:
+            if self.inventory is not None:
+                raise ConflictError("the model is there already: use another --out for another one")
+            if self.fitting.running:
+                raise ConflictError("the fit is running")
+            record = self.workspace.record
+            if record is None or record.classes != classes:
+                self.workspace.begin(classes)
+            self.error, self.classes = "", classes
+            self.fitting.fit(self._task(), self._open)
+
+    def stop(self) -> None:
+        """Stop the fit; it can go on later."""
+        with self._choosing:
+            self.fitting.stop()
 
     def _plan(self) -> None:
         if self.workspace.images:
@@ -186,6 +196,7 @@ class Studio:
             }
         return {
             "folder": workspace.photographs.joinpath(workspace.chosen).name,
+            "collection": workspace.collection,
             "images": len(workspace.images),
             "stage": stage,
             "progress": fitting.progress if fitting.running else self.album.progress,
@@ -226,7 +237,8 @@ class Studio:
         return self.inventory, self.edited
 
     def _looked(self, number: int) -> None:
-        if self.edited is not None and self.workspace.images[number].key in self._corrected:
+        key = self.workspace.images[number].key
+        if self.edited is not None and self.edited.corrections.has(key):
             self.recount(number)
 
     def recount(self, number: int) -> None:
@@ -253,15 +265,12 @@ class Studio:
     def begin_audit(self, answers: int) -> None:
         """Draw the questions of an audit."""
         _, edited = self.open()
-        model = self._model(edited)
-        trust.begin_audit(self.album, edited, model, answers)
+        trust.begin_audit(self.album, edited, self._model(edited), answers)
 
     def report(self) -> Path:
         """The report of the classes as they are now."""
         _, edited = self.open()
-        path = self.workspace.out / "report.html"
-        model = self._model(edited)
-        return trust.report(self.album, model, path)
+        return trust.report(self.album, self._model(edited), self.workspace.out / "report.html")
 
     def _model(self, edited: Edited) -> PriMaPsEM:
         """The model with the edits of now; it is loaded in the thread of the network."""

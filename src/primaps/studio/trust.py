@@ -19,6 +19,8 @@ from primaps.studio.edited import ConflictError, Edited
 from primaps.studio.gallery import hexadecimal
 from primaps.studio.looks import Look
 from primaps.studio.photos import photograph
+from primaps.studio.workspace import unused
+from primaps.support.files import temporary_folder
 
 REPORTED = 60
 """Images in a report, drawn at random: a report takes seconds."""
@@ -34,7 +36,12 @@ def begin_audit(album: Album, edited: Edited, model: PriMaPsEM, answers: int) ->
         ConflictError: not all images were looked at yet.
         InputError: too few or too many answers, or no pixel has a class.
     """
-    _all_seen(album, "the audit")
+    total = len(album.workspace.images)
+    if album.seen < total:
+        raise ConflictError(
+            f"{album.seen} of {total} images were looked at: the audit takes all of them, so wait "
+            "a little"
+        )
     workspace, folder = album.workspace, album.workspace.out / "audit"
     legend = edited.legend()
     table, names = legend.table().numpy(), legend.names
@@ -50,9 +57,12 @@ def begin_audit(album: Album, edited: Edited, model: PriMaPsEM, answers: int) ->
         size = (one.width, one.height)
         pixels += draw_pixels(str(file.source), one.key, labels, margin, size, each)
     pixels = [pixel for pixel in pixels if not (legend.hides and pixel.value == HIDDEN)]
-    if folder.is_dir() and any(folder.iterdir()):
-        folder.rename(_free(folder))
-    return begin(folder, pixels, names, about(model), answers)
+    with temporary_folder(workspace.out) as place:
+        begun = begin(place / "audit", pixels, names, about(model), answers)
+        if folder.is_dir() and any(folder.iterdir()):
+            folder.rename(unused(workspace.out, "audit"))
+        (place / "audit").replace(folder)
+    return Audit(folder, begun.record)
 
 
 def audit_page(album: Album, edited: Edited, audit: Audit | None, now: list[str]) -> dict[str, Any]:
@@ -120,23 +130,7 @@ def report(album: Album, model: PriMaPsEM, path: Path) -> Path:
     return write_report(model, list(seen), path, most=REPORTED, see=see)
 
 
-def _all_seen(album: Album, what: str) -> None:
-    total = len(album.workspace.images)
-    done = len(album.summaries) + len(album.lost)
-    if done < total:
-        raise ConflictError(
-            f"{done} of {total} images were looked at: {what} takes all of them, so wait a little"
-        )
-
-
 def _scaled(look: Look, size: tuple[int, int]) -> np.ndarray:
     """The margin at the size of the parts."""
     small = Image.fromarray(look.margin.astype(np.float32))
     return np.asarray(small.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-
-
-def _free(folder: Path) -> Path:
-    number = 1
-    while folder.with_name(f"{folder.name}-{number}").exists():
-        number += 1
-    return folder.with_name(f"{folder.name}-{number}")

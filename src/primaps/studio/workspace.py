@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import secrets
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +70,7 @@ class Workspace:
     Attributes:
         images: in the order of their numbers.
         problems: a sentence about each image that cannot be used.
+        collection: another one whenever the numbers are of other images.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Workspace:
         self.chosen = ""
         self.images: list[Listed] = []
         self.problems: list[str] = []
+        self.collection = ""
         self.record: Record | None = None
         if (self.out / NAME).is_file():
             self._reopen(read_json(self.out / NAME, Record, "move it away to begin anew"))
@@ -136,23 +140,24 @@ class Workspace:
             raise InputError(f"{self.out} is of {self.chosen or 'all images'}: use another --out")
         if path and path not in {one["path"] for one in self.folders()}:
             raise InputError(f"{path!r} is no folder with images below {self.photographs}")
-        self.chosen, self.images, self.problems = path, [], []
         root = self.photographs / path
+        images: list[Listed] = []
+        problems: list[str] = []
         try:
             files = find_images(root, exclude=self.out)
         except NotFoundError:
-            return  # an empty folder is a state of the page, not an error
+            files = []  # an empty folder is a state of the page, not an error
         for file in files:
             assert isinstance(file.source, Path)
-            self.images.append(self._listed(file.source, file.key, root))
-
-    def _listed(self, path: Path, key: str, root: Path) -> Listed:
-        try:
-            width, height = image_size(path)
-        except ImageError as error:
-            self.problems.append(str(error))
             width = height = 0
-        return Listed(key, path.relative_to(root.resolve()).as_posix(), width, height)
+            try:
+                width, height = image_size(file.source)
+            except ImageError as error:
+                problems.append(str(error))
+            relative = file.source.relative_to(root.resolve()).as_posix()
+            images.append(Listed(file.key, relative, width, height))
+        self.chosen, self.images, self.problems = path, images, problems
+        self.collection = secrets.token_hex(4)
 
     def begin(self, classes: int | str) -> None:
         """Write down which images there are and what was asked for: from now on they stay."""
@@ -193,6 +198,15 @@ class Workspace:
         self.record, self.options = record, record.options
         self.chosen, self.images = record.chosen, record.images
         self.given = Path(record.model) if record.model else None
+        self.collection = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
+
+
+def unused(folder: Path, name: str) -> Path:
+    """The first of ``name-1``, ``name-2``, ... in a folder that is not there."""
+    number = 1
+    while (folder / f"{name}-{number}").exists():
+        number += 1
+    return folder / f"{name}-{number}"
 
 
 @contextmanager

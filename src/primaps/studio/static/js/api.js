@@ -1,5 +1,7 @@
 // The server's address space (docs/studio.md): one function per kind of answer.
 
+import { store } from "./store.js";
+
 export class ApiError extends Error {
   constructor(status, sentence) {
     super(sentence);
@@ -7,10 +9,12 @@ export class ApiError extends Error {
   }
 }
 
-async function ask(path, options) {
+const ask = (path, options) => fetched(`/api/${path}`, options);
+
+async function fetched(address, options) {
   let answer;
   try {
-    answer = await fetch(`/api/${path}`, options);
+    answer = await fetch(address, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(0, "The studio's program does not answer: start it again in the terminal. Nothing is lost.");
@@ -46,8 +50,8 @@ export async function getLogits(path) {
   return { classes, height, width, values: halves(new Uint16Array(data, 6)) };
 }
 
-export async function getBitmap(path) {
-  return createImageBitmap(await (await ask(path)).blob());
+export async function getPhoto(image) {
+  return createImageBitmap(await (await fetched(url.photo(image))).blob());
 }
 
 /** float16 to float32: browsers without Float16Array are still common. */
@@ -64,7 +68,11 @@ export function halves(words) {
   return found;
 }
 
+// Browsers keep pictures for a day: numbers of another folder are other addresses.
+const of = () => `of=${encodeURIComponent(store.state.server.collection)}`;
+
 export const url = {
-  thumb: (image) => `/api/images/${image}/thumb.jpg`,
-  crop: (image, box) => `/api/crops/${image}.jpg?box=${box.map((side) => side.toFixed(4)).join(",")}`,
+  photo: (image) => `/api/images/${image}/photo.jpg?${of()}`,
+  thumb: (image) => `/api/images/${image}/thumb.jpg?${of()}`,
+  crop: (image, box) => `/api/crops/${image}.jpg?box=${box.map((side) => side.toFixed(4)).join(",")}&${of()}`,
 };

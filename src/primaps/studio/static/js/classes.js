@@ -12,8 +12,10 @@ export function shown(state = store.state) {
   const { classes, cut } = state;
   if (!classes) return [];
   if (cut === null || cut === classes.classes.length) return classes.classes;
-  return cutClasses(classes, cut);
+  if (classes !== under.of || cut !== under.cut) under = { of: classes, cut, found: cutClasses(classes, cut) };
+  return under.found;
 }
+let under = { of: null, cut: null, found: [] };
 
 export function byPart(classes, parts) {
   const found = new Array(parts).fill(null);
@@ -67,8 +69,7 @@ async function send(path, body, done) {
     await reload();
     return null;
   } finally {
-    const latest = store.state.saving === 1;
-    store.set({ saving: store.state.saving - 1, ...(latest && kept ? { cut: null } : {}), ...(kept ? {} : { cut: null }) });
+    store.set({ saving: store.state.saving - 1, ...(kept ? {} : { cut: null }) });
   }
 }
 
@@ -79,8 +80,10 @@ function repainted(image) {
 }
 
 export async function reload() {
+  const collection = store.state.server?.collection;
   try {
-    store.set({ classes: await get("classes") });
+    const classes = await get("classes");
+    if (collection === store.state.server?.collection) store.set({ classes });
   } catch (error) {
     if (error.status !== 409 && error.status !== 404) complain(error);
   }
@@ -99,6 +102,11 @@ export function rename(one, name) {
 
 export function recolour(one, to) {
   return change("classes", { edits: [{ colour: one.id, to }] }, "", replaced(one.id, { colour: to }));
+}
+
+/** Shows a colour that is still being chosen. */
+export function tint(one, to) {
+  store.set({ classes: replaced(one.id, { colour: to })(store.state.classes) });
 }
 
 export function setHidden(one, hidden) {
@@ -131,7 +139,11 @@ export function commitCut(count) {
     store.set({ cut: null });
     return queue;
   }
-  return change("classes/cut", { classes: count }, `There are ${count} classes now.`);
+  return change("classes/cut", { classes: count }, `There are ${count} classes now.`).then((answer) => {
+    // Another number may have been chosen meanwhile: it stays until it is saved itself.
+    if (store.state.cut === count) store.set({ cut: null });
+    return answer;
+  });
 }
 
 /** Paints pixels of an image, given as runs `[start, length]` over its rows. */

@@ -31,6 +31,9 @@ export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+/** Pixels of a canvas per pixel of the page. */
+export const ratio = () => Math.min(window.devicePixelRatio || 1, 2);
+
 const PATHS = {
   undo: ["M9 14 4 9l5-5", "M4 9h10a6 6 0 0 1 0 12h-3"],
   redo: ["m15 14 5-5-5-5", "M20 9H10a6 6 0 0 0 0 12h3"],
@@ -130,6 +133,17 @@ export function choices(label, options, chosen, choose) {
   mark(chosen);
   group.mark = mark;
   return group;
+}
+
+/** A bar that shows how much is done; `set(share)` takes 0..1. */
+export function meter(label) {
+  const bar = el("div", {});
+  const node = el("div", { class: "bar", role: "progressbar", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100 }, bar);
+  const set = (share) => {
+    bar.style.width = `${100 * share}%`;
+    node.setAttribute("aria-valuenow", Math.round(100 * share));
+  };
+  return Object.assign(node, { set });
 }
 
 /** A labelled range input with its value beside it. */

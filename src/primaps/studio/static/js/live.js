@@ -44,17 +44,18 @@ export function listen() {
 async function followEdit() {
   loader.parts.forget();
   await reload();
-  await loadImages();
+  store.set({ painted: { image: store.state.image } }); // it may be a correction
 }
 
 /** A new state; images and classes are fetched when the stage says that there are new ones. */
 export async function arrive(server) {
   const before = store.state.server;
-  store.set({ server });
-  const moved = before?.stage !== server.stage || before?.folder !== server.folder || before?.images !== server.images;
+  const other = before?.collection !== server.collection;
+  const moved = other || before?.stage !== server.stage;
   const fitted = server.stage === "fitted";
+  if (other || (moved && fitted)) loader.forget();
+  store.set(other ? { server, images: null, classes: null, audit: null, cut: null, image: 0 } : { server });
   if (moved && server.stage !== "empty") {
-    if (fitted && before && before.stage !== "fitted") loader.parts.forget();
     await Promise.all([loadImages(), fitted ? reload() : null]);
   }
   if (fitted && store.state.images?.doubt.some((one) => one === null)) again();
@@ -63,8 +64,10 @@ export async function arrive(server) {
 store.on("painted", () => loadImages());
 
 export async function loadImages() {
+  const { collection } = store.state.server;
   try {
-    store.set({ images: await get("images") });
+    const images = await get("images");
+    if (collection === store.state.server.collection) store.set({ images });
   } catch (error) {
     complain(error);
   }

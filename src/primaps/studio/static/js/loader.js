@@ -1,9 +1,9 @@
 // Photographs, part maps and masks of images, kept while they are likely to be looked at again.
 
-import { getBitmap, getLogits, getMap } from "./api.js";
+import { getLogits, getMap, getPhoto } from "./api.js";
 
 /** Keeps the last `most` promises; a failed one is forgotten, so that it is tried again. */
-function kept(most, load, discard = () => {}) {
+function kept(most, load) {
   const found = new Map();
   const fetch = (key) => {
     let promise = found.get(key);
@@ -11,11 +11,7 @@ function kept(most, load, discard = () => {}) {
     promise ??= load(key);
     found.set(key, promise);
     promise.catch(() => found.get(key) === promise && found.delete(key));
-    if (found.size > most) {
-      const [oldest, old] = found.entries().next().value;
-      found.delete(oldest);
-      old.then(discard, () => {});
-    }
+    if (found.size > most) found.delete(found.keys().next().value);
     return promise;
   };
   fetch.forget = (key) => (key === undefined ? found.clear() : found.delete(key));
@@ -23,7 +19,7 @@ function kept(most, load, discard = () => {}) {
 }
 
 // Bitmaps are not closed when they leave: the one on the screen may be among them.
-export const photo = kept(9, (image) => getBitmap(`images/${image}/photo.jpg`));
+export const photo = kept(9, getPhoto);
 export const parts = kept(24, (image) => getMap(`images/${image}/parts`));
 export const logits = kept(24, (image) => getLogits(`images/${image}/logits`));
 export const proposals = kept(80, (key) => {
@@ -32,6 +28,11 @@ export const proposals = kept(80, (key) => {
 });
 
 export const proposalsKey = (image, threshold, crf) => `${image} ${threshold.toFixed(2)} ${crf ? 1 : 0}`;
+
+/** Everything: numbers are those of another collection now, or the model is another one. */
+export function forget() {
+  for (const one of [photo, parts, logits, proposals]) one.forget();
+}
 
 /** Fetches what the next images need, so that they are there when they are asked for. */
 export function prefetch(images, withParts) {

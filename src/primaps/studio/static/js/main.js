@@ -59,10 +59,11 @@ async function begin() {
       error.status === 403 ? "Open the address that the terminal printed; it has the token that lets this browser in." : error.message));
     return;
   }
+  // Before the listeners of views: one that cannot be shown any more is closed first.
+  store.on("server images classes", open);
   open();
   refresh();
   addEventListener("hashchange", open);
-  store.on("server images classes", open);
   listen();
 }
 

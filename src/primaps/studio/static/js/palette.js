@@ -5,12 +5,6 @@ export function rgb(hex) {
   return [number >> 16, (number >> 8) & 255, number & 255];
 }
 
-/** Black or white, whichever is read better on a colour. */
-export function inkOn(hex) {
-  const [r, g, b] = rgb(hex).map((v) => (v / 255 <= 0.04 ? v / 3294 : ((v / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#000" : "#fff";
-}
-
 /**
  * Two rows of RGBA over all label values: the colour (alpha 0: not shown), and the number of the
  * class (red and green, so that no outline is drawn inside one) with 255 in blue where it stands
@@ -37,9 +31,9 @@ const MASKS = [
   "#a6dbf7", "#66d1b1", "#8a5f00", "#1f6f9c", "#a3ffe0", "#7a3600", "#f2b8d5", "#b8b8b8",
 ];
 
-/** Masks 1..count as classes, so that they are drawn the same way; 0 is of none. */
-export function maskClasses(count) {
-  return Array.from({ length: count }, (_, i) => ({
-    id: String(i + 1), name: `mask ${i + 1}`, colour: MASKS[i % MASKS.length], parts: [i + 1], hidden: false,
-  }));
+/** The masks of a map as classes, so that they are drawn the same way; 0 is of none. */
+export function maskPalette({ values }, pointed = null) {
+  const count = values.reduce((most, value) => Math.max(most, value), 0);
+  const masks = Array.from({ length: count }, (_, i) => ({ id: i + 1, colour: MASKS[i % MASKS.length], parts: [i + 1], hidden: false }));
+  return palette(masks, count + 1, pointed);
 }

@@ -62,6 +62,6 @@ export function createShell(views) {
       next.replaceChildren(label, icon("next"));
     }
   }
-  store.on("server classes images saving view cut lost", refresh);
+  store.on("server classes images audit saving view lost", refresh);
   return refresh;
 }

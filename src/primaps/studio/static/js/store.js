@@ -7,6 +7,7 @@ export const store = {
     server: null, // GET state
     images: null, // GET images
     classes: null, // GET classes
+    audit: null, // GET audit, once Trust was opened
     cut: null, // number of classes under the slider, before it is let go
     image: 0, // the one that is looked at
     view: "start",
@@ -24,7 +25,7 @@ export const store = {
     if (!changed.length) return;
     Object.assign(this.state, patch);
     for (const one of [...listeners]) {
-      if (one.keys.some((key) => changed.includes(key))) one.listener(this.state, changed);
+      if (listeners.has(one) && one.keys.some((key) => changed.includes(key))) one.listener(this.state, changed);
     }
   },
 

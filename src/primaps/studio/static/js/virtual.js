@@ -121,9 +121,6 @@ export function createGrid({ label, width, height, cell, choose = () => {}, open
   return {
     node,
     pick,
-    get chosen() {
-      return items[chosen];
-    },
     /** New items, in their order; the marked one stays marked. */
     show(found, mine = items[chosen]) {
       items = found;

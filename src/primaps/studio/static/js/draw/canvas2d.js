@@ -5,6 +5,8 @@ export function coloured(map, palette, { opacity, outlines, sure, confidence }) 
   const { width, height, values } = map;
   const { width: across, data } = palette;
   const out = new Uint8ClampedArray(width * height * 4);
+  const pixels = new Uint32Array(out.buffer);
+  const inks = inksOf(palette, opacity);
   const numbers = new Uint16Array(width * height);
   for (let i = 0; i < values.length; i += 1) {
     const value = values[i];
@@ -12,16 +14,23 @@ export function coloured(map, palette, { opacity, outlines, sure, confidence }) 
     if (sure > 0 && confidence && confidenceAt(confidence, i % width, Math.floor(i / width), map) < sure) continue;
     const row = (across + value) * 4;
     numbers[i] = data[row] | (data[row + 1] << 8);
-    out.set(data.subarray(value * 4, value * 4 + 3), i * 4);
-    out[i * 4 + 3] = 255 * opacity * (data[row + 2] ? 0.15 : 1);
+    pixels[i] = inks[value];
   }
   if (!outlines) return out;
+  const [line] = new Uint32Array(new Uint8Array([255, 255, 255, 217]).buffer);
   for (let i = 0; i < numbers.length; i += 1) {
     const right = (i + 1) % width ? numbers[i + 1] : numbers[i];
     const below = i + width < numbers.length ? numbers[i + width] : numbers[i];
-    if (right !== numbers[i] || below !== numbers[i]) out.set([255, 255, 255, 217], i * 4);
+    if (right !== numbers[i] || below !== numbers[i]) pixels[i] = line;
   }
   return out;
+}
+
+/** The four bytes of each label value as one number, which is written at once. */
+function inksOf({ width, data }, opacity) {
+  const bytes = new Uint8ClampedArray(data.subarray(0, width * 4));
+  for (let value = 0; value < width; value += 1) bytes[value * 4 + 3] = 255 * opacity * (data[(width + value) * 4 + 2] ? 0.15 : 1);
+  return new Uint32Array(bytes.buffer);
 }
 
 function confidenceAt(confidence, x, y, map) {

@@ -43,6 +43,7 @@ uint smoothed(vec2 p) {
     l[k] = texelFetch(labels, clamp(i + d, ivec2(0), last), 0).r;
     w[k] = (d.x == 1 ? f.x : 1.0 - f.x) * (d.y == 1 ? f.y : 1.0 - f.y);
   }
+  if (l[0] == l[1] && l[0] == l[2] && l[0] == l[3]) return l[0];
   uint best = l[0];
   float most = -1.0;
   for (int k = 0; k < 4; k++) {
@@ -63,6 +64,12 @@ float shown(vec2 p, uint found) {
   return row.r * 255.0 + row.g * 65280.0;
 }
 
+// Whether another class is shown at a point than one with this label and number.
+bool differs(vec2 p, uint here, float n) {
+  uint l = label(p);
+  return (l != here || threshold > 0.0) && shown(p, l) != n;
+}
+
 void main() {
   vec3 base = texture(photo, at).rgb;
   colour = vec4(base, 1.0);
@@ -76,8 +83,8 @@ void main() {
   }
   if (outline.x > 0.0) {
     vec2 right = at + vec2(outline.x, 0.0), below = at + vec2(0.0, outline.y);
-    bool edge = (right.x < 1.0 && shown(right, label(right)) != number)
-             || (below.y < 1.0 && shown(below, label(below)) != number);
+    bool edge = (right.x < 1.0 && differs(right, here, number))
+             || (below.y < 1.0 && differs(below, here, number));
     if (edge) colour.rgb = mix(colour.rgb, vec3(1.0), 0.85);
   }
 }`;

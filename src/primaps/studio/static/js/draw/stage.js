@@ -1,7 +1,7 @@
 // A canvas that shows an image with its layers: zoom, pan, side by side, swipe. What is drawn is
 // decided here; how, by webgl.js or canvas2d.js.
 
-import { el, iconButton } from "../dom.js";
+import { el, iconButton, ratio } from "../dom.js";
 import { pan, place, pointAt, WHOLE, zoomAt } from "./camera.js";
 import { canvas2d } from "./canvas2d.js";
 import { follow } from "./gestures.js";
@@ -22,8 +22,8 @@ export function createStage({ label, look, hover = () => {}, tool = () => null, 
   let layers = ["classes"];
   let swipe = null;
   let frame = 0;
+  const fresh = new Map(); // labels by their layer that the drawing does not have yet
 
-  const ratio = () => Math.min(window.devicePixelRatio || 1, 2);
   const size = () => ({ left: 0, top: 0, width: canvas.width, height: canvas.height });
 
   /** Side by side each layer has its own piece of the canvas; under a swipe they share one. */
@@ -51,6 +51,8 @@ export function createStage({ label, look, hover = () => {}, tool = () => null, 
     frame = 0;
     if (!image || !drawing || !canvas.width) return;
     const drawn = panes().map((one) => ({ ...one, rect: place(camera, image, one.pane) }));
+    for (const [name, map] of fresh) drawing.labels(name, map);
+    fresh.clear();
     drawing.draw(drawn, { ...look(), line: 1.25 * ratio() });
   }
   const redraw = () => {
@@ -104,6 +106,8 @@ export function createStage({ label, look, hover = () => {}, tool = () => null, 
     event.stopPropagation();
     act();
   });
+  // Only a loss that is held up is followed by a context again.
+  canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
   canvas.addEventListener("webglcontextrestored", () => location.reload());
 
   node.append(
@@ -115,19 +119,22 @@ export function createStage({ label, look, hover = () => {}, tool = () => null, 
   );
 
   return {
-    node, canvas, redraw, zoom, whole, point,
+    node, canvas, redraw,
     photo(bitmap) {
       if (!image || image.width !== bitmap.width || image.height !== bitmap.height) camera = WHOLE;
       image = bitmap;
       ready().photo(bitmap);
       redraw();
     },
+    /** However often a brush changes them, they are uploaded once a frame. */
     labels(name, map) {
-      ready().labels(name, map);
+      ready();
+      fresh.set(name, map);
       redraw();
     },
     /** No labels of this layer: those of the image before are none of this one. */
     clear(name) {
+      fresh.delete(name);
       ready().clear(name);
     },
     palette(name, table) {

@@ -2,9 +2,10 @@
 
 import { byPart, shown } from "../classes.js";
 import { confidence, groups } from "../confidence.js";
-import { el, nothing, setText } from "../dom.js";
+import { el, nothing, ratio, setText } from "../dom.js";
 import { createStage } from "../draw/stage.js";
 import * as loader from "../loader.js";
+import { complain } from "../notices.js";
 import { palette } from "../palette.js";
 import { store } from "../store.js";
 import { owners } from "../tree.js";
@@ -44,10 +45,9 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
     const one = classAt(point);
     tag.hidden = !one;
     if (!one) return;
-    const ratio = Math.min(window.devicePixelRatio || 1, 2);
-    const x = Math.min(at.x / ratio + 14, stage.node.clientWidth - tag.offsetWidth - 8);
+    const x = Math.min(at.x / ratio() + 14, stage.node.clientWidth - tag.offsetWidth - 8);
     tag.style.left = `${x}px`;
-    tag.style.top = `${at.y / ratio + 14}px`;
+    tag.style.top = `${at.y / ratio() + 14}px`;
     swatch.style.background = one.colour;
     setText(text, one.hidden ? `${one.name} (hidden)` : one.name);
   }
@@ -81,7 +81,7 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
       logits = found;
       measure();
     } catch {
-      store.set({ sure: 0 }); // without them every class is shown
+      if (asked === image) store.set({ sure: 0 }); // without them every class is shown
     }
   }
 
@@ -101,14 +101,19 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
 
   async function reload() {
     const asked = image;
-    const found = await loader.parts(asked);
-    if (asked !== image) return;
-    map = found;
-    stage.labels("classes", map);
-    arrive(map);
+    try {
+      const found = await loader.parts(asked);
+      if (asked !== image) return;
+      map = found;
+      stage.labels("classes", map);
+      arrive(map);
+    } catch (error) {
+      if (asked === image) complain(error);
+    }
   }
 
-  async function open(next) {
+  /** @param near images that are likely to be next */
+  async function open(next, near = [next + 1, next - 1]) {
     image = next;
     logits = null;
     measured = "";
@@ -121,6 +126,7 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
       const bitmap = await loader.photo(next);
       if (image !== next) return;
       const wait = setTimeout(() => {
+        if (image !== next) return;
         stage.clear("classes");
         stage.photo(bitmap);
         waiting.hidden = false;
@@ -145,11 +151,11 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
     }
     fetchLogits();
     const { length } = store.state.images.names;
-    loader.prefetch([next + 1, next - 1].filter((near) => near >= 0 && near < length), true);
+    loader.prefetch(near.filter((one) => one >= 0 && one < length), true);
   }
 
   return {
-    stage, open, classAt,
+    stage, open,
     get map() {
       return map;
     },

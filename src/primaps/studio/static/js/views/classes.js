@@ -87,7 +87,10 @@ function mount(root) {
       if (!classes.some((one) => one.id === id)) {
         card.node.remove();
         // Cards of the slider's way are kept while it moves: it often comes back.
-        if (state.cut === null) cards.delete(id);
+        if (state.cut === null) {
+          card.end();
+          cards.delete(id);
+        }
       }
     }
     // Nodes that stay where they are keep the focus and what is being typed.
@@ -174,4 +177,4 @@ function guide({ classes }) {
   return { text: "Every class has a name. Look at the images that the model doubts most.", to: "images", label: "Images" };
 }
 
-export const classes = { title: "Classes", open: ({ server }) => server?.stage === "fitted", guide, mount };
+export const classes = { title: "Classes", open: ({ server, images, classes: found }) => server?.stage === "fitted" && Boolean(images && found), guide, mount };

@@ -1,7 +1,7 @@
 // Export: for which tool, which images, and what to do there.
 
 import { get, post } from "../api.js";
-import { button, choices, el, icon, said, setText } from "../dom.js";
+import { button, choices, el, icon, meter, said, setText } from "../dom.js";
 import { count, duration } from "../format.js";
 import { onExport } from "../live.js";
 import { complain, tell } from "../notices.js";
@@ -78,16 +78,16 @@ function mount(root) {
   }
 
   async function start() {
+    const { regions: divided } = found.formats.find(({ name }) => name === format);
     try {
-      found = await post("export", { format, images, per });
+      found = await post("export", { format, images, per: divided ? per : null });
       show(found.job);
     } catch (error) {
       complain(error);
     }
   }
 
-  const bar = el("div", {});
-  const meter = el("div", { class: "bar", role: "progressbar", "aria-label": "Export", "aria-valuemin": 0, "aria-valuemax": 100 }, bar);
+  const progress = meter("Export");
   const figures = el("p", { class: "muted small" });
 
   function show(now) {
@@ -98,10 +98,8 @@ function mount(root) {
     if (!job) return state.replaceChildren();
     const title = found.formats.find(({ name }) => name === job.format)?.title ?? job.format;
     if (running) {
-      if (state.firstChild !== meter) state.replaceChildren(meter, figures);
-      const share = job.total ? job.done / job.total : 0;
-      bar.style.width = `${100 * share}%`;
-      meter.setAttribute("aria-valuenow", Math.round(100 * share));
+      if (state.firstChild !== progress) state.replaceChildren(progress, figures);
+      progress.set(job.total ? job.done / job.total : 0);
       setText(figures, job.seconds_left == null ? "Starting…" : `About ${duration(job.seconds_left)} left.`);
       return;
     }
@@ -130,7 +128,7 @@ function mount(root) {
 
 export const exporting = {
   title: "Export",
-  open: ({ server }) => server?.stage === "fitted",
+  open: ({ server, classes }) => server?.stage === "fitted" && Boolean(classes),
   guide: ({ classes }) => {
     const open = classes?.classes.filter((one) => !one.hidden && !one.named).length;
     return open

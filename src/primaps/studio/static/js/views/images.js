@@ -111,9 +111,13 @@ function mount(root) {
 
   function step(by) {
     const place = ordered.indexOf(store.state.image);
-    const next = ordered[Math.max(0, Math.min(ordered.length - 1, place + by))];
-    store.set({ image: next });
-    viewer.open(next, ordered[place + 2 * by]);
+    store.set({ image: ordered[Math.max(0, Math.min(ordered.length - 1, place + by))] });
+    enlarge();
+  }
+
+  function enlarge() {
+    const place = ordered.indexOf(store.state.image);
+    viewer.open(store.state.image, [ordered[place + 1], ordered[place - 1]]);
   }
 
   function show(now) {
@@ -135,7 +139,7 @@ function mount(root) {
     viewer = createViewer({ step, back: () => show(false) });
     page.append(viewer.node);
     viewKeys(viewer.keys);
-    viewer.open(store.state.image);
+    enlarge();
     viewer.stage.canvas.focus({ preventScroll: true });
   }
 
@@ -154,7 +158,7 @@ function mount(root) {
 
 export const images = {
   title: "Images",
-  open: ({ server, images: found }) => server?.stage === "fitted" && Boolean(found?.names.length),
+  open: ({ server, images: found, classes }) => server?.stage === "fitted" && Boolean(found?.names.length && classes),
   guide: ({ images: found }) => ({
     text: found?.corrected.length
       ? `${count(found.corrected.length, "image is", "images are")} corrected. When the doubtful ones look right, measure how good all of them are.`

@@ -1,13 +1,13 @@
 // Masks: the proposals of an image under a threshold that moves, and what is like each of them.
 
 import { get, url } from "../api.js";
-import { el, ends, setText, slider } from "../dom.js";
+import { el, ends, ratio, setText, slider } from "../dom.js";
 import { createStage } from "../draw/stage.js";
 import { count, fileName, percent } from "../format.js";
 import { viewKeys } from "../keyboard.js";
 import * as loader from "../loader.js";
 import { complain } from "../notices.js";
-import { maskClasses, palette } from "../palette.js";
+import { maskPalette } from "../palette.js";
 import { store } from "../store.js";
 import { filmstrip } from "./filmstrip.js";
 
@@ -21,7 +21,6 @@ function mount(root) {
   const tag = el("div", { class: "tag", hidden: true });
   const caption = el("div", { class: "caption cut" });
   let map = null;
-  let masks = [];
   let pointed = null;
   let pinned = null;
   let shown = 0; // number of the answer that is drawn: late ones are dropped
@@ -35,9 +34,8 @@ function mount(root) {
       tag.hidden = !point || !maskAt(point);
       if (tag.hidden) return;
       setText(tag, `mask ${maskAt(point)}`);
-      const ratio = Math.min(window.devicePixelRatio || 1, 2);
-      tag.style.left = `${at.x / ratio + 14}px`;
-      tag.style.top = `${at.y / ratio + 14}px`;
+      tag.style.left = `${at.x / ratio() + 14}px`;
+      tag.style.top = `${at.y / ratio() + 14}px`;
     },
     press: (point) => {
       const mask = point && maskAt(point);
@@ -83,7 +81,6 @@ function mount(root) {
     waiting.hidden = true;
     const present = new Set(found.values);
     present.delete(0);
-    masks = maskClasses(Math.max(0, ...present));
     if (pinned && !present.has(pinned)) pinned = null;
     stage.labels("masks", found);
     paint();
@@ -91,7 +88,7 @@ function mount(root) {
   }
 
   function paint() {
-    stage.palette("masks", palette(masks, masks.length + 1, pointed ? String(pointed) : null));
+    if (map) stage.palette("masks", maskPalette(map, pointed));
   }
 
   async function fetch(crf) {
@@ -126,8 +123,9 @@ function mount(root) {
   let asked = 0;
   let asking = null;
   function light(mask) {
+    mask = mask || null;
     if (mask === pointed) return;
-    pointed = mask || null;
+    pointed = mask;
     paint();
     clearTimeout(asking);
     if (pointed) asking = setTimeout(() => similar(pointed), 120);
@@ -153,6 +151,8 @@ function mount(root) {
   async function open(image) {
     store.set({ image });
     pointed = pinned = null;
+    clearTimeout(asking);
+    asked += 1;
     tag.hidden = true;
     alike.replaceChildren();
     setText(about, "Point at a mask, or click it to keep it.");

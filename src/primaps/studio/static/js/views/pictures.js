@@ -5,7 +5,7 @@ import { el } from "../dom.js";
 import { canvas2d } from "../draw/canvas2d.js";
 import { onPicture } from "../live.js";
 import * as loader from "../loader.js";
-import { maskClasses, palette } from "../palette.js";
+import { maskPalette } from "../palette.js";
 import { store } from "../store.js";
 
 const MOST = 24;
@@ -56,9 +56,8 @@ export function createPictures({ masks }) {
 function overlay(picture, map) {
   const canvas = el("canvas", { width: picture.naturalWidth, height: picture.naturalHeight, class: "arriving" });
   const drawing = canvas2d(canvas);
-  const masks = map.values.reduce((most, value) => Math.max(most, value), 0);
   drawing.labels("masks", map);
-  drawing.palette("masks", palette(maskClasses(masks), masks + 1));
+  drawing.palette("masks", maskPalette(map));
   const whole = { left: 0, top: 0, width: canvas.width, height: canvas.height };
   drawing.draw([{ clip: whole, rect: whole, layer: "masks" }], { opacity: 0.6, outlines: false, sure: 0 });
   return canvas;

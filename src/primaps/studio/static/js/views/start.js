@@ -2,7 +2,7 @@
 
 import { get, post } from "../api.js";
 import { shareOf, shares, shown } from "../classes.js";
-import { button, el, icon, nothing, said, setText } from "../dom.js";
+import { button, el, icon, meter, nothing, said, setText } from "../dom.js";
 import { count, duration, percent, sentence } from "../format.js";
 import { arrive } from "../live.js";
 import { complain } from "../notices.js";
@@ -31,15 +31,16 @@ function mount(root) {
   const page = el("div", { class: "start" });
   root.append(page);
   let part = { update() {}, end() {} };
-  let stage = "";
+  let mounted = "";
 
   function refresh() {
     const { server } = store.state;
-    if (server.stage !== stage) {
-      stage = server.stage;
+    const key = `${server.stage} ${server.collection}`;
+    if (key !== mounted) {
+      mounted = key;
       part.end();
       page.replaceChildren();
-      part = { empty, ready, fitting, failed, fitted }[stage](page);
+      part = { empty, ready, fitting, failed, fitted }[server.stage](page);
     }
     part.update(store.state);
   }
@@ -71,7 +72,7 @@ function folderList(heading) {
     if (heading !== "Folders" && found.every(({ path }) => path === "")) node.hidden = true;
     for (const { path, images } of found) {
       const name = path || "the folder itself";
-      list.append(el("li", {}, el("button", { type: "button", class: "folder-row", title: name, on: { click: () => act("folder", { path }) } },
+      list.append(el("li", {}, el("button", { type: "button", class: "line", title: name, on: { click: () => act("folder", { path }) } },
         icon("folder"), el("span", { class: "cut" }, name), el("span", { class: "muted" }, count(images, "image")))));
     }
   }, complain);
@@ -151,16 +152,14 @@ function ready(page) {
 
 function fitting(page) {
   const stage = el("h2", {});
-  const bar = el("div", {});
   const figures = el("p", { class: "muted" });
-  const meter = el("div", { class: "bar", role: "progressbar", "aria-labelledby": "stage", "aria-valuemin": 0, "aria-valuemax": 100 }, bar);
-  stage.id = "stage";
+  const bar = meter("Progress");
   const pictures = createPictures({ masks: true });
   const found = problems();
   page.append(
     el("section", { class: "panel stack", "aria-label": "Progress" },
       el("div", { class: "row apart" }, stage, button("Stop", () => act("stop"), { title: "Stop; it goes on from here later" })),
-      meter, figures, found.node),
+      bar, figures, found.node),
     el("section", { class: "stack", "aria-label": "Pictures of the work" },
       el("h2", {}, "Masks as they are proposed"), pictures.node),
   );
@@ -170,10 +169,8 @@ function fitting(page) {
       found.update({ server });
       if (images) pictures.sample(images.names.length);
       if (!progress) return;
-      const share = progress.total ? progress.done / progress.total : 0;
       setText(stage, STAGES[progress.stage] ?? progress.stage);
-      bar.style.width = `${100 * share}%`;
-      meter.setAttribute("aria-valuenow", Math.round(100 * share));
+      bar.set(progress.total ? progress.done / progress.total : 0);
       const left = progress.seconds_left == null ? "" : `, about ${duration(progress.seconds_left)} left`;
       const fit = server.estimate ? `The whole takes about ${duration(server.estimate.seconds)}.` : "";
       setText(figures, progress.total > 1 ? `${progress.done.toLocaleString("en")} of ${progress.total.toLocaleString("en")}${left}` : fit || "One moment…");

@@ -1,7 +1,7 @@
 // Trust: is this spot what it is called? After a few dozen answers one knows how good the classes are.
 
 import { get, post, url } from "../api.js";
-import { button, el, icon, nothing, setText } from "../dom.js";
+import { button, el, icon, meter, nothing, setText } from "../dom.js";
 import { count, fileName } from "../format.js";
 import { viewKeys } from "../keyboard.js";
 import { complain } from "../notices.js";
@@ -26,7 +26,7 @@ function mount(root) {
   const small = el("div", { class: "ring small-ring" });
   const caption = el("figcaption", { class: "small muted cut" });
   const left = el("p", { class: "muted" });
-  const bar = el("div", {});
+  const bar = meter("Answers");
   const answers = {
     right: button("Yes", () => answer(true), { kind: "answer", symbol: "done", key: "Y" }),
     wrong: button("No", () => answer(false), { kind: "answer", symbol: "close", key: "N" }),
@@ -43,14 +43,14 @@ function mount(root) {
   const begin = button("Begin anew", () => start(), { title: "Draw new questions; the old answers are kept in a folder of their own" });
   const report = el("a", { class: "button", href: "/api/report.html", target: "_blank", rel: "noopener" }, icon("file"), "Open the report");
   const result = el("aside", { class: "panel stack", "aria-label": "What the answers say" },
-    interval.node, el("div", { class: "stack tight" }, left, el("div", { class: "bar" }, bar)), el("div", { class: "row wrap" }, report, begin));
+    interval.node, el("div", { class: "stack tight" }, left, bar), el("div", { class: "row wrap" }, report, begin));
 
   async function load(request) {
     if (busy) return;
     busy = true;
     page.setAttribute("aria-busy", "true");
     try {
-      audit = await request;
+      audit = await request();
       show();
     } catch (error) {
       complain(error);
@@ -60,9 +60,18 @@ function mount(root) {
       page.setAttribute("aria-busy", "false");
     }
   }
-  const answer = (right) => audit?.question && !audit.stale && !busy && load(post("audit/answer", { right }));
-  const takeBack = () => audit?.done && !busy && load(post("audit/undo"));
-  const start = (number = 80) => load(post("audit", { answers: number }));
+  const renew = () => get("audit");
+  // Which question it answers: another tab may have answered this one already.
+  const answer = (right) =>
+    audit?.question && !audit.stale && load(() => post("audit/answer", { right, done: audit.done }).catch(missed));
+  const takeBack = () => audit?.done && load(() => post("audit/undo"));
+  const start = (number = 80) => load(() => post("audit", { answers: number }));
+
+  function missed(error) {
+    if (error.status !== 409) throw error;
+    complain(error);
+    return renew();
+  }
 
   /** Questions and the report are about all images: how many were not looked at yet. */
   const unseen = () => store.state.images.doubt.filter((one) => one === null).length;
@@ -87,7 +96,7 @@ function mount(root) {
     if (page.firstChild !== asking && page.firstChild?.className !== "over") page.replaceChildren(asking, result);
     interval.show(audit.estimate);
     setText(left, `${audit.done} of ${audit.total} answered`);
-    bar.style.width = `${(100 * audit.done) / audit.total}%`;
+    bar.set(audit.done / audit.total);
     answers.undo.disabled = !audit.done;
     if (audit.stale) return over("The classes were changed since", "Answers are about the classes as they were. Begin anew, and the estimate is about those of now.", button("Begin anew", () => start(audit.total), { kind: "primary" }));
     if (!audit.question) {
@@ -115,7 +124,7 @@ function mount(root) {
     const cx = Math.min(1 - across, Math.max(across, x));
     const cy = Math.min(1 - down, Math.max(down, y));
     close.src = url.crop(image, [cx - across, cy - down, cx + across, cy + down]);
-    whole.src = `/api/images/${image}/photo.jpg`;
+    whole.src = url.photo(image);
     whole.parentElement.style.aspectRatio = `${width[image]} / ${height[image]}`;
     place(ring, (x - cx + across) / (2 * across), (y - cy + down) / (2 * down));
     place(small, x, y);
@@ -137,9 +146,9 @@ function mount(root) {
   ]);
 
   page.append(el("p", { class: "muted opening", role: "status" }, "Opening…"));
-  load(get("audit"));
+  load(renew);
   const offs = [
-    store.on("classes", () => audit?.total && load(get("audit"))),
+    store.on("classes", () => audit?.total && load(renew)),
     store.on("images", () => audit && !audit.total && intro()),
   ];
   return () => offs.forEach((off) => off());
@@ -147,7 +156,7 @@ function mount(root) {
 
 export const trust = {
   title: "Trust",
-  open: ({ server }) => server?.stage === "fitted",
+  open: ({ server, images }) => server?.stage === "fitted" && Boolean(images),
   guide: ({ audit }) => {
     const next = { to: "export", label: "Export" };
     if (!audit?.total) return { text: "Answer yes or no for a few dozen spots, and you know how many pixels of all are right.", ...next };

@@ -1,7 +1,7 @@
 // A class in the gallery: what is typical of it, what is doubtful, its name, colour and figures.
 
 import { get, url } from "../../api.js";
-import { recolour, rename } from "../../classes.js";
+import { recolour, rename, tint } from "../../classes.js";
 import { el, iconButton, setText } from "../../dom.js";
 import { count, percent } from "../../format.js";
 import { store } from "../../store.js";
@@ -13,6 +13,7 @@ const DOUBTFUL = 2;
 // here, with the parts they show, for classes that exist under the slider only.
 const known = new Map();
 const arrived = new Map();
+let collection = null; // that they are of
 
 /** Crops of classes that share parts with one, those with the most of its parts first. */
 function borrowed(one) {
@@ -24,7 +25,7 @@ function borrowed(one) {
     .slice(0, 6);
   const most = TYPICAL + DOUBTFUL;
   const found = [];
-  for (let i = 0; found.length < most && i < most; i += 1) {
+  for (let i = 0; found.length < most && i < TYPICAL; i += 1) {
     for (const { typical } of related) if (typical[i] && found.length < most) found.push(typical[i]);
   }
   return found;
@@ -46,14 +47,20 @@ function picture({ image, box }, kind) {
 }
 
 export function createCard(first, act) {
+  if (collection !== store.state.server.collection) {
+    collection = store.state.server.collection;
+    known.clear();
+    arrived.clear();
+  }
   let one = first;
   let filled = "";
   let visible = false;
+  let drawn = {}; // what the last update was about
   let few = null; // the images as they were known when there were few crops: asked again with others
   const pictures = el("div", { class: "crops", title: "Drag onto another class to merge" });
   const swatch = el("input", {
     type: "color", class: "colour", "aria-label": "Colour", title: "Colour (C)",
-    on: { change: () => recolour(one, swatch.value) },
+    on: { input: () => tint(one, swatch.value), change: () => recolour(one, swatch.value) },
   });
   const name = el("input", {
     class: "name", "aria-label": "Name", maxlength: 60, spellcheck: "false", autocomplete: "off",
@@ -138,13 +145,19 @@ export function createCard(first, act) {
     node,
     update(now, fraction, relative) {
       one = now;
+      if (few && few !== store.state.images) filled = few = null;
+      if (filled !== one.id && visible) fill();
       if (document.activeElement !== name && name.value !== one.name) name.value = one.name;
+      // Every change comes to every card, and is about one or two of them.
+      if (drawn.one === one && drawn.fraction === fraction && drawn.relative === relative) return;
+      drawn = { one, fraction, relative };
       name.title = one.name;
       if (swatch.value !== one.colour) swatch.value = one.colour;
       share.style.width = `${Math.max(1, 100 * relative)}%`;
       share.style.background = one.colour;
       node.classList.toggle("is-hidden", one.hidden);
-      hide.replaceChildren(one.hidden ? hiddenIcon : shownIcon);
+      const symbol = one.hidden ? hiddenIcon : shownIcon;
+      if (hide.firstChild !== symbol) hide.replaceChildren(symbol);
       hide.setAttribute("aria-label", one.hidden ? "Show" : "Hide");
       hide.title = one.hidden ? "Show (H)" : "Hide (H)";
       hide.setAttribute("aria-pressed", one.hidden);
@@ -156,8 +169,6 @@ export function createCard(first, act) {
       setText(figures, places);
       figures.title = one.stability == null ? text : `${text}: found again to ${percent(one.stability)} when images are drawn anew`;
       node.setAttribute("aria-label", `${one.name}${one.hidden ? ", hidden" : ""}, ${text}`);
-      if (few && few !== store.state.images) filled = few = null;
-      if (filled !== one.id && (one.preview || visible)) fill();
     },
     mark(joining, waiting) {
       node.classList.toggle("joining", joining);

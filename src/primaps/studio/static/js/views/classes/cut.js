@@ -32,8 +32,8 @@ export function createCutSlider() {
     const { classes, cut } = store.state;
     if (!classes) return;
     const now = shown().length;
-    if (drawn !== classes.tree.cost.join()) {
-      drawn = classes.tree.cost.join();
+    if (drawn !== classes.tree) {
+      drawn = classes.tree;
       control.range.max = classes.parts;
       const gain = gains(classes);
       chart.replaceChildren(...[...gain].slice(1).map((height, i) =>

@@ -17,6 +17,7 @@ export function createBrush({ picture, masks, image }) {
   let snap = true;
   let size = 24; // radius in pixels of the photograph
   let base = null; // the map as it is saved
+  let of = -1; // the image that it is of
   let marked = null; // pixels of the stroke
   let ahead = ""; // the region that is shown as it would become
   let at = { x: 0.5, y: 0.5 };
@@ -176,10 +177,13 @@ export function createBrush({ picture, masks, image }) {
       tell();
       self.changed();
     },
+    /** Another image, or what is saved of this one: a stroke goes on over it. */
     arrive(map) {
+      if (of !== image()) marked = null;
+      of = image();
       base = map;
       ahead = "";
-      marked = null;
+      if (marked) preview([...marked.keys()].filter((pixel) => marked[pixel]));
       point();
     },
     hover(place) {
@@ -209,7 +213,6 @@ export function createBrush({ picture, masks, image }) {
         point();
       } },
     ],
-    end() {},
   };
   return self;
 }

@@ -5,7 +5,7 @@ import { button, choices, el, ends, icon } from "../../dom.js";
 import { fileName, percent } from "../../format.js";
 import * as loader from "../../loader.js";
 import { complain } from "../../notices.js";
-import { maskClasses, palette } from "../../palette.js";
+import { maskPalette } from "../../palette.js";
 import { store } from "../../store.js";
 import { createClassStage } from "../class_stage.js";
 import { lookPanel } from "../look.js";
@@ -62,9 +62,8 @@ export function createViewer({ step, back }) {
       const found = await loader.proposals(loader.proposalsKey(asked, 0.4, true));
       if (asked !== image) return;
       proposals = found;
-      const most = found.values.reduce((a, b) => Math.max(a, b), 0);
       stage.labels("masks", found);
-      stage.palette("masks", palette(maskClasses(most), most + 1));
+      stage.palette("masks", maskPalette(found));
     } catch (error) {
       if (asked === image) complain(error);
     }
@@ -78,7 +77,7 @@ export function createViewer({ step, back }) {
     list.replaceChildren(...sized.sort((a, b) => b.share - a.share).map(({ one, share }) =>
       el("li", {},
         el("button", {
-          type: "button", class: "present-row", "aria-pressed": brush.on ? one.id === chosen : null, title: one.name,
+          type: "button", class: "line", "aria-pressed": brush.on ? one.id === chosen : null, title: one.name,
           on: {
             click: () => brush.choose(one),
             pointerenter: () => picture.point(one.id), pointerleave: () => picture.point(null),
@@ -97,13 +96,13 @@ export function createViewer({ step, back }) {
 
   return {
     node, stage,
-    open(next) {
+    open(next, near) {
       image = next;
       proposals = null;
       const full = store.state.images.names[next];
       name.replaceChildren(ends(fileName(full)));
       name.title = full;
-      picture.open(next);
+      picture.open(next, near);
       present();
       if (mode === "masks" || brush.on) fetchMasks();
     },
@@ -119,7 +118,6 @@ export function createViewer({ step, back }) {
     end() {
       off();
       look.end();
-      brush.end();
       picture.end();
     },
   };
