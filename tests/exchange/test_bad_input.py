@@ -186,6 +186,18 @@ def test_a_zip_file_that_leaves_its_folder_is_refused(exported, tmp_path):
     refused(tmp_path / "a.zip", "cvat-mask", tmp_path / "out", "leaves its folder")
 
 
+def test_a_zip_file_with_a_file_of_no_name_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.writestr("x", b"")
+    data = (tmp_path / "a.zip").read_bytes()
+    at = data.index(b"PK\1\2")  # the name in the directory goes, its length with it
+    data = data[: at + 28] + b"\0\0" + data[at + 30 : at + 46] + data[at + 47 :]
+    size_of_directory = data.index(b"PK\5\6") + 12
+    data = data[:size_of_directory] + b"\x2e" + data[size_of_directory + 1 :]
+    (tmp_path / "a.zip").write_bytes(data)
+    refused(tmp_path / "a.zip", "cvat-mask", tmp_path / "out", "where the name of a file should be")
+
+
 def test_a_zip_file_of_a_version_that_there_is_not_is_refused(exported, tmp_path):
     data = bytearray((exported / "cvat-mask" / "masks.zip").read_bytes())
     data[data.index(b"PK\x01\x02") + 6] = 255

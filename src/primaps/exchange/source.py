@@ -165,7 +165,7 @@ def open_source(path: str | Path) -> Iterator[Source]:
         with archive:
             infos = {}
             for info in archive.infolist():
-                if not info.is_dir():
+                if not info.filename.endswith("/"):  # is_dir() does not take an empty name
                     infos[safe_name(info.filename, str(path))] = info
             yield Source(path, list(infos), lambda name: _unpack(archive, infos[name]))
 
