@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from primaps.backbones.load import load_backbone
 from primaps.em.pixels import largest_channel
 from primaps.model import PriMaPsEM
 from primaps.model_folder import ModelError
@@ -190,6 +191,23 @@ def test_config_json_has_everything_to_repeat_it(fitted, tmp_path):
         "labels_read": False,
     }
     assert content["versions"]["torch"] == torch.__version__
+
+
+def test_a_model_keeps_how_positions_were_scaled(vit, painted_folder, tmp_path):
+    """Loaded by the name of its backbone it has the features that it was fitted on."""
+    scaled = load_backbone(vit, "cpu", positions="scaled")
+    model = PriMaPsEM(3, backbone=scaled, **QUICK).fit(painted_folder / "images")
+    model.save_pretrained(tmp_path / "model")
+    again = PriMaPsEM.from_pretrained(tmp_path / "model", device="cpu")
+    assert again.backbone.positions == "scaled"
+    assert again.backbone.digest == scaled.digest
+    # Models of earlier versions do not say, and all had exact positions.
+    path = tmp_path / "model" / "config.json"
+    content = json.loads(path.read_text())
+    del content["backbone"]["positions"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="weights"):
+        PriMaPsEM.from_pretrained(tmp_path / "model", device="cpu")
 
 
 @pytest.mark.parametrize(

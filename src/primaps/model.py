@@ -496,9 +496,13 @@ class PriMaPsEM:
                 f"{folder} was fitted on features of your {name.removeprefix('callable:')}; "
                 "pass it as from_pretrained(..., backbone=it)"
             )
+        given = name if backbone is None else backbone
+        if isinstance(given, str | Path):
+            precision, positions = options["precision"], trained_on.positions
+            given = load_backbone(given, device, precision=precision, positions=positions)
         model = cls(
             **options,
-            backbone=name if backbone is None else backbone,
+            backbone=given,
             device=device,
             patch_size=trained_on.patch_size,
             projection=found.projection,

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from primaps.config import Config
+from primaps.config import Config, Positions
 from primaps.data import ImageFile
 from primaps.support.distributed import rank
 from primaps.support.errors import InputError, PrimapsError
@@ -49,11 +49,18 @@ class ModelError(PrimapsError, RuntimeError):
 
 @dataclass(frozen=True)
 class BackboneRecord:
-    """The backbone that a model was fitted with: its name, weights and patch size in pixels."""
+    """The backbone that a model was fitted with.
+
+    Attributes:
+        sha256: digest of everything that decides its features.
+        patch_size: in pixels.
+        positions: see :func:`primaps.load_backbone`.
+    """
 
     name: str
     sha256: str | None
     patch_size: Annotated[int, Range(1, 4096)]
+    positions: Positions = "exact"
 
 
 @dataclass(frozen=True)

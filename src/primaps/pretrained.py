@@ -136,7 +136,7 @@ def write_pretrained(
         prototypes.state_dict(),
         history,
         config,
-        BackboneRecord(backbone.name, backbone.digest, backbone.patch_size),
+        BackboneRecord(backbone.name, backbone.digest, backbone.patch_size, backbone.positions),
         None if projection is None else ProjectionRecord(projection.name, projection.digest),
         TrainingRecord(images, plan.all_init_steps, plan.steps, config.method == "probe"),
     )

@@ -12,6 +12,7 @@ from primaps.backbones.convert import WeightsError, to_hub_names, write_folder
 from primaps.backbones.load import load_backbone
 from primaps.backbones.pypi import PYPI_ONNX_SHA256, fetch_onnx
 from primaps.model import PriMaPsEM
+from primaps.support.errors import InputError
 
 
 def original_names(depth=2, width=64, patch=14, side=4, dinov2=True):
@@ -420,3 +421,6 @@ def test_a_digest_tells_how_positions_were_scaled(tmp_path):
     assert exact.weights == scaled.weights == exact.digest != scaled.digest
     with pytest.raises(ValueError, match="positions"):
         load_backbone(folder, "cpu", positions="near")
+    for loaded in (exact, torch.nn.AvgPool2d(8)):
+        with pytest.raises(InputError, match="positions are chosen when weights are loaded"):
+            load_backbone(loaded, "cpu", patch_size=8, positions="scaled")

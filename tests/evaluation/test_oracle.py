@@ -35,6 +35,12 @@ def test_majority_ties_and_ignored_labels():
     assert found.to_dict()["ignored"] == found.ignored
 
 
+def test_pixels_in_no_mask_are_wrong_where_there_is_one_class_alone():
+    found = oracle_scores(torch.tensor([[6, 0, 2], [0, 0, 0]]), masks=1, images=1)
+    assert found.assigned.accuracy == 1
+    assert found.all_pixels.accuracy == found.all_wrong.accuracy == 0.75
+
+
 def test_perfect_masks_are_perfect():
     labels = torch.randint(0, 5, (3, 8, 9))
     found = oracle_scores(oracle_confusion(labels + 1, labels, 5), count_masks(labels + 1), 3)

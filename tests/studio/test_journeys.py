@@ -245,6 +245,17 @@ def test_number_of_classes_names_merges_splits_and_the_way_back(page, served, br
     other.locator(f'.card .name[title="{name}"]').wait_for(timeout=PATIENCE)
     other.close()
 
+    # A crop is seen in its whole image; T goes from one to the next.
+    crop = page.locator(".card .crops img").last
+    image = ask(page, "images")["names"][int(crop.get_attribute("data-image"))]
+    crop.click()
+    page.locator(f'.preview .caption[title="{image}"]').wait_for()
+    page.locator(".card").first.focus()
+    page.keyboard.press("t")
+    first = page.locator(".card .crops img").first.get_attribute("data-image")
+    image = ask(page, "images")["names"][int(first)]
+    page.locator(f'.preview .caption[title="{image}"]').wait_for()
+
     # Merging by keyboard, and by dropping one onto another.
     first = page.locator(".card").first
     first.focus()

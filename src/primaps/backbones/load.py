@@ -25,7 +25,7 @@ def load_backbone(
     device: str | torch.device = "auto",
     patch_size: Annotated[int, Range(1, 4096)] | None = None,
     precision: str | None = None,
-    positions: str = "exact",
+    positions: str | None = None,
 ) -> Backbone:
     """Load a frozen backbone.
 
@@ -44,13 +44,15 @@ def load_backbone(
             processor has instructions for it; None is float32, or that of a :class:`Backbone`.
         positions: how a ViT's table of positions is brought to the size of the image: ``exact``, or
             ``scaled`` as in the programs of DINO and DINOv2, by a factor that is a little larger.
-            The digest of a backbone tells them apart.
+            None is ``exact``. The digest of a backbone tells them apart; not for what is loaded
+            already.
 
     Returns:
         A :class:`Backbone`; one that was given is never changed, but copied if it has to be.
 
     Raises:
         WeightsError: no weights were found or they do not fit; the message names the choices.
+        InputError: an option is out of its range, or not for a backbone of this kind.
 
     Examples:
         >>> pool = torch.nn.AvgPool2d(8)  # any callable will do
@@ -58,7 +60,11 @@ def load_backbone(
         >>> backbone(torch.rand(2, 3, 64, 48)).shape
         torch.Size([2, 3, 8, 6])
     """
-    scaling: Positions = conform(positions, Positions, "positions")
+    scaling: Positions = conform(positions or "exact", Positions, "positions")
+    if positions is not None and callable(backbone):
+        raise InputError(
+            "positions are chosen when weights are loaded: give the name or the path of a backbone"
+        )
     if isinstance(backbone, Backbone):
         return _adapted(backbone, device, precision)
     target, precision = resolve_device(device), precision or "float32"

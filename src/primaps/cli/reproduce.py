@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -19,6 +19,10 @@ from primaps.cli.options import (
 from primaps.cli.words import note, result, warn
 from primaps.support.typed import Range
 
+if TYPE_CHECKING:
+    from primaps.experiments.reproduction import Reproduction
+    from primaps.experiments.rows import Experiment
+
 RUN_OPTIONS = (
     "epochs", "init_epochs", "min_steps", "min_init_steps", "momentum_ramp", "batch_size", "views",
     "size", "precision",
@@ -29,7 +33,12 @@ RUN_OPTIONS = (
 @config_options(*RUN_OPTIONS, optional=True)
 def reproduce(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="table1..table6, figure1..figure10, or all.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="table1..table6, figure1..figure10, all of these, or projections or views of "
+            "ours, for a folder with labels.",
+        ),
     ],
     options: dict[str, Any],
     root: Annotated[
@@ -71,7 +80,7 @@ def reproduce(
     """Run a table or figure of the paper and report ours beside the paper's figures.
 
     Rows that were run before are not run again. Those that cannot run here stay in the table with
-    the reason.
+    the reason; with all, tables and figures without data are passed over.
     """
     with running() as progress:
         from primaps.experiments import PAPER, Reproduction, plan_lines
@@ -91,8 +100,21 @@ def reproduce(
             result("\n".join(plan_lines(experiments, reproduction)))
             return
         began = time.monotonic()
-        for each in names:
+        if name == "all":
+            experiments = _with_data(experiments, reproduction)
+        for each in experiments:
             if budget is not None:  # what earlier tables left of it
                 left = max(0.0, 60 * budget - (time.monotonic() - began))
                 reproduction = replace(reproduction, budget=left)
-            result(run(each, reproduction, progress=progress, problem=warn, note=note))
+            result(run(each.name, reproduction, progress=progress, problem=warn, note=note))
+
+
+def _with_data(experiments: list[Experiment], reproduction: Reproduction) -> list[Experiment]:
+    """Those of which a row can run; all if none can, so that the first one says what is asked."""
+    found = [
+        each for each in experiments if any(r.dataset in reproduction.roots for r in each.rows)
+    ]
+    lacking = [each.name for each in experiments if each not in found]
+    if found and lacking:
+        note(f"not run, there is no data: {', '.join(lacking)}")
+    return found or experiments

@@ -35,7 +35,8 @@ class OracleScores:
         assigned: scores over the pixels that lie in a mask.
         all_pixels: scores over all pixels, those in no mask predictions of no class.
         all_wrong: the same, but those in no mask count as wrong predictions of the other classes
-            that occur, evenly, and lower the IoU of these as well.
+            that occur, evenly, and lower the IoU of these as well; as of no class if there is one
+            class alone.
         masks_per_image: mean number of masks.
         ignored: share of the pixels that lie in no mask, in [0, 1].
     """
@@ -124,10 +125,12 @@ def oracle_scores(
     """
     classes = len(confusion)
     known: list[int | None] = list(range(classes))
+    all_pixels = scores(confusion, [*known, None])
+    several = int((confusion.sum(1) > 0).sum()) > 1
     return OracleScores(
         assigned=scores(confusion[:, :classes], known),
-        all_pixels=scores(confusion, [*known, None]),
-        all_wrong=scores(spread_ignored(confusion), known),
+        all_pixels=all_pixels,
+        all_wrong=scores(spread_ignored(confusion), known) if several else all_pixels,
         masks_per_image=masks / images,
         ignored=int(confusion[:, -1].sum()) / int(confusion.sum()),
     )
@@ -137,6 +140,9 @@ def spread_ignored(
     confusion: Int[Tensor, "classes classes1"],
 ) -> Int[Tensor, "classes classes"]:
     """Give the pixels in no mask (last column) to the other classes that occur, in equal parts.
+
+    Args:
+        confusion: at least two classes occur.
 
     Returns:
         Counts times the number of those classes, so that they stay whole.
@@ -148,7 +154,7 @@ def spread_ignored(
     counts, ignored = confusion[:, :-1], confusion[:, -1:]
     present = confusion.sum(1) > 0
     others = present & ~torch.eye(len(confusion), dtype=torch.bool, device=confusion.device)
-    parts = max(1, int(present.sum()) - 1)
+    parts = int(present.sum()) - 1
     return counts * parts + ignored * others
 
 

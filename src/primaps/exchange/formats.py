@@ -54,8 +54,8 @@ FORMATS = {
         "COCO instances, compressed RLE",
         coco.write,
         coco.read,
-        "pycocotools.coco.COCO('{out}/annotations.json') reads it; most trainers take this file "
-        "and the folder of images",
+        "read it with pycocotools.coco.COCO('{out}/annotations.json'); most trainers take this "
+        "file and the folder of images",
         per="region",
     ),
     "coco-panoptic": Format(

@@ -19,6 +19,7 @@ from primaps.experiments.rows import TableRow
 from primaps.experiments.sources import Source, fingerprint, load_source
 from primaps.model import PriMaPsEM
 from primaps.projections import Projection, load_projection
+from primaps.support.errors import InputError
 from primaps.version import VERSION
 
 FORMAT = 2
@@ -130,6 +131,8 @@ class Run:
             options["projection"] = laboratory.checkpoint(path)
         device = network.device
         model = PriMaPsEM(len(source.train.classes), backbone=network, device=device, **options)
+        if row.kind == "clusters":
+            _need_clusters(model, row)
         config = {k: v for k, v in asdict(model.config).items() if k != "backbone"}
         codes = model.projection.digest if model.projection else reproduction.codes(row)
         train, score = laboratory.prints[row.dataset]
@@ -137,7 +140,7 @@ class Run:
         about = [FORMAT, VERSION, networks, codes, config, row.kind, train]
         whole, data = (train, source.train) if row.split == "train" else (score, source.score)
         scored = [*about, whole, row.crf, reproduction.resize]
-        images = _digest([train, networks, model.size])
+        images = _digest([FORMAT, VERSION, train, networks, network.precision, model.size])
         return cls(row, seed, model, source, data, images, _digest(about), _digest(scored))
 
     @property
@@ -145,6 +148,22 @@ class Run:
         """Of the file of results: readable, and unique by its fingerprint."""
         backbone = Path(self.row.backbone).name
         return f"{self.row.dataset}-{backbone}-{self.row.kind}-seed{self.seed}-{self.result[:12]}"
+
+
+def _need_clusters(model: PriMaPsEM, row: TableRow) -> None:
+    """STEGO or HP alone is scored with its own clusters: k-means would be another method.
+
+    Raises:
+        InputError: it has none, or not one for each class.
+    """
+    clusters = model.projection.clusters if model.projection else None
+    classes = model.config.classes
+    if clusters is None or len(clusters) != classes:
+        known = "no clusters" if clusters is None else f"{len(clusters)} clusters"
+        raise InputError(
+            f"the checkpoint of {row.projection} has {known}, not one for each of the {classes} "
+            "classes"
+        )
 
 
 def _digest(about: Any) -> str:

@@ -93,6 +93,8 @@ PSI: dict[str, dict[float, PaperScores]] = {
 
 # Figure 8a, COCO-Stuff with DINO ViT-B/8: IoU by class.
 IOU_METHODS = ("baseline", "PriMaPs-EM", "STEGO", "STEGO + PriMaPs-EM")
+IOU_OF = ("cocostuff", "dino-vitb8")
+"""The data set and the backbone of Figure 8."""
 IOU: dict[str, tuple[float, float, float, float]] = {
     "electronic": (0.0, 0.0, 0.0, 0.2),
     "appliance": (0.0, 0.2, 0.3, 0.0),

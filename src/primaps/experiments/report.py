@@ -15,7 +15,7 @@ import torch
 
 from primaps.backbones.load import resolve_device
 from primaps.experiments.laboratory import Laboratory, Outcome
-from primaps.experiments.paper import IOU, IOU_METHODS
+from primaps.experiments.paper import IOU, IOU_METHODS, IOU_OF
 from primaps.experiments.pictures import draw
 from primaps.experiments.rows import Experiment
 from primaps.experiments.sentences import differences
@@ -101,7 +101,7 @@ def iou_table(outcomes: Sequence[Outcome]) -> list[str]:
     done = [outcome for outcome in outcomes if outcome.results]
     if not done:
         return []
-    known = IOU if any(outcome.row.paper for outcome in outcomes) else {}
+    known = IOU if all((o.row.dataset, o.row.backbone) == IOU_OF for o in done) else {}
     head = ["class"]
     for outcome in done:
         head += [outcome.row.label, *(["paper"] if known else [])]
@@ -154,6 +154,10 @@ def environment(laboratory: Laboratory, folder: Path) -> dict[str, Any]:
         "options": {"views": reproduction.views, **reproduction.options},
         "data": data,
         "weights": {Path(name).name: network.digest for name, network in laboratory.used.items()},
+        "projections": {
+            path.name: {"sha256": projection.digest, "network": projection.about.get("backbone")}
+            for path, projection in laboratory.checkpoints.items()
+        },
         "device": torch.cuda.get_device_name(device) if cuda else _processor(),
         "versions": {
             "primaps": VERSION,
@@ -260,7 +264,10 @@ def _environment_lines(about: dict[str, Any]) -> Iterator[str]:
             )
     for name, digest in about["weights"].items():
         yield f"- weights of {name}: SHA-256 `{digest}`"
+    for name, each in about["projections"].items():
+        yield f"- codes of {name}: SHA-256 `{each['sha256']}`, of the network `{each['network']}`"
     options = ", ".join(f"{name} {value}" for name, value in about["options"].items())
+    yield f"- protocol {about['protocol']}"
     yield f"- options beside the paper's defaults: {options}; seeds {about['seeds']}"
     yield f"- device: {about['device']}"
     yield "- versions: " + ", ".join(f"{name} {v}" for name, v in about["versions"].items())

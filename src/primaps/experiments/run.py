@@ -22,8 +22,7 @@ from primaps.experiments.rows import TableRow
 from primaps.experiments.training import trained_projection
 from primaps.model import PriMaPsEM
 from primaps.planning import duration
-from primaps.projections import ProjectionError
-from primaps.support.errors import InputError
+from primaps.support.errors import InputError, PrimapsError
 from primaps.support.files import write_json
 from primaps.support.inputs import read_json
 from primaps.support.ours import need_own
@@ -106,10 +105,10 @@ def _run_all(
         for seed in reproduction.seeds_of(row):
             try:
                 run = Run.prepare(row, seed, laboratory, network)
-            except (InputError, ProjectionError) as error:
+            except PrimapsError as error:
                 if not row.projection:
                     raise
-                outcome.reason = str(error)  # a checkpoint that does not fit
+                outcome.reason = str(error)  # a checkpoint that does not fit, or is damaged
                 yield f"{row.dataset}, {Path(row.backbone).name}, {row.label}: not run, {error}"
                 break
             cost = estimator.cost(row, seed)  # what the store has is counted too: an upper bound
@@ -168,9 +167,18 @@ def _result(
         "config": config,
         "device": str(model.backbone.device),
         "weights": model.backbone.digest,
+        "codes": _codes(model),
+        "protocol": reproduction.protocol,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         **found,
     }
+
+
+def _codes(model: PriMaPsEM) -> dict[str, str | None] | None:
+    """Weights of the network inside a checkpoint and of its head; None for plain features."""
+    if model.projection is None:
+        return None
+    return {"network": model.network.weights, "projection": model.projection.digest}
 
 
 def _read_result(row: TableRow, file: Path) -> dict[str, Any]:

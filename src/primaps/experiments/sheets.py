@@ -33,6 +33,8 @@ NOT_CHOSEN = "Images at even distances in the list, not chosen by their scores"
 DARK = "dark: ignored, or no class"
 PSI = (0.3, 0.4, 0.5)
 """Of Figure 6."""
+JUDGED = 100
+"""Images whose pseudo labels are compared: each takes masks and a CRF."""
 FIRST = 3
 """Masks that Figures 1 and 5 show one by one."""
 
@@ -144,21 +146,22 @@ def failures(outcomes: Sequence[Outcome], laboratory: Laboratory, number: int) -
         shown = [one.label.numpy(), table[one.clusters.numpy()]]
         rows.append([picture, *(_painted(picture, some, data) for some in shown)])
         maps += shown
-    accuracy = {}
-    for key in result.by_image:  # those with a usable label
+    judged = []
+    for key in (sample.key for sample in evenly(data, JUDGED) if sample.key in result.by_image):
         image, label = load_pair(data, by_key[key], model.size, resize=options["resize"])
-        pseudo = _pseudo(model, result, data, image)[1]
-        counted = (pseudo != data.ignore_index) & (label.numpy() != data.ignore_index)
+        pair = label.numpy(), _pseudo(model, result, data, image)[1]
+        counted = (pair[0] != data.ignore_index) & (pair[1] != data.ignore_index)
         if counted.any():
-            accuracy[key] = float((pseudo == label.numpy())[counted].mean())
-    for row, key in zip(rows, sorted(accuracy, key=accuracy.__getitem__), strict=False):
-        image, label = load_pair(data, by_key[key], model.size, resize=options["resize"])
-        picture, shown = _picture(image), [label.numpy(), _pseudo(model, result, data, image)[1]]
-        row += [picture, *(_painted(picture, some, data) for some in shown)]
-        maps += shown
+            judged.append((float((pair[0] == pair[1])[counted].mean()), key, image, pair))
+    judged.sort(key=lambda one: one[:2])
+    for row, (_, _, image, pair) in zip(rows, judged, strict=False):
+        picture = _picture(image)
+        row += [picture, *(_painted(picture, some, data) for some in pair)]
+        maps += pair
     titles = ("image", "label", "segmentation", "image", "label", "pseudo label")
-    caption = "Images of lowest accuracy: of the segmentation (left), and of the pseudo label over "
-    return _with_classes(grid(rows, titles), maps, data), f"{caption}what lies in masks (right)"
+    caption = "Images of lowest accuracy: of the segmentation (left, of all), and of the pseudo "
+    caption += f"label over what lies in masks (right, of at most {JUDGED} at even distances)"
+    return _with_classes(grid(rows, titles), maps, data), caption
 
 
 SHEETS: dict[str, Callable[[Sequence[Outcome], Laboratory, int], Sheet | None]] = {

@@ -142,7 +142,7 @@ def projections(dataset: str, backbones: Sequence[str]) -> Iterator[TableRow]:
 
 
 def views(dataset: str, backbones: Sequence[str]) -> Iterator[TableRow]:
-    """Ours: what augmented views, the loss at feature size and bfloat16 cost."""
+    """Ours: what augmented views and the loss at feature size cost."""
     for backbone in backbones:
         variants: dict[str, dict[str, Any]] = {
             "0 views": {"views": 0},

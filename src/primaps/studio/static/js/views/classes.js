@@ -26,6 +26,7 @@ function mount(root) {
 
   const act = {
     point: (id) => preview.point(id),
+    see: (image) => preview.see(image),
     hide: (one) => setHidden(one, !one.hidden),
     split: (one) => split(one),
     join(one) {
@@ -141,6 +142,7 @@ function mount(root) {
     { keys: ["c"], shown: "C", does: "give it another colour", act: on((one) => cards.get(one.id).colour()) },
     { keys: ["-"], shown: "−", does: "one class fewer", act: () => more(-1) },
     { keys: ["+", "="], shown: "+", does: "one class more", act: () => more(1) },
+    { keys: ["t"], shown: "T", does: "see it in its next typical image", act: on((one) => cards.get(one.id).see()) },
     { keys: ["j"], shown: "J", does: "next image", act: () => preview.step(1) },
     { keys: ["k"], shown: "K", does: "image before", act: () => preview.step(-1) },
     { keys: ["o"], shown: "O", does: "outlines on or off", act: () => store.set({ outlines: !store.state.outlines }) },

@@ -12,6 +12,7 @@ import { createViewer } from "./images/viewer.js";
 // What was chosen last, for as long as the page is open.
 let order = "doubt";
 let large = false;
+let begun = false; // the first time, the list begins with what is most worth a look
 
 /** Numbers of the images in an order: doubt, name, corrected, or a class by its id. */
 export function sorted(images, classes, order) {
@@ -146,6 +147,8 @@ function mount(root) {
   root.append(page);
   options();
   ordered = sorted(store.state.images, shown(), order);
+  if (!begun) store.set({ image: ordered[0] });
+  begun = true;
   refresh();
   show(large);
   const off = store.on("images classes", refresh);

@@ -43,7 +43,7 @@ function crops(id) {
 
 function picture({ image, box }, kind) {
   const name = store.state.images?.names[image] ?? "";
-  return el("img", { src: url.crop(image, box), alt: "", title: `${kind}: ${name}`, loading: "lazy", draggable: "false", class: kind });
+  return el("img", { src: url.crop(image, box), alt: "", title: `${kind}: ${name}; click to see it whole`, loading: "lazy", draggable: "false", class: kind, data: { image } });
 }
 
 export function createCard(first, act) {
@@ -56,6 +56,7 @@ export function createCard(first, act) {
   let filled = "";
   let visible = false;
   let drawn = {}; // what the last update was about
+  let seen = -1; // the crop whose image was shown last
   let few = null; // the images as they were known when there were few crops: asked again with others
   const pictures = el("div", { class: "crops", title: "Drag onto another class to merge" });
   const swatch = el("input", {
@@ -93,7 +94,9 @@ export function createCard(first, act) {
       focusin: () => act.point(one.id),
       focusout: () => act.point(null),
       click: (event) => {
-        if (!event.target.closest("input, button") && act.take(one)) event.preventDefault();
+        if (event.target.closest("input, button")) return;
+        if (act.take(one)) event.preventDefault();
+        else if (event.target.dataset.image) act.see(Number(event.target.dataset.image));
       },
     },
   },
@@ -179,6 +182,13 @@ export function createCard(first, act) {
       name.select();
     },
     colour: () => swatch.click(),
+    /** The whole image of the next of its crops. */
+    see() {
+      const found = [...pictures.children];
+      if (!found.length) return;
+      seen = (seen + 1) % found.length;
+      act.see(Number(found[seen].dataset.image));
+    },
     end: () => watch.disconnect(),
   };
 }

@@ -27,6 +27,7 @@ export function createPreview() {
     node,
     point: picture.point,
     step: strip.step,
+    see: strip.choose,
     end() {
       picture.end();
       strip.end();
