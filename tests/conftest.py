@@ -25,6 +25,10 @@ install_import_hook(CHECKED, "tests.shapes.checked")
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from primaps.support.compiled import _folder  # noqa: E402
+
+_folder()  # chosen once per process: tests with a cache of their own do not compile anew
+
 
 @pytest.fixture
 def unchecked():

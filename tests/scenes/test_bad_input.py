@@ -2,6 +2,7 @@
 
 import builtins
 import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,22 @@ def test_bands_have_to_be_named_where_nothing_names_them(model, picture, tmp_pat
     with pytest.raises(InputError, match="names 2 bands"):
         primaps.predict_scene(model, path, tmp_path / "out.tif", bands=[1, 2])
     assert primaps.predict_scene(model, path, tmp_path / "out.tif", bands=[4, 5, 6])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are not listed here")
+@pytest.mark.parametrize("reader", ["rasterio", "tifffile"])
+def test_a_scene_that_is_refused_is_closed(picture, tmp_path, reader):
+    path = tmp_path / "scene.tif"
+    if reader == "rasterio":
+        geotiff(path, np.concatenate([bands(picture)] * 6)[:17])
+    else:
+        tifffile = pytest.importorskip("tifffile")
+        tifffile.imwrite(path, np.asarray(picture)[..., [0] * 17], photometric="minisblack")
+    for chosen in (None, [18]):
+        with pytest.raises(PrimapsError, match="bands") as kept:
+            open_scene(path, chosen)
+        links = Path("/proc/self/fd").iterdir()
+        assert path not in [one.readlink() for one in links if one.is_symlink()], kept
 
 
 def test_one_band_is_grey(model, picture, tmp_path):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from PIL import Image
+
 from primaps.backbones.backbone import Backbone, image_features, image_side
 from primaps.config import Size, Threshold
 from primaps.crf import DenseCRF
@@ -20,7 +22,7 @@ from primaps.data import (
     to_tensor,
 )
 from primaps.data.folder import files_here
-from primaps.data.stream import content_digest
+from primaps.data.stream import content_digest, in_memory
 from primaps.label_maps.collection import Inputs
 from primaps.label_maps.proposing import propose_options
 from primaps.pictures.explain import steps_picture, threshold_picture
@@ -72,7 +74,12 @@ def explain_files(
         [f"{file.key}.{kind}.jpg" for file in files for kind in kinds],
     )
     files = read_shard(shard).of(files)
-    loaded = read(files, lambda file: (content_digest(file), load_image(file.source)), problem)
+
+    def load(file: ImageFile) -> tuple[str, Image.Image]:
+        file = in_memory(file)
+        return content_digest(file), load_image(file.source)
+
+    loaded = read(files, load, problem)
     for done, (file, (digest, image)) in enumerate(loaded, 1):
         small = fit_to_patches(image, side, backbone.patch_size)
         pixels = to_tensor(small).to(backbone.device)

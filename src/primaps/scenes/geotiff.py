@@ -6,6 +6,7 @@ import math
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,20 @@ def open_geotiff(path: Path, bands: Sequence[int] | None = None) -> Scene:
     """
     rasterio = rasterio_module()
     environment = rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_NUM_THREADS=1)
-    lock = threading.Lock()
-    with damage_named(path), environment, warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        first = rasterio.open(path)
-        kept = first.overviews(1) if first.count else []
-        levels = [first] + [rasterio.open(path, overview_level=i) for i in range(len(kept))]
+    with ExitStack() as held:  # closed if the file is refused
+        with damage_named(path), environment, warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            first = held.enter_context(rasterio.open(path))
+            levels = [first]
+            for i in range(len(first.overviews(1)) if first.count else 0):
+                levels.append(held.enter_context(rasterio.open(path, overview_level=i)))
+        scene = _scene(path, levels, bands, environment)
+        held.pop_all()
+    return scene
+
+
+def _scene(path: Path, levels: list[Any], bands: Sequence[int] | None, environment: Any) -> Scene:
+    rasterio, first, lock = rasterio_module(), levels[0], threading.Lock()
     known = _colour_bands(first)
     shown = chosen_bands(path, first.count, bands, known)
     colours = _colour_table(first)

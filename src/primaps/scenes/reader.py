@@ -21,9 +21,9 @@ TIFF = frozenset(
     (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".svs", ".ndpi", ".scn", ".bif", ".qptiff")
 )
 GDAL = frozenset((".vrt", ".jp2", ".img"))
+"""Formats of maps that are no TIFF."""
 MAPS = frozenset((".tif", ".tiff", ".btf", ".tf2", ".tf8"))
 """Of which one may say where it lies: slides do not, and some are TIFF but for their name."""
-"""Formats of maps that are no TIFF."""
 GDAL_TAGS = (33550, 33922, 34264, 34735, 42112, 42113)
 """Of TIFF: place on a map, metadata and nodata of GDAL."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,16 @@ def open_tiff(path: Path, bands: Sequence[int] | None = None) -> Scene:
         MissingPackageError: tifffile is not installed.
     """
     tifffile = tifffile_module()
+    with ExitStack() as held:  # closed if the file is refused
+        with damage_named(path):
+            file = held.enter_context(tifffile.TiffFile(path))
+        scene = _scene(path, file, bands)
+        held.pop_all()
+    return scene
+
+
+def _scene(path: Path, file: Any, bands: Sequence[int] | None) -> Scene:
     with damage_named(path):
-        file = tifffile.TiffFile(path)
         series = file.series[0]
         levels = [_pages(level) for level in series.levels]
     page = levels[0][0]
