@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from primaps.crf import DenseCRF, compiled, compiled_lattice, compiled_rows, dense_crf
+from primaps.support.errors import InputError
 
 # Shapes come from a short list: each number of lanes compiles once.
 SHAPES = st.sampled_from([(1, 5, 7), (2, 1, 9), (3, 8, 8), (6, 9, 4), (12, 1, 1), (20, 6, 11)])
@@ -137,6 +138,20 @@ def test_threads_do_not_change_a_bit(labels):
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+def test_lists_of_numbers_are_images_and_probabilities_or_refused():
+    image = np.arange(4 * 5 * 3).reshape(4, 5, 3) % 256
+    probabilities = np.full((2, 4, 5), 0.5)
+    mixed = probabilities.tolist()
+    mixed[0][0][0], mixed[1][0][0] = 1, 0  # whole numbers among the others
+    probabilities[:, 0, 0] = 1, 0
+    expected = dense_crf(image.astype(np.uint8), probabilities.astype(np.float32))
+    found = dense_crf(image.tolist(), mixed)
+    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected))
+    for wrong in (image / 255, image - 1, image + 250):
+        with pytest.raises(InputError, match="whole numbers of 0 to 255"):
+            dense_crf(wrong.tolist(), mixed)
 
 
 def test_lists_take_any_number_of_labels_and_sizes():

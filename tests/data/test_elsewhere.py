@@ -119,6 +119,25 @@ def test_an_archive_is_never_written_over(colours, members, tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_header_about_all_members_is_no_damage(members, tmp_path):
+    """As git archive writes one in front."""
+    path = tmp_path / "one.tar"
+    about = {"comment": "7c4a8d09ca3762af61e59520943dc26494f8941b"}
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=about) as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    assert path.read_bytes()[156:157] == tarfile.XGLTYPE
+    assert [file.key for file in find_images(path)] == [f"a/{n:06}" for n in range(5)]
+
+
+def test_a_folder_of_the_name_of_an_archive_is_a_folder(tmp_path):
+    (tmp_path / "photos.tar").mkdir()
+    (tmp_path / "photos.tar" / "a.png").write_bytes(encoded(0))
+    assert [file.key for file in find_images(tmp_path / "photos.tar")] == ["a"]
+
+
 @pytest.fixture
 def memory(members, tmp_path):
     """A server of fsspec's own: a folder, and a tar file."""

@@ -69,6 +69,19 @@ def test_a_scene_that_is_refused_is_closed(picture, tmp_path, reader):
         assert path not in [one.readlink() for one in links if one.is_symlink()], kept
 
 
+def test_polygons_of_others_are_refused_before_the_work(model, scene, tmp_path):
+    import sqlite3
+
+    other = tmp_path / "mine.gpkg"
+    with sqlite3.connect(other) as database:  # a GeoPackage without a layer
+        database.execute("CREATE TABLE gpkg_contents (description TEXT)")
+    before = other.read_bytes()
+    with pytest.raises(PrimapsError, match=r"mine.gpkg exists, and is not of primaps"):
+        primaps.predict_scene(model, scene, tmp_path / "out.tif", polygons=other)
+    assert other.read_bytes() == before
+    assert not (tmp_path / "out.tif").exists()
+
+
 def test_one_band_is_grey(model, picture, tmp_path):
     grey = np.asarray(picture.convert("L"))[None]
     primaps.predict_scene(model, geotiff(tmp_path / "g.tif", grey), tmp_path / "out.tif")

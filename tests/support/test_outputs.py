@@ -169,6 +169,17 @@ def test_a_second_run_with_other_options_stops_the_first(tmp_path):
         first.write("source", {"a": lambda path: path.write_text("mask")})
 
 
+def test_results_of_another_process_are_known_as_soon_as_they_are_there(tmp_path):
+    """Of a folder that was opened when it had none of them."""
+    options, names = {"primaps": "1"}, ["a", "b"]
+    first, second = (OutputFolder(tmp_path, options, [], names) for _ in range(2))
+    first.write("source", {"a": lambda path: path.write_text("1")})
+    assert second.finished("source", ["a"])
+    second.write("newer", {"a": lambda path: path.write_text("2")})  # ours, whoever wrote it
+    assert first.finished("newer", ["a"])
+    assert not first.finished("source", ["a"])
+
+
 def test_a_line_that_was_left_half_does_not_spoil_the_next(tmp_path):
     options = {"primaps": "1"}
     OutputFolder(tmp_path, options, [], ["a"]).write(
