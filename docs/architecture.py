@@ -120,24 +120,24 @@ def draw(path: Path = PICTURE) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     ink, paper, line, accent = "#1d2733", "#ffffff", "#9fb0c3", "#2b6cb0"
-    figure = Figure(figsize=(10, 12), facecolor=paper)
+    middle = 13.5 * max(map(len, LAYERS))
+    figure = Figure(figsize=(13, 10.5), facecolor=paper)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_xlim(0, 110)
+    axes.set_xlim(0, 2 * middle)
     axes.set_ylim(-4, 126)
     axes.axis("off")
     places: dict[str, tuple[float, float]] = {}
-    width, height, step = 22.0, 6.0, 10.2
+    width, height, step, gap = 22.0, 6.0, 10.2, 26.5
     for level, names in enumerate(LAYERS):
         y = 3 + level * step
-        gap = 26.5
         for number, name in enumerate(names):
-            places[name] = (55 + (number - (len(names) - 1) / 2) * gap, y)
+            places[name] = (middle + (number - (len(names) - 1) / 2) * gap, y)
     science = {"proposals", "em", "crf", "projections", "evaluation"}
     for name, targets in direct(rooms()).items():
         for target in targets:
             (x0, y0), (x1, y1) = places[name], places[target]
             far = y0 - y1 > 1.5 * step
-            bend = 0.32 * (far if x0 + x1 <= 110 else -far)
+            bend = 0.32 * (far if x0 + x1 <= 2 * middle else -far)
             start, end = (x0, y0 - height / 2), (x1, y1 + height / 2)
             if y0 == y1:  # side by side
                 side = width / 2 if x1 < x0 else -width / 2
