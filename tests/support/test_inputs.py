@@ -84,6 +84,12 @@ def test_tensors_are_those_that_were_saved(tmp_path):
     assert all(torch.equal(tensors[name], value) for name, value in saved.items())
 
 
+def test_metadata_that_is_null_is_none():
+    """Which safetensors reads."""
+    header = json.dumps({"__metadata__": None}).encode()
+    assert parse_tensors(len(header).to_bytes(8, "little") + header, "x") == ({}, {})
+
+
 def test_a_header_that_declares_more_than_there_is_is_refused():
     data = save({"a": torch.zeros(4)})
     size = int.from_bytes(data[:8], "little")

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from primaps.support.errors import PrimapsError
@@ -171,7 +171,7 @@ def write_folder(folder: Path, original: dict[str, Tensor]) -> Path:
     """Convert a timm-style state dict into a folder for ``transformers``; returns the folder."""
     tensors, config = to_hub_names(original)
     with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.write_bytes(save(tensors, {"format": "pt"}))
     write_json(folder / "config.json", config)  # last: its presence says that the folder is whole
     return folder
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from primaps.classes.choose import Evidence
@@ -71,7 +71,7 @@ class Inventory:
             "curve": [_figures(one) for one in self.curve],
         }
         with atomic_path(Path(folder) / NAME) as temporary:
-            save_file(self.tree.tensors(), temporary, {"about": json.dumps(about)})
+            temporary.write_bytes(save(self.tree.tensors(), {"about": json.dumps(about)}))
 
     @classmethod
     def load(cls, folder: str | Path) -> Inventory | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from primaps.support.distributed import from_first, gather, rank, total
@@ -137,7 +137,8 @@ class Recorder:
         about = {"step": step, "steps": self._steps, "epochs": self.epochs}
         note = {"fingerprint": self.fingerprint, "about": json.dumps(about)}
         with atomic_path(self._path(stage)) as temporary:
-            save_file(tensors, temporary, {**note, "sha256": _digest(tensors, note)})
+            # Not save_file, which has a temporary file of its own that a kill would leave.
+            temporary.write_bytes(save(tensors, {**note, "sha256": _digest(tensors, note)}))
 
     def restore(self, stage: str, modules: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Load the state of a stage, if there is one of the same run; returns the steps done.

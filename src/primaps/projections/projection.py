@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from primaps.backbones.backbone import weights_digest
@@ -193,7 +193,7 @@ class Projection(nn.Module):
                     shutil.copyfile(self.backbone / name, temporary)
         tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
         with own_path(weights) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt", "generator": GENERATOR})
+            temporary.write_bytes(save(tensors, {"format": "pt", "generator": GENERATOR}))
         content = {"format": FORMAT, "name": self.name, "digest": self.digest, "about": self.about}
         write_json(description, content)  # last: then the folder is whole
 

@@ -130,7 +130,7 @@ def parse_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str,
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except Exception as error:  # safetensors and torch raise whatever a broken byte leads to
         raise InputError(f"{where} is no safetensors file, or damaged ({reason(error)})") from None
-    return tensors, header.get("__metadata__", {})
+    return tensors, header.get("__metadata__") or {}  # safetensors takes null
 
 
 def need_tensor(
