@@ -25,7 +25,8 @@ from primaps.experiments import (
     training,
 )
 from primaps.experiments.kept import KeptFeatures
-from primaps.projections import Head, Projection
+from primaps.experiments.laboratory import Laboratory, Run
+from primaps.projections import Head, Projection, load_projection
 from primaps.projections.encoder import encoder
 from tests.cli.test_cli import call
 from tests.conftest import painted
@@ -237,16 +238,23 @@ def test_a_checkpoint_with_clusters_for_other_classes_is_the_reason_of_its_row(t
         assert float(cells_of(text, "baseline")[0]) > 0
 
 
-def test_projections_of_a_folder_are_trained_once_a_seed(table1, tmp_path, monkeypatch):
+def test_projections_of_a_folder_are_trained_once_a_seed(table1, vit, tmp_path, monkeypatch):
     few = partial(training.train_projection, steps=3)
     monkeypatch.setattr(training, "train_projection", few)
     _, text = table1("--seeds", 0, name="projections")
     assert "not run" not in text
     for label in ("STEGO + CRF", "STEGO + PriMaPs-EM", "HP", "HP + PriMaPs-EM + CRF"):
         assert float(cells_of(text, label)[0]) > 0
-    found = (tmp_path / "out" / "projections").glob("*/projection.json")
-    trained = sorted(path.parent.name[:5] for path in found)
-    assert trained == ["HP-vi", "STEGO"]
+    hp, stego = sorted((tmp_path / "out" / "models").glob("[A-Z]*/projection.json"))
+    assert (hp.parent.name[:14], stego.parent.name[:17]) == ("HP-vit0-seed0-", "STEGO-vit0-seed0-")
+    report = json.loads((tmp_path / "out" / "projections" / "report.json").read_text())
+    digests = {name: load_projection(None, path.parent).digest
+               for name, path in (("HP", hp), ("STEGO", stego))}  # fmt: skip
+    for row in (row for row in report["rows"] if row["projection"]):
+        assert row["runs"][0]["codes"]["projection"] == digests[row["projection"]]
+    assert f"(models/{hp.parent.name}): SHA-256 `{digests['HP']}`, of the network `" in text
+    model = primaps.PriMaPsEM(3, backbone=vit, size=64, projection=hp.parent, device="cpu")
+    assert model.projection.digest == digests["HP"]  # a person can go on with it
     again, _ = table1("--seeds", 0, name="projections")
     assert again.output.count("(from before)") == 12
 
@@ -399,10 +407,38 @@ def test_the_protocol_of_the_program_is_its_resizing_its_ramp_and_its_positions(
     table1("--seeds", 0, "--protocol", "program", name="table4a")
     about = json.loads((tmp_path / "out" / "table4a" / "report.json").read_text())
     assert {each["runs"][0]["options"]["resize"] for each in about["rows"]} == {"tensor"}
-    weights = about["weights"]["vit0"]
     table1("--seeds", 0, name="table4a")
-    about = json.loads((tmp_path / "out" / "table4a" / "report.json").read_text())
-    assert about["weights"]["vit0"] != weights
+    exact = json.loads((tmp_path / "out" / "table4a" / "report.json").read_text())
+    assert exact["weights"] == about["weights"]  # the same file
+    for found, positions in ((about, "scaled"), (exact, "exact")):
+        runs = [row["runs"][0] for row in found["rows"]]
+        assert found["positions"] == positions
+        assert {each["positions"] for each in runs} == {positions}
+    fits = [{row["runs"][0]["model"] for row in found["rows"]} for found in (about, exact)]
+    assert not fits[0] & fits[1]
+
+
+def test_what_decides_features_is_in_their_digest(root, vit, tmp_path, monkeypatch):
+    """Otherwise a projection of other features would be taken for one of these."""
+    row = TableRow("HP", "folder", str(vit), "baseline", projection="HP")
+
+    def digest(size=64, **options):
+        options["options"] = {"size": size, "precision": options.pop("precision", "float32")}
+        about = Reproduction(tmp_path, roots={"folder": root}, device="cpu", **options)
+        room = Laboratory(about)
+        return Run.prepare(row, 0, room, room.backbone(str(vit))).images
+
+    plain = digest()
+    assert digest() == plain
+    assert digest(seeds=(1,)) == plain
+    changed = [digest(size=128), digest(precision="bfloat16"), digest(protocol="program")]
+    for name, value in (("FORMAT", 99), ("VERSION", "9.9")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"primaps.experiments.laboratory.{name}", value)
+            changed.append(digest())
+    Image.new("RGB", (64, 64)).save(root / "images" / "train" / "3.png")
+    changed.append(digest())
+    assert len({plain, *changed}) == 1 + 6
 
 
 def test_the_means_of_figure_8a_are_those_of_table_2():

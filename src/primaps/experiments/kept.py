@@ -15,6 +15,9 @@ from primaps.backbones.backbone import Backbone, both_features, mirrored_mean
 from primaps.features.store import Store
 from primaps.projections import Projection
 
+FORMAT = 1
+"""Of what is kept; a change of it, be it of last digits, raises it."""
+
 
 class KeptFeatures:
     """:func:`primaps.backbones.backbone.mirrored_mean` that computes no image twice.
@@ -64,6 +67,6 @@ class KeptFeatures:
 
     def _folder(self, size: tuple[int, ...]) -> Path:
         what = self.compute.__name__
-        about = json.dumps([self.backbone.digest, self.backbone.precision, size, what])
+        about = json.dumps([FORMAT, self.backbone.digest, self.backbone.precision, size, what])
         short = hashlib.sha256(about.encode()).hexdigest()[:12]
         return self.folder / f"scored-{self.backbone.name.replace('/', '--')}-{short}"

@@ -19,7 +19,7 @@ from primaps.experiments.laboratory import Laboratory, Outcome, Run
 from primaps.experiments.report import write_report
 from primaps.experiments.reproduction import Reproduction
 from primaps.experiments.rows import TableRow
-from primaps.experiments.training import trained_projection
+from primaps.experiments.training import projection_name, trained_projection
 from primaps.model import PriMaPsEM
 from primaps.planning import duration
 from primaps.support.errors import InputError, PrimapsError
@@ -49,10 +49,10 @@ def reproduce(
 ) -> Path:
     """Run a table or figure of the paper and write its report.
 
-    Results lie in ``out/rows``, one file per run, and models in ``out/models``; both are shared
-    by all experiments that write to ``out``. The report is ``out/NAME/report.md``, with
-    ``report.json``, pictures and lists of image ids beside it. The same call goes on where it was
-    stopped.
+    Results lie in ``out/rows``, one file per run, and models in ``out/models``, with projections
+    that were trained for them; both are shared by all experiments that write to ``out``. The report
+    is ``out/NAME/report.md``, with ``report.json``, pictures and lists of image ids beside it. The
+    same call goes on where it was stopped.
 
     Args:
         name: one of :data:`primaps.experiments.NAMES`.
@@ -166,19 +166,24 @@ def _result(
         "seed": run.seed,
         "config": config,
         "device": str(model.backbone.device),
-        "weights": model.backbone.digest,
-        "codes": _codes(model),
+        "weights": model.backbone.weights,
+        "positions": model.backbone.positions,
+        "codes": _codes(run, model, reproduction),
         "protocol": reproduction.protocol,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         **found,
     }
 
 
-def _codes(model: PriMaPsEM) -> dict[str, str | None] | None:
-    """Weights of the network inside a checkpoint and of its head; None for plain features."""
+def _codes(run: Run, model: PriMaPsEM, reproduction: Reproduction) -> dict[str, str | None] | None:
+    """What codes are of: a projection, where it is from, and the weights of the network whose
+    features it takes; None for plain features."""
     if model.projection is None:
         return None
-    return {"network": model.network.weights, "projection": model.projection.digest}
+    given = reproduction.projection(run.row)
+    origin = given.name if given else f"models/{projection_name(run)}"
+    digests = {"projection": model.projection.digest, "network": model.network.weights}
+    return {"from": origin, **digests}
 
 
 def _read_result(row: TableRow, file: Path) -> dict[str, Any]:
