@@ -26,10 +26,12 @@ from primaps.experiments import (
 )
 from primaps.experiments.kept import KeptFeatures
 from primaps.experiments.laboratory import Laboratory, Run
+from primaps.model_folder import ModelError
 from primaps.projections import Head, Projection, load_projection
 from primaps.projections.encoder import encoder
 from tests.cli.test_cli import call
 from tests.conftest import painted
+from tests.experiments.miniature import data_sets
 
 QUICK = {"size": 64, "epochs": 1, "min_steps": 4, "min_init_steps": 6}
 OPTIONS = [part for k, v in QUICK.items() for part in (f"--{k.replace('_', '-')}", v)]
@@ -214,17 +216,91 @@ def test_rows_on_top_of_projections_say_what_is_missing(table1, tmp_path):
     )
 
 
-def test_all_passes_over_what_has_no_data(monkeypatch, tmp_path):
-    begun = []
-    monkeypatch.setattr(
-        "primaps.experiments.reproduce", lambda name, *a, **k: begun.append(name) or tmp_path
-    )
-    done = call("reproduce", "all", "--root", f"potsdam={tmp_path}", "--out", tmp_path / "out")
+@pytest.fixture
+def all_of_potsdam(monkeypatch, tmp_path):
+    """Begin all with the data of Potsdam-3 alone; returns the output and what was begun."""
+    data = data_sets(tmp_path / "data")["potsdam"]
+
+    def go(*more, failing=()):
+        begun = []
+
+        def begin(name, *arguments, **options):
+            begun.append(name)
+            if name in failing:
+                raise ModelError("no row could be run")
+            return tmp_path
+
+        monkeypatch.setattr("primaps.experiments.reproduce", begin)
+        out = tmp_path / "out"
+        return call("reproduce", "all", "--root", f"potsdam={data}", "--out", out, *more), begun
+
+    return go
+
+
+def test_all_passes_over_what_has_no_data(all_of_potsdam):
+    done, begun = all_of_potsdam()
     assert done.exit_code == 0, done.output
     assert {"table3", "table5", "figure3"} < set(begun)
     assert not {"table1", "table2", "table4a", "figure8"} & set(begun)
     words = " ".join(done.output.split())
     assert "not run, there is no data: table1, table2, table4a, table4b, figure8" in words
+    done, begun = all_of_potsdam("--dataset", "potsdam")
+    assert done.exit_code == 0, done.output
+    assert begun[:2] == ["table3", "table5"]
+
+
+def test_all_goes_on_after_what_failed_and_fails_if_nothing_else_is_left(all_of_potsdam, tmp_path):
+    done, begun = all_of_potsdam(failing=("table5",))
+    assert done.exit_code == 0, done.output
+    assert "table5: not run, no row could be run" in " ".join(done.output.split())
+    assert begun[-1] == "figure10"
+    done, again = all_of_potsdam(failing=PAPER)
+    assert done.exit_code == 1
+    assert again == begun
+    (tmp_path / "empty").mkdir()
+    done, begun = all_of_potsdam("--root", f"cityscapes={tmp_path}/empty")
+    assert (done.exit_code, begun) == (1, [])  # data is looked at before any work
+
+
+def test_a_row_that_fails_keeps_its_reason_and_the_others_go_on(
+    table1, root, vit, tmp_path, monkeypatch
+):
+    original = run._result
+
+    def result(own, *arguments):
+        if own.row.label == "recipe orthogonal":
+            raise ModelError("its folder is full")
+        return original(own, *arguments)
+
+    monkeypatch.setattr(run, "_result", result)
+    done, text = table1("--seeds", 0)
+    assert cells_of(text, "recipe orthogonal")[2] == "its folder is full"
+    assert "recipe orthogonal, seed 0: not run, its folder is full" in done.output
+    for label in ("recipe orthogonal without CRF", "linear probe"):
+        assert float(cells_of(text, label)[0]) > 0
+    # A result and a fit that somebody else wrote are theirs as well.
+    out = tmp_path / "out"
+    (probe,) = (out / "rows").glob("*probe*")
+    probe.write_text("[]")
+    baseline = json.loads(next((out / "rows").glob("*baseline*")).read_text())
+    fit = out / baseline["model"] / "fit.json"
+    fit.write_text(fit.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    for path in (out / "rows").glob("*baseline*"):
+        path.unlink()
+    _, text = table1("--seeds", 0)
+    assert cells_of(text, "linear probe")[2].endswith("remove it, and the run is done again")
+    assert cells_of(text, "baseline")[2] == (
+        f"{fit} is of another fit; remove it, and the run is done again"
+    )
+    assert float(cells_of(text, "PriMaPs-EM")[0]) > 0
+
+
+def test_where_no_row_can_run_the_reason_is_the_error(root, vit, tmp_path):
+    done = call("reproduce", "table1", "--dataset", "folder", "--root", root, "--backbone", vit,
+                "--out", tmp_path / "out", "--size", 60, "--device", "cpu")  # fmt: skip
+    assert done.exit_code == 1
+    assert "size 60 is not a multiple of the patch size 8" in " ".join(done.output.split())
+    assert not (tmp_path / "out" / "table1").exists()
 
 
 def test_a_checkpoint_with_clusters_for_other_classes_is_the_reason_of_its_row(table1, tmp_path):
