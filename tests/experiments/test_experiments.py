@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -24,6 +25,7 @@ from primaps.experiments import (
     sheets,
     training,
 )
+from primaps.experiments.costs import Estimator, training_products
 from primaps.experiments.kept import KeptFeatures
 from primaps.experiments.laboratory import Laboratory, Run
 from primaps.model_folder import ModelError
@@ -176,13 +178,13 @@ def test_rows_share_features_masks_and_fits(table1, monkeypatch):
         primaps.PriMaPsEM, "fit_extracted", lambda *a, **k: (fits.append(1), fit(*a, **k))[1]
     )
     table1("--seeds", 0)
-    # Five images to fit and their mirror images, three for the oracle, and three with their mirror
-    # images at once to score; sheets take an image and its mirror image. Ones only ask for a shape.
-    assert sorted(b for b in batches if b > 1) == [2] * 7 + [3, 5, 5, 6, 6, 6]
+    # Five images to fit and their mirror images, three for the oracle, and three and their mirror
+    # images to score for each of three rows. Single ones ask for a shape, or are of sheets.
+    assert sorted(b for b in batches if b > 1) == [3] * 7 + [5, 5]
     assert len(fits) == 4
     batches.clear()
     table1("--seeds", "0,1")
-    assert sorted(b for b in batches if b > 1) == [2] * 7 + [6, 6]
+    assert sorted(b for b in batches if b > 1) == [3] * 4
     assert len(fits) == 8
 
 
@@ -410,6 +412,43 @@ def test_a_plan_counts_shared_work_once_and_writes_nothing(root, vit, tmp_path):
     assert done.output.count("data there; weights here") == 10
     assert done.output.count("shares the work of another") == 2  # of the oracle
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_counts_the_training_of_projections_once_a_seed(root, vit, tmp_path):
+    about = Reproduction(tmp_path, {"folder": root}, "folder", (str(vit),), seeds=(0, 1))
+    rows = about.experiment("projections").rows
+    plain = Estimator(about).cost(rows[0], 0).products
+    step = 5 * 64 * (320 // 8) ** 2 * 3  # images, channels, positions, classes
+    for name in ("STEGO", "HP"):
+        estimator = Estimator(about)
+        first, refined = (r for r in rows if r.projection == name and r.kind == "baseline")
+        training = training_products(name, 5, 64, step)
+        assert estimator.cost(first, 0).products == plain + training > 1.5 * plain
+        assert estimator.cost(refined, 0).products == 0
+        assert estimator.cost(first, 1).products == plain + training
+        given = replace(about, projections={name: tmp_path})
+        assert Estimator(given).cost(first, 0).products == plain
+
+
+def test_a_plan_speaks_of_augmentation_where_there_is_some():
+    assert "--views 2 keeps two" in call("reproduce", "figure1", "--plan").output
+    assert "--views 2" not in call("reproduce", "table5", "--plan").output
+
+
+def test_figure_8a_is_printed_beside_its_own_backbone_alone():
+    def outcome(row):
+        scores = dict.fromkeys(paper.IOU, 0.5)
+        return run.Outcome(row, {0: {"iou": scores}})
+
+    rows = experiment("figure8", backbones=["dino-vitb8", "dinov2-vitb14"]).rows
+    head, _, *lines = report.iou_table([outcome(row) for row in rows])
+    assert head.count("| paper |") == 4
+    assert head.endswith("| PriMaPs-EM, dinov2-vitb14 | STEGO, dinov2-vitb14 | "
+                         "STEGO + PriMaPs-EM, dinov2-vitb14 |")  # fmt: skip
+    assert "| person | 50.0 | 58.3 | 50.0 | 68.7 | 50.0 | 61.7 | 50.0 | 64.3 | 50.0 |" in lines[9]
+    for dataset in ("folder", None):
+        rows = experiment("figure8", dataset, ["dinov2-vitb14"]).rows
+        assert "paper" not in report.iou_table([outcome(row) for row in rows])[0]
 
 
 def test_every_figure_of_the_paper_is_in_a_row():

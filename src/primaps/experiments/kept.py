@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from primaps.backbones.backbone import Backbone, both_features, mirrored_mean
+from primaps.backbones.backbone import Backbone, both_features, mean_of_both, mirrored_mean
 from primaps.features.store import Store
 from primaps.projections import Projection
 
@@ -62,8 +62,7 @@ class KeptFeatures:
         kept = store.rows(keys).take(torch.arange(len(keys))).to(self.backbone.device)
         if self.projection is None:
             return kept
-        one, other = (self.projection(features) for features in kept.unbind(1))
-        return (one + other.flip(-1)) / 2
+        return mean_of_both(torch.stack([self.projection(f) for f in kept.unbind(1)], dim=1))
 
     def _folder(self, size: tuple[int, ...]) -> Path:
         what = self.compute.__name__

@@ -90,24 +90,22 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def iou_table(outcomes: Sequence[Outcome]) -> list[str]:
-    """IoU by class in %, mean of the seeds, and beside it what Figure 8a prints."""
+    """IoU by class in %, mean of the seeds, and beside it what Figure 8a prints: it is of one data
+    set and one backbone."""
     done = [outcome for outcome in outcomes if outcome.results]
     if not done:
         return []
-    known = IOU if all((o.row.dataset, o.row.backbone) == IOU_OF for o in done) else {}
-    head = ["class"]
-    for outcome in done:
-        head += [outcome.row.label, *(["paper"] if known else [])]
+    several = len({outcome.row.backbone for outcome in done}) > 1
+    head, columns = ["class"], []
+    for row, iou in ((outcome.row, outcome.iou) for outcome in done):
+        head.append(f"{row.label}, {Path(row.backbone).name}" if several else row.label)
+        columns.append({k: "-" if v is None else f"{100 * v:.1f}" for k, v in iou.items()})
+        if (row.dataset, row.backbone) == IOU_OF:
+            place = IOU_METHODS.index(row.label)
+            head.append("paper")
+            columns.append({name: f"{printed[place]:.1f}" for name, printed in IOU.items()})
     lines = [_line(head), _line("---" for _ in head)]
-    each = [outcome.iou for outcome in done]
-    for name in each[0]:
-        cells = [name]
-        for outcome, iou in zip(done, each, strict=True):
-            value = iou[name]
-            cells.append("-" if value is None else f"{100 * value:.1f}")
-            if known:
-                cells.append(f"{known[name][IOU_METHODS.index(outcome.row.label)]:.1f}")
-        lines.append(_line(cells))
+    lines += [_line([name, *(column[name] for column in columns)]) for name in columns[0]]
     return lines
 
 
