@@ -297,6 +297,16 @@ def test_a_row_that_fails_keeps_its_reason_and_the_others_go_on(
     assert float(cells_of(text, "PriMaPs-EM")[0]) > 0
 
 
+def test_a_damaged_model_keeps_no_report_from_being_written(table1, tmp_path):
+    _, text = table1("--seeds", 0, name="figure10")
+    assert "failures-folder-vit0.png" in text
+    (model,) = (tmp_path / "out" / "models").glob("*/model.safetensors")
+    model.write_bytes(b"")
+    _, text = table1("--seeds", 0, name="figure10")
+    assert float(cells_of(text, "PriMaPs-EM")[0]) > 0
+    assert "failures-folder-vit0.png" not in text
+
+
 def test_where_no_row_can_run_the_reason_is_the_error(root, vit, tmp_path):
     done = call("reproduce", "table1", "--dataset", "folder", "--root", root, "--backbone", vit,
                 "--out", tmp_path / "out", "--size", 60, "--device", "cpu")  # fmt: skip
