@@ -32,7 +32,7 @@ from PIL import Image
 from torch import Tensor
 
 from primaps import DenseCRF, PriMaPsEM, find_images, load_backbone, load_image
-from primaps.backbones.backbone import Backbone, both_features, image_features
+from primaps.backbones.backbone import Backbone, both_features, image_features, mean_of_both
 from primaps.data import fit_to_patches, read, to_tensor
 from primaps.label_maps import predict_files, propose_files
 from primaps.label_maps.predicting import class_picture
@@ -73,8 +73,8 @@ def one_by_one(
 
 def predict_one(model: PriMaPsEM, image: Image.Image) -> Tensor:
     scaled = to_tensor(fit_to_patches(image, model.size, model.backbone.patch_size))[None]
-    one, other = both_features(model.backbone, scaled).unbind(1)
-    probabilities = model.probabilities((one + other.flip(-1)) / 2, scaled)
+    features = mean_of_both(both_features(model.backbone, scaled))
+    probabilities = model.probabilities(features, scaled)
     return largest(probabilities[0], (image.height, image.width))
 
 

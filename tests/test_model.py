@@ -201,6 +201,8 @@ def test_a_model_keeps_how_positions_were_scaled(vit, painted_folder, tmp_path):
     again = PriMaPsEM.from_pretrained(tmp_path / "model", device="cpu")
     assert again.backbone.positions == "scaled"
     assert again.backbone.digest == scaled.digest
+    with pytest.raises(ModelError, match="load it with positions='scaled'"):
+        PriMaPsEM.from_pretrained(tmp_path / "model", backbone=load_backbone(vit, "cpu"))
     # Models of earlier versions do not say, and all had exact positions.
     path = tmp_path / "model" / "config.json"
     content = json.loads(path.read_text())

@@ -507,6 +507,12 @@ class PriMaPsEM:
             patch_size=trained_on.patch_size,
             projection=found.projection,
         )
+        if trained_on.sha256 and trained_on.positions != model.backbone.positions:
+            raise ModelError(
+                f"{folder} was fitted on features of {trained_on.positions} positions, and those "
+                f"of the backbone are {model.backbone.positions}: load it with "
+                f"positions={trained_on.positions!r}"
+            )
         if trained_on.sha256 not in (None, model.backbone.digest):
             raise ModelError(
                 f"{folder} was fitted on other weights of {trained_on.name} than those found at "

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -24,11 +25,15 @@ from primaps.experiments import (
     sheets,
     training,
 )
+from primaps.experiments.costs import Estimator, training_products
 from primaps.experiments.kept import KeptFeatures
-from primaps.projections import Head, Projection
+from primaps.experiments.laboratory import Laboratory, Run
+from primaps.model_folder import ModelError
+from primaps.projections import Head, Projection, load_projection
 from primaps.projections.encoder import encoder
 from tests.cli.test_cli import call
 from tests.conftest import painted
+from tests.experiments.miniature import data_sets
 
 QUICK = {"size": 64, "epochs": 1, "min_steps": 4, "min_init_steps": 6}
 OPTIONS = [part for k, v in QUICK.items() for part in (f"--{k.replace('_', '-')}", v)]
@@ -173,13 +178,13 @@ def test_rows_share_features_masks_and_fits(table1, monkeypatch):
         primaps.PriMaPsEM, "fit_extracted", lambda *a, **k: (fits.append(1), fit(*a, **k))[1]
     )
     table1("--seeds", 0)
-    # Five images to fit and their mirror images, three for the oracle, and three with their mirror
-    # images at once to score; sheets take an image and its mirror image. Ones only ask for a shape.
-    assert sorted(b for b in batches if b > 1) == [2] * 7 + [3, 5, 5, 6, 6, 6]
+    # Five images to fit and their mirror images, three for the oracle, and three and their mirror
+    # images to score for each of three rows. Single ones ask for a shape, or are of sheets.
+    assert sorted(b for b in batches if b > 1) == [3] * 7 + [5, 5]
     assert len(fits) == 4
     batches.clear()
     table1("--seeds", "0,1")
-    assert sorted(b for b in batches if b > 1) == [2] * 7 + [6, 6]
+    assert sorted(b for b in batches if b > 1) == [3] * 4
     assert len(fits) == 8
 
 
@@ -213,17 +218,101 @@ def test_rows_on_top_of_projections_say_what_is_missing(table1, tmp_path):
     )
 
 
-def test_all_passes_over_what_has_no_data(monkeypatch, tmp_path):
-    begun = []
-    monkeypatch.setattr(
-        "primaps.experiments.reproduce", lambda name, *a, **k: begun.append(name) or tmp_path
-    )
-    done = call("reproduce", "all", "--root", f"potsdam={tmp_path}", "--out", tmp_path / "out")
+@pytest.fixture
+def all_of_potsdam(monkeypatch, tmp_path):
+    """Begin all with the data of Potsdam-3 alone; returns the output and what was begun."""
+    data = data_sets(tmp_path / "data")["potsdam"]
+
+    def go(*more, failing=()):
+        begun = []
+
+        def begin(name, *arguments, **options):
+            begun.append(name)
+            if name in failing:
+                raise ModelError("no row could be run")
+            return tmp_path
+
+        monkeypatch.setattr("primaps.experiments.reproduce", begin)
+        out = tmp_path / "out"
+        return call("reproduce", "all", "--root", f"potsdam={data}", "--out", out, *more), begun
+
+    return go
+
+
+def test_all_passes_over_what_has_no_data(all_of_potsdam):
+    done, begun = all_of_potsdam()
     assert done.exit_code == 0, done.output
     assert {"table3", "table5", "figure3"} < set(begun)
     assert not {"table1", "table2", "table4a", "figure8"} & set(begun)
     words = " ".join(done.output.split())
     assert "not run, there is no data: table1, table2, table4a, table4b, figure8" in words
+    done, begun = all_of_potsdam("--dataset", "potsdam")
+    assert done.exit_code == 0, done.output
+    assert begun[:2] == ["table3", "table5"]
+
+
+def test_all_goes_on_after_what_failed_and_fails_if_nothing_else_is_left(all_of_potsdam, tmp_path):
+    done, begun = all_of_potsdam(failing=("table5",))
+    assert done.exit_code == 0, done.output
+    assert "table5: not run, no row could be run" in " ".join(done.output.split())
+    assert begun[-1] == "figure10"
+    done, again = all_of_potsdam(failing=PAPER)
+    assert done.exit_code == 1
+    assert again == begun
+    (tmp_path / "empty").mkdir()
+    done, begun = all_of_potsdam("--root", f"cityscapes={tmp_path}/empty")
+    assert (done.exit_code, begun) == (1, [])  # data is looked at before any work
+
+
+def test_a_row_that_fails_keeps_its_reason_and_the_others_go_on(
+    table1, root, vit, tmp_path, monkeypatch
+):
+    original = run._result
+
+    def result(own, *arguments):
+        if own.row.label == "recipe orthogonal":
+            raise ModelError("its folder is full")
+        return original(own, *arguments)
+
+    monkeypatch.setattr(run, "_result", result)
+    done, text = table1("--seeds", 0)
+    assert cells_of(text, "recipe orthogonal")[2] == "its folder is full"
+    assert "recipe orthogonal, seed 0: not run, its folder is full" in done.output
+    for label in ("recipe orthogonal without CRF", "linear probe"):
+        assert float(cells_of(text, label)[0]) > 0
+    # A result and a fit that somebody else wrote are theirs as well.
+    out = tmp_path / "out"
+    (probe,) = (out / "rows").glob("*probe*")
+    probe.write_text("[]")
+    baseline = json.loads(next((out / "rows").glob("*baseline*")).read_text())
+    fit = out / baseline["model"] / "fit.json"
+    fit.write_text(fit.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    for path in (out / "rows").glob("*baseline*"):
+        path.unlink()
+    _, text = table1("--seeds", 0)
+    assert cells_of(text, "linear probe")[2].endswith("remove it, and the run is done again")
+    assert cells_of(text, "baseline")[2] == (
+        f"{fit} is of another fit; remove it, and the run is done again"
+    )
+    assert float(cells_of(text, "PriMaPs-EM")[0]) > 0
+
+
+def test_a_damaged_model_keeps_no_report_from_being_written(table1, tmp_path):
+    _, text = table1("--seeds", 0, name="figure10")
+    assert "failures-folder-vit0.png" in text
+    (model,) = (tmp_path / "out" / "models").glob("*/model.safetensors")
+    model.write_bytes(b"")
+    _, text = table1("--seeds", 0, name="figure10")
+    assert float(cells_of(text, "PriMaPs-EM")[0]) > 0
+    assert "failures-folder-vit0.png" not in text
+
+
+def test_where_no_row_can_run_the_reason_is_the_error(root, vit, tmp_path):
+    done = call("reproduce", "table1", "--dataset", "folder", "--root", root, "--backbone", vit,
+                "--out", tmp_path / "out", "--size", 60, "--device", "cpu")  # fmt: skip
+    assert done.exit_code == 1
+    assert "size 60 is not a multiple of the patch size 8" in " ".join(done.output.split())
+    assert not (tmp_path / "out" / "table1").exists()
 
 
 def test_a_checkpoint_with_clusters_for_other_classes_is_the_reason_of_its_row(table1, tmp_path):
@@ -237,16 +326,23 @@ def test_a_checkpoint_with_clusters_for_other_classes_is_the_reason_of_its_row(t
         assert float(cells_of(text, "baseline")[0]) > 0
 
 
-def test_projections_of_a_folder_are_trained_once_a_seed(table1, tmp_path, monkeypatch):
+def test_projections_of_a_folder_are_trained_once_a_seed(table1, vit, tmp_path, monkeypatch):
     few = partial(training.train_projection, steps=3)
     monkeypatch.setattr(training, "train_projection", few)
     _, text = table1("--seeds", 0, name="projections")
     assert "not run" not in text
     for label in ("STEGO + CRF", "STEGO + PriMaPs-EM", "HP", "HP + PriMaPs-EM + CRF"):
         assert float(cells_of(text, label)[0]) > 0
-    found = (tmp_path / "out" / "projections").glob("*/projection.json")
-    trained = sorted(path.parent.name[:5] for path in found)
-    assert trained == ["HP-vi", "STEGO"]
+    hp, stego = sorted((tmp_path / "out" / "models").glob("[A-Z]*/projection.json"))
+    assert (hp.parent.name[:14], stego.parent.name[:17]) == ("HP-vit0-seed0-", "STEGO-vit0-seed0-")
+    report = json.loads((tmp_path / "out" / "projections" / "report.json").read_text())
+    digests = {name: load_projection(None, path.parent).digest
+               for name, path in (("HP", hp), ("STEGO", stego))}  # fmt: skip
+    for row in (row for row in report["rows"] if row["projection"]):
+        assert row["runs"][0]["codes"]["projection"] == digests[row["projection"]]
+    assert f"(models/{hp.parent.name}): SHA-256 `{digests['HP']}`, of the network `" in text
+    model = primaps.PriMaPsEM(3, backbone=vit, size=64, projection=hp.parent, device="cpu")
+    assert model.projection.digest == digests["HP"]  # a person can go on with it
     again, _ = table1("--seeds", 0, name="projections")
     assert again.output.count("(from before)") == 12
 
@@ -328,6 +424,43 @@ def test_a_plan_counts_shared_work_once_and_writes_nothing(root, vit, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_counts_the_training_of_projections_once_a_seed(root, vit, tmp_path):
+    about = Reproduction(tmp_path, {"folder": root}, "folder", (str(vit),), seeds=(0, 1))
+    rows = about.experiment("projections").rows
+    plain = Estimator(about).cost(rows[0], 0).products
+    step = 5 * 64 * (320 // 8) ** 2 * 3  # images, channels, positions, classes
+    for name in ("STEGO", "HP"):
+        estimator = Estimator(about)
+        first, refined = (r for r in rows if r.projection == name and r.kind == "baseline")
+        training = training_products(name, 5, 64, step)
+        assert estimator.cost(first, 0).products == plain + training > 1.5 * plain
+        assert estimator.cost(refined, 0).products == 0
+        assert estimator.cost(first, 1).products == plain + training
+        given = replace(about, projections={name: tmp_path})
+        assert Estimator(given).cost(first, 0).products == plain
+
+
+def test_a_plan_speaks_of_augmentation_where_there_is_some():
+    assert "--views 2 keeps two" in call("reproduce", "figure1", "--plan").output
+    assert "--views 2" not in call("reproduce", "table5", "--plan").output
+
+
+def test_figure_8a_is_printed_beside_its_own_backbone_alone():
+    def outcome(row):
+        scores = dict.fromkeys(paper.IOU, 0.5)
+        return run.Outcome(row, {0: {"iou": scores}})
+
+    rows = experiment("figure8", backbones=["dino-vitb8", "dinov2-vitb14"]).rows
+    head, _, *lines = report.iou_table([outcome(row) for row in rows])
+    assert head.count("| paper |") == 4
+    assert head.endswith("| PriMaPs-EM, dinov2-vitb14 | STEGO, dinov2-vitb14 | "
+                         "STEGO + PriMaPs-EM, dinov2-vitb14 |")  # fmt: skip
+    assert "| person | 50.0 | 58.3 | 50.0 | 68.7 | 50.0 | 61.7 | 50.0 | 64.3 | 50.0 |" in lines[9]
+    for dataset in ("folder", None):
+        rows = experiment("figure8", dataset, ["dinov2-vitb14"]).rows
+        assert "paper" not in report.iou_table([outcome(row) for row in rows])[0]
+
+
 def test_every_figure_of_the_paper_is_in_a_row():
     printed = {
         "table1": 12 + 8, "table2": 12 + 8, "table3": 12 + 6, "table4a": 5, "table4b": 5,
@@ -399,10 +532,38 @@ def test_the_protocol_of_the_program_is_its_resizing_its_ramp_and_its_positions(
     table1("--seeds", 0, "--protocol", "program", name="table4a")
     about = json.loads((tmp_path / "out" / "table4a" / "report.json").read_text())
     assert {each["runs"][0]["options"]["resize"] for each in about["rows"]} == {"tensor"}
-    weights = about["weights"]["vit0"]
     table1("--seeds", 0, name="table4a")
-    about = json.loads((tmp_path / "out" / "table4a" / "report.json").read_text())
-    assert about["weights"]["vit0"] != weights
+    exact = json.loads((tmp_path / "out" / "table4a" / "report.json").read_text())
+    assert exact["weights"] == about["weights"]  # the same file
+    for found, positions in ((about, "scaled"), (exact, "exact")):
+        runs = [row["runs"][0] for row in found["rows"]]
+        assert found["positions"] == positions
+        assert {each["positions"] for each in runs} == {positions}
+    fits = [{row["runs"][0]["model"] for row in found["rows"]} for found in (about, exact)]
+    assert not fits[0] & fits[1]
+
+
+def test_what_decides_features_is_in_their_digest(root, vit, tmp_path, monkeypatch):
+    """Otherwise a projection of other features would be taken for one of these."""
+    row = TableRow("HP", "folder", str(vit), "baseline", projection="HP")
+
+    def digest(size=64, **options):
+        options["options"] = {"size": size, "precision": options.pop("precision", "float32")}
+        about = Reproduction(tmp_path, roots={"folder": root}, device="cpu", **options)
+        room = Laboratory(about)
+        return Run.prepare(row, 0, room, room.backbone(str(vit))).images
+
+    plain = digest()
+    assert digest() == plain
+    assert digest(seeds=(1,)) == plain
+    changed = [digest(size=128), digest(precision="bfloat16"), digest(protocol="program")]
+    for name, value in (("FORMAT", 99), ("VERSION", "9.9")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"primaps.experiments.laboratory.{name}", value)
+            changed.append(digest())
+    Image.new("RGB", (64, 64)).save(root / "images" / "train" / "3.png")
+    changed.append(digest())
+    assert len({plain, *changed}) == 1 + 6
 
 
 def test_the_means_of_figure_8a_are_those_of_table_2():

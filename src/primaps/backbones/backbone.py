@@ -162,9 +162,17 @@ def both_features(
 
 def mirrored_mean(backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
     """Features averaged over each image and its mirror image, as at inference in the program."""
-    inputs = network_input(backbone, images)
-    one, other = backbone(torch.cat([inputs, inputs.flip(-1)])).chunk(2)
-    return (one + other.flip(-1)) / 2
+    return mean_of_both(both_features(backbone, images))
+
+
+def mean_of_both(both: Float[Tensor, "b 2 c h w"]) -> Float[Tensor, "b c h w"]:
+    """The mean of :func:`both_features`, or of codes of them, at each position of the image.
+
+    Examples:
+        >>> mean_of_both(torch.tensor([[[[[1.0, 2.0]]], [[[4.0, 3.0]]]]])).tolist()
+        [[[[2.0, 3.0]]]]
+    """
+    return (both[:, 0] + both[:, 1].flip(-1)) / 2
 
 
 def weights_digest(module: nn.Module) -> str | None:

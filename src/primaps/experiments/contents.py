@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from primaps.experiments import figures, paper, tables
@@ -43,86 +43,88 @@ class Entry:
     """What a table or figure is, for each of its data sets and backbones.
 
     Attributes:
-        backbones: of the paper; for Table 6 by data set.
+        backbones: of the paper, for each data set.
         folder: the rows on a folder with labels, if they are others; confusion matrices and
             examples are drawn beside them.
     """
 
     title: str
-    datasets: tuple[str, ...]
-    backbones: tuple[str, ...]
+    backbones: Mapping[str, tuple[str, ...]]
     rows: Rows
     folder: Rows | None = None
     pictures: tuple[Picture, ...] = ("iou",)
     notes: tuple[str, ...] = ()
 
 
-THREE = paper.DATASETS
-S8, B8, B14 = ("dino-vits8",), ("dino-vitb8",), ("dinov2-vitb14",)
+S8, B8 = (dict.fromkeys(paper.DATASETS, (backbone,)) for backbone in paper.BACKBONES[:2])
+COCO_B8 = {"cocostuff": B8["cocostuff"]}
+ON_DINOV2 = {name: (known[0],) for name, known in paper.ON_DINOV2.items()}
+AT_HAND = ("dinov2-vits14",)
+"""For a folder, if none is named."""
 ENTRIES: dict[str, Entry] = {
     "table1": Entry(
-        "Table 1: Cityscapes", ("cityscapes",), paper.BACKBONES, tables.main, tables.main_of_folder
+        "Table 1: Cityscapes", {"cityscapes": paper.BACKBONES}, tables.main, tables.main_of_folder
     ),
     "table2": Entry(
-        "Table 2: COCO-Stuff", ("cocostuff",), paper.BACKBONES, tables.main, tables.main_of_folder
+        "Table 2: COCO-Stuff", {"cocostuff": paper.BACKBONES}, tables.main, tables.main_of_folder
     ),
     "table3": Entry(
-        "Table 3: Potsdam-3", ("potsdam",), paper.BACKBONES, tables.main, tables.main_of_folder
+        "Table 3: Potsdam-3", {"potsdam": paper.BACKBONES}, tables.main, tables.main_of_folder
     ),
     "table4a": Entry(
-        "Table 4a: parts of the masks", ("cocostuff",), B8, tables.masks,
+        "Table 4a: parts of the masks", COCO_B8, tables.masks,
         notes=(SAME_BASELINE,),
     ),
     "table4b": Entry(
-        "Table 4b: parts of PriMaPs-EM", ("cocostuff",), B8, tables.em,
+        "Table 4b: parts of PriMaPs-EM", COCO_B8, tables.em,
         notes=(SAME_BASELINE,),
     ),
     "table5": Entry(
-        "Table 5: a class for each mask by labels", THREE, B8, tables.oracle,
+        "Table 5: a class for each mask by labels", B8, tables.oracle,
         notes=(SPLIT_OF_TABLE5,),
     ),
     "table6": Entry(
-        "Table 6: HP on DINOv2", THREE, (), tables.on_dinov2, notes=(CAPTION_OF_TABLE6,)
+        "Table 6: HP on DINOv2", ON_DINOV2, tables.on_dinov2, notes=(CAPTION_OF_TABLE6,)
     ),
     "figure1": Entry(
-        "Figure 1: masks one after the other, and the pseudo label", THREE, B8, figures.em,
+        "Figure 1: masks one after the other, and the pseudo label", B8, figures.em,
         pictures=("pseudo labels",),
     ),
     "figure3": Entry(
-        "Figure 3: masks, and masks with the classes of their labels", THREE, B8, figures.masks,
+        "Figure 3: masks, and masks with the classes of their labels", B8, figures.masks,
         pictures=("oracle",),
     ),
     "figure4": Entry(
-        "Figure 4: baseline, PriMaPs-EM, STEGO, STEGO + PriMaPs-EM", THREE, B8,
+        "Figure 4: baseline, PriMaPs-EM, STEGO, STEGO + PriMaPs-EM", B8,
         figures.with_stego, pictures=("examples",),
     ),
     "figure5": Entry(
-        "Figure 5: similarity to the principal direction and to its nearest neighbour", THREE, B8,
+        "Figure 5: similarity to the principal direction and to its nearest neighbour", B8,
         figures.masks, pictures=("similarities",),
     ),
     "figure6": Entry(
-        "Figure 6: masks by psi", THREE, B8, figures.masks, pictures=("thresholds",)
+        "Figure 6: masks by psi", B8, figures.masks, pictures=("thresholds",)
     ),
     "figure7": Entry(
-        "Figure 7: mean IoU by psi", THREE, B8, figures.psi,
+        "Figure 7: mean IoU by psi", B8, figures.psi,
         pictures=("psi",), notes=(PSI_OF_FIGURE7,),
     ),
     "figure8": Entry(
-        "Figure 8: IoU by class and confusion matrices", ("cocostuff",), B8, figures.with_stego,
+        "Figure 8: IoU by class and confusion matrices", COCO_B8, figures.with_stego,
         pictures=("iou table", "confusion"), notes=(IOU_OF_FIGURE8,),
     ),
     "figure9": Entry(
-        "Figure 9: baseline, PriMaPs-EM, HP, HP + PriMaPs-EM", THREE, S8, figures.with_hp,
+        "Figure 9: baseline, PriMaPs-EM, HP, HP + PriMaPs-EM", S8, figures.with_hp,
         pictures=("examples",),
     ),
     "figure10": Entry(
-        "Figure 10: failures of segmentations and of pseudo labels", THREE, B8, figures.em,
+        "Figure 10: failures of segmentations and of pseudo labels", B8, figures.em,
         pictures=("failures",),
     ),
 }  # fmt: skip
 OWN: dict[str, Entry] = {
-    "projections": Entry("STEGO and HP trained on the images", (), (), tables.projections),
-    "views": Entry("What shortcuts cost", (), (), tables.views, pictures=()),
+    "projections": Entry("STEGO and HP trained on the images", {}, tables.projections),
+    "views": Entry("What shortcuts cost", {}, tables.views, pictures=()),
 }
 """Ours, for folders with labels alone."""
 NAMES = (*ENTRIES, *OWN)
@@ -152,10 +154,10 @@ def experiment(name: str, dataset: str | None = None, backbones: Sequence[str] =
     entry = {**ENTRIES, **OWN}.get(name)
     if entry is None:
         raise InputError(f"there is no {name!r} to reproduce; there are {', '.join(NAMES)}")
-    if dataset != FOLDER and not entry.datasets:
+    if dataset != FOLDER and not entry.backbones:
         raise InputError(f"{name} is about a folder with labels: give --dataset folder")
-    if dataset not in (None, FOLDER, *entry.datasets):
-        known = ", ".join(entry.datasets)
+    if dataset not in (None, FOLDER, *entry.backbones):
+        known = ", ".join(entry.backbones)
         raise InputError(f"{name} is about {known}, not {dataset!r}; or give --dataset folder")
     title, make, pictures = entry.title, entry.rows, entry.pictures
     if dataset == FOLDER:
@@ -166,13 +168,17 @@ def experiment(name: str, dataset: str | None = None, backbones: Sequence[str] =
         elif about:
             title += f": {about}"
     rows: list[TableRow] = []
-    for each in entry.datasets if dataset is None else (dataset,):
-        rows += make(each, tuple(backbones) or _usual(name, entry, each))
+    for each in entry.backbones if dataset is None else (dataset,):
+        rows += make(each, tuple(backbones) or entry.backbones.get(each, AT_HAND))
     return Experiment(name, title, tuple(rows), pictures, entry.notes)
 
 
-def _usual(name: str, entry: Entry, dataset: str) -> tuple[str, ...]:
-    """Backbones of the paper, or the one that is at hand for a folder."""
-    if dataset == FOLDER:
-        return ("dinov2-vits14",)
-    return (paper.ON_DINOV2[dataset][0],) if name == "table6" else entry.backbones
+def papers(dataset: str | None = None) -> list[str]:
+    """The paper's tables and figures about a data set; all of them if none is named.
+
+    Examples:
+        >>> papers("potsdam")[:3]
+        ['table3', 'table5', 'table6']
+    """
+    about = [name for name, entry in ENTRIES.items() if dataset in entry.backbones]
+    return about or list(ENTRIES)

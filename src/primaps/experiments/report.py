@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 import statistics
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from primaps.backbones.load import resolve_device
+from primaps.experiments.environment import environment, environment_lines, write_lists
 from primaps.experiments.laboratory import Laboratory, Outcome
 from primaps.experiments.paper import IOU, IOU_METHODS, IOU_OF
 from primaps.experiments.pictures import draw
 from primaps.experiments.rows import Experiment
 from primaps.experiments.sentences import differences
-from primaps.experiments.sources import list_digest, write_list
 from primaps.planning import duration
 from primaps.support.files import write_json
 from primaps.support.ours import GENERATOR, own_path
-from primaps.version import VERSION
 
-PACKAGES = ("torch", "transformers", "numpy", "scipy", "numba", "pillow", "kornia")
 ORDER = ("baseline", "PriMaPs-EM", "linear probe", "oracle, pixels in masks")
 """In mean IoU, as the paper finds it."""
 LABELLED_KINDS = {"probe": "linear probe", "oracle": "oracle"}
@@ -42,7 +34,7 @@ def write_report(
     """
     folder = laboratory.reproduction.out / experiment.name
     captions = draw(experiment, outcomes, laboratory, folder)
-    about = environment(laboratory, folder)
+    about = environment(outcomes, laboratory)
     rows = [_row_about(outcome) for outcome in outcomes]
     content = {
         "generator": GENERATOR,
@@ -51,6 +43,7 @@ def write_report(
         "rows": rows,
         **about,
     }
+    write_lists(laboratory, folder)
     with own_path(folder / "report.json") as temporary:
         write_json(temporary, content)
     lines = [f"# {experiment.title}", "", " ".join(_introduction(outcomes, laboratory)), ""]
@@ -63,7 +56,7 @@ def write_report(
         lines += [*iou_table(outcomes), ""]
     for picture, caption in captions:
         lines += [f"![{Path(picture).stem}]({picture})", "", caption, ""]
-    lines += ["## Environment", "", *_environment_lines(about)]
+    lines += ["## Environment", "", *environment_lines(about)]
     with own_path(folder / "report.md") as temporary:
         text = "\n".join(lines).rstrip()
         temporary.write_text(f"<!-- generator: {GENERATOR} -->\n\n{text}\n", "utf-8")
@@ -97,24 +90,22 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def iou_table(outcomes: Sequence[Outcome]) -> list[str]:
-    """IoU by class in %, mean of the seeds, and beside it what Figure 8a prints."""
+    """IoU by class in %, mean of the seeds, and beside it what Figure 8a prints: it is of one data
+    set and one backbone."""
     done = [outcome for outcome in outcomes if outcome.results]
     if not done:
         return []
-    known = IOU if all((o.row.dataset, o.row.backbone) == IOU_OF for o in done) else {}
-    head = ["class"]
-    for outcome in done:
-        head += [outcome.row.label, *(["paper"] if known else [])]
+    several = len({outcome.row.backbone for outcome in done}) > 1
+    head, columns = ["class"], []
+    for row, iou in ((outcome.row, outcome.iou) for outcome in done):
+        head.append(f"{row.label}, {Path(row.backbone).name}" if several else row.label)
+        columns.append({k: "-" if v is None else f"{100 * v:.1f}" for k, v in iou.items()})
+        if (row.dataset, row.backbone) == IOU_OF:
+            place = IOU_METHODS.index(row.label)
+            head.append("paper")
+            columns.append({name: f"{printed[place]:.1f}" for name, printed in IOU.items()})
     lines = [_line(head), _line("---" for _ in head)]
-    each = [outcome.iou for outcome in done]
-    for name in each[0]:
-        cells = [name]
-        for outcome, iou in zip(done, each, strict=True):
-            value = iou[name]
-            cells.append("-" if value is None else f"{100 * value:.1f}")
-            if known:
-                cells.append(f"{known[name][IOU_METHODS.index(outcome.row.label)]:.1f}")
-        lines.append(_line(cells))
+    lines += [_line([name, *(column[name] for column in columns)]) for name in columns[0]]
     return lines
 
 
@@ -127,48 +118,6 @@ def spread(values: Sequence[float]) -> str:
     """
     mean = f"{statistics.mean(values):.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def environment(laboratory: Laboratory, folder: Path) -> dict[str, Any]:
-    """What a run depends on; writes the lists of image ids beside the report."""
-    reproduction = laboratory.reproduction
-    device = resolve_device(reproduction.device)
-    cuda = device.type == "cuda"
-    data: dict[str, Any] = {}
-    for name, source in laboratory.sources.items():
-        splits = {"fitted": source.train, "scored": source.score}
-        for part, split in splits.items():
-            write_list(split, folder / f"{name}-{part}.txt")
-        data[name] = {
-            part: {
-                "split": split.split,
-                "images": len(split.samples),
-                "ids": f"{name}-{part}.txt",
-                "sha256": list_digest(split),
-            }
-            for part, split in splits.items()
-        }
-    return {
-        "seeds": list(reproduction.seeds),
-        "protocol": reproduction.protocol,
-        "options": {"views": reproduction.views, **reproduction.options},
-        "data": data,
-        "weights": {Path(name).name: network.digest for name, network in laboratory.used.items()},
-        "projections": {
-            path.name: {"sha256": projection.digest, "network": projection.about.get("backbone")}
-            for path, projection in laboratory.checkpoints.items()
-        },
-        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
-        "versions": {
-            "primaps": VERSION,
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
-    }
-
-
-def _processor() -> str:
-    return f"{platform.machine()} processor, {torch.get_num_threads()} of {os.cpu_count()} threads"
 
 
 def _introduction(outcomes: Sequence[Outcome], laboratory: Laboratory) -> Iterator[str]:
@@ -253,25 +202,6 @@ def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
             "The time of a run includes its fit, also where another row made it. Features and "
             "masks are computed once, in the first run that needs them."
         )
-
-
-def _environment_lines(about: dict[str, Any]) -> Iterator[str]:
-    for name, splits in about["data"].items():
-        for part, split in splits.items():
-            yield (
-                f"- {name}, {part}: {split['images']:,} images of split {split['split']}; ids in "
-                f"[{split['ids']}]({split['ids']}), SHA-256 `{split['sha256']}`"
-            )
-    for name, digest in about["weights"].items():
-        yield f"- weights of {name}: SHA-256 `{digest}`"
-    for name, each in about["projections"].items():
-        yield f"- codes of {name}: SHA-256 `{each['sha256']}`, of the network `{each['network']}`"
-    options = ", ".join(f"{name} {value}" for name, value in about["options"].items())
-    yield f"- protocol {about['protocol']}"
-    yield f"- options beside the paper's defaults: {options}; seeds {about['seeds']}"
-    yield f"- device: {about['device']}"
-    yield "- versions: " + ", ".join(f"{name} {v}" for name, v in about["versions"].items())
-    yield "- every run with all of its options and scores: [report.json](report.json)"
 
 
 def _row_about(outcome: Outcome) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from primaps.backbones.backbone import Backbone
+from primaps.backbones.load import resolve_device
 from primaps.data import Problem
 from primaps.em.recorder import clear_states
 from primaps.evaluation.oracle import evaluate_oracle
@@ -19,7 +20,7 @@ from primaps.experiments.laboratory import Laboratory, Outcome, Run
 from primaps.experiments.report import write_report
 from primaps.experiments.reproduction import Reproduction
 from primaps.experiments.rows import TableRow
-from primaps.experiments.training import trained_projection
+from primaps.experiments.training import projection_name, trained_projection
 from primaps.model import PriMaPsEM
 from primaps.planning import duration
 from primaps.support.errors import InputError, PrimapsError
@@ -34,7 +35,12 @@ AGAIN = "remove it, and the run is done again"
 
 @dataclass(frozen=True)
 class FitRecord:
-    """The content of ``fit.json`` beside a model: how long its fit took, and what of."""
+    """The content of ``fit.json`` beside a model, which says that its fit is done.
+
+    Attributes:
+        seconds: that it took.
+        fingerprint: of everything that decided it; see :class:`Run`.
+    """
 
     seconds: Annotated[float, Range(0)]
     fingerprint: str
@@ -49,10 +55,10 @@ def reproduce(
 ) -> Path:
     """Run a table or figure of the paper and write its report.
 
-    Results lie in ``out/rows``, one file per run, and models in ``out/models``; both are shared
-    by all experiments that write to ``out``. The report is ``out/NAME/report.md``, with
-    ``report.json``, pictures and lists of image ids beside it. The same call goes on where it was
-    stopped.
+    Results lie in ``out/rows``, one file per run, and models in ``out/models``, with projections
+    that were trained for them; both are shared by all experiments that write to ``out``. The report
+    is ``out/NAME/report.md``, with ``report.json``, pictures and lists of image ids beside it. The
+    same call goes on where it was stopped.
 
     Args:
         name: one of :data:`primaps.experiments.NAMES`.
@@ -64,8 +70,10 @@ def reproduce(
         The report.
 
     Raises:
-        InputError: there is no such experiment, or no row of it has data.
+        InputError: there is no such experiment, no row of it has data, or the device is not here.
         DataError: a data set is not laid out as it should be.
+        PrimapsError: no row has a result, for this reason; of rows that fail beside others it is
+            said in the report.
     """
     experiment = reproduction.experiment(name)
     if not any(row.dataset in reproduction.roots for row in experiment.rows):
@@ -74,6 +82,7 @@ def reproduce(
         raise InputError(f"{name} needs data: give {asked}, or see --plan")
     for file in ("report.json", "report.md"):
         need_own(reproduction.out / name / file)
+    resolve_device(reproduction.device)
     laboratory = Laboratory(reproduction)
     for dataset in dict.fromkeys(row.dataset for row in experiment.rows):
         if dataset in reproduction.roots:  # before backbones, which may have to be downloaded
@@ -81,6 +90,9 @@ def reproduce(
     outcomes = [Outcome(row) for row in experiment.rows]
     for sentence in _run_all(outcomes, laboratory, progress, problem):
         note(sentence)
+    errors = [outcome.error for outcome in outcomes if outcome.error]
+    if errors and not any(outcome.results for outcome in outcomes):
+        raise errors[0]
     return write_report(experiment, outcomes, laboratory)
 
 
@@ -99,36 +111,36 @@ def _run_all(
         if isinstance(network, str):
             outcome.reason = network
             if network not in told:
-                yield f"{row.dataset}, {Path(row.backbone).name}, {row.label}: not run, {network}"
+                yield f"{_where(row)}: not run, {network}"
             told.add(network)
             continue
         for seed in reproduction.seeds_of(row):
             try:
                 run = Run.prepare(row, seed, laboratory, network)
-            except PrimapsError as error:
-                if not row.projection:
-                    raise
-                outcome.reason = str(error)  # a checkpoint that does not fit, or is damaged
-                yield f"{row.dataset}, {Path(row.backbone).name}, {row.label}: not run, {error}"
-                break
-            cost = estimator.cost(row, seed)  # what the store has is counted too: an upper bound
-            file = reproduction.out / "rows" / f"{run.name}.json"
-            before = file.is_file()
-            if reproduction.budget is not None and not before:
-                left = max(0.0, reproduction.budget - (time.monotonic() - began))
-                expected = cost.seconds(laboratory.rate(network), estimator.flops(row))
-                if not stopped and expected > left:
-                    stopped = (
-                        f"not run: the budget ended before {row.label}, seed {seed}, which would "
-                        f"take about {duration(expected)}; the same command goes on"
-                    )
-                    yield stopped
-                if stopped:
-                    outcome.reason = stopped
-                    break
-            if not before:
-                write_json(file, _result(run, reproduction, progress, problem))
-            result = outcome.results[seed] = _read_result(row, file)
+                file = reproduction.out / "rows" / f"{run.name}.json"
+                before = file.is_file()
+                cost = estimator.cost(row, seed)  # also of what the store has: an upper bound
+                if reproduction.budget is not None and not before:
+                    left = max(0.0, reproduction.budget - (time.monotonic() - began))
+                    expected = cost.seconds(laboratory.rate(network), estimator.flops(row))
+                    if not stopped and expected > left:
+                        stopped = (
+                            f"not run: the budget ended before {row.label}, seed {seed}, which "
+                            f"would take about {duration(expected)}; the same command goes on"
+                        )
+                        yield stopped
+                    if stopped:
+                        outcome.reason = stopped
+                        break
+                if not before:
+                    write_json(file, _result(run, reproduction, progress, problem))
+                result = outcome.results[seed] = _read_result(row, file)
+            except PrimapsError as error:  # of this run alone: a checkpoint that does not fit, ...
+                outcome.error, outcome.reason = error, str(error)
+                if outcome.reason not in told:
+                    yield f"{_where(row)}, seed {seed}: not run, {error}"
+                told.add(outcome.reason)
+                continue
             yield _sentence(row, seed, result) + (" (from before)" if before else "")
 
 
@@ -166,19 +178,24 @@ def _result(
         "seed": run.seed,
         "config": config,
         "device": str(model.backbone.device),
-        "weights": model.backbone.digest,
-        "codes": _codes(model),
+        "weights": model.backbone.weights,
+        "positions": model.backbone.positions,
+        "codes": _codes(run, model, reproduction),
         "protocol": reproduction.protocol,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         **found,
     }
 
 
-def _codes(model: PriMaPsEM) -> dict[str, str | None] | None:
-    """Weights of the network inside a checkpoint and of its head; None for plain features."""
+def _codes(run: Run, model: PriMaPsEM, reproduction: Reproduction) -> dict[str, str | None] | None:
+    """What codes are of: a projection, where it is from, and the weights of the network whose
+    features it takes; None for plain features."""
     if model.projection is None:
         return None
-    return {"network": model.network.weights, "projection": model.projection.digest}
+    given = reproduction.projection(run.row)
+    origin = given.name if given else f"models/{projection_name(run)}"
+    digests = {"projection": model.projection.digest, "network": model.network.weights}
+    return {"from": origin, **digests}
 
 
 def _read_result(row: TableRow, file: Path) -> dict[str, Any]:
@@ -200,11 +217,14 @@ def _fitted(
     """The model of a run, and the seconds that its fit took, now or in an earlier row."""
     done = folder / "fit.json"
     if done.is_file():
+        record = read_json(done, FitRecord, AGAIN)
+        if record.fingerprint != run.fit:
+            raise InputError(f"{done} is of another fit; {AGAIN}")
         network = run.model.backbone
         model = PriMaPsEM.from_pretrained(
             folder, backbone=network, device=network.device, projection=run.model.projection
         )
-        return model, read_json(done, FitRecord, AGAIN).seconds
+        return model, record.seconds
     began = time.monotonic()
     train, model = run.source.train, run.model
     if reproduction.trains(run.row):
@@ -219,7 +239,7 @@ def _fitted(
     )
     seconds = round(time.monotonic() - began, 1)
     model.save_pretrained(folder)
-    write_json(done, {"seconds": seconds, "fingerprint": run.fit})
+    write_json(done, asdict(FitRecord(seconds, run.fit)))
     clear_states(folder)
     return model, seconds
 
@@ -228,5 +248,8 @@ def _sentence(row: TableRow, seed: int, result: dict[str, Any]) -> str:
     scores = row.scores(result)
     figures = f"{100 * scores['accuracy']:.1f} / {100 * scores['mean_iou']:.1f}"
     seconds = duration(sum(result["seconds"].values()))
-    what = f"{row.dataset}, {Path(row.backbone).name}, {row.label}, seed {seed}"
-    return f"{what}: {figures} in {seconds}"
+    return f"{_where(row)}, seed {seed}: {figures} in {seconds}"
+
+
+def _where(row: TableRow) -> str:
+    return f"{row.dataset}, {Path(row.backbone).name}, {row.label}"

@@ -25,6 +25,7 @@ from primaps.pictures.overlays import grid, overlay, with_legend
 from primaps.pictures.scores import class_colours, class_table, evenly, example_sheet
 from primaps.proposals.image_size import image_masks
 from primaps.proposals.principal_masks import propose
+from primaps.support.errors import PrimapsError
 from primaps.support.typed import conform
 
 Sheet = tuple[Image.Image, str]
@@ -175,7 +176,8 @@ SHEETS: dict[str, Callable[[Sequence[Outcome], Laboratory, int], Sheet | None]] 
 
 
 def _fitted(outcome: Outcome, laboratory: Laboratory) -> tuple[PriMaPsEM, Evaluation] | None:
-    """The model of the first seed and its scores; None if results were copied without models."""
+    """The model of the first seed and its scores; None if results were copied without models, or
+    the model is damaged."""
     result = next(iter(outcome.results.values()))
     path = laboratory.reproduction.out / result["model"]
     if not path.is_dir():
@@ -183,9 +185,12 @@ def _fitted(outcome: Outcome, laboratory: Laboratory) -> tuple[PriMaPsEM, Evalua
     network = laboratory.used[outcome.row.backbone]
     checkpoint = laboratory.reproduction.projection(outcome.row)
     codes = laboratory.checkpoint(checkpoint) if outcome.row.projection and checkpoint else None
-    model = PriMaPsEM.from_pretrained(
-        path, backbone=network, device=network.device, projection=codes
-    )
+    try:
+        model = PriMaPsEM.from_pretrained(
+            path, backbone=network, device=network.device, projection=codes
+        )
+    except PrimapsError:
+        return None
     return model, as_evaluation(result)
 
 

@@ -14,14 +14,22 @@ from primaps.projections import Projection, train_projection
 from primaps.support.progress import ProgressCallback
 
 
+def projection_name(run: Run) -> str:
+    """The folder in ``out/models`` of a projection that is trained here: ``--projection`` takes it.
+
+    Rows of one seed on the same images share it.
+    """
+    row = run.row
+    return f"{row.projection}-{Path(row.backbone).name}-seed{run.seed}-{run.images[:12]}"
+
+
 def trained_projection(
     run: Run, reproduction: Reproduction, progress: ProgressCallback, problem: Problem
 ) -> PriMaPsEM:
     """The model of a run on codes of a projection of its own seed, which is trained now if no other
-    row did; it is kept in ``out/projections``."""
+    row did; it is kept beside the models, as :func:`projection_name` says."""
     row, model, train = run.row, run.model, run.source.train
-    name = f"{row.projection}-{Path(row.backbone).name}-seed{run.seed}"
-    folder = reproduction.out / "projections" / f"{name}-{run.images[:12]}"
+    folder = reproduction.out / "models" / projection_name(run)
     if not (folder / "projection.json").is_file():
         extracted = extract(
             train.samples, model.backbone, model.size, store=reproduction.store,

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
+from primaps.backbones.backbone import mean_of_both
 from primaps.features.store import Rows
 from primaps.support.seeding import generator
 
@@ -81,7 +82,7 @@ class Views:
     def mirrored_mean(self, row: int) -> Float[Tensor, "c h w"]:
         """Features of an image of this process, averaged with those of its mirror image."""
         both = self.project(self.clean.take(torch.tensor([row]))[0])
-        return (both[0] + both[1].flip(-1)) / 2
+        return mean_of_both(both[None])[0]
 
     def batch(self, index: Integer[Tensor, " b"], step: int, seed: int) -> Batch:
         """Features of a batch. Everything random follows from ``step`` and ``seed``."""

@@ -20,6 +20,8 @@ from primaps.support.renamed import renamed
 from primaps.support.typed import conform
 
 Method = Literal["stego", "hp"]
+STEPS = 300
+"""Of the optimiser, if nothing else is asked for."""
 
 
 def projection_settings(
@@ -60,7 +62,7 @@ def train_projection(
     *,
     classes: Classes | None = None,
     settings: StegoSettings | HPSettings | None = None,
-    steps: Steps = 300,
+    steps: Steps = STEPS,
     seed: Seed = 0,
     progress: ProgressCallback = silent,
 ) -> Projection:

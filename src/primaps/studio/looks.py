@@ -18,7 +18,7 @@ from jaxtyping import Float, Integer
 from PIL import Image
 from torch import Tensor
 
-from primaps.backbones.backbone import both_features, mirrored_mean
+from primaps.backbones.backbone import both_features, mean_of_both, mirrored_mean
 from primaps.data import fit_to_patches, to_tensor
 from primaps.em.pixels import largest_channel, upsample
 from primaps.model import PriMaPsEM
@@ -65,9 +65,10 @@ def look(model: PriMaPsEM, photo: Image.Image, crf: bool = True) -> Look:
     tree = model.inventory_.tree
     scaled = fit_to_patches(photo, model.size, model.backbone.patch_size)
     images = to_tensor(scaled)[None]
-    clean, mirrored = both_features(model.backbone, images).unbind(1)
+    both = both_features(model.backbone, images)
+    clean = both[:, 0]
     own = model.encoder is model.backbone  # else prototypes live among codes
-    features = (clean + mirrored.flip(-1)) / 2 if own else mirrored_mean(model.encoder, images)
+    features = mean_of_both(both) if own else mirrored_mean(model.encoder, images)
     probabilities = model.probabilities(features, images, crf)[0]
     size = (photo.height, photo.width)
     parts = model.relabel(largest_channel(probabilities, size), features[0]).cpu()
