@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -42,6 +45,7 @@ class Turns:
         self._thread.join(patience)
 
     def _work(self) -> None:
+        _give_way()
         while True:
             _, _, work, future = self._waiting.get()
             if future is None:
@@ -52,3 +56,11 @@ class Turns:
                 future.set_result(work())
             except BaseException as error:  # whoever waits gets it
                 future.set_exception(error)
+
+
+def _give_way() -> None:
+    """Let the threads that answer the page, and the browser, go first: on Linux each thread has a
+    niceness of its own, and those that it starts have it too."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
