@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from primaps.config import Config, check_names
 from primaps.support.errors import InputError, MissingPackageError
-from primaps.support.memory import few_arenas
 from primaps.support.typed import conform
 
 if TYPE_CHECKING:
@@ -80,7 +79,6 @@ def run_studio(
             "reach it; whoever has the address that is printed then sees these photographs and can "
             "edit, and what is sent is not encrypted"
         )
-    few_arenas()
     import uvicorn
 
     from primaps.studio.studio import Studio

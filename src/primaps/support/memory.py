@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,8 +12,6 @@ from primaps.support.errors import InputError
 # What the system and its limit for this group of processes say, where they do.
 _MEMINFO = Path("/proc/meminfo")
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
-M_ARENA_MAX = -8
-"""Of malloc.h."""
 
 
 def need_memory(need: int, what: str, device: torch.device | None = None) -> None:
@@ -65,12 +61,3 @@ def _group() -> int | None:
         return int(_LIMIT.read_text())
     except (OSError, ValueError):  # no limit reads "max"
         return None
-
-
-def few_arenas(most: int = 2) -> None:
-    """Let threads share the pools that freed memory goes back to, where the C library is glibc.
-
-    Each of many threads would keep one of its own, which for a server is hundreds of megabytes.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, most)
