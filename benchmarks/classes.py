@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from scipy.stats import rankdata, spearmanr
 
+from primaps.backbones.backbone import mean_of_both
 from primaps.classes.audit import estimate, strips
 from primaps.classes.choose import candidates, choice_of, curve
 from primaps.classes.grow import LINKAGE, grow
@@ -66,7 +67,7 @@ class Scored:
 
     @property
     def features(self) -> torch.Tensor:
-        return (self.both[:, 0].float() + self.both[:, 1].float().flip(-1)) / 2
+        return mean_of_both(self.both.float())
 
 
 class Bench:

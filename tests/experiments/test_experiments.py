@@ -206,6 +206,8 @@ def test_rows_without_weights_stay_with_the_reason(table1):
     assert cells[2].startswith("no weights for dino-vitb8: the Hugging Face hub cannot be reached")
     assert float(cells_of(text, "PriMaPs-EM")[0]) > 0
     assert done.output.count("no weights for dino-vitb8") == 1  # told once, for all rows
+    done, text = table1("--seeds", 1, "--backbone", "dino-vitb8", "--budget", 0)
+    assert "the budget ended" in cells_of(text, "PriMaPs-EM")[2]  # more time is all it takes
 
 
 def test_rows_on_top_of_projections_say_what_is_missing(table1, tmp_path):
@@ -313,6 +315,11 @@ def test_where_no_row_can_run_the_reason_is_the_error(root, vit, tmp_path):
     assert done.exit_code == 1
     assert "size 60 is not a multiple of the patch size 8" in " ".join(done.output.split())
     assert not (tmp_path / "out" / "table1").exists()
+    done = call("reproduce", "table1", "--dataset", "folder", "--root", root, "--backbone",
+                "dino-vitb8", "--out", tmp_path / "out", "--device", "cpu")  # fmt: skip
+    assert done.exit_code == 1
+    assert "no weights for dino-vitb8" in " ".join(done.output.split())
+    assert not (tmp_path / "out" / "table1").exists()
 
 
 def test_a_checkpoint_with_clusters_for_other_classes_is_the_reason_of_its_row(table1, tmp_path):
@@ -374,7 +381,12 @@ def test_the_worst_images_are_those_of_lowest_accuracy(table1, tmp_path, monkeyp
     accuracy = about["rows"][0]["runs"][0]["by_image"]
     assert set(accuracy) == {"10", "11", "12"}
     assert [accuracy[key] for key in shown] == sorted(accuracy.values())
-    assert set(labelled) == set(accuracy)  # every pseudo label is judged
+    assert set(labelled) == set(accuracy)  # every pseudo label is judged, as there are few
+    labelled.clear()
+    monkeypatch.setattr(sheets, "JUDGED", 2)
+    _, text = table1("--seeds", 0, name="figure10")
+    assert labelled == ["10", "12"]  # at even distances
+    assert "(right, of at most 2 at even distances)" in text
 
 
 def test_the_order_of_the_paper_is_judged_by_mean_iou():
@@ -543,27 +555,29 @@ def test_the_protocol_of_the_program_is_its_resizing_its_ramp_and_its_positions(
     assert not fits[0] & fits[1]
 
 
-def test_what_decides_features_is_in_their_digest(root, vit, tmp_path, monkeypatch):
-    """Otherwise a projection of other features would be taken for one of these."""
+def test_what_decides_features_is_in_every_digest(root, vit, tmp_path, monkeypatch):
+    """Otherwise a projection, a model or scores of other features would be taken for these."""
     row = TableRow("HP", "folder", str(vit), "baseline", projection="HP")
 
-    def digest(size=64, **options):
+    def digests(size=64, **options):
         options["options"] = {"size": size, "precision": options.pop("precision", "float32")}
         about = Reproduction(tmp_path, roots={"folder": root}, device="cpu", **options)
         room = Laboratory(about)
-        return Run.prepare(row, 0, room, room.backbone(str(vit))).images
+        found = Run.prepare(row, 0, room, room.backbone(str(vit)))
+        return found.images, found.fit, found.result
 
-    plain = digest()
-    assert digest() == plain
-    assert digest(seeds=(1,)) == plain
-    changed = [digest(size=128), digest(precision="bfloat16"), digest(protocol="program")]
+    plain = digests()
+    assert digests() == plain
+    assert digests(seeds=(1,)) == plain
+    changed = [digests(size=128), digests(precision="bfloat16"), digests(protocol="program")]
     for name, value in (("FORMAT", 99), ("VERSION", "9.9")):
         with monkeypatch.context() as patch:
             patch.setattr(f"primaps.experiments.laboratory.{name}", value)
-            changed.append(digest())
+            changed.append(digests())
     Image.new("RGB", (64, 64)).save(root / "images" / "train" / "3.png")
-    changed.append(digest())
-    assert len({plain, *changed}) == 1 + 6
+    changed.append(digests())
+    for each in zip(plain, *changed, strict=True):
+        assert len(set(each)) == 1 + 6
 
 
 def test_the_means_of_figure_8a_are_those_of_table_2():

@@ -6,7 +6,7 @@ Rows share features, masks and fits; the first row that needs one pays for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from primaps.config import Config
 from primaps.em.fit import Schedule, schedule
 from primaps.experiments.reproduction import Reproduction
 from primaps.experiments.rows import TableRow
-from primaps.experiments.sources import image_counts
+from primaps.experiments.sources import Source, image_counts, source_counts
 from primaps.projections.shifts import STEPS as SHIFT_STEPS
 from primaps.projections.stego import StegoSettings
 from primaps.projections.train import STEPS, projection_settings
@@ -137,12 +137,18 @@ def training_products(method: str, images: int, width: int, step: float) -> floa
 
 
 class Estimator:
-    """Costs of rows in the order in which they run, each part of the work counted once."""
+    """Costs of rows in the order in which they run, each part of the work counted once.
 
-    def __init__(self, reproduction: Reproduction) -> None:
+    Args:
+        sources: data sets that were read already.
+    """
+
+    def __init__(
+        self, reproduction: Reproduction, sources: Mapping[str, Source] | None = None
+    ) -> None:
         self.reproduction = reproduction
         self.paid: set[str] = set()
-        self.counts: dict[str, tuple[int, int, int]] = {}
+        self.counts = {name: source_counts(source) for name, source in (sources or {}).items()}
 
     def flops(self, row: TableRow) -> float:
         """Of a forward pass of the row's backbone."""

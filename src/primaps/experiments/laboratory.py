@@ -32,7 +32,7 @@ class Outcome:
     Attributes:
         results: by seed.
         reason: why it has none, or not all.
-        error: that was the reason of a seed.
+        error: that was the reason, of its backbone or of a seed.
     """
 
     row: TableRow
@@ -55,7 +55,7 @@ class Laboratory:
     reproduction: Reproduction
     sources: dict[str, Source] = field(default_factory=dict)
     prints: dict[str, tuple[str, str]] = field(default_factory=dict)
-    backbones: dict[str, Backbone | str] = field(default_factory=dict)
+    backbones: dict[str, Backbone | PrimapsError] = field(default_factory=dict)
     checkpoints: dict[Path, Projection] = field(default_factory=dict)
     measured: Rate | None = None
 
@@ -78,7 +78,7 @@ class Laboratory:
             self.prints[name] = (fingerprint(source.train), fingerprint(source.score))
         return self.sources[name]
 
-    def backbone(self, name: str) -> Backbone | str:
+    def backbone(self, name: str) -> Backbone | PrimapsError:
         """A backbone, loaded once, or why it cannot be loaded."""
         if name not in self.backbones:
             precision = self.reproduction.options.get("precision", "float32")
@@ -89,7 +89,7 @@ class Laboratory:
                 )  # fmt: skip
                 self.backbones[name] = network
             except PrimapsError as error:
-                self.backbones[name] = str(error).split(". ")[0]
+                self.backbones[name] = error
         return self.backbones[name]
 
     def checkpoint(self, path: Path) -> Projection:

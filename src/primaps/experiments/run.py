@@ -72,8 +72,8 @@ def reproduce(
     Raises:
         InputError: there is no such experiment, no row of it has data, or the device is not here.
         DataError: a data set is not laid out as it should be.
-        PrimapsError: no row has a result, for this reason; of rows that fail beside others it is
-            said in the report.
+        PrimapsError: no row has a result, for this reason, weights that are not here included; of
+            rows that fail beside others, or wait for more time, it is said in the report.
     """
     experiment = reproduction.experiment(name)
     if not any(row.dataset in reproduction.roots for row in experiment.rows):
@@ -91,7 +91,8 @@ def reproduce(
     for sentence in _run_all(outcomes, laboratory, progress, problem):
         note(sentence)
     errors = [outcome.error for outcome in outcomes if outcome.error]
-    if errors and not any(outcome.results for outcome in outcomes):
+    waiting = [o for o in outcomes if not o.error and not reproduction.lacking(o.row)]
+    if errors and not waiting and not any(outcome.results for outcome in outcomes):
         raise errors[0]
     return write_report(experiment, outcomes, laboratory)
 
@@ -104,15 +105,16 @@ def _run_all(
 ) -> Iterator[str]:
     """Run what is lacking; yields a sentence about every run, and about every reason once."""
     reproduction, began = laboratory.reproduction, time.monotonic()
-    estimator, told, stopped = Estimator(reproduction), set[str](), ""
+    estimator, told, stopped = Estimator(reproduction, laboratory.sources), set[str](), ""
     for outcome in outcomes:
         row = outcome.row
-        network: Backbone | str = reproduction.lacking(row) or laboratory.backbone(row.backbone)
-        if isinstance(network, str):
-            outcome.reason = network
-            if network not in told:
-                yield f"{_where(row)}: not run, {network}"
-            told.add(network)
+        lack = reproduction.lacking(row)
+        network = None if lack else laboratory.backbone(row.backbone)
+        if not isinstance(network, Backbone):
+            outcome.error, outcome.reason = network, lack or str(network).split(". ")[0]
+            if outcome.reason not in told:
+                yield f"{_where(row)}: not run, {outcome.reason}"
+            told.add(outcome.reason)
             continue
         for seed in reproduction.seeds_of(row):
             try:

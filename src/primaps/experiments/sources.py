@@ -40,15 +40,19 @@ def load_source(name: str, root: str | Path) -> Source:
     return source
 
 
+def source_counts(source: Source) -> tuple[int, int, int]:
+    """Images to fit, images to score and classes."""
+    return len(source.train.samples), len(source.score.samples), len(source.score.classes)
+
+
 def image_counts(name: str, root: Path | None) -> tuple[int, int, int]:
-    """Images to fit, images to score and classes; as published if the data set is not here.
+    """:func:`source_counts` of a data set, as published if it is not here.
 
     Raises:
         InputError: a folder with labels is not here.
     """
     if root is not None:
-        source = load_source(name, root)
-        return len(source.train.samples), len(source.score.samples), len(source.score.classes)
+        return source_counts(load_source(name, root))
     if name == "folder":
         raise InputError("give --root: a folder with images, labels and classes.json")
     layout = find_layout(name, "")
