@@ -187,7 +187,7 @@ def test_unreadable_images_are_reported_every_time(folder, counting, tmp_path_fa
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_does_not_grow_with_the_collection(tmp_path):
-    """Over half a gigabyte of features goes through the store and training; less than half may stay:
+    """Over half a gigabyte of features goes through the store and training; under half may stay:
     the features of masks, which the tree of classes grows from, are among it."""
     network = torch.nn.Conv2d(3, 256, 4, 4)
     model = PriMaPsEM(
