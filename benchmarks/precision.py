@@ -74,7 +74,9 @@ def masks(networks: Sequence[Backbone], pictures: Sequence[Tensor]) -> None:
 
 
 def classes(folder: str, networks: Sequence[Backbone], files: Sequence[ImageFile]) -> None:
-    models = [PriMaPsEM.from_pretrained(folder, backbone=network) for network in networks]
+    models = [PriMaPsEM.from_pretrained(folder) for _ in networks]
+    for model, network in zip(models, networks, strict=True):
+        model.encoder = network  # a model takes its own precision otherwise
     same, pixels = 0, 0
     for file in files:
         one, other = (model.predict(load_image(file.source)) for model in models)
@@ -86,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", required=True)
     parser.add_argument("--backbone", default="dinov2-vits14")
-    parser.add_argument("--model", help="folder of a model: its backbone is taken")
+    parser.add_argument("--model", help="folder of a model without projection, for its backbone")
     parser.add_argument("--count", type=int, default=40, help="images")
     arguments = parser.parse_args()
     files = find_images(arguments.images)

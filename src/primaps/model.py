@@ -60,7 +60,7 @@ from primaps.features.extract import BACKBONE_BATCH, Extracted, extract
 from primaps.model_folder import (
     ModelError,
 )
-from primaps.pretrained import read_pretrained, write_pretrained
+from primaps.pretrained import fitted_backbone, read_pretrained, write_pretrained
 from primaps.projections.checkpoints import as_projection
 from primaps.projections.encoder import code_network, encoder
 from primaps.projections.projection import Projection
@@ -488,36 +488,9 @@ class PriMaPsEM:
             ModelError: no model of this package is there, or the backbone has other weights.
         """
         found = read_pretrained(folder, projection)
-        trained_on = found.record.backbone
         options = asdict(found.record.config)
-        name = options.pop("backbone")
-        if backbone is None and name.startswith("callable:"):
-            raise ModelError(
-                f"{folder} was fitted on features of your {name.removeprefix('callable:')}; "
-                "pass it as from_pretrained(..., backbone=it)"
-            )
-        given = name if backbone is None else backbone
-        if isinstance(given, str | Path):
-            precision, positions = options["precision"], trained_on.positions
-            given = load_backbone(given, device, precision=precision, positions=positions)
-        model = cls(
-            **options,
-            backbone=given,
-            device=device,
-            patch_size=trained_on.patch_size,
-            projection=found.projection,
-        )
-        if trained_on.sha256 and trained_on.positions != model.backbone.positions:
-            raise ModelError(
-                f"{folder} was fitted on features of {trained_on.positions} positions, and those "
-                f"of the backbone are {model.backbone.positions}: load it with "
-                f"positions={trained_on.positions!r}"
-            )
-        if trained_on.sha256 not in (None, model.backbone.digest):
-            raise ModelError(
-                f"{folder} was fitted on other weights of {trained_on.name} than those found at "
-                f"{model.backbone.source}; give the original weights as backbone"
-            )
+        options["backbone"] = fitted_backbone(folder, found.record, backbone, device)
+        model = cls(**options, device=device, projection=found.projection)
         model.prototypes_ = found.prototypes.to(model.backbone.device)
         model._images, model.history_ = found.record.training.images, found.history
         model.inventory_, model.edits_ = found.inventory, found.edits

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from primaps.backbones.backbone import Backbone
+from primaps.backbones.load import load_backbone
 from primaps.classes.classes_json import change_edits, read_edits
 from primaps.classes.inventory import NAME as TREE
 from primaps.classes.inventory import Inventory
@@ -98,6 +100,39 @@ def read_pretrained(
     prototypes = kind(tensors["direction"])
     prototypes.load_state_dict(tensors)
     return Pretrained(record, codes, prototypes.requires_grad_(False), history, inventory, edits)
+
+
+def fitted_backbone(
+    folder: str | Path,
+    record: ModelRecord,
+    backbone: str | Path | Callable[[Tensor], Tensor] | Backbone | None,
+    device: str | torch.device,
+) -> Backbone:
+    """The backbone that a model was fitted with: by its name, unless it is given.
+
+    Raises:
+        ModelError: it is a callable and was not given, or features of what was given are others.
+    """
+    known, name, precision = record.backbone, record.config.backbone, record.config.precision
+    if backbone is None and name.startswith("callable:"):
+        raise ModelError(
+            f"{folder} was fitted on features of your {name.removeprefix('callable:')}; "
+            "pass it as from_pretrained(..., backbone=it)"
+        )
+    given = name if backbone is None else backbone
+    positions = known.positions if isinstance(given, str | Path) else None
+    found = load_backbone(given, device, known.patch_size, precision, positions)
+    if known.sha256 and known.positions != found.positions:
+        raise ModelError(
+            f"{folder} was fitted on features of {known.positions} positions, and those of the "
+            f"backbone are {found.positions}: load it with positions={known.positions!r}"
+        )
+    if known.sha256 not in (None, found.digest):
+        raise ModelError(
+            f"{folder} was fitted on other weights of {known.name} than those found at "
+            f"{found.source}; give the original weights as backbone"
+        )
+    return found
 
 
 def write_pretrained(

@@ -1,3 +1,5 @@
+import contextlib
+import ctypes
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +189,7 @@ def test_unreadable_images_are_reported_every_time(folder, counting, tmp_path_fa
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_does_not_grow_with_the_collection(tmp_path):
-    """Over half a gigabyte of features goes through the store and training; under half may stay:
+    """Over half a gigabyte of features goes through the store and training; a tenth may stay:
     the features of masks, which the tree of classes grows from, are among it."""
     network = torch.nn.Conv2d(3, 256, 4, 4)
     model = PriMaPsEM(
@@ -198,6 +200,8 @@ def test_memory_does_not_grow_with_the_collection(tmp_path):
     files = [ImageFile(Image.fromarray(n).resize((64, 64)), str(i)) for i, n in enumerate(noise)]
 
     def anonymous():
+        with contextlib.suppress(OSError, AttributeError):  # what glibc keeps for later is not ours
+            ctypes.CDLL(None).malloc_trim(0)
         status = Path("/proc/self/status").read_text()
         return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
@@ -212,4 +216,4 @@ def test_memory_does_not_grow_with_the_collection(tmp_path):
     model.fit(files, store=tmp_path / "store", progress=progress)
     stored = sum(path.stat().st_size for path in (tmp_path / "store").rglob("rows.bin"))
     assert stored > 5e8
-    assert peak - before < stored / 2
+    assert peak - before < stored / 10

@@ -55,12 +55,12 @@ def mask_table(views: Views, masks: Rows) -> MaskTable:
         present = present[present > 0]
         inside = (mask == present.view(-1, 1, 1)).float()
         share = F.adaptive_avg_pool2d(inside, (own.shape[1], own.shape[2]))
-        features.append(share.flatten(1) @ own.flatten(1).T)
+        features.append(F.normalize(share.flatten(1) @ own.flatten(1).T, dim=1))
         areas.append(inside.sum((1, 2)))
         images.append(torch.full_like(present, row))
         numbers.append(present)
     return MaskTable(
-        F.normalize(torch.cat(features), dim=1),
+        torch.cat(features),
         torch.cat(areas),
         torch.cat(images),
         torch.cat(numbers),
