@@ -31,6 +31,9 @@ from primaps.support.inputs import read_json
 
 PATIENCE = 60.0
 """Seconds to wait for a step at the end; a look takes one or two."""
+BETWEEN, PICTURES = 3.0, 12
+"""Seconds between pictures of a fit, each of which takes the network for a moment, and how many of
+them are shown beside the training, as many as the page shows photographs."""
 EVERY = 0.25
 """Seconds between two states that tabs are told."""
 
@@ -59,7 +62,7 @@ class Studio:
         self._record: ModelRecord | None = None
         self._choosing = threading.RLock()
         """Held by whatever chooses the folder, begins a fit or a plan, or stops either."""
-        self._pictured = 0.0
+        self._pictured, self._pictures = 0.0, 0
         self._closed = threading.Event()
         self._beginning = threading.Thread(target=self._begin, daemon=True)
 
@@ -163,11 +166,20 @@ class Studio:
         }
 
     def _fit_changed(self) -> None:
-        progress = self.fitting.progress
-        if progress and progress["stage"] == "features" and time.monotonic() - self._pictured > 3:
-            self._pictured = time.monotonic()
-            last = max(0, progress["done"] - 1)
-            self.hub.tell("image", {"image": last, "kind": "masks"})
+        """Tell of an image whose masks can be shown: the one that was looked at last, and while
+        classes are fitted one of a few at even distances after the other."""
+        progress, total = self.fitting.progress, len(self.workspace.images)
+        if not progress or time.monotonic() - self._pictured < BETWEEN:
+            return
+        few = min(total, PICTURES)
+        if progress["stage"] == "features":
+            image, self._pictures = max(0, progress["done"] - 1), 0
+        elif self._pictures < few:
+            image, self._pictures = self._pictures * total // few, self._pictures + 1
+        else:
+            return
+        self._pictured = time.monotonic()
+        self.hub.tell("image", {"image": image, "kind": "masks"})
 
     # What tabs are told.
 

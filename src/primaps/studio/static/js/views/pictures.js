@@ -34,8 +34,7 @@ export function createPictures({ masks }) {
       const map = await loader.proposals(loader.proposalsKey(image, 0.4, false));
       const picture = item.firstChild;
       await picture.decode();
-      node.prepend(item);
-      item.append(overlay(picture, map));
+      if (!item.querySelector("canvas")) item.append(overlay(picture, map));
     } catch {
       // A picture of progress that does not come is no error: the next one will.
     }
