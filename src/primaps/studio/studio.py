@@ -23,8 +23,8 @@ from primaps.studio.events import Hub
 from primaps.studio.export import Exporting, corrected_parts
 from primaps.studio.fitting import Fitting
 from primaps.studio.network import Network, inventory
+from primaps.studio.state import state
 from primaps.studio.turns import NOW, Turns
-from primaps.studio.worker import FEW
 from primaps.studio.workspace import Workspace
 from primaps.support.errors import InputError, PrimapsError
 from primaps.support.inputs import read_json
@@ -185,56 +185,29 @@ class Studio:
 
     def state(self) -> dict[str, Any]:
         """As ``GET state``, see docs/studio.md."""
-        workspace, fitting = self.workspace, self.fitting
-        error = self.error or fitting.error
-        stage = "fitted" if self.edited else "fitting" if fitting.running else "ready"
-        if stage == "ready" and not workspace.images:
-            stage = "empty"
-        if error and not fitting.running:
-            stage = "failed"
-        estimate = None
-        if fitting.planned is not None:
-            classes = FEW if self.classes == "auto" else self.classes
-            seconds = round(sum(fitting.planned.values()), 1)
-            estimate = {"seconds": seconds, "classes": classes}
-        model, record = None, self._record
-        if self.inventory is not None and record is not None:
-            model = {
-                "classes": record.config.classes,
-                "backbone": record.backbone.name,
-                "size": record.config.size,
-                "grid": record.backbone.patch_size,
-                "parts": len(self.inventory.tree),
-            }
-        return {
-            "folder": workspace.photographs.joinpath(workspace.chosen).name,
-            "collection": workspace.collection,
-            "images": len(workspace.images),
-            "stage": stage,
-            "progress": fitting.progress if fitting.running else self.album.progress,
-            "estimate": estimate,
-            "asked": self.classes,
-            "problems": [*dict.fromkeys(
-                [*workspace.problems, *fitting.problems, *self.album.lost.values()]
-            )],
-            "error": error,
-            "model": model,
-            "revision": self.edited.revision if self.edited else "",
-        }  # fmt: skip
+        return state(
+            self.workspace,
+            self.fitting,
+            self.album,
+            self.edited,
+            self._record,
+            self.classes,
+            self.error,
+        )
 
     def _watch(self) -> None:
         """Tell tabs the state when it changed, and that another program edited the classes."""
         told: dict[str, Any] = {}
         while not self._closed.wait(EVERY):
             try:
-                state = self.state()
+                now = self.state()
             except (PrimapsError, OSError) as error:  # somebody broke classes.json
-                state = {**told, "error": str(error)}
-            if state != told:
-                if told.get("revision") != state["revision"]:
-                    self.hub.tell("classes", {"revision": state["revision"]})
-                told = state
-                self.hub.tell("state", state)
+                now = {**told, "error": str(error)}
+            if now != told:
+                if told.get("revision") != now["revision"]:
+                    self.hub.tell("classes", {"revision": now["revision"]})
+                told = now
+                self.hub.tell("state", now)
 
     # What has to be there.
 
