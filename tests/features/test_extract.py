@@ -1,5 +1,3 @@
-import contextlib
-import ctypes
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from primaps.data import ImageError, ImageFile, find_images
 from primaps.features.collection import MaskMaker
 from primaps.features.extract import extract
 from primaps.model import PriMaPsEM
+from primaps.support.memory import give_back
 from tests.conftest import painted
 
 
@@ -200,8 +199,7 @@ def test_memory_does_not_grow_with_the_collection(tmp_path):
     files = [ImageFile(Image.fromarray(n).resize((64, 64)), str(i)) for i, n in enumerate(noise)]
 
     def anonymous():
-        with contextlib.suppress(OSError, AttributeError):  # what glibc keeps for later is not ours
-            ctypes.CDLL(None).malloc_trim(0)
+        give_back()  # what the C library keeps for later is not ours
         status = Path("/proc/self/status").read_text()
         return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
