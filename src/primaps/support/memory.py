@@ -1,4 +1,4 @@
-"""Whether something fits into memory, asked before it is allocated, and giving back what is free."""
+"""Whether something fits into memory, asked before it is allocated; giving back what is free."""
 
 from __future__ import annotations
 
