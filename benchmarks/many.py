@@ -1,14 +1,14 @@
 """How fast ``propose`` and ``predict`` are on many photographs, against one image after the other.
 
-    python benchmarks/many.py predict|propose --images FOLDER [--model MODEL] [--count N]
+    python benchmarks/many.py predict|propose --images FOLDER [--model MODEL] [--precision float32]
     python benchmarks/many.py processes --images FOLDER --model MODEL [--count N]
 
 Photographs are scaled to 640x480 first. ``predict`` and ``propose`` alternate between the way of
-this package and the one that it had before: one image after the other, its two passes one after the
-other, each operation on all cores, pictures drawn and written in between. Both write the same
-files. Prints the median of wall time and of processor time per image, which tells on a machine that
-has other work, and the share of the backbone of it. ``processes`` compares one process on all
-cores with two on one core each, under torchrun.
+this package and the one that it had before, in float32: one image after the other, its two passes
+one after the other, each operation on all cores, pictures drawn and written in between. In float32
+both write the same files. Prints the median of wall time and of processor time per image, which
+tells on a machine that has other work, and the share of the backbone of it. ``processes`` compares
+one process on all cores with two on one core each, under torchrun.
 """
 
 from __future__ import annotations
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="dinov2-vits14")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", default="auto", help="of predict, as it is now")
     arguments = parser.parse_args()
     count, rounds = arguments.count, arguments.rounds
     with tempfile.TemporaryDirectory() as folder:
@@ -162,10 +163,13 @@ def main() -> None:
             return
         if arguments.what == "predict":
             model = PriMaPsEM.from_pretrained(arguments.model, device="cpu")
-            backbone = model.backbone
             label = partial(predict_one, model)
             picture = class_picture(model, [f"class {k}" for k in range(model.classes)])
-            new = partial(predict_files, model, images)
+            now = PriMaPsEM.from_pretrained(
+                arguments.model, device="cpu", precision=arguments.precision
+            )
+            print(f"the backbone now computes in {now.config.precision}")
+            backbone, new = now.backbone, partial(predict_files, now, images)
         else:
             backbone = load_backbone(arguments.backbone, "cpu")
             label, picture = partial(propose_one, backbone), overlay_masks

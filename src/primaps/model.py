@@ -430,6 +430,7 @@ class PriMaPsEM:
     def prediction_digest(self) -> str:
         """SHA-256 of what decides a prediction: prototypes, backbone and size."""
         text = f"{self.network.digest or self.network.name} {self.size} {self.config.cosine}"
+        text += f" {self.config.precision}"
         if self.projection is not None:
             text += f" {self.projection.digest or self.projection.name}"
         if self.prototypes_ is not None:
@@ -476,6 +477,7 @@ class PriMaPsEM:
         backbone: str | Path | Callable[[Tensor], Tensor] | Backbone | None = None,
         device: str | torch.device = "auto",
         projection: Callable[[Tensor], Tensor] | None = None,
+        precision: str | None = None,
     ) -> PriMaPsEM:
         """Load a model from a folder, or from the hub by its id (owner/name).
 
@@ -483,13 +485,16 @@ class PriMaPsEM:
             backbone: needed if the model was fitted with a callable; otherwise the one that it was
                 fitted with is found by its name.
             projection: needed if the model was fitted with a callable.
+            precision: of the backbone, if another than in the fit: ``auto``, as ``primaps predict``
+                takes it, is bfloat16 on processors with instructions for it.
 
         Raises:
             ModelError: no model of this package is there, or the backbone has other weights.
         """
         found = read_pretrained(folder, projection)
         options = asdict(found.record.config)
-        options["backbone"] = fitted_backbone(folder, found.record, backbone, device)
+        options["backbone"] = fitted_backbone(folder, found.record, backbone, device, precision)
+        options["precision"] = options["backbone"].precision
         model = cls(**options, device=device, projection=found.projection)
         model.prototypes_ = found.prototypes.to(model.backbone.device)
         model._images, model.history_ = found.record.training.images, found.history

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from primaps.backbones.backbone import Backbone
-from primaps.backbones.load import load_backbone
+from primaps.backbones.load import load_backbone, resolve_device, resolve_precision
 from primaps.classes.classes_json import change_edits, read_edits
 from primaps.classes.inventory import NAME as TREE
 from primaps.classes.inventory import Inventory
@@ -107,13 +107,17 @@ def fitted_backbone(
     record: ModelRecord,
     backbone: str | Path | Callable[[Tensor], Tensor] | Backbone | None,
     device: str | torch.device,
+    precision: str | None = None,
 ) -> Backbone:
     """The backbone that a model was fitted with: by its name, unless it is given.
+
+    Args:
+        precision: of :func:`primaps.backbones.load.resolve_precision`.
 
     Raises:
         ModelError: it is a callable and was not given, or features of what was given are others.
     """
-    known, name, precision = record.backbone, record.config.backbone, record.config.precision
+    known, name = record.backbone, record.config.backbone
     if backbone is None and name.startswith("callable:"):
         raise ModelError(
             f"{folder} was fitted on features of your {name.removeprefix('callable:')}; "
@@ -121,7 +125,8 @@ def fitted_backbone(
         )
     given = name if backbone is None else backbone
     positions = known.positions if isinstance(given, str | Path) else None
-    found = load_backbone(given, device, known.patch_size, precision, positions)
+    chosen = resolve_precision(precision, resolve_device(device), record.config.precision)
+    found = load_backbone(given, device, known.patch_size, chosen, positions)
     if known.sha256 and known.positions != found.positions:
         raise ModelError(
             f"{folder} was fitted on features of {known.positions} positions, and those of the "

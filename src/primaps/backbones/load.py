@@ -13,7 +13,7 @@ from torch import Tensor
 from primaps.backbones.backbone import Backbone
 from primaps.backbones.find import locate
 from primaps.backbones.vit import PatchTokens, load_vit
-from primaps.config import Positions, Precision
+from primaps.config import Positions, Precision, PredictPrecision
 from primaps.support.entrance import entrance
 from primaps.support.errors import InputError, reason
 from primaps.support.typed import Range, conform
@@ -93,6 +93,28 @@ def _adapted(backbone: Backbone, device: str | torch.device, precision: str | No
     adapted = copy.copy(backbone) if target == backbone.device else copy.deepcopy(backbone)
     adapted.precision = wanted  # type: ignore[assignment]
     return adapted.to(target)
+
+
+def resolve_precision(precision: str | None, device: torch.device, fitted: Precision) -> Precision:
+    """Of a network that predicts: ``auto`` becomes bfloat16 on a processor with instructions for
+    it, where it takes half the time and class maps agree on 99.7 % of the pixels (docs/many.md).
+
+    Args:
+        fitted: that of the fit, taken for None, and for ``auto`` elsewhere.
+
+    Raises:
+        InputError: it is none of the three.
+    """
+    conform(precision, PredictPrecision | None, "precision")
+    if precision == "auto":
+        return "bfloat16" if device.type == "cpu" and _has_bfloat16() else fitted
+    return fitted if precision is None else precision  # type: ignore[return-value]
+
+
+def _has_bfloat16() -> bool:
+    """Whether the processor multiplies matrices in bfloat16; what torch does not know has not."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

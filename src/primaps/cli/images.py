@@ -26,6 +26,7 @@ from primaps.cli.options import (
     MaskCrfOption,
     ModelArgument,
     OldCrfOption,
+    PredictPrecisionOption,
     ResultOption,
     ShardOption,
     SizeOption,
@@ -133,6 +134,7 @@ def predict(
     bands: BandsOption = None,
     stretch: StretchOption = None,
     shard: ShardOption = "auto",
+    precision: PredictPrecisionOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
     """Class map of every image by a fitted model, with a picture and legend.
@@ -148,7 +150,7 @@ def predict(
         look = look_options(window, overlap, scale, mpp, bands, stretch)
         scene = is_scene(inputs, out)
         _refuse_look(look | ({"polygons": polygons} if polygons else {}), scene, shard, tiles)
-        network = fitted_model(model, own_device(device), classes)
+        network = fitted_model(model, own_device(device), classes, precision)
         titles = names.split(",") if names else None
         if scene:
             new = predict_scene(

@@ -16,6 +16,7 @@ import typer
 from primaps.config import (
     Config,
     Precision,
+    PredictPrecision,
     Resize,
     Seed,
     Size,
@@ -63,6 +64,11 @@ CrfOption = Annotated[
     bool, typer.Option("--crf/--no-crf", help="Refine predictions by the dense CRF.")
 ]
 PrecisionOption = Annotated[str, Precision, typer.Option(help=option_help("precision"))]
+PredictPrecisionOption = Annotated[
+    str,
+    PredictPrecision,
+    typer.Option(help="Of the backbone; auto: bfloat16 on processors with instructions for it."),
+]
 SeedOption = Annotated[int, bounds(Seed), typer.Option(help=option_help("seed"))]
 CutOption = Annotated[
     int | None,
@@ -249,12 +255,14 @@ def labelled_images(
     return as_dataset(images if data is None else data, labels, ignore_index)
 
 
-def fitted_model(model: str | Path, device: str, classes: int | None) -> PriMaPsEM:
+def fitted_model(
+    model: str | Path, device: str, classes: int | None, precision: str | None = None
+) -> PriMaPsEM:
     """A fitted model, cut at another number of classes if one is given."""
     from primaps.cli.words import note
     from primaps.model import PriMaPsEM
 
-    found = PriMaPsEM.from_pretrained(model, device=device)
+    found = PriMaPsEM.from_pretrained(model, device=device, precision=precision)
     if classes is None:
         return found
     if classes > found.config.classes:

@@ -103,6 +103,8 @@ class Predictor(BatchLabeller):
             which travels along.
         crf: refine predictions by the dense CRF.
         classes: cut the model's tree at another number of classes.
+        precision: of the backbone of a folder, as in :meth:`PriMaPsEM.from_pretrained`; ``auto`` is
+            bfloat16 on processors with instructions for it.
         device: ``auto``, ``cpu``, ``cuda``, ...
         column, output, encoded: see :class:`BatchLabeller`.
 
@@ -128,18 +130,20 @@ class Predictor(BatchLabeller):
         *,
         crf: bool = True,
         classes: int | None = None,
+        precision: str | None = "auto",
         device: str = "auto",
         column: str = "image",
         output: str = "labels",
         encoded: bool = False,
     ) -> None:
         super().__init__(column, output, encoded)
-        self.model, self.crf, self.classes, self.device = model, crf, classes, device
+        self.model, self.crf, self.classes = model, crf, classes
+        self.precision, self.device = precision, device
 
     def labeller(self) -> Labeller:
         model = self.model
         if not isinstance(model, PriMaPsEM):
-            model = _model(str(model), self.device)
+            model = _model(str(model), self.device, self.precision)
         return predictor(model if self.classes is None else model.cut(self.classes), self.crf)
 
 
@@ -180,8 +184,8 @@ class Proposer(BatchLabeller):
 
 
 @lru_cache(maxsize=1)
-def _model(folder: str, device: str) -> PriMaPsEM:
-    return PriMaPsEM.from_pretrained(folder, device=device)
+def _model(folder: str, device: str, precision: str | None) -> PriMaPsEM:
+    return PriMaPsEM.from_pretrained(folder, device=device, precision=precision)
 
 
 @lru_cache(maxsize=1)

@@ -29,7 +29,6 @@ from primaps.studio.photos import THUMB, cut_out, jpeg, photograph
 from primaps.studio.turns import SPARE, Turns
 from primaps.studio.workspace import Workspace
 from primaps.support.files import atomic_path
-from primaps.support.memory import give_back
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -254,7 +253,6 @@ class Album:
                 self._look(number)
             except Exception as error:  # the reason is shown; the others go on
                 self.lost.setdefault(number, str(error))
-            give_back()  # of what all threads freed: 3 ms beside a second, and 100 MB and more
             done = self.seen
             rate = (time.monotonic() - began) / max(1, done - first)
             self.progress = {
