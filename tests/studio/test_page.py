@@ -1,6 +1,7 @@
 """What the page computes by itself, in the browser, against the library and against scipy."""
 
 import functools
+import re
 import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -309,3 +310,10 @@ def test_labels_are_coloured_without_webgl_as_with_it(page):
     dark, white = [16, 32, 48, 128], [255, 255, 255, 217]
     assert plain == [dark, dark, [255, 128, 0, 19], [0, 0, 0, 0]]
     assert outlined == [dark, white, white, [0, 0, 0, 0]]
+
+
+def test_the_page_asks_for_all_modules_at_once():
+    page = (STATIC / "index.html").read_text("utf-8")
+    modules = {f"/static/{path.relative_to(STATIC).as_posix()}" for path in STATIC.rglob("*.js")}
+    listed = re.findall(r'(?:modulepreload" href|module" src)="(.*?)"', page)
+    assert sorted(listed) == sorted(modules)

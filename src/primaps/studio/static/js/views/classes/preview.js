@@ -22,13 +22,19 @@ export function createPreview() {
     caption.title = name;
     picture.open(image);
   }
-  open(Math.min(store.state.image, store.state.images.names.length - 1));
+  // The cards are painted first: what draws the picture may take a second to make.
+  let first = 0;
+  const frame = requestAnimationFrame(() => {
+    first = setTimeout(() => open(Math.min(store.state.image, store.state.images.names.length - 1)));
+  });
   return {
     node,
     point: picture.point,
     step: strip.step,
     see: strip.choose,
     end() {
+      cancelAnimationFrame(frame);
+      clearTimeout(first);
       picture.end();
       strip.end();
       look.end();
