@@ -66,4 +66,4 @@ def _give_way() -> None:
     niceness of its own, and those that it starts have it too."""
     if sys.platform == "linux":
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

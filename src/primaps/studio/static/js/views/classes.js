@@ -61,7 +61,7 @@ function mount(root) {
   let later = null;
   function refresh({ cut: moving }) {
     if (moving !== null) {
-      later ??= setTimeout(render, 150);
+      later ??= setTimeout(render, 250);
       return;
     }
     frame ||= requestAnimationFrame(render);
