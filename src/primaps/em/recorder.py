@@ -86,7 +86,8 @@ class Recorder:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._steps += 1
         if step % self.per_epoch == 0 or step == steps:
-            sums = {name: total(value).cpu() for name, value in self._sums.items()}
+            # Sorted, since processes must sum the same figure, and states are read in any order.
+            sums = {name: total(self._sums[name]).cpu() for name in sorted(self._sums)}
             line = {"stage": stage, "epoch": -(-step // self.per_epoch), "step": step}
             line |= summary(sums, self._steps)
             self._report_dead(line)
