@@ -197,7 +197,7 @@ def measure(page: Page, address: str, pid: int, looked: int, images: int) -> Non
     memory = resident(pid)
     print(
         f"{'memory of the server':38} {memory['VmRSS']:7.0f} MB now, {memory['VmHWM']:.0f} most "
-        f"({seen} of {images} images were looked at; no limit)"
+        f"({seen} of {images} images were looked at; below 1000)"
     )
 
 

@@ -428,9 +428,9 @@ class PriMaPsEM:
         return final_map(self.inventory_.tree, self.legend_, labels, features)
 
     def prediction_digest(self) -> str:
-        """SHA-256 of what decides a prediction: prototypes, backbone and size."""
-        text = f"{self.network.digest or self.network.name} {self.size} {self.config.cosine}"
-        text += f" {self.config.precision}"
+        """SHA-256 of what decides a prediction: prototypes, backbone, its precision and size."""
+        network = f"{self.network.digest or self.network.name} {self.config.precision}"
+        text = f"{network} {self.size} {self.config.cosine}"
         if self.projection is not None:
             text += f" {self.projection.digest or self.projection.name}"
         if self.prototypes_ is not None:

@@ -106,3 +106,18 @@ def test_a_class_that_dies_is_reported_once(caplog):
     fit_em(views, masks, start, 3, SETTINGS, recorder)
     assert caplog.text.count("no pixel has class 1, 2") == 1
     assert recorder.epochs[0]["empty"] == [1, 2]
+
+
+def test_processes_sum_each_figure_with_its_own_whatever_order_a_state_is_read_in(monkeypatch):
+    """Otherwise they wait for ever, or keep the sum of two figures as one of them."""
+    summed = []
+    monkeypatch.setattr(
+        "primaps.em.recorder.total", lambda value: summed.append(len(value)) or value
+    )
+    figures = {"classes": torch.ones(3), "count": torch.ones(1), "loss": torch.ones(2)}
+    for order in (list(figures), list(figures)[::-1]):
+        recorder = Recorder(per_epoch=2)
+        recorder._sums = {name: figures[name].double() for name in order}
+        recorder.record("EM", 2, 2, figures, lambda sums, steps: {"loss": float(sums["loss"][0])})
+        assert recorder.epochs[-1]["loss"] == 2
+    assert summed[:3] == summed[3:] == [3, 1, 2]

@@ -77,7 +77,6 @@ def predict_scene(
         "primaps": VERSION,
         "command": "predict scene",
         "model": model.prediction_digest(),
-        "precision": model.config.precision,
         "crf": crf,
         "names": titles,
         "colours": colours.tolist(),
