@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from primaps.cli import words
-from primaps.cli.app import interrupted
+from primaps.cli.app import interrupt_again, interrupted
 from tests.cli.test_cli import call
 from tests.conftest import painted
 
@@ -97,6 +97,23 @@ def test_an_interruption_is_seen_behind_what_compiled_code_makes_of_it():
     assert not interrupted(SystemError("another"))
 
 
+class Destroyed:
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+
+def test_ctrl_c_that_a_destructor_swallows_comes_again(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "unraisablehook", interrupt_again)
+    Destroyed(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(10)
+    Destroyed(ValueError("another"))
+    assert "ValueError: another" in capsys.readouterr().err
+
+
 @pytest.fixture
 def images(tmp_path):
     (tmp_path / "images").mkdir()
@@ -113,7 +130,7 @@ def test_ctrl_c_is_one_sentence_and_130(images, vit, tmp_path):
         time.sleep(0.01)
     run.send_signal(signal.SIGINT)
     said = run.communicate()[1]
-    assert run.returncode == 130
+    assert run.returncode == 130, said
     assert said.splitlines()[-1] == "stopped: the same command goes on where it stopped"
     assert "Traceback" not in said
     assert not list(out.glob(".writing-*"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import functools
 import logging
 import os
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -164,6 +166,17 @@ def interrupted(error: BaseException | None) -> bool:
     return False
 
 
+def interrupt_again(lost: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C that comes amid a destructor or a callback, where Python drops it: as a hook for what
+    is dropped, it has Ctrl-C come once more as soon as that is over."""
+    if not interrupted(lost.exc_value):
+        sys.__unraisablehook__(lost)
+        return
+    later = threading.Timer(0.05, _thread.interrupt_main)
+    later.daemon = True
+    later.start()
+
+
 class _Sentences(logging.Handler):
     """What the package has to say, as plain lines."""
 
@@ -175,6 +188,7 @@ def run() -> int:
     """Run the command line; returns the exit status once everything is written."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.unraisablehook = interrupt_again
     status: Any = 1
     try:
         with reporting():
