@@ -1,6 +1,7 @@
 """Shared fixtures. Shapes in signatures are checked at run time while tests run."""
 
 import os
+import signal
 from pathlib import Path
 
 import jaxtyping
@@ -26,6 +27,9 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from primaps.support.compiled import _folder  # noqa: E402
+
+# A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _folder()  # chosen once per process: tests with a cache of their own do not compile anew
 
