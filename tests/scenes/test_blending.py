@@ -12,7 +12,7 @@ from primaps.scenes.windows import cosine_weights, plan_windows
 from primaps.scenes.work import Work
 from primaps.support.progress import silent
 
-PATCH = 8
+PATCH, CPU = 8, torch.device("cpu")
 
 
 def odd_values(images):
@@ -51,7 +51,7 @@ def in_one_piece(view, pixels, plan):
 def test_rows_of_windows_give_the_mean_of_all_windows(tmp_path, width, height):
     view, pixels = view_of(width, height)
     plan = plan_windows(height, width, PATCH, 64, 24)
-    raw = blend(odd_values, [2], view, plan, PATCH, Work(tmp_path), silent)
+    raw = blend(odd_values, [2], view, plan, PATCH, Work(tmp_path), silent, CPU)
     found = torch.from_numpy(raw.rows(0, plan.rows)).float().permute(1, 0, 2)
     assert torch.allclose(found, in_one_piece(view, pixels, plan), atol=3e-3)
 
@@ -62,23 +62,23 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    wanted = blend(odd_values, [2], view, plan, PATCH, Work(whole), silent).path.read_bytes()
+    wanted = blend(odd_values, [2], view, plan, PATCH, Work(whole), silent, CPU).path.read_bytes()
     calls = 0
 
     def stopping(images):
         nonlocal calls
         calls += 1
-        if calls % 3 == 0:
+        if calls % 11 == 0:
             raise KeyboardInterrupt
         return odd_values(images)
 
     for _ in range(30):
         try:
-            raw = blend(stopping, [2], view, plan, PATCH, Work(parts), silent)
+            raw = blend(stopping, [2], view, plan, PATCH, Work(parts), silent, CPU)
             break
         except KeyboardInterrupt:
             continue
-    assert calls > 6
+    assert calls > 22
     assert raw.path.read_bytes() == wanted
 
 
@@ -93,5 +93,5 @@ def test_windows_that_show_nothing_are_never_looked_at(tmp_path):
         seen.append(len(images))
         return odd_values(images)
 
-    blend(values, [2], view, plan, PATCH, Work(tmp_path), silent)
+    blend(values, [2], view, plan, PATCH, Work(tmp_path), silent, CPU)
     assert sum(seen) == 4 < len(plan.tops) * len(plan.lefts)

@@ -16,9 +16,10 @@ from torch import Tensor
 from primaps.data import ImageError, ImageFile, Problem, load_image, read
 from primaps.data.folder import files_here
 from primaps.data.stream import content_digest, in_memory
-from primaps.label_maps.batches import alike, lanes, overlapped
+from primaps.label_maps.batches import alike
 from primaps.label_maps.labeller import ImageSize, Labeller
 from primaps.support.files import save_picture
+from primaps.support.lanes import lanes, overlapped
 from primaps.support.outputs import OutputFolder
 from primaps.support.progress import ProgressCallback
 from primaps.support.shards import read_shard

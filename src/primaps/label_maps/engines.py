@@ -21,12 +21,13 @@ from primaps.backbones.backbone import Backbone
 from primaps.backbones.load import load_backbone
 from primaps.data import ImageError, load_image
 from primaps.data.stored import Stored
-from primaps.label_maps.batches import alike, lanes, overlapped
+from primaps.label_maps.batches import alike
 from primaps.label_maps.labeller import Labeller
 from primaps.label_maps.predicting import predictor
 from primaps.label_maps.proposing import proposer
 from primaps.model import PriMaPsEM
 from primaps.support.errors import InputError
+from primaps.support.lanes import lanes, overlapped
 
 PROBLEM = "problem"
 """Column that says why an image has no label map; empty if it has one."""

@@ -6,7 +6,8 @@ can agree on. Rows of windows go by one at a time, so memory does not depend on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,11 +23,10 @@ from primaps.model import PriMaPsEM
 from primaps.scenes.view import View, ahead
 from primaps.scenes.windows import Windows, cosine_weights
 from primaps.scenes.work import RawFile, Work
+from primaps.support.lanes import lanes, overlapped
 from primaps.support.progress import ProgressCallback
 
-BATCH = 8
-"""Windows that go through the network together, of one row of windows: the last bits of features
-depend on it."""
+R = TypeVar("R")
 Values = Callable[[UInt8[Tensor, "b 3 H W"]], Float[Tensor, "b c h w"]]
 
 
@@ -61,12 +61,14 @@ def blend(
     patch: int,
     work: Work,
     progress: ProgressCallback,
+    device: torch.device,
 ) -> RawFile:
     """Blend values of windows with cosine weights, and write them as half precision.
 
     Windows that show nothing are left out; where no window is, values are zero.
 
     Args:
+        values: called in threads, see :func:`on_lanes`.
         groups: number of channels, one group after the other, of which only differences count:
             they are stored less their largest, which leaves the precision to those that compete.
 
@@ -89,12 +91,9 @@ def blend(
         before = top
         spans = [(at, slice(at * patch, (at + wide) * patch)) for at in windows.lefts]
         shown = [(at, colours[:, span]) for at, span in spans if valid[:, span].any()]
-        for batch in chunks(shown, BATCH):
-            images = torch.from_numpy(np.stack([image for _, image in batch]))
-            found = values(images.permute(0, 3, 1, 2).contiguous()).cpu()
-            for (at, _), each in zip(batch, found, strict=True):
-                sums[:, :, at : at + wide] += (each * weights).permute(1, 0, 2)
-                total[:, :, at : at + wide] += weights[:, None]
+        for at, each in on_lanes(values, shown, device):
+            sums[:, :, at : at + wide] += (each.cpu() * weights).permute(1, 0, 2)
+            total[:, :, at : at + wide] += weights[:, None]
         end = windows.tops[i + 1] if i + 1 < len(windows.tops) else windows.rows
         if end > done:
             fresh = slice(max(done, top) - top, end - top)
@@ -105,6 +104,28 @@ def blend(
             work.keep(blended=done)
         progress("windows", (i + 1) * number, len(windows.tops) * number, {})
     return out
+
+
+def on_lanes(
+    work: Callable[[UInt8[Tensor, "b 3 H W"]], Iterable[R]],
+    windows: Sequence[tuple[int, UInt8[np.ndarray, "H W 3"]]],
+    device: torch.device,
+) -> Iterator[tuple[int, R]]:
+    """What ``work`` makes of each window, in order, with the number that came with it.
+
+    On a CPU each core computes a window of its own; an accelerator takes eight together.
+    """
+
+    def batch_of(numbered: list[tuple[int, np.ndarray]]) -> list[tuple[int, R]]:
+        images = torch.from_numpy(np.stack([image for _, image in numbered]))
+        with own.turn:
+            found = work(images.permute(0, 3, 1, 2).contiguous())
+        return [(number, one) for (number, _), one in zip(numbered, found, strict=True)]
+
+    with lanes(device) as own:
+        batches = chunks(windows, 1 if device.type == "cpu" else 8)
+        for batch in overlapped(batches, batch_of, own):
+            yield from batch
 
 
 def window_row(

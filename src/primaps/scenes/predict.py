@@ -127,7 +127,7 @@ def scene_classes(
     view, patch = look.view(scene), model.network.patch_size
     windows = look.windows(view, patch, model.size)
     values, groups = model_values(model)
-    blended = blend(values, groups, view, windows, patch, work, progress)
+    blended = blend(values, groups, view, windows, patch, work, progress, model.backbone.device)
     return refine(model, view, windows, blended, crf, work, progress)
 
 

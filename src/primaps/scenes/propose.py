@@ -17,9 +17,8 @@ from torch import Tensor
 from primaps.backbones.backbone import Backbone, image_features
 from primaps.backbones.load import load_backbone
 from primaps.crf import DenseCRF
-from primaps.data import chunks
 from primaps.proposals.image_size import mask_probabilities
-from primaps.scenes.logits import BATCH, window_row
+from primaps.scenes.logits import on_lanes, window_row
 from primaps.scenes.look import Look
 from primaps.scenes.pixels import scene_labels, scene_valid
 from primaps.scenes.reader import open_scene
@@ -166,11 +165,12 @@ def _row_probabilities(
     patch = network.patch_size
     spans = [slice(at * patch, (at + windows.side[1]) * patch) for at in windows.lefts]
     shown = [(j, colours[:, span]) for j, span in enumerate(spans) if valid[:, span].any()]
-    for batch in chunks(shown, BATCH):
-        images = torch.from_numpy(np.stack([image for _, image in batch]))
-        images = images.permute(0, 3, 1, 2).contiguous().to(network.device)
-        found = mask_probabilities(image_features(network, images), images, **options)
-        yield from zip((j for j, _ in batch), found, strict=True)
+
+    def masks(images: Tensor) -> list[Tensor]:
+        images = images.to(network.device)
+        return list(mask_probabilities(image_features(network, images), images, **options))
+
+    yield from on_lanes(masks, shown, network.device)
 
 
 def _core(view: View, windows: Windows, i: int, j: int, patch: int) -> Box:
