@@ -79,7 +79,7 @@ class Config:
     ] = 0
     loss_size: Annotated[LossSize, "Votes and loss at image size, or at feature size."] = "image"
     precision: Annotated[
-        Precision, "Of the backbone: float32, or bfloat16, twice as fast on recent processors."
+        Precision, "Of the backbone: float32, or bfloat16, 1.5 times as fast on recent processors."
     ] = "float32"
     seed: Annotated[Seed, "Everything random follows from it."] = 0
 

@@ -36,13 +36,13 @@ def class_evidence(
     :func:`primaps.classes.choose.propose`.
 
     Args:
-        wanted: ``auto``, or a range ``LOW-HIGH``.
+        wanted: ``auto``, 2 to 48 or what masks of few images allow, or a range ``LOW-HIGH``.
         options: of the model, without ``classes``.
 
     Raises:
         InputError: ``wanted`` is neither.
     """
-    candidates = parse_range(wanted)
+    candidates = None if wanted == "auto" else parse_range(wanted)
     model = PriMaPsEM(**{**options, "classes": 2})
     extracted = extract(
         files, model.network, model.size, masks=model.mask_maker(), store=store,

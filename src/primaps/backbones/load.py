@@ -40,7 +40,7 @@ def load_backbone(
               (B, 3, H, W) to (B, C, h, w); ``patch_size`` says how many pixels a position has.
         device: ``auto`` takes CUDA if there is one; a :class:`Backbone` stays where it is.
         patch_size: only for a callable.
-        precision: ``bfloat16`` runs the network in mixed precision, about twice as fast where the
+        precision: ``bfloat16`` runs the network in mixed precision, 1.5 times as fast where the
             processor has instructions for it; None is float32, or that of a :class:`Backbone`.
         positions: how a ViT's table of positions is brought to the size of the image: ``exact``, or
             ``scaled`` as in the programs of DINO and DINOv2, by a factor that is a little larger.
@@ -97,7 +97,7 @@ def _adapted(backbone: Backbone, device: str | torch.device, precision: str | No
 
 def resolve_precision(precision: str | None, device: torch.device, fitted: Precision) -> Precision:
     """Of a network that predicts: ``auto`` becomes bfloat16 on a processor with instructions for
-    it, where it takes half the time and class maps agree on 99.7 % of the pixels (docs/many.md).
+    it, where it is 1.5 times as fast and class maps agree on 99.7 % of the pixels (docs/many.md).
 
     Args:
         fitted: that of the fit, taken for None, and for ``auto`` elsewhere.

@@ -180,7 +180,7 @@ def strength(one: Integer[Tensor, " m"], other: Integer[Tensor, " m"], classes: 
 def curve(
     features: Float[Tensor, "m c"],
     images: Integer[Tensor, " m"],
-    candidates: Sequence[int],
+    wanted: Sequence[int] | None = None,
     *,
     repeats: int = REPEATS,
     seed: int = 0,
@@ -191,6 +191,8 @@ def curve(
     Args:
         features: one of length 1 per mask.
         images: which image each mask is of.
+        wanted: the K; None is :func:`candidates` up to half of the masks that half of the images
+            have, so that a few photographs have a choice as well.
 
     Raises:
         InputError: a half of the images has fewer masks than a K.
@@ -201,14 +203,16 @@ def curve(
         features, images = features[drawn.to(features.device)], images[drawn.to(images.device)]
     splits = [_halves(images, random) for _ in range(repeats)]
     least = min(min(int(half.sum()), int((~half).sum())) for half in splits)
-    if least < max(candidates):
+    if wanted is None:
+        wanted = candidates(RANGE[0], min(RANGE[1], max(RANGE[0], least // 2)))
+    if least < max(wanted):
         raise InputError(
-            f"half of the images has {least} masks, too few for {max(candidates)} classes: give "
+            f"half of the images has {least} masks, too few for {max(wanted)} classes: give "
             "more images or a smaller range"
         )
     values = torch.linalg.eigvalsh((features.T @ features / len(features)).double()).flip(0)
     found = []
-    for number, classes in enumerate(candidates):
+    for number, classes in enumerate(wanted):
         same, worst = [], []
         for repeat, half in enumerate(splits):
             own = generator("choose", seed, classes, repeat)
@@ -231,7 +235,7 @@ def curve(
                 gap,
             )
         )
-        progress("classes", number + 1, len(candidates), {"stability": found[-1].stability})
+        progress("classes", number + 1, len(wanted), {"stability": found[-1].stability})
     return found
 
 
