@@ -51,6 +51,7 @@ def compiled_in_order(function: Callable[..., Any]) -> Any:
 
 def _kept(function: Callable[..., Any], fastmath: bool) -> Any:
     """Without the interpreter lock, so that threads run in parallel, and kept on disk."""
+    _distinguish(function)
     options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     dispatcher: Any = numba.njit(function, fastmath=fastmath, **options)
     with _SETTING:  # threads compile too, and the folder is one for the whole process
@@ -64,6 +65,16 @@ def _kept(function: Callable[..., Any], fastmath: bool) -> Any:
         finally:
             numba.config.CACHE_DIR = before
     return dispatcher
+
+
+def _distinguish(function: Callable[..., Any]) -> None:
+    """Name a function by the plain numbers that it encloses as well.
+
+    numba calls what it compiles by the qualified name and a number that counts in each process. Two
+    functions of one name that two processes kept would be taken for each other by a third one.
+    """
+    enclosed = [str(cell.cell_contents) for cell in function.__closure__ or ()]
+    function.__qualname__ = "_".join([function.__qualname__, *enclosed])
 
 
 def _if_there_is_room(save: Callable[..., None]) -> Callable[..., None]:
