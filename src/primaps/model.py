@@ -36,7 +36,7 @@ from primaps.classes.inventory import Inventory, take_inventory
 from primaps.classes.legend import Legend
 from primaps.classes.tree import TreeError
 from primaps.config import Classes, Config, check_names
-from primaps.crf import DenseCRF
+from primaps.crf import CLASS_CRF
 from primaps.data import (
     Dataset,
     ImageCollection,
@@ -386,7 +386,7 @@ class PriMaPsEM:
         """
         logits = self.logits(features)
         probabilities = upsample(logits, images.shape[-2:]).softmax(1)
-        return DenseCRF()(images.to(logits.device), probabilities) if crf else probabilities
+        return CLASS_CRF(images.to(logits.device), probabilities) if crf else probabilities
 
     @entrance
     def predict(

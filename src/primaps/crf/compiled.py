@@ -39,6 +39,7 @@ from primaps.crf.simd import (
     largest,
     load,
     maximum,
+    muladd,
     plus,
     prefetch,
     scaled,
@@ -115,6 +116,7 @@ def mean_field(
     compatibility: NDArray[np.float32] | None,
     iterations: int,
     tolerance: float | None,
+    negligible: float,
     measure: bool,
     threads: int,
     workspace: Workspace,
@@ -122,13 +124,14 @@ def mean_field(
     """As ``mean_field.mean_field``, for (K, N) arrays; the marginals go to ``out``.
 
     Args:
+        negligible: see :class:`primaps.crf.CRFParameters`.
         measure: whether the changes are wanted; they are measured with a tolerance anyway.
         threads: how many threads share the work.
         workspace: where to take memory from.
     """
     labels, n = log_unary.shape
     potts = compatibility is None
-    rows = Rows(log_unary, workspace)
+    rows = Rows(log_unary, negligible, workspace)
     points = workspace("points", (kernels.size + 2) * rows.width)
     penalties = np.zeros((labels, rows.width), np.float32)
     if compatibility is not None:
@@ -145,7 +148,7 @@ def mean_field(
         blur(points, kernels.chains, kernels.size, offset)
 
     def update_span(span: tuple[int, int]) -> tuple[float, NDArray[np.float32]]:
-        data = (rows.unary, points, vertices, weights, penalties, rows.values)
+        data = (rows.unary, points, vertices, weights, rows.hears, penalties, rows.values)
         return update(*data, measure, *span)
 
     with ThreadPoolExecutor(threads) as pool:
@@ -219,7 +222,7 @@ def _update(lanes, width, entries, potts):
     """
 
     @compiled_in_order
-    def update(unary, points, vertices, weights, penalties, values, measure, first, last):
+    def update(unary, points, vertices, weights, hears, penalties, values, measure, first, last):
         """New marginals into ``values``; returns the sum of changes and each lane's maximum."""
         row = np.zeros(width, np.float32)
         messages = np.zeros(width, np.float32)
@@ -240,7 +243,8 @@ def _update(lanes, width, entries, potts):
                     message = axpy(at(weights, e), load(points, k, lanes), message)
                 if potts:
                     # A message counts for its label: see mean_field.mean_field.
-                    belief = plus(load(unary, i * width + o, lanes), message)
+                    own = load(unary, i * width + o, lanes)
+                    belief = muladd(message, load(hears, o, lanes), own)
                     top = maximum(top, belief)
                     store(row, o, belief)
                 else:

@@ -100,6 +100,7 @@ def _solve_one(
         compatibility=penalties,
         iterations=crf.iterations,
         tolerance=crf.tolerance,
+        negligible=crf.negligible,
         measure=measure,
         threads=threads,
         workspace=workspace,

@@ -5,8 +5,8 @@
 Callers' arrays hold one plane per label, (K, N). The filter wants the labels of a pixel side by
 side, padded to whole vector registers. After an iteration or two most images have labels that are
 negligible at every pixel: these share one lane, the sum of their probabilities. Under Potts a
-label hears only of itself, at most its largest marginal times the kernel weights, so it makes no
-difference that they now hear of their sum; should that grow again, all labels come back.
+label hears only of itself, at most its largest marginal times the kernel weights, so it makes
+little difference that they hear nothing from then on; should their sum grow, all come back.
 """
 
 from __future__ import annotations
@@ -30,12 +30,6 @@ from primaps.crf.simd import (
     total,
 )
 from primaps.support.compiled import compiled_in_order
-
-LEAVE = 1e-3
-"""Labels whose largest marginals in the image sum to less than this come to share a lane."""
-
-RETURN = 2e-3
-"""A larger marginal than this in the shared lane brings all of them back."""
 
 FLOOR = -1e30
 """Log-probability of the lanes that pad a row."""
@@ -80,11 +74,14 @@ class Rows:
         values: (N * width) marginals.
         width: numbers in a row.
         lanes: numbers in a vector; see :func:`row_layout`.
+        hears: 0 in the lane that is shared, 1 in all others.
     """
 
-    def __init__(self, log_unary: NDArray[np.float32], workspace: Workspace) -> None:
+    def __init__(
+        self, log_unary: NDArray[np.float32], negligible: float, workspace: Workspace
+    ) -> None:
         n = log_unary.shape[1]
-        self._log_unary = log_unary
+        self._log_unary, self._negligible = log_unary, negligible
         self._returned = False  # negligible labels came back once: from then on all stay
         self._everyone()
         self.unary = workspace("unary", n * self.width)
@@ -94,6 +91,7 @@ class Rows:
         labels = len(self._log_unary)
         self._active = np.arange(labels)
         self.width, self.lanes = row_layout(labels)
+        self.hears = np.ones(self.width, np.float32)
 
     @property
     def _some_share(self) -> bool:
@@ -108,7 +106,7 @@ class Rows:
         """Lay the rows out anew, if ``peaks``, the largest marginal of every lane, allows it."""
         n = self._log_unary.shape[1]
         count = len(self._active)
-        if self._some_share and peaks[count] > RETURN:
+        if self._some_share and peaks[count] > 2 * self._negligible:
             marginals = np.empty_like(self._log_unary)
             self.end(marginals, 0, n)
             self._everyone()
@@ -118,7 +116,7 @@ class Rows:
             return
         order = np.argsort(peaks[:count], kind="stable")
         mass = np.cumsum(peaks[order]) + (peaks[count] if self._some_share else 0)
-        stay = np.sort(order[mass > LEAVE])
+        stay = np.sort(order[mass > self._negligible])
         width, lanes = row_layout(len(stay) + 1)
         if self._returned or width >= self.width:
             return
@@ -129,6 +127,8 @@ class Rows:
         shorten(self.unary, self.values, n, width, stay, leave)
         self._active = self._active[stay]
         self.width, self.lanes = width, lanes
+        self.hears = np.ones(width, np.float32)
+        self.hears[len(stay)] = 0
 
     def end(self, out: NDArray[np.float32], first: int, last: int) -> None:
         """Write the marginals of a span of pixels to planes (K, N)."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from primaps.classes.apply import legend_values
 from primaps.classes.legend import HIDDEN
 from primaps.classes.tree import best_parts
-from primaps.crf import DenseCRF
+from primaps.crf import CLASS_CRF
 from primaps.em.pixels import upsample
 from primaps.model import PriMaPsEM
 from primaps.scenes.logits import divided_tree
@@ -123,7 +123,7 @@ def _tile(
     if crf:
         pixels = torch.from_numpy(np.ascontiguousarray(colours[:, left : left + width]))
         image = pixels.permute(2, 0, 1)[None].to(probabilities.device)
-        probabilities = DenseCRF()(image, probabilities)
+        probabilities = CLASS_CRF(image, probabilities)
     finish = _finish(model, values[classes:], first, view.scale * patch)
     for part, labels in scene_labels(view, probabilities[0], (top, left), core):
         shown = finish(labels, part).cpu().numpy().astype(np.uint8)
