@@ -54,7 +54,8 @@ def main() -> None:
             apart[value].append(float((found - full).abs().sum(0).mean()))
         torch.set_num_threads(threads)
     print(f"{len(times[0.0])} images, {model.classes} classes")
-    print("| negligible | ms | ratio | same class % | least % | marginals |\n|---|---|---|---|---|---|")
+    print("| negligible | ms | ratio | same class % | least % | marginals |")
+    print("|---|---|---|---|---|---|")
     for value in VALUES:
         ratio = statistics.median(a / b for a, b in zip(times[0.0], times[value], strict=True))
         print(
