@@ -9,6 +9,7 @@ changes something has to come from the server's own origin.
 from __future__ import annotations
 
 import hmac
+import html
 import json
 from collections.abc import Iterable
 from http.cookies import CookieError, SimpleCookie
@@ -36,6 +37,13 @@ HEADERS = {
     b"cache-control": b"no-store",
 }
 """Of every answer; a route's own value of a header stays."""
+PAGE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>primaps studio</title></head>
+<body><main><h1>primaps studio</h1><p>{}</p></main></body>
+</html>
+"""
+"""A refusal, for who typed the address."""
 
 
 class TooLargeError(PrimapsError):
@@ -73,12 +81,13 @@ class Guard:
         if (refusal := self._refusal(scope)) is not None:
             await _answer(_with_headers(send), *refusal)
             return
+        typed = _header(scope, b"sec-fetch-mode") == [b"navigate"]
         if (given := parse_qs(scope["query_string"]).get(b"token")) and scope["path"] == "/":
-            await self._enter(given, _with_headers(send))
+            await self._enter(given, _with_headers(send), typed)
             return
         if not self._has_cookie(scope):
             sentence = "open the address that `primaps studio` printed: it has the key to this page"
-            await _answer(_with_headers(send), 403, sentence)
+            await _answer(_with_headers(send), 403, sentence, typed)
             return
         stated = [int(text) for text in _header(scope, b"content-length") if text.isdigit()]
         if any(length > LARGEST_BODY for length in stated):
@@ -118,10 +127,11 @@ class Guard:
     def _fits(self, given: bytes) -> bool:
         return hmac.compare_digest(given, self.token.encode())
 
-    async def _enter(self, given: list[bytes], send: Send) -> None:
+    async def _enter(self, given: list[bytes], send: Send, typed: bool) -> None:
         """The token of the address becomes a cookie, so that it does not stay in the history."""
         if len(given) != 1 or not self._fits(given[0]):
-            await _answer(send, 403, "this address is of another run: open the one printed last")
+            sentence = "this address is of another run: open the one printed last"
+            await _answer(send, 403, sentence, typed)
             return
         cookie = f"{self.cookie}={self.token}; HttpOnly; SameSite=Strict; Path=/"
         headers = [(b"location", b"/"), (b"set-cookie", cookie.encode()), (b"content-length", b"0")]
@@ -161,8 +171,12 @@ def _with_headers(send: Send) -> Send:
     return sending
 
 
-async def _answer(send: Send, status: int, sentence: str) -> None:
+async def _answer(send: Send, status: int, sentence: str, page: bool = False) -> None:
     body = json.dumps({"error": sentence}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    kind = b"application/json"
+    if page:
+        body = PAGE.format(html.escape(sentence[0].upper() + sentence[1:])).encode()
+        kind = b"text/html; charset=utf-8"
+    headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

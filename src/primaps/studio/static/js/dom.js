@@ -11,6 +11,7 @@ export function el(tag, props = {}, ...children) {
 }
 
 function setProp(node, name, value) {
+  if (name.startsWith("aria-") && typeof value === "boolean") value = String(value); // false is said, too
   if (value === null || value === undefined || value === false) return;
   if (name === "on") {
     for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
@@ -74,6 +75,8 @@ export function icon(name) {
 
 export function button(text, click, { kind = "", symbol = null, key = "", ...props } = {}) {
   const title = key ? `${props.title ?? text} (${key})` : props.title;
+  // The words of the tooltip are the name already: only the key is new.
+  if (key) props = { "aria-description": `Key ${key}`, ...props };
   return el(
     "button",
     { type: "button", class: `button ${kind}`, ...props, title, on: { click } },
@@ -87,10 +90,21 @@ export function iconButton(symbol, label, click, { key = "", kind = "plain", ...
   return button("", click, { kind: `icon ${kind}`, symbol, key, title: label, "aria-label": label, ...props });
 }
 
+/** Other children in a node. A focus that goes with the old ones moves to the new heading. */
+export function refill(node, ...children) {
+  const held = node.contains(document.activeElement);
+  node.replaceChildren(...children);
+  const heading = held && !node.contains(document.activeElement) && node.querySelector("h2");
+  if (!heading) return;
+  heading.tabIndex = -1;
+  heading.focus({ preventScroll: true });
+}
+
 /** A file name in little room: its end, which tells it from its neighbours, is never cut off. */
 export function ends(name) {
   const at = Math.max(0, name.length - 14);
-  return el("span", { class: "ends" }, el("span", { class: "cut" }, name.slice(0, at)), el("span", {}, name.slice(at)));
+  const seen = [el("span", { class: "cut", "aria-hidden": true }, name.slice(0, at)), el("span", { "aria-hidden": true }, name.slice(at))];
+  return el("span", { class: "ends" }, el("span", { class: "unseen" }, name), seen); // heard in one piece
 }
 
 /** Something is not there, or went wrong: said as calmly as everything else. */
@@ -124,10 +138,11 @@ export function choices(label, options, chosen, choose) {
     if (!step) return;
     event.preventDefault();
     event.stopPropagation();
-    const now = buttons.findIndex((one) => one.getAttribute("aria-checked") === "true");
-    const then = (now + step + buttons.length) % buttons.length;
-    pick(options[then][0]);
-    buttons[then].focus();
+    const open = buttons.filter((one) => !one.disabled);
+    const now = open.findIndex((one) => one.getAttribute("aria-checked") === "true");
+    const then = open[(now + step + open.length) % open.length];
+    then.click();
+    then.focus();
   });
   group.append(...buttons);
   mark(chosen);
@@ -148,7 +163,8 @@ export function meter(label) {
 
 /** A labelled range input with its value beside it. */
 export function slider(label, { id, min, max, step, value, show = String, input, change, ...props }) {
-  const output = el("output", { for: id }, show(value));
+  // The range says its value by itself: an output is a live region, and would say it twice.
+  const output = el("output", { for: id, "aria-hidden": true }, show(value));
   const range = el("input", {
     type: "range", id, min, max, step, ...props,
     on: {

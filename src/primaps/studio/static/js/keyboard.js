@@ -38,7 +38,7 @@ export function showKeys() {
   const list = (title, keys) =>
     el("section", {},
       el("h3", {}, title),
-      el("dl", {}, keys.flatMap((one) => [
+      el("dl", {}, keys.filter((one) => one.does).flatMap((one) => [
         el("dt", {}, one.shown.split(" ").flatMap((key) => [el("kbd", {}, key), " "])),
         el("dd", {}, one.does),
       ])),
@@ -48,6 +48,7 @@ export function showKeys() {
   dialog.append(
     el("div", { class: "row apart" }, el("h2", {}, "Keys"), close),
     el("div", { class: "keys" }, ofView.length ? list("In this view", ofView) : null, list("Everywhere", ofPage)),
+    el("p", { class: "muted small keys-note" }, "A screen reader passes these keys on in its focus mode."),
   );
   document.body.append(dialog);
   dialog.showModal();

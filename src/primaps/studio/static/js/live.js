@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { reload } from "./classes.js";
 import * as loader from "./loader.js";
-import { complain } from "./notices.js";
+import { complain, tell } from "./notices.js";
 import { store } from "./store.js";
 
 const pictures = new Set();
@@ -58,6 +58,7 @@ export async function arrive(server) {
   if (moved && server.stage !== "empty") {
     await Promise.all([loadImages(), fitted ? reload() : null]);
   }
+  if (fitted && !other && before?.stage === "fitting") tell("The classes are there.");
   if (fitted && store.state.images?.doubt.some((one) => one === null)) again();
 }
 

@@ -16,7 +16,7 @@ import { start } from "./views/start.js";
 import { trust } from "./views/trust.js";
 
 const VIEWS = { start, masks, classes, images, trust, export: exporting };
-const main = document.getElementById("view");
+const view = document.getElementById("view");
 let close = () => {};
 let mounted = "";
 
@@ -28,18 +28,23 @@ function open() {
   const moved = store.state.view !== name;
   close();
   viewKeys([]);
-  main.replaceChildren();
-  main.className = "view";
+  view.replaceChildren();
+  view.className = "view";
   mounted = key;
   close = ready
-    ? VIEWS[name].mount(main)
-    : void main.append(nothing("photo", "Not yet", `${VIEWS[name].title} opens as soon as classes are found. Start is where that begins.`)) ?? (() => {});
+    ? VIEWS[name].mount(view)
+    : void view.append(nothing("photo", "Not yet", `${VIEWS[name].title} opens as soon as classes are found. Start is where that begins.`)) ?? (() => {});
   store.set({ view: name });
-  if (moved && !main.contains(document.activeElement)) main.focus({ preventScroll: true });
+  if (moved && !view.contains(document.activeElement)) view.focus({ preventScroll: true });
 }
 
 async function begin() {
   applyTheme();
+  // The address names a view: the link must not change it.
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    view.focus();
+  });
   const refresh = createShell(VIEWS);
   pageKeys([
     ...Object.keys(VIEWS).map((name, i) => ({
@@ -55,7 +60,8 @@ async function begin() {
     if (!location.hash && server.stage === "fitted") history.replaceState(null, "", "#classes");
     await arrive(server);
   } catch (error) {
-    main.append(nothing("warn", error.status === 403 ? "This address needs its token" : "No answer",
+    refresh();
+    view.append(nothing("warn", error.status === 403 ? "This address needs its token" : "No answer",
       error.status === 403 ? "Open the address that the terminal printed; it has the token that lets this browser in." : error.message));
     return;
   }

@@ -7,8 +7,11 @@ const PLACE = () => document.getElementById("notices");
 
 function show(text, bad, seconds) {
   const notice = el("div", { class: bad ? "notice bad" : "notice" }, el("span", {}, text));
-  const end = () => notice.remove();
-  if (bad) notice.append(iconButton("close", "Close", end));
+  const end = () => {
+    if (notice.contains(document.activeElement)) document.getElementById("view").focus({ preventScroll: true });
+    notice.remove();
+  };
+  if (bad) notice.append(iconButton("close", "Close this message", end));
   const place = PLACE();
   for (const other of [...place.children]) if (other.textContent === text) other.remove();
   while (place.children.length > 1) place.firstChild.remove();

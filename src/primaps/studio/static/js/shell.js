@@ -4,7 +4,7 @@ import { el, icon, iconButton, setText } from "./dom.js";
 import { redo, undo } from "./classes.js";
 import { showKeys } from "./keyboard.js";
 import { store } from "./store.js";
-import { toggleTheme } from "./theme.js";
+import { onTheme, toggleTheme } from "./theme.js";
 
 /** @param views `{ name: { title, open(state), guide(state) } }` in the order of the work. */
 export function createShell(views) {
@@ -13,6 +13,7 @@ export function createShell(views) {
   const tools = {
     undo: iconButton("undo", "Undo", undo, { key: "Ctrl+Z" }),
     redo: iconButton("redo", "Redo", redo, { key: "Ctrl+Shift+Z" }),
+    theme: iconButton("theme", "", toggleTheme),
   };
   const links = Object.entries(views).map(([name, view]) =>
     el("a", { href: `#${name}`, data: { view: name } }, view.title),
@@ -21,9 +22,13 @@ export function createShell(views) {
     el("div", { class: "brand" }, el("img", { src: "/static/icon.svg", alt: "" }), el("span", {}, "primaps"), folder),
     el("nav", { class: "steps", "aria-label": "Steps" }, links),
     el("div", { class: "tools" }, saved, tools.undo, tools.redo,
-      iconButton("theme", "Light or dark", toggleTheme),
-      iconButton("help", "Keys", showKeys, { key: "?" })),
+      tools.theme, iconButton("help", "Keys", showKeys, { key: "?", "aria-haspopup": "dialog" })),
   );
+  onTheme((theme) => {
+    const does = theme === "dark" ? "Light colours" : "Dark colours";
+    tools.theme.title = does;
+    tools.theme.setAttribute("aria-label", does);
+  });
 
   const title = el("h1", { id: "title" });
   const sentence = el("p", {});
@@ -38,7 +43,9 @@ export function createShell(views) {
     setText(saved, lost ? "No connection" : saving ? "Saving…" : classes ? "Saved" : "");
     for (const [name, what] of [["undo", classes?.undo], ["redo", classes?.redo]]) {
       tools[name].disabled = !what;
-      tools[name].title = what ? `${name === "undo" ? "Undo" : "Redo"}: ${what}` : `Nothing to ${name}`;
+      const does = name === "undo" ? "Undo" : "Redo";
+      tools[name].title = what ? `${does}: ${what}` : `Nothing to ${name}`;
+      tools[name].setAttribute("aria-label", what ? `${does}: ${what}` : does);
     }
     for (const link of links) {
       const name = link.dataset.view;
@@ -54,6 +61,7 @@ export function createShell(views) {
       ? views[view].guide(state)
       : { text: "There is nothing here before classes are found.", to: "start", label: "Start" };
     sentence.classList.toggle("lost", Boolean(lost));
+    sentence.setAttribute("aria-live", lost ? "assertive" : "off"); // what to do next is read when it is wanted
     setText(sentence, lost ? `${lost} Start it again in the terminal; everything that was saved is there.` : text);
     next.hidden = !to;
     if (to && next.dataset.to !== `${to} ${label}`) {

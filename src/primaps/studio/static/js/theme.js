@@ -6,8 +6,17 @@ function chosen() {
   return localStorage.getItem("theme") ?? (dark.matches ? "dark" : "light");
 }
 
+const listeners = [];
+
 export function applyTheme() {
   document.documentElement.dataset.theme = chosen();
+  for (const listener of listeners) listener(chosen());
+}
+
+/** Called with "light" or "dark" at once and at every change. */
+export function onTheme(listener) {
+  listeners.push(listener);
+  listener(chosen());
 }
 
 export function toggleTheme() {

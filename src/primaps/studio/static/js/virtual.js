@@ -4,10 +4,11 @@ import { el } from "./dom.js";
 
 /**
  * @param cell makes the content of an item: `cell(number) -> element`
+ * @param key what that content depends on: `key(number) -> text`
  * @param choose is called with the number that is now marked, by pointer or arrows
  * @param open is called for Enter or a double click
  */
-export function createGrid({ label, width, height, cell, choose = () => {}, open = () => {}, across = false }) {
+export function createGrid({ label, width, height, cell, key = String, choose = () => {}, open = () => {}, across = false }) {
   const space = el("div", { class: "space", role: "presentation" });
   const node = el("div", { class: "grid", role: "listbox", tabindex: "0", "aria-label": label }, space);
   const id = `grid${(createGrid.made = (createGrid.made ?? 0) + 1)}`;
@@ -69,12 +70,20 @@ export function createGrid({ label, width, height, cell, choose = () => {}, open
       on: { click: () => pick(place), dblclick: () => open(item) },
     }, cell(item));
     space.append(made);
-    return { node: made, item };
+    return { node: made, item, key: key(item) };
   }
 
   function mark() {
-    for (const [place, found] of cells) found.node.setAttribute("aria-selected", place === chosen);
-    const active = cells.get(chosen);
+    // A screen reader goes to where something is selected, which is for a list with the focus only:
+    // in others the marked one is the current one.
+    const focused = document.activeElement === node;
+    for (const [place, { node: made }] of cells) {
+      const mine = place === chosen;
+      made.classList.toggle("chosen", mine);
+      made.setAttribute("aria-selected", mine && focused);
+      made.setAttribute("aria-current", mine && !focused);
+    }
+    const active = focused && cells.get(chosen);
     if (active) node.setAttribute("aria-activedescendant", active.node.id);
     else node.removeAttribute("aria-activedescendant");
   }
@@ -111,6 +120,8 @@ export function createGrid({ label, width, height, cell, choose = () => {}, open
     event.preventDefault();
     event.stopPropagation();
   });
+  node.addEventListener("focus", mark);
+  node.addEventListener("blur", mark);
   node.addEventListener("scroll", render, { passive: true });
   const watch = new ResizeObserver(() => {
     measure();
@@ -129,11 +140,13 @@ export function createGrid({ label, width, height, cell, choose = () => {}, open
       reveal(chosen);
       render();
     },
-    /** Draws what is on the screen again, for content that has changed. */
+    /** Draws what is on the screen again where it has changed; the items stay, and what is said of them. */
     refresh() {
-      for (const found of cells.values()) found.node.remove();
-      cells.clear();
-      render();
+      for (const found of cells.values()) {
+        if (found.key === key(found.item)) continue;
+        found.key = key(found.item);
+        found.node.replaceChildren(cell(found.item));
+      }
     },
     /** Calls `update(element, item)` for what is on the screen, without building it again. */
     each(update) {

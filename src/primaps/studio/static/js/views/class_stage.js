@@ -1,14 +1,17 @@
 // A stage with the classes of an image: it follows every change of classes and looks by itself.
 
-import { byPart, shown } from "../classes.js";
+import { byPart, shareOf, shown } from "../classes.js";
 import { confidence, groups } from "../confidence.js";
 import { el, nothing, ratio, setText } from "../dom.js";
 import { createStage } from "../draw/stage.js";
+import { percent } from "../format.js";
 import * as loader from "../loader.js";
 import { complain } from "../notices.js";
 import { palette } from "../palette.js";
 import { store } from "../store.js";
 import { owners } from "../tree.js";
+
+const MOST = 8; // classes that a picture is described by
 
 /** @param options of {@link createStage}; `arrive(map)` is told about each new part map */
 export function createClassStage({ label, arrive = () => {}, hover = () => {}, ...options }) {
@@ -33,8 +36,17 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
   });
   const trouble = nothing("warn", "This image cannot be shown", "");
   trouble.hidden = true;
-  const waiting = el("div", { class: "waits", role: "status", hidden: true }, "Looking at this photograph…");
-  stage.node.append(tag, trouble, waiting);
+  const waiting = el("div", { class: "waits", hidden: true }, "Looking at this photograph…");
+  stage.node.append(tag, el("div", { role: "status" }, trouble, waiting));
+
+  /** The picture in words: what is shown, and the classes in it, the largest first. */
+  function describe() {
+    const { names, shares } = store.state.images;
+    const sized = shares[image] ? shown().map((one) => [one, shareOf(one, shares[image])]) : [];
+    const words = sized.filter(([one, share]) => !one.hidden && share > 0.005).sort((a, b) => b[1] - a[1])
+      .slice(0, MOST).map(([one, share]) => `${one.name} ${percent(share)}`);
+    stage.canvas.setAttribute("aria-label", [names[image], label, ...words].join(", "));
+  }
 
   function classAt(point) {
     if (!map || !point || point.x < 0 || point.y < 0 || point.x >= 1 || point.y >= 1) return null;
@@ -86,7 +98,9 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
   }
 
   const offs = [
-    store.on("classes cut", () => {
+    store.on("classes cut images", ({ cut }, changed) => {
+      if (image >= 0 && cut === null) describe();
+      if (changed.length === 1 && changed[0] === "images") return;
       paint();
       measure();
     }),
@@ -118,8 +132,7 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
     logits = null;
     measured = "";
     tag.hidden = true;
-    const name = store.state.images.names[next];
-    stage.canvas.setAttribute("aria-label", `${name}: ${label}`);
+    describe();
     try {
       // The photograph is there first where the server has not looked at it yet.
       const coming = loader.parts(next);
@@ -163,6 +176,11 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
     redrawMap(found) {
       map = found;
       stage.labels("classes", map);
+    },
+    /** What a screen reader calls the picture from now on. */
+    call(now) {
+      label = now;
+      if (image >= 0) describe();
     },
     /** Sets every other class back; null for none. */
     point(id) {

@@ -28,19 +28,22 @@ function mount(root) {
   const which = el("div", { class: "stack tight" });
   const regions = el("div", { class: "stack tight" });
   const go = button("Export", start, { kind: "primary big", symbol: "save" });
-  const state = el("section", { class: "stack", "aria-label": "Progress of the export", role: "status" });
+  const state = el("section", { class: "stack", "aria-label": "Progress of the export" });
   const panel = el("aside", { class: "panel stack", "aria-label": "What is exported" }, which, regions, what, go, state);
   page.append(el("section", { "aria-label": "Formats" }, list), panel);
 
   function formats() {
     const one = ({ name, title, about }) =>
       el("label", { class: "format" },
-        el("input", { type: "radio", name: "format", value: name, checked: name === format, on: { change: () => ((format = name), settings()) } }),
-        el("span", { class: "format-title" }, title), el("span", { class: "muted small" }, about));
+        el("input", {
+          type: "radio", name: "format", value: name, checked: name === format, "aria-labelledby": `${name}-title`, "aria-describedby": `${name}-about`,
+          on: { change: () => ((format = name), settings()) },
+        }),
+        el("span", { class: "format-title", id: `${name}-title` }, title), el("span", { class: "muted small", id: `${name}-about` }, about));
     const named = new Set(GROUPS.flatMap(([, names]) => names));
     const others = found.formats.filter(({ name }) => !named.has(name)).map(({ name }) => name);
     list.replaceChildren(...[...GROUPS, ["Others", others]].filter(([, names]) => names.length).map(([title, names]) =>
-      el("section", { class: "stack tight", "aria-label": title }, el("h2", {}, title),
+      el("div", { class: "stack tight", role: "group", "aria-label": title }, el("h2", {}, title),
         el("div", { class: "formats" }, names.map((name) => found.formats.find((row) => row.name === name)).filter(Boolean).map(one)))));
   }
 
@@ -88,7 +91,7 @@ function mount(root) {
   }
 
   const progress = meter("Export");
-  const figures = el("p", { class: "muted small" });
+  const figures = el("p", { class: "muted small", role: "status" });
 
   function show(now) {
     const ended = job && !job.out && now?.out;
@@ -112,9 +115,9 @@ function mount(root) {
     state.replaceChildren(
       el("div", { class: "ready" }, icon("done"), el("h2", {}, `Ready for ${title}`)),
       el("code", { class: "path", title: job.out }, job.out), el("div", {}, copy),
-      el("div", { class: "stack tight" }, el("h3", {}, "What to do next"), ...job.next.split(/;\s+/).map(step)));
+      el("div", { class: "stack tight" }, el("h3", {}, "What to do next"), el("ol", { class: "stack tight" }, job.next.split(/;\s+/).map(step))));
   }
-  const step = (text, i) => el("p", { class: "step" }, el("span", { class: "number" }, String(i + 1)), el("span", {}, text[0].toUpperCase() + text.slice(1)));
+  const step = (text, i) => el("li", { class: "step" }, el("span", { class: "number", "aria-hidden": true }, String(i + 1)), el("span", {}, text[0].toUpperCase() + text.slice(1)));
 
   const off = [onExport(show), store.on("classes", () => found && say())];
   get("export").then((answer) => {

@@ -47,7 +47,7 @@ function paintBand(canvas, image) {
 function mount(root) {
   root.classList.add("filled");
   const page = el("div", { class: "images" });
-  const figures = el("p", { class: "muted", role: "status" });
+  const figures = el("p", { class: "muted" });
   const select = el("select", { class: "select", id: "order", on: { change: () => arrange(select.value) } });
   const bar = el("div", { class: "row images-bar" },
     el("label", { class: "label", for: "order" }, "Order"), select, figures);
@@ -56,6 +56,10 @@ function mount(root) {
     label: "Images", width: 208, height: 186,
     choose: (image) => store.set({ image }),
     open: () => show(true),
+    key(image) {
+      const { doubt, corrected } = store.state.images;
+      return `${doubt[image]} ${corrected.includes(image)}`;
+    },
     cell(image) {
       const { names, doubt, corrected } = store.state.images;
       const band = el("canvas", { width: 100, height: 1, class: "shares", "aria-hidden": "true" });
@@ -71,10 +75,13 @@ function mount(root) {
     },
   });
   grid.node.classList.add("wide");
+  let touched = false;
+  grid.node.addEventListener("keydown", () => (touched = true));
   let ordered = [];
   let viewer = null;
 
   function arrange(now) {
+    touched = false;
     order = now;
     ordered = sorted(store.state.images, shown(), order);
     grid.show(ordered, store.state.image);
@@ -102,12 +109,11 @@ function mount(root) {
     setText(figures, `${count(images.names.length, "image")}${looked < images.names.length ? `, ${looked} looked at so far` : ""}${images.corrected.length ? `, ${images.corrected.length} corrected` : ""}`);
     if (changed.includes("images")) {
       // An order that changes under the hand is worse than one that is a little old.
-      const still = grid.node.scrollTop === 0 && !grid.node.matches(":hover");
+      const still = grid.node.scrollTop === 0 && !grid.node.matches(":hover") && !touched;
       if (!ordered.length || ordered.length !== images.names.length || (still && looked < images.names.length)) arrange(order);
       grid.refresh();
-    } else {
-      grid.each((node, image) => paintBand(node.querySelector("canvas"), image));
     }
+    grid.each((node, image) => paintBand(node.querySelector("canvas"), image));
   }
 
   function step(by) {

@@ -19,7 +19,7 @@ function mount(root) {
   root.classList.add("filled");
   const page = el("div", { class: "masks" });
   const tag = el("div", { class: "tag", hidden: true });
-  const caption = el("div", { class: "caption cut" });
+  const caption = el("div", { class: "caption cut", role: "status" });
   let map = null;
   let pointed = null;
   let pinned = null;
@@ -44,12 +44,12 @@ function mount(root) {
     },
   });
   stage.arrange(["masks"]);
-  const waiting = el("div", { class: "waits", hidden: true }, "Looking at this photograph…");
+  const waiting = el("div", { class: "waits", role: "status", hidden: true }, "Looking at this photograph…");
   stage.node.append(tag, caption, waiting);
 
   const figures = el("p", { class: "muted", role: "status" });
   const alike = el("ul", { class: "alike" });
-  const about = el("p", { class: "muted small" });
+  const about = el("p", { class: "muted small", role: "status" });
   const control = slider("Threshold", {
     id: "threshold", min: 0.05, max: 0.95, step: 0.01, value: threshold, show: (value) => value.toFixed(2),
     input: (value) => {
@@ -185,7 +185,8 @@ function mount(root) {
     const place = present.indexOf(pinned ?? 0);
     pinned = present[(place + step + present.length) % present.length];
     light(pinned);
-    setText(about, `Mask ${pinned} is kept.`);
+    const share = map.values.reduce((sum, value) => sum + (value === pinned), 0) / map.values.length;
+    setText(about, `Mask ${pinned} of ${present.length} is kept: ${percent(share)} of the image.`);
   };
   viewKeys([
     { keys: ["j", "ArrowRight"], shown: "J →", does: "next image", act: () => strip.step(1) },

@@ -2,7 +2,7 @@
 
 import { get, post } from "../api.js";
 import { shareOf, shares, shown } from "../classes.js";
-import { button, el, icon, meter, nothing, said, setText } from "../dom.js";
+import { button, el, icon, meter, nothing, refill, said, setText } from "../dom.js";
 import { count, duration, percent, sentence } from "../format.js";
 import { arrive } from "../live.js";
 import { complain } from "../notices.js";
@@ -39,10 +39,11 @@ function mount(root) {
     if (key !== mounted) {
       mounted = key;
       part.end();
-      page.replaceChildren();
-      part = { empty, ready, fitting, failed, fitted }[server.stage](page);
-    }
-    part.update(store.state);
+      const made = el("div", {});
+      part = { empty, ready, fitting, failed, fitted }[server.stage](made);
+      part.update(store.state);
+      refill(page, ...made.childNodes);
+    } else part.update(store.state);
   }
   refresh();
   const off = store.on("server images classes", refresh);
@@ -104,12 +105,12 @@ function problems() {
 }
 
 function ready(page) {
-  const large = el("p", { class: "large" });
+  const large = el("h2", { class: "large" });
   const name = el("p", { class: "muted cut" });
   const time = el("p", { class: "muted" });
   const number = el("input", { class: "input", id: "classes", type: "number", min: 2, max: 256, value: "12", "aria-label": "Number of classes" });
   const auto = el("input", { type: "radio", name: "how", id: "auto", checked: true });
-  const own = el("input", { type: "radio", name: "how", id: "own" });
+  const own = el("input", { type: "radio", name: "how", id: "own", "aria-label": "About this many classes" });
   number.addEventListener("input", () => (own.checked = true));
   const go = button("Find the classes", () => act("fit", { classes: auto.checked ? "auto" : Number(number.value) }), { kind: "primary big" });
   const found = problems();
@@ -151,7 +152,7 @@ function ready(page) {
 }
 
 function fitting(page) {
-  const stage = el("h2", {});
+  const stage = el("h2", { "aria-live": "polite" });
   const figures = el("p", { class: "muted" });
   const bar = meter("Progress");
   const pictures = createPictures({ masks: true });
@@ -197,11 +198,11 @@ function failed(page) {
 }
 
 function fitted(page) {
-  const large = el("p", { class: "large" });
+  const large = el("h2", { class: "large" });
   const about = el("p", { class: "muted" });
   const band = el("div", { class: "band", "aria-hidden": "true" });
   const list = el("ul", { class: "legend" });
-  const looking = el("p", { class: "muted small", role: "status" });
+  const looking = el("p", { class: "muted small" });
   const pictures = createPictures({ masks: false });
   page.append(
     el("div", { class: "two" },
@@ -212,7 +213,8 @@ function fitted(page) {
     update(state) {
       const { server, images, classes } = state;
       const those = shown(state).filter((one) => !one.hidden);
-      setText(large, `${count(those.length, "class", "classes")} in ${count(server.images, "photograph")}`);
+      const photographs = count(server.images, "photograph");
+      setText(large, classes ? `${count(those.length, "class", "classes")} in ${photographs}` : photographs);
       setText(about, server.model ? `Found with ${server.model.backbone}, without a single label.` : "");
       const { progress } = server;
       setText(looking, progress && progress.done < progress.total ? `Each photograph is looked at once more in the background: ${progress.done} of ${progress.total}.` : "");

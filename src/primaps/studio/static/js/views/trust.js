@@ -1,8 +1,8 @@
 // Trust: is this spot what it is called? After a few dozen answers one knows how good the classes are.
 
 import { get, post, url } from "../api.js";
-import { button, el, icon, meter, nothing, setText } from "../dom.js";
-import { count, fileName } from "../format.js";
+import { button, el, icon, meter, nothing, refill, setText } from "../dom.js";
+import { count, fileName, percent } from "../format.js";
 import { viewKeys } from "../keyboard.js";
 import { complain } from "../notices.js";
 import { store } from "../store.js";
@@ -19,13 +19,16 @@ function mount(root) {
 
   const swatch = el("span", { class: "swatch" });
   const name = el("strong", { class: "cut" });
-  const ask = el("p", { class: "question", id: "question", "aria-live": "polite" }, "Is the spot in the ring ", el("span", { class: "row asked" }, swatch, name), "?");
+  // Heard in one piece, with the image: the same class may be asked for twice.
+  const heard = el("span", { class: "unseen", "aria-live": "polite" });
+  const ask = el("h2", { id: "question" }, heard,
+    el("span", { class: "question", "aria-hidden": true }, "Is the spot in the ring ", el("span", { class: "row asked" }, swatch, name), "?"));
   const close = el("img", { alt: "" });
   const whole = el("img", { alt: "" });
   const ring = el("div", { class: "ring" });
   const small = el("div", { class: "ring small-ring" });
   const caption = el("figcaption", { class: "small muted cut" });
-  const left = el("p", { class: "muted" });
+  const left = el("p", { class: "muted", role: "status" });
   const bar = meter("Answers");
   const answers = {
     right: button("Yes", () => answer(true), { kind: "answer", symbol: "done", key: "Y" }),
@@ -76,14 +79,18 @@ function mount(root) {
   /** Questions and the report are about all images: how many were not looked at yet. */
   const unseen = () => store.state.images.doubt.filter((one) => one === null).length;
 
+  let said = ""; // of the introduction: it is made anew only where it says something else
   function intro() {
     const total = store.state.images.names.length;
+    const now = String(Math.max(0, unseen() - store.state.server.problems.length));
+    if (now === said && page.firstChild?.className === "nothing") return;
+    said = now;
     if (unseen() > store.state.server.problems.length) {
-      page.replaceChildren(nothing("eye", "A moment",
+      refill(page, nothing("eye", "A moment",
         `${total - unseen()} of ${count(total, "photograph")} were looked at so far. Questions are drawn from all of them.`));
       return;
     }
-    page.replaceChildren(nothing("done", "How good are these classes?",
+    refill(page, nothing("done", "How good are these classes?",
       "You are shown one spot after the other and say whether its class is right. The spots are drawn so that few answers tell much.",
       el("div", { class: "row" }, button("Answer 40", () => start(40)), button("Answer 80 questions", () => start(80), { kind: "primary", title: "About five minutes" })),
       el("p", { class: "small" }, "80 answers take about five minutes and tell the accuracy to some nine points either way, 40 to some twelve. You may stop at any moment and go on later."),
@@ -93,7 +100,6 @@ function mount(root) {
   function show() {
     store.set({ audit });
     if (!audit.total) return intro();
-    if (page.firstChild !== asking && page.firstChild?.className !== "over") page.replaceChildren(asking, result);
     interval.show(audit.estimate);
     setText(left, `${audit.done} of ${audit.total} answered`);
     bar.set(audit.done / audit.total);
@@ -103,13 +109,13 @@ function mount(root) {
       const words = audit.estimate ? `Between ${points(audit.estimate.low)} and ${points(audit.estimate.high)} percent of all pixels have the right class.` : "";
       return over("That was the last question", `${words} Export the classes, or correct more images and ask again.`, button("Take the last answer back", takeBack, { kind: "plain", symbol: "undo" }));
     }
-    if (page.firstChild !== asking) page.replaceChildren(asking, result);
     question(audit.question);
+    if (page.firstChild !== asking) refill(page, asking, result);
   }
   const points = (share) => Math.round(100 * share);
 
   function over(title, sentence, action) {
-    page.replaceChildren(el("section", { class: "over panel" }, nothing("done", title, sentence, action)), result);
+    refill(page, el("section", { class: "over panel" }, nothing("done", title, sentence, action)), result);
   }
 
   function question({ image, x, y, class: called, colour }) {
@@ -130,8 +136,9 @@ function mount(root) {
     place(small, x, y);
     setText(caption, fileName(names[image]));
     caption.title = names[image];
-    close.alt = `Close-up of ${names[image]}`;
-    whole.alt = `${names[image]}, whole`;
+    setText(heard, `Is the spot in the ring ${called}, in ${fileName(names[image])}?`);
+    close.alt = `Close-up of the ring in ${names[image]}`;
+    whole.alt = `${names[image]}, whole: the ring is ${percent(x)} from the left and ${percent(y)} from the top`;
   }
   function place(node, x, y) {
     node.style.left = `${100 * x}%`;

@@ -43,7 +43,7 @@ function crops(id) {
 
 function picture({ image, box }, kind) {
   const name = store.state.images?.names[image] ?? "";
-  return el("img", { src: url.crop(image, box), alt: "", title: `${kind}: ${name}; click to see it whole`, loading: "lazy", draggable: "false", class: kind, data: { image } });
+  return el("img", { src: url.crop(image, box), alt: `${kind}: ${name}`, title: `${kind}: ${name}; click to see it whole`, loading: "lazy", draggable: "false", class: kind, data: { image } });
 }
 
 export function createCard(first, act) {
@@ -60,7 +60,7 @@ export function createCard(first, act) {
   let few = null; // the images as they were known when there were few crops: asked again with others
   const pictures = el("div", { class: "crops", title: "Drag onto another class to merge" });
   const swatch = el("input", {
-    type: "color", class: "colour", "aria-label": "Colour", title: "Colour (C)",
+    type: "color", class: "colour", title: "Colour (C)", "aria-description": "Key C",
     on: { input: () => tint(one, swatch.value), change: () => recolour(one, swatch.value) },
   });
   const name = el("input", {
@@ -86,6 +86,7 @@ export function createCard(first, act) {
   const shownIcon = hide.firstChild;
   const hiddenIcon = iconButton("hidden", "", () => {}).firstChild;
   const split = iconButton("split", "Split in two", () => act.split(one), { key: "S" });
+  const merge = iconButton("merge", "Merge with another class", () => act.join(one), { key: "M" });
   const node = el("li", {
     class: "card", tabindex: "0", data: { id: one.id },
     on: {
@@ -104,7 +105,7 @@ export function createCard(first, act) {
     el("div", { class: "row title" }, swatch, name),
     el("div", { class: "row measure" }, el("div", { class: "bar thin" }, share), part),
     el("div", { class: "row apart" }, figures,
-      el("div", { class: "row actions" }, hide, split, iconButton("merge", "Merge with another class", () => act.join(one), { key: "M" }))),
+      el("div", { class: "row actions" }, hide, split, merge)),
   );
 
   const watch = new IntersectionObserver((entries) => {
@@ -161,9 +162,13 @@ export function createCard(first, act) {
       node.classList.toggle("is-hidden", one.hidden);
       const symbol = one.hidden ? hiddenIcon : shownIcon;
       if (hide.firstChild !== symbol) hide.replaceChildren(symbol);
-      hide.setAttribute("aria-label", one.hidden ? "Show" : "Hide");
       hide.title = one.hidden ? "Show (H)" : "Hide (H)";
       hide.setAttribute("aria-pressed", one.hidden);
+      // Every card has these: out of its card, each says whose it is.
+      hide.setAttribute("aria-label", `Hide ${one.name}`);
+      split.setAttribute("aria-label", `Split ${one.name} in two`);
+      merge.setAttribute("aria-label", `Merge ${one.name} with another class`);
+      swatch.setAttribute("aria-label", `Colour of ${one.name}`);
       split.disabled = one.parts.length < 2;
       const steady = one.stability == null ? "" : one.stability > 0.75 ? " · steady" : one.stability < 0.5 ? " · unsteady" : "";
       const places = one.images ? count(one.images, "image") : "";

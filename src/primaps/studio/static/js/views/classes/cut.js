@@ -3,6 +3,7 @@
 
 import { commitCut, shown } from "../../classes.js";
 import { el, setText, slider } from "../../dom.js";
+import { count } from "../../format.js";
 import { store } from "../../store.js";
 import { gains, isCut } from "../../tree.js";
 
@@ -11,7 +12,7 @@ export function createCutSlider() {
   const note = el("p", { class: "muted small" });
   let resting = null;
   const control = slider("Number of classes", {
-    id: "cut", min: 1, max: 2, step: 1, value: 1, show: String,
+    id: "cut", min: 1, max: 2, step: 1, value: 1, show: (classes) => count(classes, "class", "classes"),
     input: (cut) => {
       clearTimeout(resting);
       store.set({ cut });

@@ -8,8 +8,8 @@ import { createClassStage } from "../class_stage.js";
 import { lookPanel } from "../look.js";
 
 export function createPreview() {
-  const caption = el("div", { class: "caption cut" });
-  const picture = createClassStage({ label: "Photograph with its classes" });
+  const caption = el("div", { class: "caption cut", role: "status" });
+  const picture = createClassStage({ label: "with its classes" });
   picture.stage.node.append(caption);
   const strip = filmstrip(open, true);
   const look = lookPanel();

@@ -35,15 +35,25 @@ export function createBrush({ picture, masks, image }) {
     forget();
     tell();
   });
-  const options = el("div", { class: "stack tight", hidden: true }, how, radius, says);
+  const options = el("div", { class: "stack tight", hidden: true }, how, radius);
   radius.hidden = true;
-  const node = el("div", { class: "stack tight" }, toggle, options);
+  const node = el("div", { class: "stack tight" }, toggle, options, says);
 
   const chosen = () => shown().find((one) => one.id === target) ?? shown().find((one) => !one.hidden);
 
   function tell() {
     const one = chosen();
-    if (one) setText(says, snap ? `Click a region to make it ${one.name}.` : `Paint what is ${one.name}.`);
+    const words = one && (snap ? `Click a region, or press Space on it, to make it ${one.name}.` : `Paint what is ${one.name}.`);
+    setText(says, on && one ? words : "");
+  }
+
+  /** Where the arrows came to, for those who do not see it. */
+  function here() {
+    if (!base) return;
+    const { x, y } = pixelAt(at);
+    const part = base.values[y * base.width + x];
+    const one = shown().find(({ parts }) => parts.includes(part));
+    if (one) setText(says, `Here is ${one.name}.${one.id === chosen().id ? "" : ` Space makes it ${chosen().name}.`}`);
   }
 
   /** The map with pixels of the chosen class, not saved. */
@@ -143,6 +153,7 @@ export function createBrush({ picture, masks, image }) {
     const step = snap ? 0.02 : Math.max(0.004, size / 2 / (base?.width ?? 500));
     at = { x: Math.min(0.999, Math.max(0, at.x + x * step)), y: Math.min(0.999, Math.max(0, at.y + y * step)) };
     show();
+    here();
   };
   const cycle = (step) => {
     const all = shown().filter((one) => !one.hidden);

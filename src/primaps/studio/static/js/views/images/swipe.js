@@ -26,6 +26,7 @@ export function createSwipe(moved) {
   function place() {
     node.style.left = `${100 * at}%`;
     node.setAttribute("aria-valuenow", Math.round(100 * at));
+    node.setAttribute("aria-valuetext", `${Math.round(100 * at)}% photograph`);
   }
   function set(now) {
     at = Math.min(1, Math.max(0, now));

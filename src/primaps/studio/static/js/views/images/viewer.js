@@ -15,6 +15,10 @@ import { createSwipe } from "./swipe.js";
 const MODES = [
   ["classes", "Classes"], ["photo", "Photo"], ["masks", "Masks"], ["side", "Side by side"], ["swipe", "Swipe"],
 ];
+const WORDS = {
+  classes: "with its classes", photo: "without its classes", masks: "with its masks",
+  side: "beside its classes", swipe: "with its classes right of the border",
+};
 const LAYERS = { classes: ["classes"], photo: [null], masks: ["masks"], side: [null, "classes"], swipe: [null, "classes"] };
 
 let mode = "classes"; // kept from one image to the next
@@ -22,11 +26,12 @@ let mode = "classes"; // kept from one image to the next
 export function createViewer({ step, back }) {
   let image = -1;
   let proposals = null;
-  const name = el("h2", { class: "cut" });
+  let listed = ""; // what the list of classes shows
+  const name = el("h2", { class: "cut", "aria-live": "polite" });
   const list = el("ul", { class: "present", "aria-label": "Classes in this image" });
   const brush = createBrush({ picture: () => picture, masks: () => proposals, image: () => image });
   const picture = createClassStage({
-    label: "photograph with its classes",
+    label: WORDS[mode],
     tool: () => brush.tool(),
     arrive: (map) => brush.arrive(map),
     hover: (point, at) => brush.hover(point, at),
@@ -49,6 +54,7 @@ export function createViewer({ step, back }) {
   function set(now) {
     mode = now;
     pick.mark(mode);
+    picture.call(WORDS[mode]);
     swipe.node.hidden = mode !== "swipe";
     stage.arrange(LAYERS[mode], mode === "swipe" ? swipe.at : null);
     if (mode === "masks") fetchMasks();
@@ -74,10 +80,23 @@ export function createViewer({ step, back }) {
     const shares = store.state.images.shares[image];
     const sized = shown().map((one) => ({ one, share: shares ? shareOf(one, shares) : 0 }));
     const chosen = brush.chosen()?.id;
-    list.replaceChildren(...sized.sort((a, b) => b.share - a.share).map(({ one, share }) =>
+    sized.sort((a, b) => b.share - a.share);
+    const key = sized.map(({ one, share }) => [one.id, one.name, one.colour, one.hidden, percent(share)]).join("\n");
+    if (key !== listed) fill(sized);
+    listed = key;
+    for (const line of list.querySelectorAll("button")) {
+      if (brush.on) line.setAttribute("aria-pressed", line.dataset.id === chosen);
+      else line.removeAttribute("aria-pressed");
+    }
+  }
+  brush.changed = present;
+
+  function fill(sized) {
+    const focused = list.contains(document.activeElement) && document.activeElement.dataset.id;
+    list.replaceChildren(...sized.map(({ one, share }) =>
       el("li", {},
         el("button", {
-          type: "button", class: "line", "aria-pressed": brush.on ? one.id === chosen : null, title: one.name,
+          type: "button", class: "line", data: { id: one.id }, title: one.name,
           on: {
             click: () => brush.choose(one),
             pointerenter: () => picture.point(one.id), pointerleave: () => picture.point(null),
@@ -87,9 +106,9 @@ export function createViewer({ step, back }) {
           el("span", { class: "swatch", style: { background: one.colour } }),
           el("span", { class: one.hidden ? "cut muted" : "cut" }, one.name),
           one.hidden ? icon("hidden") : null,
-          el("span", { class: "muted" }, share ? percent(share) : "–")))));
+          el("span", { class: "muted", "aria-hidden": !share }, share ? percent(share) : "–")))));
+    if (focused) [...list.querySelectorAll("button")].find((one) => one.dataset.id === focused)?.focus();
   }
-  brush.changed = present;
 
   const off = store.on("classes images", present);
   set(mode);

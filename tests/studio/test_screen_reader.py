@@ -1,0 +1,282 @@
+"""What a screen reader is given: the accessibility tree of Chromium, and where the focus goes."""
+
+import re
+import shutil
+from itertools import pairwise
+
+import pytest
+
+from tests.studio.conftest import TOKEN, model_served
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+VIEWS = {
+    "Start": ".start",
+    "Masks": ".masks .stage[data-shown]",
+    "Classes": ".preview .stage[data-shown]",
+    "Images": ".cell",
+    "Trust": ".trust h2",
+    "Export": ".format",
+}
+"""Views, and what is there when they have opened."""
+
+
+@pytest.fixture(scope="module")
+def own(prepared, tmp_path_factory):
+    """A studio of these tests."""
+    root = tmp_path_factory.mktemp("screen-reader")
+    for name in ("photos", "model"):
+        shutil.copytree(prepared / name, root / name)
+    with model_served(root) as found:
+        yield found.seen()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser, own):
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    found = context.new_page()
+    found.set_default_timeout(120_000)
+    found.goto(f"http://127.0.0.1:{own.port}/?token={TOKEN}")
+    found.locator(".card").first.wait_for()
+    yield found
+    context.close()
+
+
+def go(page, view):
+    page.evaluate("name => (location.hash = name)", view.lower())
+    page.get_by_role("heading", level=1, name=view, exact=True).wait_for()
+    page.locator(VIEWS[view]).first.wait_for()
+
+
+def large(page):
+    """One image large."""
+    go(page, "Images")
+    page.locator(".cell").first.click()
+    page.locator(".viewer .stage[data-shown]").wait_for()
+
+
+def tree(page):
+    """Role, name and properties of everything that a screen reader meets, in its order."""
+    nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    return [
+        {
+            "role": node["role"]["value"],
+            "name": node.get("name", {}).get("value", ""),
+            **{one["name"]: one["value"].get("value") for one in node["properties"]},
+        }
+        for node in nodes
+        if not node["ignored"] and node["role"]["value"] != "RootWebArea"
+    ]
+
+
+def focus(page):
+    """Name of what has the focus."""
+    return next((one["name"] for one in tree(page) if one.get("focused")), "")
+
+
+def said(page):
+    """Record from now on what live regions come to say."""
+    page.evaluate("""() => {
+      window.said = [];
+      const live = '[role="status"], [role="alert"], [aria-live="polite"], [aria-live="assertive"]';
+      new MutationObserver((records) => {
+        for (const { target, addedNodes } of records) {
+          const place = (target.closest ? target : target.parentElement).closest(live);
+          for (const node of place ? addedNodes : []) window.said.push(node.textContent);
+        }
+      }).observe(document.body, { childList: true, subtree: true, characterData: true });
+    }""")
+
+
+@pytest.mark.parametrize("view", [*VIEWS, "one image"])
+def test_a_view_has_its_landmarks_and_headings_and_every_control_a_name(page, view):
+    if view == "one image":
+        large(page)
+    else:
+        go(page, view)
+    found = tree(page)
+    roles = [one["role"] for one in found]
+    assert [roles.count(role) for role in ("banner", "navigation", "main")] == [1, 1, 1]
+    levels = [one["level"] for one in found if one["role"] == "heading"]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert page.locator("main h1").count() == 1
+    controls = [one for one in found if one.get("focusable")]
+    assert len(controls) > 10
+    assert [one for one in controls if not one["name"]] == []
+    # The same action on many things says on which.
+    buttons = [one["name"] for one in controls if one["role"] == "button"]
+    assert len(buttons) == len(set(buttons))
+    states = "[aria-pressed], [aria-selected], [aria-checked], [aria-hidden], [aria-disabled]"
+    values = page.locator(states).evaluate_all(
+        "nodes => nodes.flatMap(node => [...node.attributes])"
+        ".filter(({ name }) => /pressed|selected|checked|hidden|disabled/.test(name))"
+        ".filter(({ name }) => name.startsWith('aria')).map(({ value }) => value)"
+    )
+    assert set(values) <= {"true", "false"}
+    sliders = [one for one in found if one["role"] == "slider"]
+    assert all(one["valuetext"] for one in sliders)
+    assert len(sliders) == {"Classes": 3, "Masks": 2, "one image": 2}.get(view, 0)
+
+
+def test_sliders_say_their_value_in_words_and_once(page):
+    slider = page.get_by_label("Number of classes", exact=True)
+    move = "(range, to) => { range.value = to; range.dispatchEvent(new Event('input')) }"
+    before = page.locator(".card").count()
+    found = next(one for one in tree(page) if one["name"] == "Number of classes")
+    assert found["valuetext"] == f"{before} classes"
+    said(page)
+    slider.evaluate(move, 1)
+    page.wait_for_timeout(100)
+    found = next(one for one in tree(page) if one["name"] == "Number of classes")
+    assert found["valuetext"] == "1 class"
+    assert page.evaluate("said") == []
+    slider.evaluate(move, before)
+    large(page)
+    page.get_by_role("radio", name="Swipe").click()
+    handle = page.get_by_role("slider", name="Border between photograph and classes")
+    handle.press("ArrowRight")
+    assert handle.get_attribute("aria-valuetext") == "52% photograph"
+
+
+def test_what_was_saved_is_announced_one_notice_at_a_time(page):
+    said(page)
+    field = page.locator(".card .name").first
+    before = field.input_value()
+    for name in ("sky", "air"):
+        field.fill(name)
+        field.press("Enter")
+        page.get_by_text(f"is now {name}.").wait_for()
+    page.locator(".saved", has_text=re.compile("^Saved$")).wait_for()
+    found = page.evaluate("said")
+    assert {f"{before} is now sky.", "sky is now air.", "Saving…", "Saved"} <= {*found}
+    assert page.locator("#notices").get_attribute("aria-atomic") == "false"
+
+
+def test_the_way_to_the_content_stays_in_the_view(page):
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(200)
+    assert page.evaluate("location.hash") == "#classes"
+    assert focus(page) == "Classes"
+
+
+def test_a_list_that_has_not_the_focus_selects_nothing(page):
+    go(page, "Masks")
+    strip = page.get_by_role("listbox", name="Images")
+    assert focus(page) == "Masks"
+    assert strip.get_attribute("aria-activedescendant") is None
+    options = strip.get_by_role("option")
+    states = "nodes => nodes.map(one => [one.ariaSelected, one.ariaCurrent].join())"
+    assert options.evaluate_all(states).count("false,true") == 1
+    assert "true,false" not in options.evaluate_all(states)
+    strip.focus()
+    page.keyboard.press("ArrowDown")
+    chosen = page.locator(f"#{strip.get_attribute('aria-activedescendant')}")
+    assert chosen.get_attribute("aria-selected") == "true"
+    assert chosen.get_attribute("aria-posinset") == "2"
+    page.locator(".masks .caption", has_text="1.png").wait_for()  # said, too
+
+
+def test_news_of_the_images_leave_the_list_as_it_is(page):
+    go(page, "Images")
+    kept = page.evaluate("""async () => {
+      const { store } = await import("/static/js/store.js");
+      const cells = [...document.querySelectorAll(".cell")];
+      const { images } = store.state;
+      const doubt = images.doubt.with(0, 0.987);
+      store.set({ images: { ...images, doubt } });
+      return [...document.querySelectorAll(".cell")].every((one, i) => one === cells[i]);
+    }""")
+    assert kept
+    page.get_by_role("option", name="99% doubt").wait_for()
+
+
+def test_a_class_is_chosen_for_the_brush_without_losing_the_focus(page):
+    large(page)
+    line = page.locator(".present button").nth(1)
+    name = line.get_attribute("title")
+    line.focus()
+    page.keyboard.press("Enter")
+    page.get_by_text(f"to make it {name}.").wait_for()
+    assert focus(page).startswith(name)
+    pressed = [one["name"] for one in tree(page) if one.get("pressed") == "true"]
+    assert [one.split(" ")[0] for one in pressed] == ["Correct", name.split(" ")[0]]
+    said(page)
+    page.locator(".viewer canvas").focus()
+    page.keyboard.press("ArrowRight")
+    assert re.match("Here is .*[.]", page.evaluate("said")[-1])
+
+
+def test_a_picture_is_described_by_what_is_in_it(page):
+    large(page)
+    names = [one["name"] for one in tree(page) if one["role"] == "image"]
+    assert any(re.match(r"\w/\d[.]png, with its classes(, .+ \d+%)+$", name) for name in names)
+    page.get_by_role("radio", name="Masks").click()
+    page.get_by_role("img", name="with its masks").wait_for()
+
+
+def test_arrows_pass_over_a_choice_that_there_is_not(page):
+    go(page, "Export")
+    group = page.get_by_role("radiogroup", name="Images")
+    group.get_by_role("radio", name="All").focus()
+    page.keyboard.press("ArrowRight")
+    assert group.get_by_role("radio", checked=True).inner_text().startswith("All")
+    coco = next(one for one in tree(page) if one["role"] == "radio" and one["name"] == "COCO")
+    assert coco["checked"] == "true"
+
+
+def test_the_focus_goes_to_the_first_question_and_every_answer_is_announced(page):
+    go(page, "Trust")
+    page.get_by_role("button", name="Answer 40").focus()
+    page.keyboard.press("Enter")
+    page.get_by_text("0 of 40 answered").wait_for()
+    assert re.match(r"Is the spot in the ring .+, in \d[.]png\?$", focus(page))
+    said(page)
+    page.keyboard.press("y")
+    page.get_by_text("1 of 40 answered").wait_for()
+    page.locator(".trust[aria-busy=false]").wait_for()
+    assert "1 of 40 answered" in page.evaluate("said")
+
+
+def test_the_introduction_is_not_made_anew_under_the_hand(page):
+    page.route("**/api/audit", lambda route: route.fulfill(json={"total": 0, "done": 0}))
+    go(page, "Trust")
+    button = page.get_by_role("button", name="Answer 40")
+    button.focus()
+    page.evaluate("""async () => {
+      const { store } = await import("/static/js/store.js");
+      store.set({ images: { ...store.state.images } });
+    }""")
+    assert focus(page) == "Answer 40"
+
+
+def test_the_keys_are_listed_without_gaps(page):
+    large(page)
+    page.keyboard.press("?")
+    rows = page.locator("dialog dd").all_inner_texts()
+    assert len(rows) > 10
+    assert all(rows)
+    assert focus(page) == "Close"
+
+
+def test_who_has_no_token_is_told_in_a_page(browser, own):
+    context = browser.new_context()
+    page = context.new_page()
+    for query in ("", "?token=another"):
+        answer = page.goto(f"http://127.0.0.1:{own.port}/{query}")
+        assert answer.status == 403
+        assert page.title() == "primaps studio"
+        assert page.locator("html").get_attribute("lang") == "en"
+        page.locator("main p", has_text="printed").wait_for()
+    context.close()
