@@ -71,7 +71,7 @@ def straightforward(views, masks, start: Prototypes, steps: int, config: Config)
 
 
 def prepared(arguments: argparse.Namespace):
-    model = PriMaPsEM(arguments.classes)
+    model = PriMaPsEM(arguments.classes, recipe="paper")
     return model, extract(
         find_images(arguments.images),
         model.backbone,
@@ -84,7 +84,10 @@ def prepared(arguments: argparse.Namespace):
 def child(arguments: argparse.Namespace) -> None:
     """One epoch in this process; prints seconds and by how much memory rose."""
     _, found = prepared(arguments)
-    config, start = Config(arguments.classes), pca_start(found.views, arguments.classes)
+    config, start = (
+        Config(arguments.classes, recipe="paper"),
+        pca_start(found.views, arguments.classes),
+    )
     steps = len(found.keys) // config.batch_size
     if arguments.kind == "ours":
         fit_em(found.views, found.masks, start, 1, config)  # loads the compiled functions
@@ -124,7 +127,8 @@ def epoch(arguments: argparse.Namespace) -> None:
 
 def stages(arguments: argparse.Namespace) -> None:
     """A whole fit from images to model, nothing kept from before."""
-    model = PriMaPsEM(arguments.classes, views=arguments.views, precision=arguments.precision)
+    options = {"views": arguments.views, "precision": arguments.precision}
+    model = PriMaPsEM(arguments.classes, recipe="paper", **options)
     seconds = {"backbone": 0.0, "masks": 0.0}
 
     def timed(name, function):
@@ -188,7 +192,7 @@ def scale(arguments: argparse.Namespace) -> None:
             blocks = generator.integers(0, 256, (4, 4, 3), np.uint8)
             Image.fromarray(blocks.repeat(16, 0).repeat(16, 1)).save(path)
         options = {"backbone": RandomPatches(), "patch_size": 8, "size": 64, "mask_crf": False}
-        model = PriMaPsEM(8, epochs=1, init_epochs=1, **options)
+        model = PriMaPsEM(8, recipe="paper", epochs=1, init_epochs=1, **options)
         files = find_images(images)
         model.fit(files[:64], store=None)  # what the program itself takes
         threading.Thread(target=watch, daemon=True).start()

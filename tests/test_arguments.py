@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import primaps
+from primaps.config import EM_STEPS
 from primaps.support import memory
 from primaps.support.errors import InputError, PrimapsError
 from primaps.support.memory import need_memory
 from tests.conftest import painted
 
 QUICK = {"patch_size": 8, "size": 64, "epochs": 1, "min_steps": 5, "min_init_steps": 10}
-QUICK |= {"batch_size": 4, "device": "cpu"}
+QUICK |= {"batch_size": 4, "device": "cpu", "recipe": "paper"}
 FEATURES = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
 IMAGE = np.zeros((6, 6, 3), np.uint8)
 PIXELS = IMAGE[None].transpose(0, 3, 1, 2)
@@ -192,7 +193,10 @@ SURROUNDINGS = {
 
 def everything(colours, images, method="em", **options):
     """Weights of a fit and what it predicts."""
-    fitted = primaps.PriMaPsEM(3, backbone=colours, method=method, **{**QUICK, **options})
+    options = {**QUICK, **options}
+    if options["recipe"] == "orthogonal":
+        options = {name: value for name, value in options.items() if name not in EM_STEPS}
+    fitted = primaps.PriMaPsEM(3, backbone=colours, method=method, **options)
     fitted.fit(images)
     found = {name: value.clone() for name, value in fitted.prototypes_.state_dict().items()}
     found["labels"] = fitted.predict(images[0])

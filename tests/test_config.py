@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import primaps
 from primaps.cli import app
-from primaps.config import Config, option_help, option_types
+from primaps.config import EM_STEPS, Config, option_help, option_types
 from primaps.model import PriMaPsEM
 from primaps.support.errors import InputError
 
@@ -52,10 +52,20 @@ def test_wrong_values_are_refused_by_name(name):
 
 
 def test_numbers_of_numpy_become_pythons():
-    config = Config(np.int64(3), learning_rate=np.float32(0.5), views=np.uint8(2))
+    config = Config(np.int64(3), recipe="paper", learning_rate=np.float32(0.5), views=np.uint8(2))
     assert type(config.classes) is int
     assert type(config.learning_rate) is float
     assert config.views == 2
+
+
+def test_options_of_em_are_refused_where_it_takes_no_step():
+    """Nobody waits for a fit that looks past what was asked for."""
+    for name in EM_STEPS:
+        value = {"loss_size": "feature", "momentum_ramp": False, "momentum": 0.5}.get(name, 7)
+        with pytest.raises(InputError, match=f"{name} is about the steps of EM.*recipe 'paper'"):
+            Config(3, **{name: value})
+        Config(3, recipe="paper", **{name: value})
+        Config(3, method="kmeans", **{name: value})
 
 
 def test_old_names_are_refused_by_the_new_ones():

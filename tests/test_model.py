@@ -11,14 +11,13 @@ from primaps.model import PriMaPsEM
 from primaps.model_folder import ModelError
 from tests.conftest import painted
 
-QUICK = {
+OWN = {
     "size": 64,
     "min_init_steps": 60,
-    "min_steps": 20,
-    "epochs": 1,
     "patch_size": 8,
     "device": "cpu",
 }
+QUICK = {**OWN, "recipe": "paper", "min_steps": 20, "epochs": 1}
 
 
 @pytest.fixture
@@ -75,9 +74,14 @@ def test_the_same_fit_twice_gives_the_same_bytes(fitted, colours, painted_folder
 
 def test_views_and_kmeans_are_switches(colours, painted_folder):
     images = painted_folder / "images"
-    for options in ({"views": 2}, {"views": "fresh"}, {"loss_size": "feature"}, {"mask_crf": False},
-                    {"recipe": "orthogonal"}):  # fmt: skip
+    for options in (
+        {"views": 2},
+        {"views": "fresh"},
+        {"loss_size": "feature"},
+        {"mask_crf": False},
+    ):
         assert agreement(PriMaPsEM(3, backbone=colours, **options, **QUICK).fit(images), 100) > 0.9
+    assert agreement(PriMaPsEM(3, backbone=colours, **OWN).fit(images), 100) > 0.9
     baseline = PriMaPsEM(3, backbone=colours, method="kmeans", **QUICK).fit(images)
     assert {line["stage"] for line in baseline.history_} == {"k-means"}
     assert agreement(baseline, 100) > 0.9

@@ -15,7 +15,7 @@ from tests.backbones.test_backbones import original_names
 from tests.conftest import painted
 from tests.projections.originals import write_hp
 from tests.projections.test_checkpoints import reference_codes
-from tests.test_model import QUICK, agreement
+from tests.test_model import OWN, QUICK, agreement
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def images(painted_folder):
     return painted_folder / "images"
 
 
-@pytest.mark.parametrize("options", [{}, {"recipe": "orthogonal"}, {"method": "kmeans"}])
+@pytest.mark.parametrize("options", [QUICK, OWN, {**QUICK, "method": "kmeans"}])
 def test_prototypes_live_in_code_space(colours, head, images, options):
-    model = PriMaPsEM(3, backbone=colours, projection=Projection(head), **options, **QUICK)
+    model = PriMaPsEM(3, backbone=colours, projection=Projection(head), **options)
     model.fit(images)
     assert model.prototypes_.direction.shape == (3, 6)
     assert agreement(model, 100) > 0.9

@@ -26,17 +26,23 @@ RENAMED = {"crf": "mask_crf"}
 """Options by the names that they had."""
 
 
+EM_STEPS = (
+    "epochs", "min_steps", "momentum", "momentum_every", "momentum_ramp", "views", "loss_size",
+)  # fmt: skip
+"""Options that recipe "orthogonal" has no use for."""
+
+
 @dataclass(frozen=True)
 class Config:
-    """How a :class:`primaps.PriMaPsEM` is fitted; the defaults are the paper's."""
+    """How a :class:`primaps.PriMaPsEM` is fitted; recipe "paper" has the paper's values."""
 
     classes: Annotated[Classes, "K, the number of classes to find."]
     method: Annotated[
         Method, "em (PriMaPs-EM), kmeans (its baseline), or probe (linear, trained on labels)."
     ] = "em"
-    recipe: Annotated[Recipe, "paper, or orthogonal: orthonormal prototypes on mask features."] = (
-        "paper"
-    )
+    recipe: Annotated[
+        Recipe, "orthogonal: orthonormal prototypes on mask features; paper: the steps of EM."
+    ] = "orthogonal"
     backbone: Annotated[
         str,
         "dino-vits8, dino-vitb8, dinov2-vits14, dinov2-vitb14, a hub id, a folder or a .pth.",
@@ -85,6 +91,13 @@ class Config:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.method == "em" and not self.runs_em:
+            for name in EM_STEPS:
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise InputError(
+                        f"{name} is about the steps of EM, and recipe {self.recipe!r} has none: "
+                        "choose recipe 'paper', or leave it out"
+                    )
 
     @property
     def cosine(self) -> bool:

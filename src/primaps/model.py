@@ -133,7 +133,7 @@ class PriMaPsEM:
     Examples:
         >>> images = [Image.effect_noise((48, 40), 90).convert("RGB") for _ in range(4)]
         >>> model = PriMaPsEM(2, backbone=torch.nn.AvgPool2d(8), patch_size=8, size=32,
-        ...                   epochs=1, min_steps=2, min_init_steps=2, mask_crf=False, device="cpu")
+        ...                   min_init_steps=2, mask_crf=False, device="cpu")
         >>> model.fit(images).predict(images[0]).shape
         torch.Size([40, 48])
     """

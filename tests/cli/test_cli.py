@@ -19,7 +19,7 @@ def call(*arguments, answers=None):
 
 def test_fit_predict_evaluate_and_propose(vit, painted_folder, tmp_path):
     images, labels, model = painted_folder / "images", painted_folder / "labels", tmp_path / "model"
-    quick = ["--size", 64, "--epochs", 1, "--min-steps", 5, "--min-init-steps", 20]
+    quick = ["--size", 64, "--min-init-steps", 20]
     done = call("fit", images, "--classes", 3, "--out", model, "--backbone", vit, *quick)
     assert done.exit_code == 0, done.output
     assert {p.name for p in model.iterdir()} == {

@@ -15,7 +15,8 @@ from PIL import Image
 from tests.cli.test_cli import call
 from tests.conftest import painted
 
-QUICK = ["--classes", "3", "--size", "64", "--epochs", "1"]
+OWN = ["--classes", "3", "--size", "64"]
+QUICK = [*OWN, "--epochs", "1", "--recipe", "paper"]
 # A state after every step, so that the kill finds training under way however quick it is.
 SAVING = "import primaps.em.recorder as t; t.SAVE_SECONDS = 0; from primaps.cli import main; main()"
 FILES = ("model.safetensors", "history.json", "config.json", "tree.safetensors", "preview.png")
@@ -88,8 +89,8 @@ def test_plan_says_what_it_takes_and_writes_nothing(images, vit, tmp_path):
 
 def test_a_sample_is_drawn_by_the_seed_and_the_plan_says_what_it_saves(images, vit, tmp_path):
     def plan(*more):
-        done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--plan",
-                    "--recipe", "orthogonal", "--store", "none", *more)  # fmt: skip
+        done = call("fit", images, "--backbone", vit, *OWN, "--out", tmp_path / "m", "--plan",
+                    "--store", "none", *more)  # fmt: skip
         assert done.exit_code == 0, done.output
         return done.output
 
@@ -104,8 +105,7 @@ def test_a_sample_is_drawn_by_the_seed_and_the_plan_says_what_it_saves(images, v
 
 
 def test_plan_of_a_recipe_counts_its_starts_and_no_em(images, vit, tmp_path):
-    done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--plan",
-                "--recipe", "orthogonal")  # fmt: skip
+    done = call("fit", images, "--backbone", vit, *OWN, "--out", tmp_path / "m", "--plan")
     assert done.exit_code == 0, done.output
     assert "k-means 920 steps, EM 0 steps" in done.output
     assert ", EM" not in done.output.splitlines()[-1]
@@ -150,7 +150,7 @@ def test_data_sets_by_name_are_the_same_as_their_folders(painted_folder, vit, tm
     quick = [*network, "--epochs", 1, "--min-steps", 4]
     named = [painted_folder, "--dataset", "folder"]
     for command, folders, options in (
-        ("fit", [images], [*quick, "--min-init-steps", 4, "--classes", 3]),
+        ("fit", [images], [*quick, "--min-init-steps", 4, "--classes", 3, "--recipe", "paper"]),
         ("probe", [images, "--labels", labels], quick),
     ):
         for out, given in (("a", folders), ("b", named)):
@@ -212,17 +212,17 @@ def test_kmeans_on_a_projection_with_clusters_is_the_projection(images, vit, tmp
     torch.manual_seed(0)
     Projection(Head(64, 8), torch.randn(3, 8), "stego").save(tmp_path / "p")
     for method, recipe, words in (
-        ("kmeans", "paper", "3 classes: from the 3 clusters of the projection of"),
+        ("kmeans", "orthogonal", "3 classes: from the 3 clusters of the projection of"),
         ("em", "orthogonal", "3 classes: from the 3 clusters of the projection of"),
         ("em", "paper", "from the 3 clusters of the projection, EM 2 steps of"),
     ):
         out = tmp_path / f"{method}-{recipe}"
-        done = call("fit", images, "--backbone", vit, *QUICK, "--out", out, "--min-steps", 2,
-                    "--projection", tmp_path / "p", "--method", method,
-                    "--recipe", recipe)  # fmt: skip
+        quick = [*QUICK, "--min-steps", 2] if recipe == "paper" else OWN
+        done = call("fit", images, "--backbone", vit, *quick, "--out", out, "--projection",
+                    tmp_path / "p", "--method", method, "--recipe", recipe)  # fmt: skip
         assert done.exit_code == 0, done.output
         assert words in done.output.replace("\n", " ")
-    assert json.loads((tmp_path / "kmeans-paper" / "history.json").read_text()) == []
+    assert json.loads((tmp_path / "kmeans-orthogonal" / "history.json").read_text()) == []
     history = json.loads((tmp_path / "em-orthogonal" / "history.json").read_text())
     assert [line["stage"] for line in history] == ["orthogonal"]
 

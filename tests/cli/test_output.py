@@ -151,7 +151,7 @@ def test_a_full_disk_is_said_with_the_name_of_the_file(images, vit, tmp_path):
 
 @pytest.fixture
 def fitted(vit, painted_folder, tmp_path):
-    quick = ["--size", 64, "--epochs", 1, "--min-steps", 5, "--min-init-steps", 20]
+    quick = ["--size", 64, "--min-init-steps", 20]
     done = call("fit", painted_folder / "images", "--classes", 3, "--out", tmp_path / "model",
                 "--backbone", vit, *quick, "--store", tmp_path / "store")  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -220,7 +220,7 @@ def test_a_store_that_has_everything_is_only_read(
         return real(dir=dir, **options)
 
     monkeypatch.setattr(files.tempfile, "mkstemp", outside)
-    quick = ["--size", 64, "--epochs", 1, "--min-steps", 5, "--min-init-steps", 20]
+    quick = ["--size", 64, "--min-init-steps", 20]
     done = call("fit", painted_folder / "images", "--classes", 3, "--out", tmp_path / "again",
                 "--backbone", vit, *quick, "--store", tmp_path / "store")  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -232,7 +232,7 @@ def test_a_store_that_has_everything_is_only_read(
 def test_a_refit_says_that_the_edits_of_the_fit_before_stay(fitted, vit, painted_folder):
     assert call("classes", fitted, "rename", 0, "sky").exit_code == 0
     before = (fitted / "classes.json").read_bytes()
-    quick = ["--size", 64, "--epochs", 1, "--min-steps", 9, "--min-init-steps", 9]
+    quick = ["--size", 64, "--min-init-steps", 9]
     done = call("fit", painted_folder / "images", "--classes", 4, "--out", fitted, "--seed", 5,
                 "--backbone", vit, *quick)  # fmt: skip
     assert done.exit_code == 0, done.output

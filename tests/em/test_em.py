@@ -56,7 +56,7 @@ def test_kmeans_finds_separated_classes(views):
 def test_em_keeps_separated_classes_and_grows_confident(views, loss_size):
     start = fit_kmeans(views, pca_start(views, 3), 60, Config(3))
     before = copy.deepcopy(start.state_dict())
-    config = Config(3, loss_size=loss_size)
+    config = Config(3, recipe="paper", loss_size=loss_size)
     result = fit_em(views, enlarged(TRUTH + 1), start, 40, config)
     assert purity(result(CLEAN[:, 0].float()).argmax(1)) > 0.99
     assert (result.scale > 1).all()
@@ -67,7 +67,8 @@ def test_feature_size_equals_image_size_on_an_image_as_small_as_its_features(vie
     masks = Rows((TRUTH + 1).to(torch.uint8))
     start = Prototypes(torch.randn(3, 12, generator=torch.Generator().manual_seed(2)))
     image, feature = (
-        fit_em(views, masks, start, 12, Config(3, loss_size=size)) for size in ("image", "feature")
+        fit_em(views, masks, start, 12, Config(3, recipe="paper", loss_size=size))
+        for size in ("image", "feature")
     )
     assert torch.equal(image.direction, feature.direction)
 
@@ -86,7 +87,10 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_does_not(views):
 
 def test_em_step_by_step_against_the_equations(views):
     """Autograd on the paper's own order of operations, in float64, without our shortcuts."""
-    masks, config = random_masks(), Config(3, batch_size=8, momentum_every=2, seed=7)
+    masks, config = (
+        random_masks(),
+        Config(3, recipe="paper", batch_size=8, momentum_every=2, seed=7),
+    )
     torch.manual_seed(3)
     start = Prototypes(torch.randn(3, 12))
     found = fit_em(views, masks, start, 8, config)
@@ -133,8 +137,10 @@ def test_augmented_views_are_what_the_student_sees():
 def test_constant_momentum_is_equation_11(views):
     masks = Rows(torch.ones(8, 24, 24, dtype=torch.uint8))
     start = Prototypes(torch.randn(3, 12))
-    student = fit_em(views, masks, start, 10, Config(3, momentum=0.0, momentum_ramp=False))
-    constant = fit_em(views, masks, start, 10, Config(3, momentum_ramp=False))
+    student = fit_em(
+        views, masks, start, 10, Config(3, recipe="paper", momentum=0.0, momentum_ramp=False)
+    )
+    constant = fit_em(views, masks, start, 10, Config(3, recipe="paper", momentum_ramp=False))
     # One update each, after the tenth step: all of the student's way, or a fiftieth of it.
     moved = (student.direction - start.direction).detach()
     torch.testing.assert_close(
@@ -145,7 +151,7 @@ def test_constant_momentum_is_equation_11(views):
 def test_momentum_zero_in_every_step_is_pseudo_labels_of_the_student_itself(views):
     """The row "+ pseudo label" of Table 4b: without a moving average."""
     start = Prototypes(torch.randn(3, 12, generator=torch.Generator().manual_seed(3)))
-    plain = Config(3, batch_size=8, momentum=0.0, momentum_every=1)
+    plain = Config(3, recipe="paper", batch_size=8, momentum=0.0, momentum_every=1)
     found = fit_em(views, random_masks(), start, 3, plain)
     student = copy.deepcopy(start)
     optimizer = torch.optim.Adam(student.parameters(), lr=0.005)

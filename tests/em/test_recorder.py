@@ -10,7 +10,7 @@ from primaps.em.recorder import Recorder
 from primaps.features.store import Rows
 from primaps.features.views import Views
 
-SETTINGS = Config(3, batch_size=4, momentum_every=3)
+SETTINGS = Config(3, recipe="paper", batch_size=4, momentum_every=3)
 
 
 @pytest.fixture(autouse=True)

@@ -222,7 +222,7 @@ def test_what_predict_and_propose_write_is_exported(colours, painted_folder, tmp
 
     images = painted_folder / "images"
     network = load_backbone(colours, device="cpu", patch_size=8)
-    quick = {"size": 64, "epochs": 1, "min_steps": 2, "min_init_steps": 2, "mask_crf": False}
+    quick = {"size": 64, "min_init_steps": 2, "mask_crf": False}
     model = PriMaPsEM(3, backbone=network, **quick).fit(images)
     predict_files(model, images, tmp_path / "classes", names=["r", "g", "b"])
     propose_files(images, tmp_path / "masks", backbone=network, size=64)

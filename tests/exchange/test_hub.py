@@ -25,7 +25,7 @@ SCORES = {
 @pytest.fixture
 def model(tmp_path, colours):
     fitted = PriMaPsEM(
-        2, backbone=colours, patch_size=8, size=32, epochs=1, min_steps=2, min_init_steps=2,
+        2, backbone=colours, patch_size=8, size=32, min_init_steps=2,
         mask_crf=False, device="cpu",
     )  # fmt: skip
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from tests.conftest import Colours, painted
 @pytest.fixture(scope="session")
 def model():
     """Three classes of colours in windows of 64 pixels, with a tree."""
-    quick = {"epochs": 1, "min_steps": 10, "min_init_steps": 30, "batch_size": 4, "mask_crf": False}
+    quick = {"min_init_steps": 30, "batch_size": 4, "mask_crf": False}
     found = PriMaPsEM(3, backbone=Colours(), patch_size=8, size=64, device="cpu", **quick)
     return found.fit([painted(seed)[0] for seed in range(8)])
 

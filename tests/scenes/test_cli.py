@@ -9,7 +9,7 @@ from tests.conftest import painted
 from tests.scenes.conftest import bands, geotiff
 
 rasterio = pytest.importorskip("rasterio")
-QUICK = ["--size", 64, "--epochs", 1, "--min-steps", 3, "--min-init-steps", 10, "--no-mask-crf"]
+QUICK = ["--size", 64, "--min-init-steps", 10, "--no-mask-crf"]
 
 
 def test_fit_predict_and_propose_a_scene(vit, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ primaps.predict_scene(model, sys.argv[2], sys.argv[3], window=64, overlap=16, pr
 
 def test_a_killed_run_goes_on_to_the_same_bytes(vit, painted_folder, tmp_path, picture):
     pytest.importorskip("rasterio")
-    quick = {"epochs": 1, "min_steps": 3, "min_init_steps": 10, "mask_crf": False}
+    quick = {"min_init_steps": 10, "mask_crf": False}
     model = primaps.PriMaPsEM(3, backbone=vit, size=64, device="cpu", **quick)
     model.fit(painted_folder / "images").save_pretrained(tmp_path / "model")
     path = geotiff(tmp_path / "scene.tif", bands(picture))

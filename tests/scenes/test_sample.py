@@ -40,7 +40,7 @@ def test_windows_are_seeded_by_area_and_never_empty(scenes, tmp_path):
 def test_a_model_is_fitted_on_windows_at_a_scale(scenes, tmp_path, colours):
     windows = primaps.scene_windows(scenes, 12, 64, scale=2, folder=tmp_path / "w")
     assert {Image.open(f.source).size for f in windows} == {(64, 64)}
-    quick = {"epochs": 1, "min_steps": 5, "min_init_steps": 20, "mask_crf": False}
+    quick = {"min_init_steps": 20, "mask_crf": False}
     model = primaps.PriMaPsEM(3, backbone=colours, patch_size=8, size=64, device="cpu", **quick)
     assert model.fit(windows).prototypes_ is not None
 

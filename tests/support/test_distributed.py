@@ -23,11 +23,12 @@ from primaps.model import PriMaPsEM
 from tests.conftest import Colours
 
 images, out, method, labels = sys.argv[1:5]
-options = {"em": {"views": 2}, "probe": {}, "orthogonal": {"recipe": "orthogonal"}}
+steps = {"min_steps": 12, "epochs": 1}
+options = {"em": {"recipe": "paper", "views": 2, **steps}, "probe": steps, "orthogonal": {}}
 with distributed.group("cpu") as device:
     model = PriMaPsEM(3, backbone=Colours(), patch_size=8, size=64, batch_size=5,
                       method="em" if method == "orthogonal" else method, min_init_steps=12,
-                      min_steps=12, epochs=1, device=device, **options[method])
+                      device=device, **options[method])
     problems = []
     model.fit(images, labels or None, store=out + ".store", problem=problems.append)
     assert len(problems) <= 1
@@ -113,7 +114,7 @@ def slowly(path):  # so that kills come amid writing, too
 recorder.atomic_path = slowly
 with distributed.group("cpu") as device:
     model = PriMaPsEM(3, backbone=Colours(), patch_size=8, size=64, batch_size=5, mask_crf=False,
-                      min_init_steps=40, min_steps=60, epochs=1, device=device)
+                      recipe="paper", min_init_steps=40, min_steps=60, epochs=1, device=device)
     model.fit(images, store=out + ".store", checkpoints=out, problem=lambda sentence: None)
     if distributed.rank() == 0:
         model.save_pretrained(out)

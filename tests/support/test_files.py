@@ -41,4 +41,4 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     [(2975, (184, 4600)), (367, (184, 550)), (8, (184, 150)), (49629, (3100, 77500))],
 )
 def test_schedules(images, steps):
-    assert schedule(Config(classes=27), images)[1:] == steps
+    assert schedule(Config(classes=27, recipe="paper"), images)[1:] == steps

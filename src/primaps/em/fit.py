@@ -53,16 +53,16 @@ def schedule(config: Config, images: int, clusters: int | None = None) -> Schedu
             starts from them and k-means does not run.
 
     Examples:
-        >>> schedule(Config(classes=27), 2975)
+        >>> schedule(Config(classes=27, recipe="paper"), 2975)
         Schedule(starts=1, init_steps=184, steps=4600)
-        >>> schedule(Config(classes=11), 100)
+        >>> schedule(Config(classes=11, recipe="paper"), 100)
         Schedule(starts=1, init_steps=184, steps=150)
         >>> schedule(Config(classes=27, method="kmeans"), 2975)
         Schedule(starts=1, init_steps=4600, steps=0)
-        >>> schedule(Config(classes=27, recipe="orthogonal"), 2975).all_init_steps
+        >>> schedule(Config(classes=27), 2975).all_init_steps
         920
         >>> schedule(Config(classes=27), 2975, clusters=27)
-        Schedule(starts=1, init_steps=0, steps=4600)
+        Schedule(starts=1, init_steps=0, steps=0)
     """
     per_epoch = max(1, images // config.batch_size)
     init_steps = max(config.init_epochs * per_epoch, config.min_init_steps)

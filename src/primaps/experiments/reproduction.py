@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from primaps.config import Config, Positions, Resize
+from primaps.config import EM_STEPS, Config, Positions, Resize
 from primaps.experiments import paper
 from primaps.experiments.contents import experiment
 from primaps.experiments.rows import METHODS, Experiment, TableRow
@@ -73,7 +73,10 @@ class Reproduction:
             "views": self.views,
             "momentum_ramp": self.protocol == "program" or row.dataset == FOLDER,
         }
-        return {**usual, **self.options, **METHODS[row.kind], **row.options, "seed": seed}
+        given = {"recipe": "paper", **usual, **self.options, **METHODS[row.kind], **row.options}
+        if given["recipe"] != "paper":
+            given = {name: value for name, value in given.items() if name not in EM_STEPS}
+        return {**given, "seed": seed}
 
     @property
     def resize(self) -> Resize:

@@ -117,8 +117,8 @@ class Predictor(BatchLabeller):
         >>> from primaps import Predictor
         >>> images = np.random.default_rng(0).integers(0, 256, (4, 48, 40, 3), np.uint8)
         >>> pool = torch.nn.AvgPool2d(8)
-        >>> model = PriMaPsEM(2, backbone=pool, patch_size=8, size=32, epochs=1, min_steps=2,
-        ...                   min_init_steps=2, mask_crf=False, device="cpu")
+        >>> model = PriMaPsEM(2, backbone=pool, patch_size=8, size=32, min_init_steps=2,
+        ...                   mask_crf=False, device="cpu")
         >>> model = model.fit([Image.fromarray(image) for image in images])
         >>> rows = Predictor(model)({"image": images, "id": np.arange(4)})
         >>> sorted(rows), rows["labels"].shape

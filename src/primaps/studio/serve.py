@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("primaps")
 STATIC = Path(__file__).parent / "static"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-OPTIONS = {"recipe": "orthogonal"}
-"""Of the model, unless others are given: the recipe that takes seconds once masks are there."""
 
 
 def run_studio(
@@ -69,7 +67,6 @@ def run_studio(
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise MissingPackageError("the studio needs its packages: pip install 'primaps[studio]'")
     check_names(options)
-    options = {**OPTIONS, **options}
     Config(2 if classes == "auto" else conform(classes, int, "classes"), **options)
     host = host.strip("[]")
     local = _is_loopback(host)
