@@ -32,7 +32,7 @@ from primaps.classes.inventory import take_inventory
 from primaps.classes.linkage import LINKAGES
 from primaps.classes.tree import Tree, part_map
 from primaps.classes.trust import class_trust
-from primaps.crf import DenseCRF
+from primaps.crf import CLASS_CRF
 from primaps.data import find_images, load_pair, pair_up, read
 from primaps.em.masks import MaskTable, mask_classes, mask_table
 from primaps.em.pixels import upsample
@@ -139,7 +139,7 @@ class Bench:
         path = self.folder / f"maps-{classes}.npz"
         if not path.is_file():
             model, found = self.model(classes), {"plain": [], "crf": [], "margin": []}
-            features, crf = self.scored.features, DenseCRF()
+            features, crf = self.scored.features, CLASS_CRF
             for feature, image in zip(features, self.scored.images, strict=True):
                 given = F.normalize(feature, dim=0) if model.config.cosine else feature
                 logits = upsample(model.prototypes_(given[None]), image.shape[-2:])

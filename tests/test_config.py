@@ -1,6 +1,7 @@
 """Options: every field is checked by its type, and is the same on the command line."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 import primaps
 from primaps.cli import app
-from primaps.config import EM_STEPS, Config, option_help, option_types
+from primaps.config import EM_STEPS, Config, check_used, option_help, option_types
 from primaps.model import PriMaPsEM
 from primaps.support.errors import InputError
 
@@ -58,14 +59,25 @@ def test_numbers_of_numpy_become_pythons():
     assert config.views == 2
 
 
-def test_options_of_em_are_refused_where_it_takes_no_step():
+@pytest.mark.parametrize("name", EM_STEPS)
+def test_options_of_em_are_refused_where_it_takes_no_step(name):
     """Nobody waits for a fit that looks past what was asked for."""
-    for name in EM_STEPS:
-        value = {"loss_size": "feature", "momentum_ramp": False, "momentum": 0.5}.get(name, 7)
-        with pytest.raises(InputError, match=f"{name} is about the steps of EM.*recipe 'paper'"):
-            Config(3, **{name: value})
-        Config(3, recipe="paper", **{name: value})
-        Config(3, method="kmeans", **{name: value})
+    value = {"loss_size": "feature", "momentum_ramp": False, "momentum": 0.5}.get(name, 7)
+    with pytest.raises(InputError, match=f"{name} is about the steps of EM.*recipe 'paper'"):
+        check_used(Config(3, **{name: value}))
+    check_used(Config(3, recipe="paper", **{name: value}))
+    check_used(Config(3, method="kmeans", **{name: value}))
+
+
+def test_models_with_options_that_they_did_not_need_are_read(colours, painted_folder, tmp_path):
+    model = PriMaPsEM(3, backbone=colours, size=64, patch_size=8, min_init_steps=5, device="cpu")
+    model.fit(painted_folder / "images").save_pretrained(tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    about = json.loads(path.read_text())
+    about["config"] |= {"epochs": 5, "views": 2}
+    path.write_text(json.dumps(about))
+    again = PriMaPsEM.from_pretrained(tmp_path / "m", backbone=colours, device="cpu")
+    assert again.classes == 3
 
 
 def test_old_names_are_refused_by_the_new_ones():

@@ -29,12 +29,12 @@ RENAMED = {"crf": "mask_crf"}
 EM_STEPS = (
     "epochs", "min_steps", "momentum", "momentum_every", "momentum_ramp", "views", "loss_size",
 )  # fmt: skip
-"""Options that recipe "orthogonal" has no use for."""
+"""Options that recipe "orthogonal" has no use for; the first two are also of other methods."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """How a :class:`primaps.PriMaPsEM` is fitted; recipe "paper" has the paper's values."""
+    """How a :class:`primaps.PriMaPsEM` is fitted; recipe "paper" is the steps of the paper."""
 
     classes: Annotated[Classes, "K, the number of classes to find."]
     method: Annotated[
@@ -50,9 +50,11 @@ class Config:
     size: Annotated[Size | None, "Shorter side in pixels [default: 320, or 322 for patch 14]."] = (
         None
     )
-    epochs: Annotated[int, Range(1, 10**6), "Passes of EM, baseline or probe over the images."] = 50
-    init_epochs: Annotated[int, Range(0, 10**6), "Passes of k-means before EM."] = 2
-    min_steps: Annotated[int, Range(0, 10**8), "Least steps of these, for few images."] = 150
+    epochs: Annotated[
+        int, Range(1, 10**6), "Passes of recipe paper, baseline or probe over the images."
+    ] = 50
+    init_epochs: Annotated[int, Range(0, 10**6), "Passes of each k-means start."] = 2
+    min_steps: Annotated[int, Range(0, 10**8), "Least steps of epochs, for few images."] = 150
     min_init_steps: Annotated[
         int,
         Range(0, 10**8),
@@ -62,12 +64,15 @@ class Config:
         int, Range(1, 10**6), "Images per step; the last incomplete batch is dropped."
     ] = 32
     learning_rate: Annotated[float, Range(above=0, most=1000), "Of Adam."] = 0.005
-    momentum: Annotated[float, Range(0, below=1), "Decay of the moving average (Eq. 11)."] = 0.98
+    momentum: Annotated[
+        float, Range(0, below=1), "Decay of the moving average (Eq. 11); recipe paper."
+    ] = 0.98
     momentum_every: Annotated[
-        int, Range(1, 10**8), "Steps between two updates of the moving average."
+        int, Range(1, 10**8), "Steps between two updates of the moving average; recipe paper."
     ] = 10
     momentum_ramp: Annotated[
-        bool, "Let the decay of the n-th update be min(1 - 1/n, momentum), not constant."
+        bool,
+        "Let the decay of the n-th update be min(1 - 1/n, momentum), not constant; recipe paper.",
     ] = True
     cosine_scale: Annotated[
         Annotated[float, Range(above=0, most=10**6)] | None,
@@ -81,9 +86,12 @@ class Config:
     iterative: Annotated[bool, "Decompose the remaining features anew for each mask."] = True
     mask_crf: Annotated[bool, "Refine the masks by the dense CRF."] = True
     views: Annotated[
-        Views, "Augmented views per image, computed once; fresh: new ones in every step."
+        Views,
+        "Augmented views per image, computed once; fresh: new ones in every step; recipe paper.",
     ] = 0
-    loss_size: Annotated[LossSize, "Votes and loss at image size, or at feature size."] = "image"
+    loss_size: Annotated[
+        LossSize, "Votes and loss at image size, or at feature size; recipe paper."
+    ] = "image"
     precision: Annotated[
         Precision, "Of the backbone: float32, or bfloat16, 1.5 times as fast on recent processors."
     ] = "float32"
@@ -91,13 +99,6 @@ class Config:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.method == "em" and not self.runs_em:
-            for name in EM_STEPS:
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    raise InputError(
-                        f"{name} is about the steps of EM, and recipe {self.recipe!r} has none: "
-                        "choose recipe 'paper', or leave it out"
-                    )
 
     @property
     def cosine(self) -> bool:
@@ -108,6 +109,11 @@ class Config:
     def runs_em(self) -> bool:
         """Whether the steps of EM follow the k-means start."""
         return self.method == "em" and self.recipe == "paper"
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Options that are about steps of EM, where there are none."""
+        return EM_STEPS if self.method == "em" and not self.runs_em else ()
 
 
 def option_types() -> dict[str, Any]:
@@ -124,6 +130,21 @@ def option_help(name: str) -> str:
         'Of Adam.'
     """
     return next(part for part in get_args(option_types()[name]) if isinstance(part, str))
+
+
+def check_used(config: Config) -> None:
+    """Refuse options that would change nothing.
+
+    Raises:
+        InputError: an option of the steps of EM is given, and the recipe has none.
+    """
+    usual = Config(config.classes)
+    for name in config.unused:
+        if getattr(config, name) != getattr(usual, name):
+            raise InputError(
+                f"{name} is about the steps of EM, and recipe {config.recipe!r} has none: "
+                "choose recipe 'paper', or leave it out"
+            )
 
 
 def check_names(options: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ from primaps.classes.edits import legend
 from primaps.classes.inventory import Inventory, take_inventory
 from primaps.classes.legend import Legend
 from primaps.classes.tree import TreeError
-from primaps.config import Classes, Config, check_names
+from primaps.config import Classes, Config, check_names, check_used
 from primaps.crf import CLASS_CRF
 from primaps.data import (
     Dataset,
@@ -152,6 +152,7 @@ class PriMaPsEM:
         check_names(options)
         name = str(backbone) if isinstance(backbone, str | Path) else ""
         config = Config(classes, **{"backbone": name, **options})
+        check_used(config)
         self.backbone = load_backbone(backbone, device, patch_size, options.get("precision"))
         size = image_side(self.backbone, config.size, BACKBONE_BATCH, classes)
         if size % self.backbone.patch_size:
@@ -202,7 +203,7 @@ class PriMaPsEM:
         problem: Problem = logger.warning,
         log: Callable[[HistoryLine], None] | None = None,
     ) -> PriMaPsEM:
-        """Fit to images: features, proposals, k-means start, EM (section 3.2).
+        """Fit to images: features, proposals, k-means, prototypes (section 3.2).
 
         Args:
             images: files, folders or globs, or Pillow images. Each is scaled and cut to its
@@ -492,7 +493,8 @@ class PriMaPsEM:
             ModelError: no model of this package is there, or the backbone has other weights.
         """
         found = read_pretrained(folder, projection)
-        options = asdict(found.record.config)
+        unused = found.record.config.unused
+        options = {k: v for k, v in asdict(found.record.config).items() if k not in unused}
         options["backbone"] = fitted_backbone(folder, found.record, backbone, device, precision)
         options["precision"] = options["backbone"].precision
         model = cls(**options, device=device, projection=found.projection)

@@ -70,7 +70,7 @@ class Plan:
             f"{self.images} images, {self.missing} of them to be computed",
             f"{size} {place}",
             cost,
-            f"k-means {self.init_steps} steps, EM {self.steps} steps",
+            f"k-means {self.init_steps} steps" + (f", EM {self.steps} steps" if self.steps else ""),
             f"about {duration(sum(self.seconds.values()))}: {stages}",
         ]
 

@@ -74,7 +74,7 @@ def fit(
     device: DeviceOption = "auto",
     crf: OldCrfOption = None,
 ) -> None:
-    """Find K classes in unlabelled images (PriMaPs-EM) and write the model."""
+    """Find K classes in unlabelled images and write the model."""
     with running() as progress, _process(device) as own:
         from primaps.data.drawing import drawn
         from primaps.em.fit import schedule

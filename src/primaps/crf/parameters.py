@@ -19,7 +19,7 @@ Iterations = Annotated[int, Range(0, 100_000)]
 Weight = Annotated[float, Range(0)]
 Compatibility = Sequence[Sequence[float]] | Float[Tensor, "k k"] | None
 Tolerance = Annotated[float, Range(0)] | None
-Negligible = Annotated[float, Range(0, 1)]
+Negligible = Annotated[float, Range(0, 0.5)]
 Deviation = Annotated[float, Range(above=0)]
 
 
@@ -42,8 +42,8 @@ class CRFParameters:
         tolerance: stop early, image by image, once an update changes the marginals by less than
             this (mean absolute difference); None always runs all iterations.
         negligible: labels whose largest marginals in an image sum to less than this hear of no
-            other pixel from then on, which makes CPUs faster; other devices compute all labels. A
-            class map hardly changes at 0.3.
+            other pixel until their sum grows to twice that, under Potts and where it makes a CPU
+            faster; other devices compute all labels. A class map hardly changes at 0.3.
 
     Raises:
         InputError: a parameter out of its range, named in the message.

@@ -74,7 +74,7 @@ class Reproduction:
             "momentum_ramp": self.protocol == "program" or row.dataset == FOLDER,
         }
         given = {"recipe": "paper", **usual, **self.options, **METHODS[row.kind], **row.options}
-        if given["recipe"] != "paper":
+        if given["recipe"] != "paper" and "method" not in given:
             given = {name: value for name, value in given.items() if name not in EM_STEPS}
         return {**given, "seed": seed}
 

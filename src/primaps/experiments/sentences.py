@@ -41,7 +41,7 @@ def differences(outcomes: Sequence[Outcome], reproduction: Reproduction) -> Iter
     )
     if "em" in kinds:
         yield _augmentation(reproduction)
-        constant = any(not reproduction.config(row, 0)["momentum_ramp"] for row in rows)
+        constant = any(not reproduction.config(row, 0).get("momentum_ramp", True) for row in rows)
         yield (
             "The moving average decays by a constant 0.98, as in Eq. 11; in the authors' program "
             "its first two updates copy the student and the n-th decays by 1 - 1/n at most "

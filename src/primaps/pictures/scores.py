@@ -43,8 +43,9 @@ def draw_result(
     for name in ("confusion.png", "iou.png", "examples.png"):
         need_own(folder / name)
     save(result_confusion(result, shown), folder / "confusion.png")
-    method = {"em": "PriMaPs-EM", "kmeans": "k-means", "probe": "linear probe"}
-    save(iou_chart({method[model.config.method]: result.iou}, shown), folder / "iou.png")
+    method = {"em": "PriMaPs-EM", "kmeans": "k-means", "probe": "linear probe"}[model.config.method]
+    method = f"recipe {model.config.recipe}" if model.config.unused else method
+    save(iou_chart({method: result.iou}, shown), folder / "iou.png")
     sheet = example_sheet({"prediction": (model, result)}, data, evenly(data, number))
     write_png(sheet, folder / "examples.png")
 

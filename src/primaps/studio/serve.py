@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from primaps.config import Config, check_names
+from primaps.config import Config, check_names, check_used
 from primaps.support.errors import InputError, MissingPackageError
 from primaps.support.typed import conform
 
@@ -67,7 +67,7 @@ def run_studio(
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise MissingPackageError("the studio needs its packages: pip install 'primaps[studio]'")
     check_names(options)
-    Config(2 if classes == "auto" else conform(classes, int, "classes"), **options)
+    check_used(Config(2 if classes == "auto" else conform(classes, int, "classes"), **options))
     host = host.strip("[]")
     local = _is_loopback(host)
     if not local and not allow_host:

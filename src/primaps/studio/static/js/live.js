@@ -59,7 +59,7 @@ export async function arrive(server) {
     await Promise.all([loadImages(), fitted ? reload() : null]);
   }
   if (fitted && !other && before?.stage === "fitting") tell("The classes are there.");
-  if (fitted && store.state.images?.doubt.some((one) => one === null)) again();
+  if (fitted && (moved || looking() || (before?.progress && !server.progress))) again();
 }
 
 store.on("painted", () => loadImages());
@@ -74,12 +74,13 @@ export async function loadImages() {
   }
 }
 
-// Doubt and shares fill up while the server looks at the images.
+// Doubt and shares fill up while the server looks at the images; those that cannot be read stay without.
+const looking = () => store.state.server.progress && store.state.images?.doubt.some((one) => one === null);
 let waiting = null;
 function again() {
   waiting ??= setTimeout(async () => {
     waiting = null;
     await loadImages();
-    if (store.state.images?.doubt.some((one) => one === null)) again();
-  }, store.state.images.names.length > 200 ? 5000 : 2000); // an answer of a thousand images has some 500 kB
+    if (looking()) again();
+  }, store.state.images?.names.length > 200 ? 5000 : 2000); // an answer of a thousand images has some 500 kB
 }
