@@ -84,10 +84,8 @@ def prepared(arguments: argparse.Namespace):
 def child(arguments: argparse.Namespace) -> None:
     """One epoch in this process; prints seconds and by how much memory rose."""
     _, found = prepared(arguments)
-    config, start = (
-        Config(arguments.classes, recipe="paper"),
-        pca_start(found.views, arguments.classes),
-    )
+    config = Config(arguments.classes, recipe="paper")
+    start = pca_start(found.views, arguments.classes)
     steps = len(found.keys) // config.batch_size
     if arguments.kind == "ours":
         fit_em(found.views, found.masks, start, 1, config)  # loads the compiled functions

@@ -180,6 +180,17 @@ def test_weak_labels_hardly_matter_to_the_class_map(labels):
     torch.testing.assert_close(weak.sum(0), torch.ones(120, 160), atol=1e-5, rtol=0)
 
 
+def test_weak_labels_that_share_a_lane_do_not_support_each_other():
+    """23 labels of 1 % each: together they would hear of 25 %, and take the image over."""
+    image = torch.full((3, 40, 40), 100, dtype=torch.uint8)
+    likely = torch.full((27, 40, 40), 0.25 / 23)
+    likely[:4] = 0.75 / 4
+    full, weak = (
+        dense_crf(image, likely, negligible=value)[4:].sum(0).mean() for value in (0, 0.3)
+    )
+    torch.testing.assert_close(weak, full, rtol=0.05, atol=0)
+
+
 def test_labels_that_were_left_out_come_back():
     """When their sum grows, all rows are again as they were, and from then on stay so."""
     logits = torch.randn(12, 50, generator=torch.Generator().manual_seed(0))

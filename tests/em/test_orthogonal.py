@@ -118,4 +118,4 @@ def test_separated_classes_are_found_and_the_history_tells():
     assert last["loss"] < -0.9
     assert last["empty"] == []
     with pytest.raises(ValueError, match="13 prototypes of 12 channels cannot be orthogonal"):
-        fit_orthogonal(features, partial(start, classes=13), 5, Config(3), recorder)
+        fit_orthogonal(features, partial(start, classes=13), 5, Config(13), recorder)

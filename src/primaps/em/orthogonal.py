@@ -119,15 +119,16 @@ def fit_orthogonal(
     Raises:
         InputError: there are more classes than channels, so they cannot be orthogonal.
     """
+    channels = features.shape[1]
+    if config.classes > channels:
+        raise InputError(
+            f"{config.classes} prototypes of {channels} channels cannot be orthogonal: "
+            "use fewer classes or --recipe paper"
+        )
     refined = []
     for number in range(starts):
         own = replace(config, seed=RESTARTS * config.seed + number)
         begun = F.normalize(start(own, f"k-means-{number + 1}").direction.detach(), dim=1)
-        if len(begun) > features.shape[1]:
-            raise InputError(
-                f"{len(begun)} prototypes of {features.shape[1]} channels cannot be orthogonal: "
-                "use fewer classes or --recipe paper"
-            )
         refined.append(orthogonal_kmeans(features, begun))
     directions = orthogonal_kmeans(features, consensus(refined).to(features))
     cosines, assigned = (features @ directions.T).max(1)

@@ -103,6 +103,7 @@ def model_card(
     config, backbone, images = asdict(record.config), record.backbone.name, record.training.images
     classes = read_classes(folder)
     own = backbone.startswith("callable:")
+    how = "recipe" if config["method"] == "em" else "method"
     rows = ["---", "library_name: primaps", "pipeline_tag: image-segmentation"]
     rows += ["tags:", "- primaps", "- unsupervised-semantic-segmentation", "---", ""]
     rows += [f"# {repo_id}", ""]
@@ -110,7 +111,7 @@ def model_card(
     rows += [
         f"Unsupervised semantic segmentation: {len(classes)} classes, found by "
         f"primaps in {images:,} images without a label "
-        f"(method `{config.get('method', 'em')}`), on features of `{backbone}` at "
+        f"({how} `{config[how]}`), on features of `{backbone}` at "
         f"{config.get('size')} px, which are not part of this repository.",
         "",
         "## Use",
@@ -127,7 +128,7 @@ def model_card(
         *(_scores(scores) if scores is not None else ["Scores: none were given.", ""]),
         "## Options",
         "",
-        *(f"- {name}: `{value}`" for name, value in sorted(config.items())),
+        *(f"- {k}: `{v}`" for k, v in sorted(config.items()) if k not in record.config.unused),
         *(f"- version of {name}: `{value}`" for name, value in record.versions.items()),
         "",
     ]

@@ -78,10 +78,10 @@ class Guard:
         if scope["type"] != "http":  # the studio has no web sockets
             await send({"type": "websocket.close", "code": 1008})
             return
-        if (refusal := self._refusal(scope)) is not None:
-            await _answer(_with_headers(send), *refusal)
-            return
         typed = _header(scope, b"sec-fetch-mode") == [b"navigate"]
+        if (refusal := self._refusal(scope)) is not None:
+            await _answer(_with_headers(send), *refusal, typed)
+            return
         if (given := parse_qs(scope["query_string"]).get(b"token")) and scope["path"] == "/":
             await self._enter(given, _with_headers(send), typed)
             return
