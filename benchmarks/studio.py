@@ -3,7 +3,7 @@
     python benchmarks/studio.py [--images 1000] [--looked 24] [--keep FOLDER]
 
 Makes photographs out of the demo's, fits a model to a few of them, serves the studio and drives
-Chromium (software rendering, no limit on the frame rate, so that a frame takes what it costs).
+Chromium (without a graphics card, no limit on the frame rate, so that a frame takes what it costs).
 Printed are, with the limits that they have: the first useful screen, a frame while the number of
 classes, a colour, the opacity or the confidence moves, the next image, the threshold of the masks,
 and the memory of the server, which is that of all images if --looked is as many.
@@ -32,8 +32,8 @@ from primaps.model import PriMaPsEM
 CLASSES = 27
 SIZE = (1024, 768)
 ARGUMENTS = (
-    "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-    "--disable-background-networking", "--disable-frame-rate-limit", "--disable-gpu-vsync",
+    "--no-sandbox", "--disable-background-networking", "--disable-frame-rate-limit",
+    "--disable-gpu-vsync",
 )  # fmt: skip
 
 FRAMES = """

@@ -88,6 +88,22 @@ def test_a_wrong_edit_is_one_sentence_with_file_and_field(tree, tmp_path, edit, 
     assert "\n" not in text
 
 
+@pytest.mark.parametrize(("edit", "sentence"), BROKEN[:-1])
+def test_an_edit_that_is_asked_for_is_refused_without_its_number(tree, tmp_path, edit, sentence):
+    change_edits(tmp_path, tree, lambda edits: [{"hide": "0"}])
+    with pytest.raises(EditError) as error:
+        change_edits(tmp_path, tree, lambda edits: [*edits, edit])
+    assert sentence in str(error.value)
+    assert "edits[" not in str(error.value)
+    assert read_edits(tmp_path, tree).edits == ({"hide": "0"},)
+
+
+def test_an_edit_that_others_need_is_not_undone_and_they_are_named(tree, tmp_path):
+    change_edits(tmp_path, tree, lambda edits: [{"split": "0"}, {"hide": "0.1"}])
+    with pytest.raises(EditError, match=r"^edits\[0\]: "):
+        change_edits(tmp_path, tree, lambda edits: undone(edits, 0))
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

@@ -280,3 +280,22 @@ def test_who_has_no_token_is_told_in_a_page(browser, own):
         assert page.locator("html").get_attribute("lang") == "en"
         page.locator("main p", has_text="printed").wait_for()
     context.close()
+
+
+def test_a_photograph_that_cannot_be_read_is_said_and_not_waited_for(browser, folder):
+    broken = folder / "photos" / "a" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with model_served(folder) as found:
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(f"http://127.0.0.1:{found.port}/?token={TOKEN}")
+        page.locator(".card").first.wait_for()
+        go(page, "Images")
+        page.get_by_text("10 images, 1 cannot be read").wait_for()
+        assert page.locator(".cell .no-picture").count() == 1
+        go(page, "Masks")
+        assert page.get_by_role("img", name="2.png cannot be read").count() == 1
+        page.evaluate("location.hash = 'trust'")
+        page.get_by_role("button", name="Answer 40").wait_for()
+        context.close()

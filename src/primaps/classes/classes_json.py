@@ -161,7 +161,12 @@ def change_edits(
                 f"{Path(folder) / NAME} would have {len(edits)} edits, and {MOST_EDITS} are the "
                 "most: undo some"
             )
-        legend(tree, edits)
+        try:
+            legend(tree, edits)
+        except EditError as error:
+            kept = edits[: len(now.edits)] == list(now.edits)
+            # Those that were there are fine, so it is what was added: its number says nothing.
+            raise EditError(str(error.__cause__ if kept else error)) from None
         note()
         content = {"format": FORMAT, "tree": digest(tree), "edits": edits}
         write_json(Path(folder) / NAME, content)

@@ -78,7 +78,7 @@ def _after(tree: Tree, edits: Sequence[Any]) -> _State:
         try:
             state.apply(edit)
         except EditError as error:
-            raise EditError(f"edits[{number}]: {error}") from None
+            raise EditError(f"edits[{number}]: {error}") from error
     return state
 
 

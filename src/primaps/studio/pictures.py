@@ -58,6 +58,7 @@ class Pictures:
                 np.round(shares[n], 5).tolist() if n in shares else None for n in range(len(listed))
             ],
             "corrected": studio.corrected(),
+            "lost": sorted(studio.album.lost),
         }
 
     async def photo(self, request: Request) -> Response:

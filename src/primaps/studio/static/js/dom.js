@@ -73,6 +73,13 @@ export function icon(name) {
   return svg;
 }
 
+/** A small photograph; where it cannot be read, a drawing that says so. */
+export function thumbnail(src, alt, props = {}) {
+  const lost = () => node.replaceWith(el("span", { class: "no-picture", role: "img", "aria-label": `${alt} cannot be read`.trim() }, icon("warn")));
+  const node = el("img", { src, alt, ...props, on: { error: lost } });
+  return node;
+}
+
 export function button(text, click, { kind = "", symbol = null, key = "", ...props } = {}) {
   const title = key ? `${props.title ?? text} (${key})` : props.title;
   // The words of the tooltip are the name already: only the key is new.

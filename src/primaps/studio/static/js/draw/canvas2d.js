@@ -1,67 +1,150 @@
-// The same drawing where there is no WebGL2: labels are coloured once per change, at their size.
+// The same drawing where there is no graphics card, on which WebGL is slower than this. What a pane
+// shows of the photograph and of the labels is kept at its pixels, so that a change of the palette
+// is one pass over them.
 
-/** Colours of a label map as RGBA, outlines included: what the shader does, pixel by pixel. */
-export function coloured(map, palette, { opacity, outlines, sure, confidence }) {
-  const { width, height, values } = map;
-  const { width: across, data } = palette;
-  const out = new Uint8ClampedArray(width * height * 4);
-  const pixels = new Uint32Array(out.buffer);
-  const inks = inksOf(palette, opacity);
-  const numbers = new Uint16Array(width * height);
-  for (let i = 0; i < values.length; i += 1) {
-    const value = values[i];
-    if (data[value * 4 + 3] === 0) continue;
-    if (sure > 0 && confidence && confidenceAt(confidence, i % width, Math.floor(i / width), map) < sure) continue;
-    const row = (across + value) * 4;
-    numbers[i] = data[row] | (data[row + 1] << 8);
-    pixels[i] = inks[value];
+/**
+ * Pixels of a pane: the photograph with the colours of its labels and their outlines.
+ *
+ * @param view {width, base, labels, sure}: RGBA as one number, a label, and 0..255, of each pixel
+ * @param look {opacity, line, sure}: `line` in pixels, 0 for none
+ */
+export function paint({ width, base, labels, sure }, palette, { opacity, line, sure: threshold }) {
+  const { keep, redBlue, green, numbers } = inks(palette, opacity);
+  const out = new Uint32Array(base.length);
+  const shown = new Uint16Array(base.length);
+  const least = threshold * 255;
+  for (let i = 0; i < out.length; i += 1) {
+    const label = labels[i];
+    const pixel = base[i];
+    if (!numbers[label] || (least && sure && sure[i] < least)) {
+      out[i] = pixel;
+      continue;
+    }
+    shown[i] = numbers[label];
+    out[i] = mixed(pixel, keep[label], redBlue[label], green[label]);
   }
-  if (!outlines) return out;
-  const [line] = new Uint32Array(new Uint8Array([255, 255, 255, 217]).buffer);
-  for (let i = 0; i < numbers.length; i += 1) {
-    const right = (i + 1) % width ? numbers[i + 1] : numbers[i];
-    const below = i + width < numbers.length ? numbers[i + width] : numbers[i];
-    if (right !== numbers[i] || below !== numbers[i]) pixels[i] = line;
+  const step = Math.round(line);
+  if (!step) return out;
+  const keptOfLine = Math.round(256 * 0.15);
+  const white = 255 * (256 - keptOfLine);
+  for (let i = 0; i < out.length; i += 1) {
+    const right = (i % width) + step < width ? shown[i + step] : shown[i];
+    const below = i + step * width < out.length ? shown[i + step * width] : shown[i];
+    if (right !== shown[i] || below !== shown[i]) out[i] = mixed(out[i], keptOfLine, white * 0x10001, white << 8);
   }
   return out;
 }
 
-/** The four bytes of each label value as one number, which is written at once. */
-function inksOf({ width, data }, opacity) {
-  const bytes = new Uint8ClampedArray(data.subarray(0, width * 4));
-  for (let value = 0; value < width; value += 1) bytes[value * 4 + 3] = 255 * opacity * (data[(width + value) * 4 + 2] ? 0.15 : 1);
-  return new Uint32Array(bytes.buffer);
+/** A pixel times `keep` of 256, plus what is laid over it; red and blue are computed at once. */
+function mixed(pixel, keep, redBlue, green) {
+  const both = ((Math.imul(pixel & 0xff00ff, keep) + redBlue) >>> 8) & 0xff00ff;
+  const middle = ((Math.imul(pixel & 0xff00, keep) + green) >>> 8) & 0xff00;
+  return both | middle | 0xff000000;
 }
 
-function confidenceAt(confidence, x, y, map) {
-  const column = Math.min(confidence.width - 1, Math.floor((x / map.width) * confidence.width));
-  const row = Math.min(confidence.height - 1, Math.floor((y / map.height) * confidence.height));
-  return confidence.values[row * confidence.width + column] / 255;
+/** What each label lays over a pixel, and the number of its class; 0 where it is hidden. */
+function inks({ width, data }, opacity) {
+  const keep = new Int32Array(width);
+  const redBlue = new Int32Array(width);
+  const green = new Int32Array(width);
+  const numbers = new Uint16Array(width);
+  for (let label = 0; label < width; label += 1) {
+    const [r, g, b, a] = data.subarray(label * 4, label * 4 + 4);
+    const [low, high, back] = data.subarray((width + label) * 4, (width + label) * 4 + 3);
+    numbers[label] = a ? low | (high << 8) : 0;
+    const over = Math.round(256 * opacity * (back ? 0.15 : 1));
+    keep[label] = 256 - over;
+    redBlue[label] = (r | (b << 16)) * over;
+    green[label] = (g << 8) * over;
+  }
+  return { keep, redBlue, green, numbers };
+}
+
+/** For pixels from `start` on: where they lie on an axis of `size` cells, 0 the middle of the first. */
+function positions(start, count, place, length, size) {
+  return Float32Array.from({ length: count }, (_, i) => ((start + i + 0.5 - place) / length) * size - 0.5);
+}
+const inside = (at, size) => Math.max(0, Math.min(size - 1, at));
+
+function nearest({ width, height, values }, columns, rows) {
+  const out = new values.constructor(columns.length * rows.length);
+  const across = Int32Array.from(columns, (x) => inside(Math.round(x), width));
+  let i = 0;
+  for (const y of rows) {
+    const row = inside(Math.round(y), height) * width;
+    for (const x of across) out[i++] = values[row + x];
+  }
+  return out;
+}
+
+/** Calls back with the four cells around each pixel, and how near it is to the last of them. */
+function around({ width, height }, columns, rows, tell) {
+  let i = 0;
+  for (const y of rows) {
+    const top = inside(Math.floor(y), height) * width;
+    const bottom = inside(Math.floor(y) + 1, height) * width;
+    for (const x of columns) {
+      const left = inside(Math.floor(x), width);
+      const right = inside(Math.floor(x) + 1, width);
+      tell(i++, top + left, top + right, bottom + left, bottom + right, x - Math.floor(x), y - Math.floor(y));
+    }
+  }
+}
+
+/** Labels of a coarse map with smooth borders: the one with the largest bilinear weight. */
+function smoothed(map, columns, rows) {
+  const { values } = map;
+  const out = new values.constructor(columns.length * rows.length);
+  around(map, columns, rows, (i, a, b, c, d, x, y) => {
+    out[i] = values[a];
+    if (values[b] === out[i] && values[c] === out[i] && values[d] === out[i]) return;
+    const found = [values[a], values[b], values[c], values[d]];
+    const weights = [(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y];
+    let most = -1;
+    for (const one of found) {
+      const sum = weights.reduce((all, weight, k) => all + (found[k] === one ? weight : 0), 0);
+      if (sum > most) [most, out[i]] = [sum, one];
+    }
+  });
+  return out;
+}
+
+function interpolated(map, columns, rows) {
+  const { values } = map;
+  const out = new Uint8Array(columns.length * rows.length);
+  around(map, columns, rows, (i, a, b, c, d, x, y) => {
+    const top = values[a] + (values[b] - values[a]) * x;
+    out[i] = Math.round(top + (values[c] + (values[d] - values[c]) * x - top) * y);
+  });
+  return out;
 }
 
 export function canvas2d(canvas) {
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   const layers = new Map();
   const layerOf = (name) => {
-    if (!layers.has(name)) layers.set(name, { canvas: document.createElement("canvas"), look: "" });
+    if (!layers.has(name)) layers.set(name, {});
     return layers.get(name);
   };
+  const views = []; // of each pane, what it shows
   let photo = null;
-  let confidence = null;
+  let certainty = null;
 
-  function drawn(name, look) {
-    const layer = layerOf(name);
-    if (!layer.map || !layer.palette) return null;
-    const sure = name === "classes" ? look.sure : 0;
-    const key = `${look.opacity} ${look.outlines} ${sure}`;
-    if (layer.look !== key) {
-      layer.look = key;
-      const { width, height } = layer.map;
-      Object.assign(layer.canvas, { width, height });
-      const pixels = coloured(layer.map, layer.palette, { ...look, sure, confidence });
-      layer.canvas.getContext("2d").putImageData(new ImageData(pixels, width, height), 0, 0);
-    }
-    return layer.canvas;
+  /** The pixels of the photograph where a pane shows it; kept while the pane shows the same. */
+  function viewOf(number, { clip, rect }) {
+    const left = Math.max(clip.left, Math.floor(rect.left));
+    const top = Math.max(clip.top, Math.floor(rect.top));
+    const width = Math.min(clip.left + clip.width, Math.ceil(rect.left + rect.width)) - left;
+    const height = Math.min(clip.top + clip.height, Math.ceil(rect.top + rect.height)) - top;
+    const key = [left, top, width, height, ...Object.values(rect)].join(" ");
+    if (views[number]?.key === key && views[number].photo === photo) return views[number];
+    if (width < 1 || height < 1) return null;
+    const scaled = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+    scaled.imageSmoothingQuality = "high";
+    scaled.drawImage(photo, rect.left - left, rect.top - top, rect.width, rect.height);
+    const base = new Uint32Array(scaled.getImageData(0, 0, width, height).data.buffer);
+    const axes = (map) => [positions(left, width, rect.left, rect.width, map.width), positions(top, height, rect.top, rect.height, map.height)];
+    return (views[number] = { key, photo, left, top, width, height, base, axes });
   }
 
   return {
@@ -69,31 +152,40 @@ export function canvas2d(canvas) {
       photo = bitmap;
     },
     labels(name, map) {
-      Object.assign(layerOf(name), { map, look: "" });
+      layerOf(name).map = map;
     },
     clear(name) {
       layerOf(name).map = null;
     },
     palette(name, palette) {
-      Object.assign(layerOf(name), { palette, look: "" });
+      layerOf(name).palette = palette;
     },
     sure(map) {
-      confidence = map;
-      layerOf("classes").look = "";
+      certainty = map;
     },
     draw(panes, look) {
       context.clearRect(0, 0, canvas.width, canvas.height);
-      for (const { clip, rect, layer } of panes) {
-        context.save();
-        context.beginPath();
-        context.rect(clip.left, clip.top, clip.width, clip.height);
-        context.clip();
-        const where = [rect.left, rect.top, rect.width, rect.height];
-        if (photo) context.drawImage(photo, ...where);
-        const over = layer && drawn(layer, look);
-        if (over) context.drawImage(over, ...where);
-        context.restore();
-      }
+      views.length = Math.min(views.length, panes.length);
+      panes.forEach((pane, number) => {
+        const view = photo && viewOf(number, pane);
+        if (!view) return;
+        const { map, palette } = layerOf(pane.layer);
+        let pixels = view.base;
+        if (map && palette) {
+          if (view.map !== map) {
+            view.map = map;
+            view.labels = (map.width * 3 < photo.width ? smoothed : nearest)(map, ...view.axes(map));
+          }
+          const threshold = pane.layer === "classes" && certainty ? look.sure : 0;
+          if (threshold && view.certainty !== certainty) {
+            view.certainty = certainty;
+            view.sure = interpolated(certainty, ...view.axes(certainty));
+          }
+          pixels = paint(view, palette, { opacity: look.opacity, line: look.outlines ? look.line : 0, sure: threshold });
+        }
+        const image = new ImageData(new Uint8ClampedArray(pixels.buffer), view.width, view.height);
+        context.putImageData(image, view.left, view.top);
+      });
     },
     end() {},
   };

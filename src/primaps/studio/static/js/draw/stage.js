@@ -1,5 +1,5 @@
 // A canvas that shows an image with its layers: zoom, pan, side by side, swipe. What is drawn is
-// decided here; how, by webgl.js or canvas2d.js.
+// decided here; how, by webgl.js where there is a graphics card, by canvas2d.js elsewhere.
 
 import { el, iconButton, ratio } from "../dom.js";
 import { pan, place, pointAt, WHOLE, zoomAt } from "./camera.js";

@@ -6,8 +6,23 @@ import { FRAGMENT, VERTEX } from "./shaders.js";
 const UNITS = { photo: 0, labels: 1, palette: 2, sure: 3 };
 const UNIFORMS = ["place", "canvas", "opacity", "threshold", "outline", "coarse", ...Object.keys(UNITS)];
 
-/** The drawing on a canvas, or null where there is no WebGL2. */
+const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i;
+
+/** Whether WebGL2 is there and a graphics card computes it. */
+let card = null;
+function hasCard() {
+  if (card !== null) return card;
+  const gl = document.createElement("canvas").getContext("webgl2");
+  if (!gl) return (card = false);
+  const known = gl.getExtension("WEBGL_debug_renderer_info");
+  card = !SOFTWARE.test(gl.getParameter(known ? known.UNMASKED_RENDERER_WEBGL : gl.RENDERER));
+  gl.getExtension("WEBGL_lose_context")?.loseContext();
+  return card;
+}
+
+/** The drawing on a canvas, or null where no graphics card draws it. */
 export function webgl(canvas) {
+  if (!hasCard()) return null;
   const gl = canvas.getContext("webgl2", { alpha: true, antialias: false, depth: false });
   if (!gl) return null;
   const program = build(gl);

@@ -1,7 +1,7 @@
 // The images of the collection as a strip to choose from: a column, or a row on narrow screens.
 
 import { url } from "../api.js";
-import { el } from "../dom.js";
+import { el, thumbnail } from "../dom.js";
 import { fileName } from "../format.js";
 import { store } from "../store.js";
 import { createGrid } from "../virtual.js";
@@ -13,7 +13,7 @@ export function filmstrip(choose, across = narrow.matches) {
   const grid = createGrid({
     label: "Images", width: across ? 96 : 120, height: 92, across, choose,
     cell: (image) =>
-      el("figure", { title: names[image] }, el("img", { src: url.thumb(image), alt: fileName(names[image]), draggable: "false" })),
+      el("figure", { title: names[image] }, thumbnail(url.thumb(image), fileName(names[image]), { draggable: "false" })),
   });
   grid.node.classList.add("filmstrip");
   const order = names.map((_, image) => image);

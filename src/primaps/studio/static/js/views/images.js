@@ -2,7 +2,7 @@
 
 import { shareOf, shown } from "../classes.js";
 import { url } from "../api.js";
-import { el, ends, icon, setText } from "../dom.js";
+import { el, ends, icon, setText, thumbnail } from "../dom.js";
 import { count, fileName, percent } from "../format.js";
 import { viewKeys } from "../keyboard.js";
 import { store } from "../store.js";
@@ -66,7 +66,7 @@ function mount(root) {
       paintBand(band, image);
       const doubtful = doubt[image] === null ? "" : `${percent(doubt[image])} doubt`;
       return el("figure", { title: names[image], on: { click: () => setTimeout(() => show(true)) } },
-        el("img", { src: url.thumb(image), alt: "", draggable: "false" }),
+        thumbnail(url.thumb(image), "", { draggable: "false" }),
         band,
         el("figcaption", { class: "row apart small" },
           ends(fileName(names[image])),
@@ -106,11 +106,18 @@ function mount(root) {
     const { images } = store.state;
     options();
     const looked = images.doubt.filter((one) => one !== null).length;
-    setText(figures, `${count(images.names.length, "image")}${looked < images.names.length ? `, ${looked} looked at so far` : ""}${images.corrected.length ? `, ${images.corrected.length} corrected` : ""}`);
+    const lost = images.lost.length;
+    const open = looked + lost < images.names.length;
+    setText(figures, [
+      count(images.names.length, "image"),
+      open ? `${looked} looked at so far` : null,
+      images.corrected.length ? `${images.corrected.length} corrected` : null,
+      lost ? `${lost} cannot be read` : null,
+    ].filter(Boolean).join(", "));
     if (changed.includes("images")) {
       // An order that changes under the hand is worse than one that is a little old.
       const still = grid.node.scrollTop === 0 && !grid.node.matches(":hover") && !touched;
-      if (!ordered.length || ordered.length !== images.names.length || (still && looked < images.names.length)) arrange(order);
+      if (!ordered.length || ordered.length !== images.names.length || (still && open)) arrange(order);
       grid.refresh();
     }
     grid.each((node, image) => paintBand(node.querySelector("canvas"), image));

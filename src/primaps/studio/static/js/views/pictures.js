@@ -1,7 +1,7 @@
 // A wall of small pictures: a sample of the photographs, with their masks as they come.
 
 import { url } from "../api.js";
-import { el } from "../dom.js";
+import { el, thumbnail } from "../dom.js";
 import { canvas2d } from "../draw/canvas2d.js";
 import { onPicture } from "../live.js";
 import * as loader from "../loader.js";
@@ -15,7 +15,7 @@ export function createPictures({ masks }) {
   const shown = new Map();
 
   function add(image, first) {
-    const item = el("li", {}, el("img", { src: url.thumb(image), alt: store.state.images?.names[image] ?? "", loading: "lazy" }));
+    const item = el("li", {}, thumbnail(url.thumb(image), store.state.images?.names[image] ?? "", { loading: "lazy" }));
     shown.set(image, item);
     if (first) node.prepend(item);
     else node.append(item);
@@ -34,7 +34,7 @@ export function createPictures({ masks }) {
       const map = await loader.proposals(loader.proposalsKey(image, 0.4, false));
       const picture = item.firstChild;
       await picture.decode();
-      if (!item.querySelector("canvas")) item.append(overlay(picture, map));
+      if (!item.querySelector("canvas")) item.append(overlay(await createImageBitmap(picture), map));
     } catch {
       // A picture of progress that does not come is no error: the next one will.
     }
@@ -52,12 +52,14 @@ export function createPictures({ masks }) {
   };
 }
 
-function overlay(picture, map) {
-  const canvas = el("canvas", { width: picture.naturalWidth, height: picture.naturalHeight, class: "arriving" });
+function overlay(bitmap, map) {
+  const { width, height } = bitmap;
+  const canvas = el("canvas", { width, height, class: "arriving" });
   const drawing = canvas2d(canvas);
+  drawing.photo(bitmap);
   drawing.labels("masks", map);
   drawing.palette("masks", maskPalette(map));
-  const whole = { left: 0, top: 0, width: canvas.width, height: canvas.height };
+  const whole = { left: 0, top: 0, width, height };
   drawing.draw([{ clip: whole, rect: whole, layer: "masks" }], { opacity: 0.6, outlines: false, sure: 0 });
   return canvas;
 }

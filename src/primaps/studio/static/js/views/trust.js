@@ -77,17 +77,17 @@ function mount(root) {
   }
 
   /** Questions and the report are about all images: how many were not looked at yet. */
-  const unseen = () => store.state.images.doubt.filter((one) => one === null).length;
+  const unseen = () => store.state.images.doubt.filter((one) => one === null).length - store.state.images.lost.length;
 
   let said = ""; // of the introduction: it is made anew only where it says something else
   function intro() {
     const total = store.state.images.names.length;
-    const now = String(Math.max(0, unseen() - store.state.server.problems.length));
+    const now = String(unseen());
     if (now === said && page.firstChild?.className === "nothing") return;
     said = now;
-    if (unseen() > store.state.server.problems.length) {
+    if (unseen() > 0) {
       refill(page, nothing("eye", "A moment",
-        `${total - unseen()} of ${count(total, "photograph")} were looked at so far. Questions are drawn from all of them.`));
+        `${total - unseen() - store.state.images.lost.length} of ${count(total, "photograph")} were looked at so far. Questions are drawn from all of them.`));
       return;
     }
     refill(page, nothing("done", "How good are these classes?",
