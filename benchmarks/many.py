@@ -1,6 +1,7 @@
 """How fast ``propose`` and ``predict`` are on many photographs, against one image after the other.
 
     python benchmarks/many.py predict|propose --images FOLDER [--model MODEL] [--precision float32]
+    python benchmarks/many.py predict|propose --images FOLDER [--model MODEL] --before SOURCE
     python benchmarks/many.py processes --images FOLDER --model MODEL [--count N]
 
 Photographs are scaled to 640x480 first. ``predict`` and ``propose`` alternate between the way of
@@ -8,8 +9,10 @@ this package and the one that it had before, in float32: one image after the oth
 one after the other, each operation on all cores, pictures drawn and written in between, the network
 as transformers runs it by itself. In float32 both write the same files but for the rounding. Prints
 the median of wall time and of processor time per image, which tells on a machine that has other
-work, and the share of the backbone of it. ``processes`` compares one process on all cores with two
-on one core each, under torchrun.
+work, and the share of the backbone of it. With ``--before`` the whole command is compared with that
+of an older version, whose ``src`` SOURCE is (``git worktree add ../before REVISION``); both must be
+able to read MODEL. ``processes`` compares one process on all cores with two on one core each, under
+torchrun.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -128,6 +131,15 @@ def compare(ways: dict[str, Callable[[Path], object]], count: int, rounds: int) 
         print(f"{what}: {statistics.median(ratios):.2f} times (median of {len(ratios)})")
 
 
+def command(words: list[str], out: Path, start: Sequence[str] = (), **environment: str) -> None:
+    """Run a command of primaps in a process of its own."""
+    main = ["-m", "primaps"] if start else ["-c", "from primaps.cli import main; main()"]
+    subprocess.run(
+        [sys.executable, *start, *main, *words, "--device", "cpu", "--out", str(out)],
+        check=True, capture_output=True, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
 def photographs(folder: str, count: int, into: Path) -> None:
     files = find_images(folder)
     for number in range(count):
@@ -140,6 +152,7 @@ def main() -> None:
     parser.add_argument("what", choices=["predict", "propose", "processes"])
     parser.add_argument("--images", required=True)
     parser.add_argument("--model")
+    parser.add_argument("--before", metavar="SOURCE", help="src of an older version")
     parser.add_argument("--backbone", default="dinov2-vits14")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
@@ -151,16 +164,22 @@ def main() -> None:
         photographs(arguments.images, count, images)
         if arguments.what == "processes":
             cores = str(torch.get_num_threads())
-            words = ["predict", arguments.model, str(images), "--device", "cpu", "--out"]
+            run = partial(command, ["predict", arguments.model, str(images)])
             two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-
-            def run(start: list[str], threads: str, out: Path) -> None:
-                subprocess.run(
-                    [sys.executable, *start, "-m", "primaps", *words, str(out)], check=True,
-                    env={**os.environ, "OMP_NUM_THREADS": threads}, capture_output=True,
-                )  # fmt: skip
-
-            ways = {"one process": partial(run, [], cores), "two processes": partial(run, two, "1")}
+            ways = {
+                "one process": partial(run, OMP_NUM_THREADS=cores),
+                "two processes": partial(run, start=two, OMP_NUM_THREADS="1"),
+            }
+            compare(ways, count, rounds)
+            return
+        if arguments.before:
+            model = [arguments.model] if arguments.what == "predict" else []
+            words = [arguments.what, *model, str(images)]
+            precision = ["--precision", arguments.precision] if model else []
+            ways = {
+                "before": partial(command, words, PYTHONPATH=arguments.before),
+                "now": partial(command, words + precision),
+            }
             compare(ways, count, rounds)
             return
         if arguments.what == "predict":

@@ -1,7 +1,7 @@
 import torch
 
 from primaps.features.store import Rows
-from primaps.features.views import Views, batch_indices
+from primaps.features.views import Views, batch_indices, thinned
 
 CLEAN = torch.arange(10 * 2 * 3).view(10, 2, 3, 1, 1).half()
 
@@ -46,3 +46,33 @@ def test_processes_share_a_batch_as_one_would_see_it():
         part = Views(Rows(CLEAN[rank::2]), place=place).batch(index, 3, 0)
         assert torch.equal(part.clean, whole.clean[rank::2])
         assert torch.equal(part.mirror, whole.mirror[rank::2])
+
+
+def test_a_thinned_collection_has_positions_of_its_images_and_no_other():
+    maps = torch.rand(9, 2, 4, 3, 5).half()
+    few = thinned(Views(Rows(maps)), 6, 7, seed=3)
+    assert (len(few), few.clean.shape) == (6, (2, 4, 1, 7))
+    image_of = []
+    for row in few.clean.take(torch.arange(6)):
+        cells = row[:, :, 0].flatten(0, 1).T  # image and mirror image: the same positions
+        at = (cells[:, None, None] == maps.flatten(1, 2).flatten(2).mT[None]).all(3)
+        assert at.sum(2).sum(1).tolist() == [1] * 7
+        assert len(at.nonzero()[:, 1].unique()) == 1
+        assert len(at.nonzero()[:, 2].unique()) == 7
+        image_of.append(int(at.nonzero()[0, 1]))
+    assert image_of == sorted(set(image_of))
+
+
+def test_processes_thin_a_collection_as_one_does():
+    maps = torch.rand(9, 2, 4, 3, 5).half()
+    whole = thinned(Views(Rows(maps)), 6, 7, seed=3).clean.take(torch.arange(6))
+    for shares in ([0, 1, 0, 1, 0, 1, 0, 1, 0], [1] * 9):
+        for process in (0, 1):
+            mine = torch.tensor([image for image in range(9) if shares[image] == process]).long()
+            place = torch.full((9,), -1)
+            place[mine] = torch.arange(len(mine))
+            few = thinned(Views(Rows(maps[mine]), place), 6, 7, seed=3)
+            rows, here = few.here(torch.arange(6))
+            assert len(rows) == len(few.clean)
+            if len(rows):
+                assert torch.equal(few.clean.take(rows), whole[here])
