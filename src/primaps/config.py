@@ -103,7 +103,12 @@ class Config:
     @property
     def cosine(self) -> bool:
         """Whether prototypes are compared with features of length 1."""
-        return self.method == "kmeans" or (self.method == "em" and self.recipe == "orthogonal")
+        return self.method == "kmeans" or self.orthogonal
+
+    @property
+    def orthogonal(self) -> bool:
+        """Whether the recipe orthogonal takes the place of the steps of EM."""
+        return self.method == "em" and self.recipe == "orthogonal"
 
     @property
     def runs_em(self) -> bool:
@@ -113,7 +118,7 @@ class Config:
     @property
     def unused(self) -> tuple[str, ...]:
         """Options that are about steps of EM, where there are none."""
-        return EM_STEPS if self.method == "em" and not self.runs_em else ()
+        return EM_STEPS if self.orthogonal else ()
 
 
 def option_types() -> dict[str, Any]:

@@ -16,11 +16,10 @@ from primaps.data.stream import content_digest
 from primaps.em.em import fit_em
 from primaps.em.fit import schedule
 from primaps.em.kmeans import fit_kmeans
-from primaps.em.orthogonal import START_IMAGES, START_POSITIONS
+from primaps.em.orthogonal import POSITIONS
 from primaps.em.prototypes import Prototypes
 from primaps.features.collection import CollectionStores
 from primaps.features.extract import BACKBONE_BATCH, extract
-from primaps.features.views import thinned
 from primaps.model import PriMaPsEM
 from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
@@ -172,11 +171,8 @@ def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float,
         fit()
         return (time.monotonic() - began) * scale
 
-    orthogonal = config.method == "em" and not config.runs_em
-    seen = extracted.views
-    if orthogonal:
-        seen = thinned(seen, START_IMAGES, START_POSITIONS, config.seed)
-    kmeans = timed(lambda: fit_kmeans(seen, start, 1, whole))
+    seen = POSITIONS if config.orthogonal else None
+    kmeans = timed(lambda: fit_kmeans(extracted.views, start, 1, whole, positions=seen))
     masks = extracted.masks
     if masks is None:
         return kmeans, 0.0

@@ -1,7 +1,7 @@
 import torch
 
 from primaps.features.store import Rows
-from primaps.features.views import Views, batch_indices, thinned
+from primaps.features.views import Views, batch_indices
 
 CLEAN = torch.arange(10 * 2 * 3).view(10, 2, 3, 1, 1).half()
 
@@ -48,31 +48,11 @@ def test_processes_share_a_batch_as_one_would_see_it():
         assert torch.equal(part.mirror, whole.mirror[rank::2])
 
 
-def test_a_thinned_collection_has_positions_of_its_images_and_no_other():
-    maps = torch.rand(9, 2, 4, 3, 5).half()
-    few = thinned(Views(Rows(maps)), 6, 7, seed=3)
-    assert (len(few), few.clean.shape) == (6, (2, 4, 1, 7))
-    image_of = []
-    for row in few.clean.take(torch.arange(6)):
-        cells = row[:, :, 0].flatten(0, 1).T  # image and mirror image: the same positions
-        at = (cells[:, None, None] == maps.flatten(1, 2).flatten(2).mT[None]).all(3)
-        assert at.sum(2).sum(1).tolist() == [1] * 7
-        assert len(at.nonzero()[:, 1].unique()) == 1
-        assert len(at.nonzero()[:, 2].unique()) == 7
-        image_of.append(int(at.nonzero()[0, 1]))
-    assert image_of == sorted(set(image_of))
-
-
-def test_processes_thin_a_collection_as_one_does():
-    maps = torch.rand(9, 2, 4, 3, 5).half()
-    whole = thinned(Views(Rows(maps)), 6, 7, seed=3).clean.take(torch.arange(6))
-    for shares in ([0, 1, 0, 1, 0, 1, 0, 1, 0], [1] * 9):
-        for process in (0, 1):
-            mine = torch.tensor([image for image in range(9) if shares[image] == process]).long()
-            place = torch.full((9,), -1)
-            place[mine] = torch.arange(len(mine))
-            few = thinned(Views(Rows(maps[mine]), place), 6, 7, seed=3)
-            rows, here = few.here(torch.arange(6))
-            assert len(rows) == len(few.clean)
-            if len(rows):
-                assert torch.equal(few.clean.take(rows), whole[here])
+def test_positions_are_those_of_the_whole_map_with_a_projection_or_without():
+    index, mirror = torch.tensor([3, 0, 7]), torch.tensor([True, False, True])
+    cells, maps = torch.tensor([5, 0, 3]), torch.rand(9, 2, 4, 2, 3).half()
+    for projection in (None, lambda features: features.cumsum(3)):  # one that sees neighbours
+        views = Views(Rows(maps), projection=projection)
+        whole = views.features(index, mirror).flatten(2)
+        assert torch.equal(views.features(index, mirror, cells), whole[:, :, None, cells])
+        assert views.features(index[:0], mirror[:0], cells).shape[0] == 0

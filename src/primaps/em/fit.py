@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 from jaxtyping import Float
@@ -13,12 +13,12 @@ from primaps.config import Config
 from primaps.em.em import fit_em
 from primaps.em.kmeans import fit_kmeans, pca_start
 from primaps.em.masks import MaskTable
-from primaps.em.orthogonal import RESTARTS, START_IMAGES, START_POSITIONS, fit_orthogonal
+from primaps.em.orthogonal import POSITIONS, RESTARTS, fit_orthogonal
 from primaps.em.probe import LinearProbe, fit_probe
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import Recorder
 from primaps.features.store import Rows
-from primaps.features.views import Views, thinned
+from primaps.features.views import Views
 from primaps.support.errors import InputError
 
 logger = logging.getLogger("primaps")
@@ -47,7 +47,7 @@ def schedule(config: Config, images: int, clusters: int | None = None) -> Schedu
     """Steps of a fit to a number of images; 0 of what the method does not take.
 
     The baseline takes as many epochs of k-means as PriMaPs-EM takes of EM (section 4.1), and at
-    least the steps of a start. Starts of the recipe orthogonal see a part of many images.
+    least the steps of a start.
 
     Args:
         clusters: that a projection brings along. If they are as many as the classes, the fit
@@ -65,9 +65,7 @@ def schedule(config: Config, images: int, clusters: int | None = None) -> Schedu
         >>> schedule(Config(classes=27), 2975, clusters=27)
         Schedule(starts=1, init_steps=0, steps=0)
     """
-    orthogonal = config.method == "em" and not config.runs_em
-    seen = min(images, START_IMAGES) if orthogonal else images
-    per_epoch = max(1, seen // config.batch_size)
+    per_epoch = max(1, images // config.batch_size)
     init_steps = max(config.init_epochs * per_epoch, config.min_init_steps)
     steps = max(config.epochs * per_epoch, config.min_steps)
     probe = config.method == "probe"
@@ -75,7 +73,7 @@ def schedule(config: Config, images: int, clusters: int | None = None) -> Schedu
         init_steps = max(steps, config.min_init_steps)
     given = clusters == config.classes
     return Schedule(
-        starts=0 if probe else RESTARTS if orthogonal and not given else 1,
+        starts=0 if probe else RESTARTS if config.orthogonal and not given else 1,
         init_steps=0 if probe or given else init_steps,
         steps=steps if probe or config.runs_em else 0,
     )
@@ -109,11 +107,12 @@ def fit_prototypes(
     def components() -> Prototypes:
         return pca_start(views, config.classes)
 
-    def start(own: Config = config, stage: str = "k-means", seen: Views = views) -> Prototypes:
+    def start(own: Config = config, stage: str = "k-means") -> Prototypes:
         """Where EM starts: k-means from principal components, or the projection's clusters."""
         if clusters is not None and not plan.init_steps:
             return Prototypes(clusters).to(views.device)
-        return fit_kmeans(seen, components(), plan.init_steps, own, recorder, stage)
+        seen = POSITIONS if config.orthogonal else None
+        return fit_kmeans(views, components(), plan.init_steps, own, recorder, stage, seen)
 
     if clusters is not None and len(clusters) != config.classes and config.method != "probe":
         logger.warning(
@@ -130,11 +129,9 @@ def fit_prototypes(
     if config.runs_em:
         assert masks is not None
         return fit_em(views, masks, start(), plan.steps, config, recorder)
-    if config.method == "em":
+    if config.orthogonal:
         assert table is not None
-        few = thinned(views, START_IMAGES, START_POSITIONS, config.seed)
-        begin = partial(start, seen=few)
-        model = fit_orthogonal(table.features, begin, plan.starts, config, recorder)
+        model = fit_orthogonal(table.features, start, plan.starts, config, recorder)
     else:
         model = start()
     if config.cosine_scale is not None:

@@ -89,6 +89,7 @@ def fit_kmeans(
     config: Config,
     recorder: Recorder | None = None,
     stage: str = "k-means",
+    positions: int | None = None,
 ) -> Prototypes:
     """Spherical k-means by stochastic gradient descent on Eq. 9.
 
@@ -96,6 +97,7 @@ def fit_kmeans(
         steps: of Adam.
         config: batch size, learning rate and seed are used.
         stage: its name in progress and history.
+        positions: of each image, that a step looks at, drawn anew for each; None is all.
 
     Returns:
         Prototypes with scale 1: the baseline of the paper, and where EM starts.
@@ -111,7 +113,11 @@ def fit_kmeans(
         rows, here = views.here(index)
         if not len(rows):
             return {"loss": torch.zeros((), device=views.device)}
-        features = views.features(rows, mirror[here])
+        cells = None
+        if positions is not None:
+            height, width = views.clean.shape[-2:]
+            cells = torch.randperm(height * width, generator=random)[:positions]
+        features = views.features(rows, mirror[here], cells)
         cosines = prototypes(features) / features.norm(dim=1, keepdim=True)
         loss = kmeans_loss(cosines) * (len(rows) / len(index))
         loss.backward()

@@ -26,9 +26,8 @@ from primaps.support.errors import InputError
 
 RESTARTS = 5
 """Starts that the consensus is taken of: more change little and cost a k-means each."""
-START_IMAGES, START_POSITIONS = 4096, 64
-"""What a k-means start sees at most: these images, and so many positions of each. With all of them
-the result is as good, and takes twenty times as long."""
+POSITIONS = 64
+"""Of each image, that a step of a k-means start looks at: all of them give no better classes."""
 ITERATIONS = 5
 """Before and after the consensus. The loss goes on falling, but what falls is the share of the
 small classes: the larger a class, the freer it is to choose its direction."""

@@ -42,6 +42,10 @@ class Rows:
         [[4, 5], [0, 1]]
         >>> rows.take(torch.tensor([2, 0]), torch.tensor([0, 1])).tolist()
         [4, 1]
+        >>> Rows(torch.arange(12).view(1, 2, 2, 3)).take(
+        ...     torch.tensor([0]), cells=torch.tensor([5, 0])
+        ... ).tolist()
+        [[[5, 0], [11, 6]]]
     """
 
     def __init__(self, arrays: Sequence[np.ndarray] | Tensor) -> None:
@@ -56,16 +60,28 @@ class Rows:
         return tuple(self.arrays[0].shape)
 
     def take(
-        self, index: Integer[Tensor, " b"], inner: Integer[Tensor, " b"] | None = None
+        self,
+        index: Integer[Tensor, " b"],
+        inner: Integer[Tensor, " b"] | None = None,
+        cells: Integer[Tensor, " s"] | None = None,
     ) -> Shaped[Tensor, "b ..."]:
-        """Rows at ``index``, or of each only the part at ``inner`` of its first axis."""
-        if isinstance(self.arrays, Tensor):
-            places = (index,) if inner is None else (index, inner)
-            return self.arrays[tuple(place.to(self.arrays.device) for place in places)]
-        first = self.arrays[0]
-        out = np.empty((len(index), *first.shape[inner is not None :]), first.dtype)
-        for i, row in enumerate(index.tolist()):
-            out[i] = self.arrays[row] if inner is None else self.arrays[row][int(inner[i])]
+        """Rows at ``index``, or of each only the part at ``inner`` of its first axis, and of that
+        only these cells of the last two axes, counted as one."""
+        arrays = self.arrays
+        if isinstance(arrays, Tensor):
+            where = (index,) if inner is None else (index, inner)
+            found = arrays[tuple(place.to(arrays.device) for place in where)]
+            return found if cells is None else found.flatten(-2)[..., cells.to(found.device)]
+
+        def part(row: int, place: int) -> np.ndarray:
+            one = arrays[row] if inner is None else arrays[row][place]
+            return one if cells is None else one.reshape(*one.shape[:-2], -1)[..., cells.numpy()]
+
+        first = part(0, 0)
+        out = np.empty((len(index), *first.shape), first.dtype)
+        places = [0] * len(index) if inner is None else inner.tolist()
+        for i, (row, place) in enumerate(zip(index.tolist(), places, strict=True)):
+            out[i] = part(row, place)
         return torch.from_numpy(out)
 
     def chunks(self, size: int = 64) -> Iterator[Tensor]:

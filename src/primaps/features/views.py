@@ -69,10 +69,20 @@ class Views:
         return rows[rows >= 0], rows >= 0
 
     def features(
-        self, rows: Integer[Tensor, " b"], mirror: Bool[Tensor, " b"]
+        self,
+        rows: Integer[Tensor, " b"],
+        mirror: Bool[Tensor, " b"],
+        cells: Integer[Tensor, " s"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Clean features of images or, where ``mirror``, of their mirror images."""
-        return self.project(self.clean.take(rows, mirror.long()))
+        """Clean features of images or, where ``mirror``, of their mirror images; with ``cells``
+        those at these positions alone, as maps of one row."""
+        if cells is None:
+            return self.project(self.clean.take(rows, mirror.long()))
+        if self.projection is None:
+            return self.project(self.clean.take(rows, mirror.long(), cells)[:, :, None])
+        # A projection may look at the neighbours of a position.
+        whole = self.features(rows, mirror)
+        return whole.flatten(2)[:, :, None, cells.to(whole.device)]
 
     def project(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         """Stored features to what prototypes are fitted to."""
@@ -102,35 +112,6 @@ class Views:
         clean = self.features(rows, mirror)
         seen = self.project(self.fresh(rows, mirror, step)) if self.fresh else clean
         return Batch(clean, seen, mirror, rows)
-
-
-def thinned(views: Views, images: int, positions: int, seed: int) -> Views:
-    """A random part of the features, in memory: some positions of some images, without views.
-
-    Which they are depends on the seed alone, and not on how many processes share the images.
-
-    Args:
-        images: the most that are taken.
-        positions: of each image and of its mirror image, the most that are taken; they become one
-            row of the feature map.
-
-    Examples:
-        >>> few = thinned(Views(Rows(torch.rand(5, 2, 8, 3, 4))), 4, 6, seed=0)
-        >>> len(few), few.clean.shape
-        (4, (2, 8, 1, 6))
-    """
-    drawn = torch.randperm(len(views), generator=generator("images", seed))[:images].sort().values
-    rows, here = views.here(drawn)
-    parts = []
-    for image, row in zip(drawn[here].tolist(), rows, strict=True):
-        both = views.project(views.clean.take(row[None])[0]).flatten(2)
-        random = generator("positions", seed, image)
-        cells = torch.randperm(both.shape[2], generator=random)[:positions]
-        parts.append(both[:, :, None, cells.to(both.device)].half())
-    clean = Rows(torch.stack(parts) if parts else torch.zeros(0))
-    place = torch.full((len(drawn),), -1)
-    place[here] = torch.arange(len(parts))
-    return Views(clean, place, device=views.device)
 
 
 def batch_indices(
