@@ -320,7 +320,7 @@ DRAWN = """async (coarse) => {
   const at = (i) => ((i % side) * 4 / side + (i / side) * 7 / side) & 3;
   const values = Uint8Array.from({ length: side * side }, (_, i) => at(i));
   const grid = new Uint8Array([255, 0, 200, 90, 10, 255, 30, 255]);
-  const rect = { left: -9.3, top: 3.2, width: 121.7, height: 91.3 };
+  const rect = { left: -9, top: 3, width: 122, height: 91 };
   const panes = ["classes", "masks"].map((layer, i) => ({
     layer,
     clip: { left: 101 * i, top: 0, width: 99, height: 96 },

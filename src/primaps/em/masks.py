@@ -51,7 +51,7 @@ def mask_table(views: Views, masks: Rows) -> MaskTable:
     for row in range(len(views.clean)):
         own = views.mirrored_mean(row)
         mask = masks.take(torch.tensor([row]))[0].to(own.device)
-        present = mask.long().unique()
+        present = torch.bincount(mask.flatten().long()).nonzero()[:, 0]
         present = present[present > 0]
         inside = (mask == present.view(-1, 1, 1)).float()
         share = F.adaptive_avg_pool2d(inside, (own.shape[1], own.shape[2]))

@@ -119,6 +119,12 @@ function interpolated(map, columns, rows) {
   return out;
 }
 
+/** A rectangle of whole pixels: those at the rim would be half transparent. */
+function onPixels({ left, top, width, height }) {
+  const [x, y] = [Math.floor(left), Math.floor(top)];
+  return { left: x, top: y, width: Math.ceil(left + width) - x, height: Math.ceil(top + height) - y };
+}
+
 export function canvas2d(canvas) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   const layers = new Map();
@@ -131,11 +137,12 @@ export function canvas2d(canvas) {
   let certainty = null;
 
   /** The pixels of the photograph where a pane shows it; kept while the pane shows the same. */
-  function viewOf(number, { clip, rect }) {
-    const left = Math.max(clip.left, Math.floor(rect.left));
-    const top = Math.max(clip.top, Math.floor(rect.top));
-    const width = Math.min(clip.left + clip.width, Math.ceil(rect.left + rect.width)) - left;
-    const height = Math.min(clip.top + clip.height, Math.ceil(rect.top + rect.height)) - top;
+  function viewOf(number, { clip, rect: exact }) {
+    const rect = onPixels(exact);
+    const left = Math.max(clip.left, rect.left);
+    const top = Math.max(clip.top, rect.top);
+    const width = Math.min(clip.left + clip.width, rect.left + rect.width) - left;
+    const height = Math.min(clip.top + clip.height, rect.top + rect.height) - top;
     const key = [left, top, width, height, ...Object.values(rect)].join(" ");
     if (views[number]?.key === key && views[number].photo === photo) return views[number];
     if (width < 1 || height < 1) return null;

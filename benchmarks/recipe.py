@@ -1,0 +1,70 @@
+"""What `fit` takes by default, on labelled folders: scores by seed, and seconds by stage.
+
+    python benchmarks/recipe.py --data ROOT [--sets camvid ...] [--seeds 0 1 2 3 4] [--size 448]
+
+ROOT holds ``camvid``, ``coco200`` and ``aerial260`` as for results.py, whose table1 has the other
+methods. Features and masks are computed once for each set and size; then each seed is fitted and
+scored on the images that were not fitted to, as `primaps evaluate` does it. Prints accuracy and
+mean IoU in %, mean ± standard deviation, without and with the CRF, and seconds on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+from primaps import PriMaPsEM, evaluate
+from primaps.experiments.kept import KeptFeatures
+from primaps.experiments.report import spread
+from primaps.experiments.sources import load_source
+from primaps.features.extract import extract
+from primaps.support.files import cache_dir
+
+SETS = ("coco200", "aerial260", "camvid")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--size", type=int, help="pixels; default: that of the backbone")
+    parser.add_argument("--store", type=Path, default=cache_dir() / "features")
+    arguments = parser.parse_args()
+    head = ["", "accuracy", "mean IoU", "accuracy + CRF", "mean IoU + CRF"]
+    head += ["features and masks, s an image", "the recipe, s"]
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name in arguments.sets:
+        source = load_source("folder", arguments.data / name)
+        scores, seconds, each = [], [], 0.0
+        for seed in arguments.seeds:
+            model = PriMaPsEM(len(source.train.classes), size=arguments.size, seed=seed)
+            if not scores:
+                began = time.monotonic()
+                extracted = extract(
+                    source.train.samples, model.network, model.size, masks=model.mask_maker(),
+                    store=arguments.store,
+                )  # fmt: skip
+                each = (time.monotonic() - began) / len(extracted.keys)
+                kept = KeptFeatures(model.network, arguments.store)
+            began = time.monotonic()
+            model.fit_extracted(extracted)
+            seconds.append(time.monotonic() - began)
+            both = [evaluate(model, source.score, features=kept, crf=crf) for crf in (False, True)]
+            scores.append(both)
+            told = [f"{one.accuracy:.1%} {one.mean_iou:.1%}" for one in both]
+            print(name, seed, *told, f"{seconds[-1]:.1f} s", flush=True)
+        figures = [
+            spread([100 * getattr(one[crf], figure) for one in scores])
+            for crf in (False, True)
+            for figure in ("accuracy", "mean_iou")
+        ]
+        times = [f"{each:.2f}", f"{statistics.median(seconds):.1f}"]
+        rows.append(f"| {' | '.join([name, *figures, *times])} |")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
