@@ -10,9 +10,9 @@ one after the other, each operation on all cores, pictures drawn and written in 
 as transformers runs it by itself. In float32 both write the same files but for the rounding. Prints
 the median of wall time and of processor time per image, which tells on a machine that has other
 work, and the share of the backbone of it. With ``--before`` the whole command is compared with that
-of an older version, whose ``src`` SOURCE is (``git worktree add ../before REVISION``); both must be
-able to read MODEL. ``processes`` compares one process on all cores with two on one core each, under
-torchrun.
+of an older version, whose ``src`` SOURCE is (``git worktree add ../before REVISION``), with a model
+of its own if it cannot read MODEL. ``processes`` compares one process on all cores with two on one
+core each, under torchrun.
 """
 
 from __future__ import annotations
@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--images", required=True)
     parser.add_argument("--model")
     parser.add_argument("--before", metavar="SOURCE", help="src of an older version")
+    parser.add_argument("--before-model", metavar="MODEL", help="what that one fitted")
     parser.add_argument("--backbone", default="dinov2-vits14")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
@@ -173,12 +174,15 @@ def main() -> None:
             compare(ways, count, rounds)
             return
         if arguments.before:
-            model = [arguments.model] if arguments.what == "predict" else []
-            words = [arguments.what, *model, str(images)]
-            precision = ["--precision", arguments.precision] if model else []
+            words = {"before": [str(images)], "now": [str(images)]}
+            if arguments.what == "predict":
+                words["before"].insert(0, arguments.before_model or arguments.model)
+                words["now"] = [arguments.model, *words["now"], "--precision", arguments.precision]
             ways = {
-                "before": partial(command, words, PYTHONPATH=arguments.before),
-                "now": partial(command, words + precision),
+                "before": partial(
+                    command, [arguments.what, *words["before"]], PYTHONPATH=arguments.before
+                ),
+                "now": partial(command, [arguments.what, *words["now"]]),
             }
             compare(ways, count, rounds)
             return
