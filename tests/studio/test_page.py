@@ -319,6 +319,7 @@ DRAWN = """async (coarse) => {
   const side = coarse ? 10 : 40;
   const at = (i) => ((i % side) * 4 / side + (i / side) * 7 / side) & 3;
   const values = Uint8Array.from({ length: side * side }, (_, i) => at(i));
+  const map = { width: side, height: side, values };
   const grid = new Uint8Array([255, 0, 200, 90, 10, 255, 30, 255]);
   const rect = { left: -9, top: 3, width: 122, height: 91 };
   const panes = ["classes", "masks"].map((layer, i) => ({
@@ -332,11 +333,16 @@ DRAWN = """async (coarse) => {
     const drawing = make(canvas);
     drawing.photo(await createImageBitmap(photo));
     for (const layer of ["classes", "masks"]) {
-      drawing.labels(layer, { width: side, height: side, values });
+      drawing.labels(layer, map);
       drawing.palette(layer, palette(classes, 4, layer === "masks" ? 0 : null));
     }
     drawing.sure({ width: 4, height: 2, values: grid });
-    drawing.draw(panes, { opacity: 0.6, outlines: true, line: 1, sure: 0.5 });
+    const look = { opacity: 0.6, outlines: true, line: 1, sure: 0.5 };
+    drawing.draw(panes, look);
+    values.fill(2, 0, values.length / 3); // as a brush does
+    drawing.labels("classes", map);
+    drawing.draw(panes, look);
+    values.forEach((_, i) => (values[i] = at(i)));
     const read = new OffscreenCanvas(200, 96).getContext("2d");
     read.drawImage(canvas, 0, 0);
     shown.push([...read.getImageData(0, 0, 200, 96).data]);

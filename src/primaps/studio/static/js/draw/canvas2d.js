@@ -136,13 +136,13 @@ export function canvas2d(canvas) {
   let photo = null;
   let certainty = null;
 
-  /** The pixels of the photograph where a pane shows it; kept while the pane shows the same. */
-  function viewOf(number, { clip, rect: exact }) {
+  /** The pixels of the photograph where it lies on the canvas; kept while it lies there. */
+  function viewOf(number, { rect: exact }) {
     const rect = onPixels(exact);
-    const left = Math.max(clip.left, rect.left);
-    const top = Math.max(clip.top, rect.top);
-    const width = Math.min(clip.left + clip.width, rect.left + rect.width) - left;
-    const height = Math.min(clip.top + clip.height, rect.top + rect.height) - top;
+    const left = Math.max(0, rect.left);
+    const top = Math.max(0, rect.top);
+    const width = Math.min(canvas.width, rect.left + rect.width) - left;
+    const height = Math.min(canvas.height, rect.top + rect.height) - top;
     const key = [left, top, width, height, ...Object.values(rect)].join(" ");
     if (views[number]?.key === key && views[number].photo === photo) return views[number];
     if (width < 1 || height < 1) return null;
@@ -159,7 +159,7 @@ export function canvas2d(canvas) {
       photo = bitmap;
     },
     labels(name, map) {
-      layerOf(name).map = map;
+      layerOf(name).map = { ...map }; // another one each time: a brush changes the values in place
     },
     clear(name) {
       layerOf(name).map = null;
@@ -168,7 +168,7 @@ export function canvas2d(canvas) {
       layerOf(name).palette = palette;
     },
     sure(map) {
-      certainty = map;
+      certainty = { ...map };
     },
     draw(panes, look) {
       context.clearRect(0, 0, canvas.width, canvas.height);
@@ -191,7 +191,8 @@ export function canvas2d(canvas) {
           pixels = paint(view, palette, { opacity: look.opacity, line: look.outlines ? look.line : 0, sure: threshold });
         }
         const image = new ImageData(new Uint8ClampedArray(pixels.buffer), view.width, view.height);
-        context.putImageData(image, view.left, view.top);
+        const { left, top, width, height } = pane.clip;
+        context.putImageData(image, view.left, view.top, left - view.left, top - view.top, width, height);
       });
     },
     end() {},

@@ -8,8 +8,9 @@ const UNIFORMS = ["place", "canvas", "opacity", "threshold", "outline", "coarse"
 
 const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i;
 
+let card = null; // not known yet
+
 /** Whether WebGL2 is there and a graphics card computes it. */
-let card = null;
 function hasCard() {
   if (card !== null) return card;
   const gl = document.createElement("canvas").getContext("webgl2");
