@@ -11,8 +11,8 @@ as transformers runs it by itself. In float32 both write the same files but for 
 the median of wall time and of processor time per image, which tells on a machine that has other
 work, and the share of the backbone of it. With ``--before`` the whole command is compared with that
 of an older version, whose ``src`` SOURCE is (``git worktree add ../before REVISION``), with a model
-of its own if it cannot read MODEL. ``processes`` compares one process on all cores with two on one
-core each, under torchrun.
+of its own (``--before-model``) if it cannot read MODEL. ``processes`` compares one process on all
+cores with two on one core each, under torchrun.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ def compare(ways: dict[str, Callable[[Path], object]], count: int, rounds: int) 
 
 def command(words: list[str], out: Path, start: Sequence[str] = (), **environment: str) -> None:
     """Run a command of primaps in a process of its own."""
+    # torchrun starts modules, and an older version may not be one that can be started.
     main = ["-m", "primaps"] if start else ["-c", "from primaps.cli import main; main()"]
     subprocess.run(
         [sys.executable, *start, *main, *words, "--device", "cpu", "--out", str(out)],

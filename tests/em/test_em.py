@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from primaps.config import Config
+from primaps.em import fit
 from primaps.em.em import diagnostics, fit_em, focal_weights, momentum_update
 from primaps.em.kmeans import fit_kmeans, pca_start
+from primaps.em.masks import mask_table
 from primaps.em.pixels import vote
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import Recorder
@@ -50,6 +52,26 @@ def test_kmeans_finds_separated_classes(views):
     prototypes = fit_kmeans(views, pca_start(views, 3), 60, Config(3))
     assert purity(prototypes(CLEAN[:, 0].float()).argmax(1)) > 0.99
     assert (prototypes.scale == 1).all()
+
+
+@pytest.mark.parametrize(("method", "expected"), [("em", 5 * 7 * [20]), ("kmeans", 7 * [None])])
+def test_starts_of_the_recipe_look_at_some_positions_and_the_baseline_at_all(
+    views, monkeypatch, method, expected
+):
+    drawn, features = [], Views.features
+
+    def noted(self, rows, mirror, cells=None):
+        drawn.append(cells)
+        return features(self, rows, mirror, cells)
+
+    monkeypatch.setattr(Views, "features", noted)
+    monkeypatch.setattr(fit, "POSITIONS", 20)
+    masks = enlarged(TRUTH + 1)
+    config = Config(3, method=method, min_init_steps=7, min_steps=0, epochs=1, init_epochs=1)
+    fit.fit_prototypes(config, views, masks, None, Recorder(), table=mask_table(views, masks))
+    assert [cells if cells is None else len(cells) for cells in drawn] == expected
+    if method == "em":
+        assert not torch.equal(drawn[0].sort().values, drawn[1].sort().values)
 
 
 @pytest.mark.parametrize("loss_size", ["image", "feature"])

@@ -178,6 +178,8 @@ def test_from_a_folder_to_the_first_masks(page, served, photographs):
     go(page, "Masks")
     page.get_by_text("refined by the CRF").wait_for()
     shown = pixels(page)
+    drawn = "document.querySelector('.masks .stage canvas').getContext('webgl2') !== null"
+    assert page.evaluate(drawn), "the journeys are there for WebGL"
     set_range(page, "Opacity of the masks", 0)
     page.wait_for_timeout(300)
     assert (np.abs(shown - pixels(page)).sum(2) > 30).mean() > 0.1, "masks are not drawn"

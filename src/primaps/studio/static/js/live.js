@@ -74,8 +74,14 @@ export async function loadImages() {
   }
 }
 
-// Doubt and shares fill up while the server looks at the images; those that cannot be read stay without.
-const looking = () => store.state.server.progress && store.state.images?.doubt.some((one) => one === null);
+/** How many images were looked at, and how many will be: those that cannot be read are neither. */
+export function looks({ doubt, lost }) {
+  const done = doubt.filter((one) => one !== null).length;
+  return { done, left: Math.max(0, doubt.length - done - lost.length) };
+}
+
+// Doubt and shares fill up while the server looks at the images.
+const looking = () => store.state.server.progress && store.state.images && looks(store.state.images).left > 0;
 let waiting = null;
 function again() {
   waiting ??= setTimeout(async () => {

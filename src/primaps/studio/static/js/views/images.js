@@ -5,6 +5,7 @@ import { url } from "../api.js";
 import { el, ends, icon, setText, thumbnail } from "../dom.js";
 import { count, fileName, percent } from "../format.js";
 import { viewKeys } from "../keyboard.js";
+import { looks } from "../live.js";
 import { store } from "../store.js";
 import { createGrid } from "../virtual.js";
 import { createViewer } from "./images/viewer.js";
@@ -105,19 +106,18 @@ function mount(root) {
   function refresh(state, changed = []) {
     const { images } = store.state;
     options();
-    const looked = images.doubt.filter((one) => one !== null).length;
+    const { done, left } = looks(images);
     const lost = images.lost.length;
-    const open = looked + lost < images.names.length;
     setText(figures, [
       count(images.names.length, "image"),
-      open ? `${looked} looked at so far` : null,
+      left ? `${done} looked at so far` : null,
       images.corrected.length ? `${images.corrected.length} corrected` : null,
       lost ? `${lost} cannot be read` : null,
     ].filter(Boolean).join(", "));
     if (changed.includes("images")) {
       // An order that changes under the hand is worse than one that is a little old.
       const still = grid.node.scrollTop === 0 && !grid.node.matches(":hover") && !touched;
-      if (!ordered.length || ordered.length !== images.names.length || (still && open)) arrange(order);
+      if (!ordered.length || ordered.length !== images.names.length || (still && left)) arrange(order);
       grid.refresh();
     }
     grid.each((node, image) => paintBand(node.querySelector("canvas"), image));

@@ -4,6 +4,7 @@ import { get, post, url } from "../api.js";
 import { button, el, icon, meter, nothing, refill, setText } from "../dom.js";
 import { count, fileName, percent } from "../format.js";
 import { viewKeys } from "../keyboard.js";
+import { looks } from "../live.js";
 import { complain } from "../notices.js";
 import { store } from "../store.js";
 import { createInterval } from "./trust/interval.js";
@@ -76,18 +77,16 @@ function mount(root) {
     return renew();
   }
 
-  /** Questions and the report are about all images: how many were not looked at yet. */
-  const unseen = () => store.state.images.doubt.filter((one) => one === null).length - store.state.images.lost.length;
-
   let said = ""; // of the introduction: it is made anew only where it says something else
   function intro() {
     const total = store.state.images.names.length;
-    const now = String(unseen());
+    const { done, left } = looks(store.state.images); // questions and the report are about all
+    const now = String(left);
     if (now === said && page.firstChild?.className === "nothing") return;
     said = now;
-    if (unseen() > 0) {
+    if (left) {
       refill(page, nothing("eye", "A moment",
-        `${total - unseen() - store.state.images.lost.length} of ${count(total, "photograph")} were looked at so far. Questions are drawn from all of them.`));
+        `${done} of ${count(total, "photograph")} were looked at so far. Questions are drawn from all of them.`));
       return;
     }
     refill(page, nothing("done", "How good are these classes?",
