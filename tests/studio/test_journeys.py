@@ -181,8 +181,9 @@ def test_from_a_folder_to_the_first_masks(page, served, photographs):
     drawn = "document.querySelector('.masks .stage canvas').getContext('webgl2') !== null"
     assert page.evaluate(drawn), "the journeys are there for WebGL"
     set_range(page, "Opacity of the masks", 0)
-    page.wait_for_timeout(300)
-    assert (np.abs(shown - pixels(page)).sum(2) > 30).mean() > 0.1, "masks are not drawn"
+    until = time.monotonic() + PATIENCE / 1000
+    while (np.abs(shown - pixels(page)).sum(2) > 30).mean() < 0.1:
+        assert time.monotonic() < until, "masks are not drawn"
     assert (out / "model" / "model.safetensors").is_file()
     assert len(legend(out).classes) == CLASSES
     assert {path: path.read_bytes() for path in photographs.rglob("*.*")} == before
@@ -224,8 +225,7 @@ def test_number_of_classes_names_merges_splits_and_the_way_back(page, served, br
     page.on("request", lambda request: requests.append(request.method))
     slider = page.get_by_label("Number of classes", exact=True)
     slider.evaluate("range => { range.value = 4; range.dispatchEvent(new Event('input')) }")
-    page.wait_for_timeout(300)
-    assert page.locator(".card").count() == 4
+    playwright.expect(page.locator(".card")).to_have_count(4, timeout=PATIENCE)
     assert "POST" not in requests, "the slider asks the server while it moves"
     slider.evaluate("range => range.dispatchEvent(new Event('change'))")
     page.get_by_text("There are 4 classes now.").wait_for()
@@ -302,8 +302,8 @@ def test_number_of_classes_names_merges_splits_and_the_way_back(page, served, br
         page.keyboard.press("Control+z")
         saved(page)
         page.wait_for_timeout(50)
-    assert legend(out).names == start
     gallery(page, start)
+    assert legend(out).names == start
     page.keyboard.press("Control+Shift+z")
     saved(page)
     page.get_by_text(re.compile("Done again")).wait_for()
@@ -319,7 +319,7 @@ def test_a_region_is_corrected_and_the_classes_are_audited(page, served):
     page.get_by_label("Order").select_option("name")
     page.locator(".cell").first.click()
     page.get_by_role("button", name="All images").wait_for()
-    page.wait_for_timeout(500)
+    page.locator(".viewer .stage[data-shown]").wait_for()
     least = page.locator(".present .line").last
     name = least.locator(".cut").inner_text()
     least.click()  # the class that there is least of: the brush is on

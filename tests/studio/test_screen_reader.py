@@ -137,7 +137,7 @@ def test_sliders_say_their_value_in_words_and_once(page):
     assert found["valuetext"] == f"{before} classes"
     said(page)
     slider.evaluate(move, 1)
-    page.wait_for_timeout(100)
+    page.locator(".card").nth(1).wait_for(state="detached")
     found = next(one for one in tree(page) if one["name"] == "Number of classes")
     assert found["valuetext"] == "1 class"
     assert page.evaluate("said") == []
