@@ -34,11 +34,12 @@ from primaps.classes.tree import Tree, part_map
 from primaps.classes.trust import class_trust
 from primaps.crf import CLASS_CRF
 from primaps.data import find_images, load_pair, pair_up, read
-from primaps.em.masks import MaskTable, mask_classes, mask_table
 from primaps.em.pixels import upsample
+from primaps.em.prototypes import mask_classes
 from primaps.evaluation.audit_questions import POOL
 from primaps.evaluation.metrics import confusion_matrix, majority, match, scores
 from primaps.features.extract import extract
+from primaps.features.mask_table import MaskTable, mask_table
 from primaps.model import PriMaPsEM
 from primaps.support.files import cache_dir
 from primaps.support.progress import ProgressDisplay

@@ -273,6 +273,29 @@ def test_a_sample_fits_as_its_images_alone_and_another_seed_draws_others(colours
     assert drawn(files, 8) == drawn(files, 100) == files
 
 
+@pytest.mark.parametrize("starts", [5, 3000])
+def test_features_of_masks_alone_give_the_same_model(
+    colours, painted_folder, tmp_path, monkeypatch, starts
+):
+    monkeypatch.setattr("primaps.features.extract.START_IMAGES", starts)
+    monkeypatch.setattr("primaps.em.fit.START_IMAGES", starts)
+    options = {"patch_size": 8, "size": 64, "device": "cpu", "min_init_steps": 20}
+    found = {}
+    for keep in ("features", "masks", "auto"):
+        model = PriMaPsEM(3, backbone=colours, **options)
+        model.fit(painted_folder / "images", keep=keep).save_pretrained(tmp_path / keep)
+        found[keep] = (tmp_path / keep / "model.safetensors").read_bytes()
+        assert json.loads((tmp_path / keep / "config.json").read_text())["training"]["images"] == 8
+    assert found["features"] == found["masks"] == found["auto"]
+
+
+def test_features_of_masks_are_not_enough_for_em(colours, painted_folder):
+    for options in ({"recipe": "paper"}, {"method": "kmeans"}):
+        model = PriMaPsEM(3, backbone=colours, patch_size=8, size=64, device="cpu", **options)
+        with pytest.raises(ValueError, match="this fit needs --keep features"):
+            model.fit(painted_folder / "images", keep="masks")
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_predict_takes_whatever_fit_takes_and_converts_it_alike(colours, tmp_path):
     """A path, an image of Pillow, an array and a tensor; transparency and 16 bits as in files."""

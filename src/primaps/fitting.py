@@ -11,9 +11,10 @@ from typing import Any
 from primaps.classes.choose import Evidence, curve, parse_range
 from primaps.classes.grow import SAMPLE
 from primaps.data import Dataset, ImageFile, Problem
-from primaps.em.masks import gathered, mask_table
+from primaps.em.fit import Keep, what_is_kept
 from primaps.em.recorder import HistoryLine, clear_states
 from primaps.features.extract import extract
+from primaps.features.mask_table import gathered
 from primaps.model import PriMaPsEM
 from primaps.model_folder import model_writing
 from primaps.pictures.preview import model_preview
@@ -29,6 +30,7 @@ def class_evidence(
     files: Sequence[ImageFile],
     *,
     store: str | Path | None = "auto",
+    keep: Keep = "auto",
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
 ) -> list[Evidence]:
@@ -38,19 +40,21 @@ def class_evidence(
     Args:
         wanted: ``auto``, 2 to 48 or what masks of few images allow, or a range ``LOW-HIGH``.
         options: of the model, without ``classes``.
+        store, keep: as in :meth:`primaps.PriMaPsEM.fit`, which then finds what it needs.
 
     Raises:
         InputError: ``wanted`` is neither.
     """
     candidates = None if wanted == "auto" else parse_range(wanted)
     model = PriMaPsEM(**{**options, "classes": 2})
+    kept = what_is_kept(keep, model.config, len(files), model.projection is not None)
     extracted = extract(
-        files, model.network, model.size, masks=model.mask_maker(), store=store,
+        files, model.network, model.size, masks=model.mask_maker(), store=store, keep=kept,
         progress=progress, problem=problem,
     )  # fmt: skip
-    assert extracted.masks is not None
-    views = replace(extracted.views, projection=model.projection)
-    masks = gathered(mask_table(views, extracted.masks), SAMPLE)
+    table = extracted.mask_table(model.projection)
+    assert table is not None
+    masks = gathered(table, SAMPLE)
     return curve(
         masks.features, masks.images, candidates, seed=model.config.seed, progress=progress
     )
@@ -64,6 +68,7 @@ def fit_folder(
     labels: Dataset | None = None,
     evidence: Sequence[Evidence] = (),
     store: str | Path | None = "auto",
+    keep: Keep = "auto",
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
     log: Callable[[HistoryLine], None] | None = None,
@@ -82,8 +87,8 @@ def fit_folder(
     """
     with model_writing(out, files):
         model.fit(
-            files, labels, store=store, checkpoints=out, progress=progress, problem=problem,
-            log=log,
+            files, labels, store=store, keep=keep, checkpoints=out, progress=progress,
+            problem=problem, log=log,
         )  # fmt: skip
         if model.inventory_ is not None and evidence:
             model.inventory_ = replace(model.inventory_, curve=tuple(evidence))

@@ -49,8 +49,7 @@ from primaps.data import (
     to_tensor,
 )
 from primaps.data.drawing import drawn
-from primaps.em.fit import fit_prototypes, schedule
-from primaps.em.masks import mask_table
+from primaps.em.fit import Keep, fit_prototypes, schedule, what_is_kept
 from primaps.em.pixels import largest_channel, upsample
 from primaps.em.probe import LinearProbe
 from primaps.em.prototypes import Prototypes
@@ -198,6 +197,7 @@ class PriMaPsEM:
         *,
         sample: int | None = None,
         store: str | Path | None = "auto",
+        keep: Keep = "auto",
         checkpoints: str | Path | None = None,
         progress: ProgressCallback = silent,
         problem: Problem = logger.warning,
@@ -213,6 +213,10 @@ class PriMaPsEM:
             sample: number of images to fit to, drawn by the seed; None is all of them.
             store: folder that keeps features and masks, so that they are computed once and for
                 all; ``auto`` is memory if they take less than 2 GB, else the cache; None is memory.
+            keep: what is kept of every image: ``features`` and masks (0.9 MB at 322 px, DINOv2
+                ViT-S/14), or the features of its ``masks`` alone (9 kB; with features of 3,000
+                images), which is enough for the recipe "orthogonal"; ``auto`` is ``masks`` above
+                3,000 images where that is enough. Both give the same model.
             checkpoints: folder of the training state: the same call goes on where it was stopped.
             progress: called after each unit of work.
             problem: told about every image that cannot be read; the others go on.
@@ -237,8 +241,9 @@ class PriMaPsEM:
         else:
             data = labels if isinstance(labels, Dataset) else pair_up(cast(Any, images), labels)
             files = data.samples
+        files = drawn(files, sample, self.config.seed)
         extracted = extract(
-            drawn(files, sample, self.config.seed),
+            files,
             self.network,
             self.size,
             views=self.config.views if method == "em" else 0,
@@ -246,6 +251,7 @@ class PriMaPsEM:
             labels=data,
             seed=self.config.seed,
             store=store,
+            keep=what_is_kept(keep, self.config, len(files), self.projection is not None),
             progress=progress,
             problem=problem,
         )
@@ -263,19 +269,18 @@ class PriMaPsEM:
         """Fit to features and masks that are there already, as :meth:`fit` does after computing
         them: for several fits on the same images."""
         self._images, self.samples_ = len(extracted.keys), extracted.samples
+        projection, masks = self.projection, extracted.mask_table(self.projection)
+        seen = extracted.starts if self.config.orthogonal else extracted.views
         recorder = Recorder(
-            max(1, self._images // self.config.batch_size),
+            max(1, len(seen) // self.config.batch_size),
             progress,
             checkpoints,
             self._fingerprint(extracted),
             log,
         )
-        projection = self.projection
-        views = replace(extracted.views, projection=projection)
-        masks = None if extracted.masks is None else mask_table(views, extracted.masks)
         prototypes = fit_prototypes(
             self.config,
-            views,
+            replace(seen, projection=projection),
             extracted.masks,
             extracted.labels,
             recorder,

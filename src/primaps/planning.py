@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,16 +14,19 @@ from primaps.config import Config
 from primaps.data import ImageCollection, ImageFile, image_files, read
 from primaps.data.stream import content_digest
 from primaps.em.em import fit_em
-from primaps.em.fit import schedule
+from primaps.em.fit import Keep, schedule, what_is_kept
 from primaps.em.kmeans import fit_kmeans
 from primaps.em.orthogonal import POSITIONS
 from primaps.em.prototypes import Prototypes
-from primaps.features.collection import CollectionStores
-from primaps.features.extract import BACKBONE_BATCH, extract
+from primaps.features.collection import CollectionStores, bytes_kept
+from primaps.features.extract import BACKBONE_BATCH, START_IMAGES, Kept, extract, start_places
 from primaps.model import PriMaPsEM
 from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
 from primaps.support.progress import ProgressCallback, silent
+
+MANY = 10**6
+"""Images that a plan says the bytes of beside those that there are."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Plan:
         folder: where they are kept; None is memory.
         free: bytes that are free there; None for memory.
         seconds: by stage, estimated.
+        costs: bytes that a number of images takes, by what may be kept of each.
         collection: how many images there are, if ``images`` is a sample of them.
     """
 
@@ -50,27 +54,25 @@ class Plan:
     folder: Path | None
     free: int | None
     seconds: dict[str, float]
+    costs: dict[Kept, Callable[[int], int]] = field(default_factory=dict)
     collection: int = 0
 
     def lines(self) -> list[str]:
         """The plan in words."""
-        size = f"{self.stored / 1e9:.2f} GB of features and masks"
+        size = f"{gigabytes(self.stored)} of features and masks"
         place = "in memory"
         if self.folder:
             place = f"in {self.folder} ({(self.free or 0) / 1e9:.0f} GB free), memory-mapped"
         stages = ", ".join(f"{name} {duration(s)}" for name, s in self.seconds.items())
-        each = self.stored / max(1, self.images)
-        cost = f"{each / 1e6:.2f} MB per image: "
-        if self.collection > self.images:
-            cost += (
-                f"all {self.collection} images would take {self.collection * each / 1e9:,.2f} GB"
-            )
-        else:
-            cost += f"a sample of 1000, --sample 1000, takes {each / 1e6:.2f} GB"
+        numbers = (self.images, self.collection if self.collection > self.images else MANY)
+        choices = []
+        for kept, cost in self.costs.items():
+            each = ", ".join(f"{gigabytes(cost(n))} for {n:,} images" for n in sorted({*numbers}))
+            choices.append(f"--keep {kept}: {each}")
         return [
             f"{self.images} images, {self.missing} of them to be computed",
             f"{size} {place}",
-            cost,
+            *choices,
             f"k-means {self.init_steps} steps" + (f", EM {self.steps} steps" if self.steps else ""),
             f"about {duration(sum(self.seconds.values()))}: {stages}",
         ]
@@ -81,9 +83,10 @@ def plan(
     model: PriMaPsEM,
     images: ImageCollection,
     store: str | Path | None = "auto",
+    keep: Keep = "auto",
     progress: ProgressCallback = silent,
 ) -> Plan:
-    """Estimate what ``model.fit(images, store=store)`` will take.
+    """Estimate what ``model.fit(images, store=store, keep=keep)`` will take.
 
     Times are measured on up to eight of the images: reading, backbone, masks and steps of training,
     each the second time that it runs.
@@ -107,12 +110,16 @@ def plan(
     em = config.method == "em"
     views = config.views if em else 0
     maker = model.mask_maker() if em else None
-    stores = CollectionStores(model.network, model.size, len(files), views, maker, store)
-    contents = []
-    for done, (_, content) in enumerate(read(files, content_digest, _ignore), 1):
-        contents.append(content)
+    projected = model.projection is not None
+    kept = what_is_kept(keep, config, len(files), projected)
+    contents: dict[str, str] = {}
+    for done, (file, content) in enumerate(read(files, content_digest, _ignore), 1):
+        contents[file.key] = content
         progress("reading", done, len(files), {})
-    missing = len(stores.missing(contents))
+    starts = [files[place].key for place in start_places(len(files))]
+    whole = {contents[key] for key in starts if key in contents} if kept == "masks" else None
+    stores = CollectionStores(model.network, model.size, len(files), views, maker, store, whole)
+    missing = len(stores.missing(list(contents.values())))
     few = min(BACKBONE_BATCH, len(files))
     sample = [files[i * len(files) // few] for i in range(few)]
 
@@ -137,15 +144,24 @@ def plan(
     existing = stores.folder
     while existing is not None and not existing.exists():
         existing = existing.parent
+    shape = stores.shape
+    costs: dict[Kept, Callable[[int], int]] = {
+        "features": lambda images: bytes_kept(shape, model.size, images, views, em)
+    }
+    if config.orthogonal and not projected:
+        costs["masks"] = lambda images: bytes_kept(
+            shape, model.size, images, whole=min(images, START_IMAGES)
+        )
     return Plan(
         images=len(files),
         missing=missing,
         init_steps=steps.all_init_steps,
         steps=steps.steps,
-        stored=len(files) * stores.bytes_per_image,
+        stored=costs[kept](len(files)),
         folder=stores.folder,
         free=shutil.disk_usage(existing).free if existing else None,
         seconds=seconds,
+        costs=costs,
     )
 
 
@@ -181,6 +197,16 @@ def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float,
 
 def _ignore(sentence: str) -> None:
     """The fit itself reports what cannot be read."""
+
+
+def gigabytes(size: float) -> str:
+    """Bytes in words.
+
+    Examples:
+        >>> gigabytes(4.2e6), gigabytes(9.162e11)
+        ('0.004 GB', '916 GB')
+    """
+    return f"{size / 1e9:.3f} GB" if size < 1e8 else f"{float(f'{size / 1e9:.3g}'):,g} GB"
 
 
 def duration(seconds: float) -> str:

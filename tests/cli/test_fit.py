@@ -96,9 +96,12 @@ def test_a_sample_is_drawn_by_the_seed_and_the_plan_says_what_it_saves(images, v
 
     said = plan("--sample", 6)
     assert "6 images, 6 of them to be computed" in said
-    each = re.search(r"([\d.]+) MB per image: all 20 images would take ([\d.]+) GB", said)
-    assert float(each[2]) == pytest.approx(20 * float(each[1]) / 1000, abs=0.006)
-    assert "a sample of 1000, --sample 1000, takes" in plan()
+    found = re.findall(r"--keep (\w+): ([\d.]+) GB for 6 images, ([\d.]+) GB for 20 images", said)
+    assert [kept for kept, *_ in found] == ["features", "masks"]
+    for _, sample, everything in found:
+        assert float(everything) == pytest.approx(20 / 6 * float(sample), abs=0.004)
+    million = dict(re.findall(r"--keep (\w+): .*, ([\d.,]+) GB for 1,000,000 images", plan()))
+    assert float(million["features"]) > 10 * float(million["masks"])
     done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--sample", 0)
     assert done.exit_code == 1
     assert "sample is 0; it must be at least 1" in done.output

@@ -7,10 +7,10 @@ from primaps.config import Config
 from primaps.em import fit
 from primaps.em.em import diagnostics, fit_em, focal_weights, momentum_update
 from primaps.em.kmeans import fit_kmeans, pca_start
-from primaps.em.masks import mask_table
 from primaps.em.pixels import vote
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import Recorder
+from primaps.features.mask_table import mask_table
 from primaps.features.store import Rows
 from primaps.features.views import Views, batch_indices
 

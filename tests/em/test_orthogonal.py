@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 from primaps.config import Config
 from primaps.em.kmeans import fit_kmeans, pca_start
-from primaps.em.masks import mask_table
 from primaps.em.orthogonal import (
     consensus,
     fit_orthogonal,
@@ -15,6 +14,7 @@ from primaps.em.orthogonal import (
     polar,
 )
 from primaps.em.recorder import Recorder
+from primaps.features.mask_table import mask_table
 from primaps.features.store import Rows
 from primaps.features.views import Views
 from tests.em.test_em import CLEAN, TRUTH, enlarged, purity

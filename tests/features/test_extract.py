@@ -215,3 +215,37 @@ def test_memory_does_not_grow_with_the_collection(tmp_path):
     stored = sum(path.stat().st_size for path in (tmp_path / "store").rglob("rows.bin"))
     assert stored > 5e8
     assert peak - before < stored / 10
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_features_of_masks_alone_are_those_of_features_and_masks(
+    folder, counting, tmp_path_factory, monkeypatch, store
+):
+    """And features are kept of the images alone that k-means starts look at."""
+    monkeypatch.setattr("primaps.features.extract.START_IMAGES", 4)
+    (folder / "04.png").write_bytes(b"no image")
+    files, kept = find_images(folder), tmp_path_factory.mktemp("kept")
+
+    def found(keep, root):
+        return extract(files, counting, 64, masks=MAKER, store=root if store else None, keep=keep,
+                       problem=lambda sentence: None)  # fmt: skip
+
+    whole, alone = found("features", kept / "features"), found("masks", kept / "masks")
+    assert alone.masks is None
+    assert len(whole.views) == 10
+    assert 3 <= len(alone.views) == len(alone.starts) == len(whole.starts) <= 4
+    expected, table = whole.mask_table(), alone.mask_table()
+    for name in ("features", "areas", "images", "numbers"):
+        assert torch.equal(getattr(table, name), getattr(expected, name)), name
+    for one, other in zip(whole.starts.chunks(), alone.starts.chunks(), strict=True):
+        assert torch.equal(one, other)
+    index = torch.arange(len(alone.starts))
+    assert torch.equal(whole.starts.batch(index, 1, 0).clean, alone.starts.batch(index, 1, 0).clean)
+    if store:
+        names = {path.parent.name.partition("-")[0] for path in (kept / "masks").rglob("rows.bin")}
+        assert names == {"features", "table"}
+        seen = counting.features.seen
+        again = found("masks", kept / "masks")
+        assert torch.equal(again.mask_table().features, table.features)
+        found("masks", kept / "features")  # what is there already does not go through the backbone
+        assert counting.features.seen == seen + 2  # blank images, for the shape

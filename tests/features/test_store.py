@@ -155,3 +155,34 @@ def test_rows_of_arrays_are_gathered_as_those_of_a_tensor(inner, cells):
         Rows(arrays).take(index, *places) for arrays in (list(whole), torch.from_numpy(whole))
     )
     assert torch.equal(found, expected)
+
+
+def several(folder):
+    return Store((2,), np.float32, folder, several=True)
+
+
+def test_keys_with_several_rows_come_back_and_damage_costs_what_it_hit(tmp_path):
+    arrays = {f"key{n}": np.full((n, 2), n, np.float32) for n in (3, 0, 1, 4)}
+    store = several(tmp_path)
+    with store.writing():
+        store.append(list(arrays)[:2], list(arrays.values())[:2])
+        store.append(list(arrays)[2:], list(arrays.values())[2:])
+    for found in (store, several(tmp_path)):
+        assert found.missing(arrays) == []
+        for one, expected in zip(found.rows(list(arrays)).arrays, arrays.values(), strict=True):
+            assert np.array_equal(one, expected)
+    journal = tmp_path / "rows.txt"
+    lines = journal.read_text().splitlines()
+    for hurt in ("key1", "key1 zz", lines[2].replace(" 3 1", " 3 -1"), lines[2][:-2], "\0"):
+        journal.write_text("\n".join([*lines[:2], hurt, lines[3]]) + "\n")
+        found = several(tmp_path)
+        assert found.missing(arrays) == ["key1"], hurt
+        assert np.array_equal(found.rows(["key4"]).arrays[0], arrays["key4"])
+    journal.write_text("\n".join(lines) + "\n")
+    with (tmp_path / "rows.bin").open("r+b") as data:
+        data.truncate(7 * 8)  # the last one is cut short
+    found = several(tmp_path)
+    with found.writing():
+        assert found.missing(arrays) == ["key4"]
+        found.append(["key4"], [arrays["key4"]])
+    assert np.array_equal(several(tmp_path).rows(["key4"]).arrays[0], arrays["key4"])

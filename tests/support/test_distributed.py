@@ -18,11 +18,16 @@ from tests.conftest import Colours, painted
 SCRIPT = """
 import sys
 from pathlib import Path
+import primaps.features.extract
 from primaps.support import distributed
 from primaps.model import PriMaPsEM
 from tests.conftest import Colours
 
 images, out, method, labels = sys.argv[1:5]
+keep = {}
+if method == "masks alone":
+    primaps.features.extract.START_IMAGES = 7
+    method, keep = "orthogonal", {"keep": "masks"}
 steps = {"min_steps": 12, "epochs": 1}
 options = {"em": {"recipe": "paper", "views": 2, **steps}, "probe": steps, "orthogonal": {}}
 with distributed.group("cpu") as device:
@@ -30,7 +35,7 @@ with distributed.group("cpu") as device:
                       method="em" if method == "orthogonal" else method, min_init_steps=12,
                       device=device, **options[method])
     problems = []
-    model.fit(images, labels or None, store=out + ".store", problem=problems.append)
+    model.fit(images, labels or None, store=out + ".store", problem=problems.append, **keep)
     assert len(problems) <= 1
     if distributed.rank() == 0:
         model.save_pretrained(out)
@@ -78,7 +83,7 @@ def kill_with_children(process: int) -> None:
         kill_with_children(int(child))
 
 
-@pytest.mark.parametrize("method", ["em", "orthogonal", "probe"])
+@pytest.mark.parametrize("method", ["em", "orthogonal", "masks alone", "probe"])
 def test_two_processes_give_the_model_of_one(folder, method):
     from primaps.model import PriMaPsEM
 

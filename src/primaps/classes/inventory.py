@@ -22,7 +22,8 @@ from primaps.classes.choose import Evidence
 from primaps.classes.grow import SAMPLE, grow
 from primaps.classes.tree import Tree, TreeError
 from primaps.classes.trust import ClassTrust, class_trust
-from primaps.em.masks import MaskTable, gathered, mask_classes
+from primaps.em.prototypes import mask_classes
+from primaps.features.mask_table import MaskTable, gathered
 from primaps.support.errors import InputError
 from primaps.support.files import atomic_path
 from primaps.support.inputs import parse_json, read_tensors

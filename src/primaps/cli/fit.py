@@ -17,6 +17,8 @@ from primaps.cli.options import (
     DeviceOption,
     IgnoreIndexOption,
     ImagesArgument,
+    Keep,
+    KeepOption,
     LabelsOption,
     ModelOutOption,
     OldCrfOption,
@@ -53,6 +55,7 @@ def fit(
     split: SplitOption = None,
     projection: ProjectionOption = None,
     store: StoreOption = None,
+    keep: KeepOption = "auto",
     windows: Annotated[
         int | None,
         Range(1, 10**8),
@@ -92,10 +95,10 @@ def fit(
         if classes.isdecimal():
             options["classes"] = int(classes)
         else:
-            evidence, options["classes"] = _choose(classes, options, files, store, progress)
+            evidence, options["classes"] = _choose(classes, options, files, store, keep, progress)
         model = PriMaPsEM(**options)
         if plan:
-            expected = estimate(model, files, store_folder(store), progress)
+            expected = estimate(model, files, store_folder(store), keep, progress)
             result("\n".join(replace(expected, collection=len(found)).lines()))
             return
         steps = schedule(model.config, len(files), model.clusters)
@@ -106,7 +109,7 @@ def fit(
             text = f"{text.partition(': ')[0]}: from the {number} clusters of the projection"
         text += f", EM {steps.steps} steps" if steps.steps else ""
         note(f"{text} of {min(model.config.batch_size, len(files))} images")
-        _train(model, files, None, out, store, tensorboard, progress, evidence)
+        _train(model, files, None, out, store, tensorboard, progress, evidence, keep)
         last = model.history_[-1] if model.history_ else {}
         if empty := last.get("empty", []):
             note(f"{len(empty)} of {number} classes are empty at the end; fewer classes may do")
@@ -175,15 +178,16 @@ def _files(
 
 
 def _choose(
-    wanted: str, options: dict[str, Any], files: Any, store: str | None, progress: Any
+    wanted: str, options: dict[str, Any], files: Any, store: str | None, keep: Keep, progress: Any
 ) -> tuple[list[Any], int]:
     """Evidence for several K, printed, and the middle one of the three that it speaks for."""
     from primaps.classes.choose import choice_of
     from primaps.fitting import class_evidence
 
     evidence = class_evidence(
-        wanted, options, files, store=store_folder(store), progress=progress, problem=warn
-    )
+        wanted, options, files, store=store_folder(store), keep=keep,
+        progress=progress, problem=warn,
+    )  # fmt: skip
     for one in evidence:
         bar = "#" * round(40 * max(0.0, one.stability))
         note(f"{one.classes:>4} classes: stability {one.stability:.2f} ± {one.error:.2f} {bar}")
@@ -207,7 +211,7 @@ def _process(device: str) -> Iterator[str]:
 
 def _train(
     model: Any, files: Any, labels: Any, out: Path, store: str | None, log: Path | None,
-    progress: Any, evidence: Any = (),
+    progress: Any, evidence: Any = (), keep: Keep = "auto",
 ) -> None:  # fmt: skip
     """Fit, with figures for TensorBoard if they are wanted, and say where the model is."""
     from primaps.fitting import fit_folder
@@ -217,7 +221,7 @@ def _train(
     with _tensorboard(log) as write:
         fit_folder(
             model, files, out, labels=labels, evidence=evidence, store=store_folder(store),
-            progress=progress, problem=warn, log=write,
+            keep=keep, progress=progress, problem=warn, log=write,
         )  # fmt: skip
     if rank() == 0:
         result(out)

@@ -108,6 +108,14 @@ StoreOption = Annotated[
         "[default: features in the cache]."
     ),
 ]
+Keep = Literal["auto", "features", "masks"]
+KeepOption = Annotated[
+    Keep,
+    typer.Option(
+        help="What is kept of every image: its features, or those of its masks alone, which is "
+        "enough for the recipe orthogonal and a hundredth: auto, features or masks.",
+    ),
+]
 TensorBoardOption = Annotated[Path | None, typer.Option(help="Write figures per epoch there.")]
 ProjectionOption = Annotated[
     str | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,14 +12,16 @@ from torch import Tensor
 from primaps.config import Config
 from primaps.em.em import fit_em
 from primaps.em.kmeans import fit_kmeans, pca_start
-from primaps.em.masks import MaskTable
 from primaps.em.orthogonal import POSITIONS, RESTARTS, fit_orthogonal
 from primaps.em.probe import LinearProbe, fit_probe
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import Recorder
+from primaps.features.extract import START_IMAGES, Kept
+from primaps.features.mask_table import MaskTable
 from primaps.features.store import Rows
 from primaps.features.views import Views
 from primaps.support.errors import InputError
+from primaps.support.typed import conform
 
 logger = logging.getLogger("primaps")
 
@@ -47,7 +49,7 @@ def schedule(config: Config, images: int, clusters: int | None = None) -> Schedu
     """Steps of a fit to a number of images; 0 of what the method does not take.
 
     The baseline takes as many epochs of k-means as PriMaPs-EM takes of EM (section 4.1), and at
-    least the steps of a start.
+    least the steps of a start. Starts of the recipe "orthogonal" see a sample of many images.
 
     Args:
         clusters: that a projection brings along. If they are as many as the classes, the fit
@@ -62,10 +64,14 @@ def schedule(config: Config, images: int, clusters: int | None = None) -> Schedu
         Schedule(starts=1, init_steps=4600, steps=0)
         >>> schedule(Config(classes=27), 2975).all_init_steps
         920
+        >>> schedule(Config(classes=27), 10**6).all_init_steps
+        930
         >>> schedule(Config(classes=27), 2975, clusters=27)
         Schedule(starts=1, init_steps=0, steps=0)
     """
     per_epoch = max(1, images // config.batch_size)
+    if config.orthogonal:
+        per_epoch = max(1, min(images, START_IMAGES) // config.batch_size)
     init_steps = max(config.init_epochs * per_epoch, config.min_init_steps)
     steps = max(config.epochs * per_epoch, config.min_steps)
     probe = config.method == "probe"
@@ -77,6 +83,39 @@ def schedule(config: Config, images: int, clusters: int | None = None) -> Schedu
         init_steps=0 if probe or given else init_steps,
         steps=steps if probe or config.runs_em else 0,
     )
+
+
+Keep = Literal["auto", "features", "masks"]
+"""What a fit keeps of every image; see :func:`what_is_kept`."""
+
+
+def what_is_kept(keep: Keep, config: Config, images: int, projected: bool) -> Kept:
+    """What a fit keeps of every image.
+
+    Args:
+        keep: ``features``, ``masks``, or ``auto``, which is ``masks`` where k-means starts see a
+            sample of the images, and ``features`` otherwise.
+        projected: codes are fitted to, not features.
+
+    Raises:
+        InputError: features of masks are not enough.
+
+    Examples:
+        >>> what_is_kept("auto", Config(classes=27), 3000, False)
+        'features'
+        >>> what_is_kept("auto", Config(classes=27), 10**6, False)
+        'masks'
+    """
+    enough = config.orthogonal and not projected
+    keep = conform(keep, Keep, "keep")
+    if keep == "auto":
+        return "masks" if enough and images > START_IMAGES else "features"
+    if keep == "masks" and not enough:
+        raise InputError(
+            "features of masks alone are enough for the recipe orthogonal without a projection; "
+            "this fit needs --keep features"
+        )
+    return keep
 
 
 def fit_prototypes(
@@ -91,7 +130,8 @@ def fit_prototypes(
     """Fit what ``config.method`` and ``config.recipe`` say.
 
     Args:
-        views: features of the images, or codes if they have a projection.
+        views: features of the images, or codes if they have a projection; for the recipe
+            "orthogonal" those that k-means starts look at.
         masks: proposals of each image, for PriMaPs-EM.
         labels: label map of each image, for the linear probe.
         recorder: keeps history and state.
@@ -124,7 +164,7 @@ def fit_prototypes(
         if labels is None:
             raise InputError("the linear probe needs labels: extract them with labels=")
         return fit_probe(views, labels, plan.steps, config, recorder)
-    if config.method == "em" and masks is None:
+    if config.method == "em" and masks is None and table is None:
         raise InputError("PriMaPs-EM needs masks: extract them with model.mask_maker()")
     if config.runs_em:
         assert masks is not None

@@ -76,7 +76,7 @@ def kmeans_loss(cosines: Float[Tensor, "b k h w"]) -> Float[Tensor, ""]:
 
 def pca_start(views: Views, classes: int) -> Prototypes:
     """The first principal components of the clean features of all images, as prototypes."""
-    count, summed, second = moments(views.project(chunk[:, 0]) for chunk in views.clean.chunks())
+    count, summed, second = moments(views.project(chunk[:, 0]) for chunk in views.chunks())
     number = total(torch.tensor([count], device=views.device))
     directions = principal_directions(int(number), total(summed), total(second), classes)
     return Prototypes(directions).to(views.device)

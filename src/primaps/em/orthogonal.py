@@ -110,7 +110,7 @@ def fit_orthogonal(
     """K orthonormal prototypes: k-means starts, each refined on masks, and their consensus.
 
     Args:
-        features: one of length 1 per mask, see :func:`primaps.em.masks.mask_table`.
+        features: one of length 1 per mask, see :func:`primaps.features.mask_table.mask_table`.
         start: a configuration (a seed of its own for each) and the name of the stage to K
             prototypes.
         starts: how many to take.

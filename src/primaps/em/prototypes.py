@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 
@@ -27,3 +27,16 @@ class Prototypes(nn.Module):
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         weight = self.scale[:, None] * F.normalize(self.direction, dim=1)
         return (weight @ features.flatten(2)).unflatten(2, features.shape[-2:])
+
+
+def mask_classes(
+    features: Float[Tensor, "m c"], direction: Float[Tensor, "k c"], scale: Float[Tensor, " k"]
+) -> Integer[Tensor, " m"]:
+    """The class that a model gives each mask: the largest scaled cosine.
+
+    Examples:
+        >>> mask_classes(torch.tensor([[0.6, 0.8]]), torch.eye(2), torch.tensor([2.0, 1.0]))
+        tensor([0])
+    """
+    weight = scale[:, None] * F.normalize(direction, dim=1)
+    return (features @ weight.to(features).T).argmax(1)

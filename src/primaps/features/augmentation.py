@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+
+from primaps.backbones.backbone import Backbone, network_input
+from primaps.support.seeding import generator
 
 CHANCES = 7
 """Uniform random numbers that the augmentation of one image takes."""
@@ -42,3 +45,24 @@ def photometric(
     jitter = ((branch < 0.5) & (whether < 0.3)).view(-1, 1, 1, 1)
     to_grey = ((branch >= 0.5) & (whether < 0.1)).view(-1, 1, 1, 1)
     return torch.where(jitter, jittered, torch.where(to_grey, grey, images)).clamp(0, 1)
+
+
+def augmented(
+    backbone: Backbone,
+    images: UInt8[Tensor, "b 3 H W"],
+    mirror: Bool[Tensor, " b"],
+    chances: Float[Tensor, "b 7"],
+) -> Float[Tensor, "b c h w"]:
+    """Features of images, mirrored where ``mirror`` and augmented with ``chances``; see
+    :func:`photometric`."""
+    inputs = network_input(backbone, images)
+    flip = mirror.to(inputs.device).view(-1, 1, 1, 1)
+    return backbone(photometric(torch.where(flip, inputs.flip(-1), inputs), chances))
+
+
+def view_chances(view: int, content: str) -> Float[Tensor, " 8"]:
+    """Uniform random numbers of a view of an image: whether to mirror (< 1/2), and the rest.
+
+    They are the same for every seed of a fit, so that fits share the views.
+    """
+    return torch.rand(1 + CHANCES, generator=generator("view", view, content))

@@ -1,4 +1,5 @@
-"""What is kept of a collection of images, each once: features, augmented views, masks.
+"""What is kept of a collection of images, each once: features, augmented views, masks; or, where
+that is enough, the features of masks alone.
 
 What a row depends on is in its folder's name and its key: folders say backbone, precision, size
 and, for masks, their options; the key is the content of the image.
@@ -10,7 +11,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,15 +20,20 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
-from primaps.backbones.backbone import Backbone, both_features, image_features, network_input
-from primaps.features.augmentation import CHANCES, photometric
+from primaps.backbones.backbone import (
+    Backbone,
+    both_features,
+    image_features,
+    mean_of_both,
+)
+from primaps.features.augmentation import augmented, view_chances
+from primaps.features.mask_table import BESIDE, MaskTable, mask_rows, table_of
 from primaps.features.store import Store
 from primaps.support.distributed import processes, rank
 from primaps.support.files import cache_dir, write_json
-from primaps.support.seeding import generator
 
 logger = logging.getLogger("primaps")
 FORMAT = 1
@@ -36,6 +42,8 @@ MEMORY_LIMIT = 2e9
 """Bytes that are kept in memory without being asked."""
 MASKS = 256
 """Numbers that a mask can have: 0 = ignore, 1..255."""
+MASKS_EXPECTED = 6
+"""Masks of an image, about: to say beforehand what they take."""
 UNLABELLED = 255
 """Label that is not counted, in rows of labels."""
 
@@ -61,14 +69,18 @@ class CollectionStores:
         views: augmented feature maps per image; ``fresh`` keeps the images instead, to augment
             them anew.
         masks: how to make masks; None for no masks.
+        whole: content of the images whose features are kept, while of the others those of their
+            masks are enough; None keeps the features and masks of all.
         root: folder of everything that is kept; ``auto`` is memory below 2 GB, else the cache;
             None is memory.
 
     Attributes:
+        shape: (C, h, w) of the features of an image.
         features: (2, C, h, w) half precision, of the image and its mirror image.
         views: (C, h, w) half precision, a store for each view.
         images: (3, size, size) 8-bit, if views are computed anew.
         masks: (size, size) 8-bit, 0 = ignore.
+        table: rows of :func:`primaps.features.mask_table.mask_rows`, in place of ``masks``.
     """
 
     def __init__(
@@ -79,37 +91,40 @@ class CollectionStores:
         views: int | Literal["fresh"] = 0,
         masks: MaskMaker | None = None,
         root: str | Path | None = "auto",
+        whole: Collection[str] | None = None,
     ) -> None:
-        self.backbone, self.size, self.maker = backbone, size, masks
-        cached = 0 if views == "fresh" else views
-        shape = feature_shape(backbone, size)
-        rows: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-            "features": ((2, *shape), np.float16)
-        }
-        rows |= {f"view-{view}": (shape, np.float16) for view in range(cached)}
-        if views == "fresh":
-            rows["images"] = ((3, size, size), np.uint8)
-        if masks:
-            rows[f"masks-{_short(masks.options)}"] = ((size, size), np.uint8)
-        self.bytes_per_image = sum(
-            math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in rows.values()
-        )
+        self.backbone, self.size, self.maker, self.whole = backbone, size, masks, whole
+        self.shape = feature_shape(backbone, size)
         if root == "auto":
-            small = images * self.bytes_per_image < MEMORY_LIMIT
-            root = None if small else cache_dir() / "features"
+            kept = None if whole is None else len(whole)
+            small = bytes_kept(self.shape, size, images, views, masks is not None, kept)
+            root = None if small < MEMORY_LIMIT else cache_dir() / "features"
         self.folder = self._folder(root)
-        stores = {
-            name: Store(shape, dtype, self.folder and self.folder / name)
-            for name, (shape, dtype) in rows.items()
-        }
-        if self.folder and masks:
-            name = f"masks-{_short(masks.options)}"
-            _describe(self.folder / name, masks.options)
-        self.all = list(stores.values())
-        self.features = stores["features"]
-        self.views = [store for name, store in stores.items() if name.startswith("view-")]
-        self.images = stores.get("images")
-        self.masks = self.all[-1] if masks else None
+        half, cached = np.float16, range(0 if views == "fresh" else views)
+        options = masks and _short(masks.options)
+        self.features = self._store("features", (2, *self.shape), half)
+        self.views = [self._store(f"view-{view}", self.shape, half) for view in cached]
+        self.images = self._store("images", (3, size, size), np.uint8) if views == "fresh" else None
+        self.masks = self.table = None
+        if masks and whole is None:
+            self.masks = self._store(f"masks-{options}", (size, size), np.uint8, masks)
+        elif masks:
+            wide = self.shape[0] + BESIDE
+            self.table = self._store(f"table-{options}", (wide,), np.float32, masks)
+        others = [store for store in (self.images, self.masks, self.table) if store is not None]
+        self.all = [self.features, *self.views, *others]
+
+    def _store(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: type[np.generic],
+        masks: MaskMaker | None = None,
+    ) -> Store:
+        folder = self.folder and self.folder / name
+        if folder and masks:
+            _describe(folder, masks.options)
+        return Store(shape, dtype, folder, several=name.startswith("table-"))
 
     def _folder(self, root: str | Path | None) -> Path | None:
         """Where the stores of this backbone, precision and size are; of this process, if several
@@ -146,7 +161,10 @@ class CollectionStores:
 
     def missing(self, contents: Sequence[str]) -> set[str]:
         """Those of the images that lack a row in some store."""
-        return set().union(*(store.missing(contents) for store in self.all))
+        kept = contents
+        if self.whole is not None:
+            kept = [content for content in contents if content in self.whole]
+        return set().union(*(s.missing(kept if s is self.features else contents) for s in self.all))
 
     def add(self, images: UInt8[Tensor, "b 3 H W"], contents: Sequence[str]) -> None:
         """Compute and keep what is missing of images that go through the backbone together.
@@ -155,6 +173,9 @@ class CollectionStores:
         matter when.
         """
         images = images.to(self.backbone.device)
+        if self.table:
+            self._add_table(images, contents)
+            return
 
         def view(number: int) -> Tensor:
             draws = torch.stack([view_chances(number, c) for c in contents])
@@ -163,10 +184,7 @@ class CollectionStores:
         def masks() -> Tensor:
             rows = self.features.rows(contents)
             clean = rows.take(torch.arange(len(rows)), torch.zeros(len(rows), dtype=torch.long))
-            assert self.maker is not None
-            numbers = self.maker.make(clean.to(images.device).float(), images)
-            # A store counts to 255; masks beyond are single positions, proposed last.
-            return torch.where(numbers < MASKS, numbers, 0)
+            return self._make_masks(clean, images)
 
         _complete(self.features, contents, partial(both_features, self.backbone, images))
         for number, store in enumerate(self.views):
@@ -175,6 +193,44 @@ class CollectionStores:
             _complete(self.images, contents, lambda: images)
         if self.masks:
             _complete(self.masks, contents, masks)
+
+    def _add_table(self, images: UInt8[Tensor, "b 3 H W"], contents: Sequence[str]) -> None:
+        """The same numbers as a table of stored features and masks has, without storing them."""
+        assert self.table is not None
+        assert self.whole is not None
+        if not self.missing(contents):
+            return
+        if self.features.missing(contents):
+            both = both_features(self.backbone, images).half()
+        else:  # a fit that kept everything left them
+            both = self.features.rows(contents).take(torch.arange(len(contents))).to(images.device)
+        masks = self._make_masks(both[:, 0], images)
+        here = [place for place, content in enumerate(contents) if content in self.whole]
+        kept = [contents[place] for place in here]
+        _complete(self.features, kept, lambda: both[here])
+        if lacking := self.table.missing(contents):
+            places = [contents.index(content) for content in lacking]
+            means = mean_of_both(both.float())
+            rows = [mask_rows(means[i], masks[i]).cpu().numpy() for i in places]
+            self.table.append(lacking, rows)
+
+    def _make_masks(
+        self, features: Float[Tensor, "b c h w"], images: UInt8[Tensor, "b 3 H W"]
+    ) -> Integer[Tensor, "b H W"]:
+        assert self.maker is not None
+        numbers = self.maker.make(features.to(images.device).float(), images)
+        # A store counts to 255; masks beyond are single positions, proposed last.
+        return torch.where(numbers < MASKS, numbers, 0)
+
+    def mask_table(self, contents: Sequence[str]) -> MaskTable | None:
+        """The table of the masks of images, on the backbone's device; None if maps are kept."""
+        if self.table is None:
+            return None
+        rows = self.table.rows(contents).arrays
+        found = table_of(
+            (torch.from_numpy(np.array(one)) for one in rows), [len(one) for one in rows]
+        )
+        return found.to(self.backbone.device)
 
 
 def _describe(folder: Path, about: dict[str, Any]) -> None:
@@ -194,25 +250,32 @@ def feature_shape(backbone: Backbone, size: int) -> tuple[int, ...]:
     return tuple(image_features(backbone, blank).shape[1:])
 
 
-def augmented(
-    backbone: Backbone,
-    images: UInt8[Tensor, "b 3 H W"],
-    mirror: Bool[Tensor, " b"],
-    chances: Float[Tensor, "b 7"],
-) -> Float[Tensor, "b c h w"]:
-    """Features of images, mirrored where ``mirror`` and augmented with ``chances``; see
-    :func:`primaps.features.augmentation.photometric`."""
-    inputs = network_input(backbone, images)
-    flip = mirror.to(inputs.device).view(-1, 1, 1, 1)
-    return backbone(photometric(torch.where(flip, inputs.flip(-1), inputs), chances))
+def bytes_kept(
+    shape: tuple[int, ...],
+    size: int,
+    images: int,
+    views: int | Literal["fresh"] = 0,
+    masks: bool = True,
+    whole: int | None = None,
+) -> int:
+    """Bytes that the stores of a number of images take, about.
 
+    Args:
+        shape: (C, h, w) of the features of an image.
+        whole: of how many images features are kept, where those of masks are enough; None is of
+            all, and masks as maps.
 
-def view_chances(view: int, content: str) -> Float[Tensor, " 8"]:
-    """Uniform random numbers of a view of an image: whether to mirror (< 1/2), and the rest.
-
-    They are the same for every seed of a fit, so that fits share the views.
+    Examples:
+        >>> bytes_kept((384, 23, 23), 322, 10**6) / 1e9
+        916.228
+        >>> bytes_kept((384, 23, 23), 322, 10**6, whole=3000) / 1e9
+        11.701632
     """
-    return torch.rand(1 + CHANCES, generator=generator("view", view, content))
+    half = 2 * math.prod(shape)
+    if whole is not None:
+        return images * MASKS_EXPECTED * 4 * (shape[0] + BESIDE) + whole * 2 * half
+    more = 3 * size**2 if views == "fresh" else views * half
+    return images * (2 * half + more + masks * size**2)
 
 
 def _complete(store: Store, contents: Sequence[str], make: Callable[[], Tensor]) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -29,16 +29,15 @@ from primaps.data import (
     read,
     square,
 )
-from primaps.features.augmentation import CHANCES
+from primaps.features.augmentation import CHANCES, augmented, view_chances
 from primaps.features.collection import (
     UNLABELLED,
     CollectionStores,
     MaskMaker,
-    augmented,
-    view_chances,
 )
+from primaps.features.mask_table import MaskTable, mask_table
 from primaps.features.store import Rows
-from primaps.features.views import AugmentAnew, Views
+from primaps.features.views import AugmentAnew, Coding, Views
 from primaps.support.distributed import gather, processes, rank
 from primaps.support.errors import InputError
 from primaps.support.progress import ProgressCallback, silent
@@ -48,6 +47,11 @@ logger = logging.getLogger("primaps")
 BACKBONE_BATCH = 8
 """Images that go through the backbone together. Fixed, and counted from the first file, because
 the last bits of features depend on it."""
+START_IMAGES = 3000
+"""Images that k-means starts look at, at most: as many as Cityscapes has for training. They are the
+same for every seed, so that fits share them."""
+Kept = Literal["features", "masks"]
+"""Of every image: its features and masks, or the features of its masks alone."""
 PREVIEW_IMAGES = 6
 """Images that are kept to be shown."""
 
@@ -59,8 +63,12 @@ class Extracted:
     Attributes:
         keys: names of the images used, in order, of all processes.
         content_digest: SHA-256 of the content of these images, and of their labels if any.
-        views: feature maps of those that this process has.
-        masks: their proposals at image size, 0 = ignore; None if not asked for.
+        views: feature maps of those that this process has; if features of masks alone are kept,
+            as far as ``starts`` has them.
+        starts: feature maps of the images that k-means starts look at: of all, or of a sample of
+            :data:`START_IMAGES`.
+        masks: their proposals at image size, 0 = ignore; None if not asked for or not kept.
+        table: the table of masks, if they alone are kept; see :meth:`mask_table`.
         labels: their label maps at image size, 255 = not counted; None if not asked for.
         samples: a few images at even distances, to show.
     """
@@ -68,9 +76,17 @@ class Extracted:
     keys: list[str]
     content_digest: str
     views: Views
+    starts: Views
     masks: Rows | None
+    table: MaskTable | None
     labels: Rows | None
     samples: UInt8[Tensor, "s 3 H W"]
+
+    def mask_table(self, projection: Coding | None = None) -> MaskTable | None:
+        """Features, or codes of them, of the masks of this process; None if there are no masks."""
+        if self.table is not None or self.masks is None:
+            return self.table
+        return mask_table(replace(self.views, projection=projection), self.masks)
 
 
 def extract(
@@ -83,6 +99,7 @@ def extract(
     labels: Dataset | None = None,
     seed: int = 0,
     store: str | Path | None = "auto",
+    keep: Kept = "features",
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
 ) -> Extracted:
@@ -98,6 +115,8 @@ def extract(
         seed: of augmentation in every step.
         store: folder to keep them in; ``auto`` is memory if they take less than 2 GB, else the
             cache; None is memory.
+        keep: ``masks`` keeps of every image what the recipe "orthogonal" takes, the features of
+            its masks, and the features of a sample for k-means starts.
         problem: told about every image that cannot be read; the others go on.
 
     Raises:
@@ -105,7 +124,7 @@ def extract(
         InputError: there are fewer images than processes.
     """
     share = files[rank() :: processes()]
-    stores = CollectionStores(backbone, size, len(share), views, masks, store)
+    chosen = {files[place].key for place in start_places(len(files))}
     label_maps: dict[str, np.ndarray] = {}
 
     def content_and_label(file: ImageFile) -> str:
@@ -126,6 +145,8 @@ def extract(
     for file, content in read(share, content_and_label, skip):
         contents[file.key] = content
         progress("reading", len(contents), len(share), {})
+    whole = {contents[key] for key in chosen & contents.keys()} if keep == "masks" else None
+    stores = CollectionStores(backbone, size, len(share), views, masks, store, whole)
     with stores.writing(list(contents.values())):
         used = _fill(stores, [f for f in share if f.key in contents], contents, progress, skip)
     order = {file.key: place for place, file in enumerate(files)}
@@ -139,8 +160,16 @@ def extract(
         raise InputError(f"process {rank()} has no image: start fewer processes")
     keys = [key for key, _ in everyone]
     here = [contents[key] for key in used]
-    row = {key: place for place, key in enumerate(used)}
-    place = torch.tensor([row.get(key, -1) for key in keys]) if processes() > 1 else None
+    whole_here = [key for key in used if keep == "features" or key in chosen]
+    if not whole_here:
+        raise InputError(f"process {rank()} has no image for k-means: start fewer processes")
+    row = {key: place for place, key in enumerate(whole_here)}
+
+    def places(of: Sequence[str]) -> Tensor | None:
+        """Their rows in the features of this process; None if these are all and in order."""
+        found = [row.get(key, -1) for key in of]
+        return None if found == list(range(len(whole_here))) else torch.tensor(found)
+
     device = backbone.device
     mirrored = [
         [bool(view_chances(v, content)[0] < 0.5) for content in here]
@@ -149,23 +178,39 @@ def extract(
     few = min(PREVIEW_IMAGES, len(keys))
     shown = {keys[i * len(keys) // few] for i in range(few)}  # neighbours are often alike
     samples = [square(load_image(file.source), size) for file in files if file.key in shown]
+    feature_maps = Views(
+        clean=stores.features.rows([contents[key] for key in whole_here]).to(device),
+        place=places([key for key in keys if keep == "features" or key in chosen]),
+        augmented=tuple(view.rows(here).to(device) for view in stores.views),
+        mirrored=torch.tensor(mirrored) if mirrored else None,
+        fresh=_fresh(stores, here, seed) if views == "fresh" else None,
+        device=device,
+    )
     return Extracted(
         keys=keys,
         content_digest=hashlib.sha256(
             "".join(content for _, content in everyone).encode()
         ).hexdigest(),
-        views=Views(
-            clean=stores.features.rows(here).to(device),
-            place=place,
-            augmented=tuple(view.rows(here).to(device) for view in stores.views),
-            mirrored=torch.tensor(mirrored) if mirrored else None,
-            fresh=_fresh(stores, here, seed) if views == "fresh" else None,
-            device=device,
-        ),
+        views=feature_maps,
+        starts=replace(feature_maps, place=places([key for key in keys if key in chosen])),
         masks=stores.masks.rows(here) if stores.masks else None,
+        table=stores.mask_table(here),
         labels=Rows([label_maps[key] for key in used]) if label_maps else None,
         samples=torch.stack(samples),
     )
+
+
+def start_places(images: int) -> list[int]:
+    """Which of a number of images k-means starts look at, in order.
+
+    Examples:
+        >>> start_places(3)
+        [0, 1, 2]
+        >>> len(start_places(10**6))
+        3000
+    """
+    drawn = torch.randperm(images, generator=generator("starts"))[:START_IMAGES]
+    return drawn.sort().values.tolist()
 
 
 def _mark(label: np.ndarray | None) -> str:

@@ -1,7 +1,8 @@
 """Rows of one shape under keys: the store of features and masks, in memory or on disk.
 
 On disk a store is a folder with ``rows.bin``, the rows one after the other, and ``rows.txt``, a
-line ``key checksum`` for each, written after the row. A process can be killed at any moment: a row
+line ``key checksum`` for each, written after the row; where a key has several rows, the line says
+which: ``key checksum first count``. A process can be killed at any moment: a row
 without its line, or half a line, is cut off when the next one appends, and a row that does not
 have its checksum counts as missing and is made anew. Files are only ever appended to, so that
 others can read meanwhile, and they are memory-mapped: what is read often stays in the system's
@@ -100,12 +101,13 @@ class Rows:
 
 
 class Store:
-    """Rows under keys that outlive the process if a folder is given.
+    r"""Rows under keys that outlive the process if a folder is given.
 
     Args:
         shape: of a row.
         dtype: of a row.
         folder: None keeps the rows in memory.
+        several: a key has an array (n, \*shape) with any number n of rows, and not one row.
 
     Examples:
         >>> store = Store((2,), np.float16)
@@ -114,18 +116,27 @@ class Store:
         ['c']
         >>> len(store.rows(["b", "a", "b"]))
         3
+        >>> several = Store((2,), np.float16, several=True)
+        >>> several.append(["a", "b"], [np.ones((3, 2)), np.ones((0, 2))])
+        >>> [len(rows) for rows in several.rows(["b", "a"]).arrays]
+        [0, 3]
     """
 
     def __init__(
-        self, shape: Sequence[int], dtype: type[np.generic], folder: str | Path | None = None
+        self,
+        shape: Sequence[int],
+        dtype: type[np.generic],
+        folder: str | Path | None = None,
+        several: bool = False,
     ) -> None:
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self.row_bytes = math.prod(self.shape) * self.dtype.itemsize
         self.folder = None if folder is None else Path(folder)
-        self._memory: list[np.ndarray] = []
-        self._count = 0
-        self._intact: dict[str, int] = {}  # key -> row
-        self._claimed: dict[str, tuple[int, int]] = {}  # not verified yet: row and checksum
+        self.several = several
+        self._memory: dict[str, np.ndarray] = {}
+        self._count = 0  # rows
+        self._intact: dict[str, slice] = {}  # key -> rows
+        self._claimed: dict[str, tuple[slice, int]] = {}  # not verified yet: rows and checksum
         if self.folder is not None:
             self._read_journal()
 
@@ -138,45 +149,53 @@ class Store:
             with ThreadPoolExecutor(2) as pool:
                 sums = pool.map(lambda key: zlib.crc32(arrays[self._claimed[key][0]].data), claimed)
                 for key, found in zip(claimed, sums, strict=True):
-                    row, checksum = self._claimed.pop(key)
+                    where, checksum = self._claimed.pop(key)
                     if found == checksum:
-                        self._intact[key] = row
+                        self._intact[key] = where
         return [key for key in wanted if key not in self._intact]
 
-    def append(self, keys: Sequence[str], rows: Shaped[np.ndarray, "n ..."]) -> None:
-        """Add rows; a key that is there already gets a new row.
+    def append(self, keys: Sequence[str], rows: Sequence[np.ndarray] | np.ndarray) -> None:
+        """Add what belongs to each key; a key that is there already gets it anew.
 
         Raises:
             OSError: the disk is full or cannot be written; what was there before stays intact.
         """
-        values = np.ascontiguousarray(rows, self.dtype)
-        if len(values) != len(keys) or values.shape[1:] != self.shape:
-            raise InputError(
-                f"{len(keys)} keys and rows {values.shape} for a store of {self.shape}"
-            )
+        values = [np.ascontiguousarray(row, self.dtype) for row in rows]
+        shapes = {value.shape[1:] if self.several else value.shape for value in values}
+        if len(values) != len(keys) or shapes - {self.shape}:
+            raise InputError(f"{len(keys)} keys and rows {shapes} for a store of {self.shape}")
+        counts = [len(value) if self.several else 1 for value in values]
+        places = [self._count + sum(counts[:i]) for i in range(len(counts))]
         if self.folder is None:
-            self._memory += [row.copy() for row in values]
+            self._memory |= {key: row.copy() for key, row in zip(keys, values, strict=True)}
         else:
             with named(self.folder / "rows.bin"), (self.folder / "rows.bin").open("ab") as file:
-                file.write(values.data)
-            lines = [
-                f"{key} {zlib.crc32(row):08x}\n" for key, row in zip(keys, values, strict=True)
-            ]
+                for value in values:
+                    file.write(value.tobytes())
+            lines = []
+            for key, value, first, count in zip(keys, values, places, counts, strict=True):
+                where = f" {first} {count}" if self.several else ""
+                lines.append(f"{key} {zlib.crc32(value.data):08x}{where}\n")
             path = self.folder / "rows.txt"
             with named(path), path.open("a") as journal:  # only now do the rows count
                 journal.write("".join(lines))
-        self._intact |= {key: self._count + i for i, key in enumerate(keys)}
-        self._count += len(keys)
+        self._intact |= {
+            key: slice(first, first + count)
+            for key, first, count in zip(keys, places, counts, strict=True)
+        }
+        self._count += sum(counts)
 
     def rows(self, keys: Sequence[str]) -> Rows:
-        """Rows in the order of ``keys``.
+        """What belongs to each of ``keys``, in their order.
 
         Raises:
             KeyError: a key has no intact row.
         """
         self.missing(keys)
-        arrays = self._arrays()
-        return Rows([arrays[self._intact[key]] for key in keys])
+        if self.folder is None:
+            return Rows([self._memory[key] for key in keys])
+        arrays, places = self._arrays(), [self._intact[key] for key in keys]
+        return Rows([arrays[where] if self.several else arrays[where.start] for where in places])
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -199,12 +218,12 @@ class Store:
         finally:
             lock.release()
 
-    def _arrays(self) -> Sequence[np.ndarray] | np.ndarray:
-        if self.folder is None:
-            return self._memory
-        if not self._count:
-            return []
+    def _arrays(self) -> np.ndarray:
+        """All rows on disk."""
         shape = (self._count, *self.shape)
+        if not self._count:
+            return np.empty(shape, self.dtype)
+        assert self.folder is not None
         return np.memmap(self.folder / "rows.bin", self.dtype, "r", shape=shape).view(np.ndarray)
 
     def _read_journal(self, repair: bool = False) -> None:
@@ -212,16 +231,26 @@ class Store:
         assert self.folder is not None
         data, journal = self.folder / "rows.bin", self.folder / "rows.txt"
         lines = journal.read_bytes().split(b"\n")[:-1] if journal.is_file() else []
-        lines = lines[: data.stat().st_size // self.row_bytes if data.is_file() else 0]
+        there = data.stat().st_size // self.row_bytes if data.is_file() else 0
+        self._count, self._intact, self._claimed = 0, {}, {}
+        whole = 0  # bytes of the journal whose rows are there
+        for line in lines:
+            key, *rest = line.decode("ascii", "replace").split(" ")
+            try:
+                checksum, *where = int(rest[0], 16), *map(int, rest[1:])
+                first, count = where if self.several else (self._count, 1)
+                found = checksum if first >= self._count and count >= 0 else None
+            except (ValueError, IndexError):
+                found = None
+            if found is None:  # a damaged line: its row is missing, and others say where theirs are
+                first, count = self._count, int(not self.several)
+            if first + count > there:
+                break
+            whole, self._count = whole + len(line) + 1, first + count
+            if found is not None:
+                self._claimed[key] = (slice(first, first + count), found)
         if repair:
             with journal.open("ab") as file:
-                file.truncate(sum(len(line) + 1 for line in lines))
+                file.truncate(whole)
             with data.open("ab") as file:
-                file.truncate(len(lines) * self.row_bytes)
-        self._count, self._intact, self._claimed = len(lines), {}, {}
-        for row, line in enumerate(lines):
-            key, _, checksum = line.decode("ascii", "replace").partition(" ")
-            try:
-                self._claimed[key] = (row, int(checksum, 16))
-            except ValueError:
-                continue  # a damaged line: its row is missing
+                file.truncate(self._count * self.row_bytes)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
 from primaps.backbones.backbone import mean_of_both
@@ -15,6 +15,8 @@ from primaps.support.seeding import generator
 
 AugmentAnew = Callable[[Tensor, Tensor, int], Tensor]
 """Rows of images, which of them to mirror, and the step, to features of augmented images."""
+Coding = Callable[[Tensor], Tensor]
+"""Features of a batch to codes that prototypes are fitted to."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Views:
 
     Attributes:
         clean: (2, C, h, w) of each image; [0] of itself and [1] of its mirror image.
-        place: row of each image of the whole collection, -1 if another process has it; None if
-            they are all here.
+        place: row of each image of the collection, or of a sample of it, -1 if another process
+            has it; None if they are all here.
         augmented: features (C, h, w) of each image, photometrically augmented, one entry per view.
         mirrored: which of the augmented images were mirrored.
         fresh: computes augmented features in every step; instead of ``augmented``.
@@ -54,12 +56,18 @@ class Views:
     augmented: tuple[Rows, ...] = ()
     mirrored: Bool[Tensor, "v m"] | None = None
     fresh: AugmentAnew | None = None
-    projection: Callable[[Tensor], Tensor] | None = None
+    projection: Coding | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __len__(self) -> int:
-        """Images of the whole collection."""
+        """Images of all processes."""
         return len(self.clean) if self.place is None else len(self.place)
+
+    def chunks(self, size: int = 64) -> Iterator[Shaped[Tensor, "_ 2 c h w"]]:
+        """Stored features of the images of this process, in order, ``size`` at a time."""
+        place = torch.arange(len(self.clean)) if self.place is None else self.place
+        for rows in place[place >= 0].split(size):
+            yield self.clean.take(rows)
 
     def here(
         self, index: Integer[Tensor, " b"]
