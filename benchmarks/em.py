@@ -2,7 +2,7 @@
 
     python benchmarks/em.py epoch --images FOLDER     # one epoch against the straightforward one
     python benchmarks/em.py stages --images FOLDER    # where the time of a whole fit goes
-    python benchmarks/em.py scale                     # 50,000 images in bounded memory
+    python benchmarks/em.py scale [--keep masks]      # 50,000 images in bounded memory
 
 ``epoch`` trains on the same cached features in processes of their own, so that their peaks of
 memory can be told apart. The straightforward epoch does what the equations say, in their order:
@@ -190,14 +190,17 @@ def scale(arguments: argparse.Namespace) -> None:
             blocks = generator.integers(0, 256, (4, 4, 3), np.uint8)
             Image.fromarray(blocks.repeat(16, 0).repeat(16, 1)).save(path)
         options = {"backbone": RandomPatches(), "patch_size": 8, "size": 64, "mask_crf": False}
-        model = PriMaPsEM(8, recipe="paper", epochs=1, init_epochs=1, **options)
+        if arguments.keep == "features":
+            options |= {"recipe": "paper", "epochs": 1, "init_epochs": 1}
+        model = PriMaPsEM(8, **options)
         files = find_images(images)
-        model.fit(files[:64], store=None)  # what the program itself takes
+        model.fit(files[:64], store=None, keep=arguments.keep)  # what the program itself takes
         threading.Thread(target=watch, daemon=True).start()
         time.sleep(0.2)
         before, began = peak[0], time.monotonic()
         with ProgressDisplay(Console(stderr=True)) as progress:
-            model.fit(files, store=Path(folder) / "store", progress=progress)
+            store = Path(folder) / "store"
+            model.fit(files, store=store, keep=arguments.keep, progress=progress)
         stored = sum(p.stat().st_size for p in (Path(folder) / "store").rglob("rows.bin"))
         seconds = time.monotonic() - began
     rise = (peak[0] - before) / 1e6
@@ -215,6 +218,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="of the straightforward epoch")
     parser.add_argument("--count", type=int, default=50_000)
+    parser.add_argument("--keep", default="features", choices=["features", "masks"])
     parser.add_argument("--folder", help="for the images and the store of scale")
     parser.add_argument("--store", default=str(cache_dir() / "features"))
     parser.add_argument("--kind", default="ours", help=argparse.SUPPRESS)

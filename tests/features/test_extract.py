@@ -190,12 +190,12 @@ def test_unreadable_images_are_reported_every_time(folder, counting, tmp_path_fa
 def test_memory_does_not_grow_with_the_collection(tmp_path):
     """Over half a gigabyte of features goes through the store and training; a tenth may stay:
     the features of masks, which the tree of classes grows from, are among it."""
-    network = torch.nn.Conv2d(3, 256, 4, 4)
+    network = torch.nn.Conv2d(3, 1024, 4, 4)
     model = PriMaPsEM(
         3, backbone=network, patch_size=4, size=64, mask_crf=False, device="cpu",
         recipe="paper", epochs=1, min_steps=10, min_init_steps=10,
     )  # fmt: skip
-    noise = np.random.default_rng(0).integers(0, 256, (2000, 4, 4, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (500, 4, 4, 3), np.uint8)
     files = [ImageFile(Image.fromarray(n).resize((64, 64)), str(i)) for i, n in enumerate(noise)]
 
     def anonymous():

@@ -125,7 +125,9 @@ def test_a_view_has_its_landmarks_and_headings_and_every_control_a_name(page, vi
     )
     assert set(values) <= {"true", "false"}
     sliders = [one for one in found if one["role"] == "slider"]
-    assert all(one["valuetext"] for one in sliders)
+    shown = page.locator("input[type=range]:visible, [role=slider]:visible").all()
+    assert len(shown) == len(sliders)
+    assert all(re.search(r"\d", one.get_attribute("aria-valuetext")) for one in shown)
     assert len(sliders) == {"Classes": 3, "Masks": 2, "one image": 2}.get(view, 0)
 
 
@@ -133,13 +135,12 @@ def test_sliders_say_their_value_in_words_and_once(page):
     slider = page.get_by_label("Number of classes", exact=True)
     move = "(range, to) => { range.value = to; range.dispatchEvent(new Event('input')) }"
     before = page.locator(".card").count()
-    found = next(one for one in tree(page) if one["name"] == "Number of classes")
-    assert found["valuetext"] == f"{before} classes"
+    # Of the page: what developers' tools show for it is another thing in each version of Chromium.
+    assert slider.get_attribute("aria-valuetext") == f"{before} classes"
     said(page)
     slider.evaluate(move, 1)
     page.locator(".card").nth(1).wait_for(state="detached")
-    found = next(one for one in tree(page) if one["name"] == "Number of classes")
-    assert found["valuetext"] == "1 class"
+    assert slider.get_attribute("aria-valuetext") == "1 class"
     assert page.evaluate("said") == []
     slider.evaluate(move, before)
     large(page)
