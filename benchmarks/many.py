@@ -1,7 +1,7 @@
-"""How fast ``propose`` and ``predict`` are on many photographs, against one image after the other.
+"""How fast ``propose``, ``predict`` and ``fit`` are on many photographs, against other ways.
 
     python benchmarks/many.py predict|propose --images FOLDER [--model MODEL] [--precision float32]
-    python benchmarks/many.py predict|propose --images FOLDER [--model MODEL] --before SOURCE
+    python benchmarks/many.py predict|propose|fit --images FOLDER [--model MODEL] --before SOURCE
     python benchmarks/many.py processes --images FOLDER --model MODEL [--count N]
 
 Photographs are scaled to 640x480 first. ``predict`` and ``propose`` alternate between the way of
@@ -11,7 +11,8 @@ as transformers runs it by itself. In float32 both write the same files but for 
 the median of wall time and of processor time per image, which tells on a machine that has other
 work, and the share of the backbone of it. With ``--before`` the whole command is compared with that
 of an older version, whose ``src`` SOURCE is (``git worktree add ../before REVISION``), with a model
-of its own (``--before-model``) if it cannot read MODEL. ``processes`` compares one process on all
+of its own (``--before-model``) if it cannot read MODEL; ``fit`` is of the recipe orthogonal, from
+files to model, and keeps nothing. ``processes`` compares one process on all
 cores with two on one core each, under torchrun.
 """
 
@@ -150,7 +151,7 @@ def photographs(folder: str, count: int, into: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["predict", "propose", "processes"])
+    parser.add_argument("what", choices=["predict", "propose", "fit", "processes"])
     parser.add_argument("--images", required=True)
     parser.add_argument("--model")
     parser.add_argument("--before", metavar="SOURCE", help="src of an older version")
@@ -161,6 +162,8 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", help="of predict, as it is now")
     arguments = parser.parse_args()
     count, rounds = arguments.count, arguments.rounds
+    if arguments.what == "fit" and not arguments.before:
+        parser.error("fit is compared with an older version: give --before")
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder)
         photographs(arguments.images, count, images)
@@ -176,6 +179,9 @@ def main() -> None:
             return
         if arguments.before:
             words = {"before": [str(images)], "now": [str(images)]}
+            if arguments.what == "fit":
+                options = ["--classes", "27", "--recipe", "orthogonal", "--store", "none"]
+                words = {name: [*before, *options] for name, before in words.items()}
             if arguments.what == "predict":
                 words["before"].insert(0, arguments.before_model or arguments.model)
                 words["now"] = [arguments.model, *words["now"], "--precision", arguments.precision]

@@ -23,6 +23,7 @@ from primaps.features.extract import BACKBONE_BATCH, START_IMAGES, Kept, extract
 from primaps.model import PriMaPsEM
 from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
+from primaps.support.lanes import lane_count
 from primaps.support.progress import ProgressCallback, silent
 
 MANY = 10**6
@@ -88,11 +89,11 @@ def plan(
 ) -> Plan:
     """Estimate what ``model.fit(images, store=store, keep=keep)`` will take.
 
-    Times are measured on up to eight of the images: reading, backbone, masks and steps of training,
+    Times are measured on up to eight of the images for each core: reading, backbone, masks and steps of training,
     each the second time that it runs.
 
     Raises:
-        ImageError: none of the eight could be read.
+        ImageError: none of these could be read.
         InputError: the model is a linear probe.
 
     Examples:
@@ -120,7 +121,7 @@ def plan(
     whole = {contents[key] for key in starts if key in contents} if kept == "masks" else None
     stores = CollectionStores(model.network, model.size, len(files), views, maker, store, whole)
     missing = len(stores.missing(list(contents.values())))
-    few = min(BACKBONE_BATCH, len(files))
+    few = min(BACKBONE_BATCH * lane_count(model.backbone.device), len(files))
     sample = [files[i * len(files) // few] for i in range(few)]
 
     def features(with_masks: bool) -> float:

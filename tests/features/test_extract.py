@@ -115,18 +115,16 @@ def test_a_run_that_stopped_goes_on_with_the_same_bytes(folder, counting, tmp_pa
     files, network = find_images(folder), counting.features
 
     def dying(features, images):
-        if dying.calls == 1:
+        if len(images) < 8:
             raise KeyboardInterrupt
-        dying.calls += 1
         return halves(features, images)
 
-    dying.calls = 0
     maker = MaskMaker(dying, MAKER.options)
     with pytest.raises(KeyboardInterrupt):
         extract(files, counting, 64, views=1, masks=maker, store=stopped)
     network.seen = 0
     extract(files, counting, 64, views=1, masks=MAKER, store=stopped)
-    assert network.seen - 1 == 0  # all features were there, masks of the last three were not
+    assert network.seen - 1 == 3 * 3  # the last three were not there: both features, one view
     extract(files, counting, 64, views=1, masks=MAKER, store=whole)
     names = sorted(path.relative_to(whole) for path in whole.rglob("rows.*"))
     assert len(names) == 6
@@ -187,15 +185,16 @@ def test_unreadable_images_are_reported_every_time(folder, counting, tmp_path_fa
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.usefixtures("unchecked")
 def test_memory_does_not_grow_with_the_collection(tmp_path):
     """Over half a gigabyte of features goes through the store and training; a tenth may stay:
     the features of masks, which the tree of classes grows from, are among it."""
-    network = torch.nn.Conv2d(3, 1024, 4, 4)
+    network = torch.nn.Conv2d(3, 256, 4, 4)
     model = PriMaPsEM(
         3, backbone=network, patch_size=4, size=64, mask_crf=False, device="cpu",
         recipe="paper", epochs=1, min_steps=10, min_init_steps=10,
     )  # fmt: skip
-    noise = np.random.default_rng(0).integers(0, 256, (500, 4, 4, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 4, 4, 3), np.uint8)
     files = [ImageFile(Image.fromarray(n).resize((64, 64)), str(i)) for i, n in enumerate(noise)]
 
     def anonymous():

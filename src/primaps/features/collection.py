@@ -11,16 +11,15 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Float, Float16, Integer, UInt8
 from torch import Tensor
 
 from primaps.backbones.backbone import (
@@ -46,6 +45,10 @@ MASKS_EXPECTED = 6
 """Masks of an image, about: to say beforehand what they take."""
 UNLABELLED = 255
 """Label that is not counted, in rows of labels."""
+
+
+Made = tuple[Store, Sequence[np.ndarray]]
+"""What was computed for a store: something of each image of a batch."""
 
 
 @dataclass(frozen=True)
@@ -161,58 +164,57 @@ class CollectionStores:
 
     def missing(self, contents: Sequence[str]) -> set[str]:
         """Those of the images that lack a row in some store."""
-        kept = contents
-        if self.whole is not None:
-            kept = [content for content in contents if content in self.whole]
-        return set().union(*(s.missing(kept if s is self.features else contents) for s in self.all))
+        return set().union(*(store.missing(self._wanted(store, contents)) for store in self.all))
 
-    def add(self, images: UInt8[Tensor, "b 3 H W"], contents: Sequence[str]) -> None:
-        """Compute and keep what is missing of images that go through the backbone together.
+    def compute(self, images: UInt8[Tensor, "b 3 H W"], contents: Sequence[str]) -> list[Made]:
+        """What is missing of images, for :meth:`keep`; several batches can be computed at once.
 
         Masks are made from the features as they are stored, in half precision, so that it does not
         matter when.
         """
-        images = images.to(self.backbone.device)
-        if self.table:
-            self._add_table(images, contents)
-            return
-
-        def view(number: int) -> Tensor:
-            draws = torch.stack([view_chances(number, c) for c in contents])
-            return augmented(self.backbone, images, draws[:, 0] < 0.5, draws[:, 1:])
-
-        def masks() -> Tensor:
-            rows = self.features.rows(contents)
-            clean = rows.take(torch.arange(len(rows)), torch.zeros(len(rows), dtype=torch.long))
-            return self._make_masks(clean, images)
-
-        _complete(self.features, contents, partial(both_features, self.backbone, images))
-        for number, store in enumerate(self.views):
-            _complete(store, contents, partial(view, number))
-        if self.images:
-            _complete(self.images, contents, lambda: images)
-        if self.masks:
-            _complete(self.masks, contents, masks)
-
-    def _add_table(self, images: UInt8[Tensor, "b 3 H W"], contents: Sequence[str]) -> None:
-        """The same numbers as a table of stored features and masks has, without storing them."""
-        assert self.table is not None
-        assert self.whole is not None
         if not self.missing(contents):
-            return
-        if self.features.missing(contents):
-            both = both_features(self.backbone, images).half()
-        else:  # a fit that kept everything left them
-            both = self.features.rows(contents).take(torch.arange(len(contents))).to(images.device)
-        masks = self._make_masks(both[:, 0], images)
-        here = [place for place, content in enumerate(contents) if content in self.whole]
-        kept = [contents[place] for place in here]
-        _complete(self.features, kept, lambda: both[here])
-        if lacking := self.table.missing(contents):
-            places = [contents.index(content) for content in lacking]
+            return []
+        images = images.to(self.backbone.device)
+        both = self._both(images, contents)
+        made: list[tuple[Store, Iterable[Tensor]]] = [(self.features, both)]
+        for number, store in enumerate(self.views):
+            if store.missing(contents):
+                draws = torch.stack([view_chances(number, content) for content in contents])
+                view = augmented(self.backbone, images, draws[:, 0] < 0.5, draws[:, 1:])
+                made.append((store, view))
+        if self.images:
+            made.append((self.images, images))
+        if self.masks and self.masks.missing(contents):
+            made.append((self.masks, self._make_masks(both[:, 0], images)))
+        if self.table and self.table.missing(contents):
+            masks = self._make_masks(both[:, 0], images)
             means = mean_of_both(both.float())
-            rows = [mask_rows(means[i], masks[i]).cpu().numpy() for i in places]
-            self.table.append(lacking, rows)
+            made.append((self.table, list(map(mask_rows, means, masks))))
+        return [(store, [one.cpu().numpy() for one in every]) for store, every in made]
+
+    def keep(self, made: Sequence[Made], contents: Sequence[str]) -> None:
+        """Store what was computed of a batch of images, each once."""
+        for store, values in made:
+            lacking = store.missing(self._wanted(store, contents))
+            if lacking:
+                store.append(lacking, [values[contents.index(content)] for content in lacking])
+
+    def _wanted(self, store: Store, contents: Sequence[str]) -> Sequence[str]:
+        if self.whole is None or store is not self.features:
+            return contents
+        return [content for content in contents if content in self.whole]
+
+    def _both(
+        self, images: UInt8[Tensor, "b 3 H W"], contents: Sequence[str]
+    ) -> Float16[Tensor, "b 2 c h w"]:
+        """Features of images and mirror images as they are stored."""
+        if not self.features.missing(contents):  # a fit with other masks left them
+            rows = self.features.rows(contents)
+            return rows.take(torch.arange(len(rows))).to(images.device)
+        # The cache of a core holds one image, and an accelerator wants many.
+        together = 1 if images.device.type == "cpu" else len(images)
+        parts = [both_features(self.backbone, part).half() for part in images.split(together)]
+        return torch.cat(parts)
 
     def _make_masks(
         self, features: Float[Tensor, "b c h w"], images: UInt8[Tensor, "b 3 H W"]
@@ -276,12 +278,6 @@ def bytes_kept(
         return images * MASKS_EXPECTED * 4 * (shape[0] + BESIDE) + whole * 2 * half
     more = 3 * size**2 if views == "fresh" else views * half
     return images * (2 * half + more + masks * size**2)
-
-
-def _complete(store: Store, contents: Sequence[str], make: Callable[[], Tensor]) -> None:
-    if lacking := store.missing(contents):
-        rows = make()[[contents.index(content) for content in lacking]]
-        store.append(lacking, rows.cpu().numpy())
 
 
 def _short(options: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -33,6 +33,7 @@ from primaps.features.augmentation import CHANCES, augmented, view_chances
 from primaps.features.collection import (
     UNLABELLED,
     CollectionStores,
+    Made,
     MaskMaker,
 )
 from primaps.features.mask_table import MaskTable, mask_table
@@ -40,13 +41,14 @@ from primaps.features.store import Rows
 from primaps.features.views import AugmentAnew, Coding, Views
 from primaps.support.distributed import gather, processes, rank
 from primaps.support.errors import InputError
+from primaps.support.lanes import lanes, overlapped
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.seeding import generator
 
 logger = logging.getLogger("primaps")
 BACKBONE_BATCH = 8
-"""Images that go through the backbone together. Fixed, and counted from the first file, because
-the last bits of features depend on it."""
+"""Images that are computed together. Fixed, and counted from the first file, because on
+accelerators the last bits of features depend on it."""
 START_IMAGES = 3000
 """Images that k-means starts look at, at most: as many as Cityscapes has for training. They are the
 same for every seed, so that fits share them."""
@@ -225,7 +227,8 @@ def _fill(
     progress: ProgressCallback,
     problem: Problem,
 ) -> list[str]:
-    """Compute what the stores lack; returns the keys of the images that could be read."""
+    """Compute what the stores lack, one batch to each core; returns the keys of the images that
+    could be read. Batches are stored in order, whichever is done first."""
     group = {file.key: number // BACKBONE_BATCH for number, file in enumerate(files)}
     missing = stores.missing([contents[file.key] for file in files])
     lacking = {group[file.key] for file in files if contents[file.key] in missing}
@@ -234,15 +237,28 @@ def _fill(
         needed = group[file.key] in lacking
         return square(load_image(file.source), stores.size) if needed else None
 
+    Batch = list[tuple[ImageFile, Tensor | None]]
+
+    def batches() -> Iterator[Batch]:
+        loaded = read(files, load, problem, ahead=2 * BACKBONE_BATCH)
+        for _, together in groupby(loaded, key=lambda item: group[item[0].key]):
+            yield list(together)
+
     used: list[str] = []
-    loaded = read(files, load, problem, ahead=2 * BACKBONE_BATCH)
-    for _, together in groupby(loaded, key=lambda item: group[item[0].key]):
-        items = list(together)
-        images = [image for _, image in items if image is not None]
-        used += [file.key for file, _ in items]
-        if images:
-            stores.add(torch.stack(images), [contents[file.key] for file, _ in items])
-        progress("features", group[used[-1]] * BACKBONE_BATCH + len(items), len(files), {})
+    with lanes(stores.backbone.device) as own:
+
+        def work(batch: Batch) -> tuple[list[str], list[Made]]:
+            keys = [file.key for file, _ in batch]
+            images = [image for _, image in batch if image is not None]
+            if not images:
+                return keys, []
+            with own.turn:
+                return keys, stores.compute(torch.stack(images), [contents[key] for key in keys])
+
+        for keys, made in overlapped(batches(), work, own):
+            stores.keep(made, [contents[key] for key in keys])
+            used += keys
+            progress("features", group[used[-1]] * BACKBONE_BATCH + len(keys), len(files), {})
     if files:
         progress("features", len(files), len(files), {})
     return used

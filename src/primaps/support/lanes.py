@@ -40,14 +40,18 @@ class Lanes:
     turn: Semaphore
 
 
+def lane_count(device: torch.device) -> int:
+    """Batches that are computed at the same time."""
+    return min(torch.get_num_threads(), LANES) if device.type == "cpu" else 1
+
+
 @contextmanager
 def lanes(device: torch.device) -> Iterator[Lanes]:
     """Threads that compute batches on a device and write what became of them.
 
     On a CPU the threads of torch are shared out among them.
     """
-    cores = torch.get_num_threads()
-    count = min(cores, LANES) if device.type == "cpu" else 1
+    cores, count = torch.get_num_threads(), lane_count(device)
     threads, each = count + WRITERS, max(1, cores // count)
     pool = ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(each))
     try:
