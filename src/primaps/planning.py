@@ -89,8 +89,8 @@ def plan(
 ) -> Plan:
     """Estimate what ``model.fit(images, store=store, keep=keep)`` will take.
 
-    Times are measured on up to eight of the images for each core: reading, backbone, masks and steps of training,
-    each the second time that it runs.
+    Times are measured on up to eight of the images for each core: reading, backbone, masks and
+    steps of training, each the second time that it runs.
 
     Raises:
         ImageError: none of these could be read.
