@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 from primaps.backbones.load import load_backbone
+from primaps.data import find_images
 from primaps.em.pixels import largest_channel
+from primaps.features.extract import extract
 from primaps.model import PriMaPsEM
 from primaps.model_folder import ModelError
 from tests.conftest import painted
@@ -294,6 +296,11 @@ def test_features_of_masks_are_not_enough_for_em(colours, painted_folder):
         model = PriMaPsEM(3, backbone=colours, patch_size=8, size=64, device="cpu", **options)
         with pytest.raises(ValueError, match="this fit needs --keep features"):
             model.fit(painted_folder / "images", keep="masks")
+        maker = model.mask_maker()
+        found = extract(find_images(painted_folder / "images"), model.network, 64, masks=maker,
+                        keep="masks")  # fmt: skip
+        with pytest.raises(ValueError, match="this fit needs --keep features"):
+            model.fit_extracted(found)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -15,6 +15,8 @@ Precision = Literal["float32", "bfloat16"]
 PredictPrecision = Literal["auto", "float32", "bfloat16"]
 Resize = Literal["pillow", "tensor"]
 Positions = Literal["exact", "scaled"]
+Kept = Literal["features", "masks"]  # of every image
+Keep = Literal["auto", "features", "masks"]
 Views = Annotated[int, Range(0, 1000)] | Literal["fresh"]
 Threshold = Annotated[float, Range(0, below=1)]
 Size = Annotated[int, Range(1, 16384)]

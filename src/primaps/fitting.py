@@ -10,8 +10,9 @@ from typing import Any
 
 from primaps.classes.choose import Evidence, curve, parse_range
 from primaps.classes.grow import SAMPLE
+from primaps.config import Keep
 from primaps.data import Dataset, ImageFile, Problem
-from primaps.em.fit import Keep, what_is_kept
+from primaps.em.fit import what_is_kept
 from primaps.em.recorder import HistoryLine, clear_states
 from primaps.features.extract import extract
 from primaps.features.mask_table import gathered

@@ -35,7 +35,7 @@ from primaps.classes.edits import legend
 from primaps.classes.inventory import Inventory, take_inventory
 from primaps.classes.legend import Legend
 from primaps.classes.tree import TreeError
-from primaps.config import Classes, Config, check_names, check_used
+from primaps.config import Classes, Config, Keep, check_names, check_used
 from primaps.crf import CLASS_CRF
 from primaps.data import (
     Dataset,
@@ -49,7 +49,7 @@ from primaps.data import (
     to_tensor,
 )
 from primaps.data.drawing import drawn
-from primaps.em.fit import Keep, fit_prototypes, schedule, what_is_kept
+from primaps.em.fit import fit_prototypes, schedule, what_is_kept
 from primaps.em.pixels import largest_channel, upsample
 from primaps.em.probe import LinearProbe
 from primaps.em.prototypes import Prototypes
@@ -267,8 +267,14 @@ class PriMaPsEM:
         log: Callable[[HistoryLine], None] | None = None,
     ) -> PriMaPsEM:
         """Fit to features and masks that are there already, as :meth:`fit` does after computing
-        them: for several fits on the same images."""
+        them: for several fits on the same images.
+
+        Raises:
+            InputError: features of masks alone are not enough for this model.
+        """
         self._images, self.samples_ = len(extracted.keys), extracted.samples
+        if extracted.table is not None:
+            what_is_kept("masks", self.config, self._images, self.projection is not None)
         projection, masks = self.projection, extracted.mask_table(self.projection)
         seen = extracted.starts if self.config.orthogonal else extracted.views
         recorder = Recorder(

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from primaps.config import Config
+from primaps.config import Config, Keep, Kept
 from primaps.data import ImageCollection, ImageFile, image_files, read
 from primaps.data.stream import content_digest
 from primaps.em.em import fit_em
-from primaps.em.fit import Keep, schedule, what_is_kept
+from primaps.em.fit import schedule, what_is_kept
 from primaps.em.kmeans import fit_kmeans
 from primaps.em.orthogonal import POSITIONS
 from primaps.em.prototypes import Prototypes
 from primaps.features.collection import CollectionStores, bytes_kept
-from primaps.features.extract import BACKBONE_BATCH, START_IMAGES, Kept, extract, start_places
+from primaps.features.extract import BACKBONE_BATCH, START_IMAGES, extract, start_contents
 from primaps.model import PriMaPsEM
 from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
@@ -43,7 +43,8 @@ class Plan:
         folder: where they are kept; None is memory.
         free: bytes that are free there; None for memory.
         seconds: by stage, estimated.
-        costs: bytes that a number of images takes, by what may be kept of each.
+        costs: bytes of each image by what may be kept, and beside that of each that k-means starts
+            look at.
         collection: how many images there are, if ``images`` is a sample of them.
     """
 
@@ -55,8 +56,13 @@ class Plan:
     folder: Path | None
     free: int | None
     seconds: dict[str, float]
-    costs: dict[Kept, Callable[[int], int]] = field(default_factory=dict)
+    costs: dict[Kept, tuple[int, int]] = field(default_factory=dict)
     collection: int = 0
+
+    def bytes_of(self, kept: Kept, images: int) -> int:
+        """What a number of images takes."""
+        each, start = self.costs[kept]
+        return images * each + min(images, START_IMAGES) * start
 
     def lines(self) -> list[str]:
         """The plan in words."""
@@ -67,8 +73,9 @@ class Plan:
         stages = ", ".join(f"{name} {duration(s)}" for name, s in self.seconds.items())
         numbers = (self.images, self.collection if self.collection > self.images else MANY)
         choices = []
-        for kept, cost in self.costs.items():
-            each = ", ".join(f"{gigabytes(cost(n))} for {n:,} images" for n in sorted({*numbers}))
+        for kept in self.costs:
+            sizes = {n: gigabytes(self.bytes_of(kept, n)) for n in sorted(numbers)}
+            each = ", ".join(f"{size} for {n:,} images" for n, size in sizes.items())
             choices.append(f"--keep {kept}: {each}")
         return [
             f"{self.images} images, {self.missing} of them to be computed",
@@ -117,8 +124,7 @@ def plan(
     for done, (file, content) in enumerate(read(files, content_digest, _ignore), 1):
         contents[file.key] = content
         progress("reading", done, len(files), {})
-    starts = [files[place].key for place in start_places(len(files))]
-    whole = {contents[key] for key in starts if key in contents} if kept == "masks" else None
+    whole = start_contents([*contents.values()]) if kept == "masks" else None
     stores = CollectionStores(model.network, model.size, len(files), views, maker, store, whole)
     missing = len(stores.missing(list(contents.values())))
     few = min(BACKBONE_BATCH * lane_count(model.backbone.device), len(files))
@@ -146,24 +152,26 @@ def plan(
     while existing is not None and not existing.exists():
         existing = existing.parent
     shape = stores.shape
-    costs: dict[Kept, Callable[[int], int]] = {
-        "features": lambda images: bytes_kept(shape, model.size, images, views, em)
+    costs: dict[Kept, tuple[int, int]] = {
+        "features": (bytes_kept(shape, model.size, 1, views, em), 0)
     }
     if config.orthogonal and not projected:
-        costs["masks"] = lambda images: bytes_kept(
-            shape, model.size, images, whole=min(images, START_IMAGES)
+        costs["masks"] = (
+            bytes_kept(shape, model.size, 1, whole=0),
+            bytes_kept(shape, model.size, 0, whole=1),
         )
-    return Plan(
+    expected = Plan(
         images=len(files),
         missing=missing,
         init_steps=steps.all_init_steps,
         steps=steps.steps,
-        stored=costs[kept](len(files)),
+        stored=0,
         folder=stores.folder,
         free=shutil.disk_usage(existing).free if existing else None,
         seconds=seconds,
         costs=costs,
     )
+    return replace(expected, stored=expected.bytes_of(kept, len(files)))
 
 
 def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float, float]:

@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from primaps.backbones.backbone import mirrored_mean
 from primaps.backbones.load import load_backbone
 from primaps.data import ImageError, ImageFile, find_images
 from primaps.features.collection import MaskMaker
-from primaps.features.extract import extract
+from primaps.features.extract import extract, start_contents
 from primaps.model import PriMaPsEM
 from primaps.support.memory import give_back
 from tests.conftest import painted
@@ -233,6 +234,8 @@ def test_features_of_masks_alone_are_those_of_features_and_masks(
     assert alone.masks is None
     assert len(whole.views) == 10
     assert 3 <= len(alone.views) == len(alone.starts) == len(whole.starts) <= 4
+    with pytest.raises(ValueError, match="masks and no views"):
+        extract(files, counting, 64, keep="masks")
     expected, table = whole.mask_table(), alone.mask_table()
     for name in ("features", "areas", "images", "numbers"):
         assert torch.equal(getattr(table, name), getattr(expected, name)), name
@@ -248,3 +251,45 @@ def test_features_of_masks_alone_are_those_of_features_and_masks(
         assert torch.equal(again.mask_table().features, table.features)
         found("masks", kept / "features")  # what is there already does not go through the backbone
         assert counting.features.seen == seen + 2  # blank images, for the shape
+
+
+def test_the_same_image_in_many_batches_is_kept_once_whatever_is_there(counting, tmp_path):
+    """Batches of one content are computed at the same time, over a store that has it, too."""
+    pictures = [painted(seed % 3)[0] for seed in range(64)]
+    files = [ImageFile(picture, f"{n:02}") for n, picture in enumerate(pictures)]
+    extract(files, counting, 64, masks=MAKER, store=tmp_path)
+    for keep in ("masks", "features", "masks"):
+        found = extract(files, counting, 64, masks=MAKER, store=tmp_path, keep=keep)
+        table = found.mask_table()
+        assert table.numbers.tolist() == [1, 2] * 64
+        assert torch.equal(table.features[:6], table.features[6:12])
+    for path in tmp_path.rglob("rows.txt"):
+        assert len(path.read_text().splitlines()) == 3, path
+
+
+def test_a_run_that_keeps_masks_alone_goes_on_with_the_same_bytes(folder, counting, tmp_path):
+    def dying(features, images):
+        if len(images) < 8:
+            raise KeyboardInterrupt
+        return halves(features, images)
+
+    files, options = find_images(folder), {"keep": "masks"}
+    with pytest.raises(KeyboardInterrupt):
+        extract(files, counting, 64, masks=MaskMaker(dying, MAKER.options),
+                store=tmp_path / "stopped", **options)  # fmt: skip
+    for name in ("stopped", "whole"):
+        extract(files, counting, 64, masks=MAKER, store=tmp_path / name, **options)
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    names = sorted(path.relative_to(whole) for path in whole.rglob("rows.*"))
+    assert len(names) == 4
+    for name in names:
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_few_more_images_change_a_few_of_those_that_starts_look_at(monkeypatch):
+    monkeypatch.setattr("primaps.features.extract.START_IMAGES", 100)
+    digests = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(1000)]
+    before, after = start_contents(digests[:990]), start_contents(digests)
+    assert len(before) == len(after) == 100
+    assert len(before & after) >= 90
+    assert start_contents(digests[::-1]) == after

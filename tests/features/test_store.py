@@ -173,7 +173,8 @@ def test_keys_with_several_rows_come_back_and_damage_costs_what_it_hit(tmp_path)
             assert np.array_equal(one, expected)
     journal = tmp_path / "rows.txt"
     lines = journal.read_text().splitlines()
-    for hurt in ("key1", "key1 zz", lines[2].replace(" 3 1", " 3 -1"), lines[2][:-2], "\0"):
+    wrong = [lines[2].replace(" 3 1", where) for where in (" 3 -1", " 3 99", " 7 1", " 0 1", " 3")]
+    for hurt in ("key1", "key1 zz", "\0", *wrong):
         journal.write_text("\n".join([*lines[:2], hurt, lines[3]]) + "\n")
         found = several(tmp_path)
         assert found.missing(arrays) == ["key1"], hurt

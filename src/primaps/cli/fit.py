@@ -17,7 +17,6 @@ from primaps.cli.options import (
     DeviceOption,
     IgnoreIndexOption,
     ImagesArgument,
-    Keep,
     KeepOption,
     LabelsOption,
     ModelOutOption,
@@ -33,7 +32,7 @@ from primaps.cli.options import (
     store_folder,
 )
 from primaps.cli.words import err, note, result, warn
-from primaps.config import Classes
+from primaps.config import Classes, Keep
 from primaps.support.errors import InputError, MissingPackageError
 from primaps.support.typed import Range
 

@@ -15,6 +15,7 @@ import typer
 
 from primaps.config import (
     Config,
+    Keep,
     Precision,
     PredictPrecision,
     Resize,
@@ -108,7 +109,6 @@ StoreOption = Annotated[
         "[default: features in the cache]."
     ),
 ]
-Keep = Literal["auto", "features", "masks"]
 KeepOption = Annotated[
     Keep,
     typer.Option(

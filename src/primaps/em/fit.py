@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-from primaps.config import Config
+from primaps.config import Config, Keep, Kept
 from primaps.em.em import fit_em
 from primaps.em.kmeans import fit_kmeans, pca_start
 from primaps.em.orthogonal import POSITIONS, RESTARTS, fit_orthogonal
 from primaps.em.probe import LinearProbe, fit_probe
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import Recorder
-from primaps.features.extract import START_IMAGES, Kept
+from primaps.features.extract import START_IMAGES
 from primaps.features.mask_table import MaskTable
 from primaps.features.store import Rows
 from primaps.features.views import Views
@@ -83,10 +83,6 @@ def schedule(config: Config, images: int, clusters: int | None = None) -> Schedu
         init_steps=0 if probe or given else init_steps,
         steps=steps if probe or config.runs_em else 0,
     )
-
-
-Keep = Literal["auto", "features", "masks"]
-"""What a fit keeps of every image; see :func:`what_is_kept`."""
 
 
 def what_is_kept(keep: Keep, config: Config, images: int, projected: bool) -> Kept:

@@ -7,6 +7,7 @@ import logging
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from heapq import nsmallest
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from primaps.backbones.backbone import Backbone
+from primaps.config import Kept
 from primaps.data import (
     Dataset,
     ImageError,
@@ -47,13 +49,11 @@ from primaps.support.seeding import generator
 
 logger = logging.getLogger("primaps")
 BACKBONE_BATCH = 8
-"""Images that are computed together. Fixed, and counted from the first file, because on
-accelerators the last bits of features depend on it."""
+"""Images that are computed together. Fixed, and counted from the first file, because the last
+bits of what is computed may depend on it."""
 START_IMAGES = 3000
 """Images that k-means starts look at, at most: as many as Cityscapes has for training. They are the
 same for every seed, so that fits share them."""
-Kept = Literal["features", "masks"]
-"""Of every image: its features and masks, or the features of its masks alone."""
 PREVIEW_IMAGES = 6
 """Images that are kept to be shown."""
 
@@ -125,8 +125,9 @@ def extract(
         ImageError: no image could be read.
         InputError: there are fewer images than processes.
     """
+    if keep == "masks" and (masks is None or views):
+        raise InputError("features of masks alone are kept where there are masks and no views")
     share = files[rank() :: processes()]
-    chosen = {files[place].key for place in start_places(len(files))}
     label_maps: dict[str, np.ndarray] = {}
 
     def content_and_label(file: ImageFile) -> str:
@@ -147,7 +148,8 @@ def extract(
     for file, content in read(share, content_and_label, skip):
         contents[file.key] = content
         progress("reading", len(contents), len(share), {})
-    whole = {contents[key] for key in chosen & contents.keys()} if keep == "masks" else None
+    starts = start_contents([one for part in gather(list(contents.values())) for one in part])
+    whole = starts & {*contents.values()} if keep == "masks" else None
     stores = CollectionStores(backbone, size, len(share), views, masks, store, whole)
     with stores.writing(list(contents.values())):
         used = _fill(stores, [f for f in share if f.key in contents], contents, progress, skip)
@@ -162,9 +164,8 @@ def extract(
         raise InputError(f"process {rank()} has no image: start fewer processes")
     keys = [key for key, _ in everyone]
     here = [contents[key] for key in used]
+    chosen = {key for key, content in everyone if content.partition(" ")[0] in starts}
     whole_here = [key for key in used if keep == "features" or key in chosen]
-    if not whole_here:
-        raise InputError(f"process {rank()} has no image for k-means: start fewer processes")
     row = {key: place for place, key in enumerate(whole_here)}
 
     def places(of: Sequence[str]) -> Tensor | None:
@@ -202,17 +203,18 @@ def extract(
     )
 
 
-def start_places(images: int) -> list[int]:
-    """Which of a number of images k-means starts look at, in order.
+def start_contents(contents: Sequence[str]) -> set[str]:
+    """Which images k-means starts look at: those whose digests come first, whatever the order and
+    the names of the images, so that a few more images change a few of them.
+
+    Args:
+        contents: SHA-256 of each image of the collection.
 
     Examples:
-        >>> start_places(3)
-        [0, 1, 2]
-        >>> len(start_places(10**6))
-        3000
+        >>> sorted(start_contents(["c0", "1f", "c0"]))
+        ['1f', 'c0']
     """
-    drawn = torch.randperm(images, generator=generator("starts"))[:START_IMAGES]
-    return drawn.sort().values.tolist()
+    return set(nsmallest(START_IMAGES, set(contents)))
 
 
 def _mark(label: np.ndarray | None) -> str:

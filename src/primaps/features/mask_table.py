@@ -86,7 +86,7 @@ def table_of(rows: Iterable[Float[Tensor, "_ columns"]], counts: Sequence[int]) 
     for part, one in zip(table.split(list(counts)), chain([first], rows), strict=True):
         part.copy_(one)
     images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(table.device)
-    return MaskTable(table[:, :-BESIDE], table[:, -2], images, table[:, -1].long())
+    return MaskTable(table[:, :-BESIDE], table[:, -2].clone(), images, table[:, -1].long())
 
 
 def mask_table(views: Views, masks: Rows) -> MaskTable:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class Rows:
         [[[5, 0], [11, 6]]]
     """
 
-    def __init__(self, arrays: Sequence[np.ndarray] | Tensor) -> None:
+    def __init__(self, arrays: Sequence[np.ndarray] | np.ndarray | Tensor) -> None:
         self.arrays = arrays
 
     def __len__(self) -> int:
@@ -58,6 +59,8 @@ class Rows:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one row."""
+        if isinstance(self.arrays, np.ndarray | Tensor):
+            return tuple(self.arrays.shape[1:])
         return tuple(self.arrays[0].shape)
 
     def take(
@@ -75,7 +78,8 @@ class Rows:
             return found if cells is None else found.flatten(-2)[..., cells.to(found.device)]
 
         def part(row: int, place: int) -> np.ndarray:
-            one = arrays[row] if inner is None else arrays[row][place]
+            one = arrays[row] if len(arrays) else np.empty(self.shape, np.float16)
+            one = one if inner is None else one[place]
             return one if cells is None else one.reshape(*one.shape[:-2], -1)[..., cells.numpy()]
 
         first = part(0, 0)
@@ -133,6 +137,7 @@ class Store:
         self.row_bytes = math.prod(self.shape) * self.dtype.itemsize
         self.folder = None if folder is None else Path(folder)
         self.several = several
+        self._lock = RLock()  # batches are computed on threads
         self._memory: dict[str, np.ndarray] = {}
         self._count = 0  # rows
         self._intact: dict[str, slice] = {}  # key -> rows
@@ -142,6 +147,10 @@ class Store:
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of ``keys`` that have no intact row, each once."""
+        with self._lock:
+            return self._missing(keys)
+
+    def _missing(self, keys: Iterable[str]) -> list[str]:
         wanted = list(dict.fromkeys(keys))
         claimed = [key for key in wanted if key in self._claimed]
         if claimed:
@@ -179,11 +188,12 @@ class Store:
             path = self.folder / "rows.txt"
             with named(path), path.open("a") as journal:  # only now do the rows count
                 journal.write("".join(lines))
-        self._intact |= {
-            key: slice(first, first + count)
-            for key, first, count in zip(keys, places, counts, strict=True)
-        }
-        self._count += sum(counts)
+        with self._lock:
+            self._count += sum(counts)
+            self._intact |= {
+                key: slice(first, first + count)
+                for key, first, count in zip(keys, places, counts, strict=True)
+            }
 
     def rows(self, keys: Sequence[str]) -> Rows:
         """What belongs to each of ``keys``, in their order.
@@ -191,10 +201,13 @@ class Store:
         Raises:
             KeyError: a key has no intact row.
         """
-        self.missing(keys)
-        if self.folder is None:
-            return Rows([self._memory[key] for key in keys])
-        arrays, places = self._arrays(), [self._intact[key] for key in keys]
+        if not keys:
+            return Rows(np.empty((0, *self.shape), self.dtype))
+        with self._lock:
+            self._missing(keys)
+            if self.folder is None:
+                return Rows([self._memory[key] for key in keys])
+            arrays, places = self._arrays(), [self._intact[key] for key in keys]
         return Rows([arrays[where] if self.several else arrays[where.start] for where in places])
 
     @contextmanager
@@ -233,22 +246,23 @@ class Store:
         lines = journal.read_bytes().split(b"\n")[:-1] if journal.is_file() else []
         there = data.stat().st_size // self.row_bytes if data.is_file() else 0
         self._count, self._intact, self._claimed = 0, {}, {}
-        whole = 0  # bytes of the journal whose rows are there
+        read = whole = 0  # bytes of the journal, and up to the last line whose rows are there
         for line in lines:
+            read += len(line) + 1
             key, *rest = line.decode("ascii", "replace").split(" ")
+            # A damaged line costs its own rows: others are the next, or say where theirs are.
+            checksum, first, count = None, self._count, int(not self.several)
             try:
-                checksum, *where = int(rest[0], 16), *map(int, rest[1:])
-                first, count = where if self.several else (self._count, 1)
-                found = checksum if first >= self._count and count >= 0 else None
+                found, *where = int(rest[0], 16), *map(int, rest[1:])
+                first, count = where if self.several else (first, count)
+                checksum = found
             except (ValueError, IndexError):
-                found = None
-            if found is None:  # a damaged line: its row is missing, and others say where theirs are
-                first, count = self._count, int(not self.several)
-            if first + count > there:
-                break
-            whole, self._count = whole + len(line) + 1, first + count
-            if found is not None:
-                self._claimed[key] = (slice(first, first + count), found)
+                pass
+            if not 0 <= first <= first + count <= there:
+                continue
+            whole, self._count = read, max(self._count, first + count)
+            if checksum is not None:
+                self._claimed[key] = (slice(first, first + count), checksum)
         if repair:
             with journal.open("ab") as file:
                 file.truncate(whole)
