@@ -195,7 +195,7 @@ def test_memory_does_not_grow_with_the_collection(tmp_path):
         3, backbone=network, patch_size=4, size=64, mask_crf=False, device="cpu",
         recipe="paper", epochs=1, min_steps=10, min_init_steps=10,
     )  # fmt: skip
-    noise = np.random.default_rng(0).integers(0, 256, (2000, 4, 4, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (2600, 4, 4, 3), np.uint8)
     files = [ImageFile(Image.fromarray(n).resize((64, 64)), str(i)) for i, n in enumerate(noise)]
 
     def anonymous():
@@ -265,6 +265,21 @@ def test_the_same_image_in_many_batches_is_kept_once_whatever_is_there(counting,
         assert torch.equal(table.features[:6], table.features[6:12])
     for path in tmp_path.rglob("rows.txt"):
         assert len(path.read_text().splitlines()) == 3, path
+
+
+def test_the_table_of_masks_has_the_same_bits_on_any_number_of_cores():
+    """At the width of a ViT, where a product is shared out among threads."""
+    network = load_backbone(torch.nn.Conv2d(3, 384, 14, 14), device="cpu", patch_size=14)
+    files = [ImageFile(painted(seed, 322, 322)[0], str(seed)) for seed in range(16)]
+    stripes = (torch.arange(322) // 60 + 1).expand(322, 322)
+    maker = MaskMaker(
+        lambda features, images: stripes.expand(len(images), 322, 322), {"kind": "stripes"}
+    )
+    tables = [
+        extract(files, network, 322, masks=maker, keep=keep, store=None).mask_table()
+        for keep in ("features", "masks")
+    ]
+    assert torch.equal(tables[0].features, tables[1].features)
 
 
 def test_a_run_that_keeps_masks_alone_goes_on_with_the_same_bytes(folder, counting, tmp_path):

@@ -18,6 +18,7 @@ from torch import Tensor
 from primaps.features.store import Rows
 from primaps.features.views import Views
 from primaps.support.distributed import gather, processes, rank
+from primaps.support.lanes import lanes, overlapped
 from primaps.support.seeding import generator
 
 
@@ -96,11 +97,14 @@ def mask_table(views: Views, masks: Rows) -> MaskTable:
         masks: proposals (H, W) of each image at image size, 0 = ignore.
     """
 
-    def rows(image: int) -> Tensor:
-        own = views.mirrored_mean(image)
-        return mask_rows(own, masks.take(torch.tensor([image]))[0].to(own.device))
+    def rows(image: list[int]) -> Tensor:
+        with threads.turn:
+            own = views.mirrored_mean(image[0])
+            return mask_rows(own, masks.take(torch.tensor(image))[0].to(own.device))
 
-    found = [rows(image) for image in range(len(views.clean))]
+    # On the threads that masks alone are kept from, since the last bits depend on their number.
+    with lanes(views.device) as threads:
+        found = list(overlapped(([image] for image in range(len(views.clean))), rows, threads))
     return table_of(found, [len(one) for one in found])
 
 
