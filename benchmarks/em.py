@@ -201,7 +201,7 @@ def scale(arguments: argparse.Namespace) -> None:
         with ProgressDisplay(Console(stderr=True)) as progress:
             store = Path(folder) / "store"
             model.fit(files, store=store, keep=arguments.keep, progress=progress)
-        stored = sum(p.stat().st_size for p in (Path(folder) / "store").rglob("rows.bin"))
+        stored = sum(p.stat().st_size for p in store.rglob("rows.bin"))
         seconds = time.monotonic() - began
     rise = (peak[0] - before) / 1e6
     print(f"{len(files)} images, {stored / 1e9:.2f} GB stored, {seconds:.0f} s")

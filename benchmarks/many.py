@@ -12,8 +12,8 @@ the median of wall time and of processor time per image, which tells on a machin
 work, and the share of the backbone of it. With ``--before`` the whole command is compared with that
 of an older version, whose ``src`` SOURCE is (``git worktree add ../before REVISION``), with a model
 of its own (``--before-model``) if it cannot read MODEL; ``fit`` is of the recipe orthogonal, from
-files to model, and keeps nothing. ``processes`` compares one process on all
-cores with two on one core each, under torchrun.
+files to model, and keeps nothing. ``processes`` compares one process on all cores with two on one
+core each, under torchrun.
 """
 
 from __future__ import annotations

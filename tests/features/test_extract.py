@@ -253,8 +253,11 @@ def test_features_of_masks_alone_are_those_of_features_and_masks(
         assert counting.features.seen == seen + 2  # blank images, for the shape
 
 
-def test_the_same_image_in_many_batches_is_kept_once_whatever_is_there(counting, tmp_path):
+def test_the_same_image_in_many_batches_is_kept_once_whatever_is_there(
+    counting, tmp_path, monkeypatch
+):
     """Batches of one content are computed at the same time, over a store that has it, too."""
+    monkeypatch.setattr("primaps.features.extract.START_IMAGES", 1)
     pictures = [painted(seed % 3)[0] for seed in range(64)]
     files = [ImageFile(picture, f"{n:02}") for n, picture in enumerate(pictures)]
     extract(files, counting, 64, masks=MAKER, store=tmp_path)

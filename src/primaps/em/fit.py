@@ -69,9 +69,8 @@ def schedule(config: Config, images: int, clusters: int | None = None) -> Schedu
         >>> schedule(Config(classes=27), 2975, clusters=27)
         Schedule(starts=1, init_steps=0, steps=0)
     """
-    per_epoch = max(1, images // config.batch_size)
-    if config.orthogonal:
-        per_epoch = max(1, min(images, START_IMAGES) // config.batch_size)
+    seen = min(images, START_IMAGES) if config.orthogonal else images
+    per_epoch = max(1, seen // config.batch_size)
     init_steps = max(config.init_epochs * per_epoch, config.min_init_steps)
     steps = max(config.epochs * per_epoch, config.min_steps)
     probe = config.method == "probe"
