@@ -1,8 +1,8 @@
-"""How fast a backbone is on this processor, against transformers' own way in the same run.
+"""How fast a backbone is on this processor by each engine, against transformers' own way.
 
     python benchmarks/backbones.py [--backbone dinov2-vits14] [--threads 1] [--rounds 9]
 
-Both take two images of 322x434 px in turn, as predict does for an image and its mirror image.
+All take two images of 322x434 px in turn, as predict does for an image and its mirror image.
 Prints the median of the ratios of their times, and GFLOP per second, in both precisions.
 """
 
@@ -17,6 +17,7 @@ import torch
 
 from primaps import load_backbone
 from primaps.backbones.backbone import Backbone
+from primaps.backbones.openvino import installed
 
 
 def seconds(backbone: Backbone, images: torch.Tensor) -> float:
@@ -42,20 +43,23 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     for precision in ("float32", "bfloat16"):
-        now = load_backbone(given.backbone, "cpu", precision=precision)
-        with mock.patch("primaps.backbones.vit.quicken"):
-            usual = load_backbone(given.backbone, "cpu", precision=precision)
-        patch = now.patch_size
+        with mock.patch("primaps.backbones.load.quicken"):
+            ways = {"transformers": load_backbone(given.backbone, "cpu", precision=precision)}
+        for engine in ("torch", "openvino") if installed() else ("torch",):
+            ways[engine] = load_backbone(given.backbone, "cpu", precision=precision, engine=engine)
+        patch = ways["torch"].patch_size
         images = torch.rand(2, 3, 322 // patch * patch, 434 // patch * patch)
-        seconds(usual, images), seconds(now, images)
-        times = [(seconds(usual, images), seconds(now, images)) for _ in range(given.rounds)]
-        slow, fast = (statistics.median(each) for each in zip(*times, strict=True))
-        ratio = statistics.median(a / b for a, b in times)
-        work = operations(now, images)
-        print(
-            f"{precision}: transformers {slow:.3f} s ({work / slow:.0f} GFLOP/s), "
-            f"now {fast:.3f} s ({work / fast:.0f} GFLOP/s), {ratio:.2f} times"
-        )
+        for backbone in ways.values():
+            seconds(backbone, images)
+        times = [[seconds(each, images) for each in ways.values()] for _ in range(given.rounds)]
+        work = operations(ways["torch"], images)
+        for number, name in enumerate(ways):
+            second = statistics.median(each[number] for each in times)
+            ratio = statistics.median(each[0] / each[number] for each in times)
+            print(
+                f"{precision}, {name}: {second:.3f} s, {work / second:.0f} GFLOP/s, "
+                f"{ratio:.2f} times transformers"
+            )
 
 
 if __name__ == "__main__":

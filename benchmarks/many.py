@@ -1,6 +1,6 @@
 """How fast ``propose``, ``predict`` and ``fit`` are on many photographs, against other ways.
 
-    python benchmarks/many.py predict|propose --images FOLDER [--model MODEL] [--precision float32]
+    python benchmarks/many.py predict|propose --images FOLDER [--model MODEL] [--engine torch] ...
     python benchmarks/many.py predict|propose|fit --images FOLDER [--model MODEL] --before SOURCE
     python benchmarks/many.py processes --images FOLDER --model MODEL [--count N]
 
@@ -98,18 +98,18 @@ def used() -> float:
 
 
 class Watched(torch.nn.Module):
-    """Adds up the processor time of a backbone's calls, by the threads that make them."""
+    """Adds up the time of a backbone's calls, each on a core of its own."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.inner, self.seconds = backbone.features, 0.0
 
     def forward(self, images: Tensor) -> Tensor:
-        began = time.thread_time()
+        began = time.monotonic()
         try:
             return self.inner(images)
         finally:
-            self.seconds += time.thread_time() - began
+            self.seconds += time.monotonic() - began
 
 
 def compare(ways: dict[str, Callable[[Path], object]], count: int, rounds: int) -> None:
@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="auto", help="of predict, as it is now")
+    parser.add_argument("--engine", default="auto", help="of predict and propose, as they are now")
     arguments = parser.parse_args()
     count, rounds = arguments.count, arguments.rounds
     if arguments.what == "fit" and not arguments.before:
@@ -185,6 +186,8 @@ def main() -> None:
             if arguments.what == "predict":
                 words["before"].insert(0, arguments.before_model or arguments.model)
                 words["now"] = [arguments.model, *words["now"], "--precision", arguments.precision]
+            if arguments.what != "fit":
+                words["now"] += ["--engine", arguments.engine]
             ways = {
                 "before": partial(
                     command, [arguments.what, *words["before"]], PYTHONPATH=arguments.before
@@ -194,19 +197,22 @@ def main() -> None:
             compare(ways, count, rounds)
             return
         if arguments.what == "predict":
-            with mock.patch("primaps.backbones.vit.quicken"):
+            with mock.patch("primaps.backbones.load.quicken"):
                 model = PriMaPsEM.from_pretrained(arguments.model, device="cpu")
             label = partial(predict_one, model)
             picture = class_picture(model, [f"class {k}" for k in range(model.classes)])
             now = PriMaPsEM.from_pretrained(
-                arguments.model, device="cpu", precision=arguments.precision
+                arguments.model,
+                device="cpu",
+                precision=arguments.precision,
+                engine=arguments.engine,
             )
-            print(f"the backbone now computes in {now.config.precision}")
+            print(f"the backbone now computes in {now.backbone.arithmetic}")
             backbone, new = now.backbone, partial(predict_files, now, images)
         else:
-            with mock.patch("primaps.backbones.vit.quicken"):
+            with mock.patch("primaps.backbones.load.quicken"):
                 usual = load_backbone(arguments.backbone, "cpu")
-            backbone = load_backbone(arguments.backbone, "cpu")
+            backbone = load_backbone(arguments.backbone, "cpu", engine=arguments.engine)
             label, picture = partial(propose_one, usual), overlay_masks
             new = partial(propose_files, images, backbone=backbone)
         with tempfile.TemporaryDirectory() as out:  # compiles

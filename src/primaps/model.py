@@ -441,7 +441,7 @@ class PriMaPsEM:
 
     def prediction_digest(self) -> str:
         """SHA-256 of what decides a prediction: prototypes, backbone, its precision and size."""
-        network = f"{self.network.digest or self.network.name} {self.config.precision}"
+        network = f"{self.network.digest or self.network.name} {self.network.arithmetic}"
         text = f"{network} {self.size} {self.config.cosine}"
         if self.projection is not None:
             text += f" {self.projection.digest or self.projection.name}"
@@ -490,6 +490,7 @@ class PriMaPsEM:
         device: str | torch.device = "auto",
         projection: Callable[[Tensor], Tensor] | None = None,
         precision: str | None = None,
+        engine: str | None = None,
     ) -> PriMaPsEM:
         """Load a model from a folder, or from the hub by its id (owner/name).
 
@@ -499,6 +500,7 @@ class PriMaPsEM:
             projection: needed if the model was fitted with a callable.
             precision: of the backbone, if another than in the fit: ``auto``, as ``primaps predict``
                 takes it, is bfloat16 on processors with instructions for it.
+            engine: of :func:`primaps.load_backbone`; ``primaps predict`` takes ``auto``.
 
         Raises:
             ModelError: no model of this package is there, or the backbone has other weights.
@@ -506,7 +508,9 @@ class PriMaPsEM:
         found = read_pretrained(folder, projection)
         unused = found.record.config.unused
         options = {k: v for k, v in asdict(found.record.config).items() if k not in unused}
-        options["backbone"] = fitted_backbone(folder, found.record, backbone, device, precision)
+        options["backbone"] = fitted_backbone(
+            folder, found.record, backbone, device, precision, engine
+        )
         options["precision"] = options["backbone"].precision
         model = cls(**options, device=device, projection=found.projection)
         model.prototypes_ = found.prototypes.to(model.backbone.device)

@@ -108,11 +108,13 @@ def fitted_backbone(
     backbone: str | Path | Callable[[Tensor], Tensor] | Backbone | None,
     device: str | torch.device,
     precision: str | None = None,
+    engine: str | None = None,
 ) -> Backbone:
     """The backbone that a model was fitted with: by its name, unless it is given.
 
     Args:
         precision: of :func:`primaps.backbones.load.resolve_precision`.
+        engine: of :func:`primaps.load_backbone`.
 
     Raises:
         ModelError: it is a callable and was not given, or features of what was given are others.
@@ -126,7 +128,7 @@ def fitted_backbone(
     given = name if backbone is None else backbone
     positions = known.positions if isinstance(given, str | Path) else None
     chosen = resolve_precision(precision, resolve_device(device), record.config.precision)
-    found = load_backbone(given, device, known.patch_size, chosen, positions)
+    found = load_backbone(given, device, known.patch_size, chosen, positions, engine)
     if known.sha256 and known.positions != found.positions:
         raise ModelError(
             f"{folder} was fitted on features of {known.positions} positions, and those of the "

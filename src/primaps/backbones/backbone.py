@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from primaps.config import Positions, Precision, Size
+from primaps.config import Engine, Positions, Precision, Size
 from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
 from primaps.support.memory import need_memory
@@ -31,6 +31,7 @@ class Backbone(nn.Module):
         digest: the same, of everything that decides features, how positions are scaled included.
         positions: ``exact`` or ``scaled``; see :func:`primaps.load_backbone`.
         precision: of the network's arithmetic, ``float32`` or ``bfloat16``; features are float32.
+        engine: what computes the layers of the network, ``torch`` or ``openvino``.
     """
 
     mean: Tensor
@@ -46,6 +47,7 @@ class Backbone(nn.Module):
         std: tuple[float, ...] = IMAGENET_STD,
         precision: str = "float32",
         positions: Positions = "exact",
+        engine: Engine = "torch",
     ) -> None:
         super().__init__()
         self.precision: Precision = conform(precision, Precision, "precision")
@@ -53,7 +55,7 @@ class Backbone(nn.Module):
         self.name, self.patch_size, self.source = name, patch_size, source
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.positions, self.weights = positions, None
+        self.positions, self.engine, self.weights = positions, engine, None
         if isinstance(features, nn.Module):
             self.weights = weights_digest(features)
         self.digest = self.weights
@@ -66,6 +68,11 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         """Where images have to be."""
         return self.mean.device
+
+    @property
+    def arithmetic(self) -> str:
+        """Precision and engine: with them the last bits of features change, but not the weights."""
+        return self.precision + (f" {self.engine}" if self.engine != "torch" else "")
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from platform import machine
 from typing import Annotated
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from primaps.backbones.backbone import Backbone
 from primaps.backbones.find import locate
+from primaps.backbones.onednn import quicken
+from primaps.backbones.openvino import by_openvino, installed
 from primaps.backbones.vit import PatchTokens, load_vit
-from primaps.config import Positions, Precision, PredictPrecision
+from primaps.config import Engine, Positions, Precision, PredictEngine, PredictPrecision
 from primaps.support.entrance import entrance
-from primaps.support.errors import InputError, reason
+from primaps.support.errors import InputError, MissingPackageError, reason
 from primaps.support.typed import Range, conform
 
 
@@ -26,6 +29,7 @@ def load_backbone(
     patch_size: Annotated[int, Range(1, 4096)] | None = None,
     precision: str | None = None,
     positions: str | None = None,
+    engine: str | None = None,
 ) -> Backbone:
     """Load a frozen backbone.
 
@@ -46,6 +50,10 @@ def load_backbone(
             ``scaled`` as in the programs of DINO and DINOv2, by a factor that is a little larger.
             None is ``exact``. The digest of a backbone tells them apart; not for what is loaded
             already.
+        engine: what computes the layers of a ViT on a CPU: ``torch``; ``openvino``, 1.4 times as
+            fast, with the same features to the rounding (``pip install "primaps[openvino]"``); or
+            ``auto``, which is OpenVINO where it is installed and can be had. None is ``torch``, or
+            that of a :class:`Backbone`.
 
     Returns:
         A :class:`Backbone`; one that was given is never changed, but copied if it has to be.
@@ -53,6 +61,7 @@ def load_backbone(
     Raises:
         WeightsError: no weights were found or they do not fit; the message names the choices.
         InputError: an option is out of its range, or not for a backbone of this kind.
+        MissingPackageError: OpenVINO is asked for and not installed.
 
     Examples:
         >>> pool = torch.nn.AvgPool2d(8)  # any callable will do
@@ -64,6 +73,12 @@ def load_backbone(
     if positions is not None and callable(backbone):
         raise InputError(
             "positions are chosen when weights are loaded: give the name or the path of a backbone"
+        )
+    asked = conform(engine, PredictEngine | None, "engine")
+    if asked == "openvino" and callable(backbone) and getattr(backbone, "engine", "") != asked:
+        raise InputError(
+            "engine openvino is chosen when weights are loaded: give the name or the path of a "
+            "backbone"
         )
     if isinstance(backbone, Backbone):
         return _adapted(backbone, device, precision)
@@ -77,10 +92,29 @@ def load_backbone(
         return Backbone(backbone, patch_size, name, precision=precision).to(target)
     folder_or_id, source, local = locate(str(backbone))
     model, patch = load_vit(folder_or_id, local)
+    chosen = _let_compute(model, asked, target)
     network = PatchTokens(model, patch, scaling)
     return Backbone(
-        network, patch, str(backbone), source, precision=precision, positions=scaling
-    ).to(target)
+        network, patch, str(backbone), source,
+        precision=precision, positions=scaling, engine=chosen,
+    ).to(target)  # fmt: skip
+
+
+def _let_compute(model: nn.Module, engine: PredictEngine | None, device: torch.device) -> Engine:
+    """Have an engine compute the layers of a network; ``auto`` is what is fastest here."""
+    if engine == "openvino":
+        if not installed():
+            raise MissingPackageError("engine openvino needs: pip install 'primaps[openvino]'")
+        if device.type != "cpu":
+            raise InputError(f"engine openvino computes on the CPU, not on {device}")
+        if not by_openvino(model):
+            raise InputError(f"engine openvino cannot compute a {type(model).__name__}")
+        return "openvino"
+    measured = device.type == "cpu" and machine().lower() in ("x86_64", "amd64")
+    if engine == "auto" and measured and installed() and by_openvino(model):
+        return "openvino"
+    quicken(model)
+    return "torch"
 
 
 def _adapted(backbone: Backbone, device: str | torch.device, precision: str | None) -> Backbone:

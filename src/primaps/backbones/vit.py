@@ -17,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from primaps.backbones.convert import WeightsError
-from primaps.backbones.onednn import quicken
 from primaps.config import Positions
 from primaps.support.errors import InputError, reason
 from primaps.support.inputs import read_json
@@ -206,5 +205,4 @@ def load_vit(folder_or_id: str, local: bool) -> tuple[nn.Module, int]:
         raise WeightsError(
             f"{folder_or_id} is a {config.model_type}, not a ViT with square patches"
         )
-    quicken(model)
     return model, patch

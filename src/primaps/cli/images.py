@@ -22,6 +22,7 @@ from primaps.cli.options import (
     CrfOption,
     CutOption,
     DeviceOption,
+    EngineOption,
     InputsArgument,
     MaskCrfOption,
     ModelArgument,
@@ -72,6 +73,7 @@ def propose(
     bands: BandsOption = None,
     stretch: StretchOption = None,
     shard: ShardOption = "auto",
+    engine: EngineOption = "auto",
     device: DeviceOption = "auto",
     crf: OldCrfOption = None,
 ) -> None:
@@ -89,7 +91,7 @@ def propose(
         look = look_options(window, overlap, scale, mpp, bands, stretch)
         scene = is_scene(inputs, out)
         _refuse_look(look, scene, shard)
-        network = load_backbone(backbone, own_device(device))
+        network = load_backbone(backbone, own_device(device), engine=engine)
         note(f"backbone {network.name} from {network.source}")
         if scene:
             if explain or size is not None:
@@ -135,6 +137,7 @@ def predict(
     stretch: StretchOption = None,
     shard: ShardOption = "auto",
     precision: PredictPrecisionOption = "auto",
+    engine: EngineOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
     """Class map of every image by a fitted model, with a picture and legend.
@@ -150,7 +153,7 @@ def predict(
         look = look_options(window, overlap, scale, mpp, bands, stretch)
         scene = is_scene(inputs, out)
         _refuse_look(look | ({"polygons": polygons} if polygons else {}), scene, shard, tiles)
-        network = fitted_model(model, own_device(device), classes, precision)
+        network = fitted_model(model, own_device(device), classes, precision, engine)
         titles = names.split(",") if names else None
         if scene:
             new = predict_scene(

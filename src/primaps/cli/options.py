@@ -17,6 +17,7 @@ from primaps.config import (
     Config,
     Keep,
     Precision,
+    PredictEngine,
     PredictPrecision,
     Resize,
     Seed,
@@ -69,6 +70,11 @@ PredictPrecisionOption = Annotated[
     str,
     PredictPrecision,
     typer.Option(help="Of the backbone; auto: bfloat16 on processors with instructions for it."),
+]
+EngineOption = Annotated[
+    str,
+    PredictEngine,
+    typer.Option(help="Of the backbone on a CPU; auto: OpenVINO where it is installed (extra)."),
 ]
 SeedOption = Annotated[int, bounds(Seed), typer.Option(help=option_help("seed"))]
 CutOption = Annotated[
@@ -264,13 +270,17 @@ def labelled_images(
 
 
 def fitted_model(
-    model: str | Path, device: str, classes: int | None, precision: str | None = None
+    model: str | Path,
+    device: str,
+    classes: int | None,
+    precision: str | None = None,
+    engine: str | None = None,
 ) -> PriMaPsEM:
     """A fitted model, cut at another number of classes if one is given."""
     from primaps.cli.words import note
     from primaps.model import PriMaPsEM
 
-    found = PriMaPsEM.from_pretrained(model, device=device, precision=precision)
+    found = PriMaPsEM.from_pretrained(model, device=device, precision=precision, engine=engine)
     if classes is None:
         return found
     if classes > found.config.classes:

@@ -66,6 +66,6 @@ class KeptFeatures:
 
     def _folder(self, size: tuple[int, ...]) -> Path:
         what = self.compute.__name__
-        about = json.dumps([FORMAT, self.backbone.digest, self.backbone.precision, size, what])
+        about = json.dumps([FORMAT, self.backbone.digest, self.backbone.arithmetic, size, what])
         short = hashlib.sha256(about.encode()).hexdigest()[:12]
         return self.folder / f"scored-{self.backbone.name.replace('/', '--')}-{short}"

@@ -141,7 +141,7 @@ class CollectionStores:
         about = {
             "format": FORMAT,
             "backbone": backbone.digest,
-            "precision": backbone.precision,
+            "precision": backbone.arithmetic,
             "size": self.size,
         }
         share = f"part-{rank()}-of-{processes()}" if processes() > 1 else ""

@@ -106,6 +106,7 @@ class Predictor(BatchLabeller):
         classes: cut the model's tree at another number of classes.
         precision: of the backbone of a folder, as in :meth:`PriMaPsEM.from_pretrained`; ``auto`` is
             bfloat16 on processors with instructions for it.
+        engine: of that backbone, as in :func:`primaps.load_backbone`.
         device: ``auto``, ``cpu``, ``cuda``, ...
         column, output, encoded: see :class:`BatchLabeller`.
 
@@ -132,6 +133,7 @@ class Predictor(BatchLabeller):
         crf: bool = True,
         classes: int | None = None,
         precision: str | None = "auto",
+        engine: str | None = "auto",
         device: str = "auto",
         column: str = "image",
         output: str = "labels",
@@ -139,12 +141,12 @@ class Predictor(BatchLabeller):
     ) -> None:
         super().__init__(column, output, encoded)
         self.model, self.crf, self.classes = model, crf, classes
-        self.precision, self.device = precision, device
+        self.precision, self.engine, self.device = precision, engine, device
 
     def labeller(self) -> Labeller:
         model = self.model
         if not isinstance(model, PriMaPsEM):
-            model = _model(str(model), self.device, self.precision)
+            model = _model(str(model), self.device, self.precision, self.engine)
         return predictor(model if self.classes is None else model.cut(self.classes), self.crf)
 
 
@@ -154,7 +156,7 @@ class Proposer(BatchLabeller):
     Args:
         backbone: name, hub id or folder, loaded once in each process; or a :class:`Backbone`, which
             travels along.
-        threshold, mask_crf, size, device: as in :func:`primaps.propose_files`.
+        threshold, mask_crf, size, engine, device: as in :func:`primaps.propose_files`.
         column, output, encoded: see :class:`BatchLabeller`.
 
     Raises:
@@ -168,6 +170,7 @@ class Proposer(BatchLabeller):
         threshold: float = 0.4,
         mask_crf: bool = True,
         size: int | None = None,
+        engine: str | None = "auto",
         device: str = "auto",
         column: str = "image",
         output: str = "masks",
@@ -175,23 +178,23 @@ class Proposer(BatchLabeller):
     ) -> None:
         super().__init__(column, output, encoded)
         self.backbone, self.threshold, self.mask_crf = backbone, threshold, mask_crf
-        self.size, self.device = size, device
+        self.size, self.engine, self.device = size, engine, device
 
     def labeller(self) -> Labeller:
         network = self.backbone
         if not isinstance(network, Backbone):
-            network = _backbone(str(network), self.device)
+            network = _backbone(str(network), self.device, self.engine)
         return proposer(network, self.threshold, self.mask_crf, self.size)
 
 
 @lru_cache(maxsize=1)
-def _model(folder: str, device: str, precision: str | None) -> PriMaPsEM:
-    return PriMaPsEM.from_pretrained(folder, device=device, precision=precision)
+def _model(folder: str, device: str, precision: str | None, engine: str | None) -> PriMaPsEM:
+    return PriMaPsEM.from_pretrained(folder, device=device, precision=precision, engine=engine)
 
 
 @lru_cache(maxsize=1)
-def _backbone(name: str, device: str) -> Backbone:
-    return load_backbone(name, device)
+def _backbone(name: str, device: str, engine: str | None) -> Backbone:
+    return load_backbone(name, device, engine=engine)
 
 
 def _image(value: Any) -> Image.Image:

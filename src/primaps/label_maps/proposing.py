@@ -40,6 +40,7 @@ def propose_files(
     mask_crf: bool = True,
     size: Size | None = None,
     device: str | torch.device = "auto",
+    engine: str | None = None,
     shard: str | None = None,
     progress: ProgressCallback = silent,
     problem: Problem = logger.warning,
@@ -57,6 +58,7 @@ def propose_files(
         threshold: psi of Eq. 6, in [0, 1).
         mask_crf: refine the masks by the dense CRF.
         size: shorter side in pixels; None is 320 or the multiple of the patch size nearest to it.
+        engine: of :func:`primaps.load_backbone`.
         shard: ``I/N`` for the I-th of N shares of the images, each for a process of its own, on one
             folder or several; ``auto`` is that of torchrun or a Slurm array; None is everything.
 
@@ -65,7 +67,7 @@ def propose_files(
         InputError: there is no such shard.
         WeightsError: the backbone has no weights here.
     """
-    network = load_backbone(backbone, device)
+    network = load_backbone(backbone, device, engine=engine)
     side = image_side(network, size)
     labeller = proposer(network, threshold, mask_crf, side)
     options = propose_options(network, threshold, mask_crf, side)
@@ -98,7 +100,7 @@ def propose_options(
     network: Backbone, threshold: float, mask_crf: bool, size: int
 ) -> dict[str, Any]:
     """Everything that proposals of an image depend on, as it is kept beside them."""
-    return {
+    options: dict[str, Any] = {
         "primaps": VERSION,
         "command": "propose",
         "backbone": network.digest or network.name,
@@ -106,6 +108,7 @@ def propose_options(
         "mask_crf": mask_crf,
         "size": size,
     }
+    return options | ({} if network.arithmetic == "float32" else {"arithmetic": network.arithmetic})
 
 
 def consecutive(masks: Integer[Tensor, "h w"]) -> Integer[Tensor, "h w"]:

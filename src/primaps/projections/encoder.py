@@ -36,6 +36,7 @@ def code_network(backbone: Backbone, projection: Projection) -> Backbone:
         backbone.device,
         precision=backbone.precision,
         positions=backbone.positions,
+        engine=backbone.engine,
     )
     if found.weights != made_for:
         raise InputError(
@@ -60,6 +61,7 @@ def encoder(network: Backbone, projection: Projection) -> Backbone:
     codes = Backbone(
         _Codes(network, projection), network.patch_size, f"{projection.name} on {network.name}",
         network.source, mean, std, network.precision, network.positions,
+        network.engine,
     ).to(network.device)  # fmt: skip
     if projection.digest is None:  # a program, which nothing tells from another
         codes.weights = codes.digest = None

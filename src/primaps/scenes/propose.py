@@ -45,6 +45,7 @@ def propose_scene(
     threshold: float = 0.4,
     mask_crf: bool = True,
     device: str | torch.device = "auto",
+    engine: str | None = None,
     progress: ProgressCallback = silent,
     **look: Any,
 ) -> int | None:
@@ -58,6 +59,7 @@ def propose_scene(
     Args:
         threshold: psi of Eq. 6, in [0, 1).
         mask_crf: refine the masks of each window by the dense CRF.
+        engine: of :func:`primaps.load_backbone`.
         **look: fields of :class:`primaps.scenes.look.Look`.
 
     Returns:
@@ -71,12 +73,12 @@ def propose_scene(
         MissingPackageError: the scene needs a package that is not installed.
     """
     how, path, out = Look(**look), Path(path).expanduser(), Path(out).expanduser()
-    network = load_backbone(backbone, device)
+    network = load_backbone(backbone, device, engine=engine)
     options = {
         "primaps": VERSION,
         "command": "propose scene",
         "backbone": network.digest or network.name,
-        "precision": network.precision,
+        "precision": network.arithmetic,
         "threshold": threshold,
         "mask_crf": mask_crf,
         **how.to_dict(),

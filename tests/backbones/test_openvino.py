@@ -1,0 +1,151 @@
+"""A network computes the same by OpenVINO as transformers computes it by itself."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from primaps import load_backbone
+from primaps.backbones import load
+from primaps.backbones.backbone import Backbone, weights_digest
+from primaps.backbones.openvino import by_openvino
+from primaps.backbones.vit import PatchTokens
+from primaps.support.errors import InputError, MissingPackageError
+
+from .test_onednn import network
+
+pytest.importorskip("openvino")
+
+
+def compiled(model: torch.nn.Module) -> torch.nn.Module:
+    changed = copy.deepcopy(model)
+    assert by_openvino(changed)
+    return changed
+
+
+def tokens(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(pixel_values=images).last_hidden_state
+
+
+@pytest.fixture
+def folder(tmp_path):
+    network().save_pretrained(tmp_path / "vit")
+    return tmp_path / "vit"
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["Dinov2", "ViT", "Dinov2WithRegisters"])
+def test_features_are_those_of_transformers_to_the_rounding(kind, attention):
+    model = network(kind, attn_implementation=attention)
+    changed, images = compiled(model), torch.rand(2, 3, 56, 56)
+    expected = tokens(model, images)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(tokens(changed, images), expected, atol=5e-5, rtol=1e-4)
+
+
+def test_images_of_any_size_one_after_the_other():
+    model = network()
+    by_both = [Backbone(PatchTokens(each, 14), 14, "") for each in (model, compiled(model))]
+    for shape in ((1, 3, 56, 56), (3, 3, 28, 70), (2, 3, 112, 14)):
+        usual, found = (each(torch.ones(shape) * 0.3) for each in by_both)
+        torch.testing.assert_close(found, usual, atol=5e-5, rtol=1e-4)
+
+
+def test_bfloat16_is_as_near_to_float32_as_that_of_transformers():
+    model = network()
+    changed, images = compiled(model), torch.rand(2, 3, 56, 56)
+    exact = Backbone(PatchTokens(model, 14), 14, "exact")(images)
+    both = [Backbone(PatchTokens(m, 14), 14, "", precision="bfloat16") for m in (model, changed)]
+    usual, found = (float((b(images) - exact).norm()) for b in both)
+    assert found < 1.5 * usual
+
+
+def test_an_image_has_the_same_bytes_in_any_batch_and_on_any_thread():
+    changed, images = compiled(network()), torch.rand(6, 3, 56, 56)
+    expected = tokens(changed, images)
+
+    def alone(one: torch.Tensor) -> torch.Tensor:
+        torch.set_num_threads(1)
+        return tokens(changed, one[None])[0]
+
+    with ThreadPoolExecutor(3) as pool:
+        found = torch.stack(list(pool.map(alone, images)))
+    assert torch.equal(found, expected)
+
+
+def test_weights_copies_and_pickles_stay_what_they_are():
+    model = network()
+    changed, images = compiled(model), torch.rand(1, 3, 56, 56)
+    assert weights_digest(changed) == weights_digest(model)
+    expected = tokens(changed, images)  # compiled before it is copied
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(changed)))
+    assert torch.equal(tokens(copied, images), expected)
+
+
+def test_the_way_of_pytorch_where_gradients_are_asked_for():
+    model = network()
+    changed, images = compiled(model), torch.rand(1, 3, 56, 56, requires_grad=True)
+    (expected,) = torch.autograd.grad(model(pixel_values=images)[0].square().sum(), images)
+    (found,) = torch.autograd.grad(changed(pixel_values=images)[0].square().sum(), images)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_nothing_is_told_to_anybody(monkeypatch):
+    """openvino.convert_model reports to its makers; the way that is taken here does not."""
+
+    def refuse(*args):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(
+        "openvino_telemetry.main.Telemetry.__init__", refuse
+    )  # it would send from a process of its own
+    assert tokens(compiled(network()), torch.rand(1, 3, 56, 56)).isfinite().all()
+
+
+def test_layers_that_take_more_than_tokens_stay():
+    model = torch.nn.Module()
+    model.config = type("Config", (), {"num_hidden_layers": 1})()
+    turning = torch.nn.Module()
+    turning.forward = lambda hidden_states, position_embeddings: hidden_states
+    model.layer = torch.nn.ModuleList([turning])
+    assert not by_openvino(model)
+    assert model.layer[0] is turning
+
+
+def test_the_engine_is_chosen_by_name(folder, monkeypatch):
+    both = {name: load_backbone(folder, "cpu", engine=name) for name in ("torch", "openvino")}
+    assert [both[name].engine for name in both] == list(both)
+    assert load_backbone(folder, "cpu").engine == "torch"
+    assert both["torch"].digest == both["openvino"].digest
+    assert both["openvino"].arithmetic == "float32 openvino"
+    images = torch.rand(1, 3, 56, 56)
+    torch.testing.assert_close(
+        both["openvino"](images), both["torch"](images), atol=5e-5, rtol=1e-4
+    )
+    assert load_backbone(both["openvino"], precision="bfloat16").engine == "openvino"
+    monkeypatch.setattr(load, "machine", lambda: "x86_64")
+    assert load_backbone(folder, "cpu", engine="auto").engine == "openvino"
+    monkeypatch.setattr(load, "machine", lambda: "arm64")  # where it was not measured
+    assert load_backbone(folder, "cpu", engine="auto").engine == "torch"
+
+
+def test_what_cannot_be_had_is_told_in_one_sentence(folder, monkeypatch):
+    pool = torch.nn.AvgPool2d(8)
+    with pytest.raises(InputError, match="chosen when weights are loaded"):
+        load_backbone(pool, "cpu", patch_size=8, engine="openvino")
+    assert load_backbone(pool, "cpu", patch_size=8, engine="auto").engine == "torch"
+    with pytest.raises(InputError, match="engine"):
+        load_backbone(folder, "cpu", engine="fastest")
+    with pytest.raises(InputError, match="computes on the CPU"):
+        load_backbone(folder, "meta", engine="openvino")
+    monkeypatch.setattr(load, "installed", lambda: False)
+    assert load_backbone(folder, "cpu", engine="auto").engine == "torch"
+    with pytest.raises(MissingPackageError, match=r"pip install 'primaps\[openvino\]'"):
+        load_backbone(folder, "cpu", engine="openvino")
