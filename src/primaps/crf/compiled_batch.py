@@ -21,6 +21,8 @@ from primaps.support.compiled import compiled_in_order
 
 MEMORY = 4 * 2**30
 """Bytes that the images worked on at the same time may take together, by estimate."""
+_OWN = local()
+"""The workspace of each thread, for the images that it works on next."""
 
 
 def solve(
@@ -40,11 +42,10 @@ def solve(
     threads = torch.get_num_threads()
     workers = min(threads, max(1, MEMORY // max(_footprint(v) for v in values)))
     apart = 1 < workers <= len(values)
-    memory = local()
 
     def work(i: int) -> None:
-        if not hasattr(memory, "workspace"):
-            memory.workspace = compiled_rows.Workspace()
+        if not hasattr(_OWN, "workspace"):
+            _OWN.workspace = compiled_rows.Workspace()
         change = _solve_one(
             crf,
             inputs.log_unary_numpy(name, values[i]),
@@ -52,8 +53,9 @@ def solve(
             out[i].numpy(),
             measure,
             1 if apart else threads,
-            memory.workspace,
+            _OWN.workspace,
         )
+        _OWN.workspace.release()
         changes[i, : len(change)] = torch.tensor(change)
 
     if not apart:

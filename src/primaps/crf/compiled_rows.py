@@ -34,8 +34,14 @@ from primaps.support.compiled import compiled_in_order
 FLOOR = -1e30
 """Log-probability of the lanes that pad a row."""
 
+CACHED = 2048
+"""Pixels whose rows are made together."""
 BLOCK = 64
 """Pixels that are transposed together: planes are contiguous in pixels, rows in labels."""
+
+
+KEPT = 2**28
+"""Bytes that a workspace holds between images, at the most."""
 
 
 class Workspace:
@@ -55,6 +61,11 @@ class Workspace:
             start = -raw.ctypes.data % 64
             self._arrays[name] = raw[start : start + size * 4].view(np.float32)
         return self._arrays[name][:size]
+
+    def release(self) -> None:
+        """Give back the memory of an image that was larger than most."""
+        if sum(array.nbytes for array in self._arrays.values()) > KEPT:
+            self._arrays.clear()
 
 
 def row_layout(labels: int) -> tuple[int, int]:
@@ -99,8 +110,11 @@ class Rows:
 
     def begin(self, first: int, last: int) -> None:
         """Fill the rows of a span of pixels with the unary terms and their softmax."""
-        _spread(self._log_unary, self.unary, np.float32(FLOOR), self.width, first, last)
-        _layout_kernels(self.lanes, self.width)[0](self.unary, self.values, first, last)
+        softmax = _layout_kernels(self.lanes, self.width)[0]
+        for some in range(first, last, CACHED):  # each is still in the cache when it is read
+            end = min(some + CACHED, last)
+            _spread(self._log_unary, self.unary, np.float32(FLOOR), self.width, some, end)
+            softmax(self.unary, self.values, some, end)
 
     def shorten(self, peaks: NDArray[np.float32]) -> None:
         """Lay the rows out anew, if ``peaks``, the largest marginal of every lane, allows it."""

@@ -15,7 +15,6 @@ from primaps.classes.legend import HIDDEN
 from primaps.model import ModelError, PriMaPsEM
 from primaps.scenes.logits import blend, model_values
 from primaps.scenes.look import Look
-from primaps.scenes.polygons import check_geopackage, write_polygons
 from primaps.scenes.reader import in_memory, open_scene
 from primaps.scenes.refine import refine
 from primaps.scenes.source import Scene
@@ -71,6 +70,8 @@ def predict_scene(
             f"the model has {len(titles)} classes; maps of scenes hold {HIDDEN} and no value"
         )
     if polygons is not None:
+        from primaps.scenes.polygons import check_geopackage, write_polygons  # scipy, 0.3 s
+
         check_geopackage(Path(polygons).expanduser())
     check_sidecar(out, titles)
     options = {
