@@ -1,11 +1,13 @@
-"""What ``--precision bfloat16`` saves, and what it does to features, masks and class maps.
+"""What a precision and an engine save, and what they do to features, masks and class maps.
 
     python benchmarks/precision.py --images FOLDER [--backbone NAME | --model MODEL] [--count N]
+                                   [--precision float32] [--engine openvino]
 
-Both precisions take the same batches in turn; prints the median ratio of their times, and how far
-features are from those of float32: relative error over all, and mean cosine of positions. Then how
-far results are: mean IoU of each mask with its match (one to one, CRF included), and with --model
-the share of the pixels that get the same class, CRF included.
+PyTorch in float32 and the other way, bfloat16 by default, take the same batches in turn; prints the
+median ratio of their times, and how far features are from those of the first: relative error over
+all, and mean cosine of positions. Then how far results are: mean IoU of each mask with its match
+(one to one, CRF included), and with --model the share of the pixels that get the same class, CRF
+included.
 """
 
 from __future__ import annotations
@@ -27,8 +29,6 @@ from primaps.backbones.backbone import Backbone, image_features
 from primaps.data import find_images, load_image, square
 from primaps.data.folder import ImageFile
 from primaps.proposals.image_size import image_masks
-
-PRECISIONS = ("float32", "bfloat16")
 
 
 def timed(backbone: Backbone, images: Tensor) -> tuple[float, Tensor]:
@@ -60,7 +60,7 @@ def speed(networks: Sequence[Backbone], images: Tensor) -> None:
     error = (features - expected).norm() / expected.norm()
     cosine = F.cosine_similarity(features, expected, dim=1).mean()
     ratio = f"{statistics.median(ratios):.2f} times as fast (median of {len(ratios)} batches)"
-    print(f"{networks[0].name} at {images.shape[-1]} px: bfloat16 is {ratio}")
+    print(f"{networks[0].name} at {images.shape[-1]} px: {networks[1].arithmetic} is {ratio}")
     print(f"features: relative error {error:.1%}, mean cosine {cosine:.4f}")
 
 
@@ -90,13 +90,16 @@ def main() -> None:
     parser.add_argument("--backbone", default="dinov2-vits14")
     parser.add_argument("--model", help="folder of a model without projection, for its backbone")
     parser.add_argument("--count", type=int, default=40, help="images")
+    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--engine", default="torch")
     arguments = parser.parse_args()
     files = find_images(arguments.images)
     files = files[:: max(1, len(files) // arguments.count)][: arguments.count]
     name = arguments.backbone
     if arguments.model:
         name = PriMaPsEM.from_pretrained(arguments.model).config.backbone
-    networks = [load_backbone(name, precision=precision) for precision in PRECISIONS]
+    other = load_backbone(name, precision=arguments.precision, engine=arguments.engine)
+    networks = [load_backbone(name), other]
     pictures = [square(load_image(file.source), networks[0].default_size) for file in files]
     speed(networks, torch.stack(pictures).float() / 255)
     masks(networks, pictures)

@@ -101,6 +101,21 @@ def test_consensus_does_not_depend_on_the_order_of_classes():
     assert len(cosines.argmax(1).unique()) == 4
 
 
+def test_consensus_is_of_those_that_agree_and_not_of_the_most_central():
+    """Two partitions prevail: the average of all would be neither, its middle is nobody's."""
+    torch.manual_seed(5)
+    one, other = (polar(torch.randn(4, 8).double()) for _ in range(2))
+
+    def around(truth, count, noise):
+        return [polar(truth + noise * torch.randn(4, 8))[torch.randperm(4)] for _ in range(count)]
+
+    candidates = around(one, 4, 0.02) + around(other, 6, 0.3)
+    found = consensus(candidates, 4)
+    assert ((found @ one.T).amax(1) > 0.999).all()
+    everyone = consensus(candidates, 10)
+    assert ((everyone @ one.T).amax(1) < 0.99).any()
+
+
 def test_separated_classes_are_found_and_the_history_tells():
     recorder = Recorder()
     views, masks = Views(Rows(CLEAN)), enlarged(TRUTH + 1)
