@@ -7,6 +7,7 @@ from primaps.config import Config
 from primaps.em import fit
 from primaps.em.em import diagnostics, fit_em, focal_weights, momentum_update
 from primaps.em.kmeans import fit_kmeans, pca_start
+from primaps.em.orthogonal import RESTARTS
 from primaps.em.pixels import vote
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import Recorder
@@ -54,7 +55,7 @@ def test_kmeans_finds_separated_classes(views):
     assert (prototypes.scale == 1).all()
 
 
-@pytest.mark.parametrize(("method", "expected"), [("em", 5 * 7 * [20]), ("kmeans", 7 * [None])])
+@pytest.mark.parametrize(("method", "expected"), [("em", RESTARTS * 7 * [20]), ("kmeans", 7 * [None])])
 def test_starts_of_the_recipe_look_at_some_positions_and_the_baseline_at_all(
     views, monkeypatch, method, expected
 ):

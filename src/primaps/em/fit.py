@@ -63,9 +63,9 @@ def schedule(config: Config, images: int, clusters: int | None = None) -> Schedu
         >>> schedule(Config(classes=27, method="kmeans"), 2975)
         Schedule(starts=1, init_steps=4600, steps=0)
         >>> schedule(Config(classes=27), 2975).all_init_steps
-        920
+        2760
         >>> schedule(Config(classes=27), 10**6).all_init_steps
-        930
+        2790
         >>> schedule(Config(classes=27), 2975, clusters=27)
         Schedule(starts=1, init_steps=0, steps=0)
     """
