@@ -104,6 +104,7 @@ class PriMaPsEM:
         backbone: name, hub id, folder, file, callable or :class:`primaps.Backbone`.
         device: ``auto``, ``cpu``, ``cuda``, ...
         patch_size: only with a callable.
+        engine: what computes the backbone, as in :func:`primaps.load_backbone`.
         projection: features to the codes that prototypes are fitted to, masks staying those of the
             backbone: a :class:`primaps.projections.Projection`, its folder, a checkpoint of STEGO
             or HP, or a callable of yours. Features are those of the network that it carries, if
@@ -145,6 +146,7 @@ class PriMaPsEM:
         backbone: str | Path | Callable[[Tensor], Tensor] | Backbone = "dinov2-vits14",
         device: str | torch.device = "auto",
         patch_size: Annotated[int, Range(1, 4096)] | None = None,
+        engine: str | None = None,
         projection: Projection | str | Path | Callable[[Tensor], Tensor] | None = None,
         **options: Any,
     ) -> None:
@@ -152,7 +154,9 @@ class PriMaPsEM:
         name = str(backbone) if isinstance(backbone, str | Path) else ""
         config = Config(classes, **{"backbone": name, **options})
         check_used(config)
-        self.backbone = load_backbone(backbone, device, patch_size, options.get("precision"))
+        self.backbone = load_backbone(
+            backbone, device, patch_size, options.get("precision"), engine=engine
+        )
         size = image_side(self.backbone, config.size, BACKBONE_BATCH, classes)
         if size % self.backbone.patch_size:
             patch = self.backbone.patch_size
@@ -326,6 +330,7 @@ class PriMaPsEM:
         """Of everything that decides the result of training."""
         projection = self.projection and (self.projection.digest or self.projection.name)
         networks = [self.backbone.digest, self.network.digest]
+        networks += [self.backbone.engine] if self.backbone.engine != "torch" else []
         about = [asdict(self.config), networks, projection, extracted.content_digest]
         return hashlib.sha256(json.dumps([VERSION, *about, processes()]).encode()).hexdigest()
 

@@ -7,10 +7,12 @@ import pickle
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from primaps import load_backbone
+from primaps import PriMaPsEM, load_backbone
 from primaps.backbones import load
 from primaps.backbones.backbone import Backbone, weights_digest
 from primaps.backbones.openvino import by_openvino
@@ -149,3 +151,25 @@ def test_what_cannot_be_had_is_told_in_one_sentence(folder, monkeypatch):
     assert load_backbone(folder, "cpu", engine="auto").engine == "torch"
     with pytest.raises(MissingPackageError, match=r"pip install 'primaps\[openvino\]'"):
         load_backbone(folder, "cpu", engine="openvino")
+
+
+def test_a_fit_by_either_engine_is_the_same_to_the_rounding_and_keeps_features_apart(
+    folder, tmp_path
+):
+    random = np.random.default_rng(0)
+    images = [Image.fromarray(random.integers(0, 256, (56, 56, 3), np.uint8)) for _ in range(4)]
+    options = {"size": 56, "min_init_steps": 4, "init_epochs": 1, "mask_crf": False}
+    fitted = {}
+    for engine in ("torch", "openvino"):
+        model = PriMaPsEM(2, backbone=folder, device="cpu", engine=engine, **options)
+        fitted[engine] = model.fit(images, store=tmp_path / "store")
+    one, other = (model.prototypes_.direction for model in fitted.values())
+    torch.testing.assert_close(other, one, atol=1e-3, rtol=1e-2)
+    assert len(list((tmp_path / "store").glob("*/features"))) == 2
+    digests = set()
+    fitted["openvino"].save_pretrained(tmp_path / "model")
+    for engine in ("torch", "openvino"):  # either can read it
+        read = PriMaPsEM.from_pretrained(tmp_path / "model", device="cpu", engine=engine)
+        assert read.backbone.engine == engine
+        digests.add(read.prediction_digest())
+    assert len(digests) == 2  # maps of one are not taken for those of the other

@@ -55,7 +55,9 @@ def test_kmeans_finds_separated_classes(views):
     assert (prototypes.scale == 1).all()
 
 
-@pytest.mark.parametrize(("method", "expected"), [("em", RESTARTS * 7 * [20]), ("kmeans", 7 * [None])])
+@pytest.mark.parametrize(
+    ("method", "expected"), [("em", RESTARTS * 7 * [20]), ("kmeans", 7 * [None])]
+)
 def test_starts_of_the_recipe_look_at_some_positions_and_the_baseline_at_all(
     views, monkeypatch, method, expected
 ):

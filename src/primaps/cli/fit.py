@@ -15,6 +15,7 @@ from primaps.cli.look import BandsOption, MppOption, ScaleOption, StretchOption,
 from primaps.cli.options import (
     DatasetOption,
     DeviceOption,
+    EngineOption,
     IgnoreIndexOption,
     ImagesArgument,
     KeepOption,
@@ -73,6 +74,7 @@ def fit(
         bool, typer.Option("--plan", help="Only say what it will take: bytes, memory, time.")
     ] = False,
     tensorboard: TensorBoardOption = None,
+    engine: EngineOption = "torch",
     device: DeviceOption = "auto",
     crf: OldCrfOption = None,
 ) -> None:
@@ -89,7 +91,7 @@ def fit(
         look = look_options(None, None, scale, mpp, bands, stretch)
         found = _files(images, out, data, options, windows, look, own, progress)
         files = drawn(found, sample, options["seed"])
-        options |= {"projection": projection, "device": own}
+        options |= {"projection": projection, "engine": engine, "device": own}
         evidence: list[Any] = []
         if classes.isdecimal():
             options["classes"] = int(classes)
