@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="auto", help="of predict, as it is now")
-    parser.add_argument("--engine", default="auto", help="of predict and propose, as they are now")
+    parser.add_argument("--engine", default="auto", help="of what is now")
     arguments = parser.parse_args()
     count, rounds = arguments.count, arguments.rounds
     if arguments.what == "fit" and not arguments.before:
@@ -186,8 +186,7 @@ def main() -> None:
             if arguments.what == "predict":
                 words["before"].insert(0, arguments.before_model or arguments.model)
                 words["now"] = [arguments.model, *words["now"], "--precision", arguments.precision]
-            if arguments.what != "fit":
-                words["now"] += ["--engine", arguments.engine]
+            words["now"] += ["--engine", arguments.engine]
             ways = {
                 "before": partial(
                     command, [arguments.what, *words["before"]], PYTHONPATH=arguments.before

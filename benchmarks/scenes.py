@@ -1,6 +1,6 @@
 """Large images: memory, time per megapixel, another window size, and pictures of seams.
 
-    python benchmarks/scenes.py memory [--side 20000] [--scale 4]
+    python benchmarks/scenes.py memory [--side 20000] [--scale 4] [--engine openvino]
     python benchmarks/scenes.py time
     python benchmarks/scenes.py windows
     python benchmarks/scenes.py pictures OUT [AERIAL]
@@ -97,15 +97,15 @@ def fitted(classes: int = CLASSES, images: list[Image.Image] | None = None):
     return PriMaPsEM(classes, **options).fit(few)
 
 
-def memory(side: int, scale: float, kind: str) -> None:
+def memory(side: int, scale: float, kind: str, engine: str) -> None:
     """Predict a synthetic scene in a process of its own; its largest resident size."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         fitted().save_pretrained(root / "model")
         synthetic(root / "scene.tif", side, kind)
         done = subprocess.run(
-            [sys.executable, __file__, "child", str(root), "--scale", str(scale)],
-            capture_output=True, text=True, check=True,
+            [sys.executable, __file__, "child", str(root), "--scale", str(scale),
+             "--engine", engine], capture_output=True, text=True, check=True,
         )  # fmt: skip
         found = json.loads(done.stdout.splitlines()[-1])
     print(
@@ -116,7 +116,7 @@ def memory(side: int, scale: float, kind: str) -> None:
     )
 
 
-def child(root: Path, scale: float) -> None:
+def child(root: Path, scale: float, engine: str) -> None:
     """One prediction, and what it took."""
     from primaps import PriMaPsEM, predict_scene
 
@@ -125,7 +125,7 @@ def child(root: Path, scale: float) -> None:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
-    model = PriMaPsEM.from_pretrained(root / "model", device="cpu")
+    model = PriMaPsEM.from_pretrained(root / "model", device="cpu", engine=engine)
     stages: dict[str, float] = {}
     last = [time.perf_counter()]
 
@@ -291,11 +291,12 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=20_000)
     parser.add_argument("--scale", type=float, default=4.0)
     parser.add_argument("--kind", choices=["shapes", "photographs"], default="photographs")
+    parser.add_argument("--engine", default="torch", help="of memory: the backbone's")
     given = parser.parse_args()
     if given.what == "memory":
-        memory(given.side, given.scale, given.kind)
+        memory(given.side, given.scale, given.kind, given.engine)
     elif given.what == "child":
-        child(given.paths[0], given.scale)
+        child(given.paths[0], given.scale, given.engine)
     elif given.what == "time":
         timing()
     elif given.what == "windows":

@@ -74,7 +74,7 @@ def fit(
         bool, typer.Option("--plan", help="Only say what it will take: bytes, memory, time.")
     ] = False,
     tensorboard: TensorBoardOption = None,
-    engine: EngineOption = "torch",
+    engine: EngineOption = "auto",
     device: DeviceOption = "auto",
     crf: OldCrfOption = None,
 ) -> None:
