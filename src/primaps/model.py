@@ -50,6 +50,7 @@ from primaps.data import (
 )
 from primaps.data.drawing import drawn
 from primaps.em.fit import fit_prototypes, schedule, what_is_kept
+from primaps.em.orthogonal import CONSENSUS
 from primaps.em.pixels import largest_channel, upsample
 from primaps.em.probe import LinearProbe
 from primaps.em.prototypes import Prototypes
@@ -330,7 +331,10 @@ class PriMaPsEM:
         """Of everything that decides the result of training."""
         projection = self.projection and (self.projection.digest or self.projection.name)
         networks = [self.backbone.digest, self.network.digest]
-        networks += [self.backbone.engine] if self.backbone.engine != "torch" else []
+        networks += [
+            each.engine for each in (self.backbone, self.network) if each.engine != "torch"
+        ]
+        networks += [CONSENSUS] if self.config.orthogonal else []
         about = [asdict(self.config), networks, projection, extracted.content_digest]
         return hashlib.sha256(json.dumps([VERSION, *about, processes()]).encode()).hexdigest()
 

@@ -15,19 +15,26 @@ from PIL import Image
 from primaps import PriMaPsEM, load_backbone
 from primaps.backbones import load
 from primaps.backbones.backbone import Backbone, weights_digest
-from primaps.backbones.openvino import by_openvino
+from primaps.backbones.openvino import Layers, by_openvino
 from primaps.backbones.vit import PatchTokens
 from primaps.support.errors import InputError, MissingPackageError
 
 from .test_onednn import network
 
 pytest.importorskip("openvino")
+transformers = pytest.importorskip("transformers")
 
 
 def compiled(model: torch.nn.Module) -> torch.nn.Module:
     changed = copy.deepcopy(model)
     assert by_openvino(changed)
     return changed
+
+
+def by_engine(model: torch.nn.Module) -> bool:
+    """Whether OpenVINO has computed anything for a network."""
+    (layers,) = (module for module in model.modules() if isinstance(module, Layers))
+    return bool(layers._compiled)
 
 
 def tokens(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -49,14 +56,17 @@ def test_features_are_those_of_transformers_to_the_rounding(kind, attention):
     expected = tokens(model, images)
     assert expected.std() > 0.1
     torch.testing.assert_close(tokens(changed, images), expected, atol=5e-5, rtol=1e-4)
+    assert by_engine(changed)
 
 
 def test_images_of_any_size_one_after_the_other():
     model = network()
-    by_both = [Backbone(PatchTokens(each, 14), 14, "") for each in (model, compiled(model))]
+    changed = compiled(model)
+    by_both = [Backbone(PatchTokens(each, 14), 14, "") for each in (model, changed)]
     for shape in ((1, 3, 56, 56), (3, 3, 28, 70), (2, 3, 112, 14)):
         usual, found = (each(torch.ones(shape) * 0.3) for each in by_both)
         torch.testing.assert_close(found, usual, atol=5e-5, rtol=1e-4)
+    assert by_engine(changed)
 
 
 def test_bfloat16_is_as_near_to_float32_as_that_of_transformers():
@@ -66,6 +76,7 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_transformers():
     both = [Backbone(PatchTokens(m, 14), 14, "", precision="bfloat16") for m in (model, changed)]
     usual, found = (float((b(images) - exact).norm()) for b in both)
     assert found < 1.5 * usual
+    assert by_engine(changed)
 
 
 def test_an_image_has_the_same_bytes_in_any_batch_and_on_any_thread():
@@ -79,6 +90,7 @@ def test_an_image_has_the_same_bytes_in_any_batch_and_on_any_thread():
     with ThreadPoolExecutor(3) as pool:
         found = torch.stack(list(pool.map(alone, images)))
     assert torch.equal(found, expected)
+    assert by_engine(changed)
 
 
 def test_weights_copies_and_pickles_stay_what_they_are():
@@ -87,7 +99,14 @@ def test_weights_copies_and_pickles_stay_what_they_are():
     assert weights_digest(changed) == weights_digest(model)
     expected = tokens(changed, images)  # compiled before it is copied
     copied = pickle.loads(pickle.dumps(copy.deepcopy(changed)))
+    assert not by_engine(copied)
     assert torch.equal(tokens(copied, images), expected)
+    assert by_engine(copied)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    copied.float()  # what was compiled is forgotten
+    assert not torch.equal(tokens(copied, images), expected)
 
 
 def test_the_way_of_pytorch_where_gradients_are_asked_for():
@@ -96,6 +115,10 @@ def test_the_way_of_pytorch_where_gradients_are_asked_for():
     (expected,) = torch.autograd.grad(model(pixel_values=images)[0].square().sum(), images)
     (found,) = torch.autograd.grad(changed(pixel_values=images)[0].square().sum(), images)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    assert not by_engine(changed)
+    double = PatchTokens(changed, 14).double()
+    assert Backbone(double, 14, "")(images.detach()).isfinite().all()
+    assert not by_engine(changed)
 
 
 def test_nothing_is_told_to_anybody(monkeypatch):
@@ -111,14 +134,16 @@ def test_nothing_is_told_to_anybody(monkeypatch):
     assert tokens(compiled(network()), torch.rand(1, 3, 56, 56)).isfinite().all()
 
 
-def test_layers_that_take_more_than_tokens_stay():
-    model = torch.nn.Module()
-    model.config = type("Config", (), {"num_hidden_layers": 1})()
-    turning = torch.nn.Module()
-    turning.forward = lambda hidden_states, position_embeddings: hidden_states
-    model.layer = torch.nn.ModuleList([turning])
+@pytest.mark.parametrize("kind", ["CLIPVision", "Beit", "Dinov3ViT"])
+def test_networks_whose_layers_take_more_than_tokens_stay(kind):
+    """Masks, a bias of positions that layers share, positions that turn: not a map of tokens."""
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+    names = {"Dinov3ViT": "DINOv3ViT"}
+    name = names.get(kind, kind)
+    config = getattr(transformers, f"{name}Config")(image_size=56, patch_size=14, **sizes)
+    model = getattr(transformers, f"{name}Model")._from_config(config).eval()
     assert not by_openvino(model)
-    assert model.layer[0] is turning
+    assert not any(isinstance(module, Layers) for module in model.modules())
 
 
 def test_the_engine_is_chosen_by_name(folder, monkeypatch):
@@ -132,6 +157,7 @@ def test_the_engine_is_chosen_by_name(folder, monkeypatch):
         both["openvino"](images), both["torch"](images), atol=5e-5, rtol=1e-4
     )
     assert load_backbone(both["openvino"], precision="bfloat16").engine == "openvino"
+    assert load_backbone(both["openvino"], "meta").engine == "torch"  # OpenVINO is for CPUs
     monkeypatch.setattr(load, "machine", lambda: "x86_64")
     assert load_backbone(folder, "cpu", engine="auto").engine == "openvino"
     monkeypatch.setattr(load, "machine", lambda: "arm64")  # where it was not measured
@@ -142,6 +168,8 @@ def test_what_cannot_be_had_is_told_in_one_sentence(folder, monkeypatch):
     pool = torch.nn.AvgPool2d(8)
     with pytest.raises(InputError, match="chosen when weights are loaded"):
         load_backbone(pool, "cpu", patch_size=8, engine="openvino")
+    with pytest.raises(InputError, match="chosen when weights are loaded"):
+        load_backbone(load_backbone(folder, "cpu", engine="openvino"), engine="torch")
     assert load_backbone(pool, "cpu", patch_size=8, engine="auto").engine == "torch"
     with pytest.raises(InputError, match="engine"):
         load_backbone(folder, "cpu", engine="fastest")

@@ -31,7 +31,6 @@ class Backbone(nn.Module):
         digest: the same, of everything that decides features, how positions are scaled included.
         positions: ``exact`` or ``scaled``; see :func:`primaps.load_backbone`.
         precision: of the network's arithmetic, ``float32`` or ``bfloat16``; features are float32.
-        engine: what computes the layers of the network, ``torch`` or ``openvino``.
     """
 
     mean: Tensor
@@ -55,7 +54,7 @@ class Backbone(nn.Module):
         self.name, self.patch_size, self.source = name, patch_size, source
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.positions, self.engine, self.weights = positions, engine, None
+        self.positions, self._engine, self.weights = positions, engine, None
         if isinstance(features, nn.Module):
             self.weights = weights_digest(features)
         self.digest = self.weights
@@ -68,6 +67,11 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         """Where images have to be."""
         return self.mean.device
+
+    @property
+    def engine(self) -> Engine:
+        """What computes the layers of the network; OpenVINO does so on a CPU alone."""
+        return self._engine if self.device.type == "cpu" else "torch"
 
     @property
     def arithmetic(self) -> str:

@@ -75,9 +75,10 @@ def load_backbone(
             "positions are chosen when weights are loaded: give the name or the path of a backbone"
         )
     asked = conform(engine, PredictEngine | None, "engine")
-    if asked == "openvino" and callable(backbone) and getattr(backbone, "engine", "") != asked:
+    own = getattr(backbone, "engine", "torch") if callable(backbone) else asked
+    if asked not in (None, "auto", own):
         raise InputError(
-            "engine openvino is chosen when weights are loaded: give the name or the path of a "
+            f"engine {asked} is chosen when weights are loaded: give the name or the path of a "
             "backbone"
         )
     if isinstance(backbone, Backbone):

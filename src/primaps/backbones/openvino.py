@@ -11,7 +11,6 @@ import importlib.util
 import os
 import threading
 import warnings
-from inspect import signature
 from typing import Any
 
 import torch
@@ -19,6 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from primaps.support.lanes import LANES
+
+KINDS = ("vit", "deit", "vit_msn", "dinov2", "dinov2_with_registers")
+"""Networks whose layers take tokens alone: no mask, no positions, nothing added between them."""
 
 
 def installed() -> bool:
@@ -29,9 +31,9 @@ def installed() -> bool:
 class Layers(nn.Module):
     """Stands in for all layers of a network: their parameters, and their features by OpenVINO.
 
-    They are compiled when they are first called, for each precision and number of threads. Copies
-    and pickles take parameters alone and compile anew. On an accelerator, and where gradients are
-    asked for, the layers run as they are.
+    They are compiled when they are first called, for each precision and number of threads, with the
+    parameters of then. Copies and pickles take parameters alone and compile anew. On an
+    accelerator, in double precision, and where gradients are asked for, the layers run as they are.
 
     Args:
         layers: each maps tokens (B, N, C) to tokens.
@@ -48,6 +50,10 @@ class Layers(nn.Module):
         self._graph: Any = None
         self._in_tuples = False
 
+    def _apply(self, *how: Any, **more: Any) -> Layers:
+        self._forget()  # parameters move
+        return super()._apply(*how, **more)
+
     def __getstate__(self) -> dict[str, Any]:
         runtime = ("_lock", "_own", "_compiled", "_graph")
         return {name: value for name, value in self.__dict__.items() if name not in runtime}
@@ -60,7 +66,8 @@ class Layers(nn.Module):
         self, hidden_states: Float[Tensor, "b n c"], *options: Any, **more: Any
     ) -> Tensor | tuple[Tensor]:
         """Tokens after the last layer, as a layer of this version of transformers returns them."""
-        if hidden_states.device.type != "cpu" or torch.is_grad_enabled():
+        known = hidden_states.dtype in (torch.float32, torch.bfloat16)
+        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or not known:
             return self._plain(hidden_states, *options, **more)
         key = (torch.is_autocast_enabled("cpu"), torch.get_num_threads())
         requests: dict[tuple[bool, int], Any] = vars(self._own).setdefault("requests", {})
@@ -85,7 +92,7 @@ class Layers(nn.Module):
                 self._graph = self._converted()
             if (reduced, threads) not in self._compiled:
                 # Threads that compute batches of their own take a stream each.
-                streams = max(1, min(LANES, (os.cpu_count() or 1) // threads))
+                streams = max(1, min(LANES, _cores() // threads))
                 self._compiled[reduced, threads] = openvino.Core().compile_model(
                     self._graph,
                     "CPU",
@@ -115,6 +122,14 @@ class Layers(nn.Module):
         return graph
 
 
+def _cores() -> int:
+    """Those that this process may use, where the system says so."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
 class _Tokens(nn.Module):
     """The layers as a function of tokens alone, which is what is converted."""
 
@@ -128,17 +143,18 @@ class _Tokens(nn.Module):
 
 
 def by_openvino(model: nn.Module) -> bool:
-    """Let a network of ``transformers`` compute its layers by OpenVINO, if they take tokens alone.
+    """Let a network of ``transformers`` compute its layers by OpenVINO, if it is one of
+    :data:`KINDS`.
 
     Returns:
-        Whether they do; otherwise nothing is changed.
+        Whether it is; otherwise nothing is changed.
     """
-    count = getattr(getattr(model, "config", None), "num_hidden_layers", 0)
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "model_type", None) not in KINDS:
+        return False
     for module in model.modules():
         for name, child in module.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == count > 0:
-                if "position_embeddings" in signature(child[0].forward).parameters:
-                    return False  # positions that turn with the size of the image
+            if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers:
                 setattr(module, name, nn.ModuleList([Layers(child)]))
                 return True
     return False

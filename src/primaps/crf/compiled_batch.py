@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from threading import local
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ from primaps.support.compiled import compiled_in_order
 
 MEMORY = 4 * 2**30
 """Bytes that the images worked on at the same time may take together, by estimate."""
-_OWN = local()
-"""The workspace of each thread, for the images that it works on next."""
+_IDLE: list[compiled_rows.Workspace] = []
+"""Workspaces for the next images: as many as were worked on at the same time."""
 
 
 def solve(
@@ -44,8 +43,10 @@ def solve(
     apart = 1 < workers <= len(values)
 
     def work(i: int) -> None:
-        if not hasattr(_OWN, "workspace"):
-            _OWN.workspace = compiled_rows.Workspace()
+        try:
+            workspace = _IDLE.pop()
+        except IndexError:
+            workspace = compiled_rows.Workspace()
         change = _solve_one(
             crf,
             inputs.log_unary_numpy(name, values[i]),
@@ -53,9 +54,10 @@ def solve(
             out[i].numpy(),
             measure,
             1 if apart else threads,
-            _OWN.workspace,
+            workspace,
         )
-        _OWN.workspace.release()
+        if workspace.small:
+            _IDLE.append(workspace)
         changes[i, : len(change)] = torch.tensor(change)
 
     if not apart:

@@ -40,7 +40,7 @@ BLOCK = 64
 """Pixels that are transposed together: planes are contiguous in pixels, rows in labels."""
 
 
-KEPT = 2**28
+KEPT = 2**27
 """Bytes that a workspace holds between images, at the most."""
 
 
@@ -62,10 +62,10 @@ class Workspace:
             self._arrays[name] = raw[start : start + size * 4].view(np.float32)
         return self._arrays[name][:size]
 
-    def release(self) -> None:
-        """Give back the memory of an image that was larger than most."""
-        if sum(array.nbytes for array in self._arrays.values()) > KEPT:
-            self._arrays.clear()
+    @property
+    def small(self) -> bool:
+        """Whether it is worth keeping for the next image."""
+        return sum(array.nbytes for array in self._arrays.values()) <= KEPT
 
 
 def row_layout(labels: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from typing import Any
 from primaps.backbones.backbone import Backbone
 from primaps.backbones.load import load_backbone
 from primaps.data import Dataset
+from primaps.em.orthogonal import CONSENSUS
 from primaps.experiments.costs import GPU, Rate, cpu_rate
 from primaps.experiments.reproduction import Reproduction
 from primaps.experiments.rows import TableRow
@@ -139,9 +140,10 @@ class Run:
         train, score = laboratory.prints[row.dataset]
         networks = [network.digest, model.network.digest]
         about = [FORMAT, VERSION, networks, codes, config, row.kind, train]
+        about += [CONSENSUS] if model.config.orthogonal else []
         whole, data = (train, source.train) if row.split == "train" else (score, source.score)
         scored = [*about, whole, row.crf, reproduction.resize]
-        images = _digest([FORMAT, VERSION, train, networks, network.precision, model.size])
+        images = _digest([FORMAT, VERSION, train, networks, network.arithmetic, model.size])
         return cls(row, seed, model, source, data, images, _digest(about), _digest(scored))
 
     @property
