@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from primaps.em.orthogonal import RESTARTS
 from tests.cli.test_cli import call
 from tests.conftest import painted
 
@@ -110,7 +111,7 @@ def test_a_sample_is_drawn_by_the_seed_and_the_plan_says_what_it_saves(images, v
 def test_plan_of_a_recipe_counts_its_starts_and_no_em(images, vit, tmp_path):
     done = call("fit", images, "--backbone", vit, *OWN, "--out", tmp_path / "m", "--plan")
     assert done.exit_code == 0, done.output
-    assert "k-means 920 steps\n" in done.output
+    assert f"k-means {RESTARTS * 184} steps\n" in done.output
     assert ", EM" not in done.output.splitlines()[-1]
 
 

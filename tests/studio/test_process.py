@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from primaps.em.orthogonal import RESTARTS
 from tests.cli.test_cli import call
 from tests.studio.conftest import httpx
 from tests.studio.test_api import grid
@@ -93,7 +94,7 @@ def test_a_fit_goes_on_after_a_stop_and_after_a_kill(vit, folder, own_cache):
         assert first.post("fit", classes=3).status_code == 409
         assert first.post("folder", path="a").status_code == 400
         state = first.wait(lambda s: (s["progress"] or {}).get("stage") == "k-means")
-        assert state["progress"]["total"] == 5 * 2000
+        assert state["progress"]["total"] == RESTARTS * 2000
         assert first.post("stop").json()["stage"] == "ready"
         assert not first.children()
         first.post("fit", classes=3)
