@@ -74,7 +74,9 @@ PredictPrecisionOption = Annotated[
 EngineOption = Annotated[
     str,
     PredictEngine,
-    typer.Option(help="Of the backbone on a CPU; auto: OpenVINO where it is installed (extra)."),
+    typer.Option(
+        help="Of the backbone; auto: OpenVINO for photographs on a CPU, where it is installed."
+    ),
 ]
 SeedOption = Annotated[int, bounds(Seed), typer.Option(help=option_help("seed"))]
 CutOption = Annotated[
