@@ -71,9 +71,11 @@ class Layers(nn.Module):
             return self._plain(hidden_states, *options, **more)
         key = (torch.is_autocast_enabled("cpu"), torch.get_num_threads())
         requests: dict[tuple[bool, int], Any] = vars(self._own).setdefault("requests", {})
+        tokens = hidden_states.float().contiguous().numpy()
         if key not in requests:  # a request is for one thread
             requests[key] = self._model(*key).create_infer_request()
-        tokens = hidden_states.float().contiguous().numpy()
+            with self._lock:  # the first one packs weights, which streams share
+                requests[key].infer([tokens])
         found = torch.from_numpy(requests[key].infer([tokens])[0].copy())
         return (found,) if self._in_tuples else found
 

@@ -74,7 +74,7 @@ def fit(
         bool, typer.Option("--plan", help="Only say what it will take: bytes, memory, time.")
     ] = False,
     tensorboard: TensorBoardOption = None,
-    engine: EngineOption = "auto",
+    engine: EngineOption = "torch",
     device: DeviceOption = "auto",
     crf: OldCrfOption = None,
 ) -> None:

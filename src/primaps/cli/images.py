@@ -73,7 +73,7 @@ def propose(
     bands: BandsOption = None,
     stretch: StretchOption = None,
     shard: ShardOption = "auto",
-    engine: EngineOption = "auto",
+    engine: EngineOption = "torch",
     device: DeviceOption = "auto",
     crf: OldCrfOption = None,
 ) -> None:
@@ -137,7 +137,7 @@ def predict(
     stretch: StretchOption = None,
     shard: ShardOption = "auto",
     precision: PredictPrecisionOption = "auto",
-    engine: EngineOption = "auto",
+    engine: EngineOption = "torch",
     device: DeviceOption = "auto",
 ) -> None:
     """Class map of every image by a fitted model, with a picture and legend.

@@ -74,9 +74,7 @@ PredictPrecisionOption = Annotated[
 EngineOption = Annotated[
     str,
     PredictEngine,
-    typer.Option(
-        help="Of the backbone; auto: OpenVINO for photographs on a CPU, where it is installed."
-    ),
+    typer.Option(help="Of the backbone on a CPU; openvino is an experiment, see docs/many.md."),
 ]
 SeedOption = Annotated[int, bounds(Seed), typer.Option(help=option_help("seed"))]
 CutOption = Annotated[
