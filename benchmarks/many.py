@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="auto", help="of predict, as it is now")
-    parser.add_argument("--engine", default="auto", help="of what is now")
+    parser.add_argument("--engine", default="torch", help="of what is now")
     arguments = parser.parse_args()
     count, rounds = arguments.count, arguments.rounds
     if arguments.what == "fit" and not arguments.before:

@@ -14,7 +14,6 @@ LossSize = Literal["image", "feature"]
 Precision = Literal["float32", "bfloat16"]
 PredictPrecision = Literal["auto", "float32", "bfloat16"]
 Engine = Literal["torch", "openvino"]
-PredictEngine = Literal["auto", "torch", "openvino"]
 Resize = Literal["pillow", "tensor"]
 Positions = Literal["exact", "scaled"]
 Kept = Literal["features", "masks"]  # of every image

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from primaps.backbones import load
 from tests.cli.test_cli import call
 from tests.conftest import painted
 from tests.scenes.conftest import bands, geotiff
@@ -15,13 +14,6 @@ QUICK = ["--size", 64, "--min-init-steps", 10, "--no-mask-crf"]
 
 def test_fit_predict_and_propose_a_scene(vit, tmp_path, monkeypatch):
     monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path / "cache"))
-    engines, let_compute = [], load._let_compute
-
-    def noted(network, engine, device):
-        engines.append(engine)
-        return let_compute(network, engine, device)
-
-    monkeypatch.setattr(load, "_let_compute", noted)
     values = bands(painted(1, 256, 192)[0]).astype(np.uint16) * 16
     scene = geotiff(tmp_path / "scene.tif", np.concatenate([values] * 2))
     model, out = tmp_path / "model", tmp_path / "classes.tif"
@@ -46,8 +38,6 @@ def test_fit_predict_and_propose_a_scene(vit, tmp_path, monkeypatch):
     done = call("predict", model, tmp_path / "photo.png", "--out", tmp_path / "maps", "--tiles")
     assert done.exit_code == 0, done.output
     assert Image.open(tmp_path / "maps" / "photo.png").size == (256, 192)
-    # The fit, three commands on scenes, which have no memory to spare, and photographs.
-    assert engines[-5:] == ["torch"] * 5
     for words, sentence in (
         (
             ["predict", model, scene, "--out", tmp_path / "o", "--scale", 2],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from platform import machine
 from typing import Annotated
 
 import torch
@@ -16,7 +15,7 @@ from primaps.backbones.find import locate
 from primaps.backbones.onednn import quicken
 from primaps.backbones.openvino import by_openvino, installed
 from primaps.backbones.vit import PatchTokens, load_vit
-from primaps.config import Engine, Positions, Precision, PredictEngine, PredictPrecision
+from primaps.config import Engine, Positions, Precision, PredictPrecision
 from primaps.support.entrance import entrance
 from primaps.support.errors import InputError, MissingPackageError, reason
 from primaps.support.typed import Range, conform
@@ -50,10 +49,9 @@ def load_backbone(
             ``scaled`` as in the programs of DINO and DINOv2, by a factor that is a little larger.
             None is ``exact``. The digest of a backbone tells them apart; not for what is loaded
             already.
-        engine: what computes the layers of a ViT on a CPU: ``torch``; ``openvino``, 1.4 times as
-            fast, with the same features to the rounding (``pip install "primaps[openvino]"``); or
-            ``auto``, which is OpenVINO where it is installed and can be had. None is ``torch``, or
-            that of a :class:`Backbone`.
+        engine: what computes the layers of a ViT: ``torch``, or on a CPU ``openvino``, 1.4 times as
+            fast, with the same features to the rounding (``pip install "primaps[openvino]"``, an
+            experiment, see docs/many.md). None is ``torch``, or that of a :class:`Backbone`.
 
     Returns:
         A :class:`Backbone`; one that was given is never changed, but copied if it has to be.
@@ -74,9 +72,8 @@ def load_backbone(
         raise InputError(
             "positions are chosen when weights are loaded: give the name or the path of a backbone"
         )
-    asked = conform(engine, PredictEngine | None, "engine")
-    own = getattr(backbone, "engine", "torch") if callable(backbone) else asked
-    if asked not in (None, "auto", own):
+    asked = conform(engine, Engine | None, "engine")
+    if callable(backbone) and asked not in (None, getattr(backbone, "engine", "torch")):
         raise InputError(
             f"engine {asked} is chosen when weights are loaded: give the name or the path of a "
             "backbone"
@@ -93,7 +90,11 @@ def load_backbone(
         return Backbone(backbone, patch_size, name, precision=precision).to(target)
     folder_or_id, source, local = locate(str(backbone))
     model, patch = load_vit(folder_or_id, local)
-    chosen = _let_compute(model, asked, target)
+    chosen: Engine = asked or "torch"
+    if chosen == "torch":
+        quicken(model)
+    else:
+        _by_openvino(model, target)
     network = PatchTokens(model, patch, scaling)
     return Backbone(
         network, patch, str(backbone), source,
@@ -101,21 +102,14 @@ def load_backbone(
     ).to(target)  # fmt: skip
 
 
-def _let_compute(model: nn.Module, engine: PredictEngine | None, device: torch.device) -> Engine:
-    """Have an engine compute the layers of a network; ``auto`` is what is fastest here."""
-    if engine == "openvino":
-        if not installed():
-            raise MissingPackageError("engine openvino needs: pip install 'primaps[openvino]'")
-        if device.type != "cpu":
-            raise InputError(f"engine openvino computes on the CPU, not on {device}")
-        if not by_openvino(model):
-            raise InputError(f"engine openvino cannot compute a {type(model).__name__}")
-        return "openvino"
-    measured = device.type == "cpu" and machine().lower() in ("x86_64", "amd64")
-    if engine == "auto" and measured and installed() and by_openvino(model):
-        return "openvino"
-    quicken(model)
-    return "torch"
+def _by_openvino(model: nn.Module, device: torch.device) -> None:
+    """Have OpenVINO compute the layers of a network, or say why it cannot."""
+    if not installed():
+        raise MissingPackageError("engine openvino needs: pip install 'primaps[openvino]'")
+    if device.type != "cpu":
+        raise InputError(f"engine openvino computes on the CPU, not on {device}")
+    if not by_openvino(model):
+        raise InputError(f"engine openvino cannot compute a {type(model).__name__}")
 
 
 def _adapted(backbone: Backbone, device: str | torch.device, precision: str | None) -> Backbone:

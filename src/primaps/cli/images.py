@@ -91,7 +91,7 @@ def propose(
         look = look_options(window, overlap, scale, mpp, bands, stretch)
         scene = is_scene(inputs, out)
         _refuse_look(look, scene, shard)
-        network = load_backbone(backbone, own_device(device), engine=_engine(engine, scene))
+        network = load_backbone(backbone, own_device(device), engine=engine)
         note(f"backbone {network.name} from {network.source}")
         if scene:
             if explain or size is not None:
@@ -153,9 +153,7 @@ def predict(
         look = look_options(window, overlap, scale, mpp, bands, stretch)
         scene = is_scene(inputs, out)
         _refuse_look(look | ({"polygons": polygons} if polygons else {}), scene, shard, tiles)
-        network = fitted_model(
-            model, own_device(device), classes, precision, _engine(engine, scene)
-        )
+        network = fitted_model(model, own_device(device), classes, precision, engine)
         titles = names.split(",") if names else None
         if scene:
             new = predict_scene(
@@ -170,11 +168,6 @@ def predict(
             shard=shard, progress=shown, problem=warn,
         )  # fmt: skip
         summary(done, out)
-
-
-def _engine(engine: str, scene: bool) -> str:
-    """``auto`` is torch for scenes: OpenVINO takes 0.3 GB more, and their memory is bounded."""
-    return "torch" if scene and engine == "auto" else engine
 
 
 def _refuse_look(look: dict[str, Any], scene: bool, shard: str, tiles: bool | None = None) -> None:

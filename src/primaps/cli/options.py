@@ -15,9 +15,9 @@ import typer
 
 from primaps.config import (
     Config,
+    Engine,
     Keep,
     Precision,
-    PredictEngine,
     PredictPrecision,
     Resize,
     Seed,
@@ -73,7 +73,7 @@ PredictPrecisionOption = Annotated[
 ]
 EngineOption = Annotated[
     str,
-    PredictEngine,
+    Engine,
     typer.Option(help="Of the backbone on a CPU; openvino is an experiment, see docs/many.md."),
 ]
 SeedOption = Annotated[int, bounds(Seed), typer.Option(help=option_help("seed"))]

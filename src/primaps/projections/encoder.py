@@ -36,7 +36,7 @@ def code_network(backbone: Backbone, projection: Projection) -> Backbone:
         backbone.device,
         precision=backbone.precision,
         positions=backbone.positions,
-        engine="auto" if backbone.engine == "openvino" else "torch",
+        engine=backbone.engine,
     )
     if found.weights != made_for:
         raise InputError(
