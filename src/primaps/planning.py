@@ -15,11 +15,11 @@ from primaps.data import ImageCollection, ImageFile, image_files, read
 from primaps.data.stream import content_digest
 from primaps.em.em import fit_em
 from primaps.em.fit import schedule, what_is_kept
-from primaps.em.kmeans import fit_kmeans
-from primaps.em.orthogonal import POSITIONS
+from primaps.em.kmeans import POSITIONS, fit_kmeans
 from primaps.em.prototypes import Prototypes
 from primaps.features.collection import CollectionStores, bytes_kept
 from primaps.features.extract import BACKBONE_BATCH, START_IMAGES, extract, start_contents
+from primaps.features.positions import draw_positions
 from primaps.model import PriMaPsEM
 from primaps.support.entrance import entrance
 from primaps.support.errors import InputError
@@ -196,8 +196,9 @@ def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float,
         fit()
         return (time.monotonic() - began) * scale
 
-    seen = POSITIONS if config.orthogonal else None
-    kmeans = timed(lambda: fit_kmeans(extracted.views, start, 1, whole, positions=seen))
+    views = extracted.views
+    seen = draw_positions(views, POSITIONS, config.seed) if config.orthogonal else views
+    kmeans = timed(lambda: fit_kmeans(seen, start, 1, whole))
     masks = extracted.masks
     if masks is None:
         return kmeans, 0.0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from primaps.config import Config
-from primaps.em import fit
+from primaps.em import fit, kmeans
 from primaps.em.em import diagnostics, fit_em, focal_weights, momentum_update
 from primaps.em.kmeans import fit_kmeans, pca_start
 from primaps.em.orthogonal import RESTARTS
@@ -56,25 +56,25 @@ def test_kmeans_finds_separated_classes(views):
 
 
 @pytest.mark.parametrize(
-    ("method", "expected"), [("em", RESTARTS * 7 * [20]), ("kmeans", 7 * [None])]
+    ("method", "expected"), [("em", RESTARTS * 7 * [8 * 20]), ("kmeans", 7 * [8 * 36])]
 )
 def test_starts_of_the_recipe_look_at_some_positions_and_the_baseline_at_all(
     views, monkeypatch, method, expected
 ):
-    drawn, features = [], Views.features
+    looked, forward = [], Prototypes.forward
 
-    def noted(self, rows, mirror, cells=None):
-        drawn.append(cells)
-        return features(self, rows, mirror, cells)
+    def noted(self, features):
+        looked.append(features)
+        return forward(self, features)
 
-    monkeypatch.setattr(Views, "features", noted)
-    monkeypatch.setattr(fit, "POSITIONS", 20)
+    monkeypatch.setattr(Prototypes, "forward", noted)
+    monkeypatch.setattr(kmeans, "POSITIONS", 20)
     masks = enlarged(TRUTH + 1)
     config = Config(3, method=method, min_init_steps=7, min_steps=0, epochs=1, init_epochs=1)
     fit.fit_prototypes(config, views, masks, None, Recorder(), table=mask_table(views, masks))
-    assert [cells if cells is None else len(cells) for cells in drawn] == expected
+    assert [len(each) * each[0, 0].numel() for each in looked] == expected
     if method == "em":
-        assert not torch.equal(drawn[0].sort().values, drawn[1].sort().values)
+        assert not torch.equal(looked[0].sort(3).values, looked[1].sort(3).values)
 
 
 @pytest.mark.parametrize("loss_size", ["image", "feature"])

@@ -46,13 +46,3 @@ def test_processes_share_a_batch_as_one_would_see_it():
         part = Views(Rows(CLEAN[rank::2]), place=place).batch(index, 3, 0)
         assert torch.equal(part.clean, whole.clean[rank::2])
         assert torch.equal(part.mirror, whole.mirror[rank::2])
-
-
-def test_positions_are_those_of_the_whole_map_with_a_projection_or_without():
-    index, mirror = torch.tensor([3, 0, 7]), torch.tensor([True, False, True])
-    cells, maps = torch.tensor([5, 0, 3]), torch.rand(9, 2, 4, 2, 3).half()
-    for projection in (None, lambda features: features.cumsum(3)):  # one that sees neighbours
-        views = Views(Rows(maps), projection=projection)
-        whole = views.features(index, mirror).flatten(2)
-        assert torch.equal(views.features(index, mirror, cells), whole[:, :, None, cells])
-        assert views.features(index[:0], mirror[:0], cells).shape[0] == 0

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from primaps.config import Config, Keep, Kept
 from primaps.em.em import fit_em
-from primaps.em.kmeans import fit_kmeans, pca_start
-from primaps.em.orthogonal import POSITIONS, RESTARTS, fit_orthogonal
+from primaps.em.kmeans import POSITIONS, fit_kmeans, pca_start
+from primaps.em.orthogonal import RESTARTS, fit_orthogonal
 from primaps.em.probe import LinearProbe, fit_probe
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import Recorder
 from primaps.features.extract import START_IMAGES
 from primaps.features.mask_table import MaskTable
+from primaps.features.positions import Positions, draw_positions
 from primaps.features.store import Rows
 from primaps.features.views import Views
 from primaps.support.errors import InputError
@@ -142,12 +143,16 @@ def fit_prototypes(
     def components() -> Prototypes:
         return pca_start(views, config.classes)
 
+    @cache
+    def seen() -> Views | Positions:
+        """What k-means looks at."""
+        return draw_positions(views, POSITIONS, config.seed) if config.orthogonal else views
+
     def start(own: Config = config, stage: str = "k-means") -> Prototypes:
         """Where EM starts: k-means from principal components, or the projection's clusters."""
         if clusters is not None and not plan.init_steps:
             return Prototypes(clusters).to(views.device)
-        seen = POSITIONS if config.orthogonal else None
-        return fit_kmeans(views, components(), plan.init_steps, own, recorder, stage, seen)
+        return fit_kmeans(seen(), components(), plan.init_steps, own, recorder, stage)
 
     if clusters is not None and len(clusters) != config.classes and config.method != "probe":
         logger.warning(

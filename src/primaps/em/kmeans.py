@@ -13,10 +13,15 @@ from primaps.config import Config
 from primaps.em.loop import optimise
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import Recorder
+from primaps.features.positions import Positions
 from primaps.features.views import Views, batch_indices
 from primaps.support.distributed import total
 from primaps.support.errors import InputError
 from primaps.support.seeding import generator
+
+POSITIONS = 64
+"""Of each image, that a step of a start of the recipe "orthogonal" looks at: all of them give no
+better classes."""
 
 
 def moments(
@@ -83,21 +88,21 @@ def pca_start(views: Views, classes: int) -> Prototypes:
 
 
 def fit_kmeans(
-    views: Views,
+    views: Views | Positions,
     start: Prototypes,
     steps: int,
     config: Config,
     recorder: Recorder | None = None,
     stage: str = "k-means",
-    positions: int | None = None,
 ) -> Prototypes:
     """Spherical k-means by stochastic gradient descent on Eq. 9.
 
     Args:
+        views: a step looks at all of each image of its batch, or at :data:`POSITIONS` of these
+            positions.
         steps: of Adam.
         config: batch size, learning rate and seed are used.
         stage: its name in progress and history.
-        positions: of each image, that a step looks at, drawn anew for each; None is all.
 
     Returns:
         Prototypes with scale 1: the baseline of the paper, and where EM starts.
@@ -109,15 +114,15 @@ def fit_kmeans(
         size = config.batch_size
         index = batch_indices(number, len(views), size, "k-means", config.seed)
         random = generator("k-means mirror", config.seed, number)
-        mirror = torch.rand(len(index), generator=random) < 0.5
         rows, here = views.here(index)
         if not len(rows):
             return {"loss": torch.zeros((), device=views.device)}
-        cells = None
-        if positions is not None:
-            height, width = views.clean.shape[-2:]
-            cells = torch.randperm(height * width, generator=random)[:positions]
-        features = views.features(rows, mirror[here], cells)
+        if isinstance(views, Positions):
+            cells = torch.randperm(views.directions.shape[1], generator=random)[:POSITIONS]
+            features = views.features(rows, cells)
+        else:
+            mirror = torch.rand(len(index), generator=random) < 0.5
+            features = views.features(rows, mirror[here])
         cosines = prototypes(features) / features.norm(dim=1, keepdim=True)
         loss = kmeans_loss(cosines) * (len(rows) / len(index))
         loss.backward()

@@ -27,10 +27,8 @@ from primaps.support.errors import InputError
 RESTARTS, AGREEING = 15, 5
 """Starts, and how many of them the consensus is taken of: those that agree most. Starts end in a
 few partitions; which of them prevails among five is luck, among fifteen hardly."""
-CONSENSUS = f"{AGREEING} of {RESTARTS} starts"
+CONSENSUS = f"{AGREEING} of {RESTARTS} starts on drawn positions"
 """For digests, which tell apart what depends on it."""
-POSITIONS = 64
-"""Of each image, that a step of a k-means start looks at: all of them give no better classes."""
 ITERATIONS = 5
 """Before and after the consensus. The loss goes on falling, but what falls is the share of the
 small classes: the larger a class, the freer it is to choose its direction."""

@@ -44,10 +44,6 @@ class Rows:
         [[4, 5], [0, 1]]
         >>> rows.take(torch.tensor([2, 0]), torch.tensor([0, 1])).tolist()
         [4, 1]
-        >>> Rows(torch.arange(12).view(1, 2, 2, 3)).take(
-        ...     torch.tensor([0]), cells=torch.tensor([5, 0])
-        ... ).tolist()
-        [[[5, 0], [11, 6]]]
     """
 
     def __init__(self, arrays: Sequence[np.ndarray] | np.ndarray | Tensor) -> None:
@@ -64,23 +60,17 @@ class Rows:
         return tuple(self.arrays[0].shape)
 
     def take(
-        self,
-        index: Integer[Tensor, " b"],
-        inner: Integer[Tensor, " b"] | None = None,
-        cells: Integer[Tensor, " s"] | None = None,
+        self, index: Integer[Tensor, " b"], inner: Integer[Tensor, " b"] | None = None
     ) -> Shaped[Tensor, "b ..."]:
-        """Rows at ``index``, or of each only the part at ``inner`` of its first axis, and of that
-        only these cells of the last two axes, counted as one."""
+        """Rows at ``index``, or of each only the part at ``inner`` of its first axis."""
         arrays = self.arrays
         if isinstance(arrays, Tensor):
             where = (index,) if inner is None else (index, inner)
-            found = arrays[tuple(place.to(arrays.device) for place in where)]
-            return found if cells is None else found.flatten(-2)[..., cells.to(found.device)]
+            return arrays[tuple(place.to(arrays.device) for place in where)]
 
         def part(row: int, place: int) -> np.ndarray:
             one = arrays[row] if len(arrays) else np.empty(self.shape, np.float16)
-            one = one if inner is None else one[place]
-            return one if cells is None else one.reshape(*one.shape[:-2], -1)[..., cells.numpy()]
+            return one if inner is None else one[place]
 
         first = part(0, 0)
         out = np.empty((len(index), *first.shape), first.dtype)

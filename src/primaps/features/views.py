@@ -77,20 +77,10 @@ class Views:
         return rows[rows >= 0], rows >= 0
 
     def features(
-        self,
-        rows: Integer[Tensor, " b"],
-        mirror: Bool[Tensor, " b"],
-        cells: Integer[Tensor, " s"] | None = None,
+        self, rows: Integer[Tensor, " b"], mirror: Bool[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
-        """Clean features of images or, where ``mirror``, of their mirror images; with ``cells``
-        those at these positions alone, as maps of one row."""
-        if cells is None:
-            return self.project(self.clean.take(rows, mirror.long()))
-        if self.projection is None:
-            return self.project(self.clean.take(rows, mirror.long(), cells)[:, :, None])
-        # A projection may look at the neighbours of a position.
-        whole = self.features(rows, mirror)
-        return whole.flatten(2)[:, :, None, cells.to(whole.device)]
+        """Clean features of images or, where ``mirror``, of their mirror images."""
+        return self.project(self.clean.take(rows, mirror.long()))
 
     def project(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         """Stored features to what prototypes are fitted to."""
