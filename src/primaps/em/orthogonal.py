@@ -32,7 +32,7 @@ CONSENSUS = f"{AGREEING} of {RESTARTS} starts on drawn positions"
 ITERATIONS = 5
 """Before and after the consensus. The loss goes on falling, but what falls is the share of the
 small classes: the larger a class, the freer it is to choose its direction."""
-SCALE = 10.0
+SCALE = 8.0
 """Of cosine logits at inference: the CRF smooths away too much below 3 and too little above 30."""
 
 
@@ -126,7 +126,7 @@ def fit_orthogonal(
         starts: how many to take.
 
     Returns:
-        Prototypes with scale 10, for features of length 1: logits are cosines times 10.
+        Prototypes with scale 8, for features of length 1: logits are cosines times 8.
 
     Raises:
         InputError: there are more classes than channels, so they cannot be orthogonal.

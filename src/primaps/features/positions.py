@@ -16,8 +16,8 @@ from torch import Tensor
 from primaps.features.views import Views
 from primaps.support.seeding import generator
 
-KEPT = 1 << 17
-"""Positions of all images together: 100 MB with 384 channels."""
+KEPT = 1 << 18
+"""Positions of all images together: 200 MB with 384 channels."""
 
 
 @dataclass(frozen=True)
