@@ -1,11 +1,12 @@
-"""What `fit` takes by default, on labelled folders: scores by seed, and seconds by stage.
+"""What `fit` takes by default, or the linear probe, on labelled folders: scores, and seconds.
 
     python benchmarks/recipe.py --data ROOT [--sets camvid ...] [--seeds 0 1 2 3 4] [--size 448]
+    python benchmarks/recipe.py --data ROOT --method probe --size 448
 
 ROOT holds ``camvid``, ``coco200`` and ``aerial260`` as for results.py, whose table1 has the other
 methods. Features and masks are computed once for each set and size, and take no time if the store
 has them; then each seed is fitted and scored on the split val, or on all where there is one split,
-as `primaps evaluate` does it. Prints accuracy and mean IoU in %, mean ± standard deviation, without
+as `primaps evaluate` does it, the probe without CRF. Prints accuracy and mean IoU in %, mean ± standard deviation, without
 and with the CRF, and seconds on this machine.
 """
 
@@ -32,28 +33,35 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--size", type=int, help="pixels; default: that of the backbone")
+    parser.add_argument("--method", choices=["em", "probe"], default="em")
+    parser.add_argument("--engine", default="torch", help="of the backbone")
     parser.add_argument("--store", type=Path, default=cache_dir() / "features")
     arguments = parser.parse_args()
     head = ["", "accuracy", "mean IoU", "accuracy + CRF", "mean IoU + CRF"]
     head += ["features and masks, s an image", "the recipe, s"]
+    probe = arguments.method == "probe"
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in arguments.sets:
         source = load_source("folder", arguments.data / name)
         scores, seconds, each = [], [], 0.0
         for seed in arguments.seeds:
-            model = PriMaPsEM(len(source.train.classes), size=arguments.size, seed=seed)
+            model = PriMaPsEM(
+                len(source.train.classes), method=arguments.method, size=arguments.size, seed=seed,
+                engine=arguments.engine,
+            )  # fmt: skip
             if not scores:
                 began = time.monotonic()
+                needed = {"labels": source.train} if probe else {"masks": model.mask_maker()}
                 extracted = extract(
-                    source.train.samples, model.network, model.size, masks=model.mask_maker(),
-                    store=arguments.store,
-                )  # fmt: skip
+                    source.train.samples, model.network, model.size, store=arguments.store, **needed
+                )
                 each = (time.monotonic() - began) / len(extracted.keys)
                 kept = KeptFeatures(model.network, arguments.store)
             began = time.monotonic()
             model.fit_extracted(extracted)
             seconds.append(time.monotonic() - began)
-            both = [evaluate(model, source.score, features=kept, crf=crf) for crf in (False, True)]
+            crfs = [False, not probe]  # the paper's probe is without
+            both = [evaluate(model, source.score, features=kept, crf=crf) for crf in crfs]
             scores.append(both)
             told = [f"{one.accuracy:.1%} {one.mean_iou:.1%}" for one in both]
             print(name, seed, *told, f"{seconds[-1]:.1f} s", flush=True)
