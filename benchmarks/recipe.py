@@ -6,8 +6,8 @@
 ROOT holds ``camvid``, ``coco200`` and ``aerial260`` as for results.py, whose table1 has the other
 methods. Features and masks are computed once for each set and size, and take no time if the store
 has them; then each seed is fitted and scored on the split val, or on all where there is one split,
-as `primaps evaluate` does it, the probe without CRF. Prints accuracy and mean IoU in %, mean ± standard deviation, without
-and with the CRF, and seconds on this machine.
+as `primaps evaluate` does it, the probe without CRF. Prints accuracy and mean IoU in %, mean ±
+standard deviation, without and with the CRF, and seconds on this machine.
 """
 
 from __future__ import annotations
