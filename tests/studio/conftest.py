@@ -100,7 +100,10 @@ def serving(workspace, classes=3):
     port = listening.getsockname()[1]
     studio = Studio(workspace, classes, "cpu")
     app = application(studio, TOKEN, port)
-    config = uvicorn.Config(app, http="h11", ws="none", log_level="warning", server_header=False)
+    config = uvicorn.Config(
+        app, http="h11", ws="none", log_level="critical", server_header=False,
+        timeout_graceful_shutdown=1,
+    )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
