@@ -32,9 +32,11 @@ def even():
 
 @pytest.mark.parametrize("crf", [True, False])
 def test_one_window_over_everything_is_plain_predict(large, even, crf):
-    whole = large.predict(even, crf).numpy()
+    whole = large.segment(even, crf)
     found = primaps.predict_image(large, even, crf, window=256, overlap=0)
-    assert (found != whole).sum() <= 2  # logits are kept in half precision
+    tie = (whole.margin < 1e-3).numpy()  # logits of scenes are kept in half precision
+    assert (found == whole.labels.numpy())[~tie].all()
+    assert tie.mean() < 1e-3
 
 
 def test_tiles_of_the_crf_have_no_seams(large, even, monkeypatch):

@@ -50,8 +50,8 @@ def load_backbone(
             None is ``exact``. The digest of a backbone tells them apart; not for what is loaded
             already.
         engine: what computes the layers of a ViT: ``torch``, or on a CPU ``openvino``, 1.4 times as
-            fast, with the same features to the rounding (``pip install "primaps[openvino]"``, an
-            experiment, see docs/many.md). None is ``torch``, or that of a :class:`Backbone`.
+            fast, with the same features to the rounding (``pip install "primaps[openvino]"``).
+            None is ``torch``, or that of a :class:`Backbone`.
 
     Returns:
         A :class:`Backbone`; one that was given is never changed, but copied if it has to be.
