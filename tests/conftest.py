@@ -15,7 +15,7 @@ import tests.shapes  # noqa: F401 (the hook names it)
 # options and the command line, which are to refuse wrong types themselves.
 SOURCE = Path(__file__).parents[1] / "src"
 COMPILED = {"compiled", "compiled_batch", "compiled_lattice", "compiled_rows", "pixels_compiled"}
-COMPILED |= {"eigenvectors", "simd"}
+COMPILED |= {"compiled_unary", "eigenvectors", "simd"}
 CHECKED = [
     ".".join(path.relative_to(SOURCE).with_suffix("").parts)
     for path in SOURCE.rglob("*.py")

@@ -406,8 +406,9 @@ class PriMaPsEM:
             ModelError: the model is not fitted.
         """
         logits = self.logits(features)
-        probabilities = upsample(logits, images.shape[-2:]).softmax(1)
-        return CLASS_CRF(images.to(logits.device), probabilities) if crf else probabilities
+        if crf:
+            return CLASS_CRF(images.to(logits.device), logits=logits)
+        return upsample(logits, images.shape[-2:]).softmax(1)
 
     @entrance
     def predict(

@@ -6,11 +6,19 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from primaps.crf import DenseCRF, compiled, compiled_lattice, compiled_rows, dense_crf
+from primaps.crf import (
+    DenseCRF,
+    compiled,
+    compiled_lattice,
+    compiled_rows,
+    compiled_unary,
+    dense_crf,
+)
 from primaps.support.errors import InputError
 
 # Shapes come from a short list: each number of lanes compiles once.
@@ -107,6 +115,38 @@ def test_probabilities_and_their_logarithms_agree():
     torch.testing.assert_close(
         dense_crf(image, logits.softmax(0)), dense_crf(image, logits=logits), atol=1e-5, rtol=0
     )
+
+
+@PATHS
+@pytest.mark.parametrize("shape", [(2, 1, 1), (5, 4, 3), (20, 5, 12), (40, 11, 2)])
+def test_logits_of_a_feature_map_are_scaled_to_the_image(path, shape):
+    image, _ = scene((1, 11, 13), 4)
+    _, logits = scene(shape, 4)
+    logits = 4 * logits  # so that some are clipped
+    large = F.interpolate(logits[None], (11, 13), mode="bilinear")[0]
+    expected = dense_crf(image, logits=large, **path)
+    torch.testing.assert_close(dense_crf(image, logits=logits, **path), expected, atol=2e-4, rtol=0)
+    (listed,) = dense_crf([image], logits=[logits], **path)
+    torch.testing.assert_close(listed, expected, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("path", [{}, TORCH], ids=["cpu", "torch"])
+def test_impossible_labels_of_a_feature_map_stay_so(path):
+    image, logits = scene((3, 2, 2), 4)
+    logits[1] = -math.inf
+    image = image.repeat_interleave(4, 1)
+    found = dense_crf(image, logits=logits, iterations=0, **path)
+    assert found[1].max() < 2e-5
+    torch.testing.assert_close(found.sum(0), torch.ones(8, 2))
+
+
+def test_a_batch_of_small_logits_is_of_images_of_one_size():
+    images = [torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 6, dtype=torch.uint8)]
+    with pytest.raises(InputError, match="several sizes need a list"):
+        dense_crf(images, logits=torch.zeros(2, 3, 2, 2))
+    found = dense_crf(images, logits=list(torch.zeros(2, 3, 2, 2)))
+    assert [one.shape for one in found] == [(3, 8, 8), (3, 8, 6)]
+    assert dense_crf(images[0][None], logits=torch.zeros(1, 3, 2, 2)).shape == (1, 3, 8, 8)
 
 
 def test_an_image_does_not_depend_on_its_batch():
@@ -261,6 +301,7 @@ PROBABILITIES = LOGITS.softmax(0)
         ({"logits": LOGITS - math.inf}, "logits: every pixel needs a finite largest value"),
         ({"probabilities": LOGITS}, r"probabilities: expected values in \[0, 1\]"),
         ({"probabilities": PROBABILITIES[:, :-1]}, "probabilities: size .* differs"),
+        ({"logits": torch.zeros(3, 40, 2)}, "logits: size .* differs"),
         ({"probabilities": PROBABILITIES[:0]}, "probabilities: expected at least one label"),
         ({"probabilities": PROBABILITIES[0]}, "probabilities: expected shape"),
         ({"probabilities": [PROBABILITIES] * 2}, "probabilities: got 2 of them for 1 images"),
@@ -294,6 +335,7 @@ def test_compiled_kernels_are_found_again_on_disk():
         *compiled._filter(4, 4, 9),
         compiled._update(4, 4, 9, True),
         *compiled_rows._layout_kernels(4, 4),
+        compiled_unary._normalised(4, 4),
         compiled_lattice._embedding(5),
     ]
     for kernel in kernels:

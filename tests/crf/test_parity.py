@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from primaps.crf import DenseCRF, compiled_rows, dense_crf
+from primaps.crf import DenseCRF, compiled_rows, compiled_unary, dense_crf
 
 data = pytest.importorskip("skimage.data", reason="photographs come with scikit-image")
 
@@ -191,11 +191,16 @@ def test_weak_labels_that_share_a_lane_do_not_support_each_other():
     torch.testing.assert_close(weak, full, rtol=0.05, atol=0)
 
 
-def test_labels_that_were_left_out_come_back():
+@pytest.mark.parametrize("small", [False, True])
+def test_labels_that_were_left_out_come_back(small):
     """When their sum grows, all rows are again as they were, and from then on stay so."""
-    logits = torch.randn(12, 50, generator=torch.Generator().manual_seed(0))
-    unary = logits.log_softmax(0).numpy()
-    rows = compiled_rows.Rows(unary, 0.1, compiled_rows.Workspace())
+    logits = torch.randn(12, 2, 3, generator=torch.Generator().manual_seed(0))
+    large = F.interpolate(logits[None], (5, 10), mode="bilinear")[0]
+    unary = large.log_softmax(0).flatten(1).numpy()
+    source = compiled_unary.of_planes(unary)
+    if small:
+        source = compiled_unary.of_logits(logits.numpy(), (5, 10))
+    rows = compiled_rows.Rows(source, 0.1, compiled_rows.Workspace())
     rows.begin(0, 50)
     full, values = rows.width, rows.values.copy()
     weak = np.full(full, 0.01, np.float32)

@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primaps.crf.compiled_lattice import PREFETCH_DISTANCE, SparseLattice
-from primaps.crf.compiled_rows import FLOOR, Rows, Workspace
+from primaps.crf.compiled_rows import Rows, Workspace
+from primaps.crf.compiled_unary import FLOOR, Unary
 from primaps.crf.simd import (
     at,
     axpy,
@@ -109,7 +110,7 @@ def _join_chain(chain, chains, filled, size, point):
 
 
 def mean_field(
-    log_unary: NDArray[np.float32],
+    unary: Unary,
     kernels: SparseMap,
     out: NDArray[np.float32],
     *,
@@ -121,7 +122,7 @@ def mean_field(
     threads: int,
     workspace: Workspace,
 ) -> list[float]:
-    """As ``mean_field.mean_field``, for (K, N) arrays; the marginals go to ``out``.
+    """As ``mean_field.mean_field``; the marginals go to ``out``, (K, N).
 
     Args:
         negligible: see :class:`primaps.crf.CRFParameters`.
@@ -129,16 +130,16 @@ def mean_field(
         threads: how many threads share the work.
         workspace: where to take memory from.
     """
-    labels, n = log_unary.shape
+    labels, n = unary.labels, unary.pixels
     potts = compatibility is None
-    rows = Rows(log_unary, negligible, workspace)
+    rows = Rows(unary, negligible, workspace)
     points = workspace("points", (kernels.size + 2) * rows.width)
     penalties = np.zeros((labels, rows.width), np.float32)
     if compatibility is not None:
         penalties[:, :labels] = -compatibility.T
     vertices, weights = kernels.vertices.ravel(), kernels.weights.ravel()
     entries = kernels.vertices.shape[1]
-    cuts = np.linspace(0, n, threads + 1).astype(int)
+    cuts = [n * part // threads for part in range(threads + 1)]
     spans = list(pairwise(cuts))
     measure = measure or tolerance is not None
     changes: list[float] = []

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from primaps.crf import compiled, compiled_lattice, compiled_rows, inputs
+from primaps.crf import compiled, compiled_lattice, compiled_rows, compiled_unary, inputs
 from primaps.crf.features import spatial_features
 from primaps.crf.parameters import CRFParameters
 from primaps.support.compiled import compiled_in_order
@@ -39,7 +39,7 @@ def solve(
     take turns, each on all threads.
     """
     threads = torch.get_num_threads()
-    workers = min(threads, max(1, MEMORY // max(_footprint(v) for v in values)))
+    workers = min(threads, max(1, MEMORY // max(map(_footprint, out))))
     apart = 1 < workers <= len(values)
 
     def work(i: int) -> None:
@@ -49,7 +49,7 @@ def solve(
             workspace = compiled_rows.Workspace()
         change = _solve_one(
             crf,
-            inputs.log_unary_numpy(name, values[i]),
+            _unary(name, values[i], (out[i].shape[1], out[i].shape[2])),
             images[i].cpu().numpy(),
             out[i].numpy(),
             measure,
@@ -68,9 +68,19 @@ def solve(
         list(pool.map(work, range(len(values))))
 
 
+def _unary(
+    name: str, values: Float[Tensor, "k h w"], size: tuple[int, int]
+) -> compiled_unary.Unary:
+    if values.shape[1:] == size:
+        return compiled_unary.of_planes(inputs.log_unary_numpy(name, values))
+    logits = values.detach().float().contiguous().numpy()
+    inputs.checked_top(name, logits)
+    return compiled_unary.of_logits(logits, size)
+
+
 def _solve_one(
     crf: CRFParameters,
-    log_unary: NDArray[np.float32],
+    unary: compiled_unary.Unary,
     image: NDArray[np.uint8],
     out: NDArray[np.float32],
     measure: bool,
@@ -91,16 +101,17 @@ def _solve_one(
         lattices.append(_spatial_lattice(height, width, crf.theta_gamma))
         weights.append(crf.gaussian_weight)
     if not lattices:
-        likelihood = np.exp(log_unary)
-        out[:] = (likelihood / likelihood.sum(0)).reshape(out.shape)
+        rows = compiled_rows.Rows(unary, 0.0, workspace)
+        rows.begin(0, unary.pixels)
+        rows.end(out.reshape(unary.labels, -1), 0, unary.pixels)
         return [0.0] * crf.iterations
     penalties = None
     if crf.compatibility is not None:
         penalties = torch.as_tensor(crf.compatibility, dtype=torch.float32).cpu().numpy()
     return compiled.mean_field(
-        log_unary,
+        unary,
         compiled.join(lattices, weights),
-        out.reshape(log_unary.shape),
+        out.reshape(unary.labels, -1),
         compatibility=penalties,
         iterations=crf.iterations,
         tolerance=crf.tolerance,
@@ -135,5 +146,5 @@ def _spatial_lattice(height: int, width: int, theta: float) -> compiled_lattice.
 def _footprint(values: Tensor) -> int:
     """Bytes for one image: unary, marginals and about four lattice points to a pixel."""
     labels, height, width = values.shape
-    row = 4 * compiled_rows.row_layout(labels)[0]
+    row = 4 * compiled_unary.row_layout(labels)[0]
     return height * width * (6 * row + 200)

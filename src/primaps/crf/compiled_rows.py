@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from primaps.crf.compiled_unary import BLOCK, FLOOR, Unary, row_layout, spread
 from primaps.crf.simd import (
     exponential,
     fill,
@@ -29,17 +30,11 @@ from primaps.crf.simd import (
     subtract,
     total,
 )
-from primaps.support.compiled import compiled_in_order
-
-FLOOR = -1e30
-"""Log-probability of the lanes that pad a row."""
+from primaps.support.compiled import compiled, compiled_in_order
+from primaps.support.compiled import exponential as exponential_of
 
 CACHED = 2048
 """Pixels whose rows are made together."""
-BLOCK = 64
-"""Pixels that are transposed together: planes are contiguous in pixels, rows in labels."""
-
-
 KEPT = 2**27
 """Bytes that a workspace holds between images, at the most."""
 
@@ -68,15 +63,6 @@ class Workspace:
         return sum(array.nbytes for array in self._arrays.values()) <= KEPT
 
 
-def row_layout(labels: int) -> tuple[int, int]:
-    """The padded length of a row of labels, and how many lanes a vector takes of it."""
-    for lanes in (4, 8, 16):
-        if labels <= lanes:
-            return lanes, lanes
-    width = -(-labels // 16) * 16
-    return width, 32 if width % 32 == 0 else 16
-
-
 class Rows:
     """Unary terms and marginals of one image as rows.
 
@@ -88,45 +74,41 @@ class Rows:
         hears: 0 in the lane that is shared, 1 in all others.
     """
 
-    def __init__(
-        self, log_unary: NDArray[np.float32], negligible: float, workspace: Workspace
-    ) -> None:
-        n = log_unary.shape[1]
-        self._log_unary, self._negligible = log_unary, negligible
+    def __init__(self, source: Unary, negligible: float, workspace: Workspace) -> None:
+        self._source, self._negligible = source, negligible
         self._returned = False  # negligible labels came back once: from then on all stay
         self._everyone()
-        self.unary = workspace("unary", n * self.width)
-        self.values = workspace("values", n * self.width)
+        self.unary = workspace("unary", source.pixels * self.width)
+        self.values = workspace("values", source.pixels * self.width)
 
     def _everyone(self) -> None:
-        labels = len(self._log_unary)
-        self._active = np.arange(labels)
-        self.width, self.lanes = row_layout(labels)
+        self._active = np.arange(self._source.labels)
+        self.width, self.lanes = row_layout(self._source.labels)
         self.hears = np.ones(self.width, np.float32)
 
     @property
     def _some_share(self) -> bool:
-        return len(self._active) < len(self._log_unary)
+        return len(self._active) < self._source.labels
 
     def begin(self, first: int, last: int) -> None:
         """Fill the rows of a span of pixels with the unary terms and their softmax."""
         softmax = _layout_kernels(self.lanes, self.width)[0]
         for some in range(first, last, CACHED):  # each is still in the cache when it is read
             end = min(some + CACHED, last)
-            _spread(self._log_unary, self.unary, np.float32(FLOOR), self.width, some, end)
+            self._source.rows(self.unary, some, end)
             softmax(self.unary, self.values, some, end)
 
     def shorten(self, peaks: NDArray[np.float32]) -> None:
         """Lay the rows out anew, if ``peaks``, the largest marginal of every lane, allows it."""
-        n = self._log_unary.shape[1]
+        n = self._source.pixels
         count = len(self._active)
         if self._some_share and peaks[count] > 2 * self._negligible:
-            marginals = np.empty_like(self._log_unary)
+            marginals = np.empty((self._source.labels, n), np.float32)
             self.end(marginals, 0, n)
             self._everyone()
             self._returned = True
-            _spread(self._log_unary, self.unary, np.float32(FLOOR), self.width, 0, n)
-            _spread(marginals, self.values, np.float32(0), self.width, 0, n)
+            self._source.rows(self.unary, 0, n)
+            spread(marginals, self.values, np.float32(0), self.width, 0, n)
             return
         order = np.argsort(peaks[:count], kind="stable")
         mass = np.cumsum(peaks[order]) + (peaks[count] if self._some_share else 0)
@@ -153,24 +135,15 @@ class Rows:
         shared = self.values.reshape(-1, self.width)[span, column].copy()
         level = self.unary.reshape(-1, self.width)[span, column].copy()
         for k in np.setdiff1d(np.arange(len(out)), self._active):
-            # They divide their sum as their unary terms do.
-            part = out[k, span]
-            np.subtract(self._log_unary[k, span], level, out=part)
-            np.exp(part, out=part)
-            part *= shared
+            self._source.plane(out[k, span], k, first, last)
+            _divide(out[k, span], level, shared)
 
 
-@compiled_in_order
-def _spread(planes, rows, padding, width, first, last):
-    """(K, N) planes into rows."""
-    labels = planes.shape[0]
-    for i in range(first, last):
-        for k in range(labels, width):
-            rows[i * width + k] = padding
-    for block in range(first, last, BLOCK):
-        for k in range(labels):
-            for i in range(block, min(block + BLOCK, last)):
-                rows[i * width + k] = planes[k, i]
+@compiled
+def _divide(part, level, shared):
+    """Labels divide their sum as their unary terms do."""
+    for i in range(part.size):
+        part[i] = exponential_of(part[i] - level[i]) * shared[i]
 
 
 @compiled_in_order

@@ -26,6 +26,7 @@ from primaps.crf.parameters import (
     Weight,
 )
 from primaps.support.entrance import entrance
+from primaps.support.errors import InputError
 
 Values = TypeVar("Values", Tensor, np.ndarray, list[Any], tuple[Any, ...])
 
@@ -98,11 +99,13 @@ class DenseCRF(CRFParameters):
                 whose number of labels may differ; tensors or arrays. Clipped at 1e-5. On any
                 device; the computation takes place there.
             logits: the same of unnormalised scores, any finite value, -inf too for some labels.
+                They may be those of a feature map, smaller than the images: then they are scaled
+                up bilinearly.
             return_changes: also return how much every iteration changed the marginals.
 
         Returns:
-            The marginals, float32, in the layout of what was given (a list for a list or tuple, an
-            array for an array).
+            The marginals at the images' sizes, float32, in the layout of what was given (a list
+            for a list or tuple, an array for an array).
             With ``return_changes`` a pair of these and the mean absolute change of the marginals
             in every update, shape (B, iterations), NaN after an early stop.
 
@@ -111,15 +114,20 @@ class DenseCRF(CRFParameters):
         """
         image_list = inputs.as_images(images)
         name, given = inputs.as_values(probabilities, logits)
+        values = list(given) if not isinstance(given, Tensor) or given.ndim == 4 else [given]
+        sizes = inputs.check_match(name, image_list, values, self.compatibility)
         out: Any
         if isinstance(given, Tensor):
-            values = list(given) if given.ndim == 4 else [given]
-            out = torch.empty(given.shape, dtype=torch.float32, device=given.device)
+            if len(set(sizes)) > 1:
+                raise InputError(f"{name}: images of several sizes need a list of tensors")
+            shape = (*given.shape[:-2], *(sizes[0] if sizes else given.shape[-2:]))
+            out = torch.empty(shape, dtype=torch.float32, device=given.device)
             slots = list(out) if out.ndim == 4 else [out]
         else:
-            values = given
-            out = slots = [torch.empty(v.shape, device=v.device) for v in values]
-        inputs.check_match(name, image_list, values, self.compatibility)
+            out = slots = [
+                torch.empty(len(v), *size, device=v.device)
+                for v, size in zip(values, sizes, strict=True)
+            ]
         changes = torch.full((len(values), self.iterations), torch.nan)
 
         compiled = self.dtype == "float32" and not self.exact
@@ -130,12 +138,12 @@ class DenseCRF(CRFParameters):
 
             compiled_batch.solve(self, image_list, name, values, slots, changes, return_changes)
         else:
-            for group in self._groups(values):
+            for group in self._groups(values, slots):
                 _solve(self, image_list, name, values, slots, changes, group)
         out = _as_given(out, probabilities if logits is None else logits)
         return (out, changes) if return_changes else out
 
-    def _groups(self, values: list[Tensor]) -> list[range]:
+    def _groups(self, values: list[Tensor], out: list[Tensor]) -> list[range]:
         """Runs of images of one shape that share the torch path's operations."""
         groups: list[range] = []
         for i, value in enumerate(values):
@@ -145,8 +153,9 @@ class DenseCRF(CRFParameters):
                 and not self.exact
                 and self.tolerance is None
                 and values[last.start].shape == value.shape
+                and out[last.start].shape == out[i].shape
                 and values[last.start].device == value.device
-                and (len(last) + 1) * value.numel() <= GROUP_VALUES
+                and (len(last) + 1) * out[i].numel() <= GROUP_VALUES
             ):
                 groups[-1] = range(last.start, i + 1)
             else:
@@ -224,8 +233,9 @@ def _solve(
     """Solve a group of images of one shape by torch operations, as one block-diagonal problem."""
     dtype = getattr(torch, crf.dtype)
     first = values[group.start]
-    labels, height, width = first.shape
-    log_unary = torch.cat([inputs.log_unary(name, values[i], dtype).T for i in group])
+    labels, height, width = out[group.start].shape
+    size = (height, width)
+    log_unary = torch.cat([inputs.log_unary(name, values[i], dtype, size).T for i in group])
 
     weighted: list[tuple[float, Filter]] = []
     if crf.bilateral_weight:

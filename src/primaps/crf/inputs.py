@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
@@ -107,21 +108,24 @@ def as_values(probabilities: Any, logits: Any) -> tuple[str, Tensor | list[Tenso
 
 def check_match(
     name: str, images: list[Tensor], values: list[Tensor], compatibility: Any | None
-) -> None:
-    """Raise unless every image has values of its size, and the compatibility their labels."""
+) -> list[tuple[int, int]]:
+    """Sizes of the images; raise unless values have them, or logits smaller ones, and the
+    compatibility the labels of all."""
     if len(images) != len(values):
         raise InputError(f"{name}: got {len(values)} of them for {len(images)} images")
     for image, value in zip(images, values, strict=True):
-        if image.shape[1:] != value.shape[1:]:
+        size, own = tuple(image.shape[1:]), tuple(value.shape[1:])
+        small = name == "logits" and 0 not in own and own[0] <= size[0] and own[1] <= size[1]
+        if own != size and not small:
             raise InputError(
-                f"{name}: size {tuple(value.shape[1:])} differs from the image's "
-                f"{tuple(image.shape[1:])}; resize it to the image first"
+                f"{name}: size {own} differs from the image's {size}; resize it to the image first"
             )
         if compatibility is not None and len(compatibility) != len(value):
             raise InputError(
                 f"compatibility: is {len(compatibility)} x {len(compatibility)}, "
                 f"but {name} has {len(value)} labels"
             )
+    return [(image.shape[1], image.shape[2]) for image in images]
 
 
 def check_range(name: str, low: float, high: float, smallest_maximum: float) -> None:
@@ -138,19 +142,31 @@ def check_range(name: str, low: float, high: float, smallest_maximum: float) -> 
 
 
 def log_unary(
-    name: str, values: Float[Tensor, "k h w"], dtype: torch.dtype
+    name: str, values: Float[Tensor, "k h w"], dtype: torch.dtype, size: tuple[int, int]
 ) -> Float[Tensor, "k n"]:
-    """The log-probabilities -psi_u of the labels, clipped at log :data:`SMALLEST`.
+    """The log-probabilities -psi_u of the labels, clipped at log :data:`SMALLEST`; at ``size``,
+    to which smaller logits are scaled.
 
     Raises:
         InputError: NaN, probabilities outside [0, 1], or logits without a finite maximum.
     """
-    values = values.detach().to(dtype).flatten(1)
+    values = values.detach().to(dtype)
+    if values.shape[1:] != size:
+        least = values.clamp(min=-1e30)  # -inf times 0 would be no number
+        values = F.interpolate(least[None], size, mode="bilinear", align_corners=False)[0]
+    values = values.flatten(1)
     top = values.amax(0)
     check_range(name, values.amin().item(), top.amax().item(), top.amin().item())
     if name == "probabilities":
         return values.clamp(SMALLEST, 1).log_()
     return values.log_softmax(0).clamp_(min=math.log(SMALLEST))
+
+
+def checked_top(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The largest value over labels, the first axis, after :func:`check_range`."""
+    top = values.max(0)
+    check_range(name, float(values.min()), float(top.max()), float(top.min()))
+    return top
 
 
 def log_unary_numpy(name: str, values: Float[Tensor, "k h w"]) -> NDArray[np.float32]:
@@ -159,8 +175,7 @@ def log_unary_numpy(name: str, values: Float[Tensor, "k h w"]) -> NDArray[np.flo
     Torch would start a team of threads for each thread that calls it, and they would compete.
     """
     planes = values.detach().float().numpy().reshape(len(values), -1)
-    top = planes.max(0)
-    check_range(name, float(planes.min()), float(top.max()), float(top.min()))
+    top = checked_top(name, planes)
     if name == "probabilities":
         out = planes.clip(SMALLEST, 1)
         return np.log(out, out=out)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from primaps.features.collection import MASKS
+from primaps.support.bilinear import axes
 from primaps.support.compiled import compiled, exponential, in_threads
 
 Floats = NDArray[np.float32]
@@ -25,24 +26,24 @@ Floats = NDArray[np.float32]
 def assign(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """See :func:`primaps.em.pixels.assign`."""
     small, mask = _numpy(logits), masks.to(torch.uint8).contiguous().numpy()
-    axes = _axes(logits, (mask.shape[1], mask.shape[2]))
+    spans = axes(small.shape[-2:], mask.shape[1:])
     pseudo = np.empty(mask.shape, np.int16)
     counts = np.zeros((len(mask), MASKS, small.shape[1]), np.int32)
-    in_threads(len(mask), lambda i: _assign(small[i], *axes, mask[i], pseudo[i], counts[i]))
+    in_threads(len(mask), lambda i: _assign(small[i], *spans, mask[i], pseudo[i], counts[i]))
     return torch.from_numpy(pseudo), torch.from_numpy(counts)
 
 
 def largest_channel(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
     """See :func:`primaps.em.pixels.largest_channel`."""
     winner = np.empty(size, np.int16)
-    _largest(_numpy(probabilities), *_axes(probabilities, size), winner)
+    _largest(_numpy(probabilities), *axes(probabilities.shape[-2:], size), winner)
     return torch.from_numpy(winner)
 
 
 def confidence_sum(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """See :func:`primaps.em.pixels.confidence_sum`."""
-    small, axes = _numpy(logits), _axes(logits, size)
-    sums = in_threads(len(small), lambda i: _confidence(small[i], *axes))
+    small, spans = _numpy(logits), axes(logits.shape[-2:], size)
+    sums = in_threads(len(small), lambda i: _confidence(small[i], *spans))
     return torch.from_numpy(np.sum([np.zeros(small.shape[1]), *sums], axis=0))
 
 
@@ -51,27 +52,16 @@ def weighted_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`primaps.em.pixels.weighted_cross_entropy`."""
     small, label = _numpy(logits), labels.to(torch.int16).contiguous().numpy()
-    axes = _axes(logits, (label.shape[1], label.shape[2]))
+    spans = axes(small.shape[-2:], label.shape[1:])
     weight, gradient = weights.float().numpy(), np.zeros_like(small)
     losses = in_threads(
-        len(small), lambda i: _gradient(small[i], *axes, label[i], weight, gradient[i])
+        len(small), lambda i: _gradient(small[i], *spans, label[i], weight, gradient[i])
     )
     return torch.tensor(sum(losses), dtype=torch.float64), torch.from_numpy(gradient)
 
 
 def _numpy(logits: Tensor) -> Floats:
     return logits.detach().float().contiguous().numpy()
-
-
-def _axes(logits: Tensor, size: tuple[int, int]) -> tuple[NDArray, ...]:
-    """Lower and upper source index and blend of each target row and column."""
-    parts: list[NDArray] = []
-    for source, target in zip(logits.shape[-2:], size, strict=True):
-        position = ((np.arange(target) + 0.5) * source / target - 0.5).clip(0, source - 1)
-        low = position.astype(np.int64)
-        high = np.minimum(low + 1, source - 1)
-        parts += [low, high, (position - low).astype(np.float32)]
-    return tuple(parts)
 
 
 @compiled

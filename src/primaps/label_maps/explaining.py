@@ -6,12 +6,12 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
 from primaps.backbones.backbone import Backbone, image_features, image_side
 from primaps.config import Size, Threshold
-from primaps.crf import DenseCRF
 from primaps.data import (
     ImageFile,
     Problem,
@@ -64,7 +64,7 @@ def explain_files(
     """
     files: Sequence[ImageFile] = find_images(inputs, exclude=out)
     written = []
-    refine = DenseCRF() if mask_crf else None
+    refine: Literal["dense"] | None = "dense" if mask_crf else None
     side, out = image_side(backbone, size), Path(out).expanduser()
     kinds = ("steps", "thresholds")
     output = OutputFolder(

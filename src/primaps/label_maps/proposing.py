@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Integer
@@ -14,7 +14,6 @@ from torch import Tensor
 from primaps.backbones.backbone import Backbone, image_features, image_side
 from primaps.backbones.load import load_backbone
 from primaps.config import Size, Threshold
-from primaps.crf import DenseCRF
 from primaps.data import Problem, find_images
 from primaps.em.pixels import largest_channel
 from primaps.label_maps.collection import Inputs, Written, write_maps
@@ -82,7 +81,7 @@ def proposer(
     network: Backbone, threshold: float, mask_crf: bool, size: int | None = None
 ) -> Labeller:
     """Images to maps of their masks, 0 = ignore and 1..Z; see :func:`propose_files`."""
-    refine = DenseCRF() if mask_crf else None
+    refine: Literal["dense"] | None = "dense" if mask_crf else None
 
     def label(images: Tensor, sizes: Sequence[ImageSize]) -> list[Tensor]:
         images = images.to(network.device)

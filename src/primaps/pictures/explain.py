@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -134,7 +135,7 @@ def threshold_picture(
     image: Image.Image,
     features: Float[Tensor, "c h w"],
     pixels: UInt8[Tensor, "3 H W"],
-    crf: CRF | None = None,
+    crf: CRF | Literal["dense"] | None = None,
     thresholds: Sequence[float] = THRESHOLDS,
     height: int = 240,
 ) -> Image.Image:

@@ -33,17 +33,21 @@ def overlay(
     """
     if colours is None:
         colours = palette(int(labels.max()) + 1)
-    photograph = np.asarray(image.convert("RGB")).astype(np.float32)
-    if labels.shape != photograph.shape[:2]:
-        raise InputError(f"labels {labels.shape} and image {photograph.shape[:2]} differ in size")
-    blended = (1 - alpha) * photograph + alpha * colours[labels]
-    if ignore is not None:
-        blended = np.where((labels == ignore)[..., None], 0.45 * photograph, blended)
+    photograph = image.convert("RGB")
+    if labels.shape != photograph.size[::-1]:
+        size = photograph.size[::-1]
+        raise InputError(f"labels {labels.shape} and image {size} differ in size")
+    blended = Image.blend(photograph, Image.fromarray(colours.take(labels, 0)), alpha)
+    left_out = labels == ignore
+    if left_out.any():
+        black = Image.new("RGB", photograph.size)
+        blended.paste(Image.blend(black, photograph, 0.45), mask=Image.fromarray(left_out))
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
-    blended[edge] = 0.35 * blended[edge] + 0.65 * 255
-    return Image.fromarray(blended.round().clip(0, 255).astype(np.uint8))
+    white = Image.new("RGB", photograph.size, "white")
+    blended.paste(Image.blend(blended, white, 0.65), mask=Image.fromarray(edge))
+    return blended
 
 
 def overlay_masks(image: Image.Image, masks: Integer[np.ndarray, "h w"]) -> Image.Image:

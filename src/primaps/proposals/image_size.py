@@ -113,6 +113,8 @@ def mask_probabilities(
         raise InputError(f"images must be uint8 (B, 3, H, W), got {kind}")
     if len(images) != len(features):
         raise InputError(f"{len(features)} feature maps but {len(images)} images")
+    if not (crf is None or crf == "dense" or callable(crf)):
+        raise InputError(f"crf is {crf!r}; it must be 'dense', a callable, or None")
     proposals = propose(
         features,
         threshold=threshold,
@@ -121,15 +123,14 @@ def mask_probabilities(
         iterative=iterative,
         return_details=True,
     )
+    logits = mask_logits(proposals.similarities, median=median, gain=gain)
+    if crf == "dense":
+        return DenseCRF()(images, logits=logits)  # scales them
     size = (images.shape[2], images.shape[3])
     probabilities = [
-        F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0].softmax(0)
-        for logits in mask_logits(proposals.similarities, median=median, gain=gain)
+        F.interpolate(each[None], size=size, mode="bilinear", align_corners=False)[0].softmax(0)
+        for each in logits
     ]
-    if crf == "dense":
-        crf = DenseCRF()
-    elif crf is not None and not callable(crf):
-        raise InputError(f"crf is {crf!r}; it must be 'dense', a callable, or None")
     return probabilities if crf is None else list(crf(images, probabilities))
 
 

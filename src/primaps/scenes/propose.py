@@ -16,7 +16,6 @@ from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, image_features
 from primaps.backbones.load import load_backbone
-from primaps.crf import DenseCRF
 from primaps.proposals.image_size import mask_probabilities
 from primaps.scenes.logits import on_lanes, window_row
 from primaps.scenes.look import Look
@@ -91,7 +90,7 @@ def propose_scene(
             return None
         view = how.view(scene)
         windows = how.windows(view, network.patch_size, network.default_size)
-        mask_options = {"threshold": threshold, "crf": DenseCRF() if mask_crf else None}
+        mask_options = {"threshold": threshold, "crf": "dense" if mask_crf else None}
         raw = window_masks(network, view, windows, mask_options, work, progress)
         table = joined(work)
         count, kind = int(table.max()), "uint16" if table.max() < 1 << 16 else "uint32"

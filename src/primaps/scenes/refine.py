@@ -61,8 +61,11 @@ def refine(
 
     def load(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         (top, bottom), _ = rows[i]
-        stored = blended.rows(max(0, top - 1), min(windows.rows, bottom + 1))
-        return stored, *view.rows(top * patch, min(bottom * patch, view.height))
+        colours, valid = view.rows(top * patch, min(bottom * patch, view.height))
+        # Places at the rim may reach beyond the scene, where networks see its mirror image.
+        more = ((0, bottom * patch - top * patch - len(colours)),
+                (0, windows.columns * patch - view.width))  # fmt: skip
+        return blended.rows(top, bottom), np.pad(colours, (*more, (0, 0)), "symmetric"), valid
 
     for i, (stored, colours, valid) in ahead(load, range(done, len(rows))):
         tall, kept = rows[i]
@@ -88,7 +91,7 @@ def _tile(
     model: PriMaPsEM,
     view: View,
     stored: Float[np.ndarray, "rows channels columns"],
-    colours: UInt8[np.ndarray, "h w 3"],
+    colours: UInt8[np.ndarray, "H W 3"],
     valid: Bool[np.ndarray, "h w"],
     box: Box,
     core: Box,
@@ -98,8 +101,8 @@ def _tile(
     """Label the core of a tile.
 
     Args:
-        stored: blended values of the rows of tiles, with one more above and below if there is.
-        colours, valid: of its rows of the view.
+        stored: blended values of its rows of the grid.
+        colours, valid: of its rows of the view, colours beyond it where the grid is.
         box: the tile on the grid.
         core: in pixels of the view.
     """
@@ -110,21 +113,15 @@ def _tile(
         for part in scene_blocks(view, core):
             out.put(np.full((part.bottom - part.top, part.right - part.left), HIDDEN), *part[::2])
         return
-    # One more position around, so that interpolation finds what it finds in the whole.
-    first = max(0, box.top - 1), max(0, box.left - 1)
-    around = stored[:, :, first[1] : box.right + 1]
-    values = torch.from_numpy(around).float().permute(1, 0, 2).to(model.backbone.device)
-    logits = values[None, :classes]
-    large = upsample(logits, (logits.shape[2] * patch, logits.shape[3] * patch))
-    height, width = (min(len(colours), (box.bottom - box.top) * patch),
-                     min(view.width, box.right * patch) - left)  # fmt: skip
-    dy, dx = top - first[0] * patch, left - first[1] * patch
-    probabilities = large[:, :, dy : dy + height, dx : dx + width].softmax(1)
+    # Interpolation differs from that of the whole at the rim alone, which is none of the core.
+    values = torch.from_numpy(stored[:, :, box.left : box.right]).float().permute(1, 0, 2)
+    logits = values[None, :classes].to(model.backbone.device)
+    pixels = np.ascontiguousarray(colours[:, left : box.right * patch].transpose(2, 0, 1))
     if crf:
-        pixels = torch.from_numpy(np.ascontiguousarray(colours[:, left : left + width]))
-        image = pixels.permute(2, 0, 1)[None].to(probabilities.device)
-        probabilities = CLASS_CRF(image, probabilities)
-    finish = _finish(model, values[classes:], first, view.scale * patch)
+        probabilities = CLASS_CRF(torch.from_numpy(pixels)[None].to(logits.device), logits=logits)
+    else:
+        probabilities = upsample(logits, pixels.shape[1:]).softmax(1)
+    finish = _finish(model, values[classes:], (box.top, box.left), view.scale * patch)
     for part, labels in scene_labels(view, probabilities[0], (top, left), core):
         shown = finish(labels, part).cpu().numpy().astype(np.uint8)
         shown[~scene_valid(view, part, valid, top)] = HIDDEN
