@@ -26,7 +26,6 @@ from primaps.backbones.backbone import (
     Backbone,
     image_features,
     image_side,
-    mirrored_mean,
     weights_digest,
 )
 from primaps.backbones.load import load_backbone
@@ -35,7 +34,7 @@ from primaps.classes.edits import legend
 from primaps.classes.inventory import Inventory, take_inventory
 from primaps.classes.legend import Legend
 from primaps.classes.tree import TreeError
-from primaps.config import Classes, Config, Keep, check_names, check_used
+from primaps.config import Classes, Config, Keep, Size, check_names, check_used
 from primaps.crf import CLASS_CRF
 from primaps.data import (
     Dataset,
@@ -83,7 +82,7 @@ class Segmentation:
     Attributes:
         labels: class of each pixel of the image, as :meth:`PriMaPsEM.predict` gives it.
         probabilities: of the model's own K classes, at the size that the model works at.
-        features: of the model's ``encoder``, averaged over the image and its mirror image.
+        features: of the model's ``encoder``.
     """
 
     labels: Integer[Tensor, "H W"]
@@ -367,13 +366,14 @@ class PriMaPsEM:
     ) -> Float[Tensor, "b k H W"]:
         """Class probabilities of images whose sides are multiples of the patch size.
 
-        Features, or codes, are averaged over each image and its mirror image; logits are upsampled
-        and, with ``crf``, refined by the dense CRF.
+        Logits of the features, or codes, are upsampled and, with ``crf``, refined by the dense CRF.
+        Unlike in the paper's protocol (:func:`primaps.evaluate`) features are not averaged with
+        those of the mirror image, which takes a second pass of the network and gains nothing.
 
         Raises:
             ModelError: the model is not fitted.
         """
-        return self.probabilities(mirrored_mean(self.encoder, images), images, crf)
+        return self.probabilities(image_features(self.encoder, images), images, crf)
 
     @entrance
     @torch.no_grad()
@@ -412,25 +412,39 @@ class PriMaPsEM:
 
     @entrance
     def predict(
-        self, image: str | Path | Image.Image | np.ndarray | Tensor, crf: bool = True
+        self,
+        image: str | Path | Image.Image | np.ndarray | Tensor,
+        crf: bool = True,
+        size: Size | None = None,
     ) -> Integer[Tensor, "H W"]:
         """Class of every pixel of a whole image, at its own size.
 
-        The image is whatever :func:`primaps.load_image` takes. It is scaled as in training (shorter
-        side ``size``), not cropped; the probabilities are scaled back bilinearly.
-        """
-        return self.segment(load_image(image), crf).labels
+        The image is whatever :func:`primaps.load_image` takes. It is scaled as in training, not
+        cropped; the probabilities are scaled back bilinearly.
 
-    @entrance
-    def segment(self, image: Image.Image, crf: bool = True) -> Segmentation:
-        """:meth:`predict`, with what it was found by.
+        Args:
+            size: shorter side in pixels; None is that of training. A larger one finds smaller
+                things, in more time.
 
         Raises:
             ModelError: the model is not fitted.
+            InputError: the size is out of its range, or takes more memory than there is.
         """
-        scaled = fit_to_patches(image, self.size, self.backbone.patch_size)
+        return self.segment(load_image(image), crf, size).labels
+
+    @entrance
+    def segment(
+        self, image: Image.Image, crf: bool = True, size: Size | None = None
+    ) -> Segmentation:
+        """:meth:`predict`, with what it was found by.
+
+        Raises:
+            ModelError, InputError: as there.
+        """
+        side = image_side(self.backbone, size or self.size, 1, self.config.classes)
+        scaled = fit_to_patches(image, side, self.backbone.patch_size)
         images = to_tensor(scaled)[None]
-        features = mirrored_mean(self.encoder, images)
+        features = image_features(self.encoder, images)
         probabilities = self.probabilities(features, images, crf)[0]
         labels = largest_channel(probabilities, (image.height, image.width))
         return Segmentation(self.relabel(labels, features[0]), probabilities, features[0])
@@ -452,7 +466,7 @@ class PriMaPsEM:
     def prediction_digest(self) -> str:
         """SHA-256 of what decides a prediction: prototypes, backbone, its precision and size."""
         network = f"{self.network.digest or self.network.name} {self.network.arithmetic}"
-        text = f"{network} {self.size} {self.config.cosine}"
+        text = f"{network} {self.size} {self.config.cosine} one pass"
         if self.projection is not None:
             text += f" {self.projection.digest or self.projection.name}"
         if self.prototypes_ is not None:

@@ -11,6 +11,7 @@ from PIL import Image
 from primaps.data import ImageError
 from primaps.evaluation.protocol import evaluate
 from primaps.label_maps import predict_files, propose_files
+from primaps.support.errors import InputError
 from tests.conftest import painted
 
 
@@ -118,6 +119,25 @@ def test_a_map_is_that_of_its_image_alone_whatever_is_computed_with_it(fitted, s
     for path in done.written:
         alone = fitted.predict(sizes / path.name).numpy()
         assert np.array_equal(read(path), alone), path.name
+
+
+def test_predict_looks_once_and_at_the_size_that_is_asked_for(fitted, sizes, tmp_path, monkeypatch):
+    shapes = []
+    forward = type(fitted.backbone).forward
+
+    def watched(self, images):
+        shapes.extend([tuple(images.shape[-2:])] * len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(type(fitted.backbone), "forward", watched)
+    predict_files(fitted, sizes / "00.png", tmp_path / "usual")
+    predict_files(fitted, sizes / "00.png", tmp_path / "large", size=128)
+    assert shapes == [(64, 64), (128, 128)]
+    alone = fitted.predict(sizes / "00.png", size=128).numpy()
+    assert np.array_equal(read(tmp_path / "large" / "00.png"), alone)
+    assert predict_files(fitted, sizes / "00.png", tmp_path / "large").kept == []
+    with pytest.raises(InputError, match="those with tiles have a window"):
+        predict_files(fitted, sizes, tmp_path / "none", size=128, tiles={})
 
 
 def test_every_core_has_a_batch_of_its_own_and_torch_its_threads_back(

@@ -26,6 +26,7 @@ from primaps.cli.options import (
     InputsArgument,
     MaskCrfOption,
     ModelArgument,
+    ModelSizeOption,
     OldCrfOption,
     PredictPrecisionOption,
     ResultOption,
@@ -121,6 +122,7 @@ def predict(
     inputs: InputsArgument,
     out: ResultOption,
     crf: CrfOption = True,
+    size: ModelSizeOption = None,
     names: Annotated[str | None, typer.Option(help="Class names for the legend, a,b,c.")] = None,
     classes: CutOption = None,
     tiles: Annotated[
@@ -156,6 +158,8 @@ def predict(
         network = fitted_model(model, own_device(device), classes, precision, engine)
         titles = names.split(",") if names else None
         if scene:
+            if size is not None:
+                raise InputError("--size is for photographs; scenes have --window and --scale")
             new = predict_scene(
                 network, inputs[0], out, crf=crf, names=titles, polygons=polygons,
                 progress=progress, **look,
@@ -164,8 +168,8 @@ def predict(
             return
         shown = _share(shard, progress)
         done = predict_files(
-            network, inputs, out, crf=crf, names=titles, tiles=look if tiles else None,
-            shard=shard, progress=shown, problem=warn,
+            network, inputs, out, crf=crf, size=size, names=titles,
+            tiles=look if tiles else None, shard=shard, progress=shown, problem=warn,
         )  # fmt: skip
         summary(done, out)
 

@@ -22,17 +22,17 @@ from primaps.cli.options import (
     LabelsOption,
     MaskCrfOption,
     ModelArgument,
+    ModelSizeOption,
     OldCrfOption,
     ResizeOption,
     SizeOption,
     SplitOption,
     ThresholdOption,
-    bounds,
     fitted_model,
     labelled_images,
 )
 from primaps.cli.words import cell, result, show, warn
-from primaps.config import Config, Size
+from primaps.config import Config
 
 
 @command(app, rich_help_panel=SCORES)
@@ -43,11 +43,7 @@ def evaluate(
     dataset: DatasetOption = None,
     split: SplitOption = None,
     ignore_index: IgnoreIndexOption = None,
-    size: Annotated[
-        int | None,
-        bounds(Size),
-        typer.Option(help="Shorter side in pixels [default: that of the model]."),
-    ] = None,
+    size: ModelSizeOption = None,
     crop: Annotated[
         bool, typer.Option("--crop/--no-crop", help="Cut the centred square, or whole images.")
     ] = True,

@@ -143,7 +143,7 @@ def evaluate(
         ignore_index: label that is not counted; the one of ``classes.json`` if None, else 255.
         size: shorter side in pixels; None is the size that the model was fitted at.
         crop: cut the centred square; otherwise the whole image is predicted.
-        mirror: average features over each image and its mirror image.
+        mirror: average features over each image and its mirror image, which ``predict`` does not.
         crf: refine predictions by the dense CRF.
         resize: ``pillow`` (antialiased, as in training), or ``tensor``: as the authors' program
             does at evaluation.

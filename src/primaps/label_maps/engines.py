@@ -102,7 +102,7 @@ class Predictor(BatchLabeller):
     Args:
         model: folder or hub id of a model, which is loaded once in each process; or a fitted model,
             which travels along.
-        crf: refine predictions by the dense CRF.
+        crf, size: as in :func:`primaps.predict_files`.
         classes: cut the model's tree at another number of classes.
         precision: of the backbone of a folder, as in :meth:`PriMaPsEM.from_pretrained`; ``auto`` is
             bfloat16 on processors with instructions for it.
@@ -131,6 +131,7 @@ class Predictor(BatchLabeller):
         model: PriMaPsEM | str | Path,
         *,
         crf: bool = True,
+        size: int | None = None,
         classes: int | None = None,
         precision: str | None = "auto",
         engine: str | None = None,
@@ -140,14 +141,16 @@ class Predictor(BatchLabeller):
         encoded: bool = False,
     ) -> None:
         super().__init__(column, output, encoded)
-        self.model, self.crf, self.classes = model, crf, classes
+        self.model, self.crf, self.size, self.classes = model, crf, size, classes
         self.precision, self.engine, self.device = precision, engine, device
 
     def labeller(self) -> Labeller:
         model = self.model
         if not isinstance(model, PriMaPsEM):
             model = _model(str(model), self.device, self.precision, self.engine)
-        return predictor(model if self.classes is None else model.cut(self.classes), self.crf)
+        return predictor(
+            model if self.classes is None else model.cut(self.classes), self.crf, self.size
+        )
 
 
 class Proposer(BatchLabeller):

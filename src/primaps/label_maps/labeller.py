@@ -26,24 +26,22 @@ class Labeller:
         size: shorter side of scaled images in pixels; None leaves them as they are.
         patch_size: their sides are multiples of it.
         device: where the work is done.
-        passes: of the network, for each image.
     """
 
     label: Callable[[Tensor, Sequence[ImageSize]], list[Tensor]]
     size: int | None
     patch_size: int
     device: torch.device
-    passes: int = 1
 
     @property
     def together(self) -> int:
         """Images that are computed together.
 
-        A core is fastest on two passes, which its cache holds; an accelerator wants more to do.
+        A core is fastest on two, which its cache holds; an accelerator wants more to do.
         """
         if self.size is None:  # each of its own size, however large
             return 1
-        return (2 if self.device.type == "cpu" else 32) // self.passes
+        return 2 if self.device.type == "cpu" else 32
 
     def scaled(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
         """An image as ``label`` takes it."""

@@ -13,8 +13,9 @@ from jaxtyping import Integer
 from PIL import Image
 from torch import Tensor
 
-from primaps.backbones.backbone import mirrored_mean
+from primaps.backbones.backbone import image_features, image_side
 from primaps.classes.legend import HIDDEN
+from primaps.config import Size
 from primaps.data import Problem, find_images
 from primaps.em.pixels import largest_channel
 from primaps.label_maps.collection import Inputs, Picture, Written, write_maps
@@ -23,6 +24,7 @@ from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import overlay, with_legend
 from primaps.scenes.predict import predict_image, shown_classes
 from primaps.support.entrance import entrance
+from primaps.support.errors import InputError
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.renamed import renamed
 from primaps.version import VERSION
@@ -38,6 +40,7 @@ def predict_files(
     out: str | Path,
     *,
     crf: bool = True,
+    size: Size | None = None,
     names: Sequence[str] | None = None,
     tiles: Mapping[str, Any] | None = None,
     shard: str | None = None,
@@ -51,9 +54,16 @@ def predict_files(
 
     Args:
         inputs, shard: as in :func:`primaps.propose_files`.
+        size: shorter side in pixels; None is that of the fit. A larger one finds smaller things, in
+            more time.
         names: of the K classes, for the legend; those of ``classes.json`` or the cut if None.
         tiles: of :class:`primaps.scenes.look.Look`: images are looked at by windows, not scaled.
+
+    Raises:
+        InputError: both ``size`` and ``tiles`` are given, or the size is out of its range.
     """
+    if size is not None and tiles is not None:
+        raise InputError("size is of images that are scaled; those with tiles have a window")
     known = model.legend_
     titles, colours = shown_classes(model, names)
     options: dict[str, Any] = {
@@ -65,25 +75,27 @@ def predict_files(
     }
     options |= {"colours": colours.tolist()} if known else {}
     options |= {"tiles": dict(tiles)} if tiles is not None else {}
+    options |= {"size": size} if size is not None else {}
     out = Path(out).expanduser()
     files = find_images(inputs, exclude=out)
     shown = class_picture(model, titles)
-    labeller = predictor(model, crf) if tiles is None else tiled_predictor(model, crf, tiles)
+    labeller = predictor(model, crf, size) if tiles is None else tiled_predictor(model, crf, tiles)
     return write_maps("prediction", files, out, labeller, shown, options, shard, progress, problem)
 
 
-def predictor(model: PriMaPsEM, crf: bool = True) -> Labeller:
+def predictor(model: PriMaPsEM, crf: bool = True, size: int | None = None) -> Labeller:
     """Images to maps of their classes; each as :meth:`primaps.PriMaPsEM.predict` gives it."""
+    side = image_side(model.backbone, size or model.size, 1, model.config.classes)
 
     def label(images: Tensor, sizes: Sequence[ImageSize]) -> list[Tensor]:
-        features = mirrored_mean(model.encoder, images)
+        features = image_features(model.encoder, images)
         found = model.probabilities(features, images, crf)
         return [
             model.relabel(largest_channel(probabilities, size), own)
             for probabilities, size, own in zip(found, sizes, features, strict=True)
         ]
 
-    return Labeller(label, model.size, model.backbone.patch_size, model.backbone.device, passes=2)
+    return Labeller(label, side, model.backbone.patch_size, model.backbone.device)
 
 
 def tiled_predictor(model: PriMaPsEM, crf: bool, tiles: Mapping[str, Any]) -> Labeller:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from primaps.backbones.backbone import mirrored_mean
+from primaps.backbones.backbone import image_features
 from primaps.classes.apply import needs_parts
 from primaps.classes.tree import Tree, part_cosines
 from primaps.data import chunks
@@ -44,7 +44,7 @@ def model_values(model: PriMaPsEM) -> tuple[Values, list[int]]:
 
     @torch.no_grad()
     def values(images: Tensor) -> Tensor:
-        features = mirrored_mean(model.encoder, images)
+        features = image_features(model.encoder, images)
         logits = model.logits(features)
         if tree is None:
             return logits

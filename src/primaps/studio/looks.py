@@ -18,7 +18,7 @@ from jaxtyping import Float, Integer
 from PIL import Image
 from torch import Tensor
 
-from primaps.backbones.backbone import both_features, mean_of_both, mirrored_mean
+from primaps.backbones.backbone import image_features
 from primaps.data import fit_to_patches, to_tensor
 from primaps.em.pixels import largest_channel, upsample
 from primaps.model import PriMaPsEM
@@ -65,10 +65,9 @@ def look(model: PriMaPsEM, photo: Image.Image, crf: bool = True) -> Look:
     tree = model.inventory_.tree
     scaled = fit_to_patches(photo, model.size, model.backbone.patch_size)
     images = to_tensor(scaled)[None]
-    both = both_features(model.backbone, images)
-    clean = both[:, 0]
-    own = model.encoder is model.backbone  # else prototypes live among codes
-    features = mean_of_both(both) if own else mirrored_mean(model.encoder, images)
+    clean = features = image_features(model.backbone, images)
+    if model.encoder is not model.backbone:  # prototypes live among codes
+        features = image_features(model.encoder, images)
     probabilities = model.probabilities(features, images, crf)[0]
     size = (photo.height, photo.width)
     parts = model.relabel(largest_channel(probabilities, size), features[0]).cpu()
