@@ -15,7 +15,8 @@ from primaps.data import ImageCollection, ImageFile, image_files, read
 from primaps.data.stream import content_digest
 from primaps.em.em import fit_em
 from primaps.em.fit import schedule, what_is_kept
-from primaps.em.kmeans import POSITIONS, fit_kmeans
+from primaps.em.kmeans import POSITIONS, fit_kmeans, fit_starts
+from primaps.em.orthogonal import start_seeds
 from primaps.em.prototypes import Prototypes
 from primaps.features.collection import CollectionStores, bytes_kept
 from primaps.features.extract import BACKBONE_BATCH, START_IMAGES, extract, start_contents
@@ -144,7 +145,7 @@ def plan(
     seconds = {"features": missing * forwards * (1 + (0 if views == "fresh" else views) / 2)}
     if em:
         seconds["masks"] = missing * max(masks, 0.0)
-    seconds["k-means"] = steps.all_init_steps * kmeans
+    seconds["k-means"] = steps.init_steps * kmeans
     if config.runs_em:
         fresh = forwards / 2 * min(config.batch_size, len(files)) if views == "fresh" else 0.0
         seconds["EM"] = steps.steps * (step + fresh)
@@ -197,8 +198,11 @@ def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float,
         return (time.monotonic() - began) * scale
 
     views = extracted.views
-    seen = draw_positions(views, POSITIONS, config.seed) if config.orthogonal else views
-    kmeans = timed(lambda: fit_kmeans(seen, start, 1, whole))
+    if config.orthogonal:
+        seen, seeds = draw_positions(views, POSITIONS, config.seed), start_seeds(config.seed)
+        kmeans = timed(lambda: fit_starts(seen, start, seeds, 1, whole))
+    else:
+        kmeans = timed(lambda: fit_kmeans(views, start, 1, whole))
     masks = extracted.masks
     if masks is None:
         return kmeans, 0.0

@@ -1,20 +1,22 @@
 import itertools
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from primaps.config import Config
-from primaps.em.kmeans import fit_kmeans, pca_start
+from primaps.em.kmeans import fit_starts, pca_start
 from primaps.em.orthogonal import (
     consensus,
     fit_orthogonal,
     orthogonal_kmeans,
     polar,
+    start_seeds,
 )
+from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import Recorder
 from primaps.features.mask_table import mask_table
+from primaps.features.positions import draw_positions
 from primaps.features.store import Rows
 from primaps.features.views import Views
 from tests.em.test_em import CLEAN, TRUTH, enlarged, purity
@@ -120,11 +122,10 @@ def test_separated_classes_are_found_and_the_history_tells():
     recorder = Recorder()
     views, masks = Views(Rows(CLEAN)), enlarged(TRUTH + 1)
 
-    def start(config, stage, classes=3):
-        return fit_kmeans(views, pca_start(views, classes), 40, config, recorder, stage)
-
     features = mask_table(views, masks).features
-    model = fit_orthogonal(features, start, 5, Config(3), recorder)
+    seen, seeds = draw_positions(views, 20, 0), start_seeds(0)
+    starts = fit_starts(seen, pca_start(views, 3), seeds, 40, Config(3), recorder)
+    model = fit_orthogonal(features, starts, recorder)
     assert purity(model(F.normalize(CLEAN[:, 0].float(), dim=1)).argmax(1)) > 0.99
     gram = model.direction @ model.direction.T
     torch.testing.assert_close(gram.detach(), torch.eye(3), atol=1e-5, rtol=0)
@@ -133,4 +134,15 @@ def test_separated_classes_are_found_and_the_history_tells():
     assert last["loss"] < -0.9
     assert last["empty"] == []
     with pytest.raises(ValueError, match="13 prototypes of 12 channels cannot be orthogonal"):
-        fit_orthogonal(features, partial(start, classes=13), 5, Config(13), recorder)
+        fit_orthogonal(features, [Prototypes(torch.randn(13, 12))], recorder)
+
+
+def test_starts_side_by_side_are_what_each_is_alone():
+    seen = draw_positions(Views(Rows(CLEAN)), 20, 0)
+    first = Prototypes(torch.randn(3, 12, generator=torch.Generator().manual_seed(0)))
+    together = fit_starts(seen, first, [4, 5, 6], 7, Config(3))
+    for seed, one in zip([4, 5, 6], together, strict=True):
+        (alone,) = fit_starts(seen, first, [seed], 7, Config(3))
+        assert torch.equal(one.direction, alone.direction)
+    assert not torch.equal(together[0].direction, together[1].direction)
+    assert not torch.equal(together[0].direction, first.direction)  # which is left alone

@@ -8,8 +8,7 @@ what chance would agree on, is the evidence; a coarse, a middle and a fine K are
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from primaps.support.errors import InputError
+from primaps.support.lanes import one_thread
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.seeding import generator
 
@@ -117,18 +117,6 @@ def spherical_kmeans(
         if float(cosines.sum()) > best:
             best, found = float(cosines.sum()), centres
     return found
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Products this small gain nothing from threads, and on busy cores waiting for each other
-    takes ten times as long as the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _plus_plus(features: Tensor, classes: int, random: torch.Generator) -> Tensor:

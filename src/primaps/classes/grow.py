@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from primaps.classes.choose import one_thread
 from primaps.classes.linkage import LINKAGES, merge_order
 from primaps.classes.tree import Tree
 from primaps.support.errors import InputError
+from primaps.support.lanes import one_thread
 from primaps.support.seeding import generator
 
 LINKAGE = "ward"

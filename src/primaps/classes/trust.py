@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from primaps.classes.choose import SAMPLE, one_thread, spherical_kmeans
+from primaps.classes.choose import SAMPLE, spherical_kmeans
 from primaps.support.errors import InputError
+from primaps.support.lanes import lanes, one_thread, overlapped
 from primaps.support.seeding import generator
 
 REPEATS = 20
@@ -42,7 +43,6 @@ class ClassTrust:
     cosine: float
 
 
-@one_thread()
 def stability(
     features: Float[Tensor, "m c"],
     images: Integer[Tensor, " m"],
@@ -68,9 +68,9 @@ def stability(
     if len(features) < 2 * classes:
         raise InputError(f"{len(features)} masks are too few to resample {classes} classes")
     count = int(images.max()) + 1
-    found = torch.full((repeats, classes), torch.nan, dtype=torch.double)
-    for repeat in range(repeats):
-        random = generator("trust", seed, repeat)
+
+    def overlaps(repeat: list[int]) -> Float[Tensor, " k"]:
+        random = generator("trust", seed, *repeat)
         times = torch.bincount(torch.randint(count, (count,), generator=random), minlength=count)
         weight = times.to(images.device)[images]
         rows = torch.arange(len(images), device=images.device).repeat_interleave(weight)
@@ -79,10 +79,14 @@ def stability(
             rows = rows[drawn.to(rows.device)]
         own = features[rows]
         if len(own) < classes:
-            continue
-        new = (own @ spherical_kmeans(own, classes, random).T).argmax(1)
-        found[repeat] = jaccard(assigned[rows], new, classes)
-    return found.nanmean(0).float()
+            return torch.full((classes,), torch.nan)
+        with threads.turn, one_thread():
+            new = (own @ spherical_kmeans(own, classes, random).T).argmax(1)
+        return jaccard(assigned[rows], new, classes)
+
+    with lanes(features.device) as threads:
+        found = list(overlapped(([repeat] for repeat in range(repeats)), overlaps, threads))
+    return torch.stack(found).double().nanmean(0).float()
 
 
 def jaccard(

@@ -105,11 +105,12 @@ def fit(
         steps = schedule(model.config, len(files), model.clusters)
         number = model.config.classes
         text = f"{len(files)} images of {model.size} px, {number} classes: "
-        text += f"k-means {steps.all_init_steps} steps"
+        text += f"k-means {steps.init_steps} steps"
+        text += f" of each of {steps.starts} starts" if steps.starts > 1 else ""
         if not steps.init_steps:
             text = f"{text.partition(': ')[0]}: from the {number} clusters of the projection"
         text += f", EM {steps.steps} steps" if steps.steps else ""
-        note(f"{text} of {min(model.config.batch_size, len(files))} images")
+        note(f"{text}, batches of {min(model.config.batch_size, len(files))} images")
         _train(model, files, None, out, store, tensorboard, progress, evidence, keep)
         last = model.history_[-1] if model.history_ else {}
         if empty := last.get("empty", []):

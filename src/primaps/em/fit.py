@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import cache
 from typing import NamedTuple
 
 from jaxtyping import Float
@@ -11,14 +10,14 @@ from torch import Tensor
 
 from primaps.config import Config, Keep, Kept
 from primaps.em.em import fit_em
-from primaps.em.kmeans import POSITIONS, fit_kmeans, pca_start
-from primaps.em.orthogonal import RESTARTS, fit_orthogonal
+from primaps.em.kmeans import POSITIONS, fit_kmeans, fit_starts, pca_start
+from primaps.em.orthogonal import RESTARTS, check_orthogonal, fit_orthogonal, start_seeds
 from primaps.em.probe import LinearProbe, fit_probe
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import Recorder
 from primaps.features.extract import START_IMAGES
 from primaps.features.mask_table import MaskTable
-from primaps.features.positions import Positions, draw_positions
+from primaps.features.positions import draw_positions
 from primaps.features.store import Rows
 from primaps.features.views import Views
 from primaps.support.errors import InputError
@@ -139,20 +138,15 @@ def fit_prototypes(
     """
     plan = schedule(config, len(views), None if clusters is None else len(clusters))
 
-    @cache
-    def components() -> Prototypes:
-        return pca_start(views, config.classes)
-
-    @cache
-    def seen() -> Views | Positions:
-        """What k-means looks at."""
-        return draw_positions(views, POSITIONS, config.seed) if config.orthogonal else views
-
-    def start(own: Config = config, stage: str = "k-means") -> Prototypes:
+    def starts() -> list[Prototypes]:
         """Where EM starts: k-means from principal components, or the projection's clusters."""
         if clusters is not None and not plan.init_steps:
-            return Prototypes(clusters).to(views.device)
-        return fit_kmeans(seen(), components(), plan.init_steps, own, recorder, stage)
+            return [Prototypes(clusters).to(views.device)]
+        first = pca_start(views, config.classes)
+        if not config.orthogonal:
+            return [fit_kmeans(views, first, plan.init_steps, config, recorder)]
+        seen, seeds = draw_positions(views, POSITIONS, config.seed), start_seeds(config.seed)
+        return fit_starts(seen, first, seeds, plan.init_steps, config, recorder)
 
     if clusters is not None and len(clusters) != config.classes and config.method != "probe":
         logger.warning(
@@ -168,12 +162,13 @@ def fit_prototypes(
         raise InputError("PriMaPs-EM needs masks: extract them with model.mask_maker()")
     if config.runs_em:
         assert masks is not None
-        return fit_em(views, masks, start(), plan.steps, config, recorder)
+        return fit_em(views, masks, starts()[0], plan.steps, config, recorder)
     if config.orthogonal:
         assert table is not None
-        model = fit_orthogonal(table.features, start, plan.starts, config, recorder)
+        check_orthogonal(config.classes, table.features.shape[1])
+        model = fit_orthogonal(table.features, starts(), recorder)
     else:
-        model = start()
+        model = starts()[0]
     if config.cosine_scale is not None:
         model.scale.data.fill_(config.cosine_scale)
     return model

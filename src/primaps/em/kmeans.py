@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from primaps.config import Config
+from primaps.data import chunks
 from primaps.em.loop import optimise
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import Recorder
@@ -17,6 +18,7 @@ from primaps.features.positions import Positions
 from primaps.features.views import Views, batch_indices
 from primaps.support.distributed import total
 from primaps.support.errors import InputError
+from primaps.support.lanes import lane_count, lanes, one_thread, overlapped
 from primaps.support.seeding import generator
 
 POSITIONS = 64
@@ -87,22 +89,45 @@ def pca_start(views: Views, classes: int) -> Prototypes:
     return Prototypes(directions).to(views.device)
 
 
+def kmeans_step(
+    views: Views | Positions, prototypes: Prototypes, number: int, batch_size: int, seed: int
+) -> Float[Tensor, ""]:
+    """Eq. 9 over those images of the batch of a step that this process has, and its gradient.
+
+    Args:
+        views: the step looks at all of each image of its batch, or at :data:`POSITIONS` of these
+            positions.
+        number: of the step, from 1; with the seed it decides everything random.
+    """
+    index = batch_indices(number, len(views), batch_size, "k-means", seed)
+    random = generator("k-means mirror", seed, number)
+    rows, here = views.here(index)
+    if not len(rows):
+        return torch.zeros((), device=views.device)
+    if isinstance(views, Positions):
+        cells = torch.randperm(views.directions.shape[1], generator=random)[:POSITIONS]
+        features = views.features(rows, cells)
+    else:
+        mirror = torch.rand(len(index), generator=random) < 0.5
+        features = views.features(rows, mirror[here])
+    cosines = prototypes(features) / features.norm(dim=1, keepdim=True)
+    loss = kmeans_loss(cosines) * (len(rows) / len(index))
+    loss.backward()
+    return loss.detach()
+
+
 def fit_kmeans(
-    views: Views | Positions,
+    views: Views,
     start: Prototypes,
     steps: int,
     config: Config,
     recorder: Recorder | None = None,
-    stage: str = "k-means",
 ) -> Prototypes:
     """Spherical k-means by stochastic gradient descent on Eq. 9.
 
     Args:
-        views: a step looks at all of each image of its batch, or at :data:`POSITIONS` of these
-            positions.
         steps: of Adam.
         config: batch size, learning rate and seed are used.
-        stage: its name in progress and history.
 
     Returns:
         Prototypes with scale 1: the baseline of the paper, and where EM starts.
@@ -111,30 +136,46 @@ def fit_kmeans(
     prototypes.scale.requires_grad_(False)
 
     def step(number: int) -> dict[str, Tensor]:
-        size = config.batch_size
-        index = batch_indices(number, len(views), size, "k-means", config.seed)
-        random = generator("k-means mirror", config.seed, number)
-        rows, here = views.here(index)
-        if not len(rows):
-            return {"loss": torch.zeros((), device=views.device)}
-        if isinstance(views, Positions):
-            cells = torch.randperm(views.directions.shape[1], generator=random)[:POSITIONS]
-            features = views.features(rows, cells)
-        else:
-            mirror = torch.rand(len(index), generator=random) < 0.5
-            features = views.features(rows, mirror[here])
-        cosines = prototypes(features) / features.norm(dim=1, keepdim=True)
-        loss = kmeans_loss(cosines) * (len(rows) / len(index))
-        loss.backward()
-        return {"loss": loss}
+        return {"loss": kmeans_step(views, prototypes, number, config.batch_size, config.seed)}
 
-    optimise(
-        stage,
-        nn.ModuleDict({"trained": prototypes}),
-        step,
-        steps,
-        config.learning_rate,
-        recorder or Recorder(),
-    )
+    modules = nn.ModuleDict({"trained": prototypes})
+    optimise("k-means", modules, step, steps, config.learning_rate, recorder or Recorder())
     prototypes.scale.requires_grad_()
     return prototypes
+
+
+def fit_starts(
+    positions: Positions,
+    start: Prototypes,
+    seeds: Sequence[int],
+    steps: int,
+    config: Config,
+    recorder: Recorder | None = None,
+) -> list[Prototypes]:
+    """Several runs of k-means from the same start, side by side, that see other batches.
+
+    Each is small, so on a CPU every core takes a share of the runs.
+
+    Args:
+        seeds: one for each run.
+        steps: of Adam, in each of them.
+        config: batch size and learning rate are used.
+    """
+    runs = [copy.deepcopy(start) for _ in seeds]
+    for run in runs:
+        run.scale.requires_grad_(False)
+    modules = nn.ModuleDict({"trained": nn.ModuleList(runs)})
+    share = -(-len(seeds) // lane_count(positions.device))
+    with lanes(positions.device) as threads, one_thread():
+
+        def step(number: int) -> dict[str, Tensor]:
+            def work(some: list[tuple[Prototypes, int]]) -> list[Tensor]:
+                size = config.batch_size
+                return [kmeans_step(positions, run, number, size, seed) for run, seed in some]
+
+            shares = chunks(list(zip(runs, seeds, strict=True)), share)
+            losses = [each for some in overlapped(shares, work, threads) for each in some]
+            return {"loss": torch.stack(losses).mean()}
+
+        optimise("k-means", modules, step, steps, config.learning_rate, recorder or Recorder())
+    return runs

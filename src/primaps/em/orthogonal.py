@@ -9,15 +9,13 @@ luck. Labels decide nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from primaps.config import Config
 from primaps.em.em import class_entropy
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import HistoryLine, Recorder
@@ -110,20 +108,33 @@ def _summary(sums: Mapping[str, Tensor], steps: int) -> HistoryLine:
     }
 
 
+def check_orthogonal(classes: int, channels: int) -> None:
+    """Raise InputError if there are more classes than channels: they cannot be orthogonal."""
+    if classes > channels:
+        raise InputError(
+            f"{classes} prototypes of {channels} channels cannot be orthogonal: "
+            "use fewer classes or --recipe paper"
+        )
+
+
+def start_seeds(seed: int) -> list[int]:
+    """Seeds of the starts of a fit, none of them that of another fit.
+
+    Examples:
+        >>> start_seeds(0)[:2], start_seeds(1)[:2]
+        ([0, 1], [15, 16])
+    """
+    return [RESTARTS * seed + number for number in range(RESTARTS)]
+
+
 def fit_orthogonal(
-    features: Float[Tensor, "m c"],
-    start: Callable[[Config, str], Prototypes],
-    starts: int,
-    config: Config,
-    recorder: Recorder,
+    features: Float[Tensor, "m c"], starts: Sequence[Prototypes], recorder: Recorder
 ) -> Prototypes:
     """K orthonormal prototypes: k-means starts, each refined on masks, and their consensus.
 
     Args:
         features: one of length 1 per mask, see :func:`primaps.features.mask_table.mask_table`.
-        start: a configuration (a seed of its own for each) and the name of the stage to K
-            prototypes.
-        starts: how many to take.
+        starts: K prototypes each.
 
     Returns:
         Prototypes with scale 8, for features of length 1: logits are cosines times 8.
@@ -131,17 +142,9 @@ def fit_orthogonal(
     Raises:
         InputError: there are more classes than channels, so they cannot be orthogonal.
     """
-    channels = features.shape[1]
-    if config.classes > channels:
-        raise InputError(
-            f"{config.classes} prototypes of {channels} channels cannot be orthogonal: "
-            "use fewer classes or --recipe paper"
-        )
-    refined = []
-    for number in range(starts):
-        own = replace(config, seed=RESTARTS * config.seed + number)
-        begun = F.normalize(start(own, f"k-means-{number + 1}").direction.detach(), dim=1)
-        refined.append(orthogonal_kmeans(features, begun))
+    check_orthogonal(len(starts[0].direction), features.shape[1])
+    begun = [F.normalize(start.direction.detach(), dim=1) for start in starts]
+    refined = [orthogonal_kmeans(features, each) for each in begun]
     directions = orthogonal_kmeans(features, consensus(refined).to(features))
     cosines, assigned = (features @ directions.T).max(1)
     figures = {

@@ -6,6 +6,7 @@ since a map lies channel by channel. Here the channels of a position lie togethe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Float, Float16, Integer
 from torch import Tensor
 
 from primaps.features.views import Views
+from primaps.support.lanes import lanes, overlapped
 from primaps.support.seeding import generator
 
 KEPT = 1 << 18
@@ -69,13 +71,22 @@ def draw_positions(views: Views, least: int, seed: int) -> Positions:
     place = torch.arange(len(views)) if views.place is None else views.place.clone()
     numbers = (place >= 0).nonzero()[:, 0]
     place[numbers] = torch.arange(len(numbers))
-    drawn = []
-    for some, both in zip(numbers.split(64), views.chunks(64), strict=True):
-        codes = views.project(both.flatten(0, 1)).unflatten(0, (-1, 2)).transpose(1, 2)
-        for number, one in zip(some.tolist(), codes.flatten(2), strict=True):
-            random = generator("positions", seed, number)
-            cells = torch.randperm(2 * height * width, generator=random)[:each]
-            found = one.index_select(1, cells.to(one.device)).T
-            drawn.append(F.normalize(found, dim=1).half())
+
+    def maps() -> Iterator[list[tuple[int, Tensor]]]:
+        for some, both in zip(numbers.split(64), views.chunks(64), strict=True):
+            codes = both
+            if views.projection:
+                codes = views.project(both.flatten(0, 1)).unflatten(0, (-1, 2))
+            yield from ([pair] for pair in zip(some.tolist(), codes, strict=True))
+
+    def draw(one: list[tuple[int, Tensor]]) -> Float16[Tensor, "p c"]:
+        ((number, both),) = one
+        random = generator("positions", seed, number)
+        cells = torch.randperm(2 * height * width, generator=random)[:each]
+        found = both.transpose(0, 1).flatten(1).index_select(1, cells.to(both.device)).T
+        return F.normalize(found.to(views.device).float(), dim=1).half()
+
+    with lanes(views.device) as threads:
+        drawn = list(overlapped(maps(), draw, threads))
     none = torch.empty(0, each, 0, dtype=torch.float16)
     return Positions(torch.stack(drawn) if drawn else none, place)

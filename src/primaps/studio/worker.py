@@ -68,16 +68,10 @@ def plan(task: Mapping[str, Any]) -> dict[str, float]:
 def fit(task: Mapping[str, Any], tell: Any) -> None:
     """Choose the number of classes if it is open, and fit."""
     from primaps.classes.choose import choice_of
-    from primaps.em.fit import schedule
     from primaps.fitting import class_evidence, fit_folder
     from primaps.model import PriMaPsEM
 
-    starts = 0  # steps of all starts of k-means
-
     def progress(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-        name, _, number = stage.rpartition("-")
-        if name == "k-means":
-            stage, done, total = name, (int(number) - 1) * total + done, max(starts, total)
         tell(progress=[stage, done, total, dict(figures)])
 
     def problem(sentence: str) -> None:
@@ -90,7 +84,6 @@ def fit(task: Mapping[str, Any], tell: Any) -> None:
         evidence = class_evidence("auto", options, files, **told)
         classes = choice_of(evidence).middle
     model = PriMaPsEM(classes, **options)
-    starts = schedule(model.config, len(files), model.clusters).all_init_steps
     fit_folder(model, files, Path(task["out"]), evidence=evidence, **told)
 
 

@@ -61,6 +61,18 @@ def lanes(device: torch.device) -> Iterator[Lanes]:
         torch.set_num_threads(cores)  # for threads that start from now on
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For small products, which gain nothing from threads: on busy cores waiting for each other
+    takes ten times as long as the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def overlapped(
     batches: Iterable[list[T]], work: Callable[[list[T]], R], lanes: Lanes
 ) -> Iterator[R]:
