@@ -25,12 +25,12 @@ from primaps.support.errors import InputError
 RESTARTS, AGREEING = 15, 5
 """Starts, and how many of them the consensus is taken of: those that agree most. Starts end in a
 few partitions; which of them prevails among five is luck, among fifteen hardly."""
-CONSENSUS = f"{AGREEING} of {RESTARTS} starts on drawn positions"
+CONSENSUS = f"{AGREEING} of {RESTARTS} starts on drawn positions, scale 6"
 """For digests, which tell apart what depends on it."""
 ITERATIONS = 5
 """Before and after the consensus. The loss goes on falling, but what falls is the share of the
 small classes: the larger a class, the freer it is to choose its direction."""
-SCALE = 8.0
+SCALE = 6.0
 """Of cosine logits at inference: the CRF smooths away too much below 3 and too little above 30."""
 
 
@@ -137,7 +137,7 @@ def fit_orthogonal(
         starts: K prototypes each.
 
     Returns:
-        Prototypes with scale 8, for features of length 1: logits are cosines times 8.
+        Prototypes with scale 6, for features of length 1: logits are cosines times 6.
 
     Raises:
         InputError: there are more classes than channels, so they cannot be orthogonal.
