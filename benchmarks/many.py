@@ -7,13 +7,14 @@
 Photographs are scaled to 640x480 first. ``predict`` and ``propose`` alternate between the way of
 this package and the one that it had before, in float32: one image after the other, its two passes
 one after the other, each operation on all cores, pictures drawn and written in between, the network
-as transformers runs it by itself. In float32 both write the same files but for the rounding. Prints
-the median of wall time and of processor time per image, which tells on a machine that has other
-work, and the share of the backbone of it. With ``--before`` the whole command is compared with that
-of an older version, whose ``src`` SOURCE is (``git worktree add ../before REVISION``), with a model
-of its own (``--before-model``) if it cannot read MODEL; ``fit`` is of the recipe orthogonal, from
-files to model, and keeps nothing. ``processes`` compares one process on all cores with two on one
-core each, under torchrun.
+as transformers runs it by itself. ``propose`` writes the same files but for the rounding;
+``predict`` now looks at the image alone, where the way before looks at its mirror image as well.
+Prints the median of wall time and of processor time per image, which tells on a machine that has
+other work, and the share of the backbone of it. With ``--before`` the whole command is compared
+with that of an older version, whose ``src`` SOURCE is (``git worktree add ../before REVISION``),
+with a model of its own (``--before-model``) if it cannot read MODEL; ``fit`` is of the recipe
+orthogonal, from files to model, and keeps nothing. ``processes`` compares one process on all cores
+with two on one core each, under torchrun.
 """
 
 from __future__ import annotations
