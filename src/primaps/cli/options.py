@@ -59,9 +59,7 @@ ModelOutOption = Annotated[Path, typer.Option(help="Folder of the model.")]
 BackboneOption = Annotated[str, typer.Option(help=option_help("backbone"))]
 SizeOption = Annotated[int | None, bounds(Size), typer.Option(help=option_help("size"))]
 ModelSizeOption = Annotated[
-    int | None,
-    bounds(Size),
-    typer.Option(help="Shorter side in pixels [default: that of the model]."),
+    int | None, bounds(Size), typer.Option(help="Shorter side in pixels [default: the model's].")
 ]
 ThresholdOption = Annotated[float, bounds(Threshold), typer.Option(help=option_help("threshold"))]
 MaskCrfOption = Annotated[
@@ -99,10 +97,7 @@ LabelsOption = Annotated[
 ]
 DatasetOption = Annotated[
     str | None,
-    typer.Option(
-        "--dataset",
-        help="IMAGES is the root of this data set: cityscapes, cocostuff, potsdam or folder.",
-    ),
+    typer.Option(help="IMAGES is the root of this one: cityscapes, cocostuff, potsdam or folder."),
 ]
 SplitOption = Annotated[
     str | None,
