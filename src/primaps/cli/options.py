@@ -97,7 +97,7 @@ LabelsOption = Annotated[
 ]
 DatasetOption = Annotated[
     str | None,
-    typer.Option(help="IMAGES is the root of this data set: cityscapes, cocostuff, potsdam, folder."),
+    typer.Option(help="IMAGES is the root of a data set: cityscapes, cocostuff, potsdam, folder."),
 ]
 SplitOption = Annotated[
     str | None,
