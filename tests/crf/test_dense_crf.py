@@ -138,6 +138,9 @@ def test_impossible_labels_of_a_feature_map_stay_so(path):
     found = dense_crf(image, logits=logits, iterations=0, **path)
     assert found[1].max() < 2e-5
     torch.testing.assert_close(found.sum(0), torch.ones(8, 2))
+    logits[:, 1, 1] = -math.inf
+    with pytest.raises(InputError, match="every pixel needs a finite largest value"):
+        dense_crf(image, logits=logits, **path)
 
 
 def test_a_batch_of_small_logits_is_of_images_of_one_size():

@@ -151,12 +151,12 @@ def log_unary(
         InputError: NaN, probabilities outside [0, 1], or logits without a finite maximum.
     """
     values = values.detach().to(dtype)
+    top = values.amax(0)
+    check_range(name, values.amin().item(), top.amax().item(), top.amin().item())
     if values.shape[1:] != size:
         least = values.clamp(min=-1e30)  # -inf times 0 would be no number
         values = F.interpolate(least[None], size, mode="bilinear", align_corners=False)[0]
     values = values.flatten(1)
-    top = values.amax(0)
-    check_range(name, values.amin().item(), top.amax().item(), top.amin().item())
     if name == "probabilities":
         return values.clamp(SMALLEST, 1).log_()
     return values.log_softmax(0).clamp_(min=math.log(SMALLEST))

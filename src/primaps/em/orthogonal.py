@@ -25,13 +25,13 @@ from primaps.support.errors import InputError
 RESTARTS, AGREEING = 15, 5
 """Starts, and how many of them the consensus is taken of: those that agree most. Starts end in a
 few partitions; which of them prevails among five is luck, among fifteen hardly."""
-CONSENSUS = f"{AGREEING} of {RESTARTS} starts on drawn positions, scale 6"
-"""For digests, which tell apart what depends on it."""
 ITERATIONS = 5
 """Before and after the consensus. The loss goes on falling, but what falls is the share of the
 small classes: the larger a class, the freer it is to choose its direction."""
 SCALE = 6.0
 """Of cosine logits at inference: the CRF smooths away too much below 3 and too little above 30."""
+CONSENSUS = f"{AGREEING} of {RESTARTS} starts on drawn positions, scale {SCALE:g}"
+"""For digests, which tell apart what depends on it."""
 
 
 def polar(matrix: Float[Tensor, "k c"]) -> Float[Tensor, "k c"]:
