@@ -140,6 +140,13 @@ export function createGrid({ label, width, height, cell, key = String, choose = 
       reveal(chosen);
       render();
     },
+    /** Lies across or stands from now on, with cells of that width. */
+    turn(lies, wide) {
+      [across, width] = [lies, wide];
+      measure();
+      reveal(chosen);
+      render();
+    },
     /** Draws what is on the screen again where it has changed; the items stay, and what is said of them. */
     refresh() {
       for (const found of cells.values()) {

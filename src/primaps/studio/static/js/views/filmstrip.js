@@ -8,15 +8,24 @@ import { createGrid } from "../virtual.js";
 
 const narrow = matchMedia("(max-width: 900px)");
 
-export function filmstrip(choose, across = narrow.matches) {
+/** @param row whether it is a row on wide screens too */
+export function filmstrip(choose, row = false) {
   const { names } = store.state.images;
+  const form = () => [row || narrow.matches, row || narrow.matches ? 96 : 120];
+  const [across, width] = form();
   const grid = createGrid({
-    label: "Images", width: across ? 96 : 120, height: 92, across, choose,
+    label: "Images", width, height: 92, across, choose,
     cell: (image) =>
       el("figure", { title: names[image] }, thumbnail(url.thumb(image), fileName(names[image]), { draggable: "false" })),
   });
   grid.node.classList.add("filmstrip");
   const order = names.map((_, image) => image);
   grid.show(order, Math.min(store.state.image, names.length - 1));
-  return { node: grid.node, choose: (image) => grid.pick(image), step: grid.step, end: grid.end };
+  const turn = () => grid.turn(...form()); // a tablet may be turned
+  narrow.addEventListener("change", turn);
+  function end() {
+    narrow.removeEventListener("change", turn);
+    grid.end();
+  }
+  return { node: grid.node, choose: (image) => grid.pick(image), step: grid.step, end };
 }
