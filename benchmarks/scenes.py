@@ -7,7 +7,7 @@
 
 ``memory`` predicts a synthetic GeoTIFF in a process of its own and prints its largest resident
 size, PyTorch included. ``time`` compares seconds per megapixel that the network sees with those of
-photographs, both in turns. ``windows`` predicts scenes with two window sizes. ``pictures`` predicts
+photographs, in turns. ``windows`` predicts scenes with several windows. ``pictures`` predicts
 a photograph, or a mosaic of the aerial chips that are neighbours, with and without blending.
 """
 
@@ -141,59 +141,72 @@ def child(root: Path, scale: float, engine: str) -> None:
     print(json.dumps({"idle": idle, "peak": peak(), "seconds": seconds, "stages": stages}))
 
 
-def timing(repeats: int = 3) -> None:
-    """Seconds of the processor per megapixel that the network sees: photographs one by one, and a
-    scene, in turns."""
+def timing(classes: int, precision: str, repeats: int = 3) -> None:
+    """Seconds per megapixel that the network sees: photographs of 640x480 in one command and one by
+    one, and a scene, in turns."""
+    from primaps import PriMaPsEM, predict_files
     from primaps.scenes.predict import predict_image
 
-    model = fitted()
-    photos = [p.resize((640, 480)) for p in photographs()[:2]]
-    seen = len(photos) * 322 * 434 / 1e6  # what the network sees of them
-    # Sides that windows and tiles fill, so that they overlap by what they do in large scenes.
-    width, height = 2004, 1440
-    scene = Image.new("RGB", (width, height))
-    for i, place in enumerate((x, y) for x in range(0, width, 500) for y in range(0, height, 500)):
+    photos = [p.resize((640, 480)) for p in photographs()]
+    seen = 322 * 434 / 1e6  # megapixels that the network sees of each
+    # Crops and windows overlap on this side about as much as in large scenes.
+    side = 2562
+    scene = Image.new("RGB", (side, side))
+    for i, place in enumerate((x, y) for x in range(0, side, 500) for y in range(0, side, 500)):
         scene.paste(photographs()[i % 6].resize((500, 500)), place)
-    model.predict(photos[0])  # what is compiled or loaded once
-    cost: dict[str, list[float]] = {"photographs": [], "scene": []}
-    for _ in range(repeats):
-        began = time.process_time()
-        for photo in photos:
-            model.predict(photo)
-        cost["photographs"].append((time.process_time() - began) / seen)
-        began = time.process_time()
-        predict_image(model, scene)
-        cost["scene"].append((time.process_time() - began) / (width * height / 1e6))
-        print({name: round(values[-1], 2) for name, values in cost.items()}, flush=True)
-    one, other = (float(np.median(values)) for values in cost.values())
-    ratio = float(np.median(np.array(cost["scene"]) / np.array(cost["photographs"])))
-    print(f"processor: photographs {one:.1f} s/Mpx, scene {other:.1f} s/Mpx, ratio {ratio:.2f}")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        fitted(classes).save_pretrained(root / "model")
+        model = PriMaPsEM.from_pretrained(root / "model", device="cpu", precision=precision)
+        for i in range(48):
+            photos[i % 6].save(root / f"{i}.jpg")
+        files = sorted(root.glob("*.jpg"))
+        ways = {
+            "photographs": (48, lambda out: predict_files(model, files, out)),
+            "one by one": (6, lambda out: [model.predict(photo) for photo in photos]),
+            "scene": (side**2 / 1e6 / seen, lambda out: predict_image(model, scene)),
+        }
+        cost: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        for round_ in range(repeats + 1):
+            for name, (count, run) in ways.items():
+                began = time.perf_counter(), time.process_time()
+                run(root / f"maps{round_}")
+                took = time.perf_counter() - began[0], time.process_time() - began[1]
+                if round_:  # the first one compiles and loads
+                    cost[name].append((took[0] / count / seen, took[1] / count / seen))
+    for name, values in cost.items():
+        ratios = np.median(np.array(cost["scene"]) / np.array(values), 0)
+        print(f"{name}: {np.median(values, 0).round(2)} s/Mpx, wall and processor; the scene takes "
+              f"{ratios.round(2)} times as long")  # fmt: skip
 
 
 def window_sizes(aerial: Path | None) -> None:
-    """Share of pixels that change with the window, on shapes and on the aerial mosaic."""
+    """Share of pixels that change with the window, and with the size of crops: photographs side by
+    side, and the aerial mosaic, each by a model that the default recipe is fitted to."""
     import rasterio
 
+    from primaps import PriMaPsEM, scene_windows
     from primaps.scenes.predict import predict_image
 
+    images = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "shapes.tif"
-        synthetic(path, 1288)
+        path = Path(folder) / "photographs.tif"
+        synthetic(path, 1288, "photographs")
         with rasterio.open(path) as data:
-            images = {"shapes": Image.fromarray(data.read().transpose(1, 2, 0))}
+            scene = Image.fromarray(data.read().transpose(1, 2, 0))
+        windows = scene_windows(path, 100, 322, folder=Path(folder) / "windows")
+        images["photographs"] = scene, [Image.open(file.source) for file in windows]
     if aerial is not None:
-        images["aerial"] = mosaic(aerial).convert("RGB").crop(PART)
-    for name, image in images.items():
-        parts = [image.crop((x, y, x + 322, y + 322)) for x in range(0, image.width - 322, 322)
-                 for y in range(0, image.height - 322, 322)]  # fmt: skip
-        model = fitted(6, parts)
-        maps = {}
-        pairs = ((322, 42), (448, 56)), ((322, 154), (448, 224))
-        for window, overlap in sum(pairs, ()):
-            maps[window, overlap] = predict_image(model, image, window=window, overlap=overlap)
-            print(name, window, overlap, flush=True)
-        for one, other in pairs:
-            print(f"{name}: {one} against {other}: {(maps[one] != maps[other]).mean():.2%} differ")
+        chips = [Image.open(file) for file in sorted((aerial / "images").iterdir())]
+        images["aerial"] = mosaic(aerial).convert("RGB").crop(PART), chips
+    for name, (image, parts) in images.items():
+        model = PriMaPsEM(6, device="cpu").fit(parts)
+        whole = predict_image(model, image, window=1400)
+        for look in ({"window": 322}, {"window": 448}, {"window": 602}, {"window": 840},
+                     {"size": 448, "window": 1400}):  # fmt: skip
+            differ = (predict_image(model, image, **look) != whole).mean()
+            print(f"{name}: {look} against one window over all of it: {differ:.2%}", flush=True)
+        print(f"{name}: classes have {np.sort(np.bincount(whole.ravel()) / whole.size).round(3)}")
 
 
 def mosaic(folder: Path) -> Image.Image:
@@ -242,7 +255,7 @@ def mosaic(folder: Path) -> Image.Image:
 
 
 def pictures(out: Path, aerial: Path | None = None) -> None:
-    """A scene, its classes window beside window, blended, and refined by the CRF; without a folder
+    """A scene, its classes crop beside crop, blended, and refined by the CRF; without a folder
     of chips a photograph, seen at twice its size."""
     from primaps.pictures.overlays import grid, overlay
     from primaps.scenes.predict import predict_image
@@ -270,15 +283,15 @@ def pictures(out: Path, aerial: Path | None = None) -> None:
 
 
 def seams(labels: np.ndarray, overlap: int) -> str:
-    """How often neighbours differ in class across the rims of windows, and anywhere."""
-    from primaps.scenes.windows import plan_windows
+    """How often neighbours differ in class across the rims of crops, and anywhere."""
+    from primaps.scenes.crops import plan_crops
 
-    plan = plan_windows(*labels.shape, 14, 322, overlap)
+    plan = plan_crops(*labels.shape, 14, 322, overlap)
     across = [at * 14 for at in plan.lefts[1:]] + [at * 14 + 322 for at in plan.lefts[:-1]]
     down = [at * 14 for at in plan.tops[1:]] + [at * 14 + 322 for at in plan.tops[:-1]]
     changes = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
     rims = changes[0][:, [x - 1 for x in across]].mean(), changes[1][[y - 1 for y in down]].mean()
-    rates = [f"{np.mean(rims):.2%} at the rims of windows"]
+    rates = [f"{np.mean(rims):.2%} at the rims of crops"]
     rates += [f"{np.mean([each.mean() for each in changes]):.2%} anywhere"]
     return ", ".join(rates)
 
@@ -292,13 +305,15 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=4.0)
     parser.add_argument("--kind", choices=["shapes", "photographs"], default="photographs")
     parser.add_argument("--engine", default="torch", help="of memory: the backbone's")
+    parser.add_argument("--classes", type=int, default=CLASSES, help="of time")
+    parser.add_argument("--precision", default="auto", help="of time: the backbone's")
     given = parser.parse_args()
     if given.what == "memory":
         memory(given.side, given.scale, given.kind, given.engine)
     elif given.what == "child":
         child(given.paths[0], given.scale, given.engine)
     elif given.what == "time":
-        timing()
+        timing(given.classes, given.precision)
     elif given.what == "windows":
         window_sizes(given.paths[0] if given.paths else None)
     else:

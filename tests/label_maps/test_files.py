@@ -11,7 +11,6 @@ from PIL import Image
 from primaps.data import ImageError
 from primaps.evaluation.protocol import evaluate
 from primaps.label_maps import predict_files, propose_files
-from primaps.support.errors import InputError
 from tests.conftest import painted
 
 
@@ -136,8 +135,8 @@ def test_predict_looks_once_and_at_the_size_that_is_asked_for(fitted, sizes, tmp
     alone = fitted.predict(sizes / "00.png", size=128).numpy()
     assert np.array_equal(read(tmp_path / "large" / "00.png"), alone)
     assert predict_files(fitted, sizes / "00.png", tmp_path / "large").kept == []
-    with pytest.raises(InputError, match="those with tiles have a window"):
-        predict_files(fitted, sizes, tmp_path / "none", size=128, tiles={})
+    predict_files(fitted, sizes / "00.png", tmp_path / "tiles", size=32, tiles={"overlap": 0})
+    assert set(shapes[4:]) == {(32, 32)}
 
 
 def test_every_core_has_a_batch_of_its_own_and_torch_its_threads_back(

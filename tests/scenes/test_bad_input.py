@@ -107,8 +107,9 @@ def test_floats_with_nan_and_scenes_of_nothing(model, picture, tmp_path):
 @pytest.mark.parametrize(
     ("look", "words"),
     [
-        ({"window": 60}, "not a multiple of the patch size 8; 64 is"),
-        ({"overlap": 40}, "half of the window"),
+        ({"size": 0}, "size is 0; it must be at least 1"),
+        ({"window": 100}, "window is 100; it must be at least 168"),
+        ({"overlap": 40}, "half of the size"),
         ({"scale": 0}, "scale is 0; it must be above 0"),
         ({"scale": 1000}, "nothing is left"),
         ({"scale": 2, "mpp": 3}, "give one of them"),

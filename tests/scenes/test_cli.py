@@ -23,15 +23,16 @@ def test_fit_predict_and_propose_a_scene(vit, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "8 windows of 64 px" in done.output
     command = ["predict", model, scene, "--out", out, *look, "--polygons", tmp_path / "a.gpkg"]
-    done = call(*command, "--window", 64, "--overlap", 16, "--stretch", "0,4096")
+    own = ["--size", 64, "--overlap", 16, "--window", 168, "--stretch", "0,4096"]
+    done = call(*command, *own)
     assert done.exit_code == 0, done.output
     with rasterio.open(out) as found:
         assert found.shape == (192, 256)
     assert (tmp_path / "a.gpkg").stat().st_size
-    done = call(*command, "--window", 64, "--overlap", 16, "--stretch", "0,4096")
+    done = call(*command, *own)
     assert "kept from before" in done.output
     done = call("propose", scene, "--out", tmp_path / "masks.tif", "--backbone", vit, *look,
-                "--window", 64, "--no-mask-crf")  # fmt: skip
+                "--size", 64, "--no-mask-crf")  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "masks: " in done.output
     painted(2, 256, 192)[0].save(tmp_path / "photo.png")
@@ -50,7 +51,7 @@ def test_fit_predict_and_propose_a_scene(vit, tmp_path, monkeypatch):
             ["predict", model, scene, "--out", tmp_path / "o", "--tiles", "--mpp", 2],
             "about a scene",
         ),
-        (["propose", scene, "--out", tmp_path / "o.tif", "--explain"], "are for photographs"),
+        (["propose", scene, "--out", tmp_path / "o.tif", "--explain"], "is for photographs"),
         (["fit", scene, "--classes", 3, "--out", tmp_path / "m", "--scale", 2], "give --windows"),
     ):
         extra = [] if words[0] == "predict" else ["--backbone", vit]

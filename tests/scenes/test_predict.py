@@ -12,6 +12,7 @@ from PIL import Image
 import primaps
 from primaps.classes.edits import legend
 from primaps.classes.tree import Tree
+from primaps.crf import CLASS_CRF
 from primaps.scenes import refine
 from tests.conftest import painted
 from tests.scenes.conftest import bands, geotiff
@@ -31,24 +32,32 @@ def even():
 
 
 @pytest.mark.parametrize("crf", [True, False])
-def test_one_window_over_everything_is_plain_predict(large, even, crf):
+def test_one_crop_over_everything_is_plain_predict(large, even, crf):
     whole = large.segment(even, crf)
-    found = primaps.predict_image(large, even, crf, window=256, overlap=0)
+    found = primaps.predict_image(large, even, crf, size=256, overlap=0)
     tie = (whole.margin < 1e-3).numpy()  # logits of scenes are kept in half precision
     assert (found == whole.labels.numpy())[~tie].all()
     assert tie.mean() < 1e-3
 
 
-def test_tiles_of_the_crf_have_no_seams(large, even, monkeypatch):
-    whole = primaps.predict_image(large, even, window=256)
-    monkeypatch.setattr(refine, "TILE_VALUES", 3 * 170**2)
-    tiled = primaps.predict_image(large, even, window=256)
-    assert (tiled == whole).mean() > 0.999
+def test_another_window_gives_the_same_classes(large, even, monkeypatch):
+    refined = []
+
+    def watched(images, logits):
+        refined.append(tuple(images.shape[2:]))
+        return CLASS_CRF(images, logits=logits)
+
+    whole = primaps.predict_image(large, even, size=256)
+    monkeypatch.setattr(refine, "CLASS_CRF", watched)
+    parts = primaps.predict_image(large, even, size=256, window=176)
+    assert len(refined) == 6
+    assert max(map(max, refined)) <= 176
+    assert (parts != whole).mean() < 0.001
 
 
-def test_another_window_gives_the_same_classes(model, picture):
-    one = primaps.predict_image(model, picture, window=64)
-    other = primaps.predict_image(model, picture, window=96, overlap=40)
+def test_another_size_of_crops_gives_nearly_the_same_classes(model, picture):
+    one = primaps.predict_image(model, picture, size=64)
+    other = primaps.predict_image(model, picture, size=96, overlap=40)
     assert (one != other).mean() < 0.005
 
 
@@ -74,10 +83,10 @@ def test_cuts_hidden_and_divided_classes_are_those_of_predict(large, even):
     split.inventory_ = replace(large.inventory_, tree=tree)
     for edits, count in (([{"hide": "1"}], 3), ([{"split": "0"}], 4), ([{"merge": ["0", "2"]}], 2)):
         split.legend_ = legend(tree, edits)
-        found = primaps.predict_image(split, even, window=256, overlap=0)
+        found = primaps.predict_image(split, even, size=256, overlap=0)
         assert (found == split.predict(even).numpy()).mean() > 0.999
         assert len(np.unique(found)) == count
-    by_windows = primaps.predict_image(split.cut(4), even, window=64)
+    by_windows = primaps.predict_image(split.cut(4), even, size=64)
     assert (by_windows == split.cut(4).predict(even).numpy()).mean() > 0.99
 
 

@@ -88,7 +88,7 @@ def fit(
         data = dataset_by_name(dataset, images, split, "train")
         if data is not None and data.incomplete:
             warn(data.incomplete)
-        look = look_options(None, None, scale, mpp, bands, stretch)
+        look = look_options(None, scale, mpp, bands, stretch)
         found = _files(images, out, data, options, windows, look, own, progress)
         files = drawn(found, sample, options["seed"])
         options |= {"projection": projection, "engine": engine, "device": own}

@@ -39,7 +39,7 @@ from primaps.cli.words import note, result, summary, warn
 from primaps.config import Config
 from primaps.support.errors import InputError
 
-TILED = {"window", "overlap", "scale"}
+TILED = {"overlap", "scale", "window"}
 """Options of scenes that are about photographs too, by --tiles."""
 
 
@@ -67,7 +67,6 @@ def propose(
     explain: Annotated[
         bool, typer.Option("--explain", help="Also draw how the masks come about.")
     ] = False,
-    window: WindowOption = None,
     overlap: OverlapOption = None,
     scale: ScaleOption = None,
     mpp: MppOption = None,
@@ -89,17 +88,17 @@ def propose(
         from primaps.scenes.propose import propose_scene
         from primaps.support.distributed import own_device
 
-        look = look_options(window, overlap, scale, mpp, bands, stretch)
+        look = look_options(overlap, scale, mpp, bands, stretch)
         scene = is_scene(inputs, out)
         _refuse_look(look, scene, shard)
         network = load_backbone(backbone, own_device(device), engine=engine)
         note(f"backbone {network.name} from {network.source}")
         if scene:
-            if explain or size is not None:
-                raise InputError("--explain and --size are for photographs; scenes have --window")
+            if explain:
+                raise InputError("--explain is for photographs: leave it out")
             count = propose_scene(
                 inputs[0], out, backbone=network, threshold=threshold, mask_crf=mask_crf,
-                progress=progress, **look,
+                size=size, progress=progress, **look,
             )  # fmt: skip
             note(f"kept from before: {out}" if count is None else f"{count} masks: {out}")
             return
@@ -126,17 +125,17 @@ def predict(
     names: Annotated[str | None, typer.Option(help="Class names for the legend, a,b,c.")] = None,
     classes: CutOption = None,
     tiles: Annotated[
-        bool, typer.Option("--tiles", help="Look at photographs by windows, as at scenes.")
+        bool, typer.Option("--tiles", help="Look at photographs by crops, as at scenes.")
     ] = False,
     polygons: Annotated[
         Path | None, typer.Option(help="Scenes: also write regions to this .gpkg.")
     ] = None,
-    window: WindowOption = None,
     overlap: OverlapOption = None,
     scale: ScaleOption = None,
     mpp: MppOption = None,
     bands: BandsOption = None,
     stretch: StretchOption = None,
+    window: WindowOption = None,
     shard: ShardOption = "auto",
     precision: PredictPrecisionOption = "auto",
     engine: EngineOption = "torch",
@@ -152,17 +151,15 @@ def predict(
         from primaps.scenes.predict import predict_scene
         from primaps.support.distributed import own_device
 
-        look = look_options(window, overlap, scale, mpp, bands, stretch)
+        look = look_options(overlap, scale, mpp, bands, stretch, window)
         scene = is_scene(inputs, out)
         _refuse_look(look | ({"polygons": polygons} if polygons else {}), scene, shard, tiles)
         network = fitted_model(model, own_device(device), classes, precision, engine)
         titles = names.split(",") if names else None
         if scene:
-            if size is not None:
-                raise InputError("--size is for photographs; scenes have --window and --scale")
             new = predict_scene(
                 network, inputs[0], out, crf=crf, names=titles, polygons=polygons,
-                progress=progress, **look,
+                size=size, progress=progress, **look,
             )  # fmt: skip
             note(f"written: {out}" if new else f"kept from before: {out}")
             return
@@ -179,7 +176,7 @@ def _refuse_look(look: dict[str, Any], scene: bool, shard: str, tiles: bool | No
     if scene and shard != "auto":
         raise InputError(f"--shard {shard} is about many photographs: one process takes a scene")
     if scene and tiles:
-        raise InputError("--tiles is about photographs: a scene is looked at by windows anyway")
+        raise InputError("--tiles is about photographs: a scene is looked at by crops anyway")
     unheeded = [] if scene else sorted({*look} - (TILED if tiles else set()))
     if unheeded:
         raise InputError(

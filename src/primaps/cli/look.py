@@ -6,19 +6,23 @@ from typing import Annotated, Any
 
 import typer
 
+from primaps.cli.options import bounds
+from primaps.config import Window
 from primaps.support.errors import InputError
 from primaps.support.typed import Range
 
 WindowOption = Annotated[
     int | None,
-    Range(1, 1 << 16),
-    typer.Option(help="Scenes: side of windows, in pixels of the network [default: the model's]."),
-]
+    bounds(Window),
+    typer.Option(help="Scenes: side of what the CRF refines at once, in pixels of the network "
+                      "[default: 840, less from 13 classes]."),
+]  # fmt: skip
 OverlapOption = Annotated[
     int | None,
     Range(0, 1 << 16),
-    typer.Option(help="Scenes: of neighbouring windows [default: an eighth of them]."),
-]
+    typer.Option(help="Scenes: of neighbouring crops, which the network sees [default: an eighth "
+                      "of --size]."),
+]  # fmt: skip
 ScaleOption = Annotated[
     float | None,
     Range(1e-6, 1e6),
@@ -42,15 +46,15 @@ StretchOption = Annotated[
 
 
 def look_options(
-    window: int | None, overlap: int | None, scale: float | None, mpp: float | None,
-    bands: str | None, stretch: str | None,
+    overlap: int | None, scale: float | None, mpp: float | None, bands: str | None,
+    stretch: str | None, window: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Fields of :class:`primaps.scenes.look.Look` that were given.
 
     Raises:
         InputError: bands or stretch are not numbers.
     """
-    numbers = {"window": window, "overlap": overlap, "scale": scale, "mpp": mpp}
+    numbers = {"overlap": overlap, "scale": scale, "mpp": mpp, "window": window}
     look: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
     try:
         if bands is not None:

@@ -59,8 +59,9 @@ ModelOutOption = Annotated[Path, typer.Option(help="Folder of the model.")]
 BackboneOption = Annotated[str, typer.Option(help=option_help("backbone"))]
 SizeOption = Annotated[int | None, bounds(Size), typer.Option(help=option_help("size"))]
 ModelSizeOption = Annotated[
-    int | None, bounds(Size), typer.Option(help="Shorter side in pixels [default: the model's].")
-]
+    int | None, bounds(Size),
+    typer.Option(help="Shorter side in pixels; of scenes side of crops [default: the model's]."),
+]  # fmt: skip
 ThresholdOption = Annotated[float, bounds(Threshold), typer.Option(help=option_help("threshold"))]
 MaskCrfOption = Annotated[
     bool, typer.Option("--mask-crf/--no-mask-crf", help=option_help("mask_crf"))

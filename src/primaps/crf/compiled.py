@@ -169,6 +169,8 @@ def mean_field(
                     break
             if potts and iteration < iterations - 1:
                 rows.shorten(np.max(peaks, 0))
+        del points
+        workspace.release("points")
         list(run(lambda span: rows.end(out, *span), spans))
     return changes
 

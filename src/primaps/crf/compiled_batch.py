@@ -87,20 +87,8 @@ def _solve_one(
     threads: int,
     workspace: compiled_rows.Workspace,
 ) -> list[float]:
-    _, height, width = image.shape
-    lattices, weights = [], []
-    if crf.bilateral_weight:
-        features = _bilateral_features(
-            image, np.float32(crf.theta_alpha), np.float32(crf.theta_beta)
-        )
-        with ThreadPoolExecutor(threads) as pool:
-            lattice = compiled_lattice.build(features, pool.map if threads > 1 else map)
-        lattices.append(lattice)
-        weights.append(crf.bilateral_weight)
-    if crf.gaussian_weight:
-        lattices.append(_spatial_lattice(height, width, crf.theta_gamma))
-        weights.append(crf.gaussian_weight)
-    if not lattices:
+    kernels = _kernels(crf, image, threads)
+    if kernels is None:
         rows = compiled_rows.Rows(unary, 0.0, workspace)
         rows.begin(0, unary.pixels)
         rows.end(out.reshape(unary.labels, -1), 0, unary.pixels)
@@ -110,7 +98,7 @@ def _solve_one(
         penalties = torch.as_tensor(crf.compatibility, dtype=torch.float32).cpu().numpy()
     return compiled.mean_field(
         unary,
-        compiled.join(lattices, weights),
+        kernels,
         out.reshape(unary.labels, -1),
         compatibility=penalties,
         iterations=crf.iterations,
@@ -120,6 +108,25 @@ def _solve_one(
         threads=threads,
         workspace=workspace,
     )
+
+
+def _kernels(
+    crf: CRFParameters, image: NDArray[np.uint8], threads: int
+) -> compiled.SparseMap | None:
+    """Both kernels as one sparse map, if their weights are not 0."""
+    _, height, width = image.shape
+    lattices, weights = [], []
+    if crf.bilateral_weight:
+        features = _bilateral_features(
+            image, np.float32(crf.theta_alpha), np.float32(crf.theta_beta)
+        )
+        with ThreadPoolExecutor(threads) as pool:
+            lattices.append(compiled_lattice.build(features, pool.map if threads > 1 else map))
+        weights.append(crf.bilateral_weight)
+    if crf.gaussian_weight:
+        lattices.append(_spatial_lattice(height, width, crf.theta_gamma))
+        weights.append(crf.gaussian_weight)
+    return compiled.join(lattices, weights) if lattices else None
 
 
 @compiled_in_order

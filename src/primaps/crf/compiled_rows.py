@@ -48,6 +48,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self._arrays: dict[str, NDArray[np.float32]] = {}
+        self._most = 0  # bytes at once
 
     def __call__(self, name: str, size: int) -> NDArray[np.float32]:
         if name not in self._arrays or self._arrays[name].size < size:
@@ -55,12 +56,18 @@ class Workspace:
             raw = np.empty(size * 4 + 64, np.uint8)
             start = -raw.ctypes.data % 64
             self._arrays[name] = raw[start : start + size * 4].view(np.float32)
+            self._most = max(self._most, sum(array.nbytes for array in self._arrays.values()))
         return self._arrays[name][:size]
+
+    def release(self, name: str) -> None:
+        """Give memory back that nothing needs any more, unless it is kept for the next image."""
+        if not self.small:
+            del self._arrays[name]
 
     @property
     def small(self) -> bool:
         """Whether it is worth keeping for the next image."""
-        return sum(array.nbytes for array in self._arrays.values()) <= KEPT
+        return self._most <= KEPT
 
 
 class Rows:

@@ -6,12 +6,14 @@ CPU the steps of training run compiled and fused; elsewhere they are the torch o
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
 from primaps.features.collection import MASKS
+from primaps.support.bilinear import middles, neighbours
 
 
 def upsample(
@@ -26,23 +28,57 @@ def largest_channel(
 ) -> Integer[Tensor, "H W"]:
     """Channel of the largest bilinearly scaled value, of equal ones the first.
 
-    One channel, or on the CPU one row, at a time to spare memory.
-
     Examples:
         >>> largest_channel(torch.eye(2).view(2, 1, 2), (1, 4)).tolist()
         [[0, 0, 1, 1]]
     """
+    rows, columns = map(middles, probabilities.shape[1:], size)
+    return largest_channel_at(probabilities, rows, columns)
+
+
+def largest_channel_at(
+    probabilities: Float[Tensor, "k h w"],
+    rows: Float[np.ndarray, " n"],
+    columns: Float[np.ndarray, " m"],
+) -> Integer[Tensor, "n m"]:
+    """The same at rows and columns that need not be whole; beyond the rim its values count.
+
+    One channel, or on the CPU one row, at a time to spare memory.
+    """
     if probabilities.device.type == "cpu":
         from primaps.em import pixels_compiled
 
-        return pixels_compiled.largest_channel(probabilities, size)
-    best = upsample(probabilities[None, :1], size)[0, 0]
-    winner = torch.zeros(size, dtype=torch.int16, device=best.device)
+        return pixels_compiled.largest_channel_at(probabilities, rows, columns)
+    best = interpolate(probabilities[0], rows, columns)
+    winner = torch.zeros(best.shape, dtype=torch.int16, device=best.device)
     for channel in range(1, len(probabilities)):
-        value = upsample(probabilities[None, channel : channel + 1], size)[0, 0]
+        value = interpolate(probabilities[channel], rows, columns)
         winner[value > best] = channel
         best = torch.maximum(best, value)
     return winner
+
+
+def interpolate(
+    values: Float[Tensor, "h w"],
+    rows: Float[np.ndarray, " n"],
+    columns: Float[np.ndarray, " m"],
+) -> Float[Tensor, "n m"]:
+    """Bilinear interpolation at rows and columns that need not be whole; beyond the rim its values.
+
+    Examples:
+        >>> values = torch.tensor([[0.0, 4.0]])
+        >>> interpolate(values, np.array([0.0]), np.array([-0.5, 0.25, 1.0])).tolist()
+        [[0.0, 1.0, 4.0]]
+    """
+    for dim, places in ((0, rows), (1, columns)):
+        low, high, share = (
+            torch.from_numpy(each).to(values.device)
+            for each in neighbours(places, values.shape[dim])
+        )
+        one, other = values.index_select(dim, low), values.index_select(dim, high)
+        share = share.to(values.dtype)
+        values = torch.lerp(one, other, share[:, None] if dim == 0 else share)
+    return values
 
 
 def assign(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from primaps.features.collection import MASKS
-from primaps.support.bilinear import axes
+from primaps.support.bilinear import axes, neighbours
 from primaps.support.compiled import compiled, exponential, in_threads
 
 Floats = NDArray[np.float32]
@@ -33,10 +33,11 @@ def assign(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pseudo), torch.from_numpy(counts)
 
 
-def largest_channel(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
-    """See :func:`primaps.em.pixels.largest_channel`."""
-    winner = np.empty(size, np.int16)
-    _largest(_numpy(probabilities), *axes(probabilities.shape[-2:], size), winner)
+def largest_channel_at(probabilities: Tensor, rows: NDArray, columns: NDArray) -> Tensor:
+    """See :func:`primaps.em.pixels.largest_channel_at`."""
+    maps, winner = _numpy(probabilities), np.empty((len(rows), len(columns)), np.int16)
+    down, across = neighbours(rows, maps.shape[1]), neighbours(columns, maps.shape[2])
+    _largest(maps, *down, *across, winner)
     return torch.from_numpy(winner)
 
 

@@ -24,7 +24,6 @@ from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import overlay, with_legend
 from primaps.scenes.predict import predict_image, shown_classes
 from primaps.support.entrance import entrance
-from primaps.support.errors import InputError
 from primaps.support.progress import ProgressCallback, silent
 from primaps.support.renamed import renamed
 from primaps.version import VERSION
@@ -55,15 +54,13 @@ def predict_files(
     Args:
         inputs, shard: as in :func:`primaps.propose_files`.
         size: shorter side in pixels; None is that of the fit. A larger one finds smaller things, in
-            more time.
+            more time. With ``tiles`` the side of crops.
         names: of the K classes, for the legend; those of ``classes.json`` or the cut if None.
-        tiles: of :class:`primaps.scenes.look.Look`: images are looked at by windows, not scaled.
+        tiles: of :class:`primaps.scenes.look.Look`: images are looked at by crops, not scaled.
 
     Raises:
-        InputError: both ``size`` and ``tiles`` are given, or the size is out of its range.
+        InputError: the size, or a field of ``tiles``, is out of its range.
     """
-    if size is not None and tiles is not None:
-        raise InputError("size is of images that are scaled; those with tiles have a window")
     known = model.legend_
     titles, colours = shown_classes(model, names)
     options: dict[str, Any] = {
@@ -79,7 +76,10 @@ def predict_files(
     out = Path(out).expanduser()
     files = find_images(inputs, exclude=out)
     shown = class_picture(model, titles)
-    labeller = predictor(model, crf, size) if tiles is None else tiled_predictor(model, crf, tiles)
+    if tiles is None:
+        labeller = predictor(model, crf, size)
+    else:
+        labeller = tiled_predictor(model, crf, {"size": size, **tiles})
     return write_maps("prediction", files, out, labeller, shown, options, shard, progress, problem)
 
 
@@ -99,7 +99,7 @@ def predictor(model: PriMaPsEM, crf: bool = True, size: int | None = None) -> La
 
 
 def tiled_predictor(model: PriMaPsEM, crf: bool, tiles: Mapping[str, Any]) -> Labeller:
-    """The same by windows, as :func:`primaps.predict_image` looks at an image: it is not scaled."""
+    """The same by crops, as :func:`primaps.predict_image` looks at an image: it is not scaled."""
 
     def label(images: Tensor, sizes: Sequence[ImageSize]) -> list[Tensor]:
         pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]

@@ -1,7 +1,7 @@
-"""Class logits of a scene on its feature grid: those of overlapping windows, blended.
+"""Class logits of a scene on its feature grid: those of overlapping crops, blended.
 
-Labels cannot be blended, and marginals of a CRF should not be: logits are what neighbouring windows
-can agree on. Rows of windows go by one at a time, so memory does not depend on the scene's height.
+Labels cannot be blended, and marginals of a CRF should not be: logits are what neighbouring crops
+can agree on. Rows of crops go by one at a time, so memory does not depend on the scene's height.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from primaps.classes.apply import needs_parts
 from primaps.classes.tree import Tree, part_cosines
 from primaps.data import chunks
 from primaps.model import PriMaPsEM
+from primaps.scenes.crops import Crops, cosine_weights
 from primaps.scenes.view import View, ahead
-from primaps.scenes.windows import Windows, cosine_weights
 from primaps.scenes.work import RawFile, Work
 from primaps.support.lanes import lanes, overlapped
 from primaps.support.progress import ProgressCallback
@@ -57,15 +57,15 @@ def blend(
     values: Values,
     groups: Sequence[int],
     view: View,
-    windows: Windows,
+    crops: Crops,
     patch: int,
     work: Work,
     progress: ProgressCallback,
     device: torch.device,
 ) -> RawFile:
-    """Blend values of windows with cosine weights, and write them as half precision.
+    """Blend values of crops with cosine weights, and write them as half precision.
 
-    Windows that show nothing are left out; where no window is, values are zero.
+    Crops that show nothing are left out; where no crop is, values are zero.
 
     Args:
         values: called in threads, see :func:`on_lanes`.
@@ -76,25 +76,25 @@ def blend(
         (rows, channels, columns) on disk.
     """
     channels = sum(groups)
-    out = work.file("blended.f16", (windows.rows, channels, windows.columns), np.float16)
+    out = work.file("blended.f16", (crops.rows, channels, crops.columns), np.float16)
     done: int = work.get("blended", 0)
-    high, wide = windows.side
-    weights = cosine_weights(windows.side)
-    sums = torch.zeros(high, channels, windows.columns)
-    total = torch.zeros(high, 1, windows.columns)
-    # A run that goes on sees again the windows that reach into rows which are not done.
-    left = [i for i, top in enumerate(windows.tops) if top + high > done]
-    number, before = len(windows.lefts), windows.tops[left[0]] if left else 0
-    for i, (colours, valid) in ahead(lambda i: window_row(view, windows, i, patch), left):
-        top = windows.tops[i]
+    high, wide = crops.side
+    weights = cosine_weights(crops.side)
+    sums = torch.zeros(high, channels, crops.columns)
+    total = torch.zeros(high, 1, crops.columns)
+    # A run that goes on sees again the crops that reach into rows which are not done.
+    left = [i for i, top in enumerate(crops.tops) if top + high > done]
+    number, before = len(crops.lefts), crops.tops[left[0]] if left else 0
+    for i, (colours, valid) in ahead(lambda i: crop_row(view, crops, i, patch), left):
+        top = crops.tops[i]
         sums, total = (_moved(each, top - before) for each in (sums, total))
         before = top
-        spans = [(at, slice(at * patch, (at + wide) * patch)) for at in windows.lefts]
+        spans = [(at, slice(at * patch, (at + wide) * patch)) for at in crops.lefts]
         shown = [(at, colours[:, span]) for at, span in spans if valid[:, span].any()]
         for at, each in on_lanes(values, shown, device):
             sums[:, :, at : at + wide] += (each.cpu() * weights).permute(1, 0, 2)
             total[:, :, at : at + wide] += weights[:, None]
-        end = windows.tops[i + 1] if i + 1 < len(windows.tops) else windows.rows
+        end = crops.tops[i + 1] if i + 1 < len(crops.tops) else crops.rows
         if end > done:
             fresh = slice(max(done, top) - top, end - top)
             mean = sums[fresh] / total[fresh].clamp_min(1e-20)
@@ -102,40 +102,40 @@ def blend(
             out.put(torch.cat(less, 1).clamp_min(-65504).half().numpy(), max(done, top))
             done = end
             work.keep(blended=done)
-        progress("windows", (i + 1) * number, len(windows.tops) * number, {})
+        progress("crops", (i + 1) * number, len(crops.tops) * number, {})
     return out
 
 
 def on_lanes(
     work: Callable[[UInt8[Tensor, "b 3 H W"]], Iterable[R]],
-    windows: Sequence[tuple[int, UInt8[np.ndarray, "H W 3"]]],
+    crops: Sequence[tuple[int, UInt8[np.ndarray, "H W 3"]]],
     device: torch.device,
 ) -> Iterator[tuple[int, R]]:
-    """What ``work`` makes of each window, in order, with the number that came with it.
+    """What ``work`` makes of each crop, in order, with the number that came with it.
 
-    On a CPU each core computes a window of its own; an accelerator takes eight together.
+    On a CPU each core computes a crop of its own; an accelerator takes eight together.
     """
 
     def batch_of(numbered: list[tuple[int, np.ndarray]]) -> list[tuple[int, R]]:
         images = torch.from_numpy(np.stack([image for _, image in numbered]))
-        with own.turn:
-            found = work(images.permute(0, 3, 1, 2).contiguous())
+        found = work(images.permute(0, 3, 1, 2).contiguous())
         return [(number, one) for (number, _), one in zip(numbered, found, strict=True)]
 
-    with lanes(device) as own:
-        batches = chunks(windows, 1 if device.type == "cpu" else 8)
+    # Nothing is written here; and each thread keeps some of the memory that it has used.
+    with lanes(device, writers=0) as own:
+        batches = chunks(crops, 1 if device.type == "cpu" else 8)
         for batch in overlapped(batches, batch_of, own):
             yield from batch
 
 
-def window_row(
-    view: View, windows: Windows, i: int, patch: int
+def crop_row(
+    view: View, crops: Crops, i: int, patch: int
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
-    """Colours of a row of windows, mirrored beyond the scene, and where they show anything."""
-    top = windows.tops[i] * patch
-    bottom = top + windows.side[0] * patch
+    """Colours of a row of crops, mirrored beyond the scene, and where they show anything."""
+    top = crops.tops[i] * patch
+    bottom = top + crops.side[0] * patch
     colours, valid = view.rows(top, min(bottom, view.height))
-    more = ((0, max(0, bottom - view.height)), (0, windows.columns * patch - view.width))
+    more = ((0, max(0, bottom - view.height)), (0, crops.columns * patch - view.width))
     return np.pad(colours, (*more, (0, 0)), "symmetric"), np.pad(valid, more)
 
 

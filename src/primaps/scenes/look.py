@@ -1,4 +1,4 @@
-"""How a network looks at scenes: windows, scale, bands."""
+"""How a network looks at scenes: crops, scale, bands."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from primaps.backbones.backbone import Backbone, image_side
+from primaps.config import Size, Window
+from primaps.scenes.crops import Crops, plan_crops
 from primaps.scenes.source import Scene
 from primaps.scenes.stretch import stretch_limits
 from primaps.scenes.view import View, view_scale
-from primaps.scenes.windows import Windows, plan_windows
 from primaps.support.errors import InputError
+from primaps.support.lanes import lane_count
 from primaps.support.typed import Range, check_fields
 
 Bands = list[Annotated[int, Range(1)]]
@@ -22,9 +25,12 @@ class Look:
     """How a network looks at a scene.
 
     Attributes:
-        window: side of windows in pixels that the network sees; None is the size that the model was
-            fitted at.
-        overlap: of neighbouring windows in such pixels; None is an eighth of the window.
+        size: side of the crops that the network sees one by one, in pixels, rounded to patches;
+            None is the size that the model was fitted at.
+        overlap: of neighbouring crops in such pixels; None is an eighth of the size.
+        window: side of what the CRF refines at once, in such pixels, of which the middle is kept: a
+            matter of memory, which classes hardly depend on. None is 840 for up to 12 classes, and
+            less for more.
         scale: pixels of the scene, per side, that one pixel of the network covers; None is 1.
         mpp: the same as a ground size: metres that one pixel of the network covers.
         bands: those shown as red, green and blue, counted from 1; None leaves it to the file.
@@ -35,12 +41,13 @@ class Look:
         InputError: a value is out of its range.
 
     Examples:
-        >>> Look(window=322, overlap=42).to_dict()["overlap"]
+        >>> Look(size=322, overlap=42).to_dict()["overlap"]
         42
     """
 
-    window: Annotated[int, Range(1, 16384)] | None = None
+    size: Size | None = None
     overlap: Annotated[int, Range(0)] | None = None
+    window: Window | None = None
     scale: Annotated[float, Range(above=0)] | None = None
     mpp: Annotated[float, Range(above=0)] | None = None
     bands: Bands | None = None
@@ -61,11 +68,15 @@ class Look:
         scale = view_scale(scene, self.scale, self.mpp)
         return View(scene, scale, stretch_limits(scene, seed, self.stretch))
 
-    def windows(self, view: View, patch: int, size: int) -> Windows:
-        """Where windows lie; ``size`` is that of the model."""
-        window = self.window or size
-        overlap = window // 8 if self.overlap is None else self.overlap
-        return plan_windows(view.height, view.width, patch, window, overlap)
+    def crops(self, view: View, network: Backbone, size: int, classes: int = 1) -> Crops:
+        """Where crops lie; ``size`` is that of the model.
+
+        Raises:
+            InputError: crops take more memory than there is, or overlap by more than half.
+        """
+        side = image_side(network, self.size or size, lane_count(network.device), classes)
+        overlap = side // 8 if self.overlap is None else self.overlap
+        return plan_crops(view.height, view.width, network.patch_size, side, overlap)
 
 
 def is_scene(inputs: list[str], out: Path) -> bool:

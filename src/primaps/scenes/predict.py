@@ -42,8 +42,8 @@ def predict_scene(
 ) -> bool:
     """Class map of an image of any size: ``primaps predict MODEL scene.tif --out classes.tif``.
 
-    Overlapping windows are read one row at a time; their class logits are blended on the feature
-    grid; the CRF runs on overlapping tiles and keeps their cores. ``out`` has the size, place and
+    Overlapping crops are read one row at a time; their class logits are blended on the feature
+    grid; the CRF runs on overlapping windows and keeps their cores. ``out`` has the size, place and
     CRS of the scene, class 0..K-1 of every pixel, 255 where the scene has no value or a class is
     hidden, colours and names; it is a cloud-optimised GeoTIFF, or a tiled TIFF if rasterio is not
     installed. What a killed run did is kept beside it: the same call goes on, to the same bytes.
@@ -101,7 +101,7 @@ def predict_scene(
 def predict_image(
     model: PriMaPsEM, image: Image.Image, crf: bool = True, **look: Any
 ) -> UInt8[np.ndarray, "H W"]:
-    """Class of every pixel of a photograph, looked at by windows as a scene is, not scaled to the
+    """Class of every pixel of a photograph, looked at by crops as a scene is, not scaled to the
     model's size.
 
     Args:
@@ -122,14 +122,14 @@ def predict_image(
 def scene_classes(
     model: PriMaPsEM, scene: Scene, look: Look, crf: bool, work: Work, progress: ProgressCallback
 ) -> RawFile:
-    """Classes of every pixel of a scene, on disk: windows, blended logits, CRF."""
+    """Classes of every pixel of a scene, on disk: crops, blended logits, CRF."""
     if model.prototypes_ is None:
         raise ModelError("the model is not fitted: call fit first, or load one")
-    view, patch = look.view(scene), model.network.patch_size
-    windows = look.windows(view, patch, model.size)
+    view, network = look.view(scene), model.network
+    crops = look.crops(view, network, model.size, model.config.classes)
     values, groups = model_values(model)
-    blended = blend(values, groups, view, windows, patch, work, progress, model.backbone.device)
-    return refine(model, view, windows, blended, crf, work, progress)
+    blended = blend(values, groups, view, crops, network.patch_size, work, progress, network.device)
+    return refine(model, view, crops, blended, crf, look.window, work, progress)
 
 
 def shown_classes(

@@ -1,4 +1,4 @@
-"""Mask proposals of a scene: those of windows, joined where neighbours agree on them."""
+"""Mask proposals of a scene: those of crops, joined where neighbours agree on them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch import Tensor
 from primaps.backbones.backbone import Backbone, image_features
 from primaps.backbones.load import load_backbone
 from primaps.proposals.image_size import mask_probabilities
-from primaps.scenes.logits import on_lanes, window_row
+from primaps.scenes.crops import Crops, cores
+from primaps.scenes.logits import crop_row, on_lanes
 from primaps.scenes.look import Look
 from primaps.scenes.pixels import scene_labels, scene_valid
 from primaps.scenes.reader import open_scene
 from primaps.scenes.source import Box
 from primaps.scenes.view import View, ahead
-from primaps.scenes.windows import Windows, cores
 from primaps.scenes.work import RawFile, Work, result_of
 from primaps.scenes.writer import Labels, write_labels, written_digest
 from primaps.support.entrance import entrance
@@ -31,7 +31,7 @@ from primaps.support.progress import ProgressCallback, silent
 from primaps.version import VERSION
 
 AGREE = 0.5
-"""Intersection over union, inside the overlap of two windows, above which two masks are one: a mask
+"""Intersection over union, inside the overlap of two crops, above which two masks are one: a mask
 then agrees with one other at most."""
 
 
@@ -50,16 +50,16 @@ def propose_scene(
 ) -> int | None:
     """Mask proposals of an image of any size: ``primaps propose scene.tif --out masks.tif``.
 
-    Masks of windows cannot be blended as class logits can. Each window has masks of its own; two
-    masks of neighbouring windows become one if they agree on the overlap; each pixel takes its mask
-    from the window whose middle is nearest. Masks are numbered 1, 2, ... over the scene, 0 = ignore
+    Masks of crops cannot be blended as class logits can. Each crop has masks of its own; two
+    masks of neighbouring crops become one if they agree on the overlap; each pixel takes its mask
+    from the crop whose middle is nearest. Masks are numbered 1, 2, ... over the scene, 0 = ignore
     or no value. What a killed run did is kept beside ``out``: the same call goes on.
 
     Args:
         threshold: psi of Eq. 6, in [0, 1).
-        mask_crf: refine the masks of each window by the dense CRF.
+        mask_crf: refine the masks of each crop by the dense CRF.
         engine: of :func:`primaps.load_backbone`.
-        **look: fields of :class:`primaps.scenes.look.Look`.
+        **look: fields of :class:`primaps.scenes.look.Look`; a window plays no part.
 
     Returns:
         Number of masks; None if an earlier call had done all.
@@ -89,9 +89,9 @@ def propose_scene(
         if work is None:
             return None
         view = how.view(scene)
-        windows = how.windows(view, network.patch_size, network.default_size)
+        crops = how.crops(view, network, network.default_size)
         mask_options = {"threshold": threshold, "crf": "dense" if mask_crf else None}
-        raw = window_masks(network, view, windows, mask_options, work, progress)
+        raw = crop_masks(network, view, crops, mask_options, work, progress)
         table = joined(work)
         count, kind = int(table.max()), "uint16" if table.max() < 1 << 16 else "uint32"
         none = np.zeros((0, 3), np.uint8)
@@ -102,16 +102,16 @@ def propose_scene(
     return count
 
 
-def window_masks(
+def crop_masks(
     network: Backbone,
     view: View,
-    windows: Windows,
+    crops: Crops,
     options: dict[str, Any],
     work: Work,
     progress: ProgressCallback,
 ) -> RawFile:
-    """Masks of all windows on disk, each with a number of its own, at the scene's size; and in the
-    state of the work which of them show, and which agree, row by row of windows."""
+    """Masks of all crops on disk, each with a number of its own, at the scene's size; and in the
+    state of the work which of them show, and which agree, row by row of crops."""
     raw = work.file("masks.u32", (view.scene.height, view.scene.width), np.uint32)
     rows: list[dict[str, Any]] = work.get("rows", [])
     patch, done = network.patch_size, len(rows)
@@ -121,17 +121,17 @@ def window_masks(
     above: dict[int, np.ndarray] = {}
 
     def load(i: int) -> tuple[np.ndarray, np.ndarray]:
-        return window_row(view, windows, i, patch)
+        return crop_row(view, crops, i, patch)
 
-    for i, (colours, valid) in ahead(load, range(begin, len(windows.tops))):
+    for i, (colours, valid) in ahead(load, range(begin, len(crops.tops))):
         line: dict[str, Any] = {"first": following, "shown": [], "pairs": []}
         here: dict[int, np.ndarray] = {}
-        for j, probabilities in _row_probabilities(network, windows, colours, valid, options):
+        for j, probabilities in _row_probabilities(network, crops, colours, valid, options):
             masks = probabilities.argmax(0).cpu().numpy().astype(np.int64)
             here[j] = np.where(masks > 0, masks + following - 1, 0)
             if i >= done:
-                core, top = _core(view, windows, i, j, patch), windows.tops[i] * patch
-                origin = (top, windows.lefts[j] * patch)
+                core, top = _core(view, crops, i, j, patch), crops.tops[i] * patch
+                origin = (top, crops.lefts[j] * patch)
                 for part, found in scene_labels(view, probabilities, origin, core):
                     numbers = found.cpu().numpy().astype(np.int64)
                     numbers = np.where(numbers > 0, numbers + following - 1, 0)
@@ -139,10 +139,10 @@ def window_masks(
                     line["shown"] += np.unique(numbers).tolist()
                     raw.put(numbers, part.top, part.left)
                 if j - 1 in here:
-                    step = (windows.lefts[j] - windows.lefts[j - 1]) * patch
+                    step = (crops.lefts[j] - crops.lefts[j - 1]) * patch
                     line["pairs"] += agreeing(here[j - 1][:, step:], here[j][:, : -step or None])
                 if j in above:
-                    step = (windows.tops[i] - windows.tops[i - 1]) * patch
+                    step = (crops.tops[i] - crops.tops[i - 1]) * patch
                     line["pairs"] += agreeing(above[j][step:], here[j][:-step])
             following += len(probabilities) - 1
         above = here
@@ -150,21 +150,21 @@ def window_masks(
             line["shown"] = sorted(set(line["shown"]) - {0})
             rows.append(line)
             work.keep(rows=rows)
-        each = len(windows.lefts)
-        progress("windows", (i + 1) * each, len(windows.tops) * each, {})
+        each = len(crops.lefts)
+        progress("crops", (i + 1) * each, len(crops.tops) * each, {})
     return raw
 
 
 def _row_probabilities(
     network: Backbone,
-    windows: Windows,
+    crops: Crops,
     colours: np.ndarray,
     valid: np.ndarray,
     options: dict[str, Any],
 ) -> Iterator[tuple[int, Tensor]]:
-    """Number in its row, and probabilities of masks, of every window that shows something."""
+    """Number in its row, and probabilities of masks, of every crop that shows something."""
     patch = network.patch_size
-    spans = [slice(at * patch, (at + windows.side[1]) * patch) for at in windows.lefts]
+    spans = [slice(at * patch, (at + crops.side[1]) * patch) for at in crops.lefts]
     shown = [(j, colours[:, span]) for j, span in enumerate(spans) if valid[:, span].any()]
 
     def masks(images: Tensor) -> list[Tensor]:
@@ -174,10 +174,10 @@ def _row_probabilities(
     yield from on_lanes(masks, shown, network.device)
 
 
-def _core(view: View, windows: Windows, i: int, j: int, patch: int) -> Box:
-    """What a window keeps, in pixels of the view."""
-    rows = cores(windows.rows, windows.tops, windows.side[0])[i]
-    columns = cores(windows.columns, windows.lefts, windows.side[1])[j]
+def _core(view: View, crops: Crops, i: int, j: int, patch: int) -> Box:
+    """What a crop keeps, in pixels of the view."""
+    rows = cores(crops.rows, crops.tops, crops.side[0])[i]
+    columns = cores(crops.columns, crops.lefts, crops.side[1])[j]
     return Box(*(min(end * patch, view.height) for end in rows),
                *(min(end * patch, view.width) for end in columns))  # fmt: skip
 
@@ -201,7 +201,7 @@ def agreeing(one: Integer[np.ndarray, "h w"], other: Integer[np.ndarray, "h w"])
 
 
 def joined(work: Work) -> Integer[np.ndarray, " n"]:
-    """Number of each mask of a window over the whole scene, in the order in which windows show
+    """Number of each mask of a crop over the whole scene, in the order in which crops show
     them; 0 stays 0."""
     rows = work.get("rows", [])
     pairs = np.array([pair for row in rows for pair in row["pairs"]], np.int64).reshape(-1, 2)

@@ -1,9 +1,10 @@
-"""From blended logits to labels: the CRF on overlapping tiles of which the cores are kept."""
+"""From blended logits to labels: the CRF on overlapping windows of which the cores are kept."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,11 +15,11 @@ from primaps.classes.apply import legend_values
 from primaps.classes.legend import HIDDEN
 from primaps.classes.tree import best_parts
 from primaps.crf import CLASS_CRF
-from primaps.em.pixels import upsample
+from primaps.em.pixels import interpolate, upsample
 from primaps.model import PriMaPsEM
+from primaps.scenes.crops import Crops, cores, starts
 from primaps.scenes.logits import divided_tree
 from primaps.scenes.pixels import (
-    interpolate,
     positions,
     scene_blocks,
     scene_labels,
@@ -26,14 +27,18 @@ from primaps.scenes.pixels import (
 )
 from primaps.scenes.source import Box
 from primaps.scenes.view import View, ahead
-from primaps.scenes.windows import Windows, cores, starts
 from primaps.scenes.work import RawFile, Work
+from primaps.support.lanes import lanes, overlapped
 from primaps.support.progress import ProgressCallback
 
-TILE_VALUES = 10_000_000
-"""Marginals of a tile: K times its pixels, which decides the memory of the CRF."""
+WINDOW = 840
+"""Side of windows in pixels. Larger ones overlap by less of their area, but no cache holds them."""
+VALUES = 9_000_000
+"""Marginals of a window at the most: K times its pixels, which decides the memory of the CRF."""
+TOGETHER = 2
+"""Windows that a CPU refines at the same time; they share its cores, and each has its memory."""
 MARGIN = 56
-"""Pixels that tiles reach beyond their cores: nearly the range of the CRF's bilateral kernel."""
+"""Pixels that windows reach beyond their cores: nearly the range of the CRF's bilateral kernel."""
 Finish = Callable[[Integer[Tensor, "h w"], Box], Integer[Tensor, "h w"]]
 """Classes of a box of the scene to the labels that are written."""
 
@@ -41,13 +46,18 @@ Finish = Callable[[Integer[Tensor, "h w"], Box], Integer[Tensor, "h w"]]
 def refine(
     model: PriMaPsEM,
     view: View,
-    windows: Windows,
+    crops: Crops,
     blended: RawFile,
     crf: bool,
+    window: int | None,
     work: Work,
     progress: ProgressCallback,
 ) -> RawFile:
     """Labels of every pixel of the scene, 255 where there is nothing or a class is hidden.
+
+    Args:
+        window: side of windows in pixels of the view; None is :data:`WINDOW`, less for more
+            classes.
 
     Returns:
         (height, width) of the scene on disk, 8 bits.
@@ -55,8 +65,8 @@ def refine(
     patch, classes = model.network.patch_size, model.config.classes
     out = work.file("labels.u8", (view.scene.height, view.scene.width), np.uint8)
     margin = math.ceil(MARGIN / patch) if crf else 1
-    side = max(3 * margin, int(math.sqrt(TILE_VALUES / classes)) // patch)
-    rows, columns = (_tiles(n, side, margin) for n in (windows.rows, windows.columns))
+    side = max(3 * margin, (window or min(WINDOW, math.isqrt(VALUES // classes))) // patch)
+    rows, columns = (_windows(n, side, margin) for n in (crops.rows, crops.columns))
     done: int = work.get("refined", 0)
 
     def load(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,30 +74,38 @@ def refine(
         colours, valid = view.rows(top * patch, min(bottom * patch, view.height))
         # Places at the rim may reach beyond the scene, where networks see its mirror image.
         more = ((0, bottom * patch - top * patch - len(colours)),
-                (0, windows.columns * patch - view.width))  # fmt: skip
+                (0, crops.columns * patch - view.width))  # fmt: skip
         return blended.rows(top, bottom), np.pad(colours, (*more, (0, 0)), "symmetric"), valid
 
-    for i, (stored, colours, valid) in ahead(load, range(done, len(rows))):
-        tall, kept = rows[i]
-        for number, (wide, own) in enumerate(columns):
-            box = Box(*tall, *wide)
-            core = Box(*(min(patch * end, size) for end, size in zip(
-                (*kept, *own), (view.height,) * 2 + (view.width,) * 2, strict=True)))  # fmt: skip
-            _tile(model, view, stored, colours, valid, box, core, crf, out)
-            step = i * len(columns) + number + 1
+    def pieces() -> Iterator[list[Callable[[], None]]]:
+        for i, (stored, colours, valid) in ahead(load, range(done, len(rows))):
+            tall, kept = rows[i]
+            for wide, own in columns:
+                core = Box(*(min(patch * end, view.height) for end in kept),
+                           *(min(patch * end, view.width) for end in own))  # fmt: skip
+                box = Box(*tall, *wide)
+                yield [partial(_window, model, view, stored, colours, valid, box, core, crf, out)]
+
+    with lanes(model.backbone.device, TOGETHER, writers=0) as own:
+        labelled = overlapped(pieces(), lambda piece: piece[0](), own)
+        for step, _ in enumerate(labelled, done * len(columns) + 1):
+            if step % len(columns) == 0:
+                work.keep(refined=step // len(columns))
             progress("labels", step, len(rows) * len(columns), {})
-        work.keep(refined=i + 1)
     return out
 
 
-def _tiles(length: int, side: int, margin: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Tiles of a line, each with the core that it keeps."""
+def _windows(length: int, side: int, margin: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Windows on a line, as few as ``side`` allows and no longer than they have to be, each with
+    the core that it keeps."""
+    number = len(starts(length, side, 2 * margin))
+    side = math.ceil((length + (number - 1) * 2 * margin) / number)
     begins = starts(length, side, 2 * margin)
     ends = [min(length, begin + side) for begin in begins]
     return list(zip(zip(begins, ends, strict=True), cores(length, begins, side), strict=True))
 
 
-def _tile(
+def _window(
     model: PriMaPsEM,
     view: View,
     stored: Float[np.ndarray, "rows channels columns"],
@@ -98,12 +116,12 @@ def _tile(
     crf: bool,
     out: RawFile,
 ) -> None:
-    """Label the core of a tile.
+    """Label the core of a window.
 
     Args:
         stored: blended values of its rows of the grid.
         colours, valid: of its rows of the view, colours beyond it where the grid is.
-        box: the tile on the grid.
+        box: the window on the grid.
         core: in pixels of the view.
     """
     patch, classes = model.network.patch_size, model.config.classes

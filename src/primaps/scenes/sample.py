@@ -51,7 +51,7 @@ def scene_windows(
         count: number of windows.
         size: of their sides, in pixels that the network sees.
         folder: where they are kept as PNG; None is the cache. Those that are there are taken.
-        **look: fields of :class:`primaps.scenes.look.Look`; a window and an overlap play no part.
+        **look: fields of :class:`primaps.scenes.look.Look`; an overlap and a window play no part.
 
     Returns:
         Images for :meth:`primaps.PriMaPsEM.fit`.

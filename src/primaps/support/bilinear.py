@@ -1,10 +1,11 @@
-"""Where bilinear interpolation takes its values from, for compiled loops."""
+"""Where bilinear interpolation takes its values from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 
@@ -17,9 +18,28 @@ def axes(source: Sequence[int], target: Sequence[int]) -> tuple[NDArray, ...]:
         >>> low.tolist(), high.tolist(), share.tolist()
         ([0, 0, 0, 1], [1, 1, 1, 1], [0.0, 0.25, 0.75, 0.0])
     """
-    parts: list[NDArray] = []
-    for old, new in zip(source, target, strict=True):
-        position = ((np.arange(new) + 0.5) * old / new - 0.5).clip(0, old - 1)
-        low = position.astype(np.int64)
-        parts += [low, np.minimum(low + 1, old - 1), (position - low).astype(np.float32)]
-    return tuple(parts)
+    pairs = zip(source, target, strict=True)
+    return sum((neighbours(middles(old, new), old) for old, new in pairs), ())
+
+
+def middles(old: int, new: int) -> Float[np.ndarray, " new"]:
+    """Where the middles of ``new`` positions lie among those of ``old`` ones on the same line.
+
+    Examples:
+        >>> middles(2, 4).tolist()
+        [-0.25, 0.25, 0.75, 1.25]
+    """
+    return (np.arange(new) + 0.5) * old / new - 0.5
+
+
+def neighbours(places: Float[np.ndarray, " n"], length: int) -> tuple[NDArray, NDArray, NDArray]:
+    """Positions below and above places on a line, and the share of those above; beyond the ends of
+    the line, its ends.
+
+    Examples:
+        >>> [each.tolist() for each in neighbours(np.array([-1, 0.25, 9]), 2)]
+        [[0, 0, 1], [1, 1, 1], [0.0, 0.25, 0.0]]
+    """
+    places = places.clip(0, length - 1)
+    low = places.astype(np.int64)
+    return low, np.minimum(low + 1, length - 1), (places - low).astype(np.float32)

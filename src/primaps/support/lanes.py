@@ -40,19 +40,20 @@ class Lanes:
     turn: Semaphore
 
 
-def lane_count(device: torch.device) -> int:
+def lane_count(device: torch.device, most: int = LANES) -> int:
     """Batches that are computed at the same time."""
-    return min(torch.get_num_threads(), LANES) if device.type == "cpu" else 1
+    return min(torch.get_num_threads(), most) if device.type == "cpu" else 1
 
 
 @contextmanager
-def lanes(device: torch.device) -> Iterator[Lanes]:
-    """Threads that compute batches on a device and write what became of them.
+def lanes(device: torch.device, most: int = LANES, writers: int = WRITERS) -> Iterator[Lanes]:
+    """Threads that compute batches on a device, ``most`` at the same time, and write what became
+    of them.
 
     On a CPU the threads of torch are shared out among them.
     """
-    cores, count = torch.get_num_threads(), lane_count(device)
-    threads, each = count + WRITERS, max(1, cores // count)
+    cores, count = torch.get_num_threads(), lane_count(device, most)
+    threads, each = count + writers, max(1, cores // count)
     pool = ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(each))
     try:
         yield Lanes(pool, threads, Semaphore(count))

@@ -1,4 +1,4 @@
-"""Where the windows of a scene lie, and how much each says about the places in it."""
+"""Where the crops of a scene lie that a network sees, and how much each says about its places."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from primaps.support.errors import InputError
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Overlapping windows on a grid of features.
+class Crops:
+    """Overlapping crops on a grid of features.
 
     Attributes:
         rows, columns: of the grid.
-        side: rows and columns of a window, in positions of the grid; less if the grid is smaller.
-        tops, lefts: where windows begin; each top with each left is one.
+        side: rows and columns of a crop, in positions of the grid; less if the grid is smaller.
+        tops, lefts: where crops begin; each top with each left is one.
     """
 
     rows: int
@@ -31,34 +31,28 @@ class Windows:
     lefts: tuple[int, ...]
 
 
-def plan_windows(height: int, width: int, patch: int, window: int, overlap: int) -> Windows:
-    """Windows over an image, as few as have the overlap, at even distances.
+def plan_crops(height: int, width: int, patch: int, size: int, overlap: int) -> Crops:
+    """Crops over an image, as few as have the overlap, at even distances.
 
     Args:
         height, width: of the image, in pixels that the network sees.
         patch: pixels per position of the grid.
-        window: side of a window in pixels, a multiple of the patch size.
-        overlap: of neighbouring windows in pixels; rounded up to patches.
+        size: side of a crop in pixels; rounded to patches.
+        overlap: of neighbouring crops in pixels; rounded up to patches.
 
     Raises:
-        InputError: the window is no multiple of the patch size, or windows overlap by more than
-            half.
+        InputError: crops overlap by more than half.
 
     Examples:
-        >>> plan = plan_windows(32, 100, 8, 32, 8)
+        >>> plan = plan_crops(32, 100, 8, 32, 8)
         >>> plan.side, plan.tops, plan.lefts
         ((4, 4), (0,), (0, 3, 6, 9))
     """
-    if window < patch or window % patch:
-        nearest = max(1, round(window / patch)) * patch
-        raise InputError(
-            f"--window {window} is not a multiple of the patch size {patch}; {nearest} is"
-        )
-    cells, common = window // patch, -(-overlap // patch)
+    cells, common = max(1, round(size / patch)), -(-overlap // patch)
     if not 0 <= 2 * common <= cells:
-        raise InputError(f"--overlap {overlap} must be between 0 and half of the window {window}")
+        raise InputError(f"--overlap {overlap} must be between 0 and half of the size {size}")
     rows, columns = -(-height // patch), -(-width // patch)
-    return Windows(
+    return Crops(
         rows,
         columns,
         (min(cells, rows), min(cells, columns)),
@@ -68,19 +62,21 @@ def plan_windows(height: int, width: int, patch: int, window: int, overlap: int)
 
 
 def starts(length: int, side: int, overlap: int) -> tuple[int, ...]:
-    """Where windows begin on a line, the last one ending with it.
+    """Where pieces of a line begin, the last one ending with it.
 
     Examples:
         >>> starts(10, 4, 1), starts(3, 4, 1), starts(11, 4, 0)
         ((0, 3, 6), (0,), (0, 4, 7))
     """
-    last = max(0, length - side)
+    last = length - side
+    if last <= 0:
+        return (0,)
     steps = math.ceil(last / (side - overlap))
     return (*(round(last * i / steps) for i in range(steps)), last)
 
 
 def cosine_weights(side: tuple[int, int]) -> Float[Tensor, "n m"]:
-    """Weight of each position of a window: most in the middle, near nothing at the rim, where the
+    """Weight of each position of a crop: most in the middle, near nothing at the rim, where the
     network sees only one side of what is around.
 
     The squared sine of a half period per axis, at the middle of positions, so that none is zero.
@@ -90,7 +86,7 @@ def cosine_weights(side: tuple[int, int]) -> Float[Tensor, "n m"]:
 
 
 def cores(length: int, begins: tuple[int, ...], side: int) -> list[tuple[int, int]]:
-    """The part of a line that each window keeps: neighbours meet in the middle of their overlap.
+    """The part of a line that each piece keeps: neighbours meet in the middle of their overlap.
 
     Examples:
         >>> cores(10, (0, 3, 6), 4)

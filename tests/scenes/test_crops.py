@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from primaps.scenes.windows import cores, cosine_weights, plan_windows, starts
+from primaps.scenes.crops import cores, cosine_weights, plan_crops, starts
+from primaps.scenes.refine import _windows
 from primaps.support.errors import InputError
 
 
-def test_windows_cover_every_place_overlap_enough_and_stay_inside():
+def test_crops_cover_every_place_overlap_enough_and_stay_inside():
     for length in range(1, 70):
         for side, overlap in ((1, 0), (4, 0), (5, 2), (8, 4), (23, 3)):
             begins = starts(length, side, overlap)
@@ -34,7 +35,7 @@ def test_cores_are_a_partition_inside_their_windows():
 
 
 def test_blending_weights_sum_to_one_and_change_slowly():
-    plan = plan_windows(8 * 40, 8 * 50, 8, 64, 24)
+    plan = plan_crops(8 * 40, 8 * 50, 8, 64, 24)
     total, own = torch.zeros(plan.rows, plan.columns), []
     weights = cosine_weights(plan.side)
     for top in plan.tops:
@@ -51,9 +52,23 @@ def test_blending_weights_sum_to_one_and_change_slowly():
 
 
 @pytest.mark.parametrize(
-    ("window", "overlap", "words"),
-    [(60, 8, "64 is"), (64, 40, "half of the window"), (64, -8, "between 0")],
+    ("overlap", "words"),
+    [(40, "half of the size 64"), (-8, "between 0")],
 )
-def test_windows_that_cannot_be_are_refused(window, overlap, words):
+def test_overlaps_that_cannot_be_are_refused(overlap, words):
     with pytest.raises(InputError, match=words):
-        plan_windows(200, 200, 8, window, overlap)
+        plan_crops(200, 200, 8, 64, overlap)
+
+
+def test_windows_are_as_few_as_their_side_allows_and_no_longer_than_that_takes():
+    for length in range(1, 90):
+        for side, margin in ((13, 4), (22, 7), (43, 4)):
+            windows = _windows(length, side, margin)
+            assert len(windows) == len(starts(length, side, 2 * margin))
+            assert [c for _, core in windows for c in range(*core)] == list(range(length))
+            for (begin, end), (first, last) in windows:
+                assert end - begin <= side
+                assert first == 0 or first - begin >= margin
+                assert last == length or end - last >= margin
+            together = sum(end - begin for (begin, end), _ in windows)
+            assert together < length + 2 * margin * (len(windows) - 1) + len(windows)
