@@ -49,9 +49,9 @@ def test_another_window_gives_the_same_classes(large, even, monkeypatch):
 
     whole = primaps.predict_image(large, even, size=256)
     monkeypatch.setattr(refine, "CLASS_CRF", watched)
-    parts = primaps.predict_image(large, even, size=256, window=176)
+    parts = primaps.predict_image(large, even, size=256, window=168)
     assert len(refined) == 6
-    assert max(map(max, refined)) <= 176
+    assert max(map(max, refined)) <= 168
     assert (parts != whole).mean() < 0.001
 
 

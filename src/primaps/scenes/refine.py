@@ -37,8 +37,9 @@ VALUES = 9_000_000
 """Marginals of a window at the most: K times its pixels, which decides the memory of the CRF."""
 TOGETHER = 2
 """Windows that a CPU refines at the same time; they share its cores, and each has its memory."""
-MARGIN = 56
-"""Pixels that windows reach beyond their cores: nearly the range of the CRF's bilateral kernel."""
+MARGIN = 42
+"""Pixels that windows reach beyond their cores. More of them change no more pixels of a scene that a
+model was fitted to."""
 Finish = Callable[[Integer[Tensor, "h w"], Box], Integer[Tensor, "h w"]]
 """Classes of a box of the scene to the labels that are written."""
 
