@@ -38,8 +38,8 @@ VALUES = 9_000_000
 TOGETHER = 2
 """Windows that a CPU refines at the same time; they share its cores, and each has its memory."""
 MARGIN = 42
-"""Pixels that windows reach beyond their cores. More of them change no more pixels of a scene that a
-model was fitted to."""
+"""Pixels that windows reach beyond their cores. More change nothing in a scene that a model was
+fitted to."""
 Finish = Callable[[Integer[Tensor, "h w"], Box], Integer[Tensor, "h w"]]
 """Classes of a box of the scene to the labels that are written."""
 
