@@ -20,7 +20,7 @@ WindowOption = Annotated[
 OverlapOption = Annotated[
     int | None,
     Range(0, 1 << 16),
-    typer.Option(help="Scenes: of neighbouring crops, which the network sees [default: an eighth "
+    typer.Option(help="Scenes: pixels that neighbouring crops have in common [default: an eighth "
                       "of --size]."),
 ]  # fmt: skip
 ScaleOption = Annotated[

@@ -18,7 +18,7 @@ from primaps.support.errors import InputError
 
 A = TypeVar("A")
 B = TypeVar("B")
-READ_BYTES = 8 << 20
+READ_BYTES = 16 << 20
 """Of pixels that are read from a file at once."""
 
 
