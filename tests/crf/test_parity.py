@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from primaps.crf import DenseCRF, compiled_rows, compiled_unary, dense_crf
+from primaps.crf import DenseCRF, compiled_batch, compiled_rows, compiled_unary, dense_crf
 
 data = pytest.importorskip("skimage.data", reason="photographs come with scikit-image")
 
@@ -219,3 +219,27 @@ def test_labels_that_were_left_out_come_back(small):
     np.testing.assert_allclose(rows.values, values, atol=1e-6)
     rows.shorten(weak)
     assert rows.width == full
+
+
+def test_memory_of_large_images_goes_back_and_changes_nothing(monkeypatch):
+    image = photograph("coffee", 60, 80)[None]
+    logits = torch.randn(1, 20, 6, 8, generator=torch.Generator().manual_seed(0))
+    whole = dense_crf(image, logits=logits)
+    monkeypatch.setattr(compiled_batch, "_IDLE", [])
+    assert torch.equal(dense_crf(image, logits=logits), whole)
+    (kept,) = compiled_batch._IDLE
+    assert set(kept._arrays) == {"unary", "values", "points"}
+    monkeypatch.setattr(compiled_rows, "KEPT", 2**20)  # of less than 2 MB for these
+    monkeypatch.setattr(compiled_batch, "_IDLE", [])
+    released = []
+    monkeypatch.setattr(
+        compiled_rows.Workspace,
+        "release",
+        lambda self, name, given=compiled_rows.Workspace.release: (
+            given(self, name),
+            released.append(set(self._arrays)),
+        ),
+    )
+    assert torch.equal(dense_crf(image, logits=logits), whole)
+    assert released == [{"unary", "values"}]
+    assert not compiled_batch._IDLE
