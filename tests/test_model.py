@@ -7,10 +7,11 @@ from PIL import Image
 
 from primaps.backbones.load import load_backbone
 from primaps.data import find_images
-from primaps.em.pixels import largest_channel
+from primaps.em.pixels import largest_channel, largest_channel_at, largest_channel_at_torch
 from primaps.features.extract import extract
 from primaps.model import PriMaPsEM
 from primaps.model_folder import ModelError
+from primaps.support.bilinear import middles
 from tests.conftest import painted
 
 OWN = {
@@ -250,6 +251,11 @@ def test_largest_channel_is_the_argmax_of_the_upsampled_map():
     probabilities = torch.rand(5, 6, 7)
     large = torch.nn.functional.interpolate(probabilities[None], size=(40, 33), mode="bilinear")
     assert torch.equal(largest_channel(probabilities, (40, 33)).long(), large[0].argmax(0))
+    rows, columns = middles(6, 40), middles(7, 33)
+    found = largest_channel_at_torch(probabilities, rows, columns)
+    assert torch.equal(found.long(), large[0].argmax(0))
+    part = largest_channel_at(probabilities, rows[9:30], columns[5:])
+    assert torch.equal(part.long(), large[0].argmax(0)[9:30, 5:])
 
 
 def test_a_plan_of_a_probe_is_refused(colours, painted_folder):

@@ -20,7 +20,8 @@ def progress(stage, done, total, figures):
     if stage == sys.argv[4] and done >= int(sys.argv[5]):
         os.kill(os.getpid(), signal.SIGKILL)
 model = primaps.PriMaPsEM.from_pretrained(sys.argv[1], device="cpu")
-primaps.predict_scene(model, sys.argv[2], sys.argv[3], size=64, overlap=16, progress=progress)
+look = {"size": 64, "overlap": 16, "window": 168}
+primaps.predict_scene(model, sys.argv[2], sys.argv[3], progress=progress, **look)
 """
 
 
@@ -30,10 +31,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(vit, painted_folder, tmp_path, p
     model = primaps.PriMaPsEM(3, backbone=vit, size=64, device="cpu", **quick)
     model.fit(painted_folder / "images").save_pretrained(tmp_path / "model")
     path = geotiff(tmp_path / "scene.tif", bands(picture))
-    look = {"size": 64, "overlap": 16}
+    look = {"size": 64, "overlap": 16, "window": 168}
     primaps.predict_scene(model, path, tmp_path / "whole.tif", **look)
     words = [str(tmp_path / "model"), str(path), str(tmp_path / "parts.tif")]
-    for stage, place in (("crops", 8), ("labels", 1)):
+    for stage, place in (("crops", 8), ("labels", 4)):
         done = subprocess.run([sys.executable, "-c", CHILD, *words, stage, str(place)], check=False)
         assert done.returncode == -9
         assert not (tmp_path / "parts.tif").exists()
@@ -42,6 +43,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(vit, painted_folder, tmp_path, p
         model, path, tmp_path / "parts.tif", progress=lambda *a: seen.append(a), **look
     )
     assert "crops" not in {stage for stage, *_ in seen}  # they were done
+    assert [each[1:3] for each in seen if each[0] == "labels"] == [(n, 6) for n in (4, 5, 6)]
     assert (tmp_path / "parts.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
     assert not list(tmp_path.glob(".*"))
 

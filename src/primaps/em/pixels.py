@@ -49,6 +49,15 @@ def largest_channel_at(
         from primaps.em import pixels_compiled
 
         return pixels_compiled.largest_channel_at(probabilities, rows, columns)
+    return largest_channel_at_torch(probabilities, rows, columns)
+
+
+def largest_channel_at_torch(
+    probabilities: Float[Tensor, "k h w"],
+    rows: Float[np.ndarray, " n"],
+    columns: Float[np.ndarray, " m"],
+) -> Integer[Tensor, "n m"]:
+    """:func:`largest_channel_at` in torch operations."""
     best = interpolate(probabilities[0], rows, columns)
     winner = torch.zeros(best.shape, dtype=torch.int16, device=best.device)
     for channel in range(1, len(probabilities)):

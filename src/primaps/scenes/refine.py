@@ -38,8 +38,8 @@ VALUES = 9_000_000
 TOGETHER = 2
 """Windows that a CPU refines at the same time; they share its cores, and each has its memory."""
 MARGIN = 42
-"""Pixels that windows reach beyond their cores. More change nothing in a scene that a model was
-fitted to."""
+"""Pixels that windows reach beyond their cores. More change hardly anything in a scene that a model
+was fitted to."""
 Finish = Callable[[Integer[Tensor, "h w"], Box], Integer[Tensor, "h w"]]
 """Classes of a box of the scene to the labels that are written."""
 
@@ -85,7 +85,7 @@ def refine(
                 core = Box(*(min(patch * end, view.height) for end in kept),
                            *(min(patch * end, view.width) for end in own))  # fmt: skip
                 box = Box(*tall, *wide)
-                yield [partial(_window, model, view, stored, colours, valid, box, core, crf, out)]
+                yield [partial(_label, model, view, stored, colours, valid, box, core, crf, out)]
 
     with lanes(model.backbone.device, TOGETHER, writers=0) as own:
         labelled = overlapped(pieces(), lambda piece: piece[0](), own)
@@ -106,7 +106,7 @@ def _windows(length: int, side: int, margin: int) -> list[tuple[tuple[int, int],
     return list(zip(zip(begins, ends, strict=True), cores(length, begins, side), strict=True))
 
 
-def _window(
+def _label(
     model: PriMaPsEM,
     view: View,
     stored: Float[np.ndarray, "rows channels columns"],
