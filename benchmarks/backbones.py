@@ -2,7 +2,7 @@
 
     python benchmarks/backbones.py [--backbone dinov2-vits14] [--threads 1] [--rounds 9]
 
-All take two images of 322x434 px in turn, as predict does for an image and its mirror image.
+All take two images of 322x434 px in turn, as predict does for an image and its flipped image.
 Prints the median of the ratios of their times, and GFLOP per second, in both precisions.
 """
 

@@ -1,4 +1,4 @@
-"""The tree of classes, the choice of K, trust and audit on labelled folders.
+"""The tree of classes, the choice of K, trust and audit on labeled folders.
 
     python benchmarks/classes.py tree --data ROOT     # what a cut costs against a direct fit
     python benchmarks/classes.py choose --data ROOT   # evidence for several K, and what it is worth
@@ -26,12 +26,12 @@ from scipy.stats import rankdata, spearmanr
 
 from primaps.backbones.backbone import mean_of_both
 from primaps.classes.audit import estimate, strips
+from primaps.classes.build_tree import LINKAGE, grow
 from primaps.classes.choose import candidates, choice_of, curve
-from primaps.classes.grow import LINKAGE, grow
 from primaps.classes.inventory import take_inventory
 from primaps.classes.linkage import LINKAGES
+from primaps.classes.stability import class_trust
 from primaps.classes.tree import Tree, part_map
-from primaps.classes.trust import class_trust
 from primaps.crf import CLASS_CRF
 from primaps.data import find_images, load_pair, pair_up, read
 from primaps.em.pixels import upsample
@@ -41,9 +41,9 @@ from primaps.evaluation.metrics import confusion_matrix, majority, match, scores
 from primaps.features.extract import extract
 from primaps.features.mask_table import MaskTable, mask_table
 from primaps.model import PriMaPsEM
-from primaps.support.files import cache_dir
-from primaps.support.progress import ProgressDisplay
-from primaps.support.seeding import generator
+from primaps.utils.files import cache_dir
+from primaps.utils.progress import ProgressDisplay
+from primaps.utils.seeding import generator
 
 # Images to fit, images to score, labels of those; the number of classes of the labels.
 SETS = {
@@ -57,7 +57,7 @@ OTHER = (3, 6, 11, 16, 27, 40)
 
 @dataclass
 class Scored:
-    """Images with labels: features averaged with the mirror image, those of both, labels."""
+    """Images with labels: features averaged with the flipped image, those of both, labels."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -77,7 +77,7 @@ class Bench:
     def __init__(self, name: str, arguments: argparse.Namespace) -> None:
         self.name, self.options = name, {"precision": arguments.precision}
         self.recipe = arguments.recipe
-        self.root, self.store = arguments.data, arguments.store
+        self.root, self.store = arguments.data, arguments.cache
         self.folder = self.store / "classes" / f"{name}-{arguments.recipe}-{arguments.precision}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._masks: MaskTable | None = None
@@ -90,7 +90,7 @@ class Bench:
             model = PriMaPsEM(classes, recipe=self.recipe, **self.options)
             with ProgressDisplay(Console(stderr=True)) as progress:
                 train = self.root / SETS[self.name][0]
-                model.fit(train, store=self.store, checkpoints=folder, progress=progress)
+                model.fit(train, cache=self.store, checkpoints=folder, progress=progress)
             model.save_pretrained(folder)
         return PriMaPsEM.from_pretrained(folder)
 
@@ -103,7 +103,7 @@ class Bench:
                 model = PriMaPsEM(2, **self.options)
                 files = find_images(self.root / SETS[self.name][0])
                 found = extract(
-                    files, model.backbone, model.size, masks=model.mask_maker(), store=self.store
+                    files, model.backbone, model.size, masks=model.mask_maker(), cache=self.store
                 )
                 torch.save(vars(mask_table(found.views, found.masks)), path)
             self._masks = MaskTable(**torch.load(path))
@@ -116,7 +116,7 @@ class Bench:
             model = PriMaPsEM(2, **self.options)
             data = pair_up(*(self.root / part for part in SETS[self.name][1:]))
             found = extract(
-                data.samples, model.backbone, model.size, masks=model.mask_maker(), store=self.store
+                data.samples, model.backbone, model.size, masks=model.mask_maker(), cache=self.store
             )
             pairs = [
                 pair
@@ -257,7 +257,7 @@ def trust(arguments: argparse.Namespace) -> None:
             "margin before the CRF": margins[0].mean((1, 2)),
             "margin after the CRF": margins[1].mean((1, 2)),
             "pixels that the CRF left": (crf == plain).float().mean((1, 2)),
-            "agreement with the mirror image": (one == other.flip(-1)).float().mean((1, 2)),
+            "agreement with the flipped image": (one == other.flip(-1)).float().mean((1, 2)),
             "cosine to the nearest prototype": cosines.amax(1).mean((1, 2)),
             "cosine to the nearest part": parts.amax(1).mean((1, 2)),
             "stability of its classes": stable[crf].mean((1, 2)),
@@ -336,16 +336,16 @@ def speed(arguments: argparse.Namespace) -> None:
     print(f"camvid, all three: {time.monotonic() - whole:.1f} s")
     for count in arguments.counts:
         random = torch.Generator().manual_seed(0)
-        centres = F.normalize(torch.randn(200, 384, generator=random), dim=1)
+        centers = F.normalize(torch.randn(200, 384, generator=random), dim=1)
         features = torch.empty(count, 384)
         for rows in features.split(10_000):
             rows.normal_(std=0.05, generator=random)
-            rows += centres[torch.randint(200, (len(rows),), generator=random)]
+            rows += centers[torch.randint(200, (len(rows),), generator=random)]
             rows /= rows.norm(dim=1, keepdim=True)
         images = torch.arange(count) // 8
         table = MaskTable(features, torch.ones(count), images, images)
         began = time.monotonic()
-        take_inventory(table, centres[:27], torch.ones(27))
+        take_inventory(table, centers[:27], torch.ones(27))
         middle = time.monotonic()
         curve(features, images, candidates())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -365,7 +365,7 @@ def main() -> None:
     parser.add_argument("--counts", nargs="+", type=int, default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--recipe", default="orthogonal")
     parser.add_argument("--precision", default="float32")
-    parser.add_argument("--store", type=Path, default=cache_dir() / "features")
+    parser.add_argument("--cache", type=Path, default=cache_dir() / "features")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with torch.no_grad():

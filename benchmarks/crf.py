@@ -2,7 +2,7 @@
 
     python benchmarks/crf.py                        # the whole table, many minutes
     python benchmarks/crf.py --quick                # 320x320, 12 and 27 labels
-    python benchmarks/crf.py --images FOLDER        # your own photographs
+    python benchmarks/crf.py --images FOLDER        # your own photos
     python benchmarks/crf.py --format json
 
 pydensecrf2 (optional, `pip install pydensecrf2`) runs in a pool of as many processes as torch has
@@ -16,7 +16,7 @@ touch C per direction) and rows of R bytes (labels padded, float32): W^T B W rea
     blur     2 C R, summed over 6 + 3 directions, + 4 C (indices)
     update   2 N R (unary, marginals) + 9 N 8 + 9 N R (rows)
 
-where neighbouring pixels share lattice points, so of the 9 N rows only the distinct ones, M R at
+where neighboring pixels share lattice points, so of the 9 N rows only the distinct ones, M R at
 least, must come from memory. The lower bound counts these; the table gives it over the measured
 time, beside the bandwidth of a plain array copy on the same threads.
 """
@@ -41,8 +41,8 @@ from PIL import Image
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
-def photographs(folder: Path | None, size: int, count: int) -> list[np.ndarray]:
-    """``count`` square RGB photographs, from a folder or those that scikit-image brings."""
+def photos(folder: Path | None, size: int, count: int) -> list[np.ndarray]:
+    """``count`` square RGB photos, from a folder or those that scikit-image brings."""
     if folder is None:
         from skimage import data
 
@@ -63,25 +63,25 @@ def photographs(folder: Path | None, size: int, count: int) -> list[np.ndarray]:
 
 
 def soft_labels(image: np.ndarray, labels: int, patch: int = 8) -> np.ndarray:
-    """Probabilities like a patch-based segmenter's: soft k-means of patch colours, upsampled."""
+    """Probabilities like a patch-based segmenter's: soft k-means of patch colors, upsampled."""
     size = len(image)
-    colours = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-    coarse = F.adaptive_avg_pool2d(colours, size // patch)
+    colors = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    coarse = F.adaptive_avg_pool2d(colors, size // patch)
     flat = coarse[0].flatten(1).T
-    centres = flat[torch.randperm(len(flat), generator=torch.Generator().manual_seed(0))[:labels]]
+    centers = flat[torch.randperm(len(flat), generator=torch.Generator().manual_seed(0))[:labels]]
     for _ in range(5):
-        nearest = torch.cdist(flat, centres).argmin(1)
-        centres = torch.stack(
-            [flat[nearest == k].mean(0) if k in nearest else c for k, c in enumerate(centres)]
+        nearest = torch.cdist(flat, centers).argmin(1)
+        centers = torch.stack(
+            [flat[nearest == k].mean(0) if k in nearest else c for k, c in enumerate(centers)]
         )
-    logits = -torch.cdist(flat, centres).T.reshape(1, labels, *coarse.shape[-2:]) / 15
+    logits = -torch.cdist(flat, centers).T.reshape(1, labels, *coarse.shape[-2:]) / 15
     logits = F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
     return logits[0].softmax(0).numpy()
 
 
 @lru_cache(maxsize=2)
 def inputs(folder: Path | None, size: int, labels: int, count: int) -> tuple:
-    images = photographs(folder, size, count)
+    images = photos(folder, size, count)
     return images, [soft_labels(image, labels) for image in images]
 
 
@@ -165,8 +165,8 @@ def bytes_per_iteration(folder: Path | None, size: int, labels: int, count: int)
     n, row = size * size, 4 * compiled_rows.row_layout(labels)[0]
     totals = []
     for image in inputs(folder, size, labels, count)[0]:
-        colours = torch.from_numpy(image).permute(2, 0, 1)
-        features = [bilateral_features(colours, 67.0, 3.0), spatial_features(size, size, 1.0)]
+        colors = torch.from_numpy(image).permute(2, 0, 1)
+        features = [bilateral_features(colors, 67.0, 3.0), spatial_features(size, size, 1.0)]
         lattices = [compiled_lattice.build(f.numpy()) for f in features]
         points = sum(lattice.size for lattice in lattices)
         chained = sum(int((c < la.size).sum()) for la in lattices for c in la.chains)
@@ -234,7 +234,7 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 320, 512, 1024])
     parser.add_argument("--labels", type=int, nargs="+", default=[3, 12, 27, 64])
-    parser.add_argument("--images", type=Path, help="folder of photographs")
+    parser.add_argument("--images", type=Path, help="folder of photos")
     parser.add_argument("--count", type=int, help="images in a batch")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true", help="no peak memory (needs Linux)")

@@ -2,7 +2,7 @@
 
     python benchmarks/em.py epoch --images FOLDER     # one epoch against the straightforward one
     python benchmarks/em.py stages --images FOLDER    # where the time of a whole fit goes
-    python benchmarks/em.py scale [--keep masks]      # 50,000 images in bounded memory
+    python benchmarks/em.py scale [--cache-content masks]      # 50,000 images in bounded memory
 
 ``epoch`` trains on the same cached features in processes of their own, so that their peaks of
 memory can be told apart. The straightforward epoch does what the equations say, in their order:
@@ -36,8 +36,8 @@ from primaps.em.prototypes import Prototypes
 from primaps.features.extract import extract
 from primaps.features.views import batch_indices
 from primaps.model import PriMaPsEM
-from primaps.support.files import cache_dir
-from primaps.support.progress import ProgressDisplay
+from primaps.utils.files import cache_dir
+from primaps.utils.progress import ProgressDisplay
 
 
 def straightforward(views, masks, start: Prototypes, steps: int, config: Config) -> None:
@@ -48,7 +48,7 @@ def straightforward(views, masks, start: Prototypes, steps: int, config: Config)
         index = batch_indices(step, len(views), config.batch_size, "EM", config.seed)
         batch = views.batch(index, step, config.seed)
         mask = masks.take(batch.rows)
-        mask = torch.where(batch.mirror.view(-1, 1, 1), mask.flip(-1), mask)
+        mask = torch.where(batch.flip.view(-1, 1, 1), mask.flip(-1), mask)
         size = mask.shape[-2:]
         with torch.no_grad():
             large = F.interpolate(batch.clean, size=size, mode="bilinear")
@@ -77,7 +77,7 @@ def prepared(arguments: argparse.Namespace):
         model.backbone,
         model.size,
         masks=model.mask_maker(),
-        store=arguments.store,
+        cache=arguments.cache,
     )
 
 
@@ -148,7 +148,7 @@ def stages(arguments: argparse.Namespace) -> None:
             started.setdefault(stage, time.monotonic())
             progress(stage, done, total, figures)
 
-        model.fit(arguments.images, store=store, progress=note)
+        model.fit(arguments.images, cache=store, progress=note)
     end = time.monotonic()
     seconds["k-means"] = started["EM"] - started["k-means"]
     seconds["EM"] = end - started["EM"]
@@ -190,17 +190,19 @@ def scale(arguments: argparse.Namespace) -> None:
             blocks = generator.integers(0, 256, (4, 4, 3), np.uint8)
             Image.fromarray(blocks.repeat(16, 0).repeat(16, 1)).save(path)
         options = {"backbone": RandomPatches(), "patch_size": 8, "size": 64, "mask_crf": False}
-        if arguments.keep == "features":
+        if arguments.cache_content == "features":
             options |= {"recipe": "paper", "epochs": 1, "init_epochs": 1}
         model = PriMaPsEM(8, **options)
         files = find_images(images)
-        model.fit(files[:64], store=None, keep=arguments.keep)  # what the program itself takes
+        model.fit(
+            files[:64], cache=None, cache_content=arguments.cache_content
+        )  # what the program itself takes
         threading.Thread(target=watch, daemon=True).start()
         time.sleep(0.2)
         before, began = peak[0], time.monotonic()
         with ProgressDisplay(Console(stderr=True)) as progress:
             store = Path(folder) / "store"
-            model.fit(files, store=store, keep=arguments.keep, progress=progress)
+            model.fit(files, cache=store, cache_content=arguments.cache_content, progress=progress)
         stored = sum(p.stat().st_size for p in store.rglob("rows.bin"))
         seconds = time.monotonic() - began
     rise = (peak[0] - before) / 1e6
@@ -218,9 +220,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="of the straightforward epoch")
     parser.add_argument("--count", type=int, default=50_000)
-    parser.add_argument("--keep", default="features", choices=["features", "masks"])
+    parser.add_argument("--cache-content", default="features", choices=["features", "masks"])
     parser.add_argument("--folder", help="for the images and the store of scale")
-    parser.add_argument("--store", default=str(cache_dir() / "features"))
+    parser.add_argument("--cache", default=str(cache_dir() / "features"))
     parser.add_argument("--kind", default="ours", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     globals()[arguments.what](arguments)

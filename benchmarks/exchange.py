@@ -39,16 +39,16 @@ def label_map(seed: int, width: int, height: int) -> np.ndarray:
 
 
 def make(root: Path, images: int, width: int, height: int) -> float:
-    """Write maps and images; returns regions per image. 20 maps, mirrored and turned by 180."""
+    """Write maps and images; returns regions per image. 20 maps, flipped and turned by 180."""
     maps = [label_map(seed, width, height) for seed in range(min(20, images))]
     (root / "images").mkdir(parents=True)
     (root / "result").mkdir()
-    photograph = Image.fromarray(np.zeros((height, width, 3), np.uint8))
+    photo = Image.fromarray(np.zeros((height, width, 3), np.uint8))
     for i in range(images):
         labels = maps[i % len(maps)]
         labels = labels[:, :: (1, -1)[i % 2]][:: (1, -1)[i // 2 % 2]]
         Image.fromarray(labels).save(root / "result" / f"{i:05}.png")
-        photograph.save(root / "images" / f"{i:05}.jpg")
+        photo.save(root / "images" / f"{i:05}.jpg")
     about = {"command": "predict", "names": [f"class {k}" for k in range(CLASSES)]}
     (root / "result" / "primaps.json").write_text(json.dumps(about))
     return float(np.mean([len(split(labels, "region").classes) for labels in maps]))

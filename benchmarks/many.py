@@ -1,14 +1,14 @@
-"""How fast ``propose``, ``predict`` and ``fit`` are on many photographs, against other ways.
+"""How fast ``propose``, ``predict`` and ``fit`` are on many photos, against other ways.
 
     python benchmarks/many.py predict|propose --images FOLDER [--model MODEL] [--engine torch] ...
     python benchmarks/many.py predict|propose|fit --images FOLDER [--model MODEL] --before SOURCE
     python benchmarks/many.py processes --images FOLDER --model MODEL [--count N]
 
-Photographs are scaled to 640x480 first. ``predict`` and ``propose`` alternate between the way of
+Photos are scaled to 640x480 first. ``predict`` and ``propose`` alternate between the way of
 this package and the one that it had before, in float32: one image after the other, its two passes
 one after the other, each operation on all cores, pictures drawn and written in between, the network
 as transformers runs it by itself. ``propose`` writes the same files but for the rounding;
-``predict`` now looks at the image alone, where the way before looks at its mirror image as well.
+``predict`` now looks at the image alone, where the way before looks at its flipped image as well.
 Prints the median of wall time and of processor time per image, which tells on a machine that has
 other work, and the share of the backbone of it. With ``--before`` the whole command is compared
 with that of an older version, whose ``src`` SOURCE is (``git worktree add ../before REVISION``),
@@ -46,8 +46,8 @@ from primaps.label_maps.predicting import class_picture
 from primaps.label_maps.proposing import consecutive
 from primaps.pictures.overlays import overlay_masks
 from primaps.proposals.image_size import mask_probabilities
-from primaps.support.files import sha256
-from primaps.support.outputs import OutputFolder
+from primaps.utils.files import sha256
+from primaps.utils.outputs import OutputFolder
 
 
 def largest(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
@@ -143,7 +143,7 @@ def command(words: list[str], out: Path, start: Sequence[str] = (), **environmen
     )  # fmt: skip
 
 
-def photographs(folder: str, count: int, into: Path) -> None:
+def photos(folder: str, count: int, into: Path) -> None:
     files = find_images(folder)
     for number in range(count):
         image = load_image(files[number * len(files) // count].source)
@@ -168,7 +168,7 @@ def main() -> None:
         parser.error("fit is compared with an older version: give --before")
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder)
-        photographs(arguments.images, count, images)
+        photos(arguments.images, count, images)
         if arguments.what == "processes":
             cores = str(torch.get_num_threads())
             run = partial(command, ["predict", arguments.model, str(images)])

@@ -31,7 +31,7 @@ DATA = Path(os.environ.get("PRIMAPS_DATA", ROOT.parent / "shared" / "data"))
 SETS = {"camvid": ("val", 11, 11), "coco200": ("val", 27, 255), "aerial260": ("", 3, 255)}
 VARIANTS: dict[str, dict[str, object]] = {
     "similarity masks": {"anchor": False, "crf": None},
-    "+ nearest neighbour": {"crf": None},
+    "+ nearest neighbor": {"crf": None},
     "+ CRF": {},
     "non-iterative": {"iterative": False},
 }
@@ -63,7 +63,7 @@ def speed(arguments: argparse.Namespace) -> None:
     threads = torch.get_num_threads()
     print(f"ms of CPU per image, medians of {arguments.repeat}; ours on {threads} threads")
     for pixels, channels in ((322, 384), (560, 384), (560, 768)):
-        maps = photographs(pixels, channels, arguments.batch)
+        maps = photos(pixels, channels, arguments.batch)
         few = maps[: arguments.few]
         propose(maps[:1])  # compiles on the first run
         theirs, ours, walls = [], [], []
@@ -89,8 +89,8 @@ def speed(arguments: argparse.Namespace) -> None:
         )
 
 
-def photographs(pixels: int, channels: int, batch: int) -> Tensor:
-    """Features of the photographs that scikit-image and scikit-learn bring along, repeated."""
+def photos(pixels: int, channels: int, batch: int) -> Tensor:
+    """Features of the photos that scikit-image and scikit-learn bring along, repeated."""
     import skimage.data
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -103,9 +103,9 @@ def photographs(pixels: int, channels: int, batch: int) -> Tensor:
     images = torch.stack([square(Image.fromarray(picture), pixels) for picture in pictures])
     backbone = load_backbone(device="cpu")
     maps = torch.cat([backbone(image[None].float() / 255) for image in images])
-    if channels > maps.shape[1]:  # as many channels as a larger network: also see the mirror image
-        mirrored = [backbone(image[None].flip(-1).float() / 255).flip(-1) for image in images]
-        maps = torch.cat([maps, torch.cat(mirrored)], 1)[:, :channels]
+    if channels > maps.shape[1]:  # as many channels as a larger network: also see the flipped image
+        flipped = [backbone(image[None].flip(-1).float() / 255).flip(-1) for image in images]
+        maps = torch.cat([maps, torch.cat(flipped)], 1)[:, :channels]
     return maps.repeat(-(-batch // len(maps)), 1, 1, 1)[:batch].contiguous()
 
 
@@ -211,10 +211,10 @@ def with_sign(
     while (mask > 0).float().mean() < 0.95:
         free = mask == 0
         rest = x[free]
-        centred = rest - rest.mean(0)
-        v = centred.T @ torch.linalg.eigh(centred @ centred.T)[1][:, -1]
+        centered = rest - rest.mean(0)
+        v = centered.T @ torch.linalg.eigh(centered @ centered.T)[1][:, -1]
         v = F.normalize(v if len(rest) > 1 else rest[0], dim=0)
-        if statistic(centred @ v, rest @ v, unit[free] @ v) < 0:
+        if statistic(centered @ v, rest @ v, unit[free] @ v) < 0:
             v = -v
         anchor = (unit @ v).masked_fill(~free, -2.0).argmax()
         similarity = (unit @ unit[anchor]).masked_fill(~free, -1.0)

@@ -1,4 +1,4 @@
-"""What `fit` takes by default, or the linear probe, on labelled folders: scores, and seconds.
+"""What `fit` takes by default, or the linear probe, on labeled folders: scores, and seconds.
 
     python benchmarks/recipe.py --data ROOT [--sets camvid ...] [--seeds 0 1 2 3 4] [--size 448]
     python benchmarks/recipe.py --data ROOT --method probe --size 448
@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 
 from primaps import PriMaPsEM, evaluate
-from primaps.experiments.kept import KeptFeatures
-from primaps.experiments.report import spread
-from primaps.experiments.sources import load_source
 from primaps.features.extract import extract
-from primaps.support.files import cache_dir
+from primaps.reproduction.data_sources import load_source
+from primaps.reproduction.feature_cache import KeptFeatures
+from primaps.reproduction.report import spread
+from primaps.utils.files import cache_dir
 
 SETS = ("coco200", "aerial260", "camvid")
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="pixels; default: that of the backbone")
     parser.add_argument("--method", choices=["em", "probe"], default="em")
     parser.add_argument("--engine", default="torch", help="of the backbone")
-    parser.add_argument("--store", type=Path, default=cache_dir() / "features")
+    parser.add_argument("--cache", type=Path, default=cache_dir() / "features")
     arguments = parser.parse_args()
     head = ["", "accuracy", "mean IoU", "accuracy + CRF", "mean IoU + CRF"]
     head += ["features and masks, s an image", "the recipe, s"]
@@ -53,10 +53,10 @@ def main() -> None:
                 began = time.monotonic()
                 needed = {"labels": source.train} if probe else {"masks": model.mask_maker()}
                 extracted = extract(
-                    source.train.samples, model.network, model.size, store=arguments.store, **needed
+                    source.train.samples, model.network, model.size, cache=arguments.cache, **needed
                 )
                 each = (time.monotonic() - began) / len(extracted.keys)
-                kept = KeptFeatures(model.network, arguments.store)
+                kept = KeptFeatures(model.network, arguments.cache)
             began = time.monotonic()
             model.fit_extracted(extracted)
             seconds.append(time.monotonic() - began)

@@ -1,4 +1,4 @@
-"""The tables of docs/results: ``primaps reproduce`` on labelled folders, side by side.
+"""The tables of docs/results: ``primaps reproduce`` on labeled folders, side by side.
 
     python benchmarks/results.py --data ROOT --out OUT [--tables table1 ...] [--sets coco200 ...]
     python benchmarks/results.py --out OUT --publish docs/results
@@ -6,7 +6,7 @@
 ROOT holds ``camvid``, ``coco200`` and ``aerial260``, each with images, labels and classes.json. A
 run that was stopped goes on. Reports are in OUT/SET/TABLE/report.md; prints Markdown with accuracy
 and mean IoU in %, mean ± standard deviation of the seeds. --publish copies the reports that are
-there, without photographs, which are not ours, and without the scores of single images.
+there, without images, which are not ours, and without the scores of single images.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from primaps.experiments import Reproduction, reproduce
-from primaps.experiments.report import spread
-from primaps.support.files import cache_dir
-from primaps.support.progress import ProgressDisplay
+from primaps.reproduction import Reproduction, reproduce
+from primaps.reproduction.report import spread
+from primaps.utils.files import cache_dir
+from primaps.utils.progress import ProgressDisplay
 
 SETS = ("coco200", "aerial260", "camvid")
 TABLES = ("table1", "table4a", "table4b", "table5", "figure7", "projections")
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--protocol", default="paper", choices=("paper", "program"))
     parser.add_argument("--constant-momentum", action="store_true", help="as in Eq. 11")
-    parser.add_argument("--store", type=Path, default=cache_dir() / "features")
+    parser.add_argument("--cache", type=Path, default=cache_dir() / "features")
     parser.add_argument("--publish", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
     if arguments.publish:
@@ -83,7 +83,7 @@ def main() -> None:
             reproduction = Reproduction(
                 arguments.out / data, {"folder": arguments.data / data}, "folder",
                 seeds=tuple(arguments.seeds), options=options, protocol=arguments.protocol,
-                store=arguments.store,
+                cache=arguments.cache,
             )  # fmt: skip
             found[data] = run(name, reproduction, Console(stderr=True))
         print(f"\n{name}\n\n| | {' | '.join(found)} |\n|{'---|' * (len(found) + 1)}")

@@ -7,8 +7,8 @@
 
 ``memory`` predicts a synthetic GeoTIFF in a process of its own and prints its largest resident
 size, PyTorch included. ``time`` compares seconds per megapixel that the network sees with those of
-photographs, in turns. ``windows`` predicts scenes with several windows. ``pictures`` predicts
-a photograph, or a mosaic of the aerial chips that are neighbours, with and without blending.
+photos, in turns. ``windows`` predicts scenes with several windows. ``pictures`` predicts
+a photo, or a mosaic of the aerial chips that are neighbors, with and without blending.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ CLOSE = (560, 180, 1000, 860)
 """Of this part: what is drawn close up."""
 
 
-def photographs() -> list[Image.Image]:
-    """Six photographs that scikit-image and scikit-learn bring along."""
-    from primaps.demo import PHOTOGRAPHS, _packaged
+def photos() -> list[Image.Image]:
+    """Six photos that scikit-image and scikit-learn bring along."""
+    from primaps.demo import PHOTOS, _packaged
 
-    return [Image.open(_packaged(*each)).convert("RGB") for each in PHOTOGRAPHS]
+    return [Image.open(_packaged(*each)).convert("RGB") for each in PHOTOS]
 
 
 def synthetic(path: Path, side: int, kind: str = "shapes", block: int = 500) -> None:
-    """A square GeoTIFF, tiled, written strip by strip: photographs side by side, or shapes with
+    """A square GeoTIFF, tiled, written strip by strip: photos side by side, or shapes with
     textures of many scales."""
     import rasterio
     from rasterio.transform import from_origin
@@ -49,15 +49,15 @@ def synthetic(path: Path, side: int, kind: str = "shapes", block: int = 500) -> 
     settings |= {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
     settings |= {"crs": "EPSG:32633", "transform": from_origin(4e5, 5.8e6, 0.1, 0.1)}
     cells = -(-side // block)
-    if kind == "photographs":
-        pictures = [np.asarray(p.resize((block, block))) for p in photographs()]
+    if kind == "photos":
+        pictures = [np.asarray(p.resize((block, block))) for p in photos()]
         chosen = random.integers(0, len(pictures), (cells, cells))
     else:
         field = _field(random, side)
     with rasterio.open(path, "w", **settings) as dataset:
         for top in range(0, side, block):
             high = min(block, side - top)
-            if kind == "photographs":
+            if kind == "photos":
                 row = np.concatenate([pictures[k] for k in chosen[top // block]], 1)[:high, :side]
             else:
                 row = _shapes(field, top, high, side)
@@ -73,7 +73,7 @@ def _field(random: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _shapes(field: np.ndarray, top: int, high: int, side: int) -> np.ndarray:
-    """Rows of the image: six colours by height, each with a grain of its own."""
+    """Rows of the image: six colors by height, each with a grain of its own."""
     from scipy.ndimage import map_coordinates
 
     y, x = np.mgrid[top : top + high, 0:side]
@@ -91,7 +91,7 @@ def fitted(classes: int = CLASSES, images: list[Image.Image] | None = None):
     """A model of DINOv2 ViT-S/14, fitted briefly: what matters here is what predicting costs."""
     from primaps import PriMaPsEM
 
-    few = images or [p.crop((x, y, x + 300, y + 300)) for p in photographs()
+    few = images or [p.crop((x, y, x + 300, y + 300)) for p in photos()
                      for x in (0, 150) for y in (0, 80)]  # fmt: skip
     options = {"method": "kmeans", "min_init_steps": 60, "init_epochs": 1, "device": "cpu"}
     return PriMaPsEM(classes, **options).fit(few)
@@ -142,28 +142,28 @@ def child(root: Path, scale: float, engine: str) -> None:
 
 
 def timing(classes: int, precision: str, repeats: int = 3) -> None:
-    """Seconds per megapixel that the network sees: photographs of 640x480 in one command and one by
+    """Seconds per megapixel that the network sees: photos of 640x480 in one command and one by
     one, and a scene, in turns."""
     from primaps import PriMaPsEM, predict_files
     from primaps.scenes.predict import predict_image
 
-    photos = [p.resize((640, 480)) for p in photographs()]
+    small = [p.resize((640, 480)) for p in photos()]
     seen = 322 * 434 / 1e6  # megapixels that the network sees of each
     # Crops and windows overlap on this side about as much as in large scenes.
     side = 2562
     scene = Image.new("RGB", (side, side))
     for i, place in enumerate((x, y) for x in range(0, side, 500) for y in range(0, side, 500)):
-        scene.paste(photographs()[i % 6].resize((500, 500)), place)
+        scene.paste(photos()[i % 6].resize((500, 500)), place)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         fitted(classes).save_pretrained(root / "model")
         model = PriMaPsEM.from_pretrained(root / "model", device="cpu", precision=precision)
         for i in range(48):
-            photos[i % 6].save(root / f"{i}.jpg")
+            small[i % 6].save(root / f"{i}.jpg")
         files = sorted(root.glob("*.jpg"))
         ways = {
-            "photographs": (48, lambda out: predict_files(model, files, out)),
-            "one by one": (6, lambda out: [model.predict(photo) for photo in photos]),
+            "photos": (48, lambda out: predict_files(model, files, out)),
+            "one by one": (6, lambda out: [model.predict(image) for image in small]),
             "scene": (side**2 / 1e6 / seen, lambda out: predict_image(model, scene)),
         }
         cost: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
@@ -181,7 +181,7 @@ def timing(classes: int, precision: str, repeats: int = 3) -> None:
 
 
 def window_sizes(aerial: Path | None) -> None:
-    """Share of pixels that change with the window, and with the size of crops: photographs side by
+    """Share of pixels that change with the window, and with the size of crops: photos side by
     side, and the aerial mosaic, each by a model that the default recipe is fitted to."""
     import rasterio
 
@@ -190,12 +190,12 @@ def window_sizes(aerial: Path | None) -> None:
 
     images = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "photographs.tif"
-        synthetic(path, 1288, "photographs")
+        path = Path(folder) / "photos.tif"
+        synthetic(path, 1288, "photos")
         with rasterio.open(path) as data:
             scene = Image.fromarray(data.read().transpose(1, 2, 0))
         windows = scene_windows(path, 100, 322, folder=Path(folder) / "windows")
-        images["photographs"] = scene, [Image.open(file.source) for file in windows]
+        images["photos"] = scene, [Image.open(file.source) for file in windows]
     if aerial is not None:
         chips = [Image.open(file) for file in sorted((aerial / "images").iterdir())]
         images["aerial"] = mosaic(aerial).convert("RGB").crop(PART), chips
@@ -256,15 +256,15 @@ def mosaic(folder: Path) -> Image.Image:
 
 def pictures(out: Path, aerial: Path | None = None) -> None:
     """A scene, its classes crop beside crop, blended, and refined by the CRF; without a folder
-    of chips a photograph, seen at twice its size."""
+    of chips a photo, seen at twice its size."""
     from primaps.pictures.overlays import grid, overlay
     from primaps.scenes.predict import predict_image
-    from primaps.support.colours import palette
+    from primaps.utils.colors import palette
 
     out.mkdir(parents=True, exist_ok=True)
     if aerial is None:
-        scene, scale, close = photographs()[4].crop((0, 0, 640, 322)), 0.5, (0, 0, 640, 322)
-        parts = [p.crop((x, y, x + 161, y + 161)) for p in photographs()
+        scene, scale, close = photos()[4].crop((0, 0, 640, 322)), 0.5, (0, 0, 640, 322)
+        parts = [p.crop((x, y, x + 161, y + 161)) for p in photos()
                  for x in (50, 250) for y in (20, 160)]  # fmt: skip
     else:
         scene, scale, close = mosaic(aerial).crop(PART), 1, CLOSE
@@ -283,7 +283,7 @@ def pictures(out: Path, aerial: Path | None = None) -> None:
 
 
 def seams(labels: np.ndarray, overlap: int) -> str:
-    """How often neighbours differ in class across the rims of crops, and anywhere."""
+    """How often neighbors differ in class across the rims of crops, and anywhere."""
     from primaps.scenes.crops import plan_crops
 
     plan = plan_crops(*labels.shape, 14, 322, overlap)
@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--side", type=int, default=20_000)
     parser.add_argument("--scale", type=float, default=4.0)
-    parser.add_argument("--kind", choices=["shapes", "photographs"], default="photographs")
+    parser.add_argument("--kind", choices=["shapes", "photos"], default="photos")
     parser.add_argument("--engine", default="torch", help="of memory: the backbone's")
     parser.add_argument("--classes", type=int, default=CLASSES, help="of time")
     parser.add_argument("--precision", default="auto", help="of time: the backbone's")

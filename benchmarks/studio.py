@@ -2,10 +2,10 @@
 
     python benchmarks/studio.py [--images 1000] [--looked 24] [--keep FOLDER]
 
-Makes photographs out of the demo's, fits a model to a few of them, serves the studio and drives
+Makes photos out of the demo's, fits a model to a few of them, serves the studio and drives
 Chromium (without a graphics card, no limit on the frame rate, so that a frame takes what it costs).
 Printed are, with the limits that they have: the first useful screen, a frame while the number of
-classes, a colour, the opacity or the confidence moves, the next image, the threshold of the masks,
+classes, a color, the opacity or the confidence moves, the next image, the threshold of the masks,
 and the memory of the server, which is that of all images if --looked is as many.
 """
 
@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from primaps.demo import PHOTOGRAPHS, _packaged
+from primaps.demo import PHOTOS, _packaged
 from primaps.model import PriMaPsEM
 
 CLASSES = 27
@@ -47,10 +47,10 @@ async ([change, frames]) => {
     },
     opacity: (i) => store.set({ opacity: (i % 20) / 20 }),
     sure: (i) => store.set({ sure: 0.2 + (i % 20) / 40 }),
-    colour: (i) => {
-      const colour = "#" + (i * 99991 % 0xffffff).toString(16).padStart(6, "0");
+    color: (i) => {
+      const color = "#" + (i * 99991 % 0xffffff).toString(16).padStart(6, "0");
       const found = store.state.classes;
-      const classes = found.classes.map((one, k) => k === i % 5 ? { ...one, colour } : one);
+      const classes = found.classes.map((one, k) => k === i % 5 ? { ...one, color } : one);
       store.set({ classes: { ...found, classes } });
     },
   }[change];
@@ -86,8 +86,8 @@ async ([value, selector, before]) => {
 
 
 def make(folder: Path, images: int) -> None:
-    """Cuttings of the demo's photographs, no two alike."""
-    sources = [Image.open(_packaged(*place)).convert("RGB") for place in PHOTOGRAPHS]
+    """Cuttings of the demo's photos, no two alike."""
+    sources = [Image.open(_packaged(*place)).convert("RGB") for place in PHOTOS]
     generator = np.random.default_rng(0)
     for i in range(images):
         source = sources[i % len(sources)]
@@ -167,7 +167,7 @@ def measure(page: Page, address: str, pid: int, looked: int, images: int) -> Non
     print(f"{'the same, opened again':38} {time.perf_counter() - start:7.2f} s  (below 2)")
     page.wait_for_selector(".preview .stage[data-shown]")
     page.wait_for_timeout(2000)
-    for change in ("cut", "colour", "opacity", "sure"):
+    for change in ("cut", "color", "opacity", "sure"):
         before = processor("chrom")
         times = page.evaluate(FRAMES, [change, 130])
         used = processor("chrom") - before
@@ -206,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--looked", type=int, default=24, help="images to wait for")
-    parser.add_argument("--keep", type=Path, help="folder to keep photographs and model in")
+    parser.add_argument("--keep", type=Path, help="folder to keep photos and model in")
     given = parser.parse_args()
     root = given.keep or Path(tempfile.mkdtemp(prefix="studio-"))
     photos, model = root / "photos", root / "model"

@@ -2,7 +2,7 @@
 
     python benchmarks/weak_labels.py --images FOLDER --model MODEL [--count N]
 
-Class maps of photographs by a fitted model at several values of ``negligible``, one image at a
+Class maps of images by a fitted model at several values of ``negligible``, one image at a
 time on one core, in turns. Prints for each the processor time of the CRF per image, the median of
 its ratio to keeping all labels, the share of the pixels that get the same class, and how far the
 marginals are: mean over pixels of the sum over classes of the absolute difference.
@@ -17,7 +17,7 @@ import time
 import torch
 
 from primaps import DenseCRF, PriMaPsEM
-from primaps.backbones.backbone import mirrored_mean
+from primaps.backbones.backbone import flip_average
 from primaps.crf import CLASS_CRF
 from primaps.data import find_images, fit_to_patches, load_image, to_tensor
 
@@ -38,7 +38,7 @@ def main() -> None:
     for file in files[:: max(1, len(files) // arguments.count)][: arguments.count]:
         scaled = fit_to_patches(load_image(file.source), model.size, model.backbone.patch_size)
         images = to_tensor(scaled)[None]
-        before = model.probabilities(mirrored_mean(model.encoder, images), images, crf=False)
+        before = model.probabilities(flip_average(model.encoder, images), images, crf=False)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         full = None

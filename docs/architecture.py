@@ -13,7 +13,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "src" / "primaps"
 PICTURE = Path(__file__).parent / "images" / "architecture.png"
 LAYERS = (
-    ("version", "support"),
+    ("version", "utils"),
     ("config", "crf"),
     ("data", "proposals", "backbones"),
     ("features",),
@@ -23,14 +23,14 @@ LAYERS = (
     ("evaluation",),
     ("pictures",),
     ("exchange", "scenes", "label_maps", "planning", "fitting", "demo"),
-    ("experiments", "studio"),
+    ("reproduction", "studio"),
     ("cli",),
 )
 """From the ground up. In a layer, what stands later may import what stands earlier."""
 WORDS = {
-    "support": "files, errors, processes",
+    "utils": "files, errors, processes",
     "version": "a constant",
-    "demo": "six photographs",
+    "demo": "six images",
     "config": "every option",
     "crf": "the dense CRF",
     "data": "images and labels",
@@ -50,7 +50,7 @@ WORDS = {
     "planning": "what a fit takes",
     "fitting": "images to a model's folder",
     "scenes": "images of any size",
-    "experiments": "the paper's tables",
+    "reproduction": "the paper's tables",
     "studio": "server and page",
     "cli": "the command line",
 }

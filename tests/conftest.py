@@ -26,7 +26,7 @@ install_import_hook(CHECKED, "tests.shapes.checked")
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from primaps.support.compiled import _folder  # noqa: E402
+from primaps.utils.compiled import _folder  # noqa: E402
 
 # A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -44,11 +44,11 @@ def unchecked():
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Folder of real labelled images (camvid, coco200, aerial260): $PRIMAPS_DATA."""
+    """Folder of real labeled images (camvid, coco200, aerial260): $PRIMAPS_DATA."""
     default = Path(__file__).parents[2] / "shared" / "data"
     root = Path(os.environ.get("PRIMAPS_DATA", default))
     if not (root / "camvid").is_dir():
-        pytest.skip("no labelled images: set PRIMAPS_DATA to the folder that holds camvid/")
+        pytest.skip("no labeled images: set PRIMAPS_DATA to the folder that holds camvid/")
     return root
 
 
@@ -73,8 +73,8 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_folder(tmp_path_factory.mktemp("vit"), original_names(patch=8, dinov2=False)))
 
 
-class Colours(torch.nn.Module):
-    """A backbone of 8-pixel patches whose features are colours: classes that can be checked."""
+class Colors(torch.nn.Module):
+    """A backbone of 8-pixel patches whose features are colors: classes that can be checked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,12 +88,12 @@ class Colours(torch.nn.Module):
 
 
 @pytest.fixture
-def colours() -> Colours:
-    return Colours()
+def colors() -> Colors:
+    return Colors()
 
 
 def painted(seed: int, width: int = 64, height: int = 64) -> tuple[Image.Image, np.ndarray]:
-    """A picture of three colours in blocks, and its label map."""
+    """A picture of three colors in blocks, and its label map."""
     generator = np.random.default_rng(seed)
     label = generator.integers(0, 3, (4, 4)).repeat(height // 4, 0).repeat(width // 4, 1)
     shades = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])

@@ -33,7 +33,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from primaps.support.errors import PrimapsError
+from primaps.utils.errors import PrimapsError
 
 SECONDS, MEGABYTES = 20, 2500
 """What one case may take on a busy machine; what it may add to the memory of the process: three

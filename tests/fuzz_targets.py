@@ -19,10 +19,10 @@ from scipy.io import savemat
 from primaps.backbones.convert import read_pth, to_hub_names
 from primaps.backbones.load import load_backbone
 from primaps.backbones.vit import load_vit
+from primaps.classes.build_tree import grow
 from primaps.classes.classes_json import read_edits
-from primaps.classes.grow import grow
 from primaps.classes.inventory import Inventory
-from primaps.classes.trust import ClassTrust
+from primaps.classes.stability import ClassTrust
 from primaps.config import Config
 from primaps.data import load_dataset, load_image, load_label
 from primaps.data.check import check_dataset
@@ -34,18 +34,18 @@ from primaps.exchange import FORMATS, Classes, ExchangeError, export_labels, imp
 from primaps.exchange.classes import read_classes
 from primaps.exchange.georeference import georeference
 from primaps.exchange.hub import model_card
-from primaps.features.store import Store
+from primaps.features.feature_cache import Store
 from primaps.model import PriMaPsEM
 from primaps.model_folder import BackboneRecord, TrainingRecord, read_model, write_model
 from primaps.projections import Head, Projection, read_checkpoint
-from primaps.support.errors import InputError
-from primaps.support.files import sha256, write_json
-from primaps.support.outputs import OutputFolder
+from primaps.utils.errors import InputError
+from primaps.utils.files import sha256, write_json
+from primaps.utils.outputs import OutputFolder
 from tests.backbones.test_backbones import original_names
 from tests.exchange.samples import blocks, collection
 from tests.fuzz import Target
 from tests.projections.originals import write_hp, write_stego
-from tests.trees import cocostuff_tree, labelled_tree, potsdam_tree
+from tests.trees import cocostuff_tree, labeled_tree, potsdam_tree
 
 Read = Callable[[Path], Any]
 
@@ -141,7 +141,7 @@ def _model(folder: Path) -> None:
     backbone, training = BackboneRecord("callable:pool", None, 8), TrainingRecord(9, 1, 2, False)
     write_model(folder, tensors, lines, config, backbone, None, training)
     Inventory(tree, trust, tuple([1 / len(tree)] * len(tree))).save(folder)
-    edits = [{"rename": "0", "to": "car"}, {"merge": ["1", "2"]}, {"colour": "0", "to": "#112233"}]
+    edits = [{"rename": "0", "to": "car"}, {"merge": ["1", "2"]}, {"color": "0", "to": "#112233"}]
     write_json(folder / "classes.json", {"format": 1, "edits": edits})
     Projection(Head(16, 4, 8), torch.randn(3, 4, generator=random), "own").save(folder)
 
@@ -231,7 +231,7 @@ def _archives(folder: Path) -> None:
 
 def _read_archives(folder: Path) -> None:
     out = folder.parent / "out"
-    prepare_cocostuff(folder, out, make_lists=True, problem=lambda sentence: None)
+    prepare_cocostuff(folder, out, make_lists=True, log=lambda sentence: None)
 
 
 def _output(folder: Path) -> None:
@@ -307,7 +307,7 @@ KINDS: dict[str, tuple[Read, Read]] = {
     "weights": (_model, _read_weights),
     "backbone": (_backbone, _read_backbone),
     "state": (_state, _read_state),
-    "folder": (labelled_tree, _reads("folder", "train")),
+    "folder": (labeled_tree, _reads("folder", "train")),
     "cocostuff": (cocostuff_tree, _reads("cocostuff", "val")),
     "potsdam": (_potsdam, _reads("potsdam", "val")),
     "archives": (_archives, _read_archives),

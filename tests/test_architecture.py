@@ -51,13 +51,13 @@ def test_every_folder_has_its_place(architecture):
 
 def test_a_circle_and_an_upward_import_would_be_seen(architecture, tmp_path, monkeypatch):
     for name, text in (
-        ("support/a.py", "def f():\n    from primaps.em import b"),
-        ("em/b.py", "from primaps.support.a import f"),
+        ("utils/a.py", "def f():\n    from primaps.em import b"),
+        ("em/b.py", "from primaps.utils.a import f"),
     ):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(architecture, "PACKAGE", tmp_path)
-    assert architecture.imports() == {"support.a": {"em.b"}, "em.b": {"support.a"}}
+    assert architecture.imports() == {"utils.a": {"em.b"}, "em.b": {"utils.a"}}
     with pytest.raises(ValueError, match="cycle"):
         TopologicalSorter(architecture.imports()).prepare()
 

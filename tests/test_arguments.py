@@ -12,9 +12,9 @@ from PIL import Image
 
 import primaps
 from primaps.config import EM_STEPS
-from primaps.support import memory
-from primaps.support.errors import InputError, PrimapsError
-from primaps.support.memory import need_memory
+from primaps.utils import memory
+from primaps.utils.errors import InputError, PrimapsError
+from primaps.utils.memory import need_memory
 from tests.conftest import painted
 
 QUICK = {"patch_size": 8, "size": 64, "epochs": 1, "min_steps": 5, "min_init_steps": 10}
@@ -191,12 +191,12 @@ SURROUNDINGS = {
 }
 
 
-def everything(colours, images, method="em", **options):
+def everything(colors, images, method="em", **options):
     """Weights of a fit and what it predicts."""
     options = {**QUICK, **options}
     if options["recipe"] == "orthogonal":
         options = {name: value for name, value in options.items() if name not in EM_STEPS}
-    fitted = primaps.PriMaPsEM(3, backbone=colours, method=method, **options)
+    fitted = primaps.PriMaPsEM(3, backbone=colors, method=method, **options)
     fitted.fit(images)
     found = {name: value.clone() for name, value in fitted.prototypes_.state_dict().items()}
     found["labels"] = fitted.predict(images[0])
@@ -208,12 +208,12 @@ def everything(colours, images, method="em", **options):
 
 @pytest.mark.parametrize("name", SURROUNDINGS)
 @pytest.mark.parametrize("options", [{}, {"recipe": "orthogonal"}], ids=["paper", "orthogonal"])
-def test_results_are_the_same_whatever_the_defaults_of_torch(colours, name, options):
+def test_results_are_the_same_whatever_the_defaults_of_torch(colors, name, options):
     images = [painted(seed)[0] for seed in range(5)]
-    expected = everything(colours, images, **options)
+    expected = everything(colors, images, **options)
     with SURROUNDINGS[name]():
         before = torch.get_default_dtype(), torch.is_grad_enabled()
-        found = everything(colours, images, **options)
+        found = everything(colors, images, **options)
         assert (torch.get_default_dtype(), torch.is_grad_enabled()) == before
     assert found.keys() == expected.keys()
     for key, value in expected.items():
@@ -222,7 +222,7 @@ def test_results_are_the_same_whatever_the_defaults_of_torch(colours, name, opti
 
 
 def test_a_projection_is_trained_without_gradients_around_it():
-    from primaps.features.store import Rows
+    from primaps.features.feature_cache import Rows
 
     rows = Rows(torch.randn(6, 2, 8, 5, 5, generator=torch.Generator().manual_seed(1)))
     options = {"classes": 2, "steps": 2}
@@ -232,15 +232,15 @@ def test_a_projection_is_trained_without_gradients_around_it():
             assert primaps.train_projection(rows, "stego", **options).digest == expected
 
 
-def test_a_network_of_double_precision_is_taken_as_it_is(colours):
+def test_a_network_of_double_precision_is_taken_as_it_is(colors):
     double = torch.nn.Conv2d(3, 4, 8, 8).double()
     backbone = primaps.load_backbone(double, "cpu", 8)
     assert backbone(torch.rand(1, 3, 16, 16)).dtype == torch.float32
 
 
-def test_kmeans_takes_its_epochs_whatever_those_of_a_start_are(colours):
+def test_kmeans_takes_its_epochs_whatever_those_of_a_start_are(colors):
     images = [painted(seed)[0] for seed in range(4)]
     options = {**QUICK, "min_init_steps": 0, "init_epochs": 0}
-    fitted = primaps.PriMaPsEM(3, backbone=colours, method="kmeans", **options).fit(images)
+    fitted = primaps.PriMaPsEM(3, backbone=colors, method="kmeans", **options).fit(images)
     assert {line["stage"] for line in fitted.history_} == {"k-means"}
     assert fitted.predict(images[0]).shape == (64, 64)

@@ -12,7 +12,7 @@ import primaps
 from primaps.cli import app
 from primaps.config import EM_STEPS, Config, check_used, option_help, option_types
 from primaps.model import PriMaPsEM
-from primaps.support.errors import InputError
+from primaps.utils.errors import InputError
 
 WRONG = {
     "classes": [1, 257, "many", 2.5, None, True],
@@ -69,14 +69,14 @@ def test_options_of_em_are_refused_where_it_takes_no_step(name):
     check_used(Config(3, method="kmeans", **{name: value}))
 
 
-def test_models_with_options_that_they_did_not_need_are_read(colours, painted_folder, tmp_path):
-    model = PriMaPsEM(3, backbone=colours, size=64, patch_size=8, min_init_steps=5, device="cpu")
+def test_models_with_options_that_they_did_not_need_are_read(colors, painted_folder, tmp_path):
+    model = PriMaPsEM(3, backbone=colors, size=64, patch_size=8, min_init_steps=5, device="cpu")
     model.fit(painted_folder / "images").save_pretrained(tmp_path / "m")
     path = tmp_path / "m" / "config.json"
     about = json.loads(path.read_text())
     about["config"] |= {"epochs": 5, "views": 2}
     path.write_text(json.dumps(about))
-    again = PriMaPsEM.from_pretrained(tmp_path / "m", backbone=colours, device="cpu")
+    again = PriMaPsEM.from_pretrained(tmp_path / "m", backbone=colors, device="cpu")
     assert again.classes == 3
 
 

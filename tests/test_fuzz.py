@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from primaps.support.errors import InputError
+from primaps.utils.errors import InputError
 from tests import fuzz
 from tests.fuzz import Change, Target
 from tests.fuzz_targets import NAMES, target

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import painted
 
 KILLS = int(os.environ.get("PRIMAPS_KILLS", "1"))
-SMALL = ["--size", "64", "--backbone", "{vit}", "--store", "{work}/store"]
+SMALL = ["--size", "64", "--backbone", "{vit}", "--cache", "{work}/store"]
 COMMANDS = {
     "propose": ["propose", "{images}", "--out", "{work}/out", "--size", "64", "--backbone",
                 "{vit}"],
@@ -77,7 +77,7 @@ def prepared(tmp_path_factory, vit, process):
     """Images, labels, a model and its maps."""
     root = tmp_path_factory.mktemp("killed")
     if "NUMBA_CACHE_DIR" not in os.environ:
-        from primaps.support.compiled import _folder
+        from primaps.utils.compiled import _folder
 
         os.environ["NUMBA_CACHE_DIR"] = str(_folder().parent)
     for kind in ("images", "labels"):

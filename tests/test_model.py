@@ -11,7 +11,7 @@ from primaps.em.pixels import largest_channel, largest_channel_at, largest_chann
 from primaps.features.extract import extract
 from primaps.model import PriMaPsEM
 from primaps.model_folder import ModelError
-from primaps.support.bilinear import middles
+from primaps.utils.bilinear import middles
 from tests.conftest import painted
 
 OWN = {
@@ -24,8 +24,8 @@ QUICK = {**OWN, "recipe": "paper", "min_steps": 20, "epochs": 1}
 
 
 @pytest.fixture
-def fitted(colours, painted_folder):
-    return PriMaPsEM(3, backbone=colours, **QUICK).fit(painted_folder / "images")
+def fitted(colors, painted_folder):
+    return PriMaPsEM(3, backbone=colors, **QUICK).fit(painted_folder / "images")
 
 
 def agreement(model, seed, crf=True, size=(64, 64)):
@@ -54,9 +54,9 @@ def test_history_has_a_line_per_epoch_with_diagnostics(fitted):
     assert {"loss", "ignored", "agreement", "entropy", "empty"} < set(fitted.history_[-1])
 
 
-def test_saved_and_loaded_models_predict_alike(fitted, colours, tmp_path):
+def test_saved_and_loaded_models_predict_alike(fitted, colors, tmp_path):
     fitted.save_pretrained(tmp_path / "model")
-    loaded = PriMaPsEM.from_pretrained(tmp_path / "model", backbone=colours, device="cpu")
+    loaded = PriMaPsEM.from_pretrained(tmp_path / "model", backbone=colors, device="cpu")
     image, _ = painted(5)
     assert torch.equal(fitted.predict(image), loaded.predict(image))
     assert loaded.config == fitted.config
@@ -67,15 +67,15 @@ def test_saved_and_loaded_models_predict_alike(fitted, colours, tmp_path):
         assert (tmp_path / "model" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-def test_the_same_fit_twice_gives_the_same_bytes(fitted, colours, painted_folder, tmp_path):
-    again = PriMaPsEM(3, backbone=colours, **QUICK).fit(painted_folder / "images")
+def test_the_same_fit_twice_gives_the_same_bytes(fitted, colors, painted_folder, tmp_path):
+    again = PriMaPsEM(3, backbone=colors, **QUICK).fit(painted_folder / "images")
     for model, name in ((fitted, "a"), (again, "b")):
         model.save_pretrained(tmp_path / name)
     for name in ("model.safetensors", "config.json", "history.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_views_and_kmeans_are_switches(colours, painted_folder):
+def test_views_and_kmeans_are_switches(colors, painted_folder):
     images = painted_folder / "images"
     for options in (
         {"views": 2},
@@ -83,35 +83,35 @@ def test_views_and_kmeans_are_switches(colours, painted_folder):
         {"loss_size": "feature"},
         {"mask_crf": False},
     ):
-        assert agreement(PriMaPsEM(3, backbone=colours, **options, **QUICK).fit(images), 100) > 0.9
-    assert agreement(PriMaPsEM(3, backbone=colours, **OWN).fit(images), 100) > 0.9
-    baseline = PriMaPsEM(3, backbone=colours, method="kmeans", **QUICK).fit(images)
+        assert agreement(PriMaPsEM(3, backbone=colors, **options, **QUICK).fit(images), 100) > 0.9
+    assert agreement(PriMaPsEM(3, backbone=colors, **OWN).fit(images), 100) > 0.9
+    baseline = PriMaPsEM(3, backbone=colors, method="kmeans", **QUICK).fit(images)
     assert {line["stage"] for line in baseline.history_} == {"k-means"}
     assert agreement(baseline, 100) > 0.9
 
 
-def test_a_linear_probe_learns_the_classes_of_the_labels(colours, painted_folder, tmp_path):
+def test_a_linear_probe_learns_the_classes_of_the_labels(colors, painted_folder, tmp_path):
     images, labels = painted_folder / "images", painted_folder / "labels"
-    model = PriMaPsEM(3, backbone=colours, method="probe", **{**QUICK, "min_steps": 150})
+    model = PriMaPsEM(3, backbone=colors, method="probe", **{**QUICK, "min_steps": 150})
     with pytest.raises(ValueError, match="give the folder of label maps"):
         model.fit(images)
     model.fit(images, labels)
     image, label = painted(100)
     assert (model.predict(image).numpy() == label).mean() > 0.95  # no matching needed
     model.save_pretrained(tmp_path / "model")
-    loaded = PriMaPsEM.from_pretrained(tmp_path / "model", backbone=colours, device="cpu")
+    loaded = PriMaPsEM.from_pretrained(tmp_path / "model", backbone=colors, device="cpu")
     assert torch.equal(loaded.predict(image), model.predict(image))
     with pytest.raises(ValueError, match="take none"):
-        PriMaPsEM(3, backbone=colours, **QUICK).fit(images, labels)
+        PriMaPsEM(3, backbone=colors, **QUICK).fit(images, labels)
 
 
 def test_changed_labels_do_not_go_on_from_the_state_of_the_old_ones(
-    colours, painted_folder, tmp_path
+    colors, painted_folder, tmp_path
 ):
     images, labels = painted_folder / "images", painted_folder / "labels"
 
     def fitted():
-        model = PriMaPsEM(3, backbone=colours, method="probe", **QUICK)
+        model = PriMaPsEM(3, backbone=colors, method="probe", **QUICK)
         model.fit(images, labels, checkpoints=tmp_path / "state")
         return model.prototypes_.direction
 
@@ -122,24 +122,24 @@ def test_changed_labels_do_not_go_on_from_the_state_of_the_old_ones(
     assert not torch.equal(fitted(), before)
 
 
-def test_pixels_without_a_label_do_not_train_the_probe(colours, painted_folder):
-    """All green pixels are unlabelled, so nothing is ever called green."""
+def test_pixels_without_a_label_do_not_train_the_probe(colors, painted_folder):
+    """All green pixels are unlabeled, so nothing is ever called green."""
     for path in (painted_folder / "labels").glob("*.png"):
         label = np.asarray(Image.open(path)).copy()
         label[label == 1] = 255
         Image.fromarray(label).save(path)
-    model = PriMaPsEM(3, backbone=colours, method="probe", **{**QUICK, "min_steps": 150})
+    model = PriMaPsEM(3, backbone=colors, method="probe", **{**QUICK, "min_steps": 150})
     model.fit(painted_folder / "images", painted_folder / "labels")
     found, label = model.predict(painted(100)[0]).numpy(), painted(100)[1]
     assert not (found == 1).any()
     assert (found == label)[label != 1].mean() > 0.95
 
 
-def test_the_scale_of_cosines_sharpens_probabilities_and_leaves_classes(colours, painted_folder):
+def test_the_scale_of_cosines_sharpens_probabilities_and_leaves_classes(colors, painted_folder):
     images = painted_folder / "images"
     picture = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     plain, sharp = (
-        PriMaPsEM(3, backbone=colours, method="kmeans", cosine_scale=scale, **QUICK)
+        PriMaPsEM(3, backbone=colors, method="kmeans", cosine_scale=scale, **QUICK)
         .fit(images)
         .predict_probabilities(picture, crf=False)
         for scale in (None, 10.0)
@@ -147,26 +147,26 @@ def test_the_scale_of_cosines_sharpens_probabilities_and_leaves_classes(colours,
     torch.testing.assert_close(sharp, (plain.log() * 10).softmax(1), rtol=1e-4, atol=1e-5)
 
 
-def test_bad_images_among_many_are_reported_and_left_out(colours, painted_folder):
+def test_bad_images_among_many_are_reported_and_left_out(colors, painted_folder):
     (painted_folder / "images" / "bad.png").write_text("no image")
     problems = []
-    model = PriMaPsEM(3, backbone=colours, **QUICK)
-    model.fit(painted_folder / "images", problem=problems.append)
+    model = PriMaPsEM(3, backbone=colors, **QUICK)
+    model.fit(painted_folder / "images", log=problems.append)
     assert len(problems) == 1
     assert "bad.png" in problems[0]
 
 
 def test_a_model_of_a_callable_asks_for_it(fitted, tmp_path):
     fitted.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="fitted on features of your Colours"):
+    with pytest.raises(ModelError, match="fitted on features of your Colors"):
         PriMaPsEM.from_pretrained(tmp_path)
 
 
-def test_other_weights_are_refused(fitted, colours, tmp_path):
+def test_other_weights_are_refused(fitted, colors, tmp_path):
     fitted.save_pretrained(tmp_path)
-    colours.mix.weight.data += 1
+    colors.mix.weight.data += 1
     with pytest.raises(ModelError, match="fitted on other weights"):
-        PriMaPsEM.from_pretrained(tmp_path, backbone=colours)
+        PriMaPsEM.from_pretrained(tmp_path, backbone=colors)
 
 
 @pytest.mark.parametrize("content", ["{}", "not json", '{"library": "other"}', "[]"])
@@ -176,13 +176,13 @@ def test_foreign_folders_are_one_sentence(tmp_path, content):
         PriMaPsEM.from_pretrained(tmp_path)
 
 
-def test_missing_folders_and_damaged_weights_are_one_sentence(fitted, colours, tmp_path):
+def test_missing_folders_and_damaged_weights_are_one_sentence(fitted, colors, tmp_path):
     with pytest.raises(ModelError, match="no config.json"):
         PriMaPsEM.from_pretrained(tmp_path / "a" / "b")
     fitted.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ModelError, match="holds no model"):
-        PriMaPsEM.from_pretrained(tmp_path, backbone=colours)
+        PriMaPsEM.from_pretrained(tmp_path, backbone=colors)
 
 
 def test_config_json_has_everything_to_repeat_it(fitted, tmp_path):
@@ -230,20 +230,20 @@ def test_a_model_keeps_how_positions_were_scaled(vit, painted_folder, tmp_path):
         ({"classes": 3, "epoch": 5}, "unknown option 'epoch'"),
     ],
 )
-def test_options_out_of_range_are_named(colours, options, words):
+def test_options_out_of_range_are_named(colors, options, words):
     with pytest.raises(ValueError, match=words):
-        PriMaPsEM(backbone=colours, patch_size=8, device="cpu", **options)
+        PriMaPsEM(backbone=colors, patch_size=8, device="cpu", **options)
 
 
-def test_more_classes_than_features_are_refused(colours, painted_folder):
-    model = PriMaPsEM(200, backbone=colours, **QUICK)
+def test_more_classes_than_features_are_refused(colors, painted_folder):
+    model = PriMaPsEM(200, backbone=colors, **QUICK)
     with pytest.raises(ValueError, match="200 classes cannot be started from"):
         model.fit(painted_folder / "images")
 
 
-def test_predict_before_fit_is_one_sentence(colours):
+def test_predict_before_fit_is_one_sentence(colors):
     with pytest.raises(ModelError, match="not fitted"):
-        PriMaPsEM(3, backbone=colours, **QUICK).predict(Image.new("RGB", (64, 64)))
+        PriMaPsEM(3, backbone=colors, **QUICK).predict(Image.new("RGB", (64, 64)))
 
 
 def test_largest_channel_is_the_argmax_of_the_upsampled_map():
@@ -258,22 +258,22 @@ def test_largest_channel_is_the_argmax_of_the_upsampled_map():
     assert torch.equal(part.long(), large[0].argmax(0)[9:30, 5:])
 
 
-def test_a_plan_of_a_probe_is_refused(colours, painted_folder):
+def test_a_plan_of_a_probe_is_refused(colors, painted_folder):
     from primaps.planning import plan
 
-    model = PriMaPsEM(3, backbone=colours, method="probe", **QUICK)
+    model = PriMaPsEM(3, backbone=colors, method="probe", **QUICK)
     with pytest.raises(ValueError, match="not of a linear probe"):
         plan(model, painted_folder / "images")
 
 
-def test_a_sample_fits_as_its_images_alone_and_another_seed_draws_others(colours, painted_folder):
+def test_a_sample_fits_as_its_images_alone_and_another_seed_draws_others(colors, painted_folder):
     from primaps.data import find_images
-    from primaps.data.drawing import drawn
+    from primaps.data.sampling import drawn
 
     files = find_images(painted_folder / "images")
 
     def fitted(images, sample=None, seed=0):
-        model = PriMaPsEM(3, backbone=colours, seed=seed, **QUICK)
+        model = PriMaPsEM(3, backbone=colors, seed=seed, **QUICK)
         return model.fit(images, sample=sample).prototypes_.direction
 
     assert torch.equal(fitted(files, 5), fitted(drawn(files, 5, 0)))
@@ -283,36 +283,36 @@ def test_a_sample_fits_as_its_images_alone_and_another_seed_draws_others(colours
 
 @pytest.mark.parametrize("starts", [5, 3000])
 def test_features_of_masks_alone_give_the_same_model(
-    colours, painted_folder, tmp_path, monkeypatch, starts
+    colors, painted_folder, tmp_path, monkeypatch, starts
 ):
     monkeypatch.setattr("primaps.features.extract.START_IMAGES", starts)
     monkeypatch.setattr("primaps.em.fit.START_IMAGES", starts)
     options = {"patch_size": 8, "size": 64, "device": "cpu", "min_init_steps": 20}
     found = {}
     for keep in ("features", "masks", "auto"):
-        model = PriMaPsEM(3, backbone=colours, **options)
-        model.fit(painted_folder / "images", keep=keep).save_pretrained(tmp_path / keep)
+        model = PriMaPsEM(3, backbone=colors, **options)
+        model.fit(painted_folder / "images", cache_content=keep).save_pretrained(tmp_path / keep)
         found[keep] = (tmp_path / keep / "model.safetensors").read_bytes()
         assert json.loads((tmp_path / keep / "config.json").read_text())["training"]["images"] == 8
     assert found["features"] == found["masks"] == found["auto"]
 
 
-def test_features_of_masks_are_not_enough_for_em(colours, painted_folder):
+def test_features_of_masks_are_not_enough_for_em(colors, painted_folder):
     for options in ({"recipe": "paper"}, {"method": "kmeans"}):
-        model = PriMaPsEM(3, backbone=colours, patch_size=8, size=64, device="cpu", **options)
-        with pytest.raises(ValueError, match="this fit needs --keep features"):
-            model.fit(painted_folder / "images", keep="masks")
+        model = PriMaPsEM(3, backbone=colors, patch_size=8, size=64, device="cpu", **options)
+        with pytest.raises(ValueError, match="this fit needs --cache-content features"):
+            model.fit(painted_folder / "images", cache_content="masks")
         maker = model.mask_maker()
         found = extract(find_images(painted_folder / "images"), model.network, 64, masks=maker,
-                        keep="masks")  # fmt: skip
-        with pytest.raises(ValueError, match="this fit needs --keep features"):
+                        cache_content="masks")  # fmt: skip
+        with pytest.raises(ValueError, match="this fit needs --cache-content features"):
             model.fit_extracted(found)
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_predict_takes_whatever_fit_takes_and_converts_it_alike(colours, tmp_path):
+def test_predict_takes_whatever_fit_takes_and_converts_it_alike(colors, tmp_path):
     """A path, an image of Pillow, an array and a tensor; transparency and 16 bits as in files."""
-    model = PriMaPsEM(3, backbone=colours, **QUICK)
+    model = PriMaPsEM(3, backbone=colors, **QUICK)
     model.fit([painted(seed)[0] for seed in range(4)])
     plain = painted(9)[0]
     see_through = plain.convert("RGBA")

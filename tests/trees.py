@@ -45,7 +45,7 @@ def cocostuff_tree(root: Path, names=("000000000139", "000000000285")) -> Path:
 
 
 def potsdam_tree(root: Path, side=200) -> Path:
-    """Two patches in each labelled list and one in the third, named by numbers like IIC's."""
+    """Two patches in each labeled list and one in the third, named by numbers like IIC's."""
     for folder in ("imgs", "gt"):
         (root / folder).mkdir(parents=True)
     lists = {"labelled_train": [7, 12], "labelled_test": [3, 90], "unlabelled_train": [41]}
@@ -60,7 +60,7 @@ def potsdam_tree(root: Path, side=200) -> Path:
     return root
 
 
-def labelled_tree(root: Path, splits=("train", "val")) -> Path:
+def labeled_tree(root: Path, splits=("train", "val")) -> Path:
     """``images``, ``labels`` and ``classes.json``; splits are sub-folders."""
     for split in splits:
         for name in ("a", "b"):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from primaps.scenes.propose import propose_scene
     from primaps.scenes.sample import scene_windows
     from primaps.studio.serve import run_studio
-    from primaps.support.errors import PrimapsError
+    from primaps.utils.errors import PrimapsError
 
 _HOME = {
     "Backbone": "backbones.backbone",
@@ -72,7 +72,7 @@ _HOME = {
     "predict_scene": "scenes.predict",
     "propose_scene": "scenes.propose",
     "scene_windows": "scenes.sample",
-    "PrimapsError": "support.errors",
+    "PrimapsError": "utils.errors",
 }
 
 __all__ = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from primaps.support.errors import InputError
-from primaps.support.typed import Range, check_fields
+from primaps.utils.errors import InputError
+from primaps.utils.typed import Range, check_fields
 
 Method = Literal["em", "kmeans", "probe"]
 Recipe = Literal["paper", "orthogonal"]
@@ -16,8 +16,8 @@ PredictPrecision = Literal["auto", "float32", "bfloat16"]
 Engine = Literal["torch", "openvino"]
 Resize = Literal["pillow", "tensor"]
 Positions = Literal["exact", "scaled"]
-Kept = Literal["features", "masks"]  # of every image
-Keep = Literal["auto", "features", "masks"]
+CachedContent = Literal["features", "masks"]  # of every image
+CacheContent = Literal["auto", "features", "masks"]
 Views = Annotated[int, Range(0, 1000)] | Literal["fresh"]
 Threshold = Annotated[float, Range(0, below=1)]
 Size = Annotated[int, Range(1, 16384)]

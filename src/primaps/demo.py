@@ -1,4 +1,4 @@
-"""Propose, fit and predict on photographs that scikit-image and scikit-learn bring along."""
+"""Propose, fit and predict on photos that scikit-image and scikit-learn bring along."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from primaps.label_maps import predict_files, propose_files
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import grid
 from primaps.pictures.preview import model_preview
-from primaps.support.errors import MissingPackageError
-from primaps.support.files import user_path
-from primaps.support.ours import need_own, write_png
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.errors import MissingPackageError
+from primaps.utils.files import user_path
+from primaps.utils.ours import need_own, write_png
+from primaps.utils.progress import ProgressCallback, silent
 
-PHOTOGRAPHS = (
+PHOTOS = (
     ("skimage", "data/astronaut.png"),
     ("skimage", "data/chelsea.png"),
     ("skimage", "data/coffee.png"),
@@ -33,17 +33,17 @@ def demo(
     device: str | torch.device = "auto",
     progress: ProgressCallback = silent,
 ) -> Path:
-    """Run the three main commands on six photographs and write everything below ``out``.
+    """Run the three main commands on six photos and write everything below ``out``.
 
     Returns:
-        The picture to look at: photographs, mask proposals, classes.
+        The picture to look at: photos, mask proposals, classes.
 
     Raises:
         ImportError: scikit-image or scikit-learn is not installed.
     """
     out = user_path(out)
     need_own(out / "demo.png")
-    paths = [_packaged(package, name) for package, name in PHOTOGRAPHS]
+    paths = [_packaged(package, name) for package, name in PHOTOS]
     model = PriMaPsEM(CLASSES, device=device)
     propose_files(paths, out / "proposals", backbone=model.backbone, progress=progress)
     model.fit(paths, progress=progress)
@@ -56,23 +56,23 @@ def demo(
 def _packaged(package: str, name: str) -> Path:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise MissingPackageError("the demo needs its photographs: pip install 'primaps[demo]'")
+        raise MissingPackageError("the demo needs its photos: pip install 'primaps[demo]'")
     return Path(spec.origin).parent / name
 
 
 def _picture(paths: list[Path], out: Path) -> Path:
-    """Photographs, proposals and classes in three rows."""
+    """Photos, proposals and classes in three rows."""
     rows = []
     for folder in (None, "proposals", "classes"):
         row = []
         for path in paths:
-            photograph = Image.open(path).convert("RGB")
+            photo = Image.open(path).convert("RGB")
             if folder is None:
-                row.append(photograph)
+                row.append(photo)
             else:
                 shown = Image.open(next((out / folder).rglob(f"{path.stem}.overlay.jpg")))
                 # Without the legend below it, which would repeat under every picture.
-                row.append(shown.crop((0, 0, *photograph.size)))
+                row.append(shown.crop((0, 0, *photo.size)))
         rows.append(row)
     target = out / "demo.png"
     write_png(grid(rows, height=200), target)

@@ -8,19 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from primaps.classes.build_tree import SAMPLE
 from primaps.classes.choose import Evidence, curve, parse_range
-from primaps.classes.grow import SAMPLE
-from primaps.config import Keep
-from primaps.data import Dataset, ImageFile, Problem
-from primaps.em.fit import what_is_kept
+from primaps.config import CacheContent
+from primaps.data import Dataset, ImageFile, LogCallback
+from primaps.em.fit import resolve_cache_content
 from primaps.em.recorder import HistoryLine, clear_states
 from primaps.features.extract import extract
 from primaps.features.mask_table import gathered
 from primaps.model import PriMaPsEM
 from primaps.model_folder import model_writing
 from primaps.pictures.preview import model_preview
-from primaps.support.distributed import rank
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.distributed import rank
+from primaps.utils.progress import ProgressCallback, silent
 
 logger = logging.getLogger("primaps")
 
@@ -30,10 +30,10 @@ def class_evidence(
     options: dict[str, Any],
     files: Sequence[ImageFile],
     *,
-    store: str | Path | None = "auto",
-    keep: Keep = "auto",
+    cache: str | Path | None = "auto",
+    cache_content: CacheContent = "auto",
     progress: ProgressCallback = silent,
-    problem: Problem = logger.warning,
+    log: LogCallback = logger.warning,
 ) -> list[Evidence]:
     """How far images speak for each of several numbers of classes; for
     :func:`primaps.classes.choose.propose`.
@@ -41,17 +41,19 @@ def class_evidence(
     Args:
         wanted: ``auto``, 2 to 48 or what masks of few images allow, or a range ``LOW-HIGH``.
         options: of the model, without ``classes``.
-        store, keep: as in :meth:`primaps.PriMaPsEM.fit`, which then finds what it needs.
+        cache, cache_content: as in :meth:`primaps.PriMaPsEM.fit`, which then finds what it needs.
 
     Raises:
         InputError: ``wanted`` is neither.
     """
     candidates = None if wanted == "auto" else parse_range(wanted)
     model = PriMaPsEM(**{**options, "classes": 2})
-    kept = what_is_kept(keep, model.config, len(files), model.projection is not None)
+    kept = resolve_cache_content(
+        cache_content, model.config, len(files), model.projection is not None
+    )
     extracted = extract(
-        files, model.network, model.size, masks=model.mask_maker(), store=store, keep=kept,
-        progress=progress, problem=problem,
+        files, model.network, model.size, masks=model.mask_maker(), cache=cache, cache_content=kept,
+        progress=progress, log=log,
     )  # fmt: skip
     table = extracted.mask_table(model.projection)
     assert table is not None
@@ -68,11 +70,11 @@ def fit_folder(
     *,
     labels: Dataset | None = None,
     evidence: Sequence[Evidence] = (),
-    store: str | Path | None = "auto",
-    keep: Keep = "auto",
+    cache: str | Path | None = "auto",
+    cache_content: CacheContent = "auto",
     progress: ProgressCallback = silent,
-    problem: Problem = logger.warning,
-    log: Callable[[HistoryLine], None] | None = None,
+    log: LogCallback = logger.warning,
+    on_epoch: Callable[[HistoryLine], None] | None = None,
 ) -> None:
     """Fit, save and draw; the state of training lies beside the model until it is complete, so that
     the same call goes on where it was stopped.
@@ -81,15 +83,15 @@ def fit_folder(
         out: folder of the model; another process that writes there is waited for.
         labels: for the linear probe.
         evidence: kept with the tree.
-        log: called with a line of figures per epoch.
+        on_epoch: called with a line of figures per epoch.
 
     Raises:
         ModelError: the folder has files that are not of a model, or is that of the images.
     """
     with model_writing(out, files):
         model.fit(
-            files, labels, store=store, keep=keep, checkpoints=out, progress=progress,
-            problem=problem, log=log,
+            files, labels, cache=cache, cache_content=cache_content, checkpoints=out, progress=progress,
+            log=log, on_epoch=on_epoch,
         )  # fmt: skip
         if model.inventory_ is not None and evidence:
             model.inventory_ = replace(model.inventory_, curve=tuple(evidence))

@@ -34,21 +34,21 @@ from primaps.classes.edits import legend
 from primaps.classes.inventory import Inventory, take_inventory
 from primaps.classes.legend import Legend
 from primaps.classes.tree import TreeError
-from primaps.config import Classes, Config, Keep, Size, check_names, check_used
+from primaps.config import CacheContent, Classes, Config, Size, check_names, check_used
 from primaps.crf import CLASS_CRF
 from primaps.data import (
     Dataset,
     ImageCollection,
     ImageFile,
-    Problem,
+    LogCallback,
     fit_to_patches,
     image_files,
     load_image,
     pair_up,
     to_tensor,
 )
-from primaps.data.drawing import drawn
-from primaps.em.fit import fit_prototypes, schedule, what_is_kept
+from primaps.data.sampling import drawn
+from primaps.em.fit import fit_prototypes, resolve_cache_content, schedule
 from primaps.em.orthogonal import CONSENSUS
 from primaps.em.pixels import largest_channel, upsample
 from primaps.em.probe import LinearProbe
@@ -64,12 +64,12 @@ from primaps.projections.checkpoints import as_projection
 from primaps.projections.encoder import code_network, encoder
 from primaps.projections.projection import Projection
 from primaps.proposals.image_size import image_masks
-from primaps.support.distributed import processes
-from primaps.support.entrance import entrance
-from primaps.support.errors import InputError
-from primaps.support.progress import ProgressCallback, silent
-from primaps.support.renamed import renamed
-from primaps.support.typed import Range
+from primaps.utils.distributed import processes
+from primaps.utils.entrance import entrance
+from primaps.utils.errors import InputError
+from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.renamed import renamed
+from primaps.utils.typed import Range
 from primaps.version import VERSION
 
 logger = logging.getLogger("primaps")
@@ -122,7 +122,7 @@ class PriMaPsEM:
         samples_: a few of the training images, 8-bit, to show.
         inventory_: tree and trust of the classes; None without masks.
         edits_: of the classes, as in ``classes.json``.
-        legend_: names and colours of the classes that :meth:`predict` gives: the model's own if
+        legend_: names and colors of the classes that :meth:`predict` gives: the model's own if
             None, otherwise those after edits or a cut.
 
     Raises:
@@ -200,31 +200,31 @@ class PriMaPsEM:
         labels: str | Path | Dataset | None = None,
         *,
         sample: int | None = None,
-        store: str | Path | None = "auto",
-        keep: Keep = "auto",
+        cache: str | Path | None = "auto",
+        cache_content: CacheContent = "auto",
         checkpoints: str | Path | None = None,
         progress: ProgressCallback = silent,
-        problem: Problem = logger.warning,
-        log: Callable[[HistoryLine], None] | None = None,
+        log: LogCallback = logger.warning,
+        on_epoch: Callable[[HistoryLine], None] | None = None,
     ) -> PriMaPsEM:
         """Fit to images: features, proposals, k-means, prototypes (section 3.2).
 
         Args:
             images: files, folders or globs, or Pillow images. Each is scaled and cut to its
-                centred square.
+                centered square.
             labels: folder of label maps, or the data set that the images are of; for the linear
                 probe, and for nothing else.
             sample: number of images to fit to, drawn by the seed; None is all of them.
-            store: folder that keeps features and masks, so that they are computed once and for
+            cache: folder that keeps features and masks, so that they are computed once and for
                 all; ``auto`` is memory if they take less than 2 GB, else the cache; None is memory.
-            keep: what is kept of every image: ``features`` and masks (0.9 MB at 322 px, DINOv2
+            cache_content: what is kept of every image: ``features`` and masks (0.9 MB at 322 px, DINOv2
                 ViT-S/14), or the features of its ``masks`` alone (9 kB; with features of 3,000
                 images), which is enough for the recipe "orthogonal"; ``auto`` is ``masks`` above
                 3,000 images where that is enough. Both give the same model.
             checkpoints: folder of the training state: the same call goes on where it was stopped.
             progress: called after each unit of work.
-            problem: told about every image that cannot be read; the others go on.
-            log: called with a line of figures per epoch.
+            log: called with a sentence about every image that cannot be read; the others go on.
+            on_epoch: called with a line of figures per epoch.
 
         Raises:
             ImageError: no image could be read.
@@ -254,12 +254,14 @@ class PriMaPsEM:
             masks=self.mask_maker() if method == "em" else None,
             labels=data,
             seed=self.config.seed,
-            store=store,
-            keep=what_is_kept(keep, self.config, len(files), self.projection is not None),
+            cache=cache,
+            cache_content=resolve_cache_content(
+                cache_content, self.config, len(files), self.projection is not None
+            ),
             progress=progress,
-            problem=problem,
+            log=log,
         )
-        return self.fit_extracted(extracted, checkpoints, progress, log)
+        return self.fit_extracted(extracted, checkpoints, progress, on_epoch)
 
     @entrance
     @torch.enable_grad()
@@ -268,7 +270,7 @@ class PriMaPsEM:
         extracted: Extracted,
         checkpoints: str | Path | None = None,
         progress: ProgressCallback = silent,
-        log: Callable[[HistoryLine], None] | None = None,
+        on_epoch: Callable[[HistoryLine], None] | None = None,
     ) -> PriMaPsEM:
         """Fit to features and masks that are there already, as :meth:`fit` does after computing
         them: for several fits on the same images.
@@ -278,7 +280,7 @@ class PriMaPsEM:
         """
         self._images, self.samples_ = len(extracted.keys), extracted.samples
         if extracted.table is not None:
-            what_is_kept("masks", self.config, self._images, self.projection is not None)
+            resolve_cache_content("masks", self.config, self._images, self.projection is not None)
         projection, masks = self.projection, extracted.mask_table(self.projection)
         seen = extracted.starts if self.config.orthogonal else extracted.views
         recorder = Recorder(
@@ -286,7 +288,7 @@ class PriMaPsEM:
             progress,
             checkpoints,
             self._fingerprint(extracted),
-            log,
+            on_epoch,
         )
         prototypes = fit_prototypes(
             self.config,
@@ -309,7 +311,7 @@ class PriMaPsEM:
     def cut(self, classes: int) -> PriMaPsEM:
         """The same model with another number of classes: a cut of its tree, in no time.
 
-        At its own K it predicts what it did, to the byte. Names, colours and hidden classes of
+        At its own K it predicts what it did, to the byte. Names, colors and hidden classes of
         ``edits_`` stay; merges and splits do not, as the cut says which classes there are.
 
         Raises:
@@ -368,7 +370,7 @@ class PriMaPsEM:
 
         Logits of the features, or codes, are upsampled and, with ``crf``, refined by the dense CRF.
         Unlike in the paper's protocol (:func:`primaps.evaluate`) features are not averaged with
-        those of the mirror image, which takes a second pass of the network and gains nothing.
+        those of the flipped image, which takes a second pass of the network and gains nothing.
 
         Raises:
             ModelError: the model is not fitted.

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from primaps.config import Config, Positions
 from primaps.data import ImageFile
-from primaps.support.distributed import rank
-from primaps.support.errors import InputError, PrimapsError
-from primaps.support.files import atomic_path, locked, write_json
-from primaps.support.inputs import (
+from primaps.utils.distributed import rank
+from primaps.utils.errors import InputError, PrimapsError
+from primaps.utils.files import atomic_path, locked, write_json
+from primaps.utils.inputs import (
     LARGEST_TENSORS,
     need_tensor,
     parse_json,
@@ -30,8 +30,8 @@ from primaps.support.inputs import (
     read_bytes,
     read_json,
 )
-from primaps.support.ours import need_own
-from primaps.support.typed import Range
+from primaps.utils.ours import need_own
+from primaps.utils.typed import Range
 from primaps.version import VERSION
 
 FORMAT: Literal[2] = 2

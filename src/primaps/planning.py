@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from primaps.config import Config, Keep, Kept
+from primaps.config import CacheContent, CachedContent, Config
 from primaps.data import ImageCollection, ImageFile, image_files, read
 from primaps.data.stream import content_digest
 from primaps.em.em import fit_em
-from primaps.em.fit import schedule, what_is_kept
+from primaps.em.fit import resolve_cache_content, schedule
 from primaps.em.kmeans import POSITIONS, fit_kmeans, fit_starts
 from primaps.em.orthogonal import start_seeds
 from primaps.em.prototypes import Prototypes
@@ -22,10 +22,10 @@ from primaps.features.collection import CollectionStores, bytes_kept
 from primaps.features.extract import BACKBONE_BATCH, START_IMAGES, extract, start_contents
 from primaps.features.positions import draw_positions
 from primaps.model import PriMaPsEM
-from primaps.support.entrance import entrance
-from primaps.support.errors import InputError
-from primaps.support.lanes import lane_count
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.entrance import entrance
+from primaps.utils.errors import InputError
+from primaps.utils.parallel import lane_count
+from primaps.utils.progress import ProgressCallback, silent
 
 MANY = 10**6
 """Images that a plan says the bytes of beside those that there are."""
@@ -57,10 +57,10 @@ class Plan:
     folder: Path | None
     free: int | None
     seconds: dict[str, float]
-    costs: dict[Kept, tuple[int, int]] = field(default_factory=dict)
+    costs: dict[CachedContent, tuple[int, int]] = field(default_factory=dict)
     collection: int = 0
 
-    def bytes_of(self, kept: Kept, images: int) -> int:
+    def bytes_of(self, kept: CachedContent, images: int) -> int:
         """What a number of images takes."""
         each, start = self.costs[kept]
         return images * each + min(images, START_IMAGES) * start
@@ -77,7 +77,7 @@ class Plan:
         for kept in self.costs:
             sizes = {n: gigabytes(self.bytes_of(kept, n)) for n in sorted(numbers)}
             each = ", ".join(f"{size} for {n:,} images" for n, size in sizes.items())
-            choices.append(f"--keep {kept}: {each}")
+            choices.append(f"--cache-content {kept}: {each}")
         return [
             f"{self.images} images, {self.missing} of them to be computed",
             f"{size} {place}",
@@ -91,11 +91,11 @@ class Plan:
 def plan(
     model: PriMaPsEM,
     images: ImageCollection,
-    store: str | Path | None = "auto",
-    keep: Keep = "auto",
+    cache: str | Path | None = "auto",
+    cache_content: CacheContent = "auto",
     progress: ProgressCallback = silent,
 ) -> Plan:
-    """Estimate what ``model.fit(images, store=store, keep=keep)`` will take.
+    """Estimate what ``model.fit(images, cache=cache, cache_content=cache_content)`` will take.
 
     Times are measured on up to eight of the images for each core: reading, backbone, masks and
     steps of training, each the second time that it runs.
@@ -120,13 +120,13 @@ def plan(
     views = config.views if em else 0
     maker = model.mask_maker() if em else None
     projected = model.projection is not None
-    kept = what_is_kept(keep, config, len(files), projected)
+    kept = resolve_cache_content(cache_content, config, len(files), projected)
     contents: dict[str, str] = {}
     for done, (file, content) in enumerate(read(files, content_digest, _ignore), 1):
         contents[file.key] = content
         progress("reading", done, len(files), {})
     whole = start_contents([*contents.values()]) if kept == "masks" else None
-    stores = CollectionStores(model.network, model.size, len(files), views, maker, store, whole)
+    stores = CollectionStores(model.network, model.size, len(files), views, maker, cache, whole)
     missing = len(stores.missing(list(contents.values())))
     few = min(BACKBONE_BATCH * lane_count(model.backbone.device), len(files))
     sample = [files[i * len(files) // few] for i in range(few)]
@@ -134,11 +134,11 @@ def plan(
     def features(with_masks: bool) -> float:
         began = time.monotonic()
         given = maker if with_masks else None
-        extract(sample, model.network, model.size, masks=given, store=None, problem=_ignore)
+        extract(sample, model.network, model.size, masks=given, cache=None, log=_ignore)
         return (time.monotonic() - began) / len(sample)
 
     features(em)  # compiles and allocates
-    forwards = features(False)  # image and mirror image
+    forwards = features(False)  # image and flipped image
     masks = features(True) - forwards if em else 0.0
     steps = schedule(config, len(files), model.clusters)
     kmeans, step = _step_seconds(model, sample)
@@ -153,7 +153,7 @@ def plan(
     while existing is not None and not existing.exists():
         existing = existing.parent
     shape = stores.shape
-    costs: dict[Kept, tuple[int, int]] = {
+    costs: dict[CachedContent, tuple[int, int]] = {
         "features": (bytes_kept(shape, model.size, 1, views, em), 0)
     }
     if config.orthogonal and not projected:
@@ -183,8 +183,8 @@ def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float,
         model.network,
         model.size,
         masks=model.mask_maker() if config.runs_em else None,
-        store=None,
-        problem=_ignore,
+        cache=None,
+        log=_ignore,
     )
     scale = config.batch_size / len(extracted.keys)
     whole = replace(config, batch_size=len(extracted.keys))

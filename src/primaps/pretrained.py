@@ -37,7 +37,7 @@ from primaps.model_folder import (
     write_model,
 )
 from primaps.projections.projection import Projection
-from primaps.support.files import user_path
+from primaps.utils.files import user_path
 
 logger = logging.getLogger("primaps")
 

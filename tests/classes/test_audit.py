@@ -17,7 +17,7 @@ from tests.conftest import painted
 @pytest.mark.parametrize("accuracies", [[0.5] * 3, [0.95, 0.8, 0.1], [0.9] * 8 + [0.0] * 12])
 @pytest.mark.parametrize("answered", [80, 50])
 def test_the_interval_holds_the_truth_as_often_as_it_says(accuracies, answered):
-    """Also after a stop; over populations of other kinds than the labelled sets are."""
+    """Also after a stop; over populations of other kinds than the labeled sets are."""
     random = np.random.default_rng(0)
     classes = random.integers(0, len(accuracies), 4000)
     sure = random.random(4000)
@@ -73,12 +73,12 @@ def test_no_wrong_answer_is_no_certainty():
 
 
 @pytest.fixture
-def model(colours):
+def model(colors):
     images = [painted(seed)[0] for seed in range(8)]
     return PriMaPsEM(
-        3, backbone=colours, patch_size=8, size=64, recipe="orthogonal", min_init_steps=20,
+        3, backbone=colors, patch_size=8, size=64, recipe="orthogonal", min_init_steps=20,
         mask_crf=False, device="cpu",
-    ).fit(images, store=None)  # fmt: skip
+    ).fit(images, cache=None)  # fmt: skip
 
 
 def test_an_audit_goes_on_where_it_stopped(model, painted_folder, tmp_path):

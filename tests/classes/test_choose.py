@@ -17,7 +17,7 @@ from primaps.classes.choose import (
     spherical_kmeans,
     strength,
 )
-from primaps.support.seeding import generator
+from primaps.utils.seeding import generator
 
 
 def test_agreement_is_kappa_of_the_best_of_all_matchings():

@@ -18,7 +18,7 @@ def test_without_edits_a_legend_is_the_cut(tree):
         found = legend(tree, classes=classes)
         assert found.table().tolist() == tree.cut(classes).tolist()
         assert len({one.id for one in found.classes}) == classes
-        assert len({one.colour for one in found.classes}) == classes
+        assert len({one.color for one in found.classes}) == classes
     assert [one.id for one in legend(tree).classes] == ["0", "1", "2", "3", "4"]
 
 
@@ -39,12 +39,12 @@ def test_merge_and_split_are_tables(tree):
 
 
 def test_names_stay_when_k_moves(tree):
-    edits = [{"rename": "3", "to": "car"}, {"colour": "3", "to": "#010203"}]
+    edits = [{"rename": "3", "to": "car"}, {"color": "3", "to": "#010203"}]
     for classes in range(5, 21):
         names = legend(tree, edits, classes).names
         assert any(name.startswith("car") for name in names)
     fine = legend(tree, edits, 20)
-    assert (1, 2, 3) in {one.colour for one in fine.classes}
+    assert (1, 2, 3) in {one.color for one in fine.classes}
     coarse = legend(tree, edits, 2)
     assert any("car" in name for name in coarse.names)
 
@@ -65,7 +65,7 @@ BROKEN = [
     ({"rename": "1", "to": "3.1"}, "looks like an id"),
     ({"rename": "1", "to": "a\nb"}, "a name is text"),
     ({"rename": 1, "to": "car"}, "given as text, its id or name, not as 1"),
-    ({"colour": "1", "to": "red"}, "a colour reads \"#rrggbb\", not 'red'"),
+    ({"color": "1", "to": "red"}, "a color reads \"#rrggbb\", not 'red'"),
     ({"merge": ["1"]}, "merge takes a list of two"),
     ({"merge": ["1", "1"]}, "merge names a class twice"),
     ({"hide": "1", "split": "2"}, "an edit is an object with one of"),
@@ -155,7 +155,7 @@ def test_two_names_cannot_be_the_same(tree):
 def test_every_edit_can_be_undone(tree, tmp_path):
     edits = [
         {"rename": "0", "to": "car"},
-        {"colour": "car", "to": "#112233"},
+        {"color": "car", "to": "#112233"},
         {"split": "car"},
         {"merge": ["1", "2"]},
         {"hide": "3"},

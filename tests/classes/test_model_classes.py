@@ -23,7 +23,7 @@ OPTIONS = {"size": 64, "recipe": "orthogonal", "min_init_steps": 10, "mask_crf":
 @pytest.fixture(scope="module")
 def folder(vit, tmp_path_factory):
     images = [painted(seed)[0] for seed in range(24)]
-    model = PriMaPsEM(3, backbone=vit, device="cpu", **OPTIONS).fit(images, store=None)
+    model = PriMaPsEM(3, backbone=vit, device="cpu", **OPTIONS).fit(images, cache=None)
     out = tmp_path_factory.mktemp("model")
     model.save_pretrained(out)
     return out
@@ -171,7 +171,7 @@ def test_auto_prints_evidence_and_takes_the_middle(vit, tmp_path, painted_folder
     done = call(
         "fit", painted_folder / "images", "--classes", "2-4", "--out", tmp_path / "m",
         "--backbone", vit, "--size", "64", "--recipe", "orthogonal", "--min-init-steps", "5",
-        "--no-mask-crf", "--store", tmp_path / "store",
+        "--no-mask-crf", "--cache", tmp_path / "store",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "taking the middle" in done.output

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist
 
-from primaps.classes import grow as growing
-from primaps.classes.grow import grow, leaf_count
+from primaps.classes import build_tree as growing
+from primaps.classes.build_tree import grow, leaf_count
 from primaps.classes.linkage import LINKAGES, average, merge_order, sphere, ward
 from primaps.classes.tree import Tree, TreeError, part_map
 

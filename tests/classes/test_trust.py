@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from primaps.classes.trust import class_trust, jaccard, stability
+from primaps.classes.stability import class_trust, jaccard, stability
 
 
 def test_jaccard_against_sets():

@@ -127,7 +127,7 @@ def test_errors_of_others_are_named_and_debug_shows_where_they_come_from(
 
 def test_commands_are_grouped_in_the_order_of_work():
     shown = call("--help").output
-    panels = ["Your images", "With labels", "Labelled data sets", "The paper"]
+    panels = ["Your images", "With labels", "Labeled data sets", "The paper"]
     assert sorted(panels, key=shown.index) == panels
     commands = ["demo", "propose", "fit", "predict", "evaluate", "oracle", "probe"]
     lines = [

@@ -42,7 +42,7 @@ def test_a_fit_killed_at_any_moment_ends_with_the_same_bytes(images, vit, tmp_pa
 
     def command(name):
         out, store = str(tmp_path / name), str(tmp_path / f"{name}-store")
-        return [sys.executable, "-c", SAVING, "fit", *arguments, "--out", out, "--store", store]
+        return [sys.executable, "-c", SAVING, "fit", *arguments, "--out", out, "--cache", store]
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command("whole"), check=True, capture_output=True, env=environment)
@@ -79,7 +79,7 @@ def test_a_fit_killed_at_any_moment_ends_with_the_same_bytes(images, vit, tmp_pa
 def test_plan_says_what_it_takes_and_writes_nothing(images, vit, tmp_path):
     store = tmp_path / "store"
     done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--plan",
-                "--views", 2, "--store", store)  # fmt: skip
+                "--views", 2, "--cache", store)  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "20 images, 20 of them to be computed" in done.output
     assert "k-means 184 steps, EM 150 steps" in done.output
@@ -91,17 +91,21 @@ def test_plan_says_what_it_takes_and_writes_nothing(images, vit, tmp_path):
 def test_a_sample_is_drawn_by_the_seed_and_the_plan_says_what_it_saves(images, vit, tmp_path):
     def plan(*more):
         done = call("fit", images, "--backbone", vit, *OWN, "--out", tmp_path / "m", "--plan",
-                    "--store", "none", *more)  # fmt: skip
+                    "--cache", "none", *more)  # fmt: skip
         assert done.exit_code == 0, done.output
         return done.output
 
     said = plan("--sample", 6)
     assert "6 images, 6 of them to be computed" in said
-    found = re.findall(r"--keep (\w+): ([\d.]+) GB for 6 images, ([\d.]+) GB for 20 images", said)
+    found = re.findall(
+        r"--cache-content (\w+): ([\d.]+) GB for 6 images, ([\d.]+) GB for 20 images", said
+    )
     assert [kept for kept, *_ in found] == ["features", "masks"]
     for _, sample, everything in found:
         assert float(everything) == pytest.approx(20 / 6 * float(sample), abs=0.004)
-    million = dict(re.findall(r"--keep (\w+): .*, ([\d.,]+) GB for 1,000,000 images", plan()))
+    million = dict(
+        re.findall(r"--cache-content (\w+): .*, ([\d.,]+) GB for 1,000,000 images", plan())
+    )
     assert float(million["features"]) > 10 * float(million["masks"])
     done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--sample", 0)
     assert done.exit_code == 1
@@ -150,7 +154,7 @@ def test_data_sets_by_name_are_the_same_as_their_folders(painted_folder, vit, tm
             split.mkdir(exist_ok=True)
             path.rename(split / path.name)
     images, labels = painted_folder / "images/train", painted_folder / "labels/train"
-    network = ["--size", 64, "--backbone", vit, "--store", "none"]
+    network = ["--size", 64, "--backbone", vit, "--cache", "none"]
     quick = [*network, "--epochs", 1, "--min-steps", 4]
     named = [painted_folder, "--dataset", "folder"]
     for command, folders, options in (
@@ -251,7 +255,7 @@ def test_a_probe_reads_every_image_once(painted_folder, vit, tmp_path, monkeypat
 
     monkeypatch.setattr(Image.Image, "resize", resize)
     model = PriMaPsEM(3, backbone=vit, size=64, method="probe", epochs=1, min_steps=1)
-    model.fit(painted_folder / "images", painted_folder / "labels", store=tmp_path / "store")
+    model.fit(painted_folder / "images", painted_folder / "labels", cache=tmp_path / "store")
     assert decoded.count("I") == 8  # label maps
     assert decoded.count("RGB") == 8 + 6  # images, and those to be shown
 

@@ -16,7 +16,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from primaps.cli import words
+from primaps.cli import console as words
 from primaps.cli.app import interrupt_again, interrupted
 from tests.cli.test_cli import call
 from tests.conftest import painted
@@ -153,7 +153,7 @@ def test_a_full_disk_is_said_with_the_name_of_the_file(images, vit, tmp_path):
 def fitted(vit, painted_folder, tmp_path):
     quick = ["--size", 64, "--min-init-steps", 20]
     done = call("fit", painted_folder / "images", "--classes", 3, "--out", tmp_path / "model",
-                "--backbone", vit, *quick, "--store", tmp_path / "store")  # fmt: skip
+                "--backbone", vit, *quick, "--cache", tmp_path / "store")  # fmt: skip
     assert done.exit_code == 0, done.output
     return tmp_path / "model"
 
@@ -205,8 +205,8 @@ def test_a_tilde_is_the_home_of_a_user(fitted, painted_folder, tmp_path, monkeyp
 def test_a_store_that_has_everything_is_only_read(
     fitted, vit, painted_folder, tmp_path, monkeypatch
 ):
-    from primaps.features.store import Store
-    from primaps.support import files
+    from primaps.features.feature_cache import Store
+    from primaps.utils import files
 
     def refused(*_, **__):
         raise PermissionError(13, "Permission denied", "the store")
@@ -222,7 +222,7 @@ def test_a_store_that_has_everything_is_only_read(
     monkeypatch.setattr(files.tempfile, "mkstemp", outside)
     quick = ["--size", 64, "--min-init-steps", 20]
     done = call("fit", painted_folder / "images", "--classes", 3, "--out", tmp_path / "again",
-                "--backbone", vit, *quick, "--store", tmp_path / "store")  # fmt: skip
+                "--backbone", vit, *quick, "--cache", tmp_path / "store")  # fmt: skip
     assert done.exit_code == 0, done.output
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")} == before
     one, other = (tmp_path / name / "model.safetensors" for name in ("model", "again"))

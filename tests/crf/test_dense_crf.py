@@ -19,7 +19,7 @@ from primaps.crf import (
     compiled_unary,
     dense_crf,
 )
-from primaps.support.errors import InputError
+from primaps.utils.errors import InputError
 
 # Shapes come from a short list: each number of lanes compiles once.
 SHAPES = st.sampled_from([(1, 5, 7), (2, 1, 9), (3, 8, 8), (6, 9, 4), (12, 1, 1), (20, 6, 11)])
@@ -91,7 +91,7 @@ def test_extreme_weights_do_not_overflow(path):
 
 @PATHS
 def test_constant_image_reduces_the_bilateral_kernel_to_a_gaussian(path):
-    """Without colour differences it is the Gaussian kernel of its spatial width."""
+    """Without color differences it is the Gaussian kernel of its spatial width."""
     _, logits = scene((3, 24, 24), 1)
     image = torch.full((3, 24, 24), 90, dtype=torch.uint8)
     bilateral = dense_crf(image, logits=logits, theta_alpha=4.0, gaussian_weight=0, **path)
@@ -206,11 +206,11 @@ def test_lists_take_any_number_of_labels_and_sizes():
     assert torch.equal(second, dense_crf(image_b, logits=logits_b))
 
 
-def test_a_grey_pil_image_is_taken_as_rgb():
-    grey = Image.fromarray(np.arange(56, dtype=np.uint8).reshape(7, 8))
+def test_a_gray_pil_image_is_taken_as_rgb():
+    gray = Image.fromarray(np.arange(56, dtype=np.uint8).reshape(7, 8))
     _, logits = scene((2, 7, 8), 0)
-    colour = torch.arange(56, dtype=torch.uint8).view(1, 7, 8).expand(3, 7, 8)
-    assert torch.equal(dense_crf(grey, logits=logits), dense_crf(colour, logits=logits))
+    color = torch.arange(56, dtype=torch.uint8).view(1, 7, 8).expand(3, 7, 8)
+    assert torch.equal(dense_crf(gray, logits=logits), dense_crf(color, logits=logits))
 
 
 def test_precision_of_the_input_does_not_matter_much():
@@ -338,7 +338,7 @@ def test_compiled_kernels_are_found_again_on_disk():
         *compiled._filter(4, 4, 9),
         compiled._update(4, 4, 9, True),
         *compiled_rows._layout_kernels(4, 4),
-        compiled_unary._normalised(4, 4),
+        compiled_unary._normalized(4, 4),
         compiled_lattice._embedding(5),
     ]
     for kernel in kernels:

@@ -23,7 +23,7 @@ def test_filter_is_near_brute_force(d):
     values = torch.rand(3000, 4, generator=generator)
     ours = build_lattice(positions).filter(values)
     true = gaussian_filter(positions.double())(values.double()).float()
-    # Normalised filtering is what the lattice is for: its gain is not the Gaussian's.
+    # Normalized filtering is what the lattice is for: its gain is not the Gaussian's.
     ones = torch.ones(3000, 1)
     ours = ours / build_lattice(positions).filter(ones)
     true = true / gaussian_filter(positions)(ones)
@@ -33,7 +33,7 @@ def test_filter_is_near_brute_force(d):
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5])
 def test_filter_is_symmetric(d):
-    """W^T B W is symmetric where every neighbour exists, else nearly."""
+    """W^T B W is symmetric where every neighbor exists, else nearly."""
     positions, _ = cloud(400, d, 2.0)
     lattice = build_lattice(positions)
     matrix = lattice.filter(torch.eye(400))
@@ -56,15 +56,15 @@ def test_compiled_lattice_is_the_same(n, d, spread, seed):
     rename[ours.flatten()] = theirs.flatten()
     assert torch.equal(rename[ours], theirs)
     assert len(rename.unique()) == compiled.size + 1
-    # Weights differ by the normalisation, one factor per position.
+    # Weights differ by the normalization, one factor per position.
     degree = lattice.filter(torch.ones(n, 1)).double()
     gain = 1 / (1 + 2.0**-d)
     expected = lattice.weights * math.sqrt(gain) / degree.sqrt()
     torch.testing.assert_close(
         torch.from_numpy(compiled.weights).double(), expected, atol=1e-4, rtol=1e-4
     )
-    # Chains list every pair of neighbours once.
-    for chain, (_, ahead) in zip(compiled.chains, lattice.neighbours, strict=True):
+    # Chains list every pair of neighbors once.
+    for chain, (_, ahead) in zip(compiled.chains, lattice.neighbors, strict=True):
         ids = rename[torch.from_numpy(chain).long()]
         pairs = torch.stack([ids[:-1], ids[1:]])[:, (ids[:-1] < compiled.size)]
         pairs = pairs[:, pairs[1] < compiled.size]

@@ -1,4 +1,4 @@
-"""The dense CRF against brute force and against pydensecrf, on photographs."""
+"""The dense CRF against brute force and against pydensecrf, on photos."""
 
 import os
 from functools import lru_cache
@@ -12,10 +12,10 @@ from PIL import Image
 
 from primaps.crf import DenseCRF, compiled_batch, compiled_rows, compiled_unary, dense_crf
 
-data = pytest.importorskip("skimage.data", reason="photographs come with scikit-image")
+data = pytest.importorskip("skimage.data", reason="photos come with scikit-image")
 
 REPOSITORY = Path(__file__).parents[2]
-PHOTOGRAPHS = ["astronaut", "coffee", "chelsea", "rocket"]
+PHOTOS = ["astronaut", "coffee", "chelsea", "rocket"]
 FOLDERS = ["camvid/images/val", "coco200/images/val", "aerial260/images"]
 
 
@@ -27,8 +27,8 @@ def resized(image, height, width):
 
 
 @lru_cache
-def photograph(name, height=320, width=320):
-    if name in PHOTOGRAPHS:
+def photo(name, height=320, width=320):
+    if name in PHOTOS:
         return resized(getattr(data, name)(), height, width)
     folder = Path(os.environ.get("PRIMAPS_DATA", REPOSITORY / "../shared/data")) / name
     if not folder.is_dir():
@@ -37,7 +37,7 @@ def photograph(name, height=320, width=320):
 
 
 def soft_clusters(image, labels):
-    """Probabilities that follow the colours: soft assignment of patches to colour centres."""
+    """Probabilities that follow the colors: soft assignment of patches to color centers."""
     coarse = F.adaptive_avg_pool2d(image[None].float(), 40)
     flat = coarse[0].flatten(1).T
     order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(0))
@@ -73,7 +73,7 @@ def agreement(one, other):
 
 
 CASES = [
-    *((name, 320, 320, labels) for name in PHOTOGRAPHS for labels in (3, 12, 27)),
+    *((name, 320, 320, labels) for name in PHOTOS for labels in (3, 12, 27)),
     ("coffee", 240, 372, 12),
     *((folder, 320, 320, 27) for folder in FOLDERS),
 ]
@@ -82,7 +82,7 @@ CASES = [
 @pytest.mark.parametrize("unary", [soft_clusters, soft_patches])
 @pytest.mark.parametrize(("name", "height", "width", "labels"), CASES)
 def test_labels_of_pydensecrf(name, height, width, labels, unary):
-    image = photograph(name, height, width)
+    image = photo(name, height, width)
     probabilities = unary(image, labels)
     expected = reference(image, probabilities)
 
@@ -96,7 +96,7 @@ def test_labels_of_pydensecrf(name, height, width, labels, unary):
     ("name", "labels"), [("astronaut", 3), ("coffee", 12), ("chelsea", 27), ("rocket", 40)]
 )
 def test_torch_operations_give_the_same_labels(name, labels):
-    image = photograph(name, 96, 112)
+    image = photo(name, 96, 112)
     probabilities = soft_clusters(image, labels)
     compiled = dense_crf(image, probabilities)
     portable = dense_crf(image, probabilities, dtype="float64")
@@ -104,10 +104,10 @@ def test_torch_operations_give_the_same_labels(name, labels):
     assert (compiled - portable).abs().mean() < 1e-4
 
 
-@pytest.mark.parametrize("name", PHOTOGRAPHS)
+@pytest.mark.parametrize("name", PHOTOS)
 def test_lattice_is_near_brute_force(name):
     """The lattice is an approximation; this is how near it comes at 60 x 60 pixels."""
-    image = photograph(name, 60, 60)
+    image = photo(name, 60, 60)
     probabilities = soft_clusters(image, 6)
     exact = dense_crf(image, probabilities, exact=True)
     lattice = dense_crf(image, probabilities)
@@ -123,10 +123,10 @@ def test_brute_force_is_the_equation():
     image = torch.randint(0, 20, (3, 3, 4), generator=generator, dtype=torch.uint8)
     unary = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64).log_softmax(0)
     crf = DenseCRF(2, 2.0, 5.0, 6.0, 1.5, 0.8, exact=True, dtype="float64")
-    colours = image.double().flatten(1).T
+    colors = image.double().flatten(1).T
     place = torch.tensor([(x, y) for y in range(3) for x in range(4)], dtype=torch.float64)
     near = (place[:, None] - place[None]).square().sum(-1)
-    alike = (colours[:, None] - colours[None]).square().sum(-1)
+    alike = (colors[:, None] - colors[None]).square().sum(-1)
     kernels = [
         (2.0, torch.exp(-near / (2 * 5.0**2) - alike / (2 * 6.0**2))),
         (1.5, torch.exp(-near / (2 * 0.8**2))),
@@ -146,7 +146,7 @@ def test_brute_force_is_the_equation():
 @pytest.mark.parametrize("labels", [12, 27])
 def test_negligible_labels_are_left_out_without_a_trace(labels, monkeypatch):
     """Most labels of a prediction are absent from an image; rows become shorter, labels stay."""
-    image = photograph("chelsea", 120, 160)
+    image = photo("chelsea", 120, 160)
     present = soft_clusters(image, 3).log()
     logits = torch.full((labels, 120, 160), -9.0)
     logits[[0, 2, labels - 1]] = present
@@ -169,7 +169,7 @@ def test_negligible_labels_are_left_out_without_a_trace(labels, monkeypatch):
 @pytest.mark.parametrize("labels", [12, 27])
 def test_weak_labels_hardly_matter_to_the_class_map(labels):
     """As in predictions, where every class has some probability everywhere and few ever win."""
-    image = photograph("coffee", 120, 160)
+    image = photo("coffee", 120, 160)
     logits = torch.rand(labels, 120, 160, generator=torch.Generator().manual_seed(0))
     logits[[0, 2, labels - 1]] += 3 * soft_clusters(image, 3)
     full = dense_crf(image, logits=logits, negligible=0)
@@ -222,7 +222,7 @@ def test_labels_that_were_left_out_come_back(small):
 
 
 def test_memory_of_large_images_goes_back_and_changes_nothing(monkeypatch):
-    image = photograph("coffee", 60, 80)[None]
+    image = photo("coffee", 60, 80)[None]
     logits = torch.randn(1, 20, 6, 8, generator=torch.Generator().manual_seed(0))
     whole = dense_crf(image, logits=logits)
     monkeypatch.setattr(compiled_batch, "_IDLE", [])

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from primaps.cli import app
 from primaps.data import cityscapes, cocostuff, potsdam
 from primaps.data.check import check_dataset
-from primaps.support.errors import InputError
-from tests.trees import cityscapes_tree, cocostuff_tree, labelled_tree, potsdam_tree, write
+from primaps.utils.errors import InputError
+from tests.trees import cityscapes_tree, cocostuff_tree, labeled_tree, potsdam_tree, write
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def mini(monkeypatch):
     for module, changes in (
         (cityscapes, {"splits": {"train": 36, "val": 6}, "size": (16, 8)}),
         (cocostuff, {"splits": {"train": 2, "val": 2}}),
-        (potsdam, {"splits": {"train": 2, "val": 2, "unlabelled": 1}}),
+        (potsdam, {"splits": {"train": 2, "val": 2, "unlabeled": 1}}),
     ):
         layout = type(module.LAYOUT)(**{**vars(module.LAYOUT), **changes})
         monkeypatch.setattr(module, "LAYOUT", layout)
@@ -45,7 +45,7 @@ TREES = {
     "cityscapes": cityscapes_tree,
     "cocostuff": cocostuff_tree,
     "potsdam": potsdam_tree,
-    "folder": labelled_tree,
+    "folder": labeled_tree,
 }
 
 
@@ -98,7 +98,7 @@ def test_images_of_another_size_than_the_data_set(mini, tmp_path):
 
 @pytest.mark.parametrize(
     ("end", "words"),
-    [("color.png", "labels in colour are there"), ("labelTrainIds.png", "labelTrainIds")],
+    [("color.png", "labels in color are there"), ("labelTrainIds.png", "labelTrainIds")],
 )
 def test_label_ids_are_missing_but_other_labels_there(mini, tmp_path, end, words):
     root = cityscapes_tree(tmp_path)
@@ -120,7 +120,7 @@ def test_train_ids_under_the_name_of_label_ids(mini, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "cocostuff", "folder"])
-def test_labels_still_in_colour(name, mini, tmp_path):
+def test_labels_still_in_color(name, mini, tmp_path):
     root = TREES[name](tmp_path)
     places = {"cityscapes": "gtFine/val", "cocostuff": "annotations/val2017"}
     places = {
@@ -130,7 +130,7 @@ def test_labels_still_in_colour(name, mini, tmp_path):
     }
     for path in (root / places[name]).rglob("*.png"):
         Image.open(path).convert("RGB").save(path)
-    only(found(name, root), "val: labels in colour, not class indices", ".png (RGB)")
+    only(found(name, root), "val: labels in color, not class indices", ".png (RGB)")
 
 
 def test_ids_on_the_list_but_not_on_disk(mini, tmp_path):
@@ -172,7 +172,7 @@ def test_mat_files_without_their_key_or_of_version_73(mini, tmp_path):
     train, *val = found("potsdam", root)
     assert "has no array 'img'" in train
     assert any("version 7.3" in text for text in val)
-    assert any("labels in colour" in text and "(200, 200, 3)" in text for text in val)
+    assert any("labels in color" in text and "(200, 200, 3)" in text for text in val)
 
 
 def test_a_patch_on_two_lists(mini, tmp_path):
@@ -214,7 +214,7 @@ def test_damaged_files_are_named(mini, tmp_path):
 
 
 def test_odd_things_of_a_folder_are_told_but_not_wrong(tmp_path):
-    root = labelled_tree(tmp_path)
+    root = labeled_tree(tmp_path)
     (root / "images" / "val" / "b.jpg").unlink()
     (root / "classes.json").write_text('{"classes": ["x", "y", "z", "w"], "ignore_index": 11}')
     assert found("folder", root) == []
@@ -229,7 +229,7 @@ def test_real_folders_are_fine(data_root):
 
 
 def test_the_command_has_a_status(tmp_path):
-    root = labelled_tree(tmp_path)
+    root = labeled_tree(tmp_path)
     runner = CliRunner()
     done = runner.invoke(app, ["data", "check", "folder", str(root)])
     assert done.exit_code == 0, done.output
@@ -255,7 +255,7 @@ def test_the_command_has_a_status(tmp_path):
     ],
 )
 def test_a_list_of_classes_that_evaluate_cannot_use_is_wrong(tmp_path, text, words):
-    root = labelled_tree(tmp_path)
+    root = labeled_tree(tmp_path)
     (root / "classes.json").write_text(text)
     (sentence,) = found("folder", root)
     assert re.search(words, sentence)
@@ -267,7 +267,7 @@ def test_a_list_of_classes_that_evaluate_cannot_use_is_wrong(tmp_path, text, wor
 
 
 def test_an_ignore_index_that_is_a_class_is_odd(tmp_path):
-    root = labelled_tree(tmp_path)
+    root = labeled_tree(tmp_path)
     (root / "classes.json").write_text('{"classes": ["x", "y", "z"], "ignore_index": 1}')
     assert "val: the ignore index 1 is also class 'y', which never counts" in found(
         "folder", root, "odd"
@@ -277,7 +277,7 @@ def test_an_ignore_index_that_is_a_class_is_odd(tmp_path):
 
 
 def test_values_as_large_as_a_file_can_have_take_no_table(tmp_path):
-    root = labelled_tree(tmp_path)
+    root = labeled_tree(tmp_path)
     (root / "labels" / "val" / "a.png").unlink()
     write(root / "labels" / "val" / "a.tif", np.full((6, 8), 2_000_000_000, np.int32))
     (sentence,) = found("folder", root)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from primaps.data import (
     ImageError,
-    centre_crop,
+    center_crop,
     find_images,
     find_label,
     fit_to_patches,
@@ -66,13 +66,13 @@ def test_no_image_is_one_sentence(tmp_path, given):
         find_images(tmp_path / given)
 
 
-def test_grey_palette_alpha_and_cmyk_become_rgb(tmp_path):
-    save(tmp_path / "grey.png", "L")
+def test_gray_palette_alpha_and_cmyk_become_rgb(tmp_path):
+    save(tmp_path / "gray.png", "L")
     save(tmp_path / "cmyk.jpg", "CMYK")
     Image.new("RGB", (3, 3), (10, 20, 30)).quantize().save(tmp_path / "palette.png")
     Image.new("RGBA", (3, 3), (10, 20, 30, 0)).save(tmp_path / "alpha.png")
     pixels = {p.name: np.asarray(load_image(p))[0, 0].tolist() for p in tmp_path.iterdir()}
-    assert pixels["grey.png"] == [100, 100, 100]
+    assert pixels["gray.png"] == [100, 100, 100]
     assert pixels["palette.png"] == [10, 20, 30]
     assert pixels["alpha.png"] == [255, 255, 255]  # transparent on white
     assert len(pixels["cmyk.jpg"]) == 3
@@ -119,14 +119,14 @@ def test_files_that_are_no_image_are_named(tmp_path):
         assert name in str(error.value)
 
 
-def test_labels_keep_their_values_and_colours_are_refused(tmp_path):
+def test_labels_keep_their_values_and_colors_are_refused(tmp_path):
     values = np.array([[0, 7], [255, 3]], np.uint8)
     Image.fromarray(values).save(tmp_path / "8.png")
     Image.fromarray(values.astype(np.uint16) * 200).save(tmp_path / "16.png")
     assert (load_label(tmp_path / "8.png") == values).all()
     assert (load_label(tmp_path / "16.png") == values.astype(int) * 200).all()
     with pytest.raises(ImageError, match="has one channel of class indices"):
-        load_label(save(tmp_path / "colour.png"))
+        load_label(save(tmp_path / "color.png"))
 
 
 def test_classes_json_is_found_up_to_two_folders_above(tmp_path):
@@ -144,12 +144,12 @@ def test_protocol_sizes(size):
     scaled = resize_shorter(Image.new("RGB", size), 322)
     assert min(scaled.size) == 322
     assert max(scaled.size) == int(322 * max(size) / min(size))
-    assert centre_crop(scaled, 322).size == (322, 322)
+    assert center_crop(scaled, 322).size == (322, 322)
 
 
-def test_centre_crop_is_centred():
+def test_center_crop_is_centerd():
     image = Image.fromarray(np.arange(7, dtype=np.uint8)[None].repeat(3, 0))
-    assert np.asarray(centre_crop(image, 3))[0].tolist() == [2, 3, 4]
+    assert np.asarray(center_crop(image, 3))[0].tolist() == [2, 3, 4]
 
 
 @pytest.mark.parametrize("size", [(480, 360), (10, 10), (8000, 300), (300, 8000), (1, 5000)])
@@ -167,8 +167,8 @@ def test_whole_images_become_multiples_of_the_patch(size):
         ('{"classes": []}', "classes has the length 0; it must be at least 1"),
         ('{"classes": ["a"], "ignore_index": 2000000000}', "ignore_index is 2000000000"),
         ('{"classes": ["a"], "ignore_index": "x"}', "ignore_index is 'x'"),
-        ('{"classes": ["a"], "colours": [[1, 2]]}', "colours[0] has 2 entries; it must have 3"),
-        ('{"classes": ["a"], "colors": []}', "unknown field 'colors'"),
+        ('{"classes": ["a"], "colors": [[1, 2]]}', "colors[0] has 2 entries; it must have 3"),
+        ('{"classes": ["a"], "colours": []}', "unknown field 'colours'"),
         ('{"names": ["a"]}', "unknown field 'names'"),
         ("[1]", "it must be an object"),
         ("[" * 100_000, "nested too deeply"),

@@ -70,7 +70,7 @@ def header_of(path: Path, name: str) -> tarfile.TarInfo:
 
 
 @pytest.mark.parametrize("damage", ["header", "pixels", "end", "inside"])
-def test_a_damaged_member_costs_itself_and_one_sentence(colours, members, tmp_path, damage):
+def test_a_damaged_member_costs_itself_and_one_sentence(colors, members, tmp_path, damage):
     path = shard(tmp_path / "one.tar", members)
     content = bytearray(path.read_bytes())
     third = header_of(path, "a/000002.png")
@@ -86,7 +86,7 @@ def test_a_damaged_member_costs_itself_and_one_sentence(colours, members, tmp_pa
     path.write_bytes(content)
     told = []
     done = propose_files(
-        path, tmp_path / "out", backbone=_network(colours), size=64, problem=told.append
+        path, tmp_path / "out", backbone=_network(colors), size=64, log=told.append
     )
     left = {"header": [0, 1, 3, 4], "pixels": [0, 1, 3, 4], "end": [0, 1, 2, 3], "inside": [0, 1]}
     assert [out.stem for out in done.written] == [f"{number:06}" for number in left[damage]]
@@ -98,16 +98,16 @@ def test_a_damaged_member_costs_itself_and_one_sentence(colours, members, tmp_pa
 
 
 @pytest.mark.parametrize("content", [b"no tar at all" * 100, b""])
-def test_what_is_no_tar_is_one_sentence(colours, tmp_path, content):
+def test_what_is_no_tar_is_one_sentence(colors, tmp_path, content):
     (tmp_path / "bad.tar").write_bytes(content)
     with pytest.raises((ImageError, FileNotFoundError), match=r"is no tar file|empty file"):
-        propose_files(tmp_path / "bad.tar", tmp_path / "out", backbone=_network(colours), size=64)
+        propose_files(tmp_path / "bad.tar", tmp_path / "out", backbone=_network(colors), size=64)
     (tmp_path / "bad.tar.gz").write_bytes(content)
     with pytest.raises(FileNotFoundError, match=r"decompress it to \.tar"):
         find_images(tmp_path / "bad.tar.gz")
 
 
-def test_an_archive_is_never_written_over(colours, members, tmp_path):
+def test_an_archive_is_never_written_over(colors, members, tmp_path):
     path = shard(tmp_path / "one.tar", members)
     before = path.read_bytes()
     out = tmp_path / "out"
@@ -115,7 +115,7 @@ def test_an_archive_is_never_written_over(colours, members, tmp_path):
     (out / "a").mkdir()
     (out / "a" / "000001.png").hardlink_to(path)
     with pytest.raises(ValueError, match="is the image .*one.tar itself"):
-        propose_files(path, out, backbone=_network(colours), size=64)
+        propose_files(path, out, backbone=_network(colors), size=64)
     assert path.read_bytes() == before
 
 
@@ -167,7 +167,7 @@ def test_urls_are_files_folders_globs_and_tars():
     assert [file.key for file in both] == ["sub/0", "sub/1", "sub/2", "0/0"]
 
 
-def test_what_a_url_lacks_is_one_sentence(memory, colours, tmp_path):
+def test_what_a_url_lacks_is_one_sentence(memory, colors, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"memory://bucket/none.png cannot be listed"):
         find_images("memory://bucket/none.png")
     with pytest.raises(FileNotFoundError, match="no image in memory://bucket/empty"):
@@ -185,7 +185,7 @@ def test_what_a_url_lacks_is_one_sentence(memory, colours, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(memory), "cat_file", broken)
         done = propose_files("memory://bucket/photos", tmp_path / "out",
-                             backbone=_network(colours), size=64, problem=told.append)  # fmt: skip
+                             backbone=_network(colors), size=64, log=told.append)  # fmt: skip
     assert [path.stem for path in done.written] == ["0", "2"]
     (sentence,) = told
     assert "sub/1.png cannot be read (not yours)" in sentence
@@ -202,7 +202,7 @@ def test_a_driver_that_is_not_installed_is_one_sentence(monkeypatch):
         find_images("s3://bucket/photos")
 
 
-def _network(colours):
+def _network(colors):
     from primaps.backbones.load import load_backbone
 
-    return load_backbone(colours, device="cpu", patch_size=8)
+    return load_backbone(colors, device="cpu", patch_size=8)

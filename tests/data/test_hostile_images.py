@@ -18,7 +18,7 @@ from primaps.data import (
     square,
 )
 from primaps.data.reading import image_size, opened, quiet
-from primaps.support.errors import NotFoundError
+from primaps.utils.errors import NotFoundError
 from tests.conftest import painted
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from primaps.cli import app
 from primaps.data import DataError, ImageError, cocostuff, load_dataset, prepare_potsdam
 from primaps.data.prepare_cocostuff import prepare_cocostuff
-from primaps.data.prepare_potsdam import COLOURS, LABELLED, UNLABELLED, drawn_for_test, names_of
+from primaps.data.prepare_potsdam import COLORS, LABELED, UNLABELED, drawn_for_test, names_of
 from primaps.data.reading import read_mat
 
 cut = prepare_potsdam.prepare_potsdam
@@ -20,7 +20,7 @@ cut = prepare_potsdam.prepare_potsdam
 
 @pytest.fixture
 def tiles(tmp_path, monkeypatch):
-    """Two labelled tiles and one without label, of 2x2 patches instead of 15x15."""
+    """Two labeled tiles and one without label, of 2x2 patches instead of 15x15."""
     monkeypatch.setattr(prepare_potsdam, "TILE", 800)
     raw = tmp_path / "raw"
     generator = np.random.default_rng(0)
@@ -33,22 +33,22 @@ def tiles(tmp_path, monkeypatch):
             raw / "4_Ortho_RGBIR" / f"top_potsdam_{tile}_RGBIR.tif", image, photometric="rgb"
         )
         if tile != "2_13":
-            label = Image.fromarray(np.array(COLOURS, np.uint8)[classes])
+            label = Image.fromarray(np.array(COLORS, np.uint8)[classes])
             label.save(raw / "5_Labels_for_participants" / f"top_potsdam_{tile}_label.tif")
     return raw
 
 
 def test_tiles_are_those_of_the_protocol():
-    assert (len(LABELLED), len(UNLABELLED)) == (24, 14)
+    assert (len(LABELED), len(UNLABELED)) == (24, 14)
     assert 225 * 14 == 3_150
     assert len(drawn_for_test()) == 855
     assert 225 * 24 - 855 == 4_545
-    assert len({name for tile in LABELLED for name in names_of(tile)}) == 5_400
+    assert len({name for tile in LABELED for name in names_of(tile)}) == 5_400
 
 
 def test_patches_are_halved_in_the_order_of_rows(tiles, tmp_path):
     told = []
-    lists = cut(tiles, tmp_path / "out", problem=told.append)
+    lists = cut(tiles, tmp_path / "out", log=told.append)
     assert "35 of the 38 tiles are not in" in told[0]
     assert lists["labelled_train.txt"] + lists["labelled_test.txt"] == 8
     assert lists["unlabelled_train.txt"] == 4
@@ -67,11 +67,11 @@ def test_patches_are_halved_in_the_order_of_rows(tiles, tmp_path):
 
 def test_a_run_that_was_stopped_goes_on(tiles, tmp_path):
     out = tmp_path / "out"
-    cut(tiles, out, problem=lambda sentence: None)
+    cut(tiles, out, log=lambda sentence: None)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.mat")}
     (out / "gt" / "2_10_01_01.mat").unlink()
     (out / "labelled_test.txt").unlink()
-    cut(tiles, out, problem=lambda sentence: None)
+    cut(tiles, out, log=lambda sentence: None)
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*.mat")}
     assert before.keys() == after.keys()
     again = {path.stem[:4] for path in before if before[path] != after[path]}
@@ -79,15 +79,15 @@ def test_a_run_that_was_stopped_goes_on(tiles, tmp_path):
     assert (out / "labelled_test.txt").is_file()
 
 
-def test_colours_that_are_not_exact_and_those_of_no_class(tiles, tmp_path):
+def test_colors_that_are_not_exact_and_those_of_no_class(tiles, tmp_path):
     path = next(tiles.rglob("*_2_10_label.tif"))
-    colours = np.asarray(Image.open(path)).copy()
-    blended = np.where(colours == 255, 252, 9).astype(np.uint8)
+    colors = np.asarray(Image.open(path)).copy()
+    blended = np.where(colors == 255, 252, 9).astype(np.uint8)
     blended[:2, :2] = (255, 0, 255)
     Image.fromarray(blended).save(path)
     told = []
-    cut(tiles, tmp_path / "out", problem=told.append)
-    assert any("1 pixels of no colour of the legend" in text for text in told)
+    cut(tiles, tmp_path / "out", log=told.append)
+    assert any("1 pixels of no color of the legend" in text for text in told)
     label = read_mat(tmp_path / "out" / "gt" / "2_10_00_00.mat", "gt")
     assert label[0, 0] == 255
     assert set(np.unique(label[1:])) <= set(range(6))
@@ -100,10 +100,10 @@ def test_tiles_that_are_missing_or_of_another_size(tiles, tmp_path):
         next(tiles.rglob("*_2_10_RGBIR.tif")), np.zeros((400, 800, 4), np.uint8), photometric="rgb"
     )
     with pytest.raises(ImageError, match="2_10_RGBIR.tif has the shape \\(400, 800, 4\\)"):
-        cut(tiles, tmp_path / "out", problem=lambda sentence: None)
+        cut(tiles, tmp_path / "out", log=lambda sentence: None)
     next(tiles.rglob("*_7_12_label.tif")).unlink()
     with pytest.raises(DataError, match="has no top_potsdam_7_12_label.tif"):
-        cut(tiles, tmp_path / "out", problem=lambda sentence: None)
+        cut(tiles, tmp_path / "out", log=lambda sentence: None)
 
 
 def test_published_lists_are_not_overwritten(tiles, tmp_path):
@@ -111,7 +111,7 @@ def test_published_lists_are_not_overwritten(tiles, tmp_path):
     out.mkdir()
     (out / "labelled_train.txt").write_text("17\n4\n")
     with pytest.raises(DataError, match="has other ids than ours"):
-        cut(tiles, out, problem=lambda sentence: None)
+        cut(tiles, out, log=lambda sentence: None)
     assert (out / "labelled_train.txt").read_text() == "17\n4\n"
 
 
@@ -144,11 +144,11 @@ def coco_download(raw, packed=False):
 def test_downloads_become_the_layout_and_lists_are_made_by_the_rule(tmp_path, packed):
     raw, out = coco_download(tmp_path / "raw", packed), tmp_path / "out"
     told = []
-    done = prepare_cocostuff(raw, out, problem=told.append)
+    done = prepare_cocostuff(raw, out, log=told.append)
     assert done["images/val2017"] == done["annotations/train2017"] == 4
     assert len(told) == 2  # both lists
     assert "add --make-lists" in told[0]
-    done = prepare_cocostuff(raw, out, make_lists=True, problem=told.append)
+    done = prepare_cocostuff(raw, out, make_lists=True, log=told.append)
     assert done["curated/train2017"] == 2
     assert cocostuff.list_path(out, "val").read_text() == "000000000001\n000000000004\n"
     assert "has 2 ids; the published list has 49,629" in told[2]
@@ -157,7 +157,7 @@ def test_downloads_become_the_layout_and_lists_are_made_by_the_rule(tmp_path, pa
         assert image.stat().st_nlink == 2  # no copy
     image.unlink()
     before = (out / "images" / "val2017" / "000000000002.jpg").stat().st_mtime_ns
-    prepare_cocostuff(raw, out, problem=told.append)
+    prepare_cocostuff(raw, out, log=told.append)
     assert image.is_file()
     assert (out / "images" / "val2017" / "000000000002.jpg").stat().st_mtime_ns == before
 
@@ -167,7 +167,7 @@ def test_lists_in_the_download_are_taken(tmp_path):
     given = raw / "curated" / "val2017" / cocostuff.LIST
     given.parent.mkdir(parents=True)
     given.write_text("000000000003\n")
-    prepare_cocostuff(raw, out, make_lists=True, problem=lambda sentence: None)
+    prepare_cocostuff(raw, out, make_lists=True, log=lambda sentence: None)
     assert cocostuff.list_path(out, "val").read_text() == "000000000003\n"
     assert [s.key for s in load_dataset("cocostuff", out, "val").samples] == ["000000000003"]
 
@@ -179,11 +179,11 @@ def test_what_is_missing_or_damaged_is_told(tmp_path):
     raw.mkdir()
     told = []
     with pytest.raises(DataError, match="nothing of COCO-Stuff"):
-        prepare_cocostuff(raw, tmp_path / "out", problem=told.append)
+        prepare_cocostuff(raw, tmp_path / "out", log=told.append)
     assert len(told) == 4
     (raw / "val2017.zip").write_bytes(b"PK half a download")
     with pytest.raises(DataError, match="nothing of COCO-Stuff"):
-        prepare_cocostuff(raw, tmp_path / "out", problem=told.append)
+        prepare_cocostuff(raw, tmp_path / "out", log=told.append)
     assert any("val2017.zip is damaged or not complete" in text for text in told)
     with zipfile.ZipFile(raw / "val2017.zip", "w") as packed:
         packed.writestr("val2017/a.jpg", b"")
@@ -191,7 +191,7 @@ def test_what_is_missing_or_damaged_is_told(tmp_path):
     data[data.index(b"PK\x01\x02") + 6] = 255  # a version that there is not
     (raw / "val2017.zip").write_bytes(data)
     with pytest.raises(DataError, match="nothing of COCO-Stuff"):
-        prepare_cocostuff(raw, tmp_path / "out", problem=told.append)
+        prepare_cocostuff(raw, tmp_path / "out", log=told.append)
     assert any("zip file version 25.5" in text for text in told)
 
 
@@ -210,7 +210,7 @@ def test_members_of_an_archive_that_are_damaged_encrypted_or_foreign_are_named(t
         for at in (place[name] - 30 + field - 2, central + field):
             data[at] = 1 if name == "secret" else 97
     path.write_bytes(data)
-    prepare_cocostuff(raw, out, problem=told.append)
+    prepare_cocostuff(raw, out, log=told.append)
     assert [one.name for one in (out / "images" / "val2017").iterdir()] == ["good.jpg"]
     for name in ("damaged", "secret", "odd"):
         assert sum(f"val2017.zip/val2017/{name}.jpg" in text for text in told) == 1, told
@@ -219,12 +219,12 @@ def test_members_of_an_archive_that_are_damaged_encrypted_or_foreign_are_named(t
 def test_label_maps_that_cannot_be_read_are_named_and_the_list_goes_on(tmp_path):
     out, told = tmp_path / "out", []
     coco_download(tmp_path / "raw")
-    prepare_cocostuff(tmp_path / "raw", out, make_lists=True, problem=lambda sentence: None)
+    prepare_cocostuff(tmp_path / "raw", out, make_lists=True, log=lambda sentence: None)
     labels = out / "annotations" / "val2017"
     whole = cocostuff.list_path(out, "val").read_text()
     (labels / "000000000009.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     cocostuff.list_path(out, "val").unlink()
-    prepare_cocostuff(tmp_path / "raw", out, make_lists=True, problem=told.append)
+    prepare_cocostuff(tmp_path / "raw", out, make_lists=True, log=told.append)
     assert cocostuff.list_path(out, "val").read_text() == whole
     assert any("000000000009.png" in text for text in told)
 
@@ -232,7 +232,7 @@ def test_label_maps_that_cannot_be_read_are_named_and_the_list_goes_on(tmp_path)
 def test_a_list_that_is_no_text_is_named(tmp_path):
     out = tmp_path / "out"
     coco_download(tmp_path / "raw")
-    prepare_cocostuff(tmp_path / "raw", out, make_lists=True, problem=lambda sentence: None)
+    prepare_cocostuff(tmp_path / "raw", out, make_lists=True, log=lambda sentence: None)
     for content in (b"\xff\xfe1\0", b"../../secret\n"):
         cocostuff.list_path(out, "val").write_bytes(content)
         with pytest.raises(DataError, match="val2017.*is no (text in UTF-8|name)|no name"):

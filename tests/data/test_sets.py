@@ -6,7 +6,7 @@ from scipy.io import savemat
 
 from primaps.data import DataError, ImageError, load_dataset, load_image, load_pair, pair_up
 from primaps.data.reading import read_mat
-from tests.trees import cityscapes_tree, cocostuff_tree, labelled_tree, potsdam_tree, write
+from tests.trees import cityscapes_tree, cocostuff_tree, labeled_tree, potsdam_tree, write
 
 
 def labels(data):
@@ -24,7 +24,7 @@ def test_cityscapes_ids_are_shifted_by_seven_and_the_others_ignored(tmp_path):
     assert label[:9].tolist() == [255] * 7 + [0, 1]  # ids 0..8
     assert label[33] == 26
     assert (data.classes[0], data.classes[19], data.classes[26]) == ("road", "car", "bicycle")
-    assert len(data.classes) == len(data.colours) == 27
+    assert len(data.classes) == len(data.colors) == 27
 
 
 def test_every_fine_class_of_cocostuff_has_one_of_27(tmp_path):
@@ -59,24 +59,24 @@ def test_potsdam_joins_six_classes_to_three_and_leaves_infrared_out(tmp_path):
     assert data.label(data.samples[0])[0, :6].tolist() == [0, 1, 2, 2, 0, 1]
     image = load_image(data.samples[1].source)
     assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (200, 200), (90, 90, 90))
-    unlabelled = load_dataset("potsdam", root, "unlabelled")
+    unlabeled = load_dataset("potsdam", root, "unlabeled")
     with pytest.raises(ImageError, match="has no label at all"):
-        unlabelled.label(unlabelled.samples[0])
+        unlabeled.label(unlabeled.samples[0])
 
 
 def test_splits_of_a_folder(tmp_path):
-    root = labelled_tree(tmp_path / "a")
+    root = labeled_tree(tmp_path / "a")
     assert [s.key for s in load_dataset("folder", root, "val").samples] == ["a", "b"]
     assert len(load_dataset("folder", root, "all").samples) == 4
     assert labels(load_dataset("folder", root, "train")) == [0, 1, 2, 11]
-    plain = labelled_tree(tmp_path / "b", splits=("",))
+    plain = labeled_tree(tmp_path / "b", splits=("",))
     assert len(load_dataset("folder", plain, "train").samples) == 2  # the whole folder
     with pytest.raises(ValueError, match="no split 'test'; there are train, val, all"):
         load_dataset("folder", root, "test")
 
 
 def test_without_classes_json_classes_are_numbers(tmp_path):
-    root = labelled_tree(tmp_path)
+    root = labeled_tree(tmp_path)
     (root / "classes.json").unlink()
     data = pair_up(root / "images", root / "labels", ignore_index=11)
     assert data.layout.guessed
@@ -135,7 +135,7 @@ def test_unknown_names_and_empty_trees_are_one_sentence(tmp_path):
 
 
 def test_pairs_are_squares_or_whole_images(tmp_path):
-    data = load_dataset("folder", labelled_tree(tmp_path), "val")
+    data = load_dataset("folder", labeled_tree(tmp_path), "val")
     image, label = load_pair(data, data.samples[0], 6)
     assert (image.shape, label.shape) == ((3, 6, 6), (6, 6))
     assert label[0].tolist() == [1, 2, 11, 0, 1, 2]  # columns 1..6 of 0, 1, 2, 11, ...

@@ -11,8 +11,8 @@ from primaps.em.orthogonal import RESTARTS
 from primaps.em.pixels import vote
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import Recorder
+from primaps.features.feature_cache import Rows
 from primaps.features.mask_table import mask_table
-from primaps.features.store import Rows
 from primaps.features.views import Views, batch_indices
 
 
@@ -125,10 +125,10 @@ def test_em_step_by_step_against_the_equations(views):
     optimizer = torch.optim.Adam(student.parameters(), lr=0.005)
     for step in range(1, 9):
         index = batch_indices(step, 8, 8, "EM", 7)
-        mirror = views.batch(index, step, 7).mirror
-        features = CLEAN[index, mirror.long()].double()
+        flip = views.batch(index, step, 7).flip
+        features = CLEAN[index, flip.long()].double()
         mask = masks.take(index)
-        mask[mirror] = mask[mirror].flip(-1)
+        mask[flip] = mask[flip].flip(-1)
         large = torch.nn.functional.interpolate(features, size=(24, 24), mode="bilinear")
         pseudo = vote(momentum(large).argmax(1), mask, 3)[0].long()
         logits = student(large)
@@ -152,7 +152,7 @@ def test_augmented_views_are_what_the_student_sees():
     blind = Views(
         Rows(CLEAN),
         augmented=(Rows(torch.zeros_like(CLEAN[:, 0])),),
-        mirrored=torch.zeros(1, 8, dtype=torch.bool),
+        flipped=torch.zeros(1, 8, dtype=torch.bool),
     )
     start = Prototypes(torch.randn(3, 12))
     result = fit_em(blind, Rows(torch.ones(8, 24, 24, dtype=torch.uint8)), start, 12, Config(3))
@@ -183,9 +183,9 @@ def test_momentum_zero_in_every_step_is_pseudo_labels_of_the_student_itself(view
     for step in range(1, 4):
         index = batch_indices(step, 8, 8, "EM", 0)
         batch = views.batch(index, step, 0)
-        clean, mirror, rows = batch.clean, batch.mirror, batch.rows
+        clean, flip, rows = batch.clean, batch.flip, batch.rows
         mask = random_masks().take(rows)
-        mask[mirror] = mask[mirror].flip(-1)
+        mask[flip] = mask[flip].flip(-1)
         logits = torch.nn.functional.interpolate(student(clean), size=(24, 24), mode="bilinear")
         pseudo = vote(logits.argmax(1), mask, 3)[0].long()
         weights = focal_weights(logits.detach().softmax(1).mean((0, 2, 3)))

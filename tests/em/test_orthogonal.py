@@ -15,9 +15,9 @@ from primaps.em.orthogonal import (
 )
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import Recorder
+from primaps.features.feature_cache import Rows
 from primaps.features.mask_table import mask_table
 from primaps.features.positions import draw_positions
-from primaps.features.store import Rows
 from primaps.features.views import Views
 from tests.em.test_em import CLEAN, TRUTH, enlarged, purity
 

@@ -8,7 +8,7 @@ from primaps.em.pixels import confidence_sum_torch, vote, weighted_cross_entropy
 from primaps.em.prototypes import Prototypes
 
 
-def test_prototypes_are_a_weight_normalised_convolution():
+def test_prototypes_are_a_weight_normalized_convolution():
     torch.manual_seed(0)
     prototypes = Prototypes(torch.randn(5, 7))
     prototypes.scale.data = torch.rand(5) + 0.5

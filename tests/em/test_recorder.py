@@ -7,7 +7,7 @@ from primaps.config import Config
 from primaps.em.em import fit_em
 from primaps.em.kmeans import fit_kmeans, pca_start
 from primaps.em.recorder import Recorder
-from primaps.features.store import Rows
+from primaps.features.feature_cache import Rows
 from primaps.features.views import Views
 
 SETTINGS = Config(3, recipe="paper", batch_size=4, momentum_every=3)

@@ -74,5 +74,5 @@ def test_values_out_of_range_are_named(prediction, label, words):
 
 
 def test_nothing_counted_is_an_error():
-    with pytest.raises(ValueError, match="no labelled pixel"):
+    with pytest.raises(ValueError, match="no labeled pixel"):
         scores(torch.zeros(2, 2, dtype=torch.int64))

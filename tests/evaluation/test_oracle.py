@@ -18,7 +18,7 @@ from primaps.evaluation.oracle import (
 def test_majority_ties_and_ignored_labels():
     mask = torch.tensor([[1, 1, 1, 2, 2, 3, 0]])
     label = torch.tensor([[2, 2, 0, 1, 0, 255, 1]])
-    # Mask 2 ties (the smaller class), mask 3 has no labelled pixel.
+    # Mask 2 ties (the smaller class), mask 3 has no labeled pixel.
     assert oracle_classes(mask, label, 3).tolist() == [3, 2, 0, 0]
     confusion = oracle_confusion(mask[None], label[None], 3)
     assert confusion.tolist() == [[1, 0, 1, 0], [1, 0, 0, 1], [0, 0, 2, 0]]
@@ -55,12 +55,12 @@ def test_masks_are_numbered_per_image():
 
 
 def test_no_assigned_pixel_is_an_error():
-    with pytest.raises(ValueError, match="no labelled pixel"):
+    with pytest.raises(ValueError, match="no labeled pixel"):
         oracle_scores(torch.tensor([[0, 3]]), masks=0, images=1)
 
 
-def test_folder(painted_folder, colours):
-    backbone = load_backbone(colours, device="cpu", patch_size=8)
+def test_folder(painted_folder, colors):
+    backbone = load_backbone(colors, device="cpu", patch_size=8)
     seen = []
     result = evaluate_oracle(
         painted_folder / "images",
@@ -81,14 +81,14 @@ def test_folder(painted_folder, colours):
     assert 1 <= result.masks_per_image <= 4
 
 
-def test_folder_without_names_and_with_gaps(painted_folder, colours):
+def test_folder_without_names_and_with_gaps(painted_folder, colors):
     (painted_folder / "labels" / "classes.json").unlink()
     (painted_folder / "labels" / "3.png").unlink()
-    backbone = load_backbone(colours, device="cpu", patch_size=8)
+    backbone = load_backbone(colors, device="cpu", patch_size=8)
     options = {"backbone": backbone, "size": 64, "crf": None}
     problems = []
     folders = (painted_folder / "images", painted_folder / "labels")
-    result = evaluate_oracle(*folders, problem=problems.append, **options)
+    result = evaluate_oracle(*folders, log=problems.append, **options)
     assert result.images == 7
     assert len(problems) == 1
     assert "3.png" in problems[0]
@@ -98,7 +98,7 @@ def test_folder_without_names_and_with_gaps(painted_folder, colours):
     for path in folders[1].iterdir():
         path.unlink()
     with pytest.raises(ImageError, match="none of the 8 images"):
-        evaluate_oracle(*folders, problem=problems.append, **options)
+        evaluate_oracle(*folders, log=problems.append, **options)
 
 
 def test_label_is_cut_like_the_image(tmp_path):

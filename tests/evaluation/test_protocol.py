@@ -21,26 +21,26 @@ from primaps.model import PriMaPsEM
 SHADES = (0, 120, 240)
 
 
-class Grey(torch.nn.Module):
-    """Each 4x4 patch is one of three features, by its grey value: predictions known by hand."""
+class Gray(torch.nn.Module):
+    """Each 4x4 patch is one of three features, by its gray value: predictions known by hand."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        grey = torch.nn.functional.avg_pool2d(images[:, :1] * 0.229 + 0.485, 4)  # of red, in [0, 1]
-        return torch.cat([(grey - shade / 255).abs() < 0.1 for shade in SHADES], 1).float()
+        gray = torch.nn.functional.avg_pool2d(images[:, :1] * 0.229 + 0.485, 4)  # of red, in [0, 1]
+        return torch.cat([(gray - shade / 255).abs() < 0.1 for shade in SHADES], 1).float()
 
 
 @pytest.fixture
 def model():
-    """Three clusters, cluster k being grey value k."""
-    network = load_backbone(Grey(), device="cpu", patch_size=4)
+    """Three clusters, cluster k being gray value k."""
+    network = load_backbone(Gray(), device="cpu", patch_size=4)
     model = PriMaPsEM(3, backbone=network, size=8, method="em", mask_crf=False)
     model.prototypes_ = Prototypes(torch.eye(3) * 20)
     return model
 
 
-def tree(root, greys, labels, classes=("x", "y", "z")):
+def tree(root, grays, labels, classes=("x", "y", "z")):
     """One image per entry, painted in blocks of 4x4 pixels."""
-    for kind, maps in (("images", greys), ("labels", labels)):
+    for kind, maps in (("images", grays), ("labels", labels)):
         (root / kind).mkdir(parents=True)
         for i, cells in enumerate(maps):
             values = np.array(cells, np.uint8).repeat(4, 0).repeat(4, 1)
@@ -69,7 +69,7 @@ def test_scores_of_two_small_images_worked_out_by_hand(model, tmp_path):
     assert asdict(result.options) == {
         "size": 8,
         "crop": True,
-        "mirror": True,
+        "flip": True,
         "crf": False,
         "resize": "pillow",
         "matching": "hungarian",
@@ -91,7 +91,7 @@ def test_folders_and_data_sets_give_the_same(model, tmp_path):
         evaluate(model, root / "images")
 
 
-def test_the_crop_is_the_centre_and_whole_images_are_an_option(model, tmp_path):
+def test_the_crop_is_the_center_and_whole_images_are_an_option(model, tmp_path):
     """Of 2x4 cells the crop keeps the two in the middle."""
     root = tree(tmp_path, [[[0, 1, 1, 2], [0, 1, 1, 2]]], [[[0, 1, 1, 2], [0, 1, 1, 2]]])
     data = load_dataset("folder", root, "all")
@@ -109,18 +109,18 @@ def test_size_scales_images_and_labels(model, tmp_path):
 
 
 def test_mirroring_averages_features_of_both_directions(model, tmp_path):
-    """A backbone that sees the left half only is mended by the mirror image."""
+    """A backbone that sees the left half only is mended by the flipped image."""
     data = load_dataset("folder", tree(tmp_path, [[[1, 1], [1, 1]]], [[[0, 0], [0, 0]]]), "all")
 
-    class Left(Grey):
+    class Left(Gray):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             features = super().forward(images)
             features[..., 1:] = torch.tensor([0.1, 0, 0])[:, None, None]
             return features
 
     model.encoder = load_backbone(Left(), device="cpu", patch_size=4)
-    once = next(model_predictions(model, data, data.samples, mirror=False, crf=False))
-    both = next(model_predictions(model, data, data.samples, mirror=True, crf=False))
+    once = next(model_predictions(model, data, data.samples, flip=False, crf=False))
+    both = next(model_predictions(model, data, data.samples, flip=True, crf=False))
     assert once.clusters[:, 0].unique().tolist() == [1]
     assert once.clusters[:, -1].unique().tolist() == [0]
     assert both.clusters.unique().tolist() == [1]
@@ -181,7 +181,7 @@ def test_images_that_are_on_the_list_only_are_told_once(model, tmp_path):
     root = cocostuff_tree(tmp_path)
     (root / "images" / "val2017" / "000000000285.jpg").unlink()
     told = []
-    result = evaluate(model, load_dataset("cocostuff", root, "val"), crf=False, problem=told.append)
+    result = evaluate(model, load_dataset("cocostuff", root, "val"), crf=False, log=told.append)
     assert result.images == 1
     assert told == result.skipped
     assert "1 of 2 ids of cocostuff val have no image" in told[0]
@@ -198,11 +198,11 @@ def test_the_command_takes_data_sets_and_draws(model, tmp_path, monkeypatch):
     root = tree(tmp_path / "data", GREYS, LABELS)
     monkeypatch.setattr(PriMaPsEM, "from_pretrained", lambda *args, **kwargs: model)
     pictures = tmp_path / "pictures"
-    options = "--dataset folder --split all --no-mirror --no-crf --matching majority --pictures"
+    options = "--dataset folder --split all --no-flip --no-crf --matching majority --pictures"
     arguments = ["evaluate", "model", str(root), *options.split(), str(pictures)]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert "mirror False" in done.output
+    assert "flip False" in done.output
     assert "matching majority" in done.output
     assert {path.name for path in pictures.iterdir()} == {
         "confusion.png",

@@ -27,8 +27,8 @@ def street(tmp_path: Path) -> Collection:
         "val/empty.png": np.full((20, 33), 255, np.uint8),
         "val/ring.png": ring(),
     }
-    colours = np.array([[k * 20 + 5, 100, 255 - k] for k in range(len(NAMES))], np.uint8)
-    return collection(tmp_path, maps, Classes(NAMES, colours))
+    colors = np.array([[k * 20 + 5, 100, 255 - k] for k in range(len(NAMES))], np.uint8)
+    return collection(tmp_path, maps, Classes(NAMES, colors))
 
 
 @pytest.fixture

@@ -32,8 +32,8 @@ def collection(root: Path, maps: dict[str, np.ndarray], classes: Classes | None)
     for name, labels in maps.items():
         image = root / "images" / name
         image.parent.mkdir(parents=True, exist_ok=True)
-        grey = (np.arange(labels.size) % 200).astype(np.uint8).reshape(labels.shape)
-        Image.fromarray(grey).convert("RGB").save(image)
+        gray = (np.arange(labels.size) % 200).astype(np.uint8).reshape(labels.shape)
+        Image.fromarray(gray).convert("RGB").save(image)
         path = root / "result" / f"{key_of(name, maps)}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(labels).save(path)

@@ -255,10 +255,10 @@ def test_two_label_maps_of_one_image_are_refused(exported, tmp_path):
     refused(tmp_path / "a.json", "coco", tmp_path / "out", "two label maps of a.png")
 
 
-def test_an_undeclared_colour_is_refused(exported, tmp_path):
+def test_an_undeclared_color_is_refused(exported, tmp_path):
     zipped_copy(exported / "voc", tmp_path / "in", {})
     Image.new("RGB", (3, 3), (1, 2, 3)).save(tmp_path / "in" / "SegmentationClass" / "a.png")
-    refused(tmp_path / "in", "voc", tmp_path / "out", "colour 1,2,3, which labelmap.txt")
+    refused(tmp_path / "in", "voc", tmp_path / "out", "color 1,2,3, which labelmap.txt")
 
 
 def test_a_format_that_has_no_way_back_says_which_have(tmp_path):

@@ -8,12 +8,12 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import label
 
 from primaps.exchange import ExchangeError, brush
-from primaps.exchange.classes import Classes, distinct_colours
+from primaps.exchange.classes import Classes, distinct_colors
 from primaps.exchange.filling import fill, paint
 from primaps.exchange.outlines import keyhole, trace
 from primaps.exchange.regions import connected, split
 from primaps.exchange.rle import column_runs, compress, decompress, runs, unrun
-from primaps.support.colours import palette
+from primaps.utils.colors import palette
 
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 12))
 maps = arrays(np.uint8, sizes, elements=st.sampled_from([0, 1, 2, 255]))
@@ -88,7 +88,7 @@ def test_outlines_of_connected_masks_fill_to_the_mask(mask):
 
 
 @given(st.lists(st.tuples(st.floats(-9, 20), st.floats(-9, 20)), min_size=3, max_size=7))
-def test_a_polygon_covers_the_pixels_whose_centres_lie_in_it(corners):
+def test_a_polygon_covers_the_pixels_whose_centers_lie_in_it(corners):
     ring = np.array(corners)
     mask = fill([ring], 11, 9)
     y, x = np.mgrid[:11, :9] + 0.5
@@ -99,7 +99,7 @@ def test_a_polygon_covers_the_pixels_whose_centres_lie_in_it(corners):
             at = ax + (y - ay) / (by - ay) * (bx - ax)
         crossings += over & (at > x)
         if np.abs(at[over] - x[over]).min(initial=1) < 1e-9:
-            return  # a centre on the line may be on either side
+            return  # a center on the line may be on either side
     np.testing.assert_array_equal(mask, crossings % 2 == 1)
     labels = np.full((11, 9), 255, np.uint8)
     paint(labels, [ring], 3)
@@ -118,7 +118,7 @@ def test_damaged_letters_are_refused(code):
         unrun(decompress(code, "a.json"), 4, "a.json")
 
 
-def test_the_255_colours_of_primaps_differ_and_are_not_black():
-    colours = palette(255)
-    assert (distinct_colours(colours) == colours).all()
-    assert Classes(tuple(map(str, range(255)))).colours.shape == (255, 3)
+def test_the_255_colors_of_primaps_differ_and_are_not_black():
+    colors = palette(255)
+    assert (distinct_colors(colors) == colors).all()
+    assert Classes(tuple(map(str, range(255)))).colors.shape == (255, 3)

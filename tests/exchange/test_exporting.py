@@ -12,7 +12,7 @@ from primaps.exchange import (
     FORMATS,
     Classes,
     ExchangeError,
-    LabelledImage,
+    LabeledImage,
     export_labels,
     read_classes,
 )
@@ -58,7 +58,7 @@ def test_no_image_is_kept_once_it_is_written(name, tmp_path):
 
     def images():
         for i in range(6):
-            image = LabelledImage(f"{i}.png", str(i), blocks(i, 40, 40, 3), path)
+            image = LabeledImage(f"{i}.png", str(i), blocks(i, 40, 40, 3), path)
             alive.append(weakref.ref(image))
             yield image
             del image
@@ -124,9 +124,7 @@ def test_maps_without_their_images_are_refused(street):
 def test_images_without_a_map_are_named_and_left_out(street):
     Image.new("RGB", (4, 4)).save(street.images / "new.png")
     told = []
-    done = export_labels(
-        street.result, street.images, "coco", street.root / "out", problem=told.append
-    )
+    done = export_labels(street.result, street.images, "coco", street.root / "out", log=told.append)
     assert done.images == 4
     assert "1 of 5 images have no label map" in told[0]
     assert "new.png" in told[0]
@@ -200,8 +198,8 @@ def test_classes_json_is_checked(tmp_path):
         ('{"classes": []}', "has the length 0"),
         ('{"classes": ["a", "a"]}', "two classes have the name 'a'"),
         ('{"classes": ["a\\n"]}', "no name of a class|has the character"),
-        ('{"classes": ["a"], "colours": [[1, 2, 300]]}', "must read"),
-        ('{"classes": ["a"], "colours": [[1, 2, 3], [4, 5, 6]]}', "2 colours for 1 classes"),
+        ('{"classes": ["a"], "colors": [[1, 2, 300]]}', "must read"),
+        ('{"classes": ["a"], "colors": [[1, 2, 3], [4, 5, 6]]}', "2 colors for 1 classes"),
         ('{"classes": ["a"], "ignore_index": "x"}', "must read"),
     ]:
         path.write_text(text)
@@ -209,19 +207,19 @@ def test_classes_json_is_checked(tmp_path):
             read_classes(path)
     with pytest.raises(ExchangeError, match="has no classes.json"):
         read_classes(tmp_path / "absent")
-    path.write_text('{"classes": ["a", "b"], "ignore_index": 7, "colours": [[1, 2, 3], [4, 5, 6]]}')
+    path.write_text('{"classes": ["a", "b"], "ignore_index": 7, "colors": [[1, 2, 3], [4, 5, 6]]}')
     classes = read_classes(tmp_path)
     assert (classes.names, classes.ignore_index) == (("a", "b"), 7)
-    assert classes.colours.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert classes.colors.tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
-def test_what_predict_and_propose_write_is_exported(colours, painted_folder, tmp_path):
+def test_what_predict_and_propose_write_is_exported(colors, painted_folder, tmp_path):
     from primaps.backbones.load import load_backbone
     from primaps.label_maps import predict_files, propose_files
     from primaps.model import PriMaPsEM
 
     images = painted_folder / "images"
-    network = load_backbone(colours, device="cpu", patch_size=8)
+    network = load_backbone(colors, device="cpu", patch_size=8)
     quick = {"size": 64, "min_init_steps": 2, "mask_crf": False}
     model = PriMaPsEM(3, backbone=network, **quick).fit(images)
     predict_files(model, images, tmp_path / "classes", names=["r", "g", "b"])
@@ -233,5 +231,5 @@ def test_what_predict_and_propose_write_is_exported(colours, painted_folder, tmp
         assert {one["file_name"] for one in found["images"]} == {f"{i}.png" for i in range(8)}
         areas = sum(one["area"] for one in found["annotations"])
         maps = [np.asarray(Image.open(tmp_path / result / f"{i}.png")) for i in range(8)]
-        labelled = 64 * 64 * 8 if result == "classes" else sum((one > 0).sum() for one in maps)
-        assert areas == labelled
+        labeled = 64 * 64 * 8 if result == "classes" else sum((one > 0).sum() for one in maps)
+        assert areas == labeled

@@ -23,9 +23,9 @@ SCORES = {
 
 
 @pytest.fixture
-def model(tmp_path, colours):
+def model(tmp_path, colors):
     fitted = PriMaPsEM(
-        2, backbone=colours, patch_size=8, size=32, min_init_steps=2,
+        2, backbone=colors, patch_size=8, size=32, min_init_steps=2,
         mask_crf=False, device="cpu",
     )  # fmt: skip
     torch.manual_seed(0)
@@ -95,7 +95,7 @@ def hub():
     server.server_close()
 
 
-def test_a_model_arrives_with_its_card_and_nothing_else(model, hub, tmp_path, colours):
+def test_a_model_arrives_with_its_card_and_nothing_else(model, hub, tmp_path, colors):
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     push_to_hub(model, "owner/name", scores=SCORES, token="hf_x", endpoint=hub.address)
     assert sorted(hub.files) == [
@@ -109,12 +109,12 @@ def test_a_model_arrives_with_its_card_and_nothing_else(model, hub, tmp_path, co
     (tmp_path / "copy").mkdir()
     for name, content in hub.files.items():
         (tmp_path / "copy" / name).write_bytes(content)
-    again = PriMaPsEM.from_pretrained(tmp_path / "copy", backbone=colours, device="cpu")
+    again = PriMaPsEM.from_pretrained(tmp_path / "copy", backbone=colors, device="cpu")
     assert again.config.classes == 2
 
 
-def test_a_fitted_model_need_not_be_saved_first(model, hub, colours):
-    fitted = PriMaPsEM.from_pretrained(model, backbone=colours, device="cpu")
+def test_a_fitted_model_need_not_be_saved_first(model, hub, colors):
+    fitted = PriMaPsEM.from_pretrained(model, backbone=colors, device="cpu")
     push_to_hub(fitted, "owner/name", token="hf_x", endpoint=hub.address)
     assert hub.files["model.safetensors"] == (model / "model.safetensors").read_bytes()
     assert json.loads(hub.files["classes.json"])["edits"][1]["to"] == "Straße"

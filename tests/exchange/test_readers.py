@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from primaps.exchange import Classes, export_labels
-from primaps.exchange.voc import instance_colours
+from primaps.exchange.voc import instance_colors
 from tests.exchange.samples import blocks, collection, key_of
 
 PER = pytest.mark.parametrize("per", ["class", "region"])
@@ -138,9 +138,7 @@ def test_datumaro_reads_voc_and_segmentation_masks(street, name):
     found = Dataset.import_from(str(out), "voc_segmentation")
     names = [one.name for one in found.categories()[AnnotationType.label]]
     assert [one for one in names if one != "background"] == list(street.classes.names)
-    np.testing.assert_array_equal(
-        list(VocInstColormap.values())[:256], np.array(instance_colours())
-    )
+    np.testing.assert_array_equal(list(VocInstColormap.values())[:256], np.array(instance_colors()))
     items = list(found)
     assert len(items) == len(street.maps)
     for item in items:
@@ -282,7 +280,7 @@ def test_datasets_does_not_guess_splits_from_names(tmp_path):
 
 
 def burnt(shapes, size, to_pixels):
-    """Label map of polygons by shapely: the class whose polygon covers each pixel's centre."""
+    """Label map of polygons by shapely: the class whose polygon covers each pixel's center."""
     shapely = pytest.importorskip("shapely")
     labels = np.full(size, 255)
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
@@ -302,13 +300,13 @@ def test_gdal_reads_geojson_in_pixels(street):
         if (labels == 255).all():
             assert pyogrio.read_info(path)["features"] == 0
             continue
-        _, _, geometry, (k, names, colours) = pyogrio.raw.read(
+        _, _, geometry, (k, names, colors) = pyogrio.raw.read(
             path, columns=["class", "name", "color"]
         )
         shapes = list(zip(k, shapely.from_wkb(geometry), strict=True))
         np.testing.assert_array_equal(burnt(shapes, labels.shape, lambda x, y: (x, -y)), labels)
         assert [street.classes.names[one] for one in k] == list(names)
-        assert [street.classes.hexadecimal[one] for one in k] == list(colours)
+        assert [street.classes.hexadecimal[one] for one in k] == list(colors)
 
 
 def geotiff(path, labels, code, point_keys=False):

@@ -13,8 +13,8 @@ from primaps.exchange import FORMATS, Classes, ExchangeError, export_labels, imp
 from tests.exchange.samples import Collection, collection, key_of, read_maps
 
 READABLE = [name for name, row in FORMATS.items() if row.read]
-COLOURED = ["coco", "coco-panoptic", "cvat", "cvat-mask", "labelstudio", "voc", "hf"]
-"""Formats that keep colours; these are distinct here."""
+COLORED = ["coco", "coco-panoptic", "cvat", "cvat-mask", "labelstudio", "voc", "hf"]
+"""Formats that keep colors; these are distinct here."""
 
 
 def there_and_back(data: Collection, name: str, **options) -> Path:
@@ -34,15 +34,15 @@ def same_maps(data: Collection, back: Path) -> None:
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_labels_names_and_colours_come_back(street, name):
+def test_labels_names_and_colors_come_back(street, name):
     back = there_and_back(street, name)
     same_maps(street, back)
     from primaps.exchange import read_classes
 
     classes = read_classes(back)
     assert classes.names == street.classes.names
-    if name in COLOURED:
-        np.testing.assert_array_equal(classes.colours, street.classes.colours)
+    if name in COLORED:
+        np.testing.assert_array_equal(classes.colors, street.classes.colors)
 
 
 @pytest.mark.parametrize("per", ["class", "region"])

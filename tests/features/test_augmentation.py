@@ -7,7 +7,7 @@ def chances(count: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, CHANCES, generator=torch.Generator().manual_seed(seed))
 
 
-def test_augmentation_follows_its_chances_and_keeps_colours_in_range():
+def test_augmentation_follows_its_chances_and_keeps_colors_in_range():
     images = torch.rand(24, 3, 40, 32, generator=torch.Generator().manual_seed(0))
     first, again, other = (photometric(images, chances(24, seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -23,13 +23,13 @@ def test_the_rest_of_the_batch_does_not_matter():
     torch.testing.assert_close(together, alone)
 
 
-def test_augmentation_blurs_all_and_recolours_some():
+def test_augmentation_blurs_all_and_recolors_some():
     images = torch.rand(200, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     images[:, 1:] = images[:, :1] * torch.tensor([0.7, 0.4]).view(1, 2, 1, 1)  # one hue
     found = photometric(images, chances(200))
     assert (found.std((1, 2, 3)) < images.std((1, 2, 3)) + 0.05).all()
-    grey = (found[:, 0] - found[:, 2]).abs().amax((1, 2)) < 1e-5
-    assert 0 < grey.sum() < 30  # one in twenty
+    gray = (found[:, 0] - found[:, 2]).abs().amax((1, 2)) < 1e-5
+    assert 0 < gray.sum() < 30  # one in twenty
     ratio = (found[:, 1] / found[:, 0].clamp_min(1e-3)).mean((1, 2))
-    jittered = ((ratio - 0.7).abs() > 1e-3) & ~grey
+    jittered = ((ratio - 0.7).abs() > 1e-3) & ~gray
     assert 10 < jittered.sum() < 60  # three in twenty

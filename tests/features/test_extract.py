@@ -6,13 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from primaps.backbones.backbone import mirrored_mean
+from primaps.backbones.backbone import flip_average
 from primaps.backbones.load import load_backbone
 from primaps.data import ImageError, ImageFile, find_images
 from primaps.features.collection import MaskMaker
 from primaps.features.extract import extract, start_contents
 from primaps.model import PriMaPsEM
-from primaps.support.memory import give_back
+from primaps.utils.memory import give_back
 from tests.conftest import painted
 
 
@@ -36,8 +36,8 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def counting(colours):
-    return load_backbone(Counting(colours), device="cpu", patch_size=8)
+def counting(colors):
+    return load_backbone(Counting(colors), device="cpu", patch_size=8)
 
 
 def halves(features, images):
@@ -54,15 +54,15 @@ def everything(rows):
     return rows.take(torch.arange(len(rows)))
 
 
-def test_mean_over_mirror_images_is_mirrored_with_the_image(colours):
-    backbone = load_backbone(colours, device="cpu", patch_size=8)
+def test_mean_over_mirror_images_is_mirrored_with_the_image(colors):
+    backbone = load_backbone(colors, device="cpu", patch_size=8)
     images = torch.randint(0, 256, (2, 3, 32, 40), dtype=torch.uint8)
-    turned = mirrored_mean(backbone, images.flip(-1))
-    torch.testing.assert_close(turned.flip(-1), mirrored_mean(backbone, images))
+    turned = flip_average(backbone, images.flip(-1))
+    torch.testing.assert_close(turned.flip(-1), flip_average(backbone, images))
 
 
 def test_features_are_those_of_the_image_and_its_mirror_image(folder, counting):
-    found = extract(find_images(folder), counting, 64, views=2, masks=MAKER, store=None)
+    found = extract(find_images(folder), counting, 64, views=2, masks=MAKER, cache=None)
     image = torch.from_numpy(np.asarray(Image.open(folder / "03.png")).copy()).permute(2, 0, 1)
     inputs = image[None].float() / 255
     clean = everything(found.views.clean)
@@ -70,13 +70,13 @@ def test_features_are_those_of_the_image_and_its_mirror_image(folder, counting):
     torch.testing.assert_close(
         clean[3, 1], counting(inputs.flip(-1))[0].half(), rtol=1e-2, atol=1e-3
     )
-    for view, mirrored in zip(found.views.augmented, found.views.mirrored, strict=True):
-        blurred, flag = everything(view).float(), mirrored.long()
+    for view, flipped in zip(found.views.augmented, found.views.flipped, strict=True):
+        blurred, flag = everything(view).float(), flipped.long()
         like = clean[torch.arange(11), flag].float()
         unlike = clean[torch.arange(11), 1 - flag].float()
         near = (blurred - like).norm(dim=1).flatten(1).mean(1)
         assert (near < (blurred - unlike).norm(dim=1).flatten(1).mean(1)).float().mean() > 0.9
-    assert found.views.mirrored.float().mean() not in (0, 1)
+    assert found.views.flipped.float().mean() not in (0, 1)
     assert everything(found.masks)[0, 0, [0, 63]].tolist() == [1, 2]
     assert len(found.samples) == 6
     assert torch.equal(found.samples[2], image)  # at even distances: 0, 1, 3, 5, ...
@@ -93,7 +93,7 @@ def test_nothing_is_computed_twice(folder, counting, tmp_path_factory):
         return network.seen - 1, found  # one tells the shape of the features
 
     first, whole = passes()
-    assert first == 11 * 3  # image, mirror image and view
+    assert first == 11 * 3  # image, flipped image and view
     again, kept = passes()
     assert again == 0
     assert torch.equal(everything(whole.views.clean), everything(kept.views.clean))
@@ -122,11 +122,11 @@ def test_a_run_that_stopped_goes_on_with_the_same_bytes(folder, counting, tmp_pa
 
     maker = MaskMaker(dying, MAKER.options)
     with pytest.raises(KeyboardInterrupt):
-        extract(files, counting, 64, views=1, masks=maker, store=stopped)
+        extract(files, counting, 64, views=1, masks=maker, cache=stopped)
     network.seen = 0
-    extract(files, counting, 64, views=1, masks=MAKER, store=stopped)
+    extract(files, counting, 64, views=1, masks=MAKER, cache=stopped)
     assert network.seen - 1 == 3 * 3  # the last three were not there: both features, one view
-    extract(files, counting, 64, views=1, masks=MAKER, store=whole)
+    extract(files, counting, 64, views=1, masks=MAKER, cache=whole)
     names = sorted(path.relative_to(whole) for path in whole.rglob("rows.*"))
     assert len(names) == 6
     for name in names:
@@ -135,38 +135,38 @@ def test_a_run_that_stopped_goes_on_with_the_same_bytes(folder, counting, tmp_pa
 
 def test_damaged_features_are_found_and_made_anew(folder, counting, tmp_path_factory):
     store, files = tmp_path_factory.mktemp("store"), find_images(folder)
-    before = everything(extract(files, counting, 64, store=store).views.clean)
+    before = everything(extract(files, counting, 64, cache=store).views.clean)
     (path,) = store.rglob("features/rows.bin")
     with path.open("r+b") as file:
         file.seek(5 * path.stat().st_size // 11 + 3)
         file.write(b"\xff\xff")
-    after = everything(extract(files, counting, 64, store=store).views.clean)
+    after = everything(extract(files, counting, 64, cache=store).views.clean)
     assert torch.equal(before, after)
 
 
-def test_another_precision_or_backbone_shares_nothing(folder, colours, tmp_path_factory):
+def test_another_precision_or_backbone_shares_nothing(folder, colors, tmp_path_factory):
     store, files = tmp_path_factory.mktemp("store"), find_images(folder)
     for precision in ("float32", "bfloat16"):
-        extract(files, load_backbone(colours, "cpu", 8, precision), 64, store=store)
-    colours.mix.weight.data += 1
-    extract(files, load_backbone(colours, "cpu", 8), 64, store=store)
+        extract(files, load_backbone(colors, "cpu", 8, precision), 64, cache=store)
+    colors.mix.weight.data += 1
+    extract(files, load_backbone(colors, "cpu", 8), 64, cache=store)
     assert len(list(store.iterdir())) == 3
 
 
 def test_a_backbone_without_weights_keeps_features_in_memory(folder, tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
     pool = load_backbone(torch.nn.AvgPool2d(8), device="cpu", patch_size=8)
-    extract(find_images(folder), pool, 64, store=store)
+    extract(find_images(folder), pool, 64, cache=store)
     assert not list(store.iterdir())
 
 
 def test_fresh_augmentation_differs_between_steps_and_repeats_with_them(folder, counting):
-    found = extract(find_images(folder), counting, 64, views="fresh", store=None)
+    found = extract(find_images(folder), counting, 64, views="fresh", cache=None)
     index = torch.tensor([4, 0])
     first, again = found.views.batch(index, 7, 0), found.views.batch(index, 7, 0)
     assert torch.equal(first.seen, again.seen)
     assert not torch.equal(first.seen, first.clean)
-    later = found.views.fresh(first.rows, first.mirror, 8)
+    later = found.views.fresh(first.rows, first.flip, 8)
     assert not torch.equal(first.seen, later)
 
 
@@ -175,14 +175,14 @@ def test_unreadable_images_are_reported_every_time(folder, counting, tmp_path_fa
     store = tmp_path_factory.mktemp("store")
     for _ in range(2):
         problems = []
-        found = extract(find_images(folder), counting, 64, store=store, problem=problems.append)
+        found = extract(find_images(folder), counting, 64, cache=store, log=problems.append)
         assert len(problems) == 1
         assert "05.png" in problems[0]
         assert len(found.keys) == len(found.views) == 10
     for path in folder.glob("*.png"):
         path.write_bytes(b"no image")
     with pytest.raises(ImageError, match="none of the 11 images"):
-        extract(find_images(folder), counting, 64, store=store, problem=problems.append)
+        extract(find_images(folder), counting, 64, cache=store, log=problems.append)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
@@ -209,9 +209,9 @@ def test_memory_does_not_grow_with_the_collection(tmp_path):
         nonlocal peak
         peak = max(peak, anonymous())
 
-    model.fit(files[:64], store=tmp_path / "warm")
+    model.fit(files[:64], cache=tmp_path / "warm")
     before = anonymous()
-    model.fit(files, store=tmp_path / "store", progress=progress)
+    model.fit(files, cache=tmp_path / "store", progress=progress)
     stored = sum(path.stat().st_size for path in (tmp_path / "store").rglob("rows.bin"))
     assert stored > 5e8
     assert peak - before < stored / 10
@@ -227,15 +227,15 @@ def test_features_of_masks_alone_are_those_of_features_and_masks(
     files, kept = find_images(folder), tmp_path_factory.mktemp("kept")
 
     def found(keep, root):
-        return extract(files, counting, 64, masks=MAKER, store=root if store else None, keep=keep,
-                       problem=lambda sentence: None)  # fmt: skip
+        return extract(files, counting, 64, masks=MAKER, cache=root if store else None, cache_content=keep,
+                       log=lambda sentence: None)  # fmt: skip
 
     whole, alone = found("features", kept / "features"), found("masks", kept / "masks")
     assert alone.masks is None
     assert len(whole.views) == 10
     assert 3 <= len(alone.views) == len(alone.starts) == len(whole.starts) <= 4
     with pytest.raises(ValueError, match="masks and no views"):
-        extract(files, counting, 64, keep="masks")
+        extract(files, counting, 64, cache_content="masks")
     expected, table = whole.mask_table(), alone.mask_table()
     for name in ("features", "areas", "images", "numbers"):
         assert torch.equal(getattr(table, name), getattr(expected, name)), name
@@ -260,9 +260,9 @@ def test_the_same_image_in_many_batches_is_kept_once_whatever_is_there(
     monkeypatch.setattr("primaps.features.extract.START_IMAGES", 1)
     pictures = [painted(seed % 3)[0] for seed in range(64)]
     files = [ImageFile(picture, f"{n:02}") for n, picture in enumerate(pictures)]
-    extract(files, counting, 64, masks=MAKER, store=tmp_path)
+    extract(files, counting, 64, masks=MAKER, cache=tmp_path)
     for keep in ("masks", "features", "masks"):
-        found = extract(files, counting, 64, masks=MAKER, store=tmp_path, keep=keep)
+        found = extract(files, counting, 64, masks=MAKER, cache=tmp_path, cache_content=keep)
         table = found.mask_table()
         assert table.numbers.tolist() == [1, 2] * 64
         assert torch.equal(table.features[:6], table.features[6:12])
@@ -279,7 +279,7 @@ def test_the_table_of_masks_has_the_same_bits_on_any_number_of_cores():
         lambda features, images: stripes.expand(len(images), 322, 322), {"kind": "stripes"}
     )
     tables = [
-        extract(files, network, 322, masks=maker, keep=keep, store=None).mask_table()
+        extract(files, network, 322, masks=maker, cache_content=keep, cache=None).mask_table()
         for keep in ("features", "masks")
     ]
     assert torch.equal(tables[0].features, tables[1].features)
@@ -294,9 +294,9 @@ def test_a_run_that_keeps_masks_alone_goes_on_with_the_same_bytes(folder, counti
     files, options = find_images(folder), {"keep": "masks"}
     with pytest.raises(KeyboardInterrupt):
         extract(files, counting, 64, masks=MaskMaker(dying, MAKER.options),
-                store=tmp_path / "stopped", **options)  # fmt: skip
+                cache=tmp_path / "stopped", **options)  # fmt: skip
     for name in ("stopped", "whole"):
-        extract(files, counting, 64, masks=MAKER, store=tmp_path / name, **options)
+        extract(files, counting, 64, masks=MAKER, cache=tmp_path / name, **options)
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     names = sorted(path.relative_to(whole) for path in whole.rglob("rows.*"))
     assert len(names) == 4

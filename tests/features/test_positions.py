@@ -3,31 +3,31 @@ import torch
 import torch.nn.functional as F
 
 from primaps.features import positions
+from primaps.features.feature_cache import Rows
 from primaps.features.positions import draw_positions
-from primaps.features.store import Rows
 from primaps.features.views import Views
 
 MAPS = torch.randn(9, 2, 4, 2, 3, generator=torch.Generator().manual_seed(0)).half()
 
 
 def directions(maps: torch.Tensor) -> torch.Tensor:
-    """All positions of images and mirror images: (n, 2 h w, c), of length 1."""
+    """All positions of images and flipped images: (n, 2 h w, c), of length 1."""
     return F.normalize(maps.float(), dim=2).permute(0, 1, 3, 4, 2).flatten(1, 3).half()
 
 
 @pytest.mark.parametrize("projection", [None, lambda features: features.cumsum(-1)])
 def test_positions_are_those_of_images_and_mirror_images_each_once(monkeypatch, projection):
     monkeypatch.setattr(positions, "KEPT", 9 * 7)
-    seen = MAPS if projection is None else projection(MAPS.float())  # one that sees neighbours
+    seen = MAPS if projection is None else projection(MAPS.float())  # one that sees neighbors
     found = draw_positions(Views(Rows(MAPS), projection=projection), 2, seed=0)
     assert found.directions.shape == (9, 7, 4)
     for drawn, every in zip(found.directions, directions(seen), strict=True):
         same = (drawn[:, None] == every).all(2)
         assert (same.sum(1) == 1).all()
         assert same.sum(0).max() == 1
-    mirrored = [(d[:, None] == every[6:]).all(2).any(1).sum() for d, every in
+    flipped = [(d[:, None] == every[6:]).all(2).any(1).sum() for d, every in
                 zip(found.directions, directions(seen), strict=True)]  # fmt: skip
-    assert all(0 < count < 7 for count in mirrored)
+    assert all(0 < count < 7 for count in flipped)
 
 
 def test_how_many_there_are(monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from primaps.features.store import Rows, Store
+from primaps.features.feature_cache import Rows, Store
 
 SHAPE = (3, 5)
 
@@ -78,7 +78,7 @@ def test_half_a_line_of_the_journal_does_not_count(tmp_path):
     assert np.array_equal(content(again, ["key3", "key4"])[1], rows(1, seed=9)[0])
 
 
-def test_a_damaged_row_is_missing_and_its_neighbours_are_not(tmp_path):
+def test_a_damaged_row_is_missing_and_its_neighbors_are_not(tmp_path):
     filled(tmp_path)
     with (tmp_path / "rows.bin").open("r+b") as file:
         file.seek(2 * 30 + 7)

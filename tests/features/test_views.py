@@ -1,6 +1,6 @@
 import torch
 
-from primaps.features.store import Rows
+from primaps.features.feature_cache import Rows
 from primaps.features.views import Views, batch_indices
 
 CLEAN = torch.arange(10 * 2 * 3).view(10, 2, 3, 1, 1).half()
@@ -23,19 +23,19 @@ def test_a_batch_depends_on_its_step_and_seed_alone():
     first, again = views.batch(index, 5, seed=0), views.batch(index, 5, seed=0)
     assert torch.equal(first.clean, again.clean)
     others = [views.batch(index, 6, seed=0), views.batch(index, 5, seed=1)]
-    assert all(not torch.equal(first.mirror, other.mirror) for other in others)
-    expected = CLEAN[index, first.mirror.long()].float()
+    assert all(not torch.equal(first.flip, other.flip) for other in others)
+    expected = CLEAN[index, first.flip.long()].float()
     assert torch.equal(first.clean, expected)
 
 
 def test_each_image_comes_from_a_view_of_its_own_with_its_mirror_flag():
     flags = torch.rand(3, 10) < 0.5
     kept = tuple(Rows(torch.full((10, 3, 1, 1), float(v)).half()) for v in range(3))
-    batch = Views(Rows(CLEAN), augmented=kept, mirrored=flags).batch(torch.arange(10), 1, 0)
+    batch = Views(Rows(CLEAN), augmented=kept, flipped=flags).batch(torch.arange(10), 1, 0)
     view = batch.seen[:, 0, 0, 0].long()
     assert len(view.unique()) == 3
-    assert torch.equal(batch.mirror, flags[view, torch.arange(10)])
-    assert torch.equal(batch.clean, CLEAN[torch.arange(10), batch.mirror.long()].float())
+    assert torch.equal(batch.flip, flags[view, torch.arange(10)])
+    assert torch.equal(batch.clean, CLEAN[torch.arange(10), batch.flip.long()].float())
 
 
 def test_processes_share_a_batch_as_one_would_see_it():
@@ -45,4 +45,4 @@ def test_processes_share_a_batch_as_one_would_see_it():
         place = torch.where(index % 2 == rank, index // 2, -1)
         part = Views(Rows(CLEAN[rank::2]), place=place).batch(index, 3, 0)
         assert torch.equal(part.clean, whole.clean[rank::2])
-        assert torch.equal(part.mirror, whole.mirror[rank::2])
+        assert torch.equal(part.flip, whole.flip[rank::2])

@@ -6,8 +6,8 @@ from tests.test_model import QUICK
 
 
 @pytest.fixture
-def network(colours):
-    return load_backbone(colours, device="cpu", patch_size=8)
+def network(colors):
+    return load_backbone(colors, device="cpu", patch_size=8)
 
 
 @pytest.fixture

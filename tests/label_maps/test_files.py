@@ -78,7 +78,7 @@ def test_bad_images_are_reported_and_skipped(network, painted_folder, tmp_path):
     (painted_folder / "images" / "bad.png").write_text("no image")
     told = []
     done = propose_files(
-        painted_folder / "images", tmp_path, backbone=network, size=64, problem=told.append
+        painted_folder / "images", tmp_path, backbone=network, size=64, log=told.append
     )
     assert len(done.written) == 8
     assert done.problems == told
@@ -201,7 +201,7 @@ def test_images_without_usable_label_are_skipped_by_name(fitted, painted_folder)
     Image.new("L", (63, 64)).save(labels / "1.png")
     Image.new("L", (64, 64), 9).save(labels / "2.png")
     Image.new("RGB", (64, 64)).save(labels / "3.png")
-    result = evaluate(fitted, painted_folder / "images", labels, problem=lambda sentence: None)
+    result = evaluate(fitted, painted_folder / "images", labels, log=lambda sentence: None)
     assert result.images == 4
     words = ["has no label", "63x64 pixels and its image 64x64", "has the value 9", "one channel"]
     for word, sentence in zip(words, result.skipped, strict=True):

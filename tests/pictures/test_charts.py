@@ -8,9 +8,9 @@ from PIL import Image
 from primaps.data import load_dataset
 from primaps.pictures.charts import confusion_chart, iou_chart, save
 from primaps.pictures.overlays import examples
-from primaps.pictures.scores import class_colours
-from primaps.support.colours import palette
-from tests.trees import cityscapes_tree, labelled_tree
+from primaps.pictures.scores import class_colors
+from primaps.utils.colors import palette
+from tests.trees import cityscapes_tree, labeled_tree
 
 NAMES = [f"a rather long class name {i}" for i in range(27)]
 
@@ -74,7 +74,7 @@ def test_charts_are_written_whole(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["iou.png"]
 
 
-def test_a_sheet_of_examples_has_the_colours_of_the_classes_that_occur():
+def test_a_sheet_of_examples_has_the_colors_of_the_classes_that_occur():
     image = Image.new("RGB", (40, 40), "black")
     label = np.zeros((40, 40), int)
     label[:, 20:] = 255
@@ -85,8 +85,8 @@ def test_a_sheet_of_examples_has_the_colours_of_the_classes_that_occur():
     assert sheet.width >= 3 * 40
 
 
-def test_data_sets_with_colours_of_their_own_keep_them(tmp_path):
+def test_data_sets_with_colors_of_their_own_keep_them(tmp_path):
     city = load_dataset("cityscapes", cityscapes_tree(tmp_path / "c"), "val")
-    assert class_colours(city)[19].tolist() == [0, 0, 142]
-    plain = load_dataset("folder", labelled_tree(tmp_path / "f"), "val")
-    assert (class_colours(plain) == palette(3)).all()
+    assert class_colors(city)[19].tolist() == [0, 0, 142]
+    plain = load_dataset("folder", labeled_tree(tmp_path / "f"), "val")
+    assert (class_colors(plain) == palette(3)).all()

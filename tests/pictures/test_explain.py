@@ -16,7 +16,7 @@ from primaps.pictures.explain import (
     threshold_picture,
 )
 from primaps.proposals.principal_masks import propose
-from primaps.support.colours import palette
+from primaps.utils.colors import palette
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def image() -> Image.Image:
     return Image.new("RGB", (60, 40), (100, 100, 100))
 
 
-def test_masks_have_their_colours_and_ignored_pixels_are_dark(image):
+def test_masks_have_their_colors_and_ignored_pixels_are_dark(image):
     masks = torch.tensor([[0, 1], [2, 2]])
     pixels = np.asarray(masks_picture(image, masks)).astype(float)
     assert pixels[5, 5].tolist() == [45, 45, 45]
@@ -39,7 +39,7 @@ def test_masks_have_their_colours_and_ignored_pixels_are_dark(image):
     assert masks_picture(image, torch.zeros(2, 2, dtype=torch.int64)).size == image.size
 
 
-def test_oracle_classes_share_a_colour(image):
+def test_oracle_classes_share_a_color(image):
     masks, classes = torch.tensor([[0, 1], [2, 3]]), torch.tensor([2, 1, 0, 1])
     pixels = np.asarray(classes_picture(image, masks, classes, ["sky", "road"]))
     assert pixels[5, 5].tolist() == [45, 45, 45]
@@ -75,8 +75,8 @@ def test_steps_and_thresholds(features, image):
     assert strip.width > 3 * 120
 
 
-def test_files(painted_folder, colours, tmp_path):
-    backbone = load_backbone(colours, device="cpu", patch_size=8)
+def test_files(painted_folder, colors, tmp_path):
+    backbone = load_backbone(colors, device="cpu", patch_size=8)
     inputs = sorted((painted_folder / "images").iterdir())[:2]
     inputs[1].write_bytes(b"damaged")
     problems = []
@@ -86,7 +86,7 @@ def test_files(painted_folder, colours, tmp_path):
         backbone=backbone,
         mask_crf=False,
         size=64,
-        problem=problems.append,
+        log=problems.append,
     )
     assert [path.name for path in written] == ["0.steps.jpg", "0.thresholds.jpg"]
     assert all(Image.open(path).width > 64 for path in written)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from primaps.projections import UnsafeFileError, read_checkpoint
-from primaps.support.foreign import Inert, read_foreign
+from primaps.utils.foreign import Inert, read_foreign
 from tests.projections.originals import Calls, pickled, pretended, write_raw, write_stego
 
 

@@ -7,14 +7,14 @@ import torch.nn.functional as F
 
 from primaps.config import Config
 from primaps.em.kmeans import fit_kmeans, pca_start
-from primaps.features.store import Rows
+from primaps.features.feature_cache import Rows
 from primaps.features.views import Views
 from primaps.projections import Head, Projection
 from primaps.projections.hp import (
     HPSettings,
     contrastive_loss,
     hidden_positives,
-    neighbourhood,
+    neighborhood,
 )
 from primaps.projections.sampling import (
     descriptors,
@@ -27,7 +27,7 @@ from primaps.projections.shifts import LARGEST_SHARE, automatic_shifts
 from primaps.projections.stego import (
     Pairs,
     StegoSettings,
-    centred,
+    centered,
     correlation,
     correspondence_loss,
     train_stego,
@@ -114,7 +114,7 @@ def test_the_loss_of_stego_agrees_with_the_sums_of_the_paper():
                 value = plain[b][p][q] - sum(plain[b][p]) / 5 + mean
                 code = float(F.cosine_similarity(s[b, :, p], t[b, :, q], dim=0))
                 total -= max(code, 0) * (value - 0.2)
-    found = correspondence_loss(centred(correlation(f, g)), correlation(s, t), 0.2)
+    found = correspondence_loss(centered(correlation(f, g)), correlation(s, t), 0.2)
     assert found.item() == pytest.approx(total / 75, abs=1e-12)
 
 
@@ -128,18 +128,18 @@ def test_automatic_shifts_let_twice_as_many_pairs_attract_as_are_of_one_class(cl
     points = random_points(40, 200, torch.Generator().manual_seed(5))
     one = sample(features.arrays[:, 0].float(), points)
     label = prototypes(one[..., None]).argmax(1)[..., 0]
-    neighbours = nearest_images(descriptors(features), 7)
-    near = one[neighbours.T[3]]  # the fourth of seven stands for all
+    neighbors = nearest_images(descriptors(features), 7)
+    near = one[neighbors.T[3]]  # the fourth of seven stands for all
 
     def alike(labels):
         return (label[:, :, None] == labels[:, None]).float().mean().item()
 
     for other, shift, share in (
         (one, shifts.same, min(LARGEST_SHARE, 2 * alike(label))),
-        (near, shifts.near, min(LARGEST_SHARE, 2 * alike(label[neighbours.T[3]]))),
+        (near, shifts.near, min(LARGEST_SHARE, 2 * alike(label[neighbors.T[3]]))),
         (one.roll(1, 0), shifts.random, 1 / classes),
     ):
-        attracting = (centred(correlation(one, other)) > shift).float().mean().item()
+        attracting = (centered(correlation(one, other)) > shift).float().mean().item()
         assert attracting == pytest.approx(share, abs=0.06)
 
 
@@ -284,10 +284,10 @@ def test_the_loss_of_hp_agrees_with_its_definition_written_out():
     assert nothing.item() == 0
 
 
-def test_a_neighbourhood_has_the_anchor_in_the_middle_and_weights_only_alike_neighbours_inside():
+def test_a_neighborhood_has_the_anchor_in_the_middle_and_weights_only_alike_neighbors_inside():
     maps = torch.randn(2, 5, 4, 6) + 0.5
     position = torch.tensor([[0, 8, 23], [5, 18, 13]])
-    near, weights = neighbourhood(maps, position)
+    near, weights = neighborhood(maps, position)
     for b in range(2):
         unit = F.normalize(maps[b].flatten(1), dim=0)
         for a, p in enumerate(position[b].tolist()):
@@ -303,8 +303,8 @@ def test_a_neighbourhood_has_the_anchor_in_the_middle_and_weights_only_alike_nei
             torch.testing.assert_close(weights[b, a], by_hand / by_hand.sum())
 
 
-def test_the_gradient_of_an_anchor_reaches_its_neighbours():
+def test_the_gradient_of_an_anchor_reaches_its_neighbors():
     maps = torch.ones(1, 3, 3, 3).requires_grad_()
-    near, weights = neighbourhood(maps, torch.tensor([[4]]))
+    near, weights = neighborhood(maps, torch.tensor([[4]]))
     torch.einsum("bak,bakc->bac", weights.detach(), near).sum().backward()
     torch.testing.assert_close(maps.grad, torch.full((1, 3, 3, 3), 1 / 9))

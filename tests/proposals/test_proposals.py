@@ -1,4 +1,4 @@
-"""Proposals against a float64 eigendecomposition, on stored features of real photographs."""
+"""Proposals against a float64 eigendecomposition, on stored features of real images."""
 
 from pathlib import Path
 
@@ -277,8 +277,8 @@ def test_mask_logits(features):
             strict=True,
         ):
             smooth = maps.numpy().astype(np.float64)
-            if median:  # scipy's "mirror" is torch's "reflect"
-                smooth = np.stack([scipy.median_filter(m, 3, mode="mirror") for m in smooth])
+            if median:  # scipy's "flip" is torch's "reflect"
+                smooth = np.stack([scipy.median_filter(m, 3, mode="flip") for m in smooth])
             smooth = np.clip(gain * smooth, 0, 1)
             background = np.clip(smooth[smooth > 0].mean() - smooth.sum(0), 0, 1)
             raw = np.concatenate([background[None], smooth])

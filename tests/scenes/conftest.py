@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from primaps import PriMaPsEM
-from tests.conftest import Colours, painted
+from tests.conftest import Colors, painted
 
 
 @pytest.fixture(scope="session")
 def model():
-    """Three classes of colours in windows of 64 pixels, with a tree."""
+    """Three classes of colors in windows of 64 pixels, with a tree."""
     quick = {"min_init_steps": 30, "batch_size": 4, "mask_crf": False}
-    found = PriMaPsEM(3, backbone=Colours(), patch_size=8, size=64, device="cpu", **quick)
+    found = PriMaPsEM(3, backbone=Colors(), patch_size=8, size=64, device="cpu", **quick)
     return found.fit([painted(seed)[0] for seed in range(8)])
 
 
@@ -25,7 +25,7 @@ def picture():
 
 
 def geotiff(path: Path, values: np.ndarray, **options) -> Path:
-    """Write bands (B, H, W) half a metre per pixel in UTM 33."""
+    """Write bands (B, H, W) half a meter per pixel in UTM 33."""
     rasterio = pytest.importorskip("rasterio")
     settings = {"crs": "EPSG:32633", "transform": rasterio.Affine(0.5, 0, 4e5, 0, -0.5, 5.8e6)}
     settings |= {"tiled": True, "blockxsize": 64, "blockysize": 64} | options

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 import primaps
-from primaps.scenes.look import Look
 from primaps.scenes.reader import open_scene
 from primaps.scenes.source import SceneError
-from primaps.support.errors import InputError, MissingPackageError, NotFoundError, PrimapsError
+from primaps.scenes.tiling import Look
+from primaps.utils.errors import InputError, MissingPackageError, NotFoundError, PrimapsError
 from tests.scenes.conftest import bands, geotiff
 
 rasterio = pytest.importorskip("rasterio")
@@ -82,9 +82,9 @@ def test_polygons_of_others_are_refused_before_the_work(model, scene, tmp_path):
     assert not (tmp_path / "out.tif").exists()
 
 
-def test_one_band_is_grey(model, picture, tmp_path):
-    grey = np.asarray(picture.convert("L"))[None]
-    primaps.predict_scene(model, geotiff(tmp_path / "g.tif", grey), tmp_path / "out.tif")
+def test_one_band_is_gray(model, picture, tmp_path):
+    gray = np.asarray(picture.convert("L"))[None]
+    primaps.predict_scene(model, geotiff(tmp_path / "g.tif", gray), tmp_path / "out.tif")
     found = np.asarray(Image.open(tmp_path / "out.tif"))
     assert (found == primaps.predict_image(model, picture.convert("L"))).all()
 
@@ -132,7 +132,7 @@ def test_a_ground_size_needs_one(picture, scene, tmp_path):
         tmp_path / "d.tif", bands(picture), crs="EPSG:4326",
         transform=rasterio.Affine(1e-5, 0, 13, 0, -1e-5, 60),
     )  # fmt: skip
-    assert open_scene(degrees).metres == pytest.approx(1.113 * 0.5**0.5, rel=0.01)
+    assert open_scene(degrees).meters == pytest.approx(1.113 * 0.5**0.5, rel=0.01)
 
 
 def test_what_is_no_image_or_not_there(tmp_path):

@@ -10,7 +10,7 @@ from primaps.scenes.logits import blend
 from primaps.scenes.reader import in_memory
 from primaps.scenes.view import View
 from primaps.scenes.work import Work
-from primaps.support.progress import silent
+from primaps.utils.progress import silent
 
 PATCH, CPU = 8, torch.device("cpu")
 

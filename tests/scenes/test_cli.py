@@ -51,7 +51,7 @@ def test_fit_predict_and_propose_a_scene(vit, tmp_path, monkeypatch):
             ["predict", model, scene, "--out", tmp_path / "o", "--tiles", "--mpp", 2],
             "about a scene",
         ),
-        (["propose", scene, "--out", tmp_path / "o.tif", "--explain"], "is for photographs"),
+        (["propose", scene, "--out", tmp_path / "o.tif", "--explain"], "is for images"),
         (["fit", scene, "--classes", 3, "--out", tmp_path / "m", "--scale", 2], "give --windows"),
     ):
         extra = [] if words[0] == "predict" else ["--backbone", vit]

@@ -6,7 +6,7 @@ import torch
 
 from primaps.scenes.crops import cores, cosine_weights, plan_crops, starts
 from primaps.scenes.refine import _windows
-from primaps.support.errors import InputError
+from primaps.utils.errors import InputError
 
 
 def test_crops_cover_every_place_overlap_enough_and_stay_inside():
@@ -47,7 +47,7 @@ def test_blending_weights_sum_to_one_and_change_slowly():
     shares = torch.stack(own) / total
     assert (total > 0).all()
     assert torch.allclose(shares.sum(0), torch.ones(()), atol=1e-6)
-    # Without blending a share jumps from 0 to 1 between neighbours.
+    # Without blending a share jumps from 0 to 1 between neighbors.
     assert float(shares.diff(dim=2).abs().max()) < 0.6
 
 

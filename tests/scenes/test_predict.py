@@ -121,7 +121,7 @@ def test_a_photograph_by_tiles_keeps_its_own_pixels(model, tmp_path):
     )
     found = np.asarray(Image.open(done.written[0]))
     assert found.shape == label.shape
-    for k in range(3):  # each colour is one class, but for a pixel or two at its rim
+    for k in range(3):  # each color is one class, but for a pixel or two at its rim
         values, counts = np.unique(found[label == k], return_counts=True)
         assert counts.max() / counts.sum() > 0.9, values
     kept = primaps.predict_files(

@@ -5,13 +5,13 @@ from PIL import Image
 import primaps
 from primaps.backbones.load import load_backbone
 from primaps.scenes.propose import agreeing
-from tests.conftest import Colours, painted
+from tests.conftest import Colors, painted
 from tests.scenes.conftest import bands, geotiff
 
 
 @pytest.fixture(scope="module")
 def backbone():
-    return load_backbone(Colours(), "cpu", 8)
+    return load_backbone(Colors(), "cpu", 8)
 
 
 def labels_of(path):

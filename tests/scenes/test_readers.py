@@ -63,7 +63,7 @@ def test_rasterio_and_tifffile_read_one_file_alike(noise, tmp_path):
     one, other = open_geotiff(path), open_tiff(path)
     assert (one.read(0, BOX)[0] == other.read(0, BOX)[0]).all()
     assert one.sizes == other.sizes == ((187, 250),)
-    assert one.metres == 0.5
+    assert one.meters == 0.5
     assert open_scene(path).place is not None
 
 
@@ -94,10 +94,10 @@ def test_a_pyramid_is_read_at_the_level_that_is_just_enough(tmp_path):
             file.write(level, subfiletype=1, **options)
     scene = open_scene(path)
     assert scene.sizes == ((512, 512), (256, 256), (128, 128), (64, 64))
-    assert scene.metres == pytest.approx(0.25e-6)
+    assert scene.meters == pytest.approx(0.25e-6)
     for scale, level in ((1, 0), (1.9, 0), (2, 1), (5, 2), (8, 3), (20, 3)):
-        colours, _ = View(scene, scale).rows(0, 4)
-        assert (colours == 40 * level).all(), scale
+        colors, _ = View(scene, scale).rows(0, 4)
+        assert (colors == 40 * level).all(), scale
 
 
 def test_overviews_of_a_geotiff_are_used(tmp_path):
@@ -130,13 +130,13 @@ def test_alpha_masks_nodata_and_nan_are_no_values(tmp_path):
         scene = open_scene(path)
         assert not scene.whole
         assert (scene.read(0, Box(0, 100, 0, 90))[1] == ~gap).all(), path.name
-        colours, valid = View(scene, 1.0, stretch_limits(scene)).rows(0, 100)
-        assert (colours[gap] == (124, 116, 104)).all()
+        colors, valid = View(scene, 1.0, stretch_limits(scene)).rows(0, 100)
+        assert (colors[gap] == (124, 116, 104)).all()
         assert (valid == ~gap).all()
         scene.close()
 
 
-def test_palettes_and_white_that_counts_from_zero_are_colours(tmp_path):
+def test_palettes_and_white_that_counts_from_zero_are_colors(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     indices = np.array([[0, 1], [2, 1]], np.uint8)
     table = np.zeros((3, 256), np.uint16)

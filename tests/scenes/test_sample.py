@@ -4,7 +4,7 @@ from PIL import Image
 
 import primaps
 from primaps.scenes.source import SceneError
-from primaps.support.errors import InputError
+from primaps.utils.errors import InputError
 from tests.conftest import painted
 from tests.scenes.conftest import bands, geotiff
 
@@ -37,11 +37,11 @@ def test_windows_are_seeded_by_area_and_never_empty(scenes, tmp_path):
         assert (shown == whole[top : top + 64, left : min(200, left + 64)]).all()
 
 
-def test_a_model_is_fitted_on_windows_at_a_scale(scenes, tmp_path, colours):
+def test_a_model_is_fitted_on_windows_at_a_scale(scenes, tmp_path, colors):
     windows = primaps.scene_windows(scenes, 12, 64, scale=2, folder=tmp_path / "w")
     assert {Image.open(f.source).size for f in windows} == {(64, 64)}
     quick = {"min_init_steps": 20, "mask_crf": False}
-    model = primaps.PriMaPsEM(3, backbone=colours, patch_size=8, size=64, device="cpu", **quick)
+    model = primaps.PriMaPsEM(3, backbone=colors, patch_size=8, size=64, device="cpu", **quick)
     assert model.fit(windows).prototypes_ is not None
 
 

@@ -14,7 +14,7 @@ from tests.scenes.conftest import bands, geotiff
 NAMES = ["water & ice", "<trees>", "Straße"]
 
 
-def test_a_geotiff_comes_back_with_place_colours_and_names(model, picture, tmp_path):
+def test_a_geotiff_comes_back_with_place_colors_and_names(model, picture, tmp_path):
     rasterio = pytest.importorskip("rasterio")
     path = geotiff(tmp_path / "scene.tif", bands(picture))
     out = tmp_path / "classes.tif"

@@ -1,4 +1,4 @@
-"""A small model, its photographs, and a studio that is served on a real port."""
+"""A small model, its images, and a studio that is served on a real port."""
 
 import shutil
 import socket
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from primaps.model import PriMaPsEM
-from primaps.support.files import cache_dir
+from primaps.utils.files import cache_dir
 from tests.classes.conftest import made, tree  # noqa: F401 (fixtures)
 from tests.conftest import painted
 
@@ -41,7 +41,7 @@ def prepared(vit, tmp_path_factory) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         painted(seed)[0].save(place / f"{seed}.png")
     model = PriMaPsEM(3, backbone=vit, device="cpu", **MODEL)
-    model.fit(root / "photos", store=None).save_pretrained(root / "model")
+    model.fit(root / "photos", cache=None).save_pretrained(root / "model")
     return root
 
 

@@ -18,7 +18,7 @@ from primaps.exchange import export_labels, import_labels
 from primaps.label_maps import predict_files
 from primaps.model import PriMaPsEM
 from primaps.proposals.principal_masks import propose
-from primaps.studio.photos import SIDE, jpeg, photograph
+from primaps.studio.photos import SIDE, jpeg, photo
 from tests.studio.conftest import httpx
 
 
@@ -76,7 +76,7 @@ def test_proposals_are_those_of_the_method(shared):
     from primaps.proposals.image_size import image_masks
 
     model = model_of(shared)
-    image = photograph(shared.studio.workspace.file(2).source)
+    image = photo(shared.studio.workspace.file(2).source)
     scaled = to_tensor(fit_to_patches(image, model.size, 8))[None]
     features = image_features(model.backbone, scaled)
     counts = set()
@@ -116,14 +116,14 @@ def test_a_mask_is_most_like_the_same_picture(served):
     assert first["similarity"] > 0.999
 
 
-def test_photographs_are_upright_and_small(served):
+def test_photos_are_upright_and_small(served):
     """What EXIF says is done; a large image is scaled."""
     source = served.studio.workspace.file(0).source
     image = Image.new("RGB", (2000, 1000), (10, 20, 30))
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(source.with_suffix(".jpg"), exif=exif)
-    found = photograph(source.with_suffix(".jpg"))
+    found = photo(source.with_suffix(".jpg"))
     assert found.size == (SIDE // 2, SIDE)
     assert Image.open(served_file(jpeg(found))).size == (SIDE // 2, SIDE)
     crop = served.get("crops/0.jpg", box="0.25,0.5,0.75,1").content
@@ -165,7 +165,7 @@ def test_edits_land_in_the_model(served):
     content = served.get("classes").json()
     one, other = content["classes"][0]["id"], content["classes"][1]["id"]
     steps = [
-        {"edits": [{"rename": one, "to": "sky"}, {"colour": one, "to": "#010203"}]},
+        {"edits": [{"rename": one, "to": "sky"}, {"color": one, "to": "#010203"}]},
         {"edits": [{"merge": [one, other]}]},
         {"edits": [{"split": f"{one}+{other}"}, {"hide": other}]},
     ]
@@ -176,7 +176,7 @@ def test_edits_land_in_the_model(served):
         found = read_legend(served.studio.workspace.model, served.studio.inventory.tree)
         assert [c["name"] for c in content["classes"]] == [c.name for c in found.classes]
         assert [c["hidden"] for c in content["classes"]] == [c.hidden for c in found.classes]
-    assert content["classes"][0]["colour"] == "#010203"
+    assert content["classes"][0]["color"] == "#010203"
     old = content["revision"]
     content = served.post("classes/cut", revision=old, classes=2).json()
     assert len(content["classes"]) == 2
@@ -249,9 +249,9 @@ def test_an_export_of_all_is_what_predict_and_export_give(served, tmp_path):
         assert not job["error"]
         time.sleep(0.02)
     assert job["done"] == job["total"] == 20
-    predict_files(model_of(served), workspace.photographs, tmp_path / "maps")
+    predict_files(model_of(served), workspace.photos, tmp_path / "maps")
     export_labels(
-        tmp_path / "maps", workspace.photographs, "cvat", tmp_path / "cvat",
+        tmp_path / "maps", workspace.photos, "cvat", tmp_path / "cvat",
         classes=workspace.model, per="region",
     )  # fmt: skip
     ours = (workspace.out / "exports" / "cvat-1" / "annotations.xml").read_bytes()
@@ -274,7 +274,7 @@ def test_the_audit_goes_on_and_grows_stale(served):
         found = read_legend(served.studio.workspace.model, served.studio.inventory.tree)
         one = found.shown[int(found.table()[int(parts[y, x])])]
         assert question["class"] == one.name
-        assert question["colour"] == "#" + bytes(one.colour).hex()
+        assert question["color"] == "#" + bytes(one.color).hex()
         answers.append(len(answers) % 4 != 3)
         before, done = page, page["done"]
         page = served.post("audit/answer", right=answers[-1], done=done).json()
@@ -311,7 +311,7 @@ def test_an_audit_that_is_refused_leaves_the_one_before(served):
     assert not (served.root / "audit-1").exists()
 
 
-def test_photographs_are_kept_for_as_long_as_they_have_their_number(folder):
+def test_photos_are_kept_for_as_long_as_they_have_their_number(folder):
     from primaps.studio.workspace import opened
     from tests.studio.conftest import serving
 

@@ -36,8 +36,8 @@ def again(edited):
 )
 @settings(max_examples=40, deadline=None)
 def test_a_cut_as_an_edit_is_the_cut(tree, steps, classes):
-    """After any edits: the classes of ``legend(..., classes)``, names and colours with them."""
-    edits = [{"rename": "0", "to": "sky"}, {"colour": "1", "to": "#010203"}]
+    """After any edits: the classes of ``legend(..., classes)``, names and colors with them."""
+    edits = [{"rename": "0", "to": "sky"}, {"color": "1", "to": "#010203"}]
     for kind, number in steps:
         found = legend(tree, edits).classes
         one = found[number % len(found)].id
@@ -110,7 +110,7 @@ def test_undo_and_redo_are_the_bytes_of_before(edited):
     for change in (
         lambda r: edited.append(r, [{"rename": "0", "to": "sky"}]),
         lambda r: edited.cut(r, 9),
-        lambda r: edited.append(r, [{"hide": "sky.1"}, {"colour": "1", "to": "#010203"}]),
+        lambda r: edited.append(r, [{"hide": "sky.1"}, {"color": "1", "to": "#010203"}]),
         lambda r: edited.cut(r, 2),
     ):
         seen.append((edited.legend(), path.read_bytes()))

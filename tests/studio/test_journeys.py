@@ -18,7 +18,7 @@ from PIL import Image
 
 from primaps.classes.classes_json import read_legend
 from primaps.classes.inventory import Inventory
-from primaps.demo import PHOTOGRAPHS, _packaged
+from primaps.demo import PHOTOS, _packaged
 from primaps.exchange import import_labels
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -36,11 +36,11 @@ PATIENCE = 240_000
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory, request):
-    """The demo's photographs and, where they are, four frames of CamVid."""
+def photos(tmp_path_factory, request):
+    """The demo's photos and, where they are, four frames of CamVid."""
     folder = tmp_path_factory.mktemp("journeys") / "photos"
     (folder / "street").mkdir(parents=True)
-    for place in PHOTOGRAPHS:
+    for place in PHOTOS:
         path = _packaged(*place)
         shutil.copy(path, folder / path.name)
     try:
@@ -53,10 +53,10 @@ def photographs(tmp_path_factory, request):
 
 
 @pytest.fixture(scope="module")
-def served(photographs, vit):
+def served(photos, vit):
     """The address of a studio in a process of its own, and its folder."""
-    out = photographs.parent / "out"
-    command = [sys.executable, "-m", "primaps", "studio", str(photographs), "--out", str(out)]
+    out = photos.parent / "out"
+    command = [sys.executable, "-m", "primaps", "studio", str(photos), "--out", str(out)]
     options = ["--classes", str(CLASSES), "--backbone", vit, "--size", "128", "--no-browser"]
     process = subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -168,12 +168,12 @@ def pixels(page, selector=".stage canvas"):
     return np.asarray(shot).astype(int)
 
 
-def test_from_a_folder_to_the_first_masks(page, served, photographs):
+def test_from_a_folder_to_the_first_masks(page, served, photos):
     _, out = served
-    before = {path: path.read_bytes() for path in photographs.rglob("*.*")}
-    page.get_by_text(f"{len(before)} photographs").first.wait_for()
+    before = {path: path.read_bytes() for path in photos.rglob("*.*")}
+    page.get_by_text(f"{len(before)} images").first.wait_for()
     page.get_by_role("button", name="Find the classes").click()
-    page.get_by_text(f"{CLASSES} classes in {len(before)} photographs").wait_for()
+    page.get_by_text(f"{CLASSES} classes in {len(before)} images").wait_for()
     fitted(page)
     go(page, "Masks")
     page.get_by_text("refined by the CRF").wait_for()
@@ -186,7 +186,7 @@ def test_from_a_folder_to_the_first_masks(page, served, photographs):
         assert time.monotonic() < until, "masks are not drawn"
     assert (out / "model" / "model.safetensors").is_file()
     assert len(legend(out).classes) == CLASSES
-    assert {path: path.read_bytes() for path in photographs.rglob("*.*")} == before
+    assert {path: path.read_bytes() for path in photos.rglob("*.*")} == before
 
 
 def test_the_threshold_changes_the_masks_at_once(page):
@@ -365,7 +365,7 @@ def test_a_region_is_corrected_and_the_classes_are_audited(page, served):
     assert answers.count(True) == 6
 
 
-def test_what_is_exported_reads_back(page, served, photographs, tmp_path):
+def test_what_is_exported_reads_back(page, served, photos, tmp_path):
     _, out = served
     fitted(page)
     go(page, "Classes")
@@ -375,7 +375,7 @@ def test_what_is_exported_reads_back(page, served, photographs, tmp_path):
     saved(page)
     names = legend(out).names
     assert "sky & air" in names
-    count = len([*photographs.rglob("*.*")])
+    count = len([*photos.rglob("*.*")])
     for title, form in (("COCO", "coco"), ("CVAT", "cvat")):
         go(page, "Export")
         page.locator(".format").filter(has=page.get_by_text(title, exact=True)).click()

@@ -87,7 +87,7 @@ def call(page, module, function, *arguments):
 def as_the_server_sends(tree, edits):
     """``GET classes``, as far as cuts need it."""
     nodes = [
-        {"id": one.id, "name": one.name, "colour": "#000000", "parts": list(one.parts)}
+        {"id": one.id, "name": one.name, "color": "#000000", "parts": list(one.parts)}
         for one in node_classes(tree, edits)
     ]
     classes = [
@@ -141,11 +141,11 @@ def cut_by_hand(tree, count):
 def test_a_region_is_what_is_connected(page):
     values = np.random.default_rng(0).integers(0, 2, (30, 41))
     map_ = {"width": 41, "height": 30, "values": values.ravel().tolist()}
-    labelled, _ = ndimage.label(values)
+    labeled, _ = ndimage.label(values)
     borders = [(y, x) for y in range(30) for x in (0, 40) if values[y, x]]
     for y, x in [*np.argwhere(values)[::60], *borders]:
         found = call(page, "views/images/regions", "region", map_, int(x), int(y))
-        expected = np.flatnonzero(labelled.ravel() == labelled[y, x])
+        expected = np.flatnonzero(labeled.ravel() == labeled[y, x])
         np.testing.assert_array_equal(np.sort(found), expected)
 
 
@@ -276,7 +276,7 @@ def test_a_card_is_touched_only_by_what_is_about_it(fresh):
       const { createCard } = await import("/js/views/classes/card.js");
       const { store } = await import("/js/store.js");
       store.set({ server: { collection: "one" } });
-      const one = { id: "0", name: "a", colour: "#102030", parts: [0], hidden: false };
+      const one = { id: "0", name: "a", color: "#102030", parts: [0], hidden: false };
       const card = createCard(one, {});
       card.update(one, 0.5, 1);
       const watch = new MutationObserver(() => {});
@@ -284,16 +284,16 @@ def test_a_card_is_touched_only_by_what_is_about_it(fresh):
       watch.observe(card.node, all);
       card.update(one, 0.5, 1);
       const nothing = watch.takeRecords().length;
-      card.update({ ...one, colour: "#ff0000" }, 0.5, 1);
+      card.update({ ...one, color: "#ff0000" }, 0.5, 1);
       const children = watch.takeRecords().filter((record) => record.type === "childList").length;
       card.end();
-      return [nothing, children, card.node.querySelector(".colour").value];
+      return [nothing, children, card.node.querySelector(".color").value];
     }""")
     assert touched == [0, 0, "#ff0000"]
 
 
 @pytest.mark.parametrize("coarse", [False, True])
-def test_labels_are_coloured_without_a_graphics_card_as_with_one(page, coarse):
+def test_labels_are_colored_without_a_graphics_card_as_with_one(page, coarse):
     shown = page.evaluate(DRAWN, coarse)
     card, processor = (np.array(one, float).reshape(96, 200, 4) for one in shown)
     assert len(np.unique(card.reshape(-1, 4), axis=0)) > 50
@@ -310,9 +310,9 @@ DRAWN = """async (coarse) => {
   const known = WebGL2RenderingContext.prototype.getExtension;
   WebGL2RenderingContext.prototype.getExtension = () => null; // as if a card computed it
   const classes = [
-    { id: 0, colour: "#102030", parts: [0, 1], hidden: false },
-    { id: 1, colour: "#ff8000", parts: [2], hidden: false },
-    { id: 2, colour: "#ffffff", parts: [3], hidden: true },
+    { id: 0, color: "#102030", parts: [0, 1], hidden: false },
+    { id: 1, color: "#ff8000", parts: [2], hidden: false },
+    { id: 2, color: "#ffffff", parts: [3], hidden: true },
   ];
   const photo = new ImageData(80, 60);
   photo.data.forEach((_, i) => (photo.data[i] = i % 4 === 3 ? 255 : ((i >> 2) % 80) + (i >> 9)));

@@ -172,9 +172,9 @@ def test_two_studios_on_one_folder_take_turns(folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{photos}/none"], "is no folder: give the folder of the photographs"),
-        (["{photos}", "--out", "{photos}/a/out"], "lies among the photographs"),
-        (["{photos}", "--out", "{photos}"], "lies among the photographs"),
+        (["{photos}/none"], "is no folder: give the folder of the images"),
+        (["{photos}", "--out", "{photos}/a/out"], "lies among the images"),
+        (["{photos}", "--out", "{photos}"], "lies among the images"),
         (["{photos}", "--out", "{photos}/../model"], "is not empty and no studio's folder"),
         (["{photos}", "--host", "0.0.0.0"], "name this one with --allow-host NAME"),
         (["{photos}", "--classes", "many"], "classes is 'many'"),

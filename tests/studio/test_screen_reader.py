@@ -145,9 +145,9 @@ def test_sliders_say_their_value_in_words_and_once(page):
     slider.evaluate(move, before)
     large(page)
     page.get_by_role("radio", name="Swipe").click()
-    handle = page.get_by_role("slider", name="Border between photograph and classes")
+    handle = page.get_by_role("slider", name="Border between image and classes")
     handle.press("ArrowRight")
-    assert handle.get_attribute("aria-valuetext") == "52% photograph"
+    assert handle.get_attribute("aria-valuetext") == "52% image"
 
 
 def test_what_was_saved_is_announced_one_notice_at_a_time(page):

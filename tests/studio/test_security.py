@@ -158,7 +158,7 @@ SLASHES = ("/", "%2f", "%2F", "%252f", "\\", "%5c", "%c0%af", "//")
     ],
 )
 def test_no_path_leads_to_a_file_that_is_not_served(shared, start):
-    """Traversal in every encoding, from every folder, to a file beside the photographs."""
+    """Traversal in every encoding, from every folder, to a file beside the images."""
     (shared.root.parent / "secret.txt").write_text(SECRET)
     (shared.root / "secret.txt").write_text(SECRET)
     targets = [

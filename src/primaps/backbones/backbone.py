@@ -10,10 +10,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from primaps.config import Engine, Positions, Precision, Size
-from primaps.support.entrance import entrance
-from primaps.support.errors import InputError
-from primaps.support.memory import need_memory
-from primaps.support.typed import conform
+from primaps.utils.entrance import entrance
+from primaps.utils.errors import InputError
+from primaps.utils.memory import need_memory
+from primaps.utils.typed import conform
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -98,7 +98,7 @@ class Backbone(nn.Module):
             images: RGB in [0, 1], sides multiples of ``patch_size``.
 
         Returns:
-            ``h = H / patch_size``, ``w = W / patch_size``; not normalised.
+            ``h = H / patch_size``, ``w = W / patch_size``; not normalized.
 
         Raises:
             InputError: the image size or what the network returned has another shape.
@@ -138,7 +138,7 @@ def image_side(
     """
     side = backbone.default_size if size is None else conform(size, Size, "size")
     position = getattr(backbone.features, "bytes_per_position", 0) / backbone.patch_size**2
-    # An image of 8 bits, the network's input before and after the normalisation, and logits and
+    # An image of 8 bits, the network's input before and after the normalization, and logits and
     # probabilities.
     pixel = 3 + 2 * 12 + 2 * 4 * classes + position
     need_memory(int(images * side**2 * pixel), f"the size {side}", backbone.device)
@@ -166,13 +166,13 @@ def image_features(
 def both_features(
     backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]
 ) -> Float[Tensor, "b 2 c h w"]:
-    """Features of 8-bit images and of their mirror images, as the network gives them."""
+    """Features of 8-bit images and of their flipped images, as the network gives them."""
     inputs = network_input(backbone, images)
     return torch.stack([backbone(inputs), backbone(inputs.flip(-1))], dim=1)
 
 
-def mirrored_mean(backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-    """Features averaged over each image and its mirror image, as at inference in the program."""
+def flip_average(backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+    """Features averaged over each image and its flipped image, as at inference in the program."""
     return mean_of_both(both_features(backbone, images))
 
 

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from primaps.support.errors import PrimapsError
-from primaps.support.files import atomic_path, cache_dir, sha256, write_json
-from primaps.support.foreign import UnsafeFileError, read_foreign
+from primaps.utils.errors import PrimapsError
+from primaps.utils.files import atomic_path, cache_dir, sha256, write_json
+from primaps.utils.foreign import UnsafeFileError, read_foreign
 
 # Original name of a block's part -> the hub's name, for DINO (model type "vit") and DINOv2.
 _VIT_BLOCK = {

@@ -8,7 +8,7 @@ import urllib.request
 
 from primaps.backbones.convert import WeightsError, convert_pth
 from primaps.backbones.pypi import convert_pypi
-from primaps.support.files import cache_dir, user_path
+from primaps.utils.files import cache_dir, user_path
 
 HUB_IDS = {
     "dino-vits8": "facebook/dino-vits8",

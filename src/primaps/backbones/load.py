@@ -16,9 +16,9 @@ from primaps.backbones.onednn import quicken
 from primaps.backbones.openvino import by_openvino, installed
 from primaps.backbones.vit import PatchTokens, load_vit
 from primaps.config import Engine, Positions, Precision, PredictPrecision
-from primaps.support.entrance import entrance
-from primaps.support.errors import InputError, MissingPackageError, reason
-from primaps.support.typed import Range, conform
+from primaps.utils.entrance import entrance
+from primaps.utils.errors import InputError, MissingPackageError, reason
+from primaps.utils.typed import Range, conform
 
 
 @entrance
@@ -39,7 +39,7 @@ def load_backbone(
               our cache, the hub's cache, the hub, and for ``dinov2-vits14`` on PyPI;
             - the hub id or local folder of any ViT that ``transformers`` reads;
             - an original ``.pth`` file of DINO or DINOv2;
-            - a callable or module that maps a normalised (ImageNet mean and deviation) batch
+            - a callable or module that maps a normalized (ImageNet mean and deviation) batch
               (B, 3, H, W) to (B, C, h, w); ``patch_size`` says how many pixels a position has.
         device: ``auto`` takes CUDA if there is one; a :class:`Backbone` stays where it is.
         patch_size: only for a callable.

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from primaps.support.lanes import LANES
+from primaps.utils.parallel import LANES
 
 KINDS = ("vit", "deit", "vit_msn", "dinov2", "dinov2_with_registers")
 """Networks whose layers take tokens alone: no mask, no positions, nothing added between them."""

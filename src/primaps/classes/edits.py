@@ -1,8 +1,8 @@
-"""Names, colours and edits of the classes of a model: what ``classes.json`` says, applied.
+"""Names, colors and edits of the classes of a model: what ``classes.json`` says, applied.
 
 The prototypes never change. An edit moves parts of the tree between classes or says how a class is
 shown; all of them together are a table from parts to the values of a label map, with a name and a
-colour for each. The file holds the edits in the order in which they were made, so undoing one is
+color for each. The file holds the edits in the order in which they were made, so undoing one is
 leaving it out.
 """
 
@@ -15,14 +15,14 @@ from typing import Any
 
 from primaps.classes.legend import Class, EditError, Legend
 from primaps.classes.tree import Tree, TreeError
-from primaps.support.colours import palette
-from primaps.support.typed import short
+from primaps.utils.colors import palette
+from primaps.utils.typed import short
 
 RESERVED = re.compile(r"(class )?\d+(\.[12])*(\+\d+(\.[12])*)*")
 """Names that a person may not give: they look like ids (``3``, ``3.1``, ``0+4``) or like the names
 of classes without a name."""
-COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
-KINDS = ("rename", "colour", "merge", "split", "cut", "hide", "show")
+COLOR = re.compile(r"#[0-9a-fA-F]{6}")
+KINDS = ("rename", "color", "merge", "split", "cut", "hide", "show")
 LONGEST_NAME = 60
 """Letters of a name."""
 
@@ -31,11 +31,11 @@ def legend(tree: Tree, edits: Sequence[Any] = (), classes: int | None = None) ->
     """The classes of a cut, after edits in their order.
 
     Args:
-        edits: ``{"rename": class, "to": name}``, ``{"colour": class, "to": "#rrggbb"}``,
+        edits: ``{"rename": class, "to": name}``, ``{"color": class, "to": "#rrggbb"}``,
             ``{"merge": [class, ...]}``, ``{"split": class}``, ``{"cut": number of classes}``,
             ``{"hide": class}``, ``{"show": class}``; a class is given by its id or its name at that
             point.
-        classes: number of classes of another cut than the model's own. It has the names, colours
+        classes: number of classes of another cut than the model's own. It has the names, colors
             and hidden classes that edits gave, but not their merges, splits and cuts.
 
     Raises:
@@ -84,12 +84,12 @@ def _after(tree: Tree, edits: Sequence[Any]) -> _State:
 
 @dataclass
 class _State:
-    """Edits made so far: groups of parts; names and colours by id; parts that are hidden."""
+    """Edits made so far: groups of parts; names and colors by id; parts that are hidden."""
 
     tree: Tree
     groups: list[tuple[int, ...]]
     names: dict[str, str] = field(default_factory=dict)
-    colours: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    colors: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     hidden: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class _State:
         return Class(
             key,
             self.name(key),
-            self.colour(key),
+            self.color(key),
             parts,
             hidden=set(parts) <= self.hidden,
             named=key in self.names,
@@ -123,7 +123,7 @@ class _State:
                 f"an edit is an object with one of {', '.join(KINDS)}, not {short(edit)}"
             )
         kind = kinds[0]
-        allowed = {kind, "to"} if kind in ("rename", "colour") else {kind}
+        allowed = {kind, "to"} if kind in ("rename", "color") else {kind}
         if odd := sorted(edit.keys() - allowed):
             raise EditError(f"{kind} knows no field {short(odd[0])}")
         if missing := allowed - edit.keys():
@@ -144,11 +144,11 @@ class _State:
                 raise EditError(f"class {other} has the name {short(name)}: merge them instead")
         self.names[key] = name
 
-    def _colour(self, which: Any, colour: Any) -> None:
+    def _color(self, which: Any, color: Any) -> None:
         key = self.id(self.groups[self.find(which)])
-        if not isinstance(colour, str) or not COLOUR.fullmatch(colour):
-            raise EditError(f'a colour reads "#rrggbb", not {short(colour)}')
-        self.colours[key] = tuple(bytes.fromhex(colour[1:]))  # type: ignore[assignment]
+        if not isinstance(color, str) or not COLOR.fullmatch(color):
+            raise EditError(f'a color reads "#rrggbb", not {short(color)}')
+        self.colors[key] = tuple(bytes.fromhex(color[1:]))  # type: ignore[assignment]
 
     def _merge(self, which: Any) -> None:
         if not isinstance(which, list) or len(which) < 2:
@@ -218,14 +218,14 @@ class _State:
         above, dot, half = key.rpartition(".")
         return f"{self.name(above)}.{half}" if dot else f"class {key}"
 
-    def colour(self, key: str) -> tuple[int, int, int]:
+    def color(self, key: str) -> tuple[int, int, int]:
         """Given; else that of the first member, or of the class around for its first half."""
-        if key in self.colours:
-            return self.colours[key]
+        if key in self.colors:
+            return self.colors[key]
         if "+" in key:
-            return self.colour(key.split("+")[0])
+            return self.color(key.split("+")[0])
         above, dot, half = key.rpartition(".")
         if dot and half == "1":
-            return self.colour(above)
+            return self.color(above)
         place = self.tree.classes + self.tree.leaves[self.node[key]][0] if dot else int(key)
         return tuple(self.palette[place])

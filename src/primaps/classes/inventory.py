@@ -18,16 +18,16 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
+from primaps.classes.build_tree import SAMPLE, grow
 from primaps.classes.choose import Evidence
-from primaps.classes.grow import SAMPLE, grow
+from primaps.classes.stability import ClassTrust, class_trust
 from primaps.classes.tree import Tree, TreeError
-from primaps.classes.trust import ClassTrust, class_trust
 from primaps.em.prototypes import mask_classes
 from primaps.features.mask_table import MaskTable, gathered
-from primaps.support.errors import InputError
-from primaps.support.files import atomic_path
-from primaps.support.inputs import parse_json, read_tensors
-from primaps.support.typed import conform
+from primaps.utils.errors import InputError
+from primaps.utils.files import atomic_path
+from primaps.utils.inputs import parse_json, read_tensors
+from primaps.utils.typed import conform
 
 NAME = "tree.safetensors"
 LARGEST = 64 << 20

@@ -1,4 +1,4 @@
-"""The classes as a person sees them: id, name, colour, parts, and the values of label maps."""
+"""The classes as a person sees them: id, name, color, parts, and the values of label maps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Integer, UInt8
 from torch import Tensor
 
-from primaps.support.errors import PrimapsError
-from primaps.support.typed import short
+from primaps.utils.errors import PrimapsError
+from primaps.utils.typed import short
 
 HIDDEN = 255
 """Value of the pixels of hidden classes, as of pixels that are not counted."""
@@ -28,7 +28,7 @@ class Class:
         id: which parts it has, in the tree's names: ``3``, ``3.1``, ``0+4``. No other edit and no
             other cut changes it.
         name: given, or made from the names of what it was split from or merged of.
-        colour: red, green and blue, 0..255.
+        color: red, green and blue, 0..255.
         parts: numbers of its parts.
         hidden: its pixels have no class.
         named: a person gave the name.
@@ -36,7 +36,7 @@ class Class:
 
     id: str
     name: str
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
     parts: tuple[int, ...]
     hidden: bool = False
     named: bool = False
@@ -70,9 +70,9 @@ class Legend:
         return [one.name for one in self.shown]
 
     @property
-    def colours(self) -> UInt8[np.ndarray, "k 3"]:
+    def colors(self) -> UInt8[np.ndarray, "k 3"]:
         """Of the shown classes."""
-        return np.array([one.colour for one in self.shown], np.uint8).reshape(-1, 3)
+        return np.array([one.color for one in self.shown], np.uint8).reshape(-1, 3)
 
     def table(self) -> Integer[Tensor, " l"]:
         """Value of each part in a label map: a shown class, or 255 for hidden ones.

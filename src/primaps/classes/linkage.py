@@ -43,7 +43,7 @@ def average(
     return 1 - (totals @ total) / (weight * weights)
 
 
-def centre(
+def center(
     total: Float[Tensor, " c"],
     weight: Float[Tensor, ""],
     totals: Float[Tensor, "g c"],
@@ -57,7 +57,7 @@ LINKAGES: dict[str, Linkage] = {
     "sphere": sphere,
     "ward": ward,
     "average": average,
-    "centre": centre,
+    "center": center,
 }
 
 

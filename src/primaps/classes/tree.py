@@ -18,11 +18,11 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from primaps.em.pixels import upsample
-from primaps.support.errors import InputError, PrimapsError
-from primaps.support.inputs import need_tensor
+from primaps.utils.errors import InputError, PrimapsError
+from primaps.utils.inputs import need_tensor
 
 MOST_PARTS = 4096
-"""Parts that a tree that is read may have: :func:`primaps.classes.grow.grow` makes 256."""
+"""Parts that a tree that is read may have: :func:`primaps.classes.build_tree.grow` makes 256."""
 
 
 class TreeError(PrimapsError, ValueError):

@@ -19,9 +19,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from primaps.cli.words import err, note, result, say, sentence
-from primaps.support.checked import checked
-from primaps.support.files import user_path
+from primaps.cli.console import err, note, result, say, sentence
+from primaps.utils.checked import checked
+from primaps.utils.files import user_path
 
 ORDER = (
     "demo", "studio", "propose", "fit", "predict", "classes", "name", "report", "audit", "export",
@@ -58,7 +58,7 @@ IMAGES = "Your images"
 CLASSES = "Classes"
 EXCHANGE = "Out and in"
 SCORES = "With labels"
-DATA = "Labelled data sets"
+DATA = "Labeled data sets"
 PAPER = "The paper, and features of other methods"
 
 _USAGE: Any = (
@@ -114,7 +114,7 @@ def running(bars: bool = True) -> Iterator[Any]:
 
     Without ``bars`` the terminal is left alone, so that a person can be asked on it.
     """
-    from primaps.support.progress import ProgressDisplay, silent
+    from primaps.utils.progress import ProgressDisplay, silent
 
     logger = logging.getLogger("primaps")
     logger.setLevel(logging.INFO)

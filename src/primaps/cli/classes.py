@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from primaps.cli.app import CLASSES, app, command, running
+from primaps.cli.console import cell, note, result, show, warn
 from primaps.cli.options import (
     CrfOption,
     CutOption,
@@ -20,10 +21,9 @@ from primaps.cli.options import (
     bounds,
     fitted_model,
 )
-from primaps.cli.words import cell, note, result, show, warn
 from primaps.config import Seed
-from primaps.support.errors import InputError
-from primaps.support.typed import Range
+from primaps.utils.errors import InputError
+from primaps.utils.typed import Range
 
 if TYPE_CHECKING:
     from primaps.classes.inventory import Inventory
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Folder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that `fit --out` wrote.")]
 HOW = {
     "rename": ("CLASS NAME", 2),
-    "colour": ("CLASS #RRGGBB", 2),
+    "color": ("CLASS #RRGGBB", 2),
     "merge": ("CLASS CLASS ...", 2),
     "split": ("CLASS", 1),
     "hide": ("CLASS", 1),
@@ -55,7 +55,7 @@ def classes(
     ] = None,
     cut: CutOption = None,
 ) -> None:
-    """Print the classes of a model, or edit their names, colours, merges and splits."""
+    """Print the classes of a model, or edit their names, colors, merges and splits."""
     with running():
         from primaps.classes.classes_json import change_edits, read_edits, undone
         from primaps.classes.edits import legend
@@ -111,7 +111,7 @@ def _print(found: Inventory, shown: Legend, edits: list[dict[str, Any]]) -> None
     for one in shown.classes:
         share = sum(found.shares[part] for part in one.parts)
         trust = found.trust[int(one.id)] if one.id.isdecimal() else None
-        red, green, blue = one.colour
+        red, green, blue = one.color
         table.add_row(
             values.get(one.id, "hidden"),
             Text("  ", style=f"on #{red:02x}{green:02x}{blue:02x}"),
@@ -141,7 +141,7 @@ def name(
     least: Annotated[
         float,
         Range(0, 1),
-        typer.Option(help="Share of a class's labelled pixels that must agree, 0-1."),
+        typer.Option(help="Share of a class's labeled pixels that must agree, 0-1."),
     ] = 0.5,
     device: DeviceOption = "auto",
 ) -> None:
@@ -155,7 +155,7 @@ def name(
         found = _inventory(model)
         network = PriMaPsEM.from_pretrained(model, device=device)
         data = as_dataset(images, labels, ignore_index)
-        counts = count_labels(network, data, progress=progress, problem=warn)
+        counts = count_labels(network, data, progress=progress, log=warn)
         before = read_legend(model, found.tree)
         new = naming(counts, before, data.classes, least)
         now = change_edits(model, found.tree, lambda edits: [*edits, *new])
@@ -183,7 +183,7 @@ def report(
         network = fitted_model(model, device, cut)
         path = write_report(
             network, images, out / "report.html", labels=labels, ignore_index=ignore_index,
-            most=most, crf=crf, progress=told, problem=warn,
+            most=most, crf=crf, progress=told, log=warn,
         )  # fmt: skip
     result(path)
 
@@ -216,7 +216,7 @@ def audit(
         if found is None:
             found = prepare(
                 network, images, out, answers=answers, crf=crf, seed=seed, progress=told,
-                problem=warn,
+                log=warn,
             )  # fmt: skip
     with running(bars=False):
         _ask(found)

@@ -1,4 +1,4 @@
-"""``primaps data``: labelled data sets, checked and prepared."""
+"""``primaps data``: labeled data sets, checked and prepared."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from primaps.cli.app import DATA, app, command, running
-from primaps.cli.words import note, result, visible
-from primaps.support.errors import InputError
+from primaps.cli.console import note, result, visible
+from primaps.utils.errors import InputError
 
 data_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode="markdown", help="Labelled data sets: check, prepare."
+    no_args_is_help=True, rich_markup_mode="markdown", help="Labeled data sets: check, prepare."
 )
 app.add_typer(data_app, name="data", rich_help_panel=DATA)
 Root = Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the data set.")]
@@ -36,8 +36,8 @@ def check(
         from primaps.data.check import check_dataset
 
         for finding in check_dataset(name, root, quick, progress):
-            colour = {"fine": "green", "odd": "yellow", "wrong": "red"}[finding.level]
-            line = Text.assemble((finding.level, colour), f": {visible(finding.text)}")
+            color = {"fine": "green", "odd": "yellow", "wrong": "red"}[finding.level]
+            line = Text.assemble((finding.level, color), f": {visible(finding.text)}")
             Console(soft_wrap=True).print(line)
             wrong += finding.level == "wrong"
     if wrong:

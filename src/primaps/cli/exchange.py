@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from primaps.cli.app import EXCHANGE, app, command, running
+from primaps.cli.console import note, warn
 from primaps.cli.options import OutOption
-from primaps.cli.words import note, warn
 
 FORMATS = "coco, coco-panoptic, cvat, cvat-mask, labelstudio, labelme, voc, yolo-semantic, yolo, hf"
 ClassesOf = Annotated[
     Path | None,
-    typer.Option("--classes", help="classes.json, or a model: names and colours of the values."),
+    typer.Option("--classes", help="classes.json, or a model: names and colors of the values."),
 ]
 
 
@@ -39,7 +39,7 @@ def export_command(
         from primaps.exchange import export_labels
 
         done = export_labels(
-            result, images, to, out, classes=classes, per=per, progress=progress, problem=warn
+            result, images, to, out, classes=classes, per=per, progress=progress, log=warn
         )
     note(f"{done.images} images: {out}")
     note(f"Next: {done.next}")

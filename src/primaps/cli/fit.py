@@ -11,31 +11,31 @@ from typing import Annotated, Any
 import typer
 
 from primaps.cli.app import IMAGES, SCORES, app, command, running
-from primaps.cli.look import BandsOption, MppOption, ScaleOption, StretchOption, look_options
+from primaps.cli.console import err, note, result, warn
 from primaps.cli.options import (
+    CacheContentOption,
+    CacheOption,
     DatasetOption,
     DeviceOption,
     EngineOption,
     IgnoreIndexOption,
     ImagesArgument,
-    KeepOption,
     LabelsOption,
     ModelOutOption,
     OldCrfOption,
     ProjectionOption,
     SplitOption,
-    StoreOption,
     TensorBoardOption,
     bounds,
+    cache_folder,
     config_options,
     dataset_by_name,
-    labelled_images,
-    store_folder,
+    labeled_images,
 )
-from primaps.cli.words import err, note, result, warn
-from primaps.config import Classes, Keep
-from primaps.support.errors import InputError, MissingPackageError
-from primaps.support.typed import Range
+from primaps.cli.tiling import BandsOption, MppOption, ScaleOption, StretchOption, look_options
+from primaps.config import CacheContent, Classes
+from primaps.utils.errors import InputError, MissingPackageError
+from primaps.utils.typed import Range
 
 PROBE_OPTIONS = (
     "backbone", "size", "epochs", "min_steps", "batch_size", "learning_rate", "precision", "seed",
@@ -54,8 +54,8 @@ def fit(
     dataset: DatasetOption = None,
     split: SplitOption = None,
     projection: ProjectionOption = None,
-    store: StoreOption = None,
-    keep: KeepOption = "auto",
+    cache: CacheOption = None,
+    cache_content: CacheContentOption = "auto",
     windows: Annotated[
         int | None,
         Range(1, 10**8),
@@ -78,9 +78,9 @@ def fit(
     device: DeviceOption = "auto",
     crf: OldCrfOption = None,
 ) -> None:
-    """Find K classes in unlabelled images and write the model."""
+    """Find K classes in unlabeled images and write the model."""
     with running() as progress, _process(device) as own:
-        from primaps.data.drawing import drawn
+        from primaps.data.sampling import drawn
         from primaps.em.fit import schedule
         from primaps.model import PriMaPsEM
         from primaps.planning import plan as estimate
@@ -96,10 +96,12 @@ def fit(
         if classes.isdecimal():
             options["classes"] = int(classes)
         else:
-            evidence, options["classes"] = _choose(classes, options, files, store, keep, progress)
+            evidence, options["classes"] = _choose(
+                classes, options, files, cache, cache_content, progress
+            )
         model = PriMaPsEM(**options)
         if plan:
-            expected = estimate(model, files, store_folder(store), keep, progress)
+            expected = estimate(model, files, cache_folder(cache), cache_content, progress)
             result("\n".join(replace(expected, collection=len(found)).lines()))
             return
         steps = schedule(model.config, len(files), model.clusters)
@@ -111,7 +113,7 @@ def fit(
             text = f"{text.partition(': ')[0]}: from the {number} clusters of the projection"
         text += f", EM {steps.steps} steps" if steps.steps else ""
         note(f"{text}, batches of {min(model.config.batch_size, len(files))} images")
-        _train(model, files, None, out, store, tensorboard, progress, evidence, keep)
+        _train(model, files, None, out, cache, tensorboard, progress, evidence, cache_content)
         last = model.history_[-1] if model.history_ else {}
         if empty := last.get("empty", []):
             note(f"{len(empty)} of {number} classes are empty at the end; fewer classes may do")
@@ -133,7 +135,7 @@ def probe(
         typer.Option(help="Number of classes [default: those of classes.json]."),
     ] = None,
     projection: ProjectionOption = None,
-    store: StoreOption = None,
+    cache: CacheOption = None,
     tensorboard: TensorBoardOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -141,7 +143,7 @@ def probe(
     with running() as progress, _process(device) as own:
         from primaps.model import PriMaPsEM
 
-        data = labelled_images(images, labels, dataset, split, "train", ignore_index)
+        data = labeled_images(images, labels, dataset, split, "train", ignore_index)
         if data.incomplete:
             warn(data.incomplete)
         if classes is None and data.layout.guessed:
@@ -152,7 +154,7 @@ def probe(
             classes or len(data.classes), method="probe", projection=projection, device=own,
             **options,
         )  # fmt: skip
-        _train(model, data.samples, data, out, store, tensorboard, progress)
+        _train(model, data.samples, data, out, cache, tensorboard, progress)
 
 
 def _files(
@@ -180,15 +182,20 @@ def _files(
 
 
 def _choose(
-    wanted: str, options: dict[str, Any], files: Any, store: str | None, keep: Keep, progress: Any
+    wanted: str,
+    options: dict[str, Any],
+    files: Any,
+    cache: str | None,
+    cache_content: CacheContent,
+    progress: Any,
 ) -> tuple[list[Any], int]:
     """Evidence for several K, printed, and the middle one of the three that it speaks for."""
     from primaps.classes.choose import choice_of
     from primaps.fitting import class_evidence
 
     evidence = class_evidence(
-        wanted, options, files, store=store_folder(store), keep=keep,
-        progress=progress, problem=warn,
+        wanted, options, files, cache=cache_folder(cache), cache_content=cache_content,
+        progress=progress, log=warn,
     )  # fmt: skip
     for one in evidence:
         bar = "#" * round(40 * max(0.0, one.stability))
@@ -204,7 +211,7 @@ def _choose(
 @contextmanager
 def _process(device: str) -> Iterator[str]:
     """Join the other processes under torchrun; only the first one speaks."""
-    from primaps.support import distributed
+    from primaps.utils import distributed
 
     with distributed.group(device) as own:
         err.quiet = distributed.rank() > 0
@@ -212,18 +219,18 @@ def _process(device: str) -> Iterator[str]:
 
 
 def _train(
-    model: Any, files: Any, labels: Any, out: Path, store: str | None, log: Path | None,
-    progress: Any, evidence: Any = (), keep: Keep = "auto",
+    model: Any, files: Any, labels: Any, out: Path, cache: str | None, tensorboard: Path | None,
+    progress: Any, evidence: Any = (), cache_content: CacheContent = "auto",
 ) -> None:  # fmt: skip
     """Fit, with figures for TensorBoard if they are wanted, and say where the model is."""
     from primaps.fitting import fit_folder
-    from primaps.support.distributed import rank
+    from primaps.utils.distributed import rank
 
     note(f"backbone {model.backbone.name} from {model.backbone.source}")
-    with _tensorboard(log) as write:
+    with _tensorboard(tensorboard) as write:
         fit_folder(
-            model, files, out, labels=labels, evidence=evidence, store=store_folder(store),
-            keep=keep, progress=progress, problem=warn, log=write,
+            model, files, out, labels=labels, evidence=evidence, cache=cache_folder(cache),
+            cache_content=cache_content, progress=progress, log=warn, on_epoch=write,
         )  # fmt: skip
     if rank() == 0:
         result(out)

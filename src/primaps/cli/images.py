@@ -8,15 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from primaps.cli.app import IMAGES, app, command, running
-from primaps.cli.look import (
-    BandsOption,
-    MppOption,
-    OverlapOption,
-    ScaleOption,
-    StretchOption,
-    WindowOption,
-    look_options,
-)
+from primaps.cli.console import note, result, summary, warn
 from primaps.cli.options import (
     BackboneOption,
     CrfOption,
@@ -35,12 +27,20 @@ from primaps.cli.options import (
     ThresholdOption,
     fitted_model,
 )
-from primaps.cli.words import note, result, summary, warn
+from primaps.cli.tiling import (
+    BandsOption,
+    MppOption,
+    OverlapOption,
+    ScaleOption,
+    StretchOption,
+    WindowOption,
+    look_options,
+)
 from primaps.config import Config
-from primaps.support.errors import InputError
+from primaps.utils.errors import InputError
 
 TILED = {"overlap", "scale", "window"}
-"""Options of scenes that are about photographs too, by --tiles."""
+"""Options of scenes that are about images too, by --tiles."""
 
 
 @command(app, rich_help_panel=IMAGES)
@@ -48,7 +48,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("primaps-demo"),
     device: DeviceOption = "auto",
 ) -> None:
-    """Propose, fit and predict on photographs that scikit-image and scikit-learn bring along."""
+    """Propose, fit and predict on images that scikit-image and scikit-learn bring along."""
     with running() as progress:
         from primaps.demo import demo as run
 
@@ -84,9 +84,9 @@ def propose(
     with running() as progress:
         from primaps.backbones.load import load_backbone
         from primaps.label_maps import explain_files, propose_files
-        from primaps.scenes.look import is_scene
         from primaps.scenes.propose import propose_scene
-        from primaps.support.distributed import own_device
+        from primaps.scenes.tiling import is_scene
+        from primaps.utils.distributed import own_device
 
         look = look_options(overlap, scale, mpp, bands, stretch)
         scene = is_scene(inputs, out)
@@ -95,7 +95,7 @@ def propose(
         note(f"backbone {network.name} from {network.source}")
         if scene:
             if explain:
-                raise InputError("--explain is for photographs: leave it out")
+                raise InputError("--explain is for images: leave it out")
             count = propose_scene(
                 inputs[0], out, backbone=network, threshold=threshold, mask_crf=mask_crf,
                 size=size, progress=progress, **look,
@@ -105,12 +105,12 @@ def propose(
         shown = _share(shard, progress)
         done = propose_files(
             inputs, out, backbone=network, threshold=threshold, mask_crf=mask_crf, size=size,
-            shard=shard, progress=shown, problem=warn,
+            shard=shard, progress=shown, log=warn,
         )  # fmt: skip
         if explain:
             explain_files(
                 inputs, out, backbone=network, threshold=threshold, mask_crf=mask_crf, size=size,
-                shard=shard, progress=shown, problem=lambda sentence: None,
+                shard=shard, progress=shown, log=lambda sentence: None,
             )  # fmt: skip
         summary(done, out)
 
@@ -125,7 +125,7 @@ def predict(
     names: Annotated[str | None, typer.Option(help="Class names for the legend, a,b,c.")] = None,
     classes: CutOption = None,
     tiles: Annotated[
-        bool, typer.Option("--tiles", help="Look at photographs by crops, as at scenes.")
+        bool, typer.Option("--tiles", help="Look at images by crops, as at scenes.")
     ] = False,
     polygons: Annotated[
         Path | None, typer.Option(help="Scenes: also write regions to this .gpkg.")
@@ -147,9 +147,9 @@ def predict(
     """
     with running() as progress:
         from primaps.label_maps import predict_files
-        from primaps.scenes.look import is_scene
         from primaps.scenes.predict import predict_scene
-        from primaps.support.distributed import own_device
+        from primaps.scenes.tiling import is_scene
+        from primaps.utils.distributed import own_device
 
         look = look_options(overlap, scale, mpp, bands, stretch, window)
         scene = is_scene(inputs, out)
@@ -166,7 +166,7 @@ def predict(
         shown = _share(shard, progress)
         done = predict_files(
             network, inputs, out, crf=crf, size=size, names=titles,
-            tiles=look if tiles else None, shard=shard, progress=shown, problem=warn,
+            tiles=look if tiles else None, shard=shard, progress=shown, log=warn,
         )  # fmt: skip
         summary(done, out)
 
@@ -174,21 +174,21 @@ def predict(
 def _refuse_look(look: dict[str, Any], scene: bool, shard: str, tiles: bool | None = None) -> None:
     """Options that nothing would heed; ``tiles`` is None for a command without it."""
     if scene and shard != "auto":
-        raise InputError(f"--shard {shard} is about many photographs: one process takes a scene")
+        raise InputError(f"--shard {shard} is about many images: one process takes a scene")
     if scene and tiles:
-        raise InputError("--tiles is about photographs: a scene is looked at by crops anyway")
+        raise InputError("--tiles is about images: a scene is looked at by crops anyway")
     unheeded = [] if scene else sorted({*look} - (TILED if tiles else set()))
     if unheeded:
         raise InputError(
             f"--{unheeded[0]} is about a scene: give one INPUT, and --out a file that ends in .tif"
-            + ("; or --tiles for photographs" if tiles is False and look.keys() <= TILED else "")
+            + ("; or --tiles for images" if tiles is False and look.keys() <= TILED else "")
         )
 
 
 def _share(shard: str, progress: Any) -> Any:
     """Say which share this process has; the progress of the first one is shown."""
-    from primaps.support.progress import silent
-    from primaps.support.shards import read_shard
+    from primaps.utils.progress import silent
+    from primaps.utils.shards import read_shard
 
     share = read_shard(shard)
     if share.total > 1:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import typer
 
 from primaps.config import (
+    CacheContent,
     Config,
     Engine,
-    Keep,
     Precision,
     PredictPrecision,
     Resize,
@@ -26,8 +26,8 @@ from primaps.config import (
     option_help,
     option_types,
 )
-from primaps.support.errors import InputError
-from primaps.support.typed import Range, conform
+from primaps.utils.errors import InputError
+from primaps.utils.typed import Range, conform
 
 if TYPE_CHECKING:
     from primaps.data import Dataset
@@ -109,15 +109,15 @@ IgnoreIndexOption = Annotated[
     Range(0, 65_535),
     typer.Option(help="Label not counted [default: of classes.json, or 255]."),
 ]
-StoreOption = Annotated[
+CacheOption = Annotated[
     str | None,
     typer.Option(
-        help="Folder that keeps features and masks between runs, or none: keep nothing "
+        help="Folder that keeps features and masks between runs, or none: cache_content nothing "
         "[default: features in the cache]."
     ),
 ]
-KeepOption = Annotated[
-    Keep,
+CacheContentOption = Annotated[
+    CacheContent,
     typer.Option(
         help="What is kept of every image: its features, or those of its masks alone, which is "
         "enough for the recipe orthogonal and a hundredth: auto, features or masks.",
@@ -255,7 +255,7 @@ def dataset_by_name(
     return load_dataset(dataset, root, split or default_split) if dataset else None
 
 
-def labelled_images(
+def labeled_images(
     images: str,
     labels: str | None,
     dataset: str | None,
@@ -278,7 +278,7 @@ def fitted_model(
     engine: str | None = None,
 ) -> PriMaPsEM:
     """A fitted model, cut at another number of classes if one is given."""
-    from primaps.cli.words import note
+    from primaps.cli.console import note
     from primaps.model import PriMaPsEM
 
     found = PriMaPsEM.from_pretrained(model, device=device, precision=precision, engine=engine)
@@ -292,8 +292,8 @@ def fitted_model(
     return found.cut(classes)
 
 
-def store_folder(text: str | None) -> str | Path | None:
-    """Of ``--store``: None keeps nothing."""
-    from primaps.support.files import cache_dir
+def cache_folder(text: str | None) -> str | Path | None:
+    """Of ``--cache``: None keeps nothing."""
+    from primaps.utils.files import cache_dir
 
     return None if text == "none" else text or cache_dir() / "features"

@@ -1,4 +1,4 @@
-"""``primaps project`` and ``primaps projection``: learnt projections of features (STEGO, HP)."""
+"""``primaps project`` and ``primaps projection``: learned projections of features (STEGO, HP)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Annotated
 import typer
 
 from primaps.cli.app import PAPER, app, command, running
+from primaps.cli.console import note, result, warn
 from primaps.cli.options import (
     BackboneOption,
+    CacheOption,
     DeviceOption,
     ImagesArgument,
     OutOption,
     PrecisionOption,
     SeedOption,
     SizeOption,
-    StoreOption,
     bounds,
-    store_folder,
+    cache_folder,
 )
-from primaps.cli.words import note, result, warn
 from primaps.config import Classes, Config, Steps
 
 projection = typer.Typer(no_args_is_help=True, help="Projections of features (STEGO, HP).")
@@ -62,7 +62,7 @@ def project(
     preset: Annotated[
         str, typer.Option(help="own, or the papers' cityscapes, cocostuff, potsdam (for DINO).")
     ] = "own",
-    steps: Annotated[int, bounds(Steps), typer.Option(help="Of the optimiser.")] = 300,
+    steps: Annotated[int, bounds(Steps), typer.Option(help="Of the optimizer.")] = 300,
     five_crops: Annotated[
         bool, typer.Option("--five-crops", help="Also train on five crops of each image.")
     ] = False,
@@ -70,10 +70,10 @@ def project(
     size: SizeOption = None,
     precision: PrecisionOption = Config.precision,
     seed: SeedOption = Config.seed,
-    store: StoreOption = None,
+    cache: CacheOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train a projection (STEGO or HP) on unlabelled images, for `fit --projection`."""
+    """Train a projection (STEGO or HP) on unlabeled images, for `fit --projection`."""
     with running() as progress:
         from primaps.backbones.backbone import image_side
         from primaps.backbones.load import load_backbone
@@ -81,7 +81,7 @@ def project(
         from primaps.features.extract import BACKBONE_BATCH, extract
         from primaps.projections import projection_settings, train_projection
         from primaps.projections.crops import write_crops
-        from primaps.support.files import temporary_folder
+        from primaps.utils.files import temporary_folder
 
         settings = projection_settings(method, preset)
         network = load_backbone(backbone, device, precision=precision)
@@ -91,7 +91,7 @@ def project(
             if five_crops:
                 files += write_crops(files, side, folder, warn)
             extracted = extract(
-                files, network, side, store=store_folder(store), progress=progress, problem=warn
+                files, network, side, cache=cache_folder(cache), progress=progress, log=warn
             )
         trained = train_projection(
             extracted.views.clean, method, classes=classes, settings=settings, steps=steps,

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from primaps.cli.app import PAPER, app, command, running
+from primaps.cli.console import note, result, warn
 from primaps.cli.options import (
+    CacheOption,
     DeviceOption,
-    StoreOption,
+    cache_folder,
     config_options,
-    store_folder,
 )
-from primaps.cli.words import note, result, warn
-from primaps.support.typed import Range
+from primaps.utils.typed import Range
 
 if TYPE_CHECKING:
-    from primaps.experiments.reproduction import Reproduction
-    from primaps.experiments.rows import Experiment
+    from primaps.reproduction.reproduction import Reproduction
+    from primaps.reproduction.rows import Experiment
 
 RUN_OPTIONS = (
     "epochs", "init_epochs", "min_steps", "min_init_steps", "momentum_ramp", "batch_size", "views",
@@ -69,7 +69,7 @@ def reproduce(
         ),
     ] = "paper",
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("reproduction"),
-    store: StoreOption = None,
+    cache: CacheOption = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only list the rows, what they need, and their time.")
     ] = False,
@@ -88,18 +88,18 @@ def reproduce(
     on a folder with labels they are those of fit.
     """
     with running() as progress:
-        from primaps.experiments import Reproduction, plan_lines
-        from primaps.experiments import reproduce as run
-        from primaps.experiments.contents import papers
-        from primaps.experiments.reproduction import read_pairs, read_roots, read_seeds
-        from primaps.experiments.sources import load_source
-        from primaps.support.errors import PrimapsError
+        from primaps.reproduction import Reproduction, plan_lines
+        from primaps.reproduction import reproduce as run
+        from primaps.reproduction.data_sources import load_source
+        from primaps.reproduction.registry import papers
+        from primaps.reproduction.reproduction import read_pairs, read_roots, read_seeds
+        from primaps.utils.errors import PrimapsError
 
-        kept, seconds = store_folder(store), None if budget is None else 60 * budget
+        kept, seconds = cache_folder(cache), None if budget is None else 60 * budget
         reproduction = Reproduction(
             out=out, dataset=dataset, backbones=tuple(backbone or ()), options=options,
             seeds=read_seeds(seeds), projections=read_pairs(projection or [], "--projection"),
-            protocol=cast(Any, protocol), device=device, store=Path(kept) if kept else None,
+            protocol=cast(Any, protocol), device=device, cache=Path(kept) if kept else None,
             budget=seconds,
         )  # fmt: skip
         names = papers(dataset) if name == "all" else [name]
@@ -109,7 +109,7 @@ def reproduce(
             result("\n".join(plan_lines(experiments, reproduction)))
             return
         if name != "all":
-            result(run(name, reproduction, progress=progress, problem=warn, note=note))
+            result(run(name, reproduction, progress=progress, log=warn, note=note))
             return
         for each, folder in reproduction.roots.items():
             load_source(each, folder)  # what is wrong with data is said before any work
@@ -119,7 +119,7 @@ def reproduce(
                 left = max(0.0, seconds - (time.monotonic() - began))
                 reproduction = replace(reproduction, budget=left)
             try:
-                done = run(experiment.name, reproduction, progress, problem=warn, note=note)
+                done = run(experiment.name, reproduction, progress, log=warn, note=note)
             except PrimapsError as error:
                 errors.append(error)
                 if len(errors) == len(todo):  # nothing could run

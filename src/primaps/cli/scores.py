@@ -1,4 +1,4 @@
-"""Commands on labelled images: evaluate, oracle."""
+"""Commands on labeled images: evaluate, oracle."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from primaps.cli.app import SCORES, app, command, running
+from primaps.cli.console import cell, result, show, warn
 from primaps.cli.options import (
     BackboneOption,
     CrfOption,
@@ -29,9 +30,8 @@ from primaps.cli.options import (
     SplitOption,
     ThresholdOption,
     fitted_model,
-    labelled_images,
+    labeled_images,
 )
-from primaps.cli.words import cell, result, show, warn
 from primaps.config import Config
 
 
@@ -45,10 +45,10 @@ def evaluate(
     ignore_index: IgnoreIndexOption = None,
     size: ModelSizeOption = None,
     crop: Annotated[
-        bool, typer.Option("--crop/--no-crop", help="Cut the centred square, or whole images.")
+        bool, typer.Option("--crop/--no-crop", help="Cut the centered square, or whole images.")
     ] = True,
-    mirror: Annotated[
-        bool, typer.Option("--mirror/--no-mirror", help="Average with the mirrored image.")
+    flip: Annotated[
+        bool, typer.Option("--flip/--no-flip", help="Average with the flipped image.")
     ] = True,
     crf: CrfOption = True,
     resize: ResizeOption = "pillow",
@@ -67,15 +67,15 @@ def evaluate(
     """Accuracy, mean IoU and IoU per class after Hungarian matching."""
     with running() as progress:
         from primaps.evaluation.protocol import evaluate as run
-        from primaps.support.ours import need_own, write_scores
+        from primaps.utils.ours import need_own, write_scores
 
         if json_file:
             need_own(json_file)  # before the work
-        data = labelled_images(images, labels, dataset, split, "val", ignore_index)
+        data = labeled_images(images, labels, dataset, split, "val", ignore_index)
         network = fitted_model(model, device, classes)
         found = run(
-            network, data, size=size, crop=crop, mirror=mirror, crf=crf, resize=resize,
-            matching=matching, progress=progress, problem=warn,
+            network, data, size=size, crop=crop, flip=flip, crf=crf, resize=resize,
+            matching=matching, progress=progress, log=warn,
         )  # fmt: skip
         options = ", ".join(f"{name} {value}" for name, value in asdict(found.options).items())
         line = f"{found.images} images, {options}"
@@ -115,15 +115,15 @@ def oracle(
     with running() as progress:
         from primaps.backbones.load import load_backbone
         from primaps.evaluation.oracle import evaluate_oracle
-        from primaps.support.ours import need_own, write_scores
+        from primaps.utils.ours import need_own, write_scores
 
         if json_file:
             need_own(json_file)
-        data = labelled_images(images, labels, dataset, split, "val", ignore_index)
+        data = labeled_images(images, labels, dataset, split, "val", ignore_index)
         network = load_backbone(backbone, device)
         found = evaluate_oracle(
             data, backbone=network, size=size, resize=resize, threshold=threshold,
-            crf="dense" if mask_crf else None, progress=progress, problem=warn,
+            crf="dense" if mask_crf else None, progress=progress, log=warn,
         )  # fmt: skip
         if json_file:
             write_scores(json_file, found.to_dict())

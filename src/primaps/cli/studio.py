@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from primaps.cli.app import CLASSES, app, command, running
+from primaps.cli.console import note
 from primaps.cli.options import DeviceOption, config_options, whole_number
-from primaps.cli.words import note
-from primaps.support.typed import Range
+from primaps.utils.typed import Range
 
 
 @command(app, rich_help_panel=CLASSES)
 @config_options("backbone", "size", "recipe", "precision", "seed", optional=True)
 def studio(
-    photographs: Annotated[
+    photos: Annotated[
         Path,
         typer.Argument(metavar="PHOTOS", help="A folder (recursive); it stays as it is."),
     ],
@@ -41,12 +41,12 @@ def studio(
     ] = True,
     device: DeviceOption = "auto",
 ) -> None:
-    """A page in the browser: from photographs to named, corrected, exported classes."""
+    """A page in the browser: from photos to named, corrected, exported classes."""
     with running(bars=False):
         from primaps.studio.serve import run_studio
 
         run_studio(
-            photographs, out, model=model, host=host, port=port, allow_host=allow_host or (),
+            photos, out, model=model, host=host, port=port, allow_host=allow_host or (),
             classes=whole_number(classes), browser=browser,
             device=device, told=note, **options,
         )  # fmt: skip

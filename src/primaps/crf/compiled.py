@@ -3,7 +3,7 @@
 """Mean field for CPUs: the update of :mod:`primaps.crf.mean_field`, compiled and fused.
 
 All kernels together are one sparse map W (lattice points x pixels) and one blur B, with the
-normalisations D^(-1/2) and the square roots of the kernel weights folded into W, so that
+normalizations D^(-1/2) and the square roots of the kernel weights folded into W, so that
 
     sum_m w_m D_m^(-1/2) k_m D_m^(-1/2) Q = W^T B W Q.
 
@@ -48,7 +48,7 @@ from primaps.crf.simd import (
     subtract,
     total,
 )
-from primaps.support.compiled import compiled_in_order
+from primaps.utils.compiled import compiled_in_order
 
 LINE = 16
 """Numbers in a cache line. Shorter rows fit the cache as they are and are not prefetched."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from primaps.crf import compiled, compiled_lattice, compiled_rows, compiled_unary, inputs
 from primaps.crf.features import spatial_features
 from primaps.crf.parameters import CRFParameters
-from primaps.support.compiled import compiled_in_order
+from primaps.utils.compiled import compiled_in_order
 
 MEMORY = 4 * 2**30
 """Bytes that the images worked on at the same time may take together, by estimate."""

@@ -5,7 +5,7 @@
 The same lattice as :mod:`primaps.crf.lattice`, point for point, in a form that suits the filter
 in :mod:`primaps.crf.compiled`: 32-bit corner indices, and for every direction the lattice points as
 *chains*, runs of points that follow one another in that direction. Along a chain the blur runs in
-place, reads and writes every row once, and skips points without neighbours (a quarter of them).
+place, reads and writes every row once, and skips points without neighbors (a quarter of them).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from primaps.crf.lattice import _TOO_FAR, LARGEST
 from primaps.crf.simd import prefetch
-from primaps.support.compiled import compiled_in_order
-from primaps.support.errors import InputError
+from primaps.utils.compiled import compiled_in_order
+from primaps.utils.errors import InputError
 
 # How far ahead, in lattice points, memory is requested. Rows are visited in an order the
 # hardware cannot guess; on the machine it was chosen on this made the blur up to 8 times faster.
@@ -47,7 +47,7 @@ class SparseLattice:
 
 
 def build(positions: NDArray[np.float32], run: Callable = map) -> SparseLattice:
-    """Build the lattice, with the symmetric normalisation folded into its weights.
+    """Build the lattice, with the symmetric normalization folded into its weights.
 
     Args:
         positions: (N, d) float32, in units of the standard deviation.
@@ -65,7 +65,7 @@ def build(positions: NDArray[np.float32], run: Callable = map) -> SparseLattice:
     chains = list(run(lambda step: _chains(table, bits, distinct, step), steps))
     for chain in chains:
         _blur_mass(mass, chain)
-    _normalise(weights, vertices, mass)
+    _normalize(weights, vertices, mass)
     return SparseLattice(vertices, weights, chains, len(distinct))
 
 
@@ -261,7 +261,7 @@ def _blur_mass(mass, chain):
 
 
 @compiled_in_order
-def _normalise(weights, vertices, mass):
+def _normalize(weights, vertices, mass):
     """Multiply the weights of position i by D_i^(-1/2), D = S^T B S 1.
 
     The constant factor of ``Lattice.filter`` cancels in D^(-1/2) k D^(-1/2).

@@ -30,8 +30,8 @@ from primaps.crf.simd import (
     subtract,
     total,
 )
-from primaps.support.compiled import compiled, compiled_in_order
-from primaps.support.compiled import exponential as exponential_of
+from primaps.utils.compiled import compiled, compiled_in_order
+from primaps.utils.compiled import exponential as exponential_of
 
 CACHED = 2048
 """Pixels whose rows are made together."""

@@ -3,7 +3,7 @@
 """Unary terms as rows of labels: from planes of log-probabilities, or from logits of a feature map.
 
 Logits of a feature map are scaled up while rows are made of them. Planes of them at image size
-would have to be written, read, normalised and read again, which takes as long as two iterations.
+would have to be written, read, normalized and read again, which takes as long as two iterations.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from primaps.crf.simd import (
     subtract,
     total,
 )
-from primaps.support.bilinear import axes
-from primaps.support.compiled import compiled, compiled_in_order
+from primaps.utils.bilinear import axes
+from primaps.utils.compiled import compiled, compiled_in_order
 
 FLOOR = -1e30
 """Log-probability of the lanes that pad a row."""
@@ -92,7 +92,7 @@ def of_logits(logits: NDArray[np.float32], size: tuple[int, int]) -> Unary:
     level = np.empty(size[0] * size[1], np.float32)  # of each pixel the logarithm of its sum
 
     def rows(out: NDArray[np.float32], first: int, last: int) -> None:
-        make = _normalised(lanes, width)
+        make = _normalized(lanes, width)
         make(grid.ravel(), columns, y0, y1, fy, x0, x1, fx, clip, level, out, first, last)
 
     def plane(out: NDArray[np.float32], k: int, first: int, last: int) -> None:
@@ -115,9 +115,9 @@ def spread(planes, rows, padding, width, first, last):
 
 
 @cache
-def _normalised(lanes, width):
+def _normalized(lanes, width):
     @compiled_in_order
-    def normalised(grid, columns, y0, y1, fy, x0, x1, fx, clip, level, rows, first, last):
+    def normalized(grid, columns, y0, y1, fy, x0, x1, fx, clip, level, rows, first, last):
         """Rows of the grid, blended, less the logarithm of the sum of their exponentials."""
         line = np.empty(columns * width, np.float32)  # a row of the image, columns of the grid
         across = x0.size
@@ -151,12 +151,12 @@ def _normalised(lanes, width):
                 part = subtract(load(rows, i * width + o, lanes), whole)
                 store(rows, i * width + o, maximum(part, load(clip, o, lanes)))
 
-    return normalised
+    return normalized
 
 
 @compiled
 def _plane(logits, y0, y1, fy, x0, x1, fx, level, least, out, first, last):
-    """One label of what ``normalised`` makes."""
+    """One label of what ``normalized`` makes."""
     across = x0.size
     wide = np.empty((logits.shape[0], across), np.float32)
     for x in range(across):

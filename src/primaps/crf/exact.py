@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from primaps.support.errors import InputError
+from primaps.utils.errors import InputError
 
 MAX_BYTES = 4 * 2**30
 """Largest kernel matrix that is built; two of them are held at once."""

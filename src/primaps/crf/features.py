@@ -31,7 +31,7 @@ def bilateral_features(
     theta_beta: float,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "n 5"]:
-    """Coordinates over ``theta_alpha`` pixels and 8-bit colours over ``theta_beta``.
+    """Coordinates over ``theta_alpha`` pixels and 8-bit colors over ``theta_beta``.
 
     Example:
         >>> bilateral_features(torch.full((3, 1, 2), 30, dtype=torch.uint8), 10.0, 3.0).tolist()

@@ -25,8 +25,8 @@ from primaps.crf.parameters import (
     Tolerance,
     Weight,
 )
-from primaps.support.entrance import entrance
-from primaps.support.errors import InputError
+from primaps.utils.entrance import entrance
+from primaps.utils.errors import InputError
 
 Values = TypeVar("Values", Tensor, np.ndarray, list[Any], tuple[Any, ...])
 
@@ -39,7 +39,7 @@ class DenseCRF(CRFParameters):
     """A fully connected CRF over the pixels of an image, solved by mean field.
 
     Two Gaussian kernels connect every pair of pixels: the bilateral one joins pixels of similar
-    colour that are not far apart, the Gaussian one joins close neighbours whatever their colour
+    color that are not far apart, the Gaussian one joins close neighbors whatever their color
     (Krähenbühl & Koltun 2011, Eq. 3). Filtering runs on the permutohedral lattice (Adams et al.
     2010). The defaults are those of unsupervised segmentation (PriMaPs, STEGO and others).
 
@@ -92,13 +92,13 @@ class DenseCRF(CRFParameters):
         """The marginals of every pixel's label. Exactly one of probabilities and logits is given.
 
         Args:
-            images: 8-bit colours: a uint8 tensor (B, 3, H, W) or (3, H, W), a PIL image, or a
+            images: 8-bit colors: a uint8 tensor (B, 3, H, W) or (3, H, W), a PIL image, or a
                 list of (3, H, W) tensors and PIL images, whose sizes may differ. Arrays may also
-                have their colours last, (B, H, W, 3) or (H, W, 3), which counts if both would fit.
+                have their colors last, (B, H, W, 3) or (H, W, 3), which counts if both would fit.
             probabilities: (B, K, H, W) or (K, H, W) in [0, 1], or a list of (K, H, W) tensors
                 whose number of labels may differ; tensors or arrays. Clipped at 1e-5. On any
                 device; the computation takes place there.
-            logits: the same of unnormalised scores, any finite value, -inf too for some labels.
+            logits: the same of unnormalized scores, any finite value, -inf too for some labels.
                 They may be those of a feature map, smaller than the images: then they are scaled
                 up bilinearly.
             return_changes: also return how much every iteration changed the marginals.
@@ -165,7 +165,7 @@ class DenseCRF(CRFParameters):
 
 CLASS_CRF = DenseCRF(negligible=0.3)
 """Of class maps, where few of the classes of a model matter to an image: 99.99 % of the pixels of
-photographs with 27 classes get the class that they get if all are kept."""
+images with 27 classes get the class that they get if all are kept."""
 
 
 def dense_crf(
@@ -267,7 +267,7 @@ def _solve(
         compatibility = torch.as_tensor(compatibility, dtype=dtype, device=first.device)
     marginals, change = mean_field(
         log_unary,
-        [Kernel.normalised(kernel, weight, log_unary) for weight, kernel in weighted],
+        [Kernel.normalized(kernel, weight, log_unary) for weight, kernel in weighted],
         compatibility=compatibility,
         iterations=crf.iterations,
         tolerance=crf.tolerance,

@@ -12,8 +12,8 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from primaps.support.arrays import as_tensor
-from primaps.support.errors import InputError
+from primaps.utils.arrays import as_tensor
+from primaps.utils.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +35,7 @@ def as_images(images: Any) -> list[UInt8[Tensor, "3 h w"]]:
         if images.dtype != torch.uint8:
             raise InputError(
                 f"images: expected 8-bit values (torch.uint8), got {images.dtype}; "
-                "undo the normalisation and scale to 0..255"
+                "undo the normalization and scale to 0..255"
             )
         if 0 in images.shape[-2:]:
             raise InputError(f"images: no pixels in shape {tuple(images.shape)}")
@@ -46,7 +46,7 @@ def as_images(images: Any) -> list[UInt8[Tensor, "3 h w"]]:
             whole = not values.is_floating_point() and not values.is_complex()
             if not whole or (values.numel() and not (values.min() >= 0 and values.max() <= 255)):
                 raise InputError(
-                    "images: expected whole numbers of 0 to 255 in the list; undo the normalisation"
+                    "images: expected whole numbers of 0 to 255 in the list; undo the normalization"
                 )
             return as_images(_channels_first(values.numpy().astype(np.uint8)))
         parts = [as_images(image) for image in images]
@@ -62,7 +62,7 @@ def as_images(images: Any) -> list[UInt8[Tensor, "3 h w"]]:
 
 
 def _channels_first(array: np.ndarray) -> Tensor:
-    """Arrays may have their colours last, as image libraries have them."""
+    """Arrays may have their colors last, as image libraries have them."""
     if array.ndim in (3, 4) and array.shape[-1] == 3:
         array = np.moveaxis(array, -1, -3)
     return as_tensor(array, "images")

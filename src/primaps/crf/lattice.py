@@ -6,14 +6,14 @@ A Gaussian filter over N points with positions ``p`` (N, d) and values ``v`` (N,
 
 costs N^2. The lattice makes it linear: every point lies in one simplex of a regular tiling of
 d-space and gives its value to the d + 1 corners of that simplex (splat), every corner exchanges
-values with its two neighbours along each of the d + 1 lattice directions (blur), and every point
+values with its two neighbors along each of the d + 1 lattice directions (blur), and every point
 reads the corners of its simplex again (slice). All three are sparse linear maps,
 
     out = S^T B_d ... B_1 B_0 S v,
 
 and :class:`Lattice` holds their indices and weights. Only corners that some point touches exist;
-a missing neighbour counts as zero. The result approximates the Gaussian filter up to a constant
-factor (about 0.92, 0.88, 0.82 and 0.66 for d = 1, 2, 3, 5), which every normalised use cancels.
+a missing neighbor counts as zero. The result approximates the Gaussian filter up to a constant
+factor (about 0.92, 0.88, 0.82 and 0.66 for d = 1, 2, 3, 5), which every normalized use cancels.
 
 Everything here is torch operations and runs on any device; :mod:`primaps.crf.compiled` holds the
 compiled version for CPUs.
@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from primaps.support.errors import InputError
+from primaps.utils.errors import InputError
 
 LARGEST = 2.0**20
 """Bound of lattice coordinates: above it float32 cannot tell positions in a simplex apart."""
@@ -49,17 +49,17 @@ class Lattice:
     Attributes:
         vertices: for every position the lattice points at the corners of its simplex, 0..M-1.
         weights: barycentric weights of these corners, in [0, 1], each row sums to 1.
-        neighbours: for every direction and lattice point the points one step back and one step
+        neighbors: for every direction and lattice point the points one step back and one step
             ahead; M where there is none.
     """
 
     vertices: Int[Tensor, "n corners"]
     weights: Float[Tensor, "n corners"]
-    neighbours: Int[Tensor, "corners 2 m"]
+    neighbors: Int[Tensor, "corners 2 m"]
 
     def __len__(self) -> int:
         """The number of lattice points M."""
-        return self.neighbours.shape[-1]
+        return self.neighbors.shape[-1]
 
     def filter(self, values: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """Filter values with the Gaussian of unit standard deviation in position space.
@@ -73,13 +73,13 @@ class Lattice:
         weights = self.weights.to(values.dtype)
         corners = weights.shape[1]
 
-        # Splat. The extra last row stands for every missing neighbour and stays zero.
+        # Splat. The extra last row stands for every missing neighbor and stays zero.
         points = values.new_zeros(len(self) + 1, values.shape[1])
         for corner in range(corners):
             points.index_add_(0, self.vertices[:, corner], values * weights[:, corner, None])
 
         # Blur along each direction with (1/2, 1, 1/2).
-        for back, ahead in self.neighbours:
+        for back, ahead in self.neighbors:
             points[:-1] += 0.5 * (points[back] + points[ahead])
 
         # Slice, with the constant of Adams et al.'s implementation.
@@ -95,11 +95,9 @@ class Lattice:
         m = len(self)
         block = torch.arange(blocks, device=self.vertices.device)
         vertices = self.vertices + m * block[:, None, None]
-        neighbours = self.neighbours[:, :, None] + m * block[:, None]
-        neighbours[(self.neighbours == m)[:, :, None].expand_as(neighbours)] = m * blocks
-        return Lattice(
-            vertices.flatten(0, 1), self.weights.repeat(blocks, 1), neighbours.flatten(2)
-        )
+        neighbors = self.neighbors[:, :, None] + m * block[:, None]
+        neighbors[(self.neighbors == m)[:, :, None].expand_as(neighbors)] = m * blocks
+        return Lattice(vertices.flatten(0, 1), self.weights.repeat(blocks, 1), neighbors.flatten(2))
 
 
 def build_lattice(positions: Float[Tensor, "n d"], *, blocks: int = 1) -> Lattice:
@@ -132,13 +130,13 @@ def build_lattice(positions: Float[Tensor, "n d"], *, blocks: int = 1) -> Lattic
     packed.view(blocks, -1).add_(torch.arange(blocks, device=packed.device)[:, None] * size)
     unique, vertices = torch.unique(packed, return_inverse=True)
 
-    neighbours = torch.empty(corners, 2, len(unique), dtype=torch.long, device=positions.device)
+    neighbors = torch.empty(corners, 2, len(unique), dtype=torch.long, device=positions.device)
     for direction, step in enumerate(steps):
         for side, offset in enumerate((-step, step)):
             wanted = unique + offset
             found = torch.searchsorted(unique, wanted).clamp_(max=len(unique) - 1)
-            neighbours[direction, side] = torch.where(unique[found] == wanted, found, len(unique))
-    return Lattice(vertices.view(n, corners), weights, neighbours)
+            neighbors[direction, side] = torch.where(unique[found] == wanted, found, len(unique))
+    return Lattice(vertices.view(n, corners), weights, neighbors)
 
 
 def embed(

@@ -1,6 +1,6 @@
 """Mean-field inference in a fully connected CRF (Krähenbühl & Koltun, 2011).
 
-The energy of a labelling ``x`` of N pixels with K labels is (their Eq. 1-3)
+The energy of a labeling ``x`` of N pixels with K labels is (their Eq. 1-3)
 
     E(x) = sum_i psi_u(x_i) + sum_{i<j} mu(x_i, x_j) sum_m w_m k_m(f_i, f_j),
 
@@ -8,7 +8,7 @@ with Gaussian kernels ``k_m``. Its mean-field marginals are the fixed point of (
 
     Q_i(l) = 1/Z_i exp( -psi_u(l) - sum_l' mu(l, l') sum_m w_m sum_j k_m(f_i, f_j) Q_j(l') ),
 
-which :func:`mean_field` iterates. The kernels are normalised symmetrically,
+which :func:`mean_field` iterates. The kernels are normalized symmetrically,
 ``k~ = D^(-1/2) k D^(-1/2)`` with ``D = diag(k 1)``, and the sum over j includes j = i, both as in
 the authors' implementation.
 
@@ -31,7 +31,7 @@ Filter = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Kernel:
-    """One symmetrically normalised, weighted pairwise kernel ``w D^(-1/2) k D^(-1/2)``.
+    """One symmetrically normalized, weighted pairwise kernel ``w D^(-1/2) k D^(-1/2)``.
 
     Attributes:
         filter: the plain kernel as a linear map.
@@ -44,7 +44,7 @@ class Kernel:
     norm: Float[Tensor, "n 1"]
 
     @classmethod
-    def normalised(cls, kernel: Filter, weight: float, like: Float[Tensor, "n k"]) -> Kernel:
+    def normalized(cls, kernel: Filter, weight: float, like: Float[Tensor, "n k"]) -> Kernel:
         """Measure D by filtering ones; ``like`` says how many, in what dtype and where."""
         degree = kernel(torch.ones_like(like[:, :1]))
         return cls(kernel, weight, (degree + 1e-20).rsqrt())
@@ -66,7 +66,7 @@ def mean_field(
 
     Args:
         log_unary: ``-psi_u``, one row per pixel; a constant per row does not matter.
-        kernels: the weighted, normalised kernels.
+        kernels: the weighted, normalized kernels.
         compatibility: ``mu``; None is Potts, ``mu(l, l') = [l != l']``.
         iterations: number of updates.
         tolerance: stop after the first update that changes Q by less than this, as the mean

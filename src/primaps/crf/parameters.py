@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from primaps.support.arrays import as_tensor
-from primaps.support.checked import is_option
-from primaps.support.errors import InputError
-from primaps.support.typed import Range, conform
+from primaps.utils.arrays import as_tensor
+from primaps.utils.checked import is_option
+from primaps.utils.errors import InputError
+from primaps.utils.typed import Range, conform
 
 Iterations = Annotated[int, Range(0, 100_000)]
 Weight = Annotated[float, Range(0)]
@@ -31,7 +31,7 @@ class CRFParameters:
         iterations: mean-field updates.
         bilateral_weight: weight of the bilateral kernel; 0 leaves it out.
         theta_alpha: its standard deviation in space, pixels.
-        theta_beta: its standard deviation in colour, 8-bit units (0..255).
+        theta_beta: its standard deviation in color, 8-bit units (0..255).
         gaussian_weight: weight of the Gaussian kernel; 0 leaves it out.
         theta_gamma: its standard deviation, pixels.
         compatibility: K x K penalties ``mu(l, l')`` for label l beside label l', as rows of

@@ -16,7 +16,7 @@ from numba.core import cgutils, types
 from numba.core.datamodel import PrimitiveModel
 from numba.extending import intrinsic, register_model
 
-from primaps.support.compiled import EXP_LOWEST, EXP_SERIES, LN_2_HIGH, LN_2_LOW, LOG2_E
+from primaps.utils.compiled import EXP_LOWEST, EXP_SERIES, LN_2_HIGH, LN_2_LOW, LOG2_E
 
 _F32 = ir.FloatType()
 _I32 = ir.IntType(32)
@@ -226,7 +226,7 @@ def largest(typingctx, x):
 def exponential(typingctx, x):
     """``e^x`` for x <= 0 to about 2 units in the last place; below -87 it returns e^-87.
 
-    The series of :func:`primaps.support.compiled.exponential`: LLVM has no vector exponential.
+    The series of :func:`primaps.utils.compiled.exponential`: LLVM has no vector exponential.
     """
 
     def codegen(context, builder, signature, args):

@@ -18,8 +18,8 @@ from primaps.data.dataset import DataError, Finding, Layout, Sample
 from primaps.data.folder import LABELS
 from primaps.data.reading import ImageError, image_size, label_mode, load_label, read_mat
 from primaps.data.sets import DATASETS, find_layout
-from primaps.support.errors import InputError
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.errors import InputError
+from primaps.utils.progress import ProgressCallback, silent
 
 T = TypeVar("T")
 BLOCK = 256  # files handed to the threads at once, so that a stop takes effect soon
@@ -47,7 +47,7 @@ def check_dataset(
         ...     print(finding.level, finding.text)
         wrong train: nowhere does not exist; give the folder that holds imgs/
         wrong val: nowhere does not exist; give the folder that holds imgs/
-        odd unlabelled: nowhere does not exist; give the folder that holds imgs/
+        odd unlabeled: nowhere does not exist; give the folder that holds imgs/
     """
     root = Path(root).expanduser()
     try:
@@ -59,8 +59,8 @@ def check_dataset(
         return
     for split in layout.splits:
         for finding in _check_split(layout, root, split, quick, progress):
-            # The paper does without the unlabelled patches of Potsdam.
-            level = "odd" if split == "unlabelled" and finding.level == "wrong" else finding.level
+            # The paper does without the unlabeled patches of Potsdam.
+            level = "odd" if split == "unlabeled" and finding.level == "wrong" else finding.level
             yield Finding(level, f"{split}: {finding.text}")
 
 
@@ -91,14 +91,14 @@ def _check_split(
     if not usable:
         return
     alike = f"all {_times(next(iter(sizes)))}" if len(sizes) == 1 else f"{len(sizes)} sizes"
-    labelled = [sample for sample in usable if sample.label is not None]
-    if quick or not labelled:
-        text = f"{len(usable):,} images, {len(labelled):,} with a label of their size, {alike}"
+    labeled = [sample for sample in usable if sample.label is not None]
+    if quick or not labeled:
+        text = f"{len(usable):,} images, {len(labeled):,} with a label of their size, {alike}"
         yield Finding("fine", text)
         return
 
-    mistakes, total, fine = _Mistakes(len(labelled), layout.source), Counter[int](), 0
-    for _, counted in _each(lambda s: _values(layout, s), labelled, f"{split}: labels", progress):
+    mistakes, total, fine = _Mistakes(len(labeled), layout.source), Counter[int](), 0
+    for _, counted in _each(lambda s: _values(layout, s), labeled, f"{split}: labels", progress):
         if isinstance(counted, _Mistake):
             mistakes.add(counted)
         else:
@@ -152,8 +152,8 @@ def _size(layout: Layout, sample: Sample) -> tuple[int, int] | _Mistake:
     try:
         size = _header(sample.source, label=False)
         other = size if sample.label is None else _header(sample.label, label=True)
-    except _ColourError as error:
-        return _Mistake("labels in colour, not class indices", str(error))
+    except _ColorError as error:
+        return _Mistake("labels in color, not class indices", str(error))
     except ImageError as error:
         return _Mistake("files that cannot be read", str(error))
     if size != other:
@@ -165,8 +165,8 @@ def _size(layout: Layout, sample: Sample) -> tuple[int, int] | _Mistake:
     return size
 
 
-class _ColourError(Exception):
-    """A label map is in colour."""
+class _ColorError(Exception):
+    """A label map is in color."""
 
 
 def _header(path: Path, label: bool) -> tuple[int, int]:
@@ -176,10 +176,10 @@ def _header(path: Path, label: bool) -> tuple[int, int]:
     if path.suffix.lower() == ".mat":
         shape = read_mat(path, "gt").shape
         if len(shape) != 2:
-            raise _ColourError(f"{path} of shape {shape}")
+            raise _ColorError(f"{path} of shape {shape}")
         return shape[1], shape[0]
     if (mode := label_mode(path)) is not None:
-        raise _ColourError(f"{path} ({mode})")
+        raise _ColorError(f"{path} ({mode})")
     return image_size(path)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from primaps.data.dataset import Colour, Finding, Layout, Sample
-from primaps.data.places import need_folder
+from primaps.data.dataset import Color, Finding, Layout, Sample
+from primaps.data.dataset_paths import need_folder
 
 SOURCE = (
     "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from "
@@ -40,7 +40,7 @@ CITIES = {
     "val": {"frankfurt": 267, "lindau": 59, "munster": 174},
 }
 """Images per city."""
-CLASSES: dict[str, Colour] = {  # in the order of their ids, with the colours of the data set
+CLASSES: dict[str, Color] = {  # in the order of their ids, with the colors of the data set
     "road": (128, 64, 128),
     "sidewalk": (244, 35, 232),
     "parking": (250, 170, 160),
@@ -104,7 +104,7 @@ def _look(root: Path, split: str) -> Iterator[Finding]:
 def _instead(label: Path) -> str:
     for end, what in (
         ("labelTrainIds.png", "labelTrainIds (19 classes) are there"),
-        ("color.png", "labels in colour are there"),
+        ("color.png", "labels in color are there"),
         ("polygons.json", "polygons are there"),
     ):
         if label.with_name(label.name.replace("labelIds.png", end)).is_file():
@@ -119,7 +119,7 @@ LAYOUT = Layout(
     splits={split: sum(cities.values()) for split, cities in CITIES.items()},
     listed=_listed,
     source=SOURCE,
-    colours=tuple(CLASSES.values()),
+    colors=tuple(CLASSES.values()),
     size=(2048, 1024),
     look=_look,
     instead=_instead,

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from primaps.data.dataset import Finding, Layout, Sample
-from primaps.data.places import need_folder, read_list
+from primaps.data.dataset_paths import need_folder, read_list
 
 SOURCE = (
     "train2017.zip and val2017.zip from https://cocodataset.org/#download, "

@@ -1,4 +1,4 @@
-"""What every labelled data set is to the rest of the package: samples, classes, label values."""
+"""What every labeled data set is to the rest of the package: samples, classes, label values."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jaxtyping import Integer
 
 from primaps.data.folder import ImageFile
 from primaps.data.reading import ImageError, load_label
-from primaps.support.errors import PrimapsError
+from primaps.utils.errors import PrimapsError
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 class DataError(PrimapsError, ValueError):
@@ -48,7 +48,7 @@ class Layout:
         listed: the samples that a split of a root should have, whether they are on disk or not.
         source: where the data is to be had.
         ignore_index: label that is not counted.
-        colours: of the classes, if the data set has its own.
+        colors: of the classes, if the data set has its own.
         size: width and height of every image, if they are all alike.
         look: what names alone show about a split of a root.
         instead: what lies in place of a label map that is not there, or nothing.
@@ -63,7 +63,7 @@ class Layout:
     listed: Callable[[Path, str], list[Sample]]
     source: str
     ignore_index: int = 255
-    colours: tuple[Colour, ...] | None = None
+    colors: tuple[Color, ...] | None = None
     size: tuple[int, int] | None = None
     look: Callable[[Path, str], Iterator[Finding]] = lambda root, split: iter(())
     instead: Callable[[Path], str] = lambda label: ""
@@ -73,10 +73,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A split of a labelled data set. From :func:`primaps.data.load_dataset`.
+    """A split of a labeled data set. From :func:`primaps.data.load_dataset`.
 
     Attributes:
-        layout: classes, colours and label values.
+        layout: classes, colors and label values.
         root: folder that it was found in.
         split: ``train``, ``val``, ...
         samples: images with the files of their labels. They are
@@ -101,9 +101,9 @@ class Dataset:
         return self.layout.ignore_index
 
     @property
-    def colours(self) -> tuple[Colour, ...] | None:
-        """Colours of the classes, if the data set has its own."""
-        return self.layout.colours
+    def colors(self) -> tuple[Color, ...] | None:
+        """Colors of the classes, if the data set has its own."""
+        return self.layout.colors
 
     @property
     def incomplete(self) -> str:

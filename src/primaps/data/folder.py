@@ -16,9 +16,9 @@ from PIL.Image import Image
 from primaps.data.archives import ARCHIVES, COMPRESSED, local_archive
 from primaps.data.remote import images_at, is_url
 from primaps.data.stored import Stored
-from primaps.support.errors import InputError, NotFoundError
-from primaps.support.inputs import read_json
-from primaps.support.typed import Range, conform
+from primaps.utils.errors import InputError, NotFoundError
+from primaps.utils.inputs import read_json
+from primaps.utils.typed import Range, conform
 
 _KINDS = "avif bmp gif jfif jp2 jpeg jpg pgm png ppm tif tiff webp"
 LABELS = 65_536
@@ -228,21 +228,19 @@ class ClassList:
     Attributes:
         classes: names of the classes 0..K-1, each another one.
         ignore_index: label that is not counted; None says nothing about it.
-        colours: of the classes, red, green and blue in 0..255; None says nothing about them.
+        colors: of the classes, red, green and blue in 0..255; None says nothing about them.
     """
 
     classes: Annotated[list[Annotated[str, Range(1, 200)]], Range(1, MOST_CLASSES)]
     ignore_index: IgnoreIndex | None = None
-    colours: list[tuple[Level, Level, Level]] | None = None
+    colors: list[tuple[Level, Level, Level]] | None = None
 
     def __post_init__(self) -> None:
         twice = [name for name, number in Counter(self.classes).items() if number > 1]
         if twice:
             raise InputError(f"two classes have the name {twice[0]!r}; each needs its own")
-        if self.colours is not None and len(self.colours) != len(self.classes):
-            raise InputError(
-                f"there are {len(self.colours)} colours for {len(self.classes)} classes"
-            )
+        if self.colors is not None and len(self.colors) != len(self.classes):
+            raise InputError(f"there are {len(self.colors)} colors for {len(self.classes)} classes")
 
 
 def read_classes(labels: str | Path) -> tuple[list[str] | None, int | None]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from primaps.support.errors import InputError
-from primaps.support.inputs import read_bytes
+from primaps.utils.errors import InputError
+from primaps.utils.inputs import read_bytes
 
 LARGEST_FILE, LARGEST_UNPACKED = 256 << 20, 1 << 30
 """Bytes of a file, and of what it unpacks to; a patch of Potsdam-3 has 160 kB."""

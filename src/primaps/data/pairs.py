@@ -12,7 +12,7 @@ from primaps.config import Resize
 from primaps.data.dataset import Dataset, Sample
 from primaps.data.reading import ImageError, image_size, load_image
 from primaps.data.transforms import (
-    centre_crop,
+    center_crop,
     fit_to_patches,
     resize_shorter,
     tensor_square,
@@ -21,8 +21,8 @@ from primaps.data.transforms import (
 
 
 def square(image: Image.Image, size: int) -> UInt8[Tensor, "3 size size"]:
-    """The protocol's crop: shorter side to ``size``, then the centred square."""
-    return to_tensor(centre_crop(resize_shorter(image, size), size))
+    """The protocol's crop: shorter side to ``size``, then the centered square."""
+    return to_tensor(center_crop(resize_shorter(image, size), size))
 
 
 def load_pair(
@@ -32,11 +32,11 @@ def load_pair(
     patch_size: int | None = None,
     resize: Resize = "pillow",
 ) -> tuple[UInt8[Tensor, "3 h w"], Integer[Tensor, "h w"]]:
-    """An image and its label map, scaled bilinearly and by nearest neighbour.
+    """An image and its label map, scaled bilinearly and by nearest neighbor.
 
     Args:
         size: shorter side in pixels.
-        patch_size: None cuts the centred square, as the protocol does; a number keeps the whole
+        patch_size: None cuts the centered square, as the protocol does; a number keeps the whole
             image and makes its sides multiples of it.
         resize: of squares: ``pillow``, or ``tensor`` as in the authors' program
             (:func:`primaps.data.transforms.tensor_square`).
@@ -73,12 +73,12 @@ def _label_of_size(data: Dataset, sample: Sample, size: tuple[int, int]) -> Imag
             f"label {sample.label} has {label.shape[1]}x{label.shape[0]} pixels and its image "
             f"{size[0]}x{size[1]}; they must be equal"
         )
-    # Nearest neighbour picks single pixels, so 32-bit integers keep every value.
+    # Nearest neighbor picks single pixels, so 32-bit integers keep every value.
     return Image.fromarray(label.astype(np.int32))
 
 
 def _label_square(classes: Image.Image, size: int) -> Integer[Tensor, "size size"]:
-    return _to_long(centre_crop(resize_shorter(classes, size, nearest=True), size))
+    return _to_long(center_crop(resize_shorter(classes, size, nearest=True), size))
 
 
 def _to_long(classes: Image.Image) -> Integer[Tensor, "h w"]:

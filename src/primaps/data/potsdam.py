@@ -3,7 +3,7 @@
 Layout: ``imgs/ID.mat`` (key ``img``, 200x200x4, infrared last), ``gt/ID.mat`` (key ``gt``, 0..5)
 and the lists ``labelled_train.txt``, ``labelled_test.txt`` and ``unlabelled_train.txt``.
 
-Splits: ``train`` and ``val`` are the two labelled lists; ``unlabelled`` is the third.
+Splits: ``train`` and ``val`` are the two labeled lists; ``unlabeled`` is the third.
 Images are red, green and blue: backbones take three channels, so infrared is left out.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from primaps.data.dataset import Finding, Layout, Sample
-from primaps.data.places import need_folder, read_list
+from primaps.data.dataset_paths import need_folder, read_list
 
 SOURCE = (
     "4_Ortho_RGBIR.zip and 5_Labels_for_participants.zip (or 5_Labels_all.zip) from "
@@ -23,7 +23,7 @@ SOURCE = (
 LISTS = {
     "train": "labelled_train.txt",
     "val": "labelled_test.txt",
-    "unlabelled": "unlabelled_train.txt",
+    "unlabeled": "unlabelled_train.txt",
 }
 FINE = ("impervious surface", "building", "low vegetation", "tree", "car", "clutter")
 """What the values 0..5 of the label maps mean."""
@@ -34,7 +34,7 @@ def _listed(root: Path, split: str) -> list[Sample]:
     labels = need_folder(root, "gt", SOURCE)
     names = read_list(root / LISTS[split], f"get {SOURCE}")
     return [
-        Sample(images / f"{n}.mat", n, None if split == "unlabelled" else labels / f"{n}.mat")
+        Sample(images / f"{n}.mat", n, None if split == "unlabeled" else labels / f"{n}.mat")
         for n in names
     ]
 
@@ -59,10 +59,10 @@ LAYOUT = Layout(
     name="potsdam",
     classes=("road and car", "building and clutter", "vegetation and tree"),
     values={0: 0, 4: 0, 1: 1, 5: 1, 2: 2, 3: 2, 255: 255},
-    splits={"train": 4_545, "val": 855, "unlabelled": 3_150},
+    splits={"train": 4_545, "val": 855, "unlabeled": 3_150},
     listed=_listed,
     source=SOURCE,
-    colours=((255, 255, 255), (0, 0, 255), (0, 255, 0)),
+    colors=((255, 255, 255), (0, 0, 255), (0, 255, 0)),
     size=(200, 200),
     look=_look,
     instead=_instead,

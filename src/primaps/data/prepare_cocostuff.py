@@ -25,17 +25,17 @@ from primaps.data.cocostuff import (
     list_path,
 )
 from primaps.data.dataset import DataError
-from primaps.data.places import read_list
+from primaps.data.dataset_paths import read_list
 from primaps.data.reading import ImageError, image_size, load_label
-from primaps.support.files import atomic_path
-from primaps.support.inputs import need_file
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.files import atomic_path
+from primaps.utils.inputs import need_file
+from primaps.utils.progress import ProgressCallback, silent
 
 logger = logging.getLogger("primaps")
 BLOCK = 256
 LARGEST_MEMBER = 64 << 20
 """Bytes of an image or label map in an archive; those of COCO have less than 1 MB."""
-Problem = Callable[[str], None]
+LogCallback = Callable[[str], None]
 
 
 def prepare_cocostuff(
@@ -43,7 +43,7 @@ def prepare_cocostuff(
     out: str | Path,
     make_lists: bool = False,
     progress: ProgressCallback = silent,
-    problem: Problem = logger.warning,
+    log: LogCallback = logger.warning,
 ) -> dict[str, int]:
     """Lay out COCO downloads as ``images``, ``annotations`` and ``curated``.
 
@@ -55,7 +55,7 @@ def prepare_cocostuff(
         out: folder to write to.
         make_lists: where a curated list is missing, make one by its rule
             (:func:`primaps.data.cocostuff.is_curated`).
-        problem: told about what is missing.
+        log: called with a sentence about what is missing.
 
     Returns:
         The number of images, label maps and ids on the list of each split.
@@ -75,16 +75,16 @@ def prepare_cocostuff(
             for path in files:
                 _link(path, target / path.name)
             for archive in archives:
-                _unpack(archive, folder, suffix, target, progress, problem)
+                _unpack(archive, folder, suffix, target, progress, log)
             done[f"{kind}/{folder}"] = len(list(target.glob(f"*{suffix}")))
             if files:
                 progress(f"{kind}/{folder}", len(files), len(files), {})
             if not done[f"{kind}/{folder}"]:
-                problem(f"{raw} has no {folder}/*{suffix}, unpacked or in an archive; get {SOURCE}")
+                log(f"{raw} has no {folder}/*{suffix}, unpacked or in an archive; get {SOURCE}")
     if not any(done.values()):
         raise DataError(f"nothing of COCO-Stuff is in {raw}; get {SOURCE}")
     for split, folder in FOLDERS.items():
-        done[f"curated/{folder}"] = _provide_list(raw, out, split, make_lists, progress, problem)
+        done[f"curated/{folder}"] = _provide_list(raw, out, split, make_lists, progress, log)
     return done
 
 
@@ -92,7 +92,7 @@ def make_list(
     out: Path,
     split: str,
     progress: ProgressCallback = silent,
-    problem: Problem = logger.warning,
+    log: LogCallback = logger.warning,
 ) -> int:
     """Make the curated list of a split by its rule from all label maps, and count its ids.
 
@@ -108,7 +108,7 @@ def make_list(
             found = zip(block, pool.map(_belongs, block), strict=True)
             for path, belongs in found:
                 if isinstance(belongs, str):
-                    problem(belongs)
+                    log(belongs)
                 elif belongs:
                     names.append(path.stem)
             progress(f"list {split}", start + len(block), len(labels), {"ids": len(names)})
@@ -128,7 +128,7 @@ def _belongs(path: Path) -> bool | str:
 
 
 def _provide_list(
-    raw: Path, out: Path, split: str, make_lists: bool, progress: ProgressCallback, problem: Problem
+    raw: Path, out: Path, split: str, make_lists: bool, progress: ProgressCallback, log: LogCallback
 ) -> int:
     path, folder, expected = list_path(out, split), FOLDERS[split], LAYOUT.splits[split]
     given = next(iter(sorted(raw.glob(f"**/{folder}/{LIST}"))), None)
@@ -136,14 +136,14 @@ def _provide_list(
         if given is not None:
             _link(given, path)
         elif make_lists:
-            number = make_list(out, split, progress, problem)
+            number = make_list(out, split, progress, log)
             if number != expected:
-                problem(
+                log(
                     f"{path} was made by the rule and has {number:,} ids; the published list has "
                     f"{expected:,}"
                 )
         else:
-            problem(
+            log(
                 f"{path} is missing; take it from https://github.com/janghyuncho/PiCIE (folder "
                 "curated), or add --make-lists: it names the images of which at least 75 % of the "
                 "pixels are stuff and both sides have at least 360 pixels"
@@ -193,14 +193,14 @@ def _unpack(
     suffix: str,
     target: Path,
     progress: ProgressCallback,
-    problem: Problem,
+    log: LogCallback,
 ) -> None:
     """Unpack what an archive has of a split; what is damaged is reported, the rest goes on."""
     try:
         need_file(archive, sys.maxsize)
         packed = zipfile.ZipFile(archive)
     except Exception as error:  # zipfile raises whatever a broken byte leads to
-        problem(f"{archive} is damaged or not complete ({error}); get it again")
+        log(f"{archive} is damaged or not complete ({error}); get it again")
         return
     with packed:
         members = [
@@ -214,7 +214,7 @@ def _unpack(
                 try:
                     content = _member(packed, info)
                 except Exception as error:  # zipfile and zlib raise whatever a broken byte leads to
-                    problem(f"{archive}/{info.filename} cannot be unpacked ({error}); get it again")
+                    log(f"{archive}/{info.filename} cannot be unpacked ({error}); get it again")
                 else:
                     with atomic_path(path) as temporary:
                         temporary.write_bytes(content)

@@ -10,8 +10,8 @@ needs the split of published numbers needs the published files.
 
 What is our choice: a patch is named after its tile, row and column (``2_10_00_14``), the 855 are
 drawn with seed 0 from the sorted names, and the tiles whose labels were released later stay
-unlabelled, so that the counts are those of the protocol. As in the original, train and test
-patches may be neighbours in one tile.
+unlabeled, so that the counts are those of the protocol. As in the original, train and test
+patches may be neighbors in one tile.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from primaps.data.dataset import DataError
-from primaps.data.places import read_list
+from primaps.data.dataset_paths import read_list
 from primaps.data.potsdam import LISTS, SOURCE
 from primaps.data.reading import ImageError, load_image
-from primaps.support.errors import MissingPackageError
-from primaps.support.files import atomic_path
-from primaps.support.inputs import need_file
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.errors import MissingPackageError
+from primaps.utils.files import atomic_path
+from primaps.utils.inputs import need_file
+from primaps.utils.progress import ProgressCallback, silent
 
 logger = logging.getLogger("primaps")
 TILE, PATCH, TEST_PATCHES = 6000, 200, 855
-LABELLED = tuple(
+LABELED = tuple(
     f"{row}_{column}" for row in range(2, 8) for column in range(10 if row < 6 else 7, 13)
 )
 """The 24 tiles of 5_Labels_for_participants.zip."""
-UNLABELLED = (
+UNLABELED = (
     *("2_13", "2_14", "3_13", "3_14", "4_13", "4_14", "4_15", "5_13", "5_14", "5_15"),
     *("6_13", "6_14", "6_15", "7_13"),
 )
 # Impervious surface, building, low vegetation, tree, car, clutter, in the order of potsdam.FINE.
-COLOURS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
+COLORS = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
 
 
 def prepare_potsdam(
     raw: str | Path,
     out: str | Path,
     progress: ProgressCallback = silent,
-    problem: Callable[[str], None] = logger.warning,
+    log: Callable[[str], None] = logger.warning,
 ) -> dict[str, int]:
     """Cut ISPRS tiles into the patches and lists of Potsdam-3.
 
@@ -63,44 +63,44 @@ def prepare_potsdam(
         raw: folder in which, at any depth, ``top_potsdam_2_10_RGBIR.tif`` (or ``_RGB.tif``) and
             ``top_potsdam_2_10_label.tif`` lie.
         out: folder for ``imgs``, ``gt`` and the lists.
-        problem: told about missing tiles and strange colours.
+        log: called with a sentence about missing tiles and strange colors.
 
     Returns:
         The number of patches on each list.
 
     Raises:
-        DataError: there is no tile, a labelled tile lacks its label, or ``out`` has other lists.
+        DataError: there is no tile, a labeled tile lacks its label, or ``out`` has other lists.
         ImageError: a tile cannot be read or is not of 6000x6000 pixels.
     """
     raw, out = Path(raw).expanduser(), Path(out).expanduser()
     images, labels = _find(raw, ("RGBIR", "RGB")), _find(raw, ("label",))
-    tiles = [tile for tile in (*LABELLED, *UNLABELLED) if tile in images]
+    tiles = [tile for tile in (*LABELED, *UNLABELED) if tile in images]
     if not tiles:
         raise DataError(
             f"{raw} has no top_potsdam_*_RGBIR.tif or _RGB.tif (unpacked, at any depth); get "
             f"{SOURCE}"
         )
-    if lost := [tile for tile in tiles if tile in LABELLED and tile not in labels]:
+    if lost := [tile for tile in tiles if tile in LABELED and tile not in labels]:
         raise DataError(
             f"{raw} has no top_potsdam_{lost[0]}_label.tif, nor {len(lost) - 1} others of the 24; "
             "get 5_Labels_for_participants.zip from "
             "https://www.isprs.org/education/benchmarks/UrbanSemLab"
         )
-    if missing := [tile for tile in (*LABELLED, *UNLABELLED) if tile not in images]:
-        problem(
+    if missing := [tile for tile in (*LABELED, *UNLABELED) if tile not in images]:
+        log(
             f"{len(missing)} of the 38 tiles are not in {raw}: {', '.join(missing)}; the lists "
             "will be shorter than those of the protocol"
         )
     if plain := [tile for tile in tiles if not images[tile].stem.endswith("IR")]:
-        problem(f"{len(plain)} tiles are without infrared (first {plain[0]}); it is not used here")
-    ours = {name for tile in (*LABELLED, *UNLABELLED) for name in names_of(tile)}
+        log(f"{len(plain)} tiles are without infrared (first {plain[0]}); it is not used here")
+    ours = {name for tile in (*LABELED, *UNLABELED) for name in names_of(tile)}
     for name in LISTS.values():
         if (out / name).is_file() and set(read_list(out / name, "restore it")) - ours:
             raise DataError(f"{out / name} has other ids than ours: write to another folder")
     progress("tiles", 0, len(tiles), {})
     for done, tile in enumerate(tiles, 1):
-        label = labels[tile] if tile in LABELLED else None
-        _cut_tile(tile, images[tile], label, out, problem)
+        label = labels[tile] if tile in LABELED else None
+        _cut_tile(tile, images[tile], label, out, log)
         progress("tiles", done, len(tiles), {})
     return _write_lists(tiles, out)
 
@@ -119,7 +119,7 @@ def names_of(tile: str) -> list[str]:
 
 def drawn_for_test() -> set[str]:
     """The 855 patches of the test list, whatever tiles are there."""
-    names = sorted(name for tile in LABELLED for name in names_of(tile))
+    names = sorted(name for tile in LABELED for name in names_of(tile))
     drawn = np.random.default_rng(0).permutation(len(names))
     return {names[i] for i in drawn[: round(TEST_PATCHES / 5400 * len(names))]}
 
@@ -138,24 +138,24 @@ def halve_image(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h2 w2 c
     return (total >> 2).astype(np.uint8)
 
 
-def label_of_colours(colours: UInt8[np.ndarray, "h w 3"]) -> Integer[np.ndarray, "h w"]:
-    """Classes 0..5 of the legend's colours; 255 for the two corners that are none.
+def label_of_colors(colors: UInt8[np.ndarray, "h w 3"]) -> Integer[np.ndarray, "h w"]:
+    """Classes 0..5 of the legend's colors; 255 for the two corners that are none.
 
     Each channel is rounded to 0 or 255, because two of the published label tiles are not exact:
     4_12 is blended, and 6_7 has 252 in place of 255.
 
     Examples:
-        >>> label_of_colours(np.array([[(252, 255, 0), (9, 222, 221), (0, 0, 0)]], np.uint8))
+        >>> label_of_colors(np.array([[(252, 255, 0), (9, 222, 221), (0, 0, 0)]], np.uint8))
         array([[  4,   2, 255]], dtype=int32)
     """
     table = np.full(8, 255, np.int32)
-    for k, colour in enumerate(COLOURS):
-        table[int(_corner(np.array(colour)))] = k
-    return table[_corner(colours)]
+    for k, color in enumerate(COLORS):
+        table[int(_corner(np.array(color)))] = k
+    return table[_corner(colors)]
 
 
-def _corner(colours: np.ndarray) -> np.ndarray | np.uint8:
-    high = (colours >= 128).astype(np.uint8)
+def _corner(colors: np.ndarray) -> np.ndarray | np.uint8:
+    high = (colors >= 128).astype(np.uint8)
     return high[..., 0] * 4 + high[..., 1] * 2 + high[..., 2]
 
 
@@ -170,7 +170,7 @@ def _find(raw: Path, kinds: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _cut_tile(
-    tile: str, image: Path, label: Path | None, out: Path, problem: Callable[[str], None]
+    tile: str, image: Path, label: Path | None, out: Path, log: Callable[[str], None]
 ) -> None:
     names = names_of(tile)
     folders = ("imgs",) if label is None else ("imgs", "gt")
@@ -178,10 +178,10 @@ def _cut_tile(
         return
     _write_patches(out / "imgs", "img", names, halve_image(_read_image(image)))
     if label is not None:
-        classes = label_of_colours(_read_label(label)[::2, ::2])
+        classes = label_of_colors(_read_label(label)[::2, ::2])
         if strange := int((classes == 255).sum()):
-            problem(
-                f"{label} has {strange:,} pixels of no colour of the legend (of {classes.size:,} "
+            log(
+                f"{label} has {strange:,} pixels of no color of the legend (of {classes.size:,} "
                 "after halving); they became 255, which is ignored"
             )
         _write_patches(out / "gt", "gt", names, classes)
@@ -233,11 +233,11 @@ def _write_patches(folder: Path, key: str, names: list[str], array: np.ndarray) 
 
 def _write_lists(tiles: list[str], out: Path) -> dict[str, int]:
     test = drawn_for_test()
-    labelled = [name for tile in tiles if tile in LABELLED for name in names_of(tile)]
+    labeled = [name for tile in tiles if tile in LABELED for name in names_of(tile)]
     lists = {
-        "train": [name for name in labelled if name not in test],
-        "val": [name for name in labelled if name in test],
-        "unlabelled": [name for tile in tiles if tile in UNLABELLED for name in names_of(tile)],
+        "train": [name for name in labeled if name not in test],
+        "val": [name for name in labeled if name in test],
+        "unlabeled": [name for tile in tiles if tile in UNLABELED for name in names_of(tile)],
     }
     for split, names in lists.items():
         with atomic_path(out / LISTS[split]) as temporary:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from primaps.data.matlab import read_array
 from primaps.data.stored import Stored
-from primaps.support.errors import InputError, PrimapsError
+from primaps.utils.errors import InputError, PrimapsError
 
 ORIENTATION, TURNED = 0x0112, 5
 """EXIF tag, and the values from which width and height are exchanged."""
@@ -39,7 +39,7 @@ def load_image(source: str | Path | Stored | Image.Image | np.ndarray | Tensor) 
     In memory are images of Pillow, arrays (H, W), (H, W, 3) or (H, W, 4), and tensors (3, H, W) of
     8 bits. Files may lie in archives or on servers.
 
-    EXIF rotation is applied. Grey, palette and CMYK images are converted; transparency is put on
+    EXIF rotation is applied. Gray, palette and CMYK images are converted; transparency is put on
     white. Images of 16 or 32 bits are scaled from the smallest of 8, 10, 12, 14, 16, 24 or 32 bits
     that holds their largest value; images of floating point are stretched from their own minimum
     and maximum. Of several frames the first is taken, of a MATLAB file the first three channels.
@@ -106,7 +106,7 @@ def load_label(path: str | Path) -> Integer[np.ndarray, "h w"]:
     file.
 
     Raises:
-        ImageError: the file is absent or damaged, or is in colour.
+        ImageError: the file is absent or damaged, or is in color.
     """
     if Path(path).suffix.lower() == ".mat":
         label = read_mat(path, "gt")
@@ -120,7 +120,7 @@ def load_label(path: str | Path) -> Integer[np.ndarray, "h w"]:
         if not _has_indices(image):
             raise ImageError(
                 f"label {path} is a {image.mode} image; a label map has one channel of class "
-                "indices, so convert its colours to indices first"
+                "indices, so convert its colors to indices first"
             )
         return np.asarray(upright(image)).astype(np.int64)
 

@@ -11,7 +11,7 @@ from typing import Any
 from primaps.data.archives import ARCHIVES, members
 from primaps.data.reading import ImageError
 from primaps.data.stored import Stored
-from primaps.support.errors import MissingPackageError, NotFoundError
+from primaps.utils.errors import MissingPackageError, NotFoundError
 
 
 def is_url(text: str) -> bool:

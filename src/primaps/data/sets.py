@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from primaps.data import cityscapes, cocostuff, labelled, potsdam
+from primaps.data import cityscapes, cocostuff, labeled, potsdam
 from primaps.data.dataset import DataError, Dataset, Layout
-from primaps.support.checked import checked
-from primaps.support.errors import InputError
+from primaps.utils.checked import checked
+from primaps.utils.errors import InputError
 
 DATASETS = ("cityscapes", "cocostuff", "potsdam", "folder")
 
@@ -24,7 +24,7 @@ def find_layout(name: str, root: str | Path) -> Layout:
         DataError: ``root`` is no folder with labels.
     """
     if name == "folder":
-        return labelled.layout(Path(root).expanduser())
+        return labeled.layout(Path(root).expanduser())
     known = (cityscapes.LAYOUT, cocostuff.LAYOUT, potsdam.LAYOUT)
     if found := next((layout for layout in known if layout.name == name), None):
         return found
@@ -33,7 +33,7 @@ def find_layout(name: str, root: str | Path) -> Layout:
 
 @checked
 def load_dataset(name: str, root: str | Path, split: str = "val") -> Dataset:
-    """A split of a labelled data set, in the layout in which the field keeps it.
+    """A split of a labeled data set, in the layout in which the field keeps it.
 
     Label maps are read later, one by one, with :meth:`primaps.data.Dataset.label`.
 
@@ -42,7 +42,7 @@ def load_dataset(name: str, root: str | Path, split: str = "val") -> Dataset:
         root: the folder that holds ``leftImg8bit`` and ``gtFine``; ``images``, ``annotations``
             and ``curated``; ``imgs``, ``gt`` and the lists; or ``images``, ``labels`` and
             ``classes.json``.
-        split: ``train`` or ``val``; ``unlabelled`` for Potsdam-3 too; ``all`` for a folder. A
+        split: ``train`` or ``val``; ``unlabeled`` for Potsdam-3 too; ``all`` for a folder. A
             folder without ``train`` and ``val`` has all of its images in each split.
 
     Raises:

@@ -12,17 +12,17 @@ from typing import TypeVar
 from primaps.data.folder import ImageFile
 from primaps.data.reading import ImageError
 from primaps.data.stored import Stored
-from primaps.support.files import sha256
+from primaps.utils.files import sha256
 
 T = TypeVar("T")
-Problem = Callable[[str], None]
+LogCallback = Callable[[str], None]
 """Called with one sentence about each image that is left out."""
 
 
 def read(
     files: Sequence[ImageFile],
     transform: Callable[[ImageFile], T],
-    problem: Problem,
+    log: LogCallback,
     ahead: int = 8,
 ) -> Iterator[tuple[ImageFile, T]]:
     """Apply ``transform`` to files in order, a few ahead in threads; bad files are reported.
@@ -41,7 +41,7 @@ def read(
             try:
                 yield file, future.result()
             except ImageError as error:
-                problem(_named(str(error), file))
+                log(_named(str(error), file))
 
 
 def _named(sentence: str, file: ImageFile) -> str:

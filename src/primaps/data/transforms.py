@@ -1,6 +1,6 @@
 """Resizing and cropping of the protocol, with Pillow as in the numbers of the field.
 
-Shorter side to ``size``, bilinear for images and nearest for labels, then a centred square.
+Shorter side to ``size``, bilinear for images and nearest for labels, then a centered square.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def tensor_square(
     """The protocol's crop as the authors' program makes it at evaluation: resized as a tensor.
 
     Bilinear without antialiasing, so that a large image keeps noise that Pillow averages away; or
-    nearest neighbour, which takes the upper left of the pixels that Pillow takes the middle of.
+    nearest neighbor, which takes the upper left of the pixels that Pillow takes the middle of.
 
     Examples:
         >>> tensor_square(torch.arange(16, dtype=torch.uint8).view(1, 2, 8), 1).tolist()
@@ -71,11 +71,11 @@ def _shorter_to(size: int, width: int, height: int) -> tuple[int, int]:
     return target
 
 
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Cut the centred square of ``size`` pixels out of an image that is at least that large.
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """Cut the centered square of ``size`` pixels out of an image that is at least that large.
 
     Examples:
-        >>> centre_crop(Image.new("RGB", (429, 322)), 322).size
+        >>> center_crop(Image.new("RGB", (429, 322)), 322).size
         (322, 322)
     """
     left, top = (round((side - size) / 2.0) for side in image.size)

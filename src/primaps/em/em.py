@@ -1,4 +1,4 @@
-"""PriMaPs-EM (section 3.2): expectation and maximisation on features.
+"""PriMaPs-EM (section 3.2): expectation and maximization on features.
 
 A frozen backbone gives the same features in every epoch, so training touches nothing but
 ``Views``, the masks and the K x C prototypes.
@@ -15,13 +15,13 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from primaps.config import Config
-from primaps.em.loop import optimise
+from primaps.em.loop import optimize
 from primaps.em.pixels import assign, confidence_sum, weighted_cross_entropy
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import HistoryLine, Recorder, mean_of_steps
-from primaps.features.store import Rows
+from primaps.features.feature_cache import Rows
 from primaps.features.views import Views, batch_indices
-from primaps.support.distributed import total
+from primaps.utils.distributed import total
 
 
 def focal_weights(confidence: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
@@ -88,7 +88,7 @@ def fit_em(
         index = batch_indices(number, len(views), config.batch_size, "EM", config.seed)
         batch = views.batch(index, number, config.seed)
         mask = masks.take(batch.rows)
-        mask = torch.where(batch.mirror.view(-1, 1, 1), mask.flip(-1), mask).to(views.device)
+        mask = torch.where(batch.flip.view(-1, 1, 1), mask.flip(-1), mask).to(views.device)
         if config.loss_size == "feature":
             mask = _at_positions(mask, (batch.clean.shape[2], batch.clean.shape[3]))
         height, width = mask.shape[1:]
@@ -115,7 +115,7 @@ def fit_em(
         if decay is not None:
             momentum_update(momentum, student, decay)  # Eq. 11
 
-    optimise(
+    optimize(
         "EM",
         nn.ModuleDict({"trained": student, "momentum": momentum}),
         step,

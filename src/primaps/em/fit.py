@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from primaps.config import Config, Keep, Kept
+from primaps.config import CacheContent, CachedContent, Config
 from primaps.em.em import fit_em
 from primaps.em.kmeans import POSITIONS, fit_kmeans, fit_starts, pca_start
 from primaps.em.orthogonal import RESTARTS, check_orthogonal, fit_orthogonal, start_seeds
@@ -16,12 +16,12 @@ from primaps.em.probe import LinearProbe, fit_probe
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import Recorder
 from primaps.features.extract import START_IMAGES
+from primaps.features.feature_cache import Rows
 from primaps.features.mask_table import MaskTable
 from primaps.features.positions import draw_positions
-from primaps.features.store import Rows
 from primaps.features.views import Views
-from primaps.support.errors import InputError
-from primaps.support.typed import conform
+from primaps.utils.errors import InputError
+from primaps.utils.typed import conform
 
 logger = logging.getLogger("primaps")
 
@@ -84,11 +84,13 @@ def schedule(config: Config, images: int, clusters: int | None = None) -> Schedu
     )
 
 
-def what_is_kept(keep: Keep, config: Config, images: int, projected: bool) -> Kept:
+def resolve_cache_content(
+    cache_content: CacheContent, config: Config, images: int, projected: bool
+) -> CachedContent:
     """What a fit keeps of every image.
 
     Args:
-        keep: ``features``, ``masks``, or ``auto``, which is ``masks`` where k-means starts see a
+        cache_content: ``features``, ``masks``, or ``auto``, which is ``masks`` where k-means starts see a
             sample of the images, and ``features`` otherwise.
         projected: codes are fitted to, not features.
 
@@ -96,21 +98,21 @@ def what_is_kept(keep: Keep, config: Config, images: int, projected: bool) -> Ke
         InputError: features of masks are not enough.
 
     Examples:
-        >>> what_is_kept("auto", Config(classes=27), 3000, False)
+        >>> resolve_cache_content("auto", Config(classes=27), 3000, False)
         'features'
-        >>> what_is_kept("auto", Config(classes=27), 10**6, False)
+        >>> resolve_cache_content("auto", Config(classes=27), 10**6, False)
         'masks'
     """
     enough = config.orthogonal and not projected
-    keep = conform(keep, Keep, "keep")
-    if keep == "auto":
+    cache_content = conform(cache_content, CacheContent, "cache_content")
+    if cache_content == "auto":
         return "masks" if enough and images > START_IMAGES else "features"
-    if keep == "masks" and not enough:
+    if cache_content == "masks" and not enough:
         raise InputError(
             "features of masks alone are enough for the recipe orthogonal without a projection; "
-            "this fit needs --keep features"
+            "this fit needs --cache-content features"
         )
-    return keep
+    return cache_content
 
 
 def fit_prototypes(

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from primaps.config import Config
 from primaps.data import chunks
-from primaps.em.loop import optimise
+from primaps.em.loop import optimize
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import Recorder
 from primaps.features.positions import Positions
 from primaps.features.views import Views, batch_indices
-from primaps.support.distributed import total
-from primaps.support.errors import InputError
-from primaps.support.lanes import lane_count, lanes, one_thread, overlapped
-from primaps.support.seeding import generator
+from primaps.utils.distributed import total
+from primaps.utils.errors import InputError
+from primaps.utils.parallel import lane_count, lanes, one_thread, overlapped
+from primaps.utils.seeding import generator
 
 POSITIONS = 64
 """Of each image, that a step of a start of the recipe "orthogonal" looks at: all of them give no
@@ -49,7 +49,7 @@ def moments(
 def principal_directions(
     count: int, total: Float[Tensor, " c"], second: Float[Tensor, "c c"], k: int
 ) -> Float[Tensor, "k c"]:
-    """The first ``k`` principal components of the centred features: where the prototypes start.
+    """The first ``k`` principal components of the centered features: where the prototypes start.
 
     Signs are fixed: the entry of largest magnitude is positive. Beyond the number of components
     the components follow again with the opposite sign.
@@ -100,7 +100,7 @@ def kmeans_step(
         number: of the step, from 1; with the seed it decides everything random.
     """
     index = batch_indices(number, len(views), batch_size, "k-means", seed)
-    random = generator("k-means mirror", seed, number)
+    random = generator("k-means flip", seed, number)
     rows, here = views.here(index)
     if not len(rows):
         return torch.zeros((), device=views.device)
@@ -108,8 +108,8 @@ def kmeans_step(
         cells = torch.randperm(views.directions.shape[1], generator=random)[:POSITIONS]
         features = views.features(rows, cells)
     else:
-        mirror = torch.rand(len(index), generator=random) < 0.5
-        features = views.features(rows, mirror[here])
+        flip = torch.rand(len(index), generator=random) < 0.5
+        features = views.features(rows, flip[here])
     cosines = prototypes(features) / features.norm(dim=1, keepdim=True)
     loss = kmeans_loss(cosines) * (len(rows) / len(index))
     loss.backward()
@@ -139,7 +139,7 @@ def fit_kmeans(
         return {"loss": kmeans_step(views, prototypes, number, config.batch_size, config.seed)}
 
     modules = nn.ModuleDict({"trained": prototypes})
-    optimise("k-means", modules, step, steps, config.learning_rate, recorder or Recorder())
+    optimize("k-means", modules, step, steps, config.learning_rate, recorder or Recorder())
     prototypes.scale.requires_grad_()
     return prototypes
 
@@ -177,5 +177,5 @@ def fit_starts(
             losses = [each for some in overlapped(shares, work, threads) for each in some]
             return {"loss": torch.stack(losses).mean()}
 
-        optimise("k-means", modules, step, steps, config.learning_rate, recorder or Recorder())
+        optimize("k-means", modules, step, steps, config.learning_rate, recorder or Recorder())
     return runs

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from primaps.em.recorder import Recorder, Summary, mean_of_steps
-from primaps.support.distributed import total
+from primaps.utils.distributed import total
 
 
-def optimise(
+def optimize(
     stage: str,
     modules: nn.ModuleDict,
     step: Callable[[int], Mapping[str, Tensor]],

@@ -19,8 +19,8 @@ from torch import Tensor
 from primaps.em.em import class_entropy
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import HistoryLine, Recorder
-from primaps.support.distributed import total
-from primaps.support.errors import InputError
+from primaps.utils.distributed import total
+from primaps.utils.errors import InputError
 
 RESTARTS, AGREEING = 15, 5
 """Starts, and how many of them the consensus is taken of: those that agree most. Starts end in a
@@ -49,7 +49,7 @@ def polar(matrix: Float[Tensor, "k c"]) -> Float[Tensor, "k c"]:
 def orthogonal_kmeans(
     features: Float[Tensor, "m c"], start: Float[Tensor, "k c"], most: int = ITERATIONS
 ) -> Float[Tensor, "k c"]:
-    """Minimise Eq. 9 over orthonormal prototypes: assign, then the polar factor of the sums.
+    """Minimize Eq. 9 over orthonormal prototypes: assign, then the polar factor of the sums.
 
     Neither step raises the loss; it stops when assignments do not change. The start may be oblique,
     its assignments count. A class without a feature keeps what is orthogonal to the others of its

@@ -13,7 +13,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from primaps.features.collection import MASKS
-from primaps.support.bilinear import middles, neighbours
+from primaps.utils.bilinear import middles, neighbors
 
 
 def upsample(
@@ -82,7 +82,7 @@ def interpolate(
     for dim, places in ((0, rows), (1, columns)):
         low, high, share = (
             torch.from_numpy(each).to(values.device)
-            for each in neighbours(places, values.shape[dim])
+            for each in neighbors(places, values.shape[dim])
         )
         one, other = values.index_select(dim, low), values.index_select(dim, high)
         share = share.to(values.dtype)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from primaps.features.collection import MASKS
-from primaps.support.bilinear import axes, neighbours
-from primaps.support.compiled import compiled, exponential, in_threads
+from primaps.utils.bilinear import axes, neighbors
+from primaps.utils.compiled import compiled, exponential, in_threads
 
 Floats = NDArray[np.float32]
 
@@ -36,7 +36,7 @@ def assign(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 def largest_channel_at(probabilities: Tensor, rows: NDArray, columns: NDArray) -> Tensor:
     """See :func:`primaps.em.pixels.largest_channel_at`."""
     maps, winner = _numpy(probabilities), np.empty((len(rows), len(columns)), np.int16)
-    down, across = neighbours(rows, maps.shape[1]), neighbours(columns, maps.shape[2])
+    down, across = neighbors(rows, maps.shape[1]), neighbors(columns, maps.shape[2])
     _largest(maps, *down, *across, winner)
     return torch.from_numpy(winner)
 

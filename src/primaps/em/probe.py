@@ -7,14 +7,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from primaps.config import Config
-from primaps.em.loop import optimise
+from primaps.em.loop import optimize
 from primaps.em.pixels import weighted_cross_entropy
 from primaps.em.recorder import Recorder
-from primaps.features.collection import UNLABELLED
-from primaps.features.store import Rows
+from primaps.features.collection import UNLABELED
+from primaps.features.feature_cache import Rows
 from primaps.features.views import Views, batch_indices
-from primaps.support.distributed import total
-from primaps.support.seeding import generator
+from primaps.utils.distributed import total
+from primaps.utils.seeding import generator
 
 
 class LinearProbe(nn.Module):
@@ -42,27 +42,27 @@ def fit_probe(
     config: Config,
     recorder: Recorder | None = None,
 ) -> LinearProbe:
-    """Cross-entropy at image size by Adam from zero, on clean features of images and mirror images.
+    """Cross-entropy at image size by Adam from zero, on clean features of images and flipped images.
 
     Args:
         labels: classes (H, W) of each image at image size, 255 = not counted.
         steps: of Adam.
         config: classes, batch size, learning rate and seed are used.
     """
-    classes, channels = config.classes, len(views.mirrored_mean(0))
+    classes, channels = config.classes, len(views.flip_average(0))
     probe = LinearProbe(torch.zeros(classes, channels)).to(views.device)
     weights = torch.ones(classes, device=views.device)
 
     def step(number: int) -> dict[str, Tensor]:
         index = batch_indices(number, len(views), config.batch_size, "probe", config.seed)
-        random = generator("probe mirror", config.seed, number)
-        mirror = torch.rand(len(index), generator=random) < 0.5
+        random = generator("probe flip", config.seed, number)
+        flip = torch.rand(len(index), generator=random) < 0.5
         rows, here = views.here(index)
-        mirror = mirror[here]
+        flip = flip[here]
         label = labels.take(rows).long()
-        label = torch.where(mirror.view(-1, 1, 1), label.flip(-1), label).to(views.device)
-        counted = label != UNLABELLED
-        logits = probe(views.features(rows, mirror))
+        label = torch.where(flip.view(-1, 1, 1), label.flip(-1), label).to(views.device)
+        counted = label != UNLABELED
+        logits = probe(views.features(rows, flip))
         loss, gradient = weighted_cross_entropy(
             logits.detach(), torch.where(counted, label, -1), weights
         )
@@ -71,5 +71,5 @@ def fit_probe(
         return {"loss": loss / pixels}
 
     modules = nn.ModuleDict({"trained": probe})
-    optimise("probe", modules, step, steps, config.learning_rate, recorder or Recorder())
+    optimize("probe", modules, step, steps, config.learning_rate, recorder or Recorder())
     return probe

@@ -15,7 +15,7 @@ class Prototypes(nn.Module):
     feature f as it is. With scale 1 its argmax is the class of the largest cosine.
 
     Attributes:
-        direction: (K, C), normalised when used.
+        direction: (K, C), normalized when used.
         scale: (K,).
     """
 

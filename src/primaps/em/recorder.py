@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from primaps.support.distributed import from_first, gather, rank, total
-from primaps.support.errors import InputError
-from primaps.support.files import atomic_path
-from primaps.support.inputs import parse_json, read_tensors
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.distributed import from_first, gather, rank, total
+from primaps.utils.errors import InputError
+from primaps.utils.files import atomic_path
+from primaps.utils.inputs import parse_json, read_tensors
+from primaps.utils.progress import ProgressCallback, silent
 
 logger = logging.getLogger("primaps")
 HistoryLine = dict[str, Any]
@@ -52,7 +52,7 @@ class Recorder:
         progress: called after each unit of work.
         folder: of the state files; None keeps none.
         fingerprint: of everything that decides the result; other states are left alone.
-        log: called with each line of the history when its epoch ends.
+        on_epoch: called with each line of the history when its epoch ends.
 
     Attributes:
         epochs: a line per stage and epoch.
@@ -64,9 +64,9 @@ class Recorder:
         progress: ProgressCallback = silent,
         folder: str | Path | None = None,
         fingerprint: str = "",
-        log: Callable[[HistoryLine], None] | None = None,
+        on_epoch: Callable[[HistoryLine], None] | None = None,
     ) -> None:
-        self.per_epoch, self.progress, self.log = per_epoch, progress, log
+        self.per_epoch, self.progress, self.on_epoch = per_epoch, progress, on_epoch
         self.folder = None if folder is None else Path(folder)
         self.fingerprint = fingerprint
         self.epochs: list[HistoryLine] = []
@@ -93,8 +93,8 @@ class Recorder:
             self._report_dead(line)
             self.epochs.append(line)
             self._sums, self._steps = {}, 0
-            if self.log and rank() == 0:
-                self.log(line)
+            if self.on_epoch and rank() == 0:
+                self.on_epoch(line)
         last = self.epochs[-1] if self.epochs and self.epochs[-1]["stage"] == stage else {}
         shown = {k: v for k, v in last.items() if isinstance(v, float)}
         self.progress(stage, step, steps, shown)

@@ -1,4 +1,4 @@
-"""One pass over labelled images: what is predicted for each, counted by class."""
+"""One pass over labeled images: what is predicted for each, counted by class."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
 from primaps.config import Resize
-from primaps.data import Dataset, ImageError, ImageFile, Problem, Sample, chunks, load_pair, read
-from primaps.support.progress import ProgressCallback
+from primaps.data import (
+    Dataset,
+    ImageError,
+    ImageFile,
+    LogCallback,
+    Sample,
+    chunks,
+    load_pair,
+    read,
+)
+from primaps.utils.progress import ProgressCallback
 
 
 @dataclass(frozen=True)
@@ -20,7 +29,7 @@ class Prediction:
 
     Attributes:
         sample: its files.
-        image: scaled, and cut to the centred square unless whole images are asked for.
+        image: scaled, and cut to the centered square unless whole images are asked for.
         label: classes 0..classes-1, or the ignore index.
         clusters: what is predicted: clusters 0..K-1, or masks.
     """
@@ -53,7 +62,7 @@ def predictions(
     size: int,
     patch_size: int | None,
     batch_size: int,
-    problem: Problem,
+    log: LogCallback,
     resize: Resize = "pillow",
 ) -> Iterator[Prediction]:
     """Predict samples of a data set, in their order; those without a usable label are left out.
@@ -61,7 +70,7 @@ def predictions(
     Args:
         predict: 8-bit images to predictions of their size.
         size: shorter side in pixels.
-        patch_size: None cuts the centred square; a number keeps whole images, one at a time.
+        patch_size: None cuts the centered square; a number keeps whole images, one at a time.
         resize: of squares; see :func:`primaps.data.load_pair`.
     """
 
@@ -70,7 +79,7 @@ def predictions(
         return load_pair(data, file, size, patch_size, resize)
 
     together = batch_size if patch_size is None else 1  # whole images differ in size
-    for chunk in chunks(read(samples, load, problem), together):
+    for chunk in chunks(read(samples, load, log), together):
         predicted = predict(torch.stack([image for _, (image, _) in chunk])).cpu()
         for (sample, (image, label)), clusters in zip(chunk, predicted, strict=True):
             assert isinstance(sample, Sample)
@@ -80,11 +89,11 @@ def predictions(
 def accumulate(
     data: Dataset,
     columns: int,
-    predict: Callable[[Problem], Iterable[Prediction]],
+    predict: Callable[[LogCallback], Iterable[Prediction]],
     count: Callable[[Prediction], Int[Tensor, "classes columns"]],
     stage: str,
     progress: ProgressCallback,
-    problem: Problem,
+    log: LogCallback,
 ) -> Counts:
     """Count the pixels of all images.
 
@@ -101,7 +110,7 @@ def accumulate(
 
     def skip(sentence: str) -> None:
         counts.skipped.append(sentence)
-        problem(sentence)
+        log(sentence)
 
     if data.incomplete:
         skip(data.incomplete)

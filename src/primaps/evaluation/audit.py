@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw
 
 from primaps.classes.audit import Estimate, estimate
 from primaps.data import load_image
-from primaps.support.errors import InputError
-from primaps.support.files import write_json
-from primaps.support.inputs import read_json
-from primaps.support.ours import write_png
-from primaps.support.typed import Range
+from primaps.utils.errors import InputError
+from primaps.utils.files import write_json
+from primaps.utils.inputs import read_json
+from primaps.utils.ours import write_png
+from primaps.utils.typed import Range
 
 logger = logging.getLogger("primaps")
 SIDE = 900
@@ -182,8 +182,8 @@ def picture(image: Image.Image, question: Question) -> Image.Image:
     draw.text((4, 6), f"Is the pixel in the cross: {question.name}?", "black", font_size=16)
     middle = whole.width + 8 + close.width / 2, 28 + whole.height / 2
     for x, y, size in ((question.x * scale, question.y * scale + 28, 14), (*middle, 20)):
-        for colour, width in (("black", 5), ("white", 2)):
+        for color, width in (("black", 5), ("white", 2)):
             for one, other in ((size, 4), (-size, -4)):
-                draw.line((x + one, y, x + other, y), colour, width)
-                draw.line((x, y + one, x, y + other), colour, width)
+                draw.line((x + one, y, x + other, y), color, width)
+                draw.line((x, y + one, x, y + other), color, width)
     return sheet

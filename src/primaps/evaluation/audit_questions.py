@@ -15,15 +15,15 @@ from jaxtyping import Float, Integer
 from primaps.classes.audit import asking_order, strips
 from primaps.classes.legend import HIDDEN
 from primaps.config import Seed
-from primaps.data import Problem, find_images, load_image, read
+from primaps.data import LogCallback, find_images, load_image, read
 from primaps.em.pixels import upsample
 from primaps.evaluation.audit import NAME, PICTURE, Audit, AuditRecord, Question
 from primaps.model import PriMaPsEM
-from primaps.support.entrance import entrance
-from primaps.support.errors import InputError
-from primaps.support.progress import ProgressCallback, silent
-from primaps.support.seeding import generator
-from primaps.support.typed import Range, conform
+from primaps.utils.entrance import entrance
+from primaps.utils.errors import InputError
+from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.seeding import generator
+from primaps.utils.typed import Range, conform
 
 logger = logging.getLogger("primaps")
 POOL = 20_000
@@ -61,7 +61,7 @@ def prepare(
     crf: bool = True,
     seed: Seed = 0,
     progress: ProgressCallback = silent,
-    problem: Problem = logger.warning,
+    log: LogCallback = logger.warning,
 ) -> Audit:
     """Predict all images, draw the pixels to ask about, and write the questions.
 
@@ -78,7 +78,7 @@ def prepare(
     each = max(1, POOL // len(files))
     names = model.legend_.names if model.legend_ else [f"class {k}" for k in range(model.classes)]
     pixels: list[Pixel] = []
-    loaded = read(files, lambda file: load_image(file.source), problem)
+    loaded = read(files, lambda file: load_image(file.source), log)
     for number, (file, image) in enumerate(loaded):
         found = model.segment(image, crf)
         labels = found.labels.cpu().numpy()

@@ -11,7 +11,7 @@ from jaxtyping import Int, Integer
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from primaps.support.errors import InputError
+from primaps.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Scores:
     """Accuracy and intersection over union after matching clusters to classes.
 
     Attributes:
-        accuracy: share of labelled pixels whose cluster was matched to their class, in [0, 1].
+        accuracy: share of labeled pixels whose cluster was matched to their class, in [0, 1].
         mean_iou: mean of ``iou`` over the classes that occur in prediction or label.
         iou: per class, in [0, 1]; None for a class that occurs in neither.
         assignment: per cluster, the class that it was matched to, or None.
-        pixels: number of labelled pixels counted.
+        pixels: number of labeled pixels counted.
     """
 
     accuracy: float
@@ -149,7 +149,7 @@ def scores(
     """
     total = int(confusion.sum())
     if total == 0:
-        raise InputError("no labelled pixel was counted: are all labels the ignore index?")
+        raise InputError("no labeled pixel was counted: are all labels the ignore index?")
     assignment = match(confusion) if assignment is None else assignment
     counts = confusion.cpu().numpy().astype(np.float64)
     matched = by_class(confusion, assignment)[:, :-1].cpu().numpy().astype(np.float64)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from primaps.classes.apply import hidden_last
 from primaps.classes.legend import Legend
-from primaps.data import Dataset, ImageError, Problem, load_image
+from primaps.data import Dataset, ImageError, LogCallback, load_image
 from primaps.evaluation.metrics import confusion_matrix
 from primaps.model import PriMaPsEM
-from primaps.support.errors import InputError
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.errors import InputError
+from primaps.utils.progress import ProgressCallback, silent
 
 logger = logging.getLogger("primaps")
 
@@ -36,7 +36,7 @@ def naming(
         counts: pixels by label (row) and shown class (column).
         legend: the classes as they are.
         names: of the labels.
-        least: share of a class's labelled pixels that must have the label, in [0, 1].
+        least: share of a class's labeled pixels that must have the label, in [0, 1].
 
     Raises:
         InputError: ``least`` is out of its range.
@@ -74,7 +74,7 @@ def count_labels(
     data: Dataset,
     *,
     progress: ProgressCallback = silent,
-    problem: Problem = logger.warning,
+    log: LogCallback = logger.warning,
 ) -> Int[Tensor, "labels classes"]:
     """Pixels of a data set by label and predicted class; whole images, hidden classes left out.
 
@@ -86,12 +86,12 @@ def count_labels(
         try:
             image, label = load_image(sample.source), torch.from_numpy(data.label(sample))
         except ImageError as error:
-            problem(str(error))
+            log(str(error))
             continue
         found = model.predict(image).cpu().long()
         found = hidden_last(found, model.legend_)
         if found.shape != label.shape:
-            problem(f"the label of {sample.key} has another size than its image")
+            log(f"the label of {sample.key} has another size than its image")
             continue
         counts += confusion_matrix(
             found, label.long(), model.classes + 1, len(counts), data.ignore_index

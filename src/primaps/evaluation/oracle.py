@@ -14,22 +14,22 @@ from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, image_features, image_side
 from primaps.config import Resize, Size
-from primaps.data import Dataset, Problem, as_dataset
+from primaps.data import Dataset, LogCallback, as_dataset
 from primaps.data.folder import IgnoreIndex
 from primaps.evaluation.accumulate import Prediction, accumulate, predictions
 from primaps.evaluation.metrics import Scores, confusion_matrix, scores
 from primaps.proposals.image_size import image_masks
-from primaps.support.entrance import entrance
-from primaps.support.progress import ProgressCallback, silent
-from primaps.support.renamed import renamed
-from primaps.support.typed import Range, conform
+from primaps.utils.entrance import entrance
+from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.renamed import renamed
+from primaps.utils.typed import Range, conform
 
 logger = logging.getLogger("primaps")
 
 
 @dataclass(frozen=True)
 class OracleScores:
-    """Scores of masks that know their classes; all figures over labelled pixels only.
+    """Scores of masks that know their classes; all figures over labeled pixels only.
 
     Attributes:
         assigned: scores over the pixels that lie in a mask.
@@ -66,7 +66,7 @@ def oracle_classes(
 
     Returns:
         ``1 + Z`` classes, the entry 0 (no mask) being ``classes``. On a tie the smaller class, and
-        class 0 for a mask without a labelled pixel.
+        class 0 for a mask without a labeled pixel.
 
     Raises:
         InputError: the shapes differ or a label is outside its range.
@@ -88,7 +88,7 @@ def oracle_confusion(
     classes: int,
     ignore_index: int | None = 255,
 ) -> Int[Tensor, "classes classes1"]:
-    """Labelled pixels by class (rows) and by the class of their mask (columns, last: no mask).
+    """Labeled pixels by class (rows) and by the class of their mask (columns, last: no mask).
 
     Args:
         masks: per image 0 = in no mask, 1..Z.
@@ -116,7 +116,7 @@ def oracle_scores(
     """Scores of :func:`oracle_confusion` summed over a set of ``images`` with ``masks`` in all.
 
     Raises:
-        InputError: no labelled pixel lies in a mask.
+        InputError: no labeled pixel lies in a mask.
 
     Example:
         >>> found = oracle_scores(torch.tensor([[0, 1, 1], [0, 2, 0]]), masks=1, images=1)
@@ -216,12 +216,12 @@ def evaluate_oracle(
     resize: str = "pillow",
     batch_size: Annotated[int, Range(1, 10**6)] = 8,
     progress: ProgressCallback = silent,
-    problem: Problem = logger.warning,
+    log: LogCallback = logger.warning,
     **options: Any,
 ) -> OracleEvaluation:
-    """Oracle scores of the masks of labelled images (Table 5): ``primaps oracle``.
+    """Oracle scores of the masks of labeled images (Table 5): ``primaps oracle``.
 
-    Protocol: shorter side of image and label to ``size`` (bilinear, nearest), centre crop.
+    Protocol: shorter side of image and label to ``size`` (bilinear, nearest), center crop.
 
     Args:
         images: a data set, or a folder (searched recursively) or a glob, which need ``labels``.
@@ -251,7 +251,7 @@ def evaluate_oracle(
         pictures = pictures.to(backbone.device)
         return image_masks(image_features(backbone, pictures), pictures, **options)
 
-    def predict(skip: Problem) -> Iterator[Prediction]:
+    def predict(skip: LogCallback) -> Iterator[Prediction]:
         return predictions(
             data, data.samples, masks, side, None, batch_size, skip, cast(Resize, resize)
         )
@@ -260,7 +260,7 @@ def evaluate_oracle(
         masks_per_image.append(count_masks(one.clusters[None]))
         return oracle_confusion(one.clusters[None], one.label[None], classes, ignore)
 
-    counted = accumulate(data, classes + 1, predict, count, "oracle", progress, problem)
+    counted = accumulate(data, classes + 1, predict, count, "oracle", progress, log)
     result = oracle_scores(counted.confusion, sum(masks_per_image), len(masks_per_image))
 
     def named(part: Scores) -> ClassScores:

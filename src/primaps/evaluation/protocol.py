@@ -1,4 +1,4 @@
-"""The evaluation protocol of the field: a fitted model on labelled images, and its scores."""
+"""The evaluation protocol of the field: a fitted model on labeled images, and its scores."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
 
-from primaps.backbones.backbone import image_features, image_side, mirrored_mean
+from primaps.backbones.backbone import flip_average, image_features, image_side
 from primaps.classes.apply import hidden_last
 from primaps.config import Resize, Size
-from primaps.data import Dataset, Problem, Sample, as_dataset
+from primaps.data import Dataset, LogCallback, Sample, as_dataset
 from primaps.data.folder import IgnoreIndex
 from primaps.evaluation.accumulate import Prediction, accumulate, predictions
 from primaps.evaluation.metrics import confusion_matrix, majority, match, scores
 from primaps.model import PriMaPsEM
-from primaps.support.entrance import entrance
-from primaps.support.errors import InputError
-from primaps.support.progress import ProgressCallback, silent
-from primaps.support.renamed import renamed
-from primaps.support.typed import conform
+from primaps.utils.entrance import entrance
+from primaps.utils.errors import InputError
+from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.renamed import renamed
+from primaps.utils.typed import conform
 
 logger = logging.getLogger("primaps")
 Matching = Literal["hungarian", "majority"]
@@ -40,7 +40,7 @@ class EvaluationOptions:
 
     size: int
     crop: bool
-    mirror: bool
+    flip: bool
     crf: bool
     resize: str
     matching: str
@@ -55,12 +55,12 @@ class Evaluation:
     """What :func:`evaluate` found.
 
     Attributes:
-        accuracy: share of the labelled pixels that are right, in [0, 1].
+        accuracy: share of the labeled pixels that are right, in [0, 1].
         mean_iou: mean of the IoU of the classes that occur.
         iou: by class name, in [0, 1]; None for a class that occurs nowhere.
         assignment: per cluster the name of its class, or None.
         confusion: pixels, a row per class and a column per cluster.
-        by_image: accuracy of each image with a labelled pixel, by its key.
+        by_image: accuracy of each image with a labeled pixel, by its key.
         images: number of images that were scored.
         skipped: a sentence about each image that was not.
         options: how it was done.
@@ -88,11 +88,11 @@ def model_predictions(
     *,
     size: int | None = None,
     crop: bool = True,
-    mirror: bool = True,
+    flip: bool = True,
     crf: bool = True,
     resize: Resize = "pillow",
     features: ImageFeatures | None = None,
-    problem: Problem = logger.warning,
+    log: LogCallback = logger.warning,
 ) -> Iterator[Prediction]:
     """Predict samples of a data set, in their order; see :func:`evaluate` for the options.
 
@@ -101,7 +101,7 @@ def model_predictions(
     side, patch = size or model.size, model.backbone.patch_size
     if side % patch:
         raise InputError(f"size {side} is not a multiple of the patch size {patch}")
-    encoded = mirrored_mean if mirror else image_features
+    encoded = flip_average if flip else image_features
 
     def predict(images: UInt8[Tensor, "b 3 h w"]) -> Integer[Tensor, "b h w"]:
         maps = features(images) if features else encoded(model.encoder, images)
@@ -109,7 +109,7 @@ def model_predictions(
         return torch.stack([model.relabel(*one) for one in zip(labels, maps, strict=True)])
 
     whole = None if crop else patch
-    return predictions(data, samples, predict, side, whole, BATCH_SIZE, problem, resize)
+    return predictions(data, samples, predict, side, whole, BATCH_SIZE, log, resize)
 
 
 @renamed(report="progress")
@@ -122,18 +122,18 @@ def evaluate(
     ignore_index: IgnoreIndex | None = None,
     size: Size | None = None,
     crop: bool = True,
-    mirror: bool = True,
+    flip: bool = True,
     crf: bool = True,
     resize: str = "pillow",
     matching: str = "hungarian",
     features: ImageFeatures | None = None,
     progress: ProgressCallback = silent,
-    problem: Problem = logger.warning,
+    log: LogCallback = logger.warning,
 ) -> Evaluation:
-    """Scores of a fitted model on labelled images: ``primaps evaluate``.
+    """Scores of a fitted model on labeled images: ``primaps evaluate``.
 
     The defaults are the paper's protocol: shorter side of image and label to the model's size
-    (bilinear, nearest), centre crop, features averaged over the image and its mirror image, dense
+    (bilinear, nearest), center crop, features averaged over the image and its flipped image, dense
     CRF, one Hungarian assignment over the whole set.
 
     Args:
@@ -142,15 +142,15 @@ def evaluate(
             there or up to two folders above gives names and ignore index.
         ignore_index: label that is not counted; the one of ``classes.json`` if None, else 255.
         size: shorter side in pixels; None is the size that the model was fitted at.
-        crop: cut the centred square; otherwise the whole image is predicted.
-        mirror: average features over each image and its mirror image, which ``predict`` does not.
+        crop: cut the centered square; otherwise the whole image is predicted.
+        flip: average features over each image and its flipped image, which ``predict`` does not.
         crf: refine predictions by the dense CRF.
         resize: ``pillow`` (antialiased, as in training), or ``tensor``: as the authors' program
             does at evaluation.
         matching: ``hungarian`` (each class gets one cluster) or ``majority`` (each cluster gets
             its most frequent class, so that several may share one: for more clusters than classes).
             A linear probe needs none.
-        features: instead of the model's encoder and ``mirror``: the features of the images, for
+        features: instead of the model's encoder and ``flip``: the features of the images, for
             several models on the same ones.
 
     Returns:
@@ -164,24 +164,24 @@ def evaluate(
     conform(matching, Matching, "matching")
     conform(resize, Resize, "resize")
     if resize == "tensor" and not crop:
-        raise InputError("resize 'tensor' is of the centred square, not of whole images")
+        raise InputError("resize 'tensor' is of the centered square, not of whole images")
     data = as_dataset(images, labels, ignore_index)
     clusters, ignore = model.classes, data.ignore_index
     hides = model.legend_ is not None and model.legend_.hides
     columns = clusters + hides  # hidden classes are a last cluster that is never matched
     size = image_side(model.backbone, size or model.size, BATCH_SIZE, model.config.classes)
 
-    def predict(skip: Problem) -> Iterator[Prediction]:
+    def predict(skip: LogCallback) -> Iterator[Prediction]:
         return model_predictions(
-            model, data, data.samples, size=size, crop=crop, mirror=mirror, crf=crf,
-            resize=cast(Resize, resize), features=features, problem=skip,
+            model, data, data.samples, size=size, crop=crop, flip=flip, crf=crf,
+            resize=cast(Resize, resize), features=features, log=skip,
         )  # fmt: skip
 
     def count(one: Prediction) -> Int[Tensor, "classes clusters"]:
         shown = hidden_last(one.clusters, model.legend_)
         return confusion_matrix(shown, one.label, columns, len(data.classes), ignore)
 
-    counted = accumulate(data, columns, predict, count, "evaluation", progress, problem)
+    counted = accumulate(data, columns, predict, count, "evaluation", progress, log)
     confusion = counted.confusion
     if data.layout.guessed:
         confusion = confusion[: _last_class(confusion) + 1]
@@ -208,7 +208,7 @@ def evaluate(
         options=EvaluationOptions(
             size=size,
             crop=crop,
-            mirror=mirror,
+            flip=flip,
             crf=crf,
             resize=resize,
             matching=method,
@@ -221,6 +221,6 @@ def evaluate(
 
 
 def _last_class(confusion: Int[Tensor, "classes clusters"]) -> int:
-    """Index of the last class with a labelled pixel; 0 if there is none."""
+    """Index of the last class with a labeled pixel; 0 if there is none."""
     present = confusion.sum(1).nonzero()
     return int(present[-1]) if len(present) else 0

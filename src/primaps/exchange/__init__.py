@@ -9,7 +9,7 @@ from primaps.exchange.errors import ExchangeError
 from primaps.exchange.exporting import Exported, export_labels
 from primaps.exchange.formats import FORMATS, Format
 from primaps.exchange.importing import Imported, import_labels
-from primaps.exchange.labelled import LabelledImage
+from primaps.exchange.labeled import LabeledImage
 
 __all__ = [
     "FORMATS",
@@ -19,7 +19,7 @@ __all__ = [
     "Exported",
     "Format",
     "Imported",
-    "LabelledImage",
+    "LabeledImage",
     "export_labels",
     "import_labels",
     "read_classes",

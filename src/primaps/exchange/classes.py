@@ -1,4 +1,4 @@
-"""Names and colours of the values that label maps have."""
+"""Names and colors of the values that label maps have."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from primaps.classes.classes_json import read_legend
 from primaps.classes.inventory import Inventory
 from primaps.data.folder import ClassList
 from primaps.exchange.errors import ExchangeError, check_text, parse_json
-from primaps.support.colours import palette
-from primaps.support.errors import InputError
-from primaps.support.inputs import read_bytes
-from primaps.support.typed import Range, conform
+from primaps.utils.colors import palette
+from primaps.utils.errors import InputError
+from primaps.utils.inputs import read_bytes
+from primaps.utils.typed import Range, conform
 
 NOTHING = 255
 """Value of a pixel without a label, in every label map of this package."""
@@ -31,23 +31,23 @@ class Classes:
 
     Attributes:
         names: one to 255, all different, without line breaks or blanks at their ends.
-        colours: (K, 3) of 8 bits; those of primaps if None.
+        colors: (K, 3) of 8 bits; those of primaps if None.
         ignore_index: value of pixels without a label; any value is allowed in files that are read.
         hidden: classes that are treated as no label.
 
     Raises:
-        ExchangeError: names or colours are not like that.
+        ExchangeError: names or colors are not like that.
 
     Examples:
         >>> classes = Classes(("road", "sky"))
-        >>> classes.colours.tolist()
+        >>> classes.colors.tolist()
         [[243, 195, 0], [135, 86, 146]]
-        >>> classes.normalised(np.array([[0, 1, 255]]), "a.png").tolist()
+        >>> classes.normalized(np.array([[0, 1, 255]]), "a.png").tolist()
         [[0, 1, 255]]
     """
 
     names: tuple[str, ...]
-    colours: UInt8[np.ndarray, "k 3"] = None  # type: ignore[assignment] # filled in below
+    colors: UInt8[np.ndarray, "k 3"] = None  # type: ignore[assignment] # filled in below
     ignore_index: int = NOTHING
     hidden: frozenset[int] = frozenset()
 
@@ -62,13 +62,13 @@ class Classes:
             check_text(name, "the class")
         if double := {name for name in self.names if self.names.count(name) > 1}:
             raise ExchangeError(f"two classes have the name {min(double)!r}: rename or merge them")
-        colours = palette(len(self.names)) if self.colours is None else self.colours
-        if colours.shape != (len(self.names), 3) or colours.dtype != np.uint8:
+        colors = palette(len(self.names)) if self.colors is None else self.colors
+        if colors.shape != (len(self.names), 3) or colors.dtype != np.uint8:
             raise ExchangeError(
-                f"colours of {len(self.names)} classes are {len(self.names)} x 3 numbers of 0 to "
-                f"255, but there are {len(colours)}"
+                f"colors of {len(self.names)} classes are {len(self.names)} x 3 numbers of 0 to "
+                f"255, but there are {len(colors)}"
             )
-        object.__setattr__(self, "colours", colours)
+        object.__setattr__(self, "colors", colors)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -78,18 +78,18 @@ class Classes:
 
     @property
     def hexadecimal(self) -> list[str]:
-        """Colours as ``#rrggbb``."""
-        return [f"#{colour.tobytes().hex()}" for colour in self.colours]
+        """Colors as ``#rrggbb``."""
+        return [f"#{color.tobytes().hex()}" for color in self.colors]
 
     def as_json(self) -> dict[str, Any]:
-        """Content of ``classes.json``, the shape of labelled folders with colours added."""
+        """Content of ``classes.json``, the shape of labeled folders with colors added."""
         return {
             "classes": list(self.names),
             "ignore_index": NOTHING,
-            "colours": self.colours.tolist(),
+            "colors": self.colors.tolist(),
         }
 
-    def normalised(
+    def normalized(
         self, labels: Integer[np.ndarray, "h w"], where: object
     ) -> UInt8[np.ndarray, "h w"]:
         """A label map with 255 wherever there is no label: ignored and hidden values.
@@ -114,9 +114,9 @@ class Classes:
 def read_classes(path: str | Path) -> Classes:
     """Classes of a ``classes.json``, of a folder that holds one, or of a saved model.
 
-    ``classes.json`` reads ``{"classes": ["road", ...], "ignore_index": 255, "colours": [[r, g, b],
+    ``classes.json`` reads ``{"classes": ["road", ...], "ignore_index": 255, "colors": [[r, g, b],
     ...]}``, where all but the names may be missing. A model without it has the names ``class 0``,
-    ``class 1``, ... and the colours of primaps.
+    ``class 1``, ... and the colors of primaps.
 
     Raises:
         ExchangeError: there is neither, or they do not read like this.
@@ -124,7 +124,7 @@ def read_classes(path: str | Path) -> Classes:
     path = Path(path)
     if (inventory := Inventory.load(path) if path.is_dir() else None) is not None:
         shown = read_legend(path, inventory.tree)  # a model with its tree and edits
-        return Classes(tuple(shown.names), shown.colours)
+        return Classes(tuple(shown.names), shown.colors)
     candidates = [path / "classes.json", path / "config.json"] if path.is_dir() else [path]
     file = next((one for one in candidates if one.is_file()), None)
     if file is None:
@@ -144,31 +144,31 @@ def parse_classes(text: bytes, where: str) -> Classes:
             number = conform(model.get("classes"), Annotated[int, Range(1, MAX_CLASSES)], "classes")
             return Classes(tuple(f"class {k}" for k in range(number)))
         found: ClassList = conform(content, ClassList, "the content")
-        colours = found.colours or palette(len(found.classes)).tolist()
+        colors = found.colors or palette(len(found.classes)).tolist()
         ignore = NOTHING if found.ignore_index is None else found.ignore_index
-        return Classes(tuple(found.classes), np.array(colours, np.uint8), ignore)
+        return Classes(tuple(found.classes), np.array(colors, np.uint8), ignore)
     except (InputError, ExchangeError) as error:
         raise ExchangeError(
             f'{where}: {error}; it must read {{"classes": [names], "ignore_index": number, '
-            '"colours": [[r, g, b], ...]}, where only the names are needed'
+            '"colors": [[r, g, b], ...]}, where only the names are needed'
         ) from None
 
 
-def distinct_colours(
-    colours: UInt8[np.ndarray, "k 3"], taken: Iterable[Sequence[int]] = ((0, 0, 0),)
+def distinct_colors(
+    colors: UInt8[np.ndarray, "k 3"], taken: Iterable[Sequence[int]] = ((0, 0, 0),)
 ) -> UInt8[np.ndarray, "k 3"]:
-    """Colours changed as little as needed for no two to be alike, and none to be ``taken``.
+    """Colors changed as little as needed for no two to be alike, and none to be ``taken``.
 
-    For formats that tell classes apart by their colour alone.
+    For formats that tell classes apart by their color alone.
 
     Examples:
-        >>> distinct_colours(np.array([[9, 9, 9], [9, 9, 9], [0, 0, 0]], np.uint8)).tolist()
+        >>> distinct_colors(np.array([[9, 9, 9], [9, 9, 9], [0, 0, 0]], np.uint8)).tolist()
         [[9, 9, 9], [9, 9, 10], [0, 0, 1]]
     """
-    used = {tuple(colour) for colour in taken}
+    used = {tuple(color) for color in taken}
     result = []
-    for colour in colours.tolist():
-        code = (colour[0] << 16) + (colour[1] << 8) + colour[2]
+    for color in colors.tolist():
+        code = (color[0] << 16) + (color[1] << 8) + color[2]
         while (found := (code >> 16, code >> 8 & 255, code & 255)) in used:
             code = (code + 1) % (1 << 24)
         used.add(found)
@@ -176,11 +176,11 @@ def distinct_colours(
     return np.array(result, np.uint8).reshape(-1, 3)
 
 
-def parse_colour(text: str | None) -> tuple[int, int, int] | None:
-    """A colour ``#rrggbb``; None if it is written in another way.
+def parse_color(text: str | None) -> tuple[int, int, int] | None:
+    """A color ``#rrggbb``; None if it is written in another way.
 
     Examples:
-        >>> parse_colour("#ff8000"), parse_colour("red")
+        >>> parse_color("#ff8000"), parse_color("red")
         ((255, 128, 0), None)
     """
     if text is None or not re.fullmatch("#[0-9a-fA-F]{6}", text):
@@ -189,8 +189,8 @@ def parse_colour(text: str | None) -> tuple[int, int, int] | None:
     return red, green, blue
 
 
-def with_colours(names: Sequence[str], found: Sequence[Sequence[int] | None]) -> Classes:
-    """Classes from what a file says; colours that it leaves open are those of primaps."""
+def with_colors(names: Sequence[str], found: Sequence[Sequence[int] | None]) -> Classes:
+    """Classes from what a file says; colors that it leaves open are those of primaps."""
     own = palette(len(names)).tolist()
-    chosen = [own[i] if colour is None else list(colour) for i, colour in enumerate(found)]
+    chosen = [own[i] if color is None else list(color) for i, color in enumerate(found)]
     return Classes(tuple(names), np.array(chosen, np.uint8).reshape(len(names), 3))

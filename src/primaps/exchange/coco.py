@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from primaps.exchange.classes import NOTHING, Classes, with_colours
+from primaps.exchange.classes import NOTHING, Classes, with_colors
 from primaps.exchange.documents import json_arrays
 from primaps.exchange.errors import ExchangeError, need, need_size, parse_json
 from primaps.exchange.filling import paint, points
-from primaps.exchange.labelled import LabelledImage, Read
+from primaps.exchange.labeled import LabeledImage, Read
 from primaps.exchange.rle import column_runs, compress, decompress, ones
 from primaps.exchange.source import Source, safe_name
 
 
-def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str) -> None:
+def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
     """Write ``annotations.json``: an annotation per region or class, with area and box."""
     with json_arrays(
         out / "annotations.json",
@@ -52,14 +52,14 @@ def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str
 
 def categories(classes: Classes) -> list[dict[str, Any]]:
     """COCO's list of classes; its numbers start at 1."""
-    colours = classes.colours.tolist()
+    colors = classes.colors.tolist()
     return [
-        {"id": k + 1, "name": name, "supercategory": "", "color": colours[k]}
+        {"id": k + 1, "name": name, "supercategory": "", "color": colors[k]}
         for k, name in enumerate(classes.names)
     ]
 
 
-def entry(image: LabelledImage, number: int) -> dict[str, Any]:
+def entry(image: LabeledImage, number: int) -> dict[str, Any]:
     """An image in COCO's list."""
     return {
         "id": number,
@@ -85,7 +85,7 @@ def read(source: Source) -> Read:
             f"{where} has annotations of an image {min(strange, key=str)!r}, which is not listed"
         )
 
-    def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+    def labeled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
         for image in listed:
             file = safe_name(need(image, "file_name", str, where), where)
             about = f"{where}, {file}"
@@ -95,7 +95,7 @@ def read(source: Source) -> Read:
                 _paint(labels, annotation, category(annotation, numbers, about), about)
             yield file, labels
 
-    return Read(classes, len(listed), labelled())
+    return Read(classes, len(listed), labeled())
 
 
 def read_categories(content: Any, where: str) -> tuple[dict[int, int], Classes]:
@@ -106,7 +106,7 @@ def read_categories(content: Any, where: str) -> tuple[dict[int, int], Classes]:
     if len(numbers) < len(ordered):
         raise ExchangeError(f"{where} has two categories with the same id")
     names = [need(one, "name", str, where) for one in ordered]
-    return numbers, with_colours(names, [_colour(one.get("color")) for one in ordered])
+    return numbers, with_colors(names, [_color(one.get("color")) for one in ordered])
 
 
 def category(annotation: Any, numbers: dict[int, int], where: str) -> int:
@@ -133,7 +133,7 @@ def _paint(labels: UInt8[np.ndarray, "h w"], annotation: Any, k: int, where: str
     down[ones(lengths, height * width, where)] = k
 
 
-def _colour(content: Any) -> list[int] | None:
+def _color(content: Any) -> list[int] | None:
     right = isinstance(content, list) and len(content) == 3
     right = right and all(isinstance(one, int) and 0 <= one < 256 for one in content)
     return content if right else None

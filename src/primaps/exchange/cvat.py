@@ -11,23 +11,23 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from jaxtyping import UInt8
 
-from primaps.exchange.classes import NOTHING, Classes, distinct_colours, parse_colour, with_colours
+from primaps.exchange.classes import NOTHING, Classes, distinct_colors, parse_color, with_colors
 from primaps.exchange.documents import put
 from primaps.exchange.errors import ExchangeError, need_size
 from primaps.exchange.filling import paint, points
-from primaps.exchange.labelled import LabelledImage, Read
+from primaps.exchange.labeled import LabeledImage, Read
 from primaps.exchange.rle import runs, unrun
 from primaps.exchange.source import Source, safe_name
 
 WITHOUT_PIXELS = ("tag", "attribute")
 
 
-def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str) -> None:
+def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
     """Write ``annotations.xml`` and ``labels.json``, the labels to create the task with."""
-    distinct = Classes(classes.names, distinct_colours(classes.colours))
+    distinct = Classes(classes.names, distinct_colors(classes.colors))
     pairs = list(zip(classes.names, distinct.hexadecimal, strict=True))
     labels = [
-        {"name": name, "color": colour, "type": "any", "attributes": []} for name, colour in pairs
+        {"name": name, "color": color, "type": "any", "attributes": []} for name, color in pairs
     ]
     put(out / "labels.json", json.dumps(labels, ensure_ascii=False, indent=1) + "\n")
     with (out / "annotations.xml").open("w", encoding="utf-8", newline="\n") as file:
@@ -35,8 +35,8 @@ def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str
             '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n'
         )
         file.write("<meta><task><labels>\n")
-        for name, colour in pairs:
-            text = f"<name>{_escaped(name)}</name><color>{colour}</color><type>any</type>"
+        for name, color in pairs:
+            text = f"<name>{_escaped(name)}</name><color>{color}</color><type>any</type>"
             file.write(f"<label>{text}<attributes></attributes></label>\n")
         file.write("</labels></task></meta>\n")
         for i, image in enumerate(images):
@@ -66,10 +66,10 @@ def read(source: Source) -> Read:
     names = [label.findtext("name") or "" for label in listed]
     if not listed:
         raise ExchangeError(f"{where} has no <labels> in its <meta>; is it of CVAT?")
-    classes = with_colours(names, [parse_colour(label.findtext("color")) for label in listed])
+    classes = with_colors(names, [parse_color(label.findtext("color")) for label in listed])
     index = {name: k for k, name in enumerate(names)}
 
-    def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+    def labeled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
         for image in root.findall("image"):
             file = safe_name(image.get("name"), where)
             about = f"{where}, {file}"
@@ -86,7 +86,7 @@ def read(source: Source) -> Read:
             yield file, labels
             image.clear()
 
-    return Read(classes, len(root.findall("image")), labelled())
+    return Read(classes, len(root.findall("image")), labeled())
 
 
 def parse_xml(content: bytes, where: str) -> ET.Element:

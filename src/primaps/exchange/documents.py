@@ -96,11 +96,11 @@ def zip_file(path: Path) -> Iterator[Packed]:
         yield Packed(file)
 
 
-def png(array: np.ndarray, colours: UInt8[np.ndarray, "k 3"] | None = None) -> bytes:
-    """A PNG of 8 bits: indices (with the colours of a palette) or red, green and blue."""
+def png(array: np.ndarray, colors: UInt8[np.ndarray, "k 3"] | None = None) -> bytes:
+    """A PNG of 8 bits: indices (with the colors of a palette) or red, green and blue."""
     picture = Image.fromarray(array)
-    if colours is not None:
-        picture.putpalette(colours.tobytes())
+    if colors is not None:
+        picture.putpalette(colors.tobytes())
     content = io.BytesIO()
     picture.save(content, "PNG")
     return content.getvalue()

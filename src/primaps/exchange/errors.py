@@ -5,8 +5,8 @@ from __future__ import annotations
 import unicodedata
 from typing import Any, TypeVar
 
-from primaps.support import inputs
-from primaps.support.errors import InputError, PrimapsError
+from primaps.utils import inputs
+from primaps.utils.errors import InputError, PrimapsError
 
 T = TypeVar("T")
 MAX_PIXELS = 178_956_970

@@ -19,11 +19,11 @@ from primaps.exchange.classes import Classes, read_classes
 from primaps.exchange.errors import ExchangeError, check_text
 from primaps.exchange.folders import check_free, whole_folder
 from primaps.exchange.formats import find_format
-from primaps.exchange.labelled import LabelledImage, proposals
+from primaps.exchange.labeled import LabeledImage, proposals
 from primaps.exchange.source import one_sentence
-from primaps.support.errors import InputError
-from primaps.support.inputs import read_json
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.errors import InputError
+from primaps.utils.inputs import read_json
+from primaps.utils.progress import ProgressCallback, silent
 
 logger = logging.getLogger("primaps")
 PROPOSAL = Classes(("proposal",))
@@ -53,7 +53,7 @@ def export_labels(
     classes: Classes | str | Path | None = None,
     per: str | None = None,
     progress: ProgressCallback = silent,
-    problem: Callable[[str], None] = logger.warning,
+    log: Callable[[str], None] = logger.warning,
 ) -> Exported:
     """Write label maps in the format of another tool: ``primaps export``.
 
@@ -65,11 +65,11 @@ def export_labels(
         images: the files, folders or globs that the maps are of.
         to: a format, see :data:`primaps.exchange.FORMATS`.
         out: folder to write to: absent, empty, or an earlier export that nobody changed since.
-        classes: names and colours, or the ``classes.json`` or model that has them; those that
+        classes: names and colors, or the ``classes.json`` or model that has them; those that
             ``result`` has if None.
         per: one region per ``class`` or connected ``region``, for formats that list regions; None
             takes what suits the tool.
-        problem: told about images that have no label map; they are left out.
+        log: called with a sentence about images that have no label map; they are left out.
 
     Raises:
         ExchangeError: anything is not as it should be. Nothing is left at ``out`` then.
@@ -94,9 +94,9 @@ def export_labels(
             f"{result} does not say what its classes are: give a classes.json or the model"
         )
     check_free(out.absolute())
-    files = _with_maps(find_images(images, exclude=out), result, problem)
+    files = _with_maps(find_images(images, exclude=out), result, log)
 
-    def labelled() -> Generator[LabelledImage]:
+    def labeled() -> Generator[LabeledImage]:
         for done, file in enumerate(files):
             source = Path(str(file.source))
             name = str(Path(file.key).parent / source.name)
@@ -112,10 +112,10 @@ def export_labels(
                 yield proposals(name, file.key, labels, source)
             else:
                 where = f"{result / file.key}.png"
-                yield LabelledImage(name, file.key, chosen.normalised(labels, where), source)
+                yield LabeledImage(name, file.key, chosen.normalized(labels, where), source)
             progress("export", done + 1, len(files), {})
 
-    with whole_folder(out) as folder, contextlib.closing(labelled()) as stream:
+    with whole_folder(out) as folder, contextlib.closing(labeled()) as stream:
         form.write(stream, chosen, folder, per or form.per or "class")
     names = ", ".join(chosen.names)
     return Exported(len(files), out, form.next.format(out=out, names=names))
@@ -140,9 +140,7 @@ def _about(result: Path) -> tuple[bool, Classes | None]:
     return False, Classes(tuple(names))
 
 
-def _with_maps(
-    files: list[ImageFile], result: Path, problem: Callable[[str], None]
-) -> list[ImageFile]:
+def _with_maps(files: list[ImageFile], result: Path, log: Callable[[str], None]) -> list[ImageFile]:
     """The images that have a label map; every map must have its image."""
     present = [file for file in files if (result / f"{file.key}.png").is_file()]
     known = {result / f"{file.key}.png" for file in present}
@@ -156,9 +154,7 @@ def _with_maps(
         raise ExchangeError(f"{result} has no label maps of these images")
     if absent := len(files) - len(present):
         first = next(file for file in files if file not in present)
-        problem(
-            f"{absent} of {len(files)} images have no label map in {result}; first {first.source}"
-        )
+        log(f"{absent} of {len(files)} images have no label map in {result}; first {first.source}")
     return present
 
 

@@ -14,7 +14,7 @@ from primaps.exchange.errors import ExchangeError
 def fill(
     rings: Sequence[Float[np.ndarray, "_ 2"]], height: int, width: int, outline: bool = False
 ) -> Bool[np.ndarray, "h w"]:
-    """The pixels whose centres lie inside an odd number of rings.
+    """The pixels whose centers lie inside an odd number of rings.
 
     Args:
         rings: closed lines of points (x, y); pixel (0, 0) covers 0..1 in both.

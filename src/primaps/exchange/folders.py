@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from primaps.exchange.errors import ExchangeError
-from primaps.support.errors import InputError
-from primaps.support.files import sha256, temporary_folder, user_path
-from primaps.support.inputs import read_json
+from primaps.utils.errors import InputError
+from primaps.utils.files import sha256, temporary_folder, user_path
+from primaps.utils.inputs import read_json
 
 MARK = ".primaps-export.json"
 """Says that a folder was made here, and the digest of its content as it was made."""

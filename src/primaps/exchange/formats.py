@@ -19,10 +19,10 @@ from primaps.exchange import (
 )
 from primaps.exchange.classes import Classes
 from primaps.exchange.errors import ExchangeError
-from primaps.exchange.labelled import LabelledImage, Read
+from primaps.exchange.labeled import LabeledImage, Read
 from primaps.exchange.source import Source
 
-Write = Callable[[Iterable[LabelledImage], Classes, Path, str], None]
+Write = Callable[[Iterable[LabeledImage], Classes, Path, str], None]
 """Writes images, which come one at a time, with their classes into an empty folder; the last
 argument is ``class`` or ``region``, for formats that list regions."""
 

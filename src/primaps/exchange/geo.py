@@ -19,13 +19,13 @@ from primaps.exchange.geopackage import (
     set_extent,
 )
 from primaps.exchange.georeference import Georeference, georeference
-from primaps.exchange.labelled import LabelledImage
+from primaps.exchange.labeled import LabeledImage
 from primaps.exchange.outlines import trace
 
 COLUMNS = {"class": "INTEGER", "name": "TEXT", "color": "TEXT", "image": "TEXT"}
 
 
-def write_geojson(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str) -> None:
+def write_geojson(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
     """Write ``<key>.geojson`` per image: closed rings, the outer one counter-clockwise on the map.
 
     Images without a georeference get pixels, up being positive, as QGIS shows such an image.
@@ -46,8 +46,8 @@ def write_geojson(images: Iterable[LabelledImage], classes: Classes, out: Path, 
                 add("features", {"type": "Feature", "properties": properties, "geometry": geometry})
 
 
-def write_gpkg(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str) -> None:
-    """Write ``regions.gpkg``: a layer for each CRS, with class, name, colour and image."""
+def write_gpkg(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
+    """Write ``regions.gpkg``: a layer for each CRS, with class, name, color and image."""
     with geopackage(out / "regions.gpkg") as file:
         layers: dict[str, list[float]] = {}
         for image in images:
@@ -58,16 +58,16 @@ def write_gpkg(images: Iterable[LabelledImage], classes: Classes, out: Path, per
                 add_layer(file, layer, COLUMNS, place.srs, place.code)
             for k, rings in _polygons(image, place):
                 layers[layer] = grown(layers[layer], rings)
-                shape, colour = polygon(rings, place.srs), classes.hexadecimal[k]
+                shape, color = polygon(rings, place.srs), classes.hexadecimal[k]
                 file.execute(
                     f'INSERT INTO "{layer}" (geom, class, name, color, image) VALUES (?,?,?,?,?)',
-                    (shape, k, classes.names[k], colour, image.name),
+                    (shape, k, classes.names[k], color, image.name),
                 )
         for layer, box in layers.items():
             set_extent(file, layer, box)
 
 
-def _polygons(image: LabelledImage, place: Georeference) -> Iterator[tuple[int, Rings]]:
+def _polygons(image: LabeledImage, place: Georeference) -> Iterator[tuple[int, Rings]]:
     for k, left, top, mask in image.parts().boxes():
         origin = np.array([left, top], np.float64)
         yield k, closed_rings([place.to_map(ring.corners + origin) for ring in trace(mask)])

@@ -82,7 +82,7 @@ def from_tags(tags: Any) -> Georeference:
         matrix = np.array([[sx, 0.0, x - i * sx], [0.0, -sy, y + j * sy]])
     else:
         return PIXELS
-    if keys.get(_RASTER_TYPE) == 2:  # tied to centres of pixels, not to corners
+    if keys.get(_RASTER_TYPE) == 2:  # tied to centers of pixels, not to corners
         matrix = matrix.copy()
         matrix[:, 2] -= matrix[:, :2] @ [0.5, 0.5]
     return Georeference(matrix, code)

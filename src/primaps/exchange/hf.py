@@ -14,8 +14,8 @@ from jaxtyping import UInt8
 from primaps.exchange.classes import Classes, parse_classes
 from primaps.exchange.documents import png, put, to_json
 from primaps.exchange.errors import ExchangeError, need, parse_json
-from primaps.exchange.labelled import LabelledImage, Read
-from primaps.exchange.places import copy, subset
+from primaps.exchange.labeled import LabeledImage, Read
+from primaps.exchange.map_places import copy, subset
 from primaps.exchange.source import Source, safe_name
 
 METADATA = "metadata.jsonl"
@@ -24,7 +24,7 @@ ALL = "data"
 SPLITS = {"train": "train", "val": "validation", "test": "test", ALL: "all"}
 
 
-def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str) -> None:
+def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
     """Write ``images``, ``labels`` (class k is k, 255 is no label) and ``metadata.jsonl`` for each
     split, ``classes.json``, and ``README.md``, which says what the splits are.
 
@@ -66,7 +66,7 @@ def read(source: Source) -> Read:
 
     listed = {name: source.read(name).splitlines() for name in metadata}
 
-    def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+    def labeled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
         for name, rows in listed.items():
             where, base = source.where(name), name[: -len(METADATA)]
             for row in rows:
@@ -77,6 +77,6 @@ def read(source: Source) -> Read:
                 if labels.ndim != 2 or labels.dtype != np.uint8:
                     raise ExchangeError(f"{source.where(label)} must have one channel of 8 bits")
                 about = source.where(label)
-                yield image.removeprefix("images/"), classes.normalised(labels, about)
+                yield image.removeprefix("images/"), classes.normalized(labels, about)
 
-    return Read(classes, sum(len(rows) for rows in listed.values()), labelled())
+    return Read(classes, sum(len(rows) for rows in listed.values()), labeled())

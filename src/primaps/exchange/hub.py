@@ -10,9 +10,9 @@ from primaps.exchange.classes import Classes, read_classes
 from primaps.exchange.errors import ExchangeError
 from primaps.model import PriMaPsEM
 from primaps.model_folder import read_record
-from primaps.support.errors import InputError, reason
-from primaps.support.files import temporary_folder
-from primaps.support.inputs import read_json
+from primaps.utils.errors import InputError, reason
+from primaps.utils.files import temporary_folder
+from primaps.utils.inputs import read_json
 
 NEEDED = ("config.json", "model.safetensors")
 WANTED = (
@@ -137,10 +137,10 @@ def model_card(
 
 def _classes(classes: Classes) -> list[str]:
     rows = [
-        f"| {k} | {name.replace('|', chr(92) + '|')} | `{colour}` |"
-        for k, (name, colour) in enumerate(zip(classes.names, classes.hexadecimal, strict=True))
+        f"| {k} | {name.replace('|', chr(92) + '|')} | `{color}` |"
+        for k, (name, color) in enumerate(zip(classes.names, classes.hexadecimal, strict=True))
     ]
-    return ["## Classes", "", "| value | name | colour |", "|---|---|---|", *rows, ""]
+    return ["## Classes", "", "| value | name | color |", "|---|---|---|", *rows, ""]
 
 
 def _read_scores(path: str | Path) -> Any:
@@ -158,7 +158,7 @@ def _scores(scores: dict[str, Any]) -> list[str]:
         return [
             "## Scores",
             "",
-            f"On {scores['images']:,} labelled images ({options}): accuracy "
+            f"On {scores['images']:,} labeled images ({options}): accuracy "
             f"{100 * scores['accuracy']:.1f} %, mean IoU {100 * scores['mean_iou']:.1f} %.",
             "",
             "| class | IoU, % |",

@@ -16,7 +16,7 @@ from primaps.exchange.exporting import write_classes
 from primaps.exchange.folders import check_free, whole_folder
 from primaps.exchange.formats import find_format
 from primaps.exchange.source import open_source, safe_name
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.progress import ProgressCallback, silent
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from primaps.exchange.classes import NOTHING, Classes, with_colours
+from primaps.exchange.classes import NOTHING, Classes, with_colors
 from primaps.exchange.documents import png, put
 from primaps.exchange.errors import ExchangeError, need, need_size, parse_json
 from primaps.exchange.filling import paint, points
-from primaps.exchange.labelled import LabelledImage, Read
-from primaps.exchange.places import copy
+from primaps.exchange.labeled import LabeledImage, Read
+from primaps.exchange.map_places import copy
 from primaps.exchange.source import Source, decode, safe_name
 
 LABELS = "labels.txt"
@@ -24,7 +24,7 @@ SPECIAL = ("__ignore__", "_background_")
 """Lines that labelme's own scripts expect in ``labels.txt``; they are no classes."""
 
 
-def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str) -> None:
+def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
     """Write each image, ``<key>.json`` beside it, and ``labels.txt``."""
     if clash := [name for name in classes.names if name in SPECIAL]:
         raise ExchangeError(f"a class is named {clash[0]!r}, which labelme keeps for itself")
@@ -68,7 +68,7 @@ def read(source: Source) -> Read:
         listed = sorted({label for name in names for label, _ in _shapes(*_load(source, name))})
     index = {label: k for k, label in enumerate(listed)}
 
-    def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+    def labeled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
         for name in names:
             content, where = _load(source, name)
             size = need_size(content.get("imageWidth"), content.get("imageHeight"), where)
@@ -81,7 +81,7 @@ def read(source: Source) -> Read:
             # Labels may lie in another folder than the image: the place of the JSON counts.
             yield str(PurePosixPath(name).with_suffix("")) + PurePosixPath(image).suffix, labels
 
-    return Read(with_colours(listed, [None] * len(listed)), len(names), labelled())
+    return Read(with_colors(listed, [None] * len(listed)), len(names), labeled())
 
 
 def _load(source: Source, name: str) -> tuple[dict[str, Any], str]:

@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from primaps.exchange import brush
-from primaps.exchange.classes import NOTHING, Classes, parse_colour, with_colours
+from primaps.exchange.classes import NOTHING, Classes, parse_color, with_colors
 from primaps.exchange.cvat import parse_xml
 from primaps.exchange.documents import json_array, put
 from primaps.exchange.errors import ExchangeError, need, need_size, parse_json
 from primaps.exchange.filling import fill, points
-from primaps.exchange.labelled import LabelledImage, Read
+from primaps.exchange.labeled import LabeledImage, Read
 from primaps.exchange.source import Source, safe_name
 
 CONFIG = "labeling_config.xml"
@@ -26,11 +26,11 @@ LOCAL = "/data/local-files/?d="
 """How Label Studio addresses files below its document root."""
 
 
-def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str) -> None:
-    """Write ``tasks.json``, for images in the local storage, and the labelling configuration."""
+def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
+    """Write ``tasks.json``, for images in the local storage, and the labeling configuration."""
     rows = [
-        f"    <Label value={quoteattr(name)} background={quoteattr(colour)}/>"
-        for name, colour in zip(classes.names, classes.hexadecimal, strict=True)
+        f"    <Label value={quoteattr(name)} background={quoteattr(color)}/>"
+        for name, color in zip(classes.names, classes.hexadecimal, strict=True)
     ]
     config = ['<View>\n  <Image name="image" value="$image" zoom="true"/>']
     config += ['  <BrushLabels name="label" toName="image">', *rows, "  </BrushLabels>\n</View>\n"]
@@ -78,7 +78,7 @@ def read(source: Source) -> Read:
     classes = _classes(source, tasks, where)
     index = {label: k for k, label in enumerate(classes.names)}
 
-    def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+    def labeled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
         for task in tasks:
             data = need(task, "data", dict, where)
             address = need(data, "image", str, where)
@@ -98,7 +98,7 @@ def read(source: Source) -> Read:
                 labels[mask] = index[name]
             yield file, labels
 
-    return Read(classes, len(tasks), labelled())
+    return Read(classes, len(tasks), labeled())
 
 
 def _results(task: Any, where: str) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ def _region(result: dict[str, Any], shape: tuple[int, ...], where: str) -> tuple
 
 
 def _classes(source: Source, tasks: list[Any], where: str) -> Classes:
-    """From the labelling configuration beside the tasks, or the labels that occur, sorted."""
+    """From the labeling configuration beside the tasks, or the labels that occur, sorted."""
     used = set()
     for task in tasks:
         need(task, "data", dict, where)
@@ -140,15 +140,15 @@ def _classes(source: Source, tasks: list[Any], where: str) -> Classes:
                 raise ExchangeError(f"{where} has a region with {len(labels)} labels; give it one")
             used.add(labels[0])
     if CONFIG not in source:
-        return with_colours(sorted(used), [None] * len(used))
+        return with_colors(sorted(used), [None] * len(used))
     listed = list(parse_xml(source.read(CONFIG), source.where(CONFIG)).iter("Label"))
     names = [label.get("value", "") for label in listed]
     if strange := used - set(names):
         raise ExchangeError(f"{where} has the label {min(strange)!r}, which {CONFIG} does not list")
-    return with_colours(names, [parse_colour(label.get("background")) for label in listed])
+    return with_colors(names, [parse_color(label.get("background")) for label in listed])
 
 
-def _address(image: LabelledImage) -> str:
+def _address(image: LabeledImage) -> str:
     """Path of an image from the folder above that of the images: Label Studio takes no folder as
     storage that is the document root itself."""
     if image.file is None:

@@ -1,4 +1,4 @@
-"""``coco-panoptic``: PNGs whose colours number the segments, and a JSON file that names them."""
+"""``coco-panoptic``: PNGs whose colors number the segments, and a JSON file that names them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from primaps.exchange.classes import NOTHING, Classes
 from primaps.exchange.coco import categories, category, entry, read_categories
 from primaps.exchange.documents import json_arrays, png, put
 from primaps.exchange.errors import ExchangeError, need, parse_json
-from primaps.exchange.labelled import LabelledImage, Read
+from primaps.exchange.labeled import LabeledImage, Read
 from primaps.exchange.rle import column_runs
 from primaps.exchange.source import Source, safe_name
 
 FOLDER = "panoptic"
 
 
-def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str) -> None:
+def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
     """Write ``panoptic.json`` and ``panoptic/<key>.png``: number = R + 256 G + 65536 B, 0 is none.
 
     Classes are stuff (``isthing`` 0), proposals are things.
@@ -66,7 +66,7 @@ def read(source: Source) -> Read:
     annotations: list[Any] = need(content, "annotations", list, where)
     pictures = {_tail(one): one for one in source.names if one.lower().endswith(".png")}
 
-    def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+    def labeled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
         for annotation in annotations:
             number = need(annotation, "image_id", (int, str), where)
             if number not in files:
@@ -75,8 +75,8 @@ def read(source: Source) -> Read:
                 )
             file = safe_name(need(annotation, "file_name", str, where), where)
             place = pictures.get(file) or file
-            colours = source.picture(place, "RGB").astype(np.int64)
-            codes = colours @ np.array([1, 256, 65536])
+            colors = source.picture(place, "RGB").astype(np.int64)
+            codes = colors @ np.array([1, 256, 65536])
             segments = {0: NOTHING}
             for segment in need(annotation, "segments_info", list, where):
                 k = category(segment, numbers, f"{where}, {file}")
@@ -90,7 +90,7 @@ def read(source: Source) -> Read:
             table = np.array([segments[one] for one in present.tolist()], np.uint8)
             yield files[number], table[inverse].reshape(codes.shape)
 
-    return Read(classes, len(annotations), labelled())
+    return Read(classes, len(annotations), labeled())
 
 
 def _tail(name: str) -> str:

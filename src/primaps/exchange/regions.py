@@ -66,9 +66,9 @@ def parts(values: Integer[np.ndarray, "h w"], labels: Integer[np.ndarray, "h w"]
     """The connected parts of values, which lie in one class each; 255 is no label."""
     numbers, firsts = connected(values)
     classes = labels.ravel()[firsts]
-    labelled = classes != NOTHING
-    table = np.where(labelled, labelled.cumsum(), 0).astype(np.int32)
-    return Regions(table[numbers], classes[labelled].astype(np.int64))
+    labeled = classes != NOTHING
+    table = np.where(labeled, labeled.cumsum(), 0).astype(np.int32)
+    return Regions(table[numbers], classes[labeled].astype(np.int64))
 
 
 def connected(
@@ -77,7 +77,7 @@ def connected(
     """The connected part 0..N-1 of every pixel, and the first pixel of each part, row by row.
 
     Parts are those of a graph whose nodes are the runs of equal values in rows, and whose edges are
-    pairs of runs with the same value in neighbouring rows: there are far fewer runs than pixels.
+    pairs of runs with the same value in neighboring rows: there are far fewer runs than pixels.
     """
     starts = np.ones(labels.shape, bool)
     starts[:, 1:] = labels[:, 1:] != labels[:, :-1]

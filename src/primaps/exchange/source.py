@@ -11,8 +11,8 @@ import numpy as np
 
 from primaps.data.reading import ImageError, opened, upright_size
 from primaps.exchange.errors import ExchangeError, check_text, need_size
-from primaps.support.errors import InputError
-from primaps.support.inputs import read_bytes
+from primaps.utils.errors import InputError
+from primaps.utils.inputs import read_bytes
 
 MAX_FILE = 2 << 30
 """Bytes that one file may have, unpacked: more is taken for an attack."""

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from primaps.exchange.classes import NOTHING, Classes, distinct_colours, with_colours
+from primaps.exchange.classes import NOTHING, Classes, distinct_colors, with_colors
 from primaps.exchange.documents import png, put, zip_file
 from primaps.exchange.errors import ExchangeError
-from primaps.exchange.labelled import LabelledImage, Read
-from primaps.exchange.places import copy, subset
+from primaps.exchange.labeled import LabeledImage, Read
+from primaps.exchange.map_places import copy, subset
 from primaps.exchange.source import Source
 
 BACKGROUND = "background"
@@ -20,12 +20,12 @@ BLACK = [0, 0, 0]
 FOLDER, OBJECTS = "SegmentationClass", "SegmentationObject"
 
 
-def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str) -> None:
+def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
     """Write the folders of a VOC devkit. In a PNG class k is k, and 255, in black, is no label."""
-    colours = distinct_colours(classes.colours)
+    colors = distinct_colors(classes.colors)
     _check_names(classes)
     palette = np.zeros((256, 3), np.uint8)
-    palette[: len(classes)] = colours
+    palette[: len(classes)] = colors
     lists: dict[str, list[str]] = {}
     for image in images:
         put(out / FOLDER / f"{image.key}.png", png(image.labels, palette))
@@ -34,21 +34,21 @@ def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str
         lists.setdefault(subset(image.key) or "train", []).append(image.key)
     for name, keys in lists.items():
         put(out / "ImageSets" / "Segmentation" / f"{name}.txt", "\n".join(keys) + "\n")
-    put(out / "labelmap.txt", _labelmap([*classes.names, BACKGROUND], [*colours.tolist(), BLACK]))
+    put(out / "labelmap.txt", _labelmap([*classes.names, BACKGROUND], [*colors.tolist(), BLACK]))
 
 
-def write_cvat(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str) -> None:
+def write_cvat(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
     """Write ``masks.zip``. In a PNG class k is k + 1, and 0, in black, is the background."""
     _check_names(classes)
-    colours = np.concatenate([np.array([BLACK], np.uint8), distinct_colours(classes.colours)])
+    colors = np.concatenate([np.array([BLACK], np.uint8), distinct_colors(classes.colors)])
     keys = []
     with zip_file(out / "masks.zip") as packed:
         packed.add(
-            "labelmap.txt", _labelmap([BACKGROUND, *classes.names], colours.tolist()).encode()
+            "labelmap.txt", _labelmap([BACKGROUND, *classes.names], colors.tolist()).encode()
         )
         for image in images:
             shifted = image.labels + np.uint8(1)  # 255 becomes 0
-            packed.add(f"{FOLDER}/{image.key}.png", png(shifted, colours))
+            packed.add(f"{FOLDER}/{image.key}.png", png(shifted, colors))
             packed.add(f"{OBJECTS}/{image.key}.png", _objects(image))
             keys.append(image.key)
         content = "".join(f"{key}\n" for key in keys)
@@ -56,36 +56,36 @@ def write_cvat(images: Iterable[LabelledImage], classes: Classes, out: Path, per
 
 
 def read(source: Source) -> Read:
-    """Read the PNGs of ``SegmentationClass`` by their colours, which ``labelmap.txt`` declares.
+    """Read the PNGs of ``SegmentationClass`` by their colors, which ``labelmap.txt`` declares.
 
-    What is black, of the colour of ``background`` or of VOC's void is no label.
+    What is black, of the color of ``background`` or of VOC's void is no label.
     """
     name = source.find("labelmap.txt", "labelmap.txt")
     where = source.where(name)
     content = source.read(name)
-    colours: dict[str, tuple[int, ...]] = {}
+    colors: dict[str, tuple[int, ...]] = {}
     try:
         for line in content.decode("utf-8-sig").splitlines():
             if line.strip() and not line.startswith("#"):
-                label, colour, *_ = line.strip().split(":")
-                red, green, blue = (int(one) for one in colour.split(","))
-                if label in colours or not all(0 <= one < 256 for one in (red, green, blue)):
+                label, color, *_ = line.strip().split(":")
+                red, green, blue = (int(one) for one in color.split(","))
+                if label in colors or not all(0 <= one < 256 for one in (red, green, blue)):
                     raise ValueError
-                colours[label] = (red, green, blue)
+                colors[label] = (red, green, blue)
     except ValueError:
         raise ExchangeError(f"{where} must have lines name:red,green,blue:: of classes") from None
-    names = [label for label in colours if label != BACKGROUND]
-    classes = with_colours(names, [colours[label] for label in names])
+    names = [label for label in colors if label != BACKGROUND]
+    classes = with_colors(names, [colors[label] for label in names])
     black, void = (0, 0, 0), (224, 224, 192)
-    values = {colours.get(BACKGROUND, black): NOTHING, void: NOTHING, black: NOTHING}
-    values |= {colours[label]: k for k, label in enumerate(names)}
-    codes = np.array([_code(colour) for colour in values])
+    values = {colors.get(BACKGROUND, black): NOTHING, void: NOTHING, black: NOTHING}
+    values |= {colors[label]: k for k, label in enumerate(names)}
+    codes = np.array([_code(color) for color in values])
     order = codes.argsort()
     codes, table = codes[order], np.array(list(values.values()), np.uint8)[order]
     base = name[: -len("labelmap.txt")] + FOLDER + "/"
     files = [one for one in source.names if one.startswith(base) and one.lower().endswith(".png")]
 
-    def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+    def labeled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
         for file in files:
             found = source.picture(file, "RGB").astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
             place = np.searchsorted(codes, found).clip(0, len(codes) - 1)
@@ -93,19 +93,19 @@ def read(source: Source) -> Read:
             if strange.any():
                 code = int(found[strange][0])
                 raise ExchangeError(
-                    f"{source.where(file)} has the colour {code >> 16},{code >> 8 & 255},"
+                    f"{source.where(file)} has the color {code >> 16},{code >> 8 & 255},"
                     f"{code & 255}, which labelmap.txt does not declare"
                 )
             yield file[len(base) :], table[place]
 
-    return Read(classes, len(files), labelled())
+    return Read(classes, len(files), labeled())
 
 
-def instance_colours() -> UInt8[np.ndarray, "256 3"]:
-    """The colours that VOC gives to numbers: their bits in turn to red, green and blue, high first.
+def instance_colors() -> UInt8[np.ndarray, "256 3"]:
+    """The colors that VOC gives to numbers: their bits in turn to red, green and blue, high first.
 
     Examples:
-        >>> instance_colours()[:5].tolist()
+        >>> instance_colors()[:5].tolist()
         [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
     """
     number = np.arange(256)[:, None]
@@ -114,13 +114,13 @@ def instance_colours() -> UInt8[np.ndarray, "256 3"]:
     return np.sum(bits, 0).astype(np.uint8)
 
 
-def _objects(image: LabelledImage) -> bytes:
+def _objects(image: LabeledImage) -> bytes:
     """Each class as one object, what has no label as none.
 
     CVAT skips what is no object. Without these files it takes the background for a label, and
     refuses the whole upload because its task has none of this name.
     """
-    return png(image.labels + np.uint8(1), instance_colours())  # 255 becomes 0
+    return png(image.labels + np.uint8(1), instance_colors())  # 255 becomes 0
 
 
 def _check_names(classes: Classes) -> None:
@@ -137,13 +137,13 @@ def _check_names(classes: Classes) -> None:
             )
 
 
-def _labelmap(names: list[str], colours: list[list[int]]) -> str:
+def _labelmap(names: list[str], colors: list[list[int]]) -> str:
     rows = [
         f"{name}:{red},{green},{blue}::"
-        for name, (red, green, blue) in zip(names, colours, strict=True)
+        for name, (red, green, blue) in zip(names, colors, strict=True)
     ]
     return "\n".join(["# label:color_rgb:parts:actions", *rows]) + "\n"
 
 
-def _code(colour: tuple[int, ...]) -> int:
-    return (colour[0] << 16) + (colour[1] << 8) + colour[2]
+def _code(color: tuple[int, ...]) -> int:
+    return (color[0] << 16) + (color[1] << 8) + color[2]

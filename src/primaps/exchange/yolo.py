@@ -11,19 +11,19 @@ import numpy as np
 from jaxtyping import UInt8
 
 from primaps.data.folder import IMAGE_SUFFIXES
-from primaps.exchange.classes import NOTHING, Classes, with_colours
+from primaps.exchange.classes import NOTHING, Classes, with_colors
 from primaps.exchange.documents import png, put, to_json
 from primaps.exchange.errors import ExchangeError
 from primaps.exchange.filling import paint, points
-from primaps.exchange.labelled import LabelledImage, Read
+from primaps.exchange.labeled import LabeledImage, Read
+from primaps.exchange.map_places import copy, subset
 from primaps.exchange.outlines import keyhole, trace
-from primaps.exchange.places import copy, subset
 from primaps.exchange.source import Source
 
 IMAGES = "images"
 
 
-def write_semantic(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str) -> None:
+def write_semantic(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
     """Write ``images``, ``masks`` (class k is k, 255 is no label) and ``data.yaml``."""
     found = set()
     for image in images:
@@ -34,10 +34,10 @@ def write_semantic(images: Iterable[LabelledImage], classes: Classes, out: Path,
     put(out / "data.yaml", _yaml(classes, found, masks=True))
 
 
-def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str) -> None:
+def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
     """Write ``images``, ``labels`` (a line of class and polygon per region) and ``data.yaml``.
 
-    A polygon runs through the centres of the outermost pixels, because Ultralytics fills it with
+    A polygon runs through the centers of the outermost pixels, because Ultralytics fills it with
     the line included; holes are tied to it by lines that are walked there and back.
     """
     found = set()
@@ -56,7 +56,7 @@ def write(images: Iterable[LabelledImage], classes: Classes, out: Path, per: str
     put(out / "data.yaml", _yaml(classes, found, masks=False))
 
 
-def _place(image: LabelledImage) -> str:
+def _place(image: LabeledImage) -> str:
     """Where the copy of an image lies. Folders of it that are called ``images`` get another name,
     since Ultralytics would look for labels beside them, among the images."""
     parts = [
@@ -83,15 +83,15 @@ def read_semantic(source: Source) -> Read:
     classes, masks = _classes(source)
     images = list(_images(source))
 
-    def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+    def labeled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
         for place, name in images:
             mask = beside(place, masks, ".png")
             labels = source.picture(mask)
             if labels.ndim != 2 or labels.dtype != np.uint8:
                 raise ExchangeError(f"{source.where(mask)} must have one channel of 8 bits")
-            yield name, classes.normalised(labels, source.where(mask))
+            yield name, classes.normalized(labels, source.where(mask))
 
-    return Read(classes, len(images), labelled())
+    return Read(classes, len(images), labeled())
 
 
 def read(source: Source) -> Read:
@@ -99,7 +99,7 @@ def read(source: Source) -> Read:
     classes, _ = _classes(source)
     images = list(_images(source))
 
-    def labelled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+    def labeled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
         for place, name in images:
             height, width = source.size(place)
             labels = np.full((height, width), NOTHING, np.uint8)
@@ -112,7 +112,7 @@ def read(source: Source) -> Read:
                 paint(labels, [shares * [width, height]], k, outline=True)
             yield name, labels
 
-    return Read(classes, len(images), labelled())
+    return Read(classes, len(images), labeled())
 
 
 def _row(row: str, count: int, where: str) -> tuple[int, Any]:
@@ -159,7 +159,7 @@ def _classes(source: Source) -> tuple[Classes, str]:
         masks = content.get("masks_dir", "masks")
         if not all(isinstance(one, str | int) for one in [masks, *names]):
             raise TypeError
-        return with_colours([str(one) for one in names], [None] * len(names)), str(masks)
+        return with_colors([str(one) for one in names], [None] * len(names)), str(masks)
     except ExchangeError:
         raise
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError):

@@ -1,4 +1,4 @@
-"""The student's augmentation: Gaussian blur, then colour jitter or grey, as in the program."""
+"""The student's augmentation: Gaussian blur, then color jitter or gray, as in the program."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, network_input
-from primaps.support.seeding import generator
+from primaps.utils.seeding import generator
 
 CHANCES = 7
 """Uniform random numbers that the augmentation of one image takes."""
@@ -16,11 +16,11 @@ CHANCES = 7
 def photometric(
     images: Float[Tensor, "b 3 H W"], chances: Float[Tensor, "b 7"]
 ) -> Float[Tensor, "b 3 H W"]:
-    """Blur and recolour images; the same chances give the same image in any batch.
+    """Blur and recolor images; the same chances give the same image in any batch.
 
     The blur has 21 pixels and a deviation in [0.1, 2]. Then with equal chance either brightness,
     contrast, saturation and hue are jittered by up to 0.1 (in 3 of 10 images) or the image becomes
-    grey (in 1 of 10).
+    gray (in 1 of 10).
 
     Args:
         images: RGB in [0, 1].
@@ -41,27 +41,27 @@ def photometric(
     jittered = enhance.adjust_contrast_with_mean_subtraction(jittered, 1 + contrast)
     jittered = enhance.adjust_saturation_with_gray_subtraction(jittered, 1 + saturation)
     jittered = enhance.adjust_hue(jittered, hue * 2 * torch.pi)
-    grey = rgb_to_grayscale(images).expand_as(images)
+    gray = rgb_to_grayscale(images).expand_as(images)
     jitter = ((branch < 0.5) & (whether < 0.3)).view(-1, 1, 1, 1)
-    to_grey = ((branch >= 0.5) & (whether < 0.1)).view(-1, 1, 1, 1)
-    return torch.where(jitter, jittered, torch.where(to_grey, grey, images)).clamp(0, 1)
+    to_gray = ((branch >= 0.5) & (whether < 0.1)).view(-1, 1, 1, 1)
+    return torch.where(jitter, jittered, torch.where(to_gray, gray, images)).clamp(0, 1)
 
 
 def augmented(
     backbone: Backbone,
     images: UInt8[Tensor, "b 3 H W"],
-    mirror: Bool[Tensor, " b"],
+    flip: Bool[Tensor, " b"],
     chances: Float[Tensor, "b 7"],
 ) -> Float[Tensor, "b c h w"]:
-    """Features of images, mirrored where ``mirror`` and augmented with ``chances``; see
+    """Features of images, flipped where ``flip`` and augmented with ``chances``; see
     :func:`photometric`."""
     inputs = network_input(backbone, images)
-    flip = mirror.to(inputs.device).view(-1, 1, 1, 1)
+    flip = flip.to(inputs.device).view(-1, 1, 1, 1)
     return backbone(photometric(torch.where(flip, inputs.flip(-1), inputs), chances))
 
 
 def view_chances(view: int, content: str) -> Float[Tensor, " 8"]:
-    """Uniform random numbers of a view of an image: whether to mirror (< 1/2), and the rest.
+    """Uniform random numbers of a view of an image: whether to flip (< 1/2), and the rest.
 
     They are the same for every seed of a fit, so that fits share the views.
     """

@@ -29,10 +29,10 @@ from primaps.backbones.backbone import (
     mean_of_both,
 )
 from primaps.features.augmentation import augmented, view_chances
+from primaps.features.feature_cache import Store
 from primaps.features.mask_table import BESIDE, MaskTable, mask_rows, table_of
-from primaps.features.store import Store
-from primaps.support.distributed import processes, rank
-from primaps.support.files import cache_dir, write_json
+from primaps.utils.distributed import processes, rank
+from primaps.utils.files import cache_dir, write_json
 
 logger = logging.getLogger("primaps")
 FORMAT = 1
@@ -43,7 +43,7 @@ MASKS = 256
 """Numbers that a mask can have: 0 = ignore, 1..255."""
 MASKS_EXPECTED = 6
 """Masks of an image, about: to say beforehand what they take."""
-UNLABELLED = 255
+UNLABELED = 255
 """Label that is not counted, in rows of labels."""
 
 
@@ -79,7 +79,7 @@ class CollectionStores:
 
     Attributes:
         shape: (C, h, w) of the features of an image.
-        features: (2, C, h, w) half precision, of the image and its mirror image.
+        features: (2, C, h, w) half precision, of the image and its flipped image.
         views: (C, h, w) half precision, a store for each view.
         images: (3, size, size) 8-bit, if views are computed anew.
         masks: (size, size) 8-bit, 0 = ignore.
@@ -207,7 +207,7 @@ class CollectionStores:
     def _both(
         self, images: UInt8[Tensor, "b 3 H W"], contents: Sequence[str]
     ) -> Float16[Tensor, "b 2 c h w"]:
-        """Features of images and mirror images as they are stored."""
+        """Features of images and flipped images as they are stored."""
         if not self.features.missing(contents):  # a fit with other masks left them
             rows = self.features.rows(contents)
             return rows.take(torch.arange(len(rows))).to(images.device)

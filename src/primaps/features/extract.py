@@ -18,12 +18,12 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from primaps.backbones.backbone import Backbone
-from primaps.config import Kept
+from primaps.config import CachedContent
 from primaps.data import (
     Dataset,
     ImageError,
     ImageFile,
-    Problem,
+    LogCallback,
     Sample,
     content_digest,
     load_image,
@@ -33,19 +33,19 @@ from primaps.data import (
 )
 from primaps.features.augmentation import CHANCES, augmented, view_chances
 from primaps.features.collection import (
-    UNLABELLED,
+    UNLABELED,
     CollectionStores,
     Made,
     MaskMaker,
 )
+from primaps.features.feature_cache import Rows
 from primaps.features.mask_table import MaskTable, mask_table
-from primaps.features.store import Rows
 from primaps.features.views import AugmentAnew, Coding, Views
-from primaps.support.distributed import gather, processes, rank
-from primaps.support.errors import InputError
-from primaps.support.lanes import lanes, overlapped
-from primaps.support.progress import ProgressCallback, silent
-from primaps.support.seeding import generator
+from primaps.utils.distributed import gather, processes, rank
+from primaps.utils.errors import InputError
+from primaps.utils.parallel import lanes, overlapped
+from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.seeding import generator
 
 logger = logging.getLogger("primaps")
 BACKBONE_BATCH = 8
@@ -100,14 +100,14 @@ def extract(
     masks: MaskMaker | None = None,
     labels: Dataset | None = None,
     seed: int = 0,
-    store: str | Path | None = "auto",
-    keep: Kept = "features",
+    cache: str | Path | None = "auto",
+    cache_content: CachedContent = "features",
     progress: ProgressCallback = silent,
-    problem: Problem = logger.warning,
+    log: LogCallback = logger.warning,
 ) -> Extracted:
-    """Features (clean, mirrored and augmented) and masks of the centred squares of images.
+    """Features (clean, flipped and augmented) and masks of the centered squares of images.
 
-    Each is computed once for an image; with ``store`` once and for all. Under ``torchrun`` every
+    Each is computed once for an image; with ``cache`` once and for all. Under ``torchrun`` every
     process takes its share of the images.
 
     Args:
@@ -115,17 +115,17 @@ def extract(
         views: augmented feature maps per image; ``fresh`` computes them anew in every step.
         labels: the data set whose samples the files are, to train a linear probe on.
         seed: of augmentation in every step.
-        store: folder to keep them in; ``auto`` is memory if they take less than 2 GB, else the
+        cache: folder to keep them in; ``auto`` is memory if they take less than 2 GB, else the
             cache; None is memory.
-        keep: ``masks`` keeps of every image what the recipe "orthogonal" takes, the features of
+        cache_content: ``masks`` keeps of every image what the recipe "orthogonal" takes, the features of
             its masks, and the features of a sample for k-means starts.
-        problem: told about every image that cannot be read; the others go on.
+        log: called with a sentence about every image that cannot be read; the others go on.
 
     Raises:
         ImageError: no image could be read.
         InputError: there are fewer images than processes.
     """
-    if keep == "masks" and (masks is None or views):
+    if cache_content == "masks" and (masks is None or views):
         raise InputError("features of masks alone are kept where there are masks and no views")
     share = files[rank() :: processes()]
     label_maps: dict[str, np.ndarray] = {}
@@ -134,7 +134,7 @@ def extract(
         content = content_digest(file)
         if labels is not None and isinstance(file, Sample):
             label = load_label_square(labels, file, size)
-            label = label.where(label != labels.ignore_index, UNLABELLED)
+            label = label.where(label != labels.ignore_index, UNLABELED)
             label_maps[file.key] = label.byte().numpy()
         return content
 
@@ -142,15 +142,15 @@ def extract(
 
     def skip(sentence: str) -> None:
         unusable.append(sentence)
-        problem(sentence)
+        log(sentence)
 
     contents: dict[str, str] = {}
     for file, content in read(share, content_and_label, skip):
         contents[file.key] = content
         progress("reading", len(contents), len(share), {})
     starts = start_contents([one for part in gather(list(contents.values())) for one in part])
-    whole = starts & {*contents.values()} if keep == "masks" else None
-    stores = CollectionStores(backbone, size, len(share), views, masks, store, whole)
+    whole = starts & {*contents.values()} if cache_content == "masks" else None
+    stores = CollectionStores(backbone, size, len(share), views, masks, cache, whole)
     with stores.writing(list(contents.values())):
         used = _fill(stores, [f for f in share if f.key in contents], contents, progress, skip)
     order = {file.key: place for place, file in enumerate(files)}
@@ -165,7 +165,7 @@ def extract(
     keys = [key for key, _ in everyone]
     here = [contents[key] for key in used]
     chosen = {key for key, content in everyone if content.partition(" ")[0] in starts}
-    whole_here = [key for key in used if keep == "features" or key in chosen]
+    whole_here = [key for key in used if cache_content == "features" or key in chosen]
     row = {key: place for place, key in enumerate(whole_here)}
 
     def places(of: Sequence[str]) -> Tensor | None:
@@ -174,18 +174,18 @@ def extract(
         return None if found == list(range(len(whole_here))) else torch.tensor(found)
 
     device = backbone.device
-    mirrored = [
+    flipped = [
         [bool(view_chances(v, content)[0] < 0.5) for content in here]
         for v in range(0 if views == "fresh" else views)
     ]
     few = min(PREVIEW_IMAGES, len(keys))
-    shown = {keys[i * len(keys) // few] for i in range(few)}  # neighbours are often alike
+    shown = {keys[i * len(keys) // few] for i in range(few)}  # neighbors are often alike
     samples = [square(load_image(file.source), size) for file in files if file.key in shown]
     feature_maps = Views(
         clean=stores.features.rows([contents[key] for key in whole_here]).to(device),
-        place=places([key for key in keys if keep == "features" or key in chosen]),
+        place=places([key for key in keys if cache_content == "features" or key in chosen]),
         augmented=tuple(view.rows(here).to(device) for view in stores.views),
-        mirrored=torch.tensor(mirrored) if mirrored else None,
+        flipped=torch.tensor(flipped) if flipped else None,
         fresh=_fresh(stores, here, seed) if views == "fresh" else None,
         device=device,
     )
@@ -227,7 +227,7 @@ def _fill(
     files: Sequence[ImageFile],
     contents: dict[str, str],
     progress: ProgressCallback,
-    problem: Problem,
+    log: LogCallback,
 ) -> list[str]:
     """Compute what the stores lack, one batch to each core; returns the keys of the images that
     could be read. Batches are stored in order, whichever is done first."""
@@ -242,7 +242,7 @@ def _fill(
     Batch = list[tuple[ImageFile, Tensor | None]]
 
     def batches() -> Iterator[Batch]:
-        loaded = read(files, load, problem, ahead=2 * BACKBONE_BATCH)
+        loaded = read(files, load, log, ahead=2 * BACKBONE_BATCH)
         for _, together in groupby(loaded, key=lambda item: group[item[0].key]):
             yield list(together)
 
@@ -271,11 +271,11 @@ def _fresh(stores: CollectionStores, contents: Sequence[str], seed: int) -> Augm
     assert stores.images is not None
     images = stores.images.rows(contents)
 
-    def features(rows: Tensor, mirror: Tensor, step: int) -> Tensor:
+    def features(rows: Tensor, flip: Tensor, step: int) -> Tensor:
         chances = torch.zeros(len(rows), CHANCES)
         for chance, row in zip(chances, rows.tolist(), strict=True):
             random = generator("fresh", seed, step, contents[row])
             chance.copy_(torch.rand(CHANCES, generator=random))
-        return augmented(stores.backbone, images.take(rows), mirror, chances)
+        return augmented(stores.backbone, images.take(rows), flip, chances)
 
     return features

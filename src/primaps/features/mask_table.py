@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from primaps.features.store import Rows
+from primaps.features.feature_cache import Rows
 from primaps.features.views import Views
-from primaps.support.distributed import gather, processes, rank
-from primaps.support.lanes import lanes, overlapped
-from primaps.support.seeding import generator
+from primaps.utils.distributed import gather, processes, rank
+from primaps.utils.parallel import lanes, overlapped
+from primaps.utils.seeding import generator
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def mask_rows(
     Positions count by the share of their pixels that lies in the mask.
 
     Args:
-        features: of the image, averaged with those of its mirror image.
+        features: of the image, averaged with those of its flipped image.
         masks: its proposals at image size, 0 = ignore.
 
     Examples:
@@ -99,7 +99,7 @@ def mask_table(views: Views, masks: Rows) -> MaskTable:
 
     def rows(image: list[int]) -> Tensor:
         with threads.turn:
-            own = views.mirrored_mean(image[0])
+            own = views.flip_average(image[0])
             return mask_rows(own, masks.take(torch.tensor(image))[0].to(own.device))
 
     # On the threads that masks alone are kept from, since the last bits depend on their number.

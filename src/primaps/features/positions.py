@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Float16, Integer
 from torch import Tensor
 
 from primaps.features.views import Views
-from primaps.support.lanes import lanes, overlapped
-from primaps.support.seeding import generator
+from primaps.utils.parallel import lanes, overlapped
+from primaps.utils.seeding import generator
 
 KEPT = 1 << 18
 """Positions of all images together: 200 MB with 384 channels."""
@@ -60,7 +60,7 @@ class Positions:
 
 
 def draw_positions(views: Views, least: int, seed: int) -> Positions:
-    """Draw positions of images and of their mirror images, without repetition: :data:`KEPT` of all
+    """Draw positions of images and of their flipped images, without repetition: :data:`KEPT` of all
     images together, as many of each.
 
     Args:

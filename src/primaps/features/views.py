@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
 from primaps.backbones.backbone import mean_of_both
-from primaps.features.store import Rows
-from primaps.support.seeding import generator
+from primaps.features.feature_cache import Rows
+from primaps.utils.seeding import generator
 
 AugmentAnew = Callable[[Tensor, Tensor, int], Tensor]
-"""Rows of images, which of them to mirror, and the step, to features of augmented images."""
+"""Rows of images, which of them to flip, and the step, to features of augmented images."""
 Coding = Callable[[Tensor], Tensor]
 """Features of a batch to codes that prototypes are fitted to."""
 
@@ -26,13 +26,13 @@ class Batch:
     Attributes:
         clean: features of the images, for the momentum prototypes.
         seen: features of the augmented images, for the student.
-        mirror: which images are mirrored, in both.
+        flip: which images are flipped, in both.
         rows: where the images are among those of this process.
     """
 
     clean: Float[Tensor, "b c h w"]
     seen: Float[Tensor, "b c h w"]
-    mirror: Bool[Tensor, " b"]
+    flip: Bool[Tensor, " b"]
     rows: Integer[Tensor, " b"]
 
 
@@ -41,11 +41,11 @@ class Views:
     """Feature maps of the training images that this process has.
 
     Attributes:
-        clean: (2, C, h, w) of each image; [0] of itself and [1] of its mirror image.
+        clean: (2, C, h, w) of each image; [0] of itself and [1] of its flipped image.
         place: row of each image of the collection, or of a sample of it, -1 if another process
             has it; None if they are all here.
         augmented: features (C, h, w) of each image, photometrically augmented, one entry per view.
-        mirrored: which of the augmented images were mirrored.
+        flipped: which of the augmented images were flipped.
         fresh: computes augmented features in every step; instead of ``augmented``.
         projection: features to the codes that prototypes are fitted to; None fits them to features.
         device: where batches go.
@@ -54,7 +54,7 @@ class Views:
     clean: Rows
     place: Integer[Tensor, " n"] | None = None
     augmented: tuple[Rows, ...] = ()
-    mirrored: Bool[Tensor, "v m"] | None = None
+    flipped: Bool[Tensor, "v m"] | None = None
     fresh: AugmentAnew | None = None
     projection: Coding | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -77,18 +77,18 @@ class Views:
         return rows[rows >= 0], rows >= 0
 
     def features(
-        self, rows: Integer[Tensor, " b"], mirror: Bool[Tensor, " b"]
+        self, rows: Integer[Tensor, " b"], flip: Bool[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
-        """Clean features of images or, where ``mirror``, of their mirror images."""
-        return self.project(self.clean.take(rows, mirror.long()))
+        """Clean features of images or, where ``flip``, of their flipped images."""
+        return self.project(self.clean.take(rows, flip.long()))
 
     def project(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         """Stored features to what prototypes are fitted to."""
         features = features.to(self.device).float()
         return self.projection(features) if self.projection else features
 
-    def mirrored_mean(self, row: int) -> Float[Tensor, "c h w"]:
-        """Features of an image of this process, averaged with those of its mirror image."""
+    def flip_average(self, row: int) -> Float[Tensor, "c h w"]:
+        """Features of an image of this process, averaged with those of its flipped image."""
         both = self.project(self.clean.take(torch.tensor([row]))[0])
         return mean_of_both(both[None])[0]
 
@@ -97,19 +97,19 @@ class Views:
         random = generator("views", seed, step)
         rows, here = self.here(index)
         if self.augmented:
-            assert self.mirrored is not None
+            assert self.flipped is not None
             view = torch.randint(len(self.augmented), (len(index),), generator=random)[here]
-            mirror = self.mirrored[view, rows]
-            clean = self.features(rows, mirror)
+            flip = self.flipped[view, rows]
+            clean = self.features(rows, flip)
             seen = torch.empty_like(clean)
             for number in view.unique().tolist():
                 at = (view == number).nonzero()[:, 0]
                 seen[at.to(self.device)] = self.project(self.augmented[number].take(rows[at]))
-            return Batch(clean, seen, mirror, rows)
-        mirror = (torch.rand(len(index), generator=random) < 0.5)[here]
-        clean = self.features(rows, mirror)
-        seen = self.project(self.fresh(rows, mirror, step)) if self.fresh else clean
-        return Batch(clean, seen, mirror, rows)
+            return Batch(clean, seen, flip, rows)
+        flip = (torch.rand(len(index), generator=random) < 0.5)[here]
+        clean = self.features(rows, flip)
+        seen = self.project(self.fresh(rows, flip, step)) if self.fresh else clean
+        return Batch(clean, seen, flip, rows)
 
 
 def batch_indices(

@@ -13,16 +13,16 @@ from jaxtyping import Integer
 from PIL import Image
 from torch import Tensor
 
-from primaps.data import ImageError, ImageFile, Problem, load_image, read
+from primaps.data import ImageError, ImageFile, LogCallback, load_image, read
 from primaps.data.folder import files_here
 from primaps.data.stream import content_digest, in_memory
 from primaps.label_maps.batches import alike
-from primaps.label_maps.labeller import ImageSize, Labeller
-from primaps.support.files import save_picture
-from primaps.support.lanes import lanes, overlapped
-from primaps.support.outputs import OutputFolder
-from primaps.support.progress import ProgressCallback
-from primaps.support.shards import read_shard
+from primaps.label_maps.labeler import ImageSize, Labeler
+from primaps.utils.files import save_picture
+from primaps.utils.outputs import OutputFolder
+from primaps.utils.parallel import lanes, overlapped
+from primaps.utils.progress import ProgressCallback
+from primaps.utils.shards import read_shard
 
 Inputs = str | Path | Sequence[str | Path]
 Picture = Callable[[Image.Image, Integer[np.ndarray, "h w"]], Image.Image]
@@ -73,12 +73,12 @@ def write_maps(
     stage: str,
     files: Sequence[ImageFile],
     out: Path,
-    labeller: Labeller,
+    labeler: Labeler,
     picture: Picture,
     options: dict[str, Any],
     shard: str | None,
     progress: ProgressCallback,
-    problem: Problem,
+    log: LogCallback,
 ) -> Written:
     """Label every image; write its map and picture, keeping what is already there.
 
@@ -86,7 +86,7 @@ def write_maps(
     and writing overlap.
 
     Args:
-        shard: see :func:`primaps.support.shards.read_shard`.
+        shard: see :func:`primaps.utils.shards.read_shard`.
 
     Raises:
         InputError: there is no such shard.
@@ -104,7 +104,7 @@ def write_maps(
 
     def skip(sentence: str) -> None:
         problems.append(sentence)
-        problem(sentence)
+        log(sentence)
 
     def report() -> None:
         progress(stage, len(written) + len(kept) + len(problems), len(files), {})
@@ -117,7 +117,7 @@ def write_maps(
             return None
         image = load_image(file.source)
         size = (image.height, image.width)
-        return _Loaded(file.key, digest, labeller.scaled(image), _shown(image), size)
+        return _Loaded(file.key, digest, labeler.scaled(image), _shown(image), size)
 
     def to_do() -> Any:
         for file, loaded in read(files, load, skip, ahead=16):
@@ -127,16 +127,16 @@ def write_maps(
             else:
                 yield loaded
 
-    with lanes(labeller.device) as own:
+    with lanes(labeler.device) as own:
 
         def work(batch: list[_Loaded]) -> list[str]:
             with own.turn:
-                maps = labeller([one.scaled for one in batch], [one.size for one in batch])
+                maps = labeler([one.scaled for one in batch], [one.size for one in batch])
             for one, labels in zip(batch, maps, strict=True):
                 _write(output, one, labels.numpy(), picture)
             return [one.key for one in batch]
 
-        batches = alike(to_do(), lambda one: one.scaled.shape, labeller.together, WAITING)
+        batches = alike(to_do(), lambda one: one.scaled.shape, labeler.together, WAITING)
         for done in overlapped(batches, work, own):
             written |= set(done)
             report()

@@ -22,19 +22,19 @@ from primaps.backbones.load import load_backbone
 from primaps.data import ImageError, load_image
 from primaps.data.stored import Stored
 from primaps.label_maps.batches import alike
-from primaps.label_maps.labeller import Labeller
+from primaps.label_maps.labeler import Labeler
 from primaps.label_maps.predicting import predictor
 from primaps.label_maps.proposing import proposer
 from primaps.model import PriMaPsEM
-from primaps.support.errors import InputError
-from primaps.support.lanes import lanes, overlapped
+from primaps.utils.errors import InputError
+from primaps.utils.parallel import lanes, overlapped
 
 PROBLEM = "problem"
 """Column that says why an image has no label map; empty if it has one."""
 _TURN = Lock()
 
 
-class BatchLabeller(ABC):
+class BatchLabeler(ABC):
     """Label maps of batches of images, for engines that map batches.
 
     Args:
@@ -48,7 +48,7 @@ class BatchLabeller(ABC):
         self.column, self.output, self.encoded = column, output, encoded
 
     @abstractmethod
-    def labeller(self) -> Labeller:
+    def labeler(self) -> Labeler:
         """What makes the label maps, loaded once in each process."""
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,10 +63,10 @@ class BatchLabeller(ABC):
         if self.column not in batch:
             raise InputError(f"the batch has no column {self.column!r}; it has {', '.join(batch)}")
         with _TURN:  # engines may call from several threads; one call takes all cores
-            return self._labelled(batch)
+            return self._labeled(batch)
 
-    def _labelled(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        labeller = self.labeller()
+    def _labeled(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        labeler = self.labeler()
         count = len(batch[self.column])
         problems = [""] * count
         maps: list[np.ndarray] = [np.zeros((0, 0), np.uint8)] * count
@@ -77,17 +77,17 @@ class BatchLabeller(ABC):
             except ImageError as error:
                 problems[number] = str(error)
             else:
-                usable.append((number, labeller.scaled(image), (image.height, image.width)))
+                usable.append((number, labeler.scaled(image), (image.height, image.width)))
 
-        with lanes(labeller.device) as own:
+        with lanes(labeler.device) as own:
 
             def work(group: list[Any]) -> list[tuple[int, np.ndarray]]:
                 numbers, scaled, sizes = zip(*group, strict=True)
                 with own.turn:
-                    found = labeller(scaled, sizes)
+                    found = labeler(scaled, sizes)
                 return [(n, _small(one.numpy())) for n, one in zip(numbers, found, strict=True)]
 
-            groups = alike(usable, lambda one: one[1].shape, labeller.together, count)
+            groups = alike(usable, lambda one: one[1].shape, labeler.together, count)
             for done in overlapped(groups, work, own):
                 for number, labels in done:
                     maps[number] = labels
@@ -96,7 +96,7 @@ class BatchLabeller(ABC):
         return {**others, self.output: _array(out), PROBLEM: np.array(problems, np.str_)}
 
 
-class Predictor(BatchLabeller):
+class Predictor(BatchLabeler):
     """Classes of images by a fitted model, for engines that map batches.
 
     Args:
@@ -108,7 +108,7 @@ class Predictor(BatchLabeller):
             bfloat16 on processors with instructions for it.
         engine: of that backbone, as in :func:`primaps.load_backbone`.
         device: ``auto``, ``cpu``, ``cuda``, ...
-        column, output, encoded: see :class:`BatchLabeller`.
+        column, output, encoded: see :class:`BatchLabeler`.
 
     Raises:
         ModelError: when it is called, if there is no such model.
@@ -144,7 +144,7 @@ class Predictor(BatchLabeller):
         self.model, self.crf, self.size, self.classes = model, crf, size, classes
         self.precision, self.engine, self.device = precision, engine, device
 
-    def labeller(self) -> Labeller:
+    def labeler(self) -> Labeler:
         model = self.model
         if not isinstance(model, PriMaPsEM):
             model = _model(str(model), self.device, self.precision, self.engine)
@@ -153,14 +153,14 @@ class Predictor(BatchLabeller):
         )
 
 
-class Proposer(BatchLabeller):
+class Proposer(BatchLabeler):
     """Mask proposals of images, for engines that map batches.
 
     Args:
         backbone: name, hub id or folder, loaded once in each process; or a :class:`Backbone`, which
             travels along.
         threshold, mask_crf, size, engine, device: as in :func:`primaps.propose_files`.
-        column, output, encoded: see :class:`BatchLabeller`.
+        column, output, encoded: see :class:`BatchLabeler`.
 
     Raises:
         WeightsError: when it is called, if the backbone has no weights there.
@@ -183,7 +183,7 @@ class Proposer(BatchLabeller):
         self.backbone, self.threshold, self.mask_crf = backbone, threshold, mask_crf
         self.size, self.engine, self.device = size, engine, device
 
-    def labeller(self) -> Labeller:
+    def labeler(self) -> Labeler:
         network = self.backbone
         if not isinstance(network, Backbone):
             network = _backbone(str(network), self.device, self.engine)

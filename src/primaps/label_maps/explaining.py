@@ -14,7 +14,7 @@ from primaps.backbones.backbone import Backbone, image_features, image_side
 from primaps.config import Size, Threshold
 from primaps.data import (
     ImageFile,
-    Problem,
+    LogCallback,
     find_images,
     fit_to_patches,
     load_image,
@@ -26,12 +26,12 @@ from primaps.data.stream import content_digest, in_memory
 from primaps.label_maps.collection import Inputs
 from primaps.label_maps.proposing import propose_options
 from primaps.pictures.explain import steps_picture, threshold_picture
-from primaps.support.entrance import entrance
-from primaps.support.files import save_picture
-from primaps.support.outputs import OutputFolder
-from primaps.support.progress import ProgressCallback, silent
-from primaps.support.renamed import renamed
-from primaps.support.shards import read_shard
+from primaps.utils.entrance import entrance
+from primaps.utils.files import save_picture
+from primaps.utils.outputs import OutputFolder
+from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.renamed import renamed
+from primaps.utils.shards import read_shard
 
 logger = logging.getLogger("primaps")
 
@@ -48,7 +48,7 @@ def explain_files(
     size: Size | None = None,
     shard: str | None = None,
     progress: ProgressCallback = silent,
-    problem: Problem = logger.warning,
+    log: LogCallback = logger.warning,
 ) -> list[Path]:
     """Write ``<relative path>.steps.jpg`` and ``.thresholds.jpg`` for each image.
 
@@ -79,7 +79,7 @@ def explain_files(
         file = in_memory(file)
         return content_digest(file), load_image(file.source)
 
-    loaded = read(files, load, problem)
+    loaded = read(files, load, log)
     for done, (file, (digest, image)) in enumerate(loaded, 1):
         small = fit_to_patches(image, side, backbone.patch_size)
         pixels = to_tensor(small).to(backbone.device)

@@ -16,16 +16,16 @@ from torch import Tensor
 from primaps.backbones.backbone import image_features, image_side
 from primaps.classes.legend import HIDDEN
 from primaps.config import Size
-from primaps.data import Problem, find_images
+from primaps.data import LogCallback, find_images
 from primaps.em.pixels import largest_channel
 from primaps.label_maps.collection import Inputs, Picture, Written, write_maps
-from primaps.label_maps.labeller import ImageSize, Labeller
+from primaps.label_maps.labeler import ImageSize, Labeler
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import overlay, with_legend
 from primaps.scenes.predict import predict_image, shown_classes
-from primaps.support.entrance import entrance
-from primaps.support.progress import ProgressCallback, silent
-from primaps.support.renamed import renamed
+from primaps.utils.entrance import entrance
+from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.renamed import renamed
 from primaps.version import VERSION
 
 logger = logging.getLogger("primaps")
@@ -44,7 +44,7 @@ def predict_files(
     tiles: Mapping[str, Any] | None = None,
     shard: str | None = None,
     progress: ProgressCallback = silent,
-    problem: Problem = logger.warning,
+    log: LogCallback = logger.warning,
 ) -> Written:
     """Class maps of images by a fitted model: ``primaps predict``.
 
@@ -56,13 +56,13 @@ def predict_files(
         size: shorter side in pixels; None is that of the fit. A larger one finds smaller things, in
             more time. With ``tiles`` the side of crops.
         names: of the K classes, for the legend; those of ``classes.json`` or the cut if None.
-        tiles: of :class:`primaps.scenes.look.Look`: images are looked at by crops, not scaled.
+        tiles: of :class:`primaps.scenes.tiling.Look`: images are looked at by crops, not scaled.
 
     Raises:
         InputError: the size, or a field of ``tiles``, is out of its range.
     """
     known = model.legend_
-    titles, colours = shown_classes(model, names)
+    titles, colors = shown_classes(model, names)
     options: dict[str, Any] = {
         "primaps": VERSION,
         "command": "predict",
@@ -70,20 +70,20 @@ def predict_files(
         "model": model.prediction_digest(),
         "names": titles,
     }
-    options |= {"colours": colours.tolist()} if known else {}
+    options |= {"colors": colors.tolist()} if known else {}
     options |= {"tiles": dict(tiles)} if tiles is not None else {}
     options |= {"size": size} if size is not None else {}
     out = Path(out).expanduser()
     files = find_images(inputs, exclude=out)
     shown = class_picture(model, titles)
     if tiles is None:
-        labeller = predictor(model, crf, size)
+        labeler = predictor(model, crf, size)
     else:
-        labeller = tiled_predictor(model, crf, {"size": size, **tiles})
-    return write_maps("prediction", files, out, labeller, shown, options, shard, progress, problem)
+        labeler = tiled_predictor(model, crf, {"size": size, **tiles})
+    return write_maps("prediction", files, out, labeler, shown, options, shard, progress, log)
 
 
-def predictor(model: PriMaPsEM, crf: bool = True, size: int | None = None) -> Labeller:
+def predictor(model: PriMaPsEM, crf: bool = True, size: int | None = None) -> Labeler:
     """Images to maps of their classes; each as :meth:`primaps.PriMaPsEM.predict` gives it."""
     side = image_side(model.backbone, size or model.size, 1, model.config.classes)
 
@@ -95,24 +95,24 @@ def predictor(model: PriMaPsEM, crf: bool = True, size: int | None = None) -> La
             for probabilities, size, own in zip(found, sizes, features, strict=True)
         ]
 
-    return Labeller(label, side, model.backbone.patch_size, model.backbone.device)
+    return Labeler(label, side, model.backbone.patch_size, model.backbone.device)
 
 
-def tiled_predictor(model: PriMaPsEM, crf: bool, tiles: Mapping[str, Any]) -> Labeller:
+def tiled_predictor(model: PriMaPsEM, crf: bool, tiles: Mapping[str, Any]) -> Labeler:
     """The same by crops, as :func:`primaps.predict_image` looks at an image: it is not scaled."""
 
     def label(images: Tensor, sizes: Sequence[ImageSize]) -> list[Tensor]:
         pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
         return [torch.from_numpy(predict_image(model, one, crf, **tiles)) for one in pictures]
 
-    return Labeller(label, None, model.network.patch_size, model.network.device)
+    return Labeler(label, None, model.network.patch_size, model.network.device)
 
 
 def class_picture(model: PriMaPsEM, titles: Sequence[str]) -> Picture:
-    """Classes in colours over their image, above a legend with the share of each."""
-    known, (_, colours) = model.legend_, shown_classes(model, titles)
-    classes = len(colours)
-    shades = np.concatenate([colours, np.zeros_like(colours[:1])])  # the last one: hidden
+    """Classes in colors over their image, above a legend with the share of each."""
+    known, (_, colors) = model.legend_, shown_classes(model, titles)
+    classes = len(colors)
+    shades = np.concatenate([colors, np.zeros_like(colors[:1])])  # the last one: hidden
     hides = known is not None and known.hides
 
     def picture(image: Image.Image, labels: Integer[np.ndarray, "h w"]) -> Image.Image:
@@ -120,6 +120,6 @@ def class_picture(model: PriMaPsEM, titles: Sequence[str]) -> Picture:
         present = np.bincount(labels.flatten(), minlength=classes) / labels.size
         shown = [k for k in np.argsort(-present[:classes]) if present[k] >= 0.001]
         legend = [f"{titles[k]} {present[k]:.0%}" for k in shown]
-        return with_legend(overlay(image, labels, shades, ignore=classes), legend, colours[shown])
+        return with_legend(overlay(image, labels, shades, ignore=classes), legend, colors[shown])
 
     return picture

@@ -14,15 +14,15 @@ from torch import Tensor
 from primaps.backbones.backbone import Backbone, image_features, image_side
 from primaps.backbones.load import load_backbone
 from primaps.config import Size, Threshold
-from primaps.data import Problem, find_images
+from primaps.data import LogCallback, find_images
 from primaps.em.pixels import largest_channel
 from primaps.label_maps.collection import Inputs, Written, write_maps
-from primaps.label_maps.labeller import ImageSize, Labeller
+from primaps.label_maps.labeler import ImageSize, Labeler
 from primaps.pictures.overlays import overlay_masks
 from primaps.proposals.image_size import mask_probabilities
-from primaps.support.entrance import entrance
-from primaps.support.progress import ProgressCallback, silent
-from primaps.support.renamed import renamed
+from primaps.utils.entrance import entrance
+from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.renamed import renamed
 from primaps.version import VERSION
 
 logger = logging.getLogger("primaps")
@@ -42,7 +42,7 @@ def propose_files(
     engine: str | None = None,
     shard: str | None = None,
     progress: ProgressCallback = silent,
-    problem: Problem = logger.warning,
+    log: LogCallback = logger.warning,
 ) -> Written:
     """Mask proposals of images: ``primaps propose``.
 
@@ -68,18 +68,18 @@ def propose_files(
     """
     network = load_backbone(backbone, device, engine=engine)
     side = image_side(network, size)
-    labeller = proposer(network, threshold, mask_crf, side)
+    labeler = proposer(network, threshold, mask_crf, side)
     options = propose_options(network, threshold, mask_crf, side)
     out = Path(out).expanduser()
     files = find_images(inputs, exclude=out)
     return write_maps(
-        "proposals", files, out, labeller, overlay_masks, options, shard, progress, problem
+        "proposals", files, out, labeler, overlay_masks, options, shard, progress, log
     )
 
 
 def proposer(
     network: Backbone, threshold: float, mask_crf: bool, size: int | None = None
-) -> Labeller:
+) -> Labeler:
     """Images to maps of their masks, 0 = ignore and 1..Z; see :func:`propose_files`."""
     refine: Literal["dense"] | None = "dense" if mask_crf else None
 
@@ -92,7 +92,7 @@ def proposer(
             for probabilities, own in zip(found, sizes, strict=True)
         ]
 
-    return Labeller(label, image_side(network, size), network.patch_size, network.device)
+    return Labeler(label, image_side(network, size), network.patch_size, network.device)
 
 
 def propose_options(

@@ -11,13 +11,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from primaps.evaluation.metrics import by_class
-from primaps.support.ours import GENERATOR, own_path
+from primaps.utils.ours import GENERATOR, own_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-# Okabe and Ito's colours (2008), which can be told apart with all kinds of colour blindness.
+# Okabe and Ito's colors (2008), which can be told apart with all kinds of color blindness.
 SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 
 

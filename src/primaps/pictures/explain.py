@@ -16,7 +16,7 @@ from torch import Tensor
 from primaps.pictures.overlays import grid, overlay, overlay_masks, with_legend
 from primaps.proposals.image_size import CRF, image_masks
 from primaps.proposals.principal_masks import Proposals, propose
-from primaps.support.colours import palette
+from primaps.utils.colors import palette
 
 logger = logging.getLogger("primaps")
 
@@ -26,7 +26,7 @@ THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
 def masks_picture(
     image: Image.Image, masks: Integer[Tensor, "h w"], names: Sequence[str] = ()
 ) -> Image.Image:
-    """Masks in colours over their image, what lies in none dark.
+    """Masks in colors over their image, what lies in none dark.
 
     Args:
         masks: 0 = ignore, 1..Z; any size, brought to that of the image.
@@ -42,17 +42,17 @@ def classes_picture(
     classes: Int[Tensor, " z1"],
     names: Sequence[str],
 ) -> Image.Image:
-    """Each mask in the colour of its class.
+    """Each mask in the color of its class.
 
     Args:
         classes: of :func:`primaps.evaluation.oracle.oracle_classes`.
         names: of the classes.
     """
     labels = classes.cpu().numpy()[_to_size(masks, image)]
-    colours = np.concatenate([palette(len(names)), np.zeros((1, 3), np.uint8)])
+    colors = np.concatenate([palette(len(names)), np.zeros((1, 3), np.uint8)])
     present = [int(k) for k in np.unique(labels) if k < len(names)]
-    picture = overlay(image, labels, colours, ignore=len(names))
-    return with_legend(picture, [names[k] for k in present], colours[present])
+    picture = overlay(image, labels, colors, ignore=len(names))
+    return with_legend(picture, [names[k] for k in present], colors[present])
 
 
 def similarity_maps(
@@ -101,7 +101,7 @@ def steps_picture(
     """One row per mask, the first ``limit``: component, anchor, mask (Fig. 3 and 5).
 
     Similarities go from dark blue (0 and below) over green to yellow (the largest); positions
-    that earlier masks took are grey. The cross is the anchor.
+    that earlier masks took are gray. The cross is the anchor.
     """
     proposals = propose(features[None], threshold=threshold, return_details=True)
     rows = []
@@ -117,7 +117,7 @@ def steps_picture(
 def similarity_pictures(
     image: Image.Image, features: Float[Tensor, "c h w"], proposals: Proposals, limit: int
 ) -> list[tuple[Image.Image, Image.Image]]:
-    """Similarity to the component and to the anchor of each of the first masks, in colours.
+    """Similarity to the component and to the anchor of each of the first masks, in colors.
 
     Args:
         proposals: what the features alone gave, with details.
@@ -182,7 +182,7 @@ def _marked(image: Image.Image, position: Sequence[int], shape: Sequence[int]) -
     y = (position[0] + 0.5) * image.height / shape[0]
     x = (position[1] + 0.5) * image.width / shape[1]
     reach = max(5, min(image.size) // 28)
-    for colour, width in (("black", reach // 2 + 2), ("white", max(1, reach // 4))):
-        draw.line((x - reach, y, x + reach, y), colour, width)
-        draw.line((x, y - reach, x, y + reach), colour, width)
+    for color, width in (("black", reach // 2 + 2), ("white", max(1, reach // 4))):
+        draw.line((x - reach, y, x + reach, y), color, width)
+        draw.line((x, y - reach, x, y + reach), color, width)
     return picture

@@ -1,4 +1,4 @@
-"""Pictures of label maps: colours, overlays, legends and grids, as Pillow images."""
+"""Pictures of label maps: colors, overlays, legends and grids, as Pillow images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from primaps.support.colours import palette
-from primaps.support.errors import InputError
+from primaps.utils.colors import palette
+from primaps.utils.errors import InputError
 
 GAP = 8
 
@@ -18,48 +18,48 @@ GAP = 8
 def overlay(
     image: Image.Image,
     labels: Integer[np.ndarray, "h w"],
-    colours: UInt8[np.ndarray, "k 3"] | None = None,
+    colors: UInt8[np.ndarray, "k 3"] | None = None,
     alpha: float = 0.55,
     ignore: int | None = None,
 ) -> Image.Image:
-    """Blend the colours of a label map over its image and outline the regions.
+    """Blend the colors of a label map over its image and outline the regions.
 
     Args:
         image: RGB.
-        labels: indices into ``colours``, of the size of the image.
-        colours: from :func:`palette` if None.
-        alpha: opacity of the colours in [0, 1].
-        ignore: label that stays without a colour and is darkened instead.
+        labels: indices into ``colors``, of the size of the image.
+        colors: from :func:`palette` if None.
+        alpha: opacity of the colors in [0, 1].
+        ignore: label that stays without a color and is darkened instead.
     """
-    if colours is None:
-        colours = palette(int(labels.max()) + 1)
-    photograph = image.convert("RGB")
-    if labels.shape != photograph.size[::-1]:
-        size = photograph.size[::-1]
+    if colors is None:
+        colors = palette(int(labels.max()) + 1)
+    photo = image.convert("RGB")
+    if labels.shape != photo.size[::-1]:
+        size = photo.size[::-1]
         raise InputError(f"labels {labels.shape} and image {size} differ in size")
-    blended = Image.blend(photograph, Image.fromarray(colours.take(labels, 0)), alpha)
+    blended = Image.blend(photo, Image.fromarray(colors.take(labels, 0)), alpha)
     left_out = labels == ignore
     if left_out.any():
-        black = Image.new("RGB", photograph.size)
-        blended.paste(Image.blend(black, photograph, 0.45), mask=Image.fromarray(left_out))
+        black = Image.new("RGB", photo.size)
+        blended.paste(Image.blend(black, photo, 0.45), mask=Image.fromarray(left_out))
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
-    white = Image.new("RGB", photograph.size, "white")
+    white = Image.new("RGB", photo.size, "white")
     blended.paste(Image.blend(blended, white, 0.65), mask=Image.fromarray(edge))
     return blended
 
 
 def overlay_masks(image: Image.Image, masks: Integer[np.ndarray, "h w"]) -> Image.Image:
-    """Masks 1..Z in colours over their image, what lies in none (0) dark."""
-    colours = palette(max(1, int(masks.max())))
-    return overlay(image, masks, np.concatenate([np.zeros_like(colours[:1]), colours]), ignore=0)
+    """Masks 1..Z in colors over their image, what lies in none (0) dark."""
+    colors = palette(max(1, int(masks.max())))
+    return overlay(image, masks, np.concatenate([np.zeros_like(colors[:1]), colors]), ignore=0)
 
 
 def with_legend(
     image: Image.Image,
     names: Sequence[str],
-    colours: UInt8[np.ndarray, "k 3"],
+    colors: UInt8[np.ndarray, "k 3"],
     text: int | None = None,
 ) -> Image.Image:
     """Put a legend under an image, in as many columns as fit its width.
@@ -78,11 +78,11 @@ def with_legend(
     sheet = Image.new("RGB", (width, image.height + rows * height + 2 * GAP), "white")
     sheet.paste(image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(sheet)
-    for i, (name, colour) in enumerate(zip(names, colours, strict=False)):
+    for i, (name, color) in enumerate(zip(names, colors, strict=False)):
         x = (i % columns) * (width // columns) + GAP
         y = image.height + GAP + (i // columns) * height
         box = (x, y + height // 6, x + height, y + height - height // 6)
-        draw.rectangle(box, tuple(int(c) for c in colour), "black")
+        draw.rectangle(box, tuple(int(c) for c in color), "black")
         draw.text((x + height + GAP // 2, y + height // 2), name, "black", font, anchor="lm")
     return sheet
 
@@ -119,7 +119,7 @@ def examples(
     rows: Sequence[tuple[Image.Image, Sequence[Integer[np.ndarray, "h w"]]]],
     titles: Sequence[str],
     classes: Sequence[str],
-    colours: UInt8[np.ndarray, "k 3"] | None = None,
+    colors: UInt8[np.ndarray, "k 3"] | None = None,
     ignore: int | None = 255,
     height: int = 240,
 ) -> Image.Image:
@@ -129,11 +129,11 @@ def examples(
         rows: an image and label maps of its size (label, predictions) each.
         titles: of the columns.
         classes: names; the legend has those that occur.
-        colours: of the classes; from :func:`palette` if None.
+        colors: of the classes; from :func:`palette` if None.
         ignore: label that is shown dark.
         height: of each picture in pixels.
     """
-    shades = palette(len(classes)) if colours is None else colours
+    shades = palette(len(classes)) if colors is None else colors
     present: set[int] = set()
     shades = np.concatenate([shades, np.zeros_like(shades[:1])])  # the last one: ignored
     pictures = []

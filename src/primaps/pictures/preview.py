@@ -9,9 +9,9 @@ from PIL import Image
 
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import grid, overlay, overlay_masks, with_legend
-from primaps.support.colours import palette
-from primaps.support.errors import InputError
-from primaps.support.ours import write_png
+from primaps.utils.colors import palette
+from primaps.utils.errors import InputError
+from primaps.utils.ours import write_png
 
 
 def model_preview(model: PriMaPsEM, path: str | Path, crf: bool = True) -> None:
@@ -25,18 +25,18 @@ def model_preview(model: PriMaPsEM, path: str | Path, crf: bool = True) -> None:
     images = model.samples_.to(model.backbone.device)
     masks = model.masks(model.backbone(images.float() / 255), images).cpu().numpy()
     labels = model.predict_probabilities(images, crf).argmax(1).cpu().numpy()
-    colours = palette(model.config.classes)
+    colors = palette(model.config.classes)
     rows = []
     for image, mask, label in zip(images.cpu(), masks, labels, strict=True):
-        photograph = Image.fromarray(image.permute(1, 2, 0).numpy())
+        photo = Image.fromarray(image.permute(1, 2, 0).numpy())
         rows.append(
             [
-                photograph,
-                overlay_masks(photograph, mask),
-                overlay(photograph, label, colours),
+                photo,
+                overlay_masks(photo, mask),
+                overlay(photo, label, colors),
             ]
         )
     sheet = grid(rows, ("image", "mask proposals", "classes found"))
-    present = np.flatnonzero(np.bincount(labels.flatten(), minlength=len(colours)))
-    sheet = with_legend(sheet, [f"class {k}" for k in present], colours[present])
+    present = np.flatnonzero(np.bincount(labels.flatten(), minlength=len(colors)))
+    sheet = with_legend(sheet, [f"class {k}" for k in present], colors[present])
     write_png(sheet, path)

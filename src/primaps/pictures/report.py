@@ -22,7 +22,7 @@ from primaps.classes.legend import Class
 from primaps.data import (
     ImageError,
     ImageFile,
-    Problem,
+    LogCallback,
     find_images,
     fit_to_patches,
     load_image,
@@ -34,13 +34,13 @@ from primaps.evaluation.protocol import Evaluation, evaluate
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import overlay
 from primaps.pictures.report_page import Look, Seen, page
-from primaps.support.colours import palette
-from primaps.support.entrance import entrance
-from primaps.support.files import user_path
-from primaps.support.ours import need_own, own_path
-from primaps.support.progress import ProgressCallback, silent
-from primaps.support.seeding import generator
-from primaps.support.typed import Range
+from primaps.utils.colors import palette
+from primaps.utils.entrance import entrance
+from primaps.utils.files import user_path
+from primaps.utils.ours import need_own, own_path
+from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.seeding import generator
+from primaps.utils.typed import Range
 
 logger = logging.getLogger("primaps")
 CROPS = 5
@@ -81,7 +81,7 @@ def write_report(
     crf: bool = True,
     see: Callable[[ImageFile], Sight] | None = None,
     progress: ProgressCallback = silent,
-    problem: Problem = logger.warning,
+    log: LogCallback = logger.warning,
 ) -> Path:
     """Look at images with a model and write what a person wants to see first.
 
@@ -108,7 +108,7 @@ def write_report(
     seen = [Seen() for _ in classes]
     looks: list[Look] = []
     load: Callable[[ImageFile], Any] = see or (lambda file: load_image(file.source))
-    for number, (file, found) in enumerate(read(files, load, problem, ahead=3)):
+    for number, (file, found) in enumerate(read(files, load, log, ahead=3)):
         known = found if see else sight(model, found, crf)
         looks.append(_look(model, file.key, known, classes, seen, number))
         progress("report", number + 1, len(files), {})
@@ -120,7 +120,7 @@ def write_report(
     if labels is not None:
         scores = evaluate(
             model, images, labels, ignore_index=ignore_index, crf=crf,
-            matching="hungarian", progress=progress, problem=problem,
+            matching="hungarian", progress=progress, log=log,
         )  # fmt: skip
     looks.sort(key=lambda look: look.margin)
     ends = looks if len(looks) <= 2 * ENDS else looks[:ENDS] + looks[-ENDS:]
@@ -136,8 +136,8 @@ def shown_classes(model: PriMaPsEM) -> tuple[Class, ...]:
         return model.legend_.shown
     if model.inventory_ is not None:
         return legend(model.inventory_.tree).shown
-    colours = palette(model.config.classes).tolist()
-    return tuple(Class(str(k), f"class {k}", tuple(c), ()) for k, c in enumerate(colours))
+    colors = palette(model.config.classes).tolist()
+    return tuple(Class(str(k), f"class {k}", tuple(c), ()) for k, c in enumerate(colors))
 
 
 @torch.no_grad()
@@ -174,9 +174,9 @@ def _look(
                     # The number of the image decides ties, so that pictures are not compared.
                     push = heapq.heappush if len(heap) < CROPS else heapq.heapreplace
                     push(heap, (sign * score, number, crop))
-    colours = np.array([one.colour for one in classes] + [(0, 0, 0)], np.uint8)
+    colors = np.array([one.color for one in classes] + [(0, 0, 0)], np.uint8)
     known = hidden_last(torch.from_numpy(labels), model.legend_).numpy()
-    picture = overlay(scaled, known, colours, ignore=len(classes))
+    picture = overlay(scaled, known, colors, ignore=len(classes))
     picture.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
     return Look(found.margin, key, picture)
 
@@ -217,8 +217,8 @@ def _crop(image: Image.Image, inside: Bool[np.ndarray, "h w"]) -> Image.Image:
     """The part of an image around the largest piece of a region, what is outside it pale."""
     inside, (left, top, right, bottom) = largest_piece(inside)
     pixels = np.asarray(image).astype(np.float32)
-    grey = pixels.mean(2, keepdims=True)
-    pixels = np.where(inside[..., None], pixels, 0.25 * grey + 170)
+    gray = pixels.mean(2, keepdims=True)
+    pixels = np.where(inside[..., None], pixels, 0.25 * gray + 170)
     crop = Image.fromarray(pixels[top:bottom, left:right].round().astype(np.uint8))
     crop.thumbnail((CROP_SIDE * 2, CROP_SIDE * 2))
     return crop

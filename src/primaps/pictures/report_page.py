@@ -16,7 +16,7 @@ from primaps.classes.tree import Tree
 from primaps.evaluation.protocol import Evaluation
 from primaps.model import PriMaPsEM
 from primaps.pictures.report_style import STYLE
-from primaps.support.ours import GENERATOR
+from primaps.utils.ours import GENERATOR
 from primaps.version import VERSION
 
 
@@ -99,8 +99,8 @@ def picture(image: Image.Image, about: str) -> str:
 
 
 def key(one: Class) -> str:
-    """The colour of a class."""
-    return '<span class="key" style="background: rgb({}, {}, {})"></span>'.format(*one.colour)
+    """The color of a class."""
+    return '<span class="key" style="background: rgb({}, {}, {})"></span>'.format(*one.color)
 
 
 def _classes(model: PriMaPsEM, classes: Sequence[Class], seen: Sequence[Seen]) -> str:

@@ -18,16 +18,16 @@ from primaps.evaluation.protocol import Evaluation, model_predictions
 from primaps.model import PriMaPsEM
 from primaps.pictures.charts import confusion_chart, iou_chart, save
 from primaps.pictures.overlays import examples
-from primaps.support.colours import palette
-from primaps.support.files import user_path
-from primaps.support.ours import need_own, write_png
+from primaps.utils.colors import palette
+from primaps.utils.files import user_path
+from primaps.utils.ours import need_own, write_png
 
 
-def class_colours(data: Dataset) -> UInt8[np.ndarray, "k 3"]:
-    """The data set's own colours, or those of :func:`primaps.pictures.overlays.palette`."""
-    if data.colours is None:
+def class_colors(data: Dataset) -> UInt8[np.ndarray, "k 3"]:
+    """The data set's own colors, or those of :func:`primaps.pictures.overlays.palette`."""
+    if data.colors is None:
         return palette(len(data.classes))
-    return np.array(data.colours, np.uint8)
+    return np.array(data.colors, np.uint8)
 
 
 def draw_result(
@@ -79,11 +79,9 @@ def example_sheet(
     maps: dict[str, list[np.ndarray]] = {}
     for model, result in columns.values():
         known = asdict(result.options)
-        options = {name: known[name] for name in ("size", "crop", "mirror", "crf", "resize")}
+        options = {name: known[name] for name in ("size", "crop", "flip", "crf", "resize")}
         table = class_table(result, ignore)
-        for one in model_predictions(
-            model, data, samples, problem=lambda sentence: None, **options
-        ):
+        for one in model_predictions(model, data, samples, log=lambda sentence: None, **options):
             key = one.sample.key
             if key not in pictures:
                 pictures[key] = Image.fromarray(one.image.permute(1, 2, 0).numpy())
@@ -91,7 +89,7 @@ def example_sheet(
             maps[key].append(table[hidden_last(one.clusters, model.legend_).numpy()])
     rows = [(picture, maps[key]) for key, picture in pictures.items()]
     titles = ("image", "label (dark: ignored)", *columns)
-    return examples(rows, titles, data.classes, class_colours(data), ignore)
+    return examples(rows, titles, data.classes, class_colors(data), ignore)
 
 
 def class_table(result: Evaluation, ignore: int) -> Integer[np.ndarray, " clusters"]:

@@ -23,10 +23,10 @@ from torch import Tensor
 from primaps.backbones.backbone import tensors_digest
 from primaps.backbones.convert import WeightsError, to_hub_names, write_folder
 from primaps.projections.projection import Projection, ProjectionError, from_tensors
-from primaps.support.entrance import entrance
-from primaps.support.files import cache_dir, sha256
-from primaps.support.foreign import read_foreign
-from primaps.support.typed import conform
+from primaps.utils.entrance import entrance
+from primaps.utils.files import cache_dir, sha256
+from primaps.utils.foreign import read_foreign
+from primaps.utils.typed import conform
 
 Kind = Literal["stego", "hp"]
 

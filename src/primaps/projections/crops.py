@@ -11,12 +11,12 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from primaps.data import ImageFile, Problem, load_image, read, square
-from primaps.support.files import atomic_path
+from primaps.data import ImageFile, LogCallback, load_image, read, square
+from primaps.utils.files import atomic_path
 
 
 def five_crops(images: UInt8[Tensor, "b 3 H W"]) -> UInt8[Tensor, "b5 3 H W"]:
-    """The four quarters and the centre of each image, enlarged to its size.
+    """The four quarters and the center of each image, enlarged to its size.
 
     The features of crops are used like those of further images, five for one.
 
@@ -24,7 +24,7 @@ def five_crops(images: UInt8[Tensor, "b 3 H W"]) -> UInt8[Tensor, "b5 3 H W"]:
         images: 8-bit; sides of at least 2 pixels.
 
     Returns:
-        Per image: top left, top right, bottom left, bottom right, centre.
+        Per image: top left, top right, bottom left, bottom right, center.
 
     Examples:
         >>> five_crops(torch.zeros(2, 3, 64, 48, dtype=torch.uint8)).shape
@@ -40,15 +40,15 @@ def five_crops(images: UInt8[Tensor, "b 3 H W"]) -> UInt8[Tensor, "b5 3 H W"]:
 
 
 def write_crops(
-    files: Sequence[ImageFile], size: int, folder: Path, problem: Problem
+    files: Sequence[ImageFile], size: int, folder: Path, log: LogCallback
 ) -> list[ImageFile]:
-    """Write the five crops of the centred square of each image, as PNG files.
+    """Write the five crops of the centered square of each image, as PNG files.
 
     Returns:
         The crops, in the order of the images.
     """
     found = []
-    for file, image in read(files, lambda file: square(load_image(file.source), size), problem):
+    for file, image in read(files, lambda file: square(load_image(file.source), size), log):
         for number, crop in enumerate(five_crops(image[None])):
             path = folder / f"{file.key}.{number}.png"
             with atomic_path(path) as temporary:

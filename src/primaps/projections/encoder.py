@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from primaps.backbones.backbone import Backbone
 from primaps.backbones.load import load_backbone
 from primaps.projections.projection import Projection
-from primaps.support.errors import InputError
+from primaps.utils.errors import InputError
 
 
 def code_network(backbone: Backbone, projection: Projection) -> Backbone:
@@ -49,7 +49,7 @@ def code_network(backbone: Backbone, projection: Projection) -> Backbone:
 def encoder(network: Backbone, projection: Projection) -> Backbone:
     """A network and a projection as one backbone, whose features are the codes.
 
-    Codes, not features, are then averaged over an image and its mirror image.
+    Codes, not features, are then averaged over an image and its flipped image.
 
     Examples:
         >>> pool = load_backbone(nn.AvgPool2d(8), "cpu", patch_size=8)

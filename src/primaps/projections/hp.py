@@ -3,11 +3,11 @@
 Two positions are a hidden positive pair if they are more alike than one of them is to anything in
 a pool of random reference positions. Alike is first judged by the features (task-agnostic), and
 more and more also by the codes themselves (task-specific). Positives of an anchor also draw its
-neighbours along (local hidden positives). Written from section 3 of the paper.
+neighbors along (local hidden positives). Written from section 3 of the paper.
 
 Two things differ from the paper, because this works on cached features and on a CPU:
 
-- the paper weighs the neighbours of an anchor by the attention of the backbone's last layer, which
+- the paper weighs the neighbors of an anchor by the attention of the backbone's last layer, which
   a cache of features does not hold; here the weight is the cosine of their features;
 - the paper contrasts every position of a batch with every other; here random positions of each
   image are contrasted.
@@ -25,11 +25,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from primaps.em.em import momentum_update
-from primaps.features.store import Rows
+from primaps.features.feature_cache import Rows
 from primaps.projections.projection import Head, Projection
 from primaps.projections.sampling import batches, check, finite
-from primaps.support.errors import InputError
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.errors import InputError
+from primaps.utils.progress import ProgressCallback, silent
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class HPSettings:
         temperature: tau of the contrastive loss.
         contrast: share of the other positions that an anchor is contrasted with, besides its
             positives, in (0, 1].
-        consistency: weight of the distance between a position's vectors in image and mirror image.
+        consistency: weight of the distance between a position's vectors in image and flipped image.
         momentum: decay of the moving average of the head, which judges task-specific positives.
         warmup: share of the training without task-specific positives; their weight then grows
             linearly from 0 to 1.
@@ -134,7 +134,7 @@ def contrastive_loss(
     return terms.sum() / total[counted].sum()
 
 
-def neighbourhood(
+def neighborhood(
     maps: Float[Tensor, "b c h w"], position: Int[Tensor, "b a"]
 ) -> tuple[Float[Tensor, "b a 9 c"], Float[Tensor, "b a 9"]]:
     """Features of the 3x3 positions around each anchor and their weights as local positives.
@@ -170,7 +170,7 @@ def train_hp(
     """Train a head on cached features of N images.
 
     Args:
-        features: of N images and their mirror images.
+        features: of N images and their flipped images.
         steps: of AdamW.
         progress: told the mean number of task-agnostic positives of an anchor.
 
@@ -242,22 +242,22 @@ class _Drawn(NamedTuple):
     anchors: Int[Tensor, " a"]  # among all b * n
     near: Float[Tensor, "b a 9 c"]
     weights: Float[Tensor, "b a 9"]
-    opposite: Float[Tensor, "b a c"]  # the anchors in the mirror image
+    opposite: Float[Tensor, "b a c"]  # the anchors in the flipped image
 
 
 def _draw(
     features: Rows, index: Int[Tensor, " b"], settings: HPSettings, generator: torch.Generator
 ) -> _Drawn:
     which = torch.randint(2, (len(index),), generator=generator)
-    maps, mirrored = (features.take(index, i).float() for i in (which, 1 - which))
+    maps, flipped = (features.take(index, i).float() for i in (which, 1 - which))
     size, total = len(maps), maps.shape[2] * maps.shape[3]
     each = min(settings.positions, total)
     position = torch.rand(size, total, generator=generator).topk(each).indices.to(maps.device)
     anchor = position[:, : settings.anchors]
     rows = torch.arange(size, device=maps.device)[:, None]
     first = (rows * each + torch.arange(anchor.shape[1], device=maps.device)).flatten()
-    near, weights = neighbourhood(maps, anchor)
-    opposite = mirrored.flip(-1).flatten(2).transpose(1, 2)[rows, anchor]
+    near, weights = neighborhood(maps, anchor)
+    opposite = flipped.flip(-1).flatten(2).transpose(1, 2)[rows, anchor]
     tokens = maps.flatten(2).transpose(1, 2)[rows, position]
     return _Drawn(tokens, first, near, weights, opposite)
 

@@ -1,4 +1,4 @@
-"""A projection: frozen features in, codes of fewer channels out, and cluster centres if it has any.
+"""A projection: frozen features in, codes of fewer channels out, and cluster centers if it has any.
 
 STEGO (Hamilton et al., ICLR 2022) and HP (Seong et al., CVPR 2023) learn such a head on top of a
 frozen backbone. PriMaPs-EM on top of them takes masks from the features and fits its prototypes to
@@ -20,10 +20,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from primaps.backbones.backbone import weights_digest
-from primaps.support.errors import InputError, PrimapsError
-from primaps.support.files import atomic_path, user_path, write_json
-from primaps.support.inputs import need_tensor, read_json, read_tensors
-from primaps.support.ours import GENERATOR, own_path
+from primaps.utils.errors import InputError, PrimapsError
+from primaps.utils.files import atomic_path, user_path, write_json
+from primaps.utils.inputs import need_tensor, read_json, read_tensors
+from primaps.utils.ours import GENERATOR, own_path
 
 FORMAT = 1
 
@@ -85,7 +85,7 @@ class Projection(nn.Module):
     Args:
         codes: a :class:`Head`, or any callable or module of yours that maps (B, C, h, w) to
             (B, D, h, w).
-        clusters: (K, D) centres in code space, compared by cosine; PriMaPs-EM starts from them.
+        clusters: (K, D) centers in code space, compared by cosine; PriMaPs-EM starts from them.
         name: what it is called in messages and files; None takes the callable's name.
         about: anything that JSON can hold, kept beside the weights: where it is from, settings;
             under ``backbone`` the digest of the weights that it was made for, if that is known.
@@ -140,7 +140,7 @@ class Projection(nn.Module):
 
     @torch.no_grad()
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        """Codes of a batch of feature maps, not normalised.
+        """Codes of a batch of feature maps, not normalized.
 
         Raises:
             InputError: the features have another number of channels than the head takes, or a

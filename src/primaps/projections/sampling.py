@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from primaps.features.store import Rows
+from primaps.features.feature_cache import Rows
 from primaps.features.views import batch_indices
-from primaps.support.errors import InputError
+from primaps.utils.errors import InputError
 
-# Cached features are rows (2, C, h, w): [0] of an image itself and [1] of its mirror image.
+# Cached features are rows (2, C, h, w): [0] of an image itself and [1] of its flipped image.
 
 
 def batches(
@@ -28,7 +28,7 @@ def batches(
 def draw(
     features: Rows, index: Int[Tensor, " b"], generator: torch.Generator
 ) -> Float[Tensor, "b c h w"]:
-    """Features of some images in single precision, each image mirrored or not by chance."""
+    """Features of some images in single precision, each image flipped or not by chance."""
     which = torch.randint(2, (len(index),), generator=generator)
     return features.take(index, which).float()
 
@@ -41,7 +41,7 @@ def random_points(count: int, points: int, generator: torch.Generator) -> Float[
 def sample(
     maps: Float[Tensor, "b c h w"], points: Float[Tensor, "b p 2"]
 ) -> Float[Tensor, "b c p"]:
-    """Bilinear values at points (x, y) in [-1, 1], which spans the centres of the outer positions.
+    """Bilinear values at points (x, y) in [-1, 1], which spans the centers of the outer positions.
 
     Examples:
         >>> sample(torch.tensor([[[[0.0, 4.0]]]]), torch.tensor([[[-1.0, 0.0], [-0.5, 0.0]]]))
@@ -71,7 +71,7 @@ def nearest_images(images: Float[Tensor, "n c"], count: int) -> Int[Tensor, "n k
     for start in range(0, len(images), 1024):
         cosines = images[start : start + 1024] @ images.T
         rows = torch.arange(len(cosines), device=images.device)
-        cosines[rows, start + rows] = -torch.inf  # an image is no neighbour of its own
+        cosines[rows, start + rows] = -torch.inf  # an image is no neighbor of its own
         found.append(cosines.topk(min(count, len(images) - 1)).indices)
     return torch.cat(found)
 
@@ -99,7 +99,7 @@ def check(
 
 
 def finite(loss: Float[Tensor, ""], step: int) -> float:
-    """The loss as a number; an error if it is none, because then nothing is learnt any more."""
+    """The loss as a number; an error if it is none, because then nothing is learned any more."""
     value = loss.item()
     if not math.isfinite(value):
         raise InputError(f"the loss of step {step} is {value}: features contain NaN or infinity")

@@ -9,11 +9,11 @@ from torch import Tensor
 from primaps.config import Config
 from primaps.em.kmeans import fit_kmeans, pca_start
 from primaps.em.recorder import Recorder
-from primaps.features.store import Rows
+from primaps.features.feature_cache import Rows
 from primaps.features.views import Views
 from primaps.projections.sampling import batches, descriptors, nearest_images
-from primaps.projections.stego import Pairs, StegoSettings, centred, correlation, draw_points
-from primaps.support.progress import ProgressCallback, silent
+from primaps.projections.stego import Pairs, StegoSettings, centered, correlation, draw_points
+from primaps.utils.progress import ProgressCallback, silent
 
 STEPS = 184
 """Of the k-means: those of the baseline on Cityscapes."""
@@ -31,19 +31,19 @@ def automatic_shifts(
     """Shifts b from K and from the classes that the k-means baseline (Eq. 9) finds.
 
     The paper tunes b by hand for each backbone and data set. What b decides is which share of the
-    point pairs attract: those whose centred correlation is above it. With too many, everything
+    point pairs attract: those whose centered correlation is above it. With too many, everything
     attracts everything in the end; with too few, classes fall into pieces. So we fix the shares,
-    and b is the quantile of the centred correlations in 16 batches.
+    and b is the quantile of the centered correlations in 16 batches.
 
     - Random pairs of images: 1 / K, the chance that two points are of the same class if classes
       are equally large.
-    - Inside an image, and between nearest neighbours: twice the chance that the baseline has both
+    - Inside an image, and between nearest neighbors: twice the chance that the baseline has both
       points in the same class, at most 0.7. In street scenes few pairs of points are alike, in
       aerial ones most. The paper wants these pairs to attract, hence twice; both constants were
       found by trying out.
 
     Args:
-        features: of N images and their mirror images; N at least 2.
+        features: of N images and their flipped images; N at least 2.
         classes: K.
         progress: told about the k-means.
 
@@ -57,14 +57,14 @@ def automatic_shifts(
     prototypes = fit_kmeans(views, start, STEPS, Config(classes, seed=seed), recorder)
     directions = F.normalize(prototypes.direction.detach(), dim=1)
     generator = torch.Generator().manual_seed(seed)
-    neighbours = nearest_images(images, settings.neighbours).cpu()
+    neighbors = nearest_images(images, settings.neighbors).cpu()
     values: list[list[Tensor]] = [[], [], []]
     alike: list[list[Tensor]] = [[], []]
     for index in batches(len(features), settings.batch_size, BATCHES, "shifts", seed):
-        one, near, others = draw_points(features, index, neighbours, settings, generator)
+        one, near, others = draw_points(features, index, neighbors, settings, generator)
         found, found_near = ((directions @ points).argmax(1) for points in (one, near))
         for kind, other in enumerate((one, near, one[others[0]])):
-            values[kind].append(centred(correlation(one, other)).flatten())
+            values[kind].append(centered(correlation(one, other)).flatten())
         for kind, labels in enumerate((found, found_near)):
             alike[kind].append((found[:, :, None] == labels[:, None]).float().mean())
     chances = (torch.stack(each).mean().item() for each in alike)

@@ -1,7 +1,7 @@
 """STEGO (Hamilton et al., ICLR 2022): distil feature correspondences into codes.
 
 Where two positions have similar features, their codes are drawn together; where not, apart. The
-pairs of positions lie in one image, in an image and one of its nearest neighbours, and in two
+pairs of positions lie in one image, in an image and one of its nearest neighbors, and in two
 random images. Written from section 3 of the paper; what the paper leaves open is as in the
 authors' program and said so.
 """
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from primaps.features.store import Rows
+from primaps.features.feature_cache import Rows
 from primaps.projections.projection import Head, Projection
 from primaps.projections.sampling import (
     batches,
@@ -29,8 +29,8 @@ from primaps.projections.sampling import (
     random_points,
     sample,
 )
-from primaps.support.errors import InputError
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.errors import InputError
+from primaps.utils.progress import ProgressCallback, silent
 
 
 class Pairs(NamedTuple):
@@ -57,7 +57,7 @@ class StegoSettings:
         learning_rate: of Adam.
         points: points drawn per image.
         negatives: random partners of each image.
-        neighbours: nearest images, of which one is drawn.
+        neighbors: nearest images, of which one is drawn.
         dropout: share of the feature channels that are hidden from each branch of the head.
     """
 
@@ -68,11 +68,11 @@ class StegoSettings:
     learning_rate: float = 5e-4
     points: int = 121
     negatives: int = 5
-    neighbours: int = 7
+    neighbors: int = 7
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        counts = ("dim", "batch_size", "points", "negatives", "neighbours")
+        counts = ("dim", "batch_size", "points", "negatives", "neighbors")
         check(self, counts, ("learning_rate",), ("dropout",))
 
 
@@ -97,8 +97,8 @@ def correlation(
     return F.normalize(one, dim=1).transpose(1, 2) @ F.normalize(other, dim=1)
 
 
-def centred(correlations: Float[Tensor, "b p q"]) -> Float[Tensor, "b p q"]:
-    """Spatial centring, so that large things do not drown small ones: every point loses its mean.
+def centered(correlations: Float[Tensor, "b p q"]) -> Float[Tensor, "b p q"]:
+    """Spatial centering, so that large things do not drown small ones: every point loses its mean.
 
     The mean of the batch is added again. The paper does not mention it, but the authors' program
     does, and the published shifts b are relative to it.
@@ -112,7 +112,7 @@ def correspondence_loss(
     """L_corr of the paper: minus the mean of ``max(S, 0) (F - b)``.
 
     Args:
-        features: F, correlations of features, centred.
+        features: F, correlations of features, centered.
         codes: S, correlations of codes. Below 0 they do not count: orthogonal is far enough.
         shift: b.
     """
@@ -132,8 +132,8 @@ def train_stego(
     samples the codes, which is the same for the linear branch and several times slower.
 
     Args:
-        features: of N images and their mirror images; N at least 2.
-        steps: of Adam, each on ``batch_size`` images, as many neighbours and random pairs.
+        features: of N images and their flipped images; N at least 2.
+        steps: of Adam, each on ``batch_size`` images, as many neighbors and random pairs.
         progress: told the mean correlation of codes for each kind of pair: near 1 for all kinds
             means collapse, near 0 for all kinds that nothing attracts.
 
@@ -148,13 +148,13 @@ def train_stego(
     if (shifts := settings.shifts) is None:
         raise InputError("STEGO needs shifts in its settings: automatic_shifts finds some")
     images = descriptors(features)
-    neighbours = nearest_images(images, settings.neighbours).cpu()
+    neighbors = nearest_images(images, settings.neighbors).cpu()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = Head(channels, settings.dim).to(images.device)
     optimizer = torch.optim.Adam(head.parameters(), lr=settings.learning_rate)
     for step, index in enumerate(batches(count, settings.batch_size, steps, "STEGO", seed), 1):
-        one, near, others = draw_points(features, index, neighbours, settings, generator)
+        one, near, others = draw_points(features, index, neighbors, settings, generator)
         code, code_near = (
             head.tokens(f.transpose(1, 2), settings.dropout, generator).transpose(1, 2)
             for f in (one, near)
@@ -168,7 +168,7 @@ def train_stego(
             ),
         ]
         losses = [
-            correspondence_loss(centred(f), s, b) for (f, s), b in zip(pairs, shifts, strict=True)
+            correspondence_loss(centered(f), s, b) for (f, s), b in zip(pairs, shifts, strict=True)
         ]
         loss = torch.stack([w * x for w, x in zip(settings.weights, losses, strict=True)]).sum()
         optimizer.zero_grad()
@@ -184,17 +184,17 @@ def train_stego(
 def draw_points(
     features: Rows,
     index: Tensor,
-    neighbours: Tensor,
+    neighbors: Tensor,
     settings: StegoSettings,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Features at random points of images and of a neighbour of each, and random partners."""
+    """Features at random points of images and of a neighbor of each, and random partners."""
     size = len(index)
     if size < 2:
         raise InputError("STEGO compares images and needs at least 2, also in a batch")
-    pick = torch.randint(neighbours.shape[1], (size,), generator=generator)
+    pick = torch.randint(neighbors.shape[1], (size,), generator=generator)
     one = draw(features, index, generator)
-    near = draw(features, neighbours[index, pick], generator)
+    near = draw(features, neighbors[index, pick], generator)
     points = [random_points(size, settings.points, generator) for _ in range(2)]
     others = [partners(size, generator) for _ in range(settings.negatives)]
     return sample(one, points[0]), sample(near, points[1]), others

@@ -8,20 +8,20 @@ from typing import Any, Literal
 import torch
 
 from primaps.config import Classes, Seed, Steps
-from primaps.features.store import Rows
+from primaps.features.feature_cache import Rows
 from primaps.projections.hp import HP_PRESETS, HPSettings, train_hp
 from primaps.projections.projection import Projection
 from primaps.projections.shifts import automatic_shifts
 from primaps.projections.stego import STEGO_PRESETS, StegoSettings, train_stego
-from primaps.support.entrance import entrance
-from primaps.support.errors import InputError
-from primaps.support.progress import ProgressCallback, silent
-from primaps.support.renamed import renamed
-from primaps.support.typed import conform
+from primaps.utils.entrance import entrance
+from primaps.utils.errors import InputError
+from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.renamed import renamed
+from primaps.utils.typed import conform
 
 Method = Literal["stego", "hp"]
 STEPS = 300
-"""Of the optimiser, if nothing else is asked for."""
+"""Of the optimizer, if nothing else is asked for."""
 
 
 def projection_settings(
@@ -72,12 +72,12 @@ def train_projection(
     Eq. 9, which is ``PriMaPsEM(method="kmeans", projection=...)``.
 
     Args:
-        features: (2, C, h, w) of each image; [0] of itself and [1] of its mirror image.
+        features: (2, C, h, w) of each image; [0] of itself and [1] of its flipped image.
         method: ``stego`` or ``hp``.
         classes: K, by which STEGO finds its shifts (:func:`automatic_shifts`) if its settings have
             none; HP needs none.
         settings: from :func:`projection_settings`; None is its preset ``own``.
-        steps: of the optimiser.
+        steps: of the optimizer.
 
     Raises:
         InputError: settings of the other method, too few images, or out of range.

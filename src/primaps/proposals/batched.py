@@ -114,11 +114,11 @@ def _principal(
     """First principal component of the free features (Eq. 2 and 3) and its share of variance."""
     weight = free.to(x.dtype)
     mean = (weight[:, None] @ x)[:, 0] / weight.sum(1, keepdim=True)
-    centred = (x - mean[:, None]) * weight[..., None]
+    centered = (x - mean[:, None]) * weight[..., None]
     # The smaller of scatter and Gram matrix has the same eigenvalues.
     small = x.shape[1] < x.shape[2]
-    flipped = centred.transpose(1, 2)
-    matrix = centred @ flipped if small else flipped @ centred
+    flipped = centered.transpose(1, 2)
+    matrix = centered @ flipped if small else flipped @ centered
     variance = matrix.diagonal(dim1=1, dim2=2).sum(1)
     value, v = _dominant(matrix)
     if small:
@@ -162,8 +162,8 @@ def _all_directions(
 ) -> tuple[Float[Tensor, "b c z"], Float[Tensor, "b z"]]:
     """Every principal direction of all features, largest share first (non-iterative variant)."""
     mean = x.mean(1, keepdim=True)
-    centred = (x - mean).double()
-    _, sizes, directions = torch.linalg.svd(centred, full_matrices=False)
+    centered = (x - mean).double()
+    _, sizes, directions = torch.linalg.svd(centered, full_matrices=False)
     squares = sizes.square()
     variance = squares.sum(1, keepdim=True)
     flat = variance <= FLAT * x.double().square().sum((1, 2))[:, None]

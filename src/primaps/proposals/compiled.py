@@ -23,7 +23,7 @@ from primaps.proposals.eigenvectors import (
     trace,
 )
 from primaps.proposals.image_proposals import ImageProposals
-from primaps.support.compiled import compiled, in_threads
+from primaps.utils.compiled import compiled, in_threads
 
 FLAT = 1e-10  # variance below this share of the energy is rounding
 STALE = 1e-3  # rebuild a matrix once down-dating has left less than this share of it
@@ -118,7 +118,7 @@ def _by_gram(f, inverse, free, stop, threshold, anchor, out, number):
     mean = _mean(f, free)
     rows = _rows_of_positions(f, mean, free)
     gram = self_product(rows)  # Eq. 2: it has the eigenvalues of the scatter matrix
-    offset = np.zeros(len(free), np.float32)  # of each centred feature along `mean`
+    offset = np.zeros(len(free), np.float32)  # of each centered feature along `mean`
     for i in range(len(free)):
         offset[i] = inner(rows[i, : len(mean)], mean)
     square = inner(mean, mean)
@@ -136,7 +136,7 @@ def _by_gram(f, inverse, free, stop, threshold, anchor, out, number):
         if variance > FLAT * _energy(inverse, free):
             value, u = dominant(matrix, n)  # Eq. 3
             share = value / variance
-            # The projections of the centred features, plus that of their mean.
+            # The projections of the centered features, plus that of their mean.
             length = np.sqrt(value)
             plus = (inner(u, offset) + inner(u, average)) / length
             for i in range(n):
@@ -257,7 +257,7 @@ def _padded(size, multiple):
 
 @compiled
 def _rows_of_channels(f, mean, free):
-    """Centred features, a row per channel; zeros fill up what the vector loops like to have."""
+    """Centerd features, a row per channel; zeros fill up what the vector loops like to have."""
     rows = np.zeros((_padded(len(f), 4), _padded(len(free), 16)), np.float32)
     for i in range(len(f)):
         for j in range(len(free)):
@@ -267,7 +267,7 @@ def _rows_of_channels(f, mean, free):
 
 @compiled
 def _rows_of_positions(f, mean, free):
-    """Centred features, a row per free position, filled up likewise."""
+    """Centerd features, a row per free position, filled up likewise."""
     rows = np.zeros((_padded(len(free), 4), _padded(len(f), 16)), np.float32)
     for block in range(0, len(free), 16):  # as many rows at a time as cache lines stay open
         for i in range(len(f)):

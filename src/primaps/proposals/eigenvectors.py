@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from primaps.support.compiled import compiled
+from primaps.utils.compiled import compiled
 
 TOLERANCE = 1e-5  # residual of an eigenvector relative to its eigenvalue
 MAX_STEPS = 96  # of the Lanczos process; real features need about 12
@@ -79,7 +79,7 @@ def add_self_product(a, out, sign):
 def dominant(matrix, size):
     """Largest eigenvalue and its eigenvector (unit length) of a positive semidefinite matrix.
 
-    Lanczos with full reorthogonalisation, until the residual is below TOLERANCE times the
+    Lanczos with full reorthogonalization, until the residual is below TOLERANCE times the
     eigenvalue. ``size`` leaves out rows of padding at the end. Returns (value, vector (size)).
     """
     limit = min(MAX_STEPS, size)
@@ -156,7 +156,7 @@ def top_of_tridiagonal(alpha, beta, k):
         if not step > 1e-10 * x:
             break
         x -= step
-    # One inverse iteration a hair above the root, where the factorisation is stable.
+    # One inverse iteration a hair above the root, where the factorization is stable.
     _factorise(alpha, beta, x * (1 + 1e-9), pivots)
     s = np.zeros(k)
     s[0] = 1.0

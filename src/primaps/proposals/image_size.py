@@ -12,10 +12,10 @@ from torch import Tensor
 
 from primaps.crf import DenseCRF
 from primaps.proposals.principal_masks import propose
-from primaps.support.arrays import as_tensor
-from primaps.support.entrance import entrance
-from primaps.support.errors import InputError
-from primaps.support.typed import Range
+from primaps.utils.arrays import as_tensor
+from primaps.utils.entrance import entrance
+from primaps.utils.errors import InputError
+from primaps.utils.typed import Range
 
 CRF = Callable[[Tensor, list[Tensor]], Sequence[Tensor]]
 """Images and probabilities of each to marginals of each."""
@@ -31,7 +31,7 @@ def mask_logits(
 
     Args:
         similarities: per image, as in :class:`Proposals`.
-        median: smooth with a 3x3 median filter, mirrored at the border.
+        median: smooth with a 3x3 median filter, flipped at the border.
         gain: factor before the clamp to [0, 1].
 
     Returns:

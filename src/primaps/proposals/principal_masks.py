@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from primaps.proposals.batched import propose_torch
-from primaps.support.arrays import as_tensor
-from primaps.support.entrance import entrance
-from primaps.support.errors import InputError
-from primaps.support.typed import Range
+from primaps.utils.arrays import as_tensor
+from primaps.utils.entrance import entrance
+from primaps.utils.errors import InputError
+from primaps.utils.typed import Range
 
 
 @dataclass(frozen=True)

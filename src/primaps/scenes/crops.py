@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from primaps.support.errors import InputError
+from primaps.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def plan_crops(height: int, width: int, patch: int, size: int, overlap: int) -> 
         height, width: of the image, in pixels that the network sees.
         patch: pixels per position of the grid.
         size: side of a crop in pixels; rounded to patches.
-        overlap: of neighbouring crops in pixels; rounded up to patches.
+        overlap: of neighboring crops in pixels; rounded up to patches.
 
     Raises:
         InputError: crops overlap by more than half.
@@ -86,7 +86,7 @@ def cosine_weights(side: tuple[int, int]) -> Float[Tensor, "n m"]:
 
 
 def cores(length: int, begins: tuple[int, ...], side: int) -> list[tuple[int, int]]:
-    """The part of a line that each piece keeps: neighbours meet in the middle of their overlap.
+    """The part of a line that each piece keeps: neighbors meet in the middle of their overlap.
 
     Examples:
         >>> cores(10, (0, 3, 6), 4)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from primaps.scenes.source import Block, Box, Place, Scene, chosen_bands, damage_named
-from primaps.support.errors import MissingPackageError
+from primaps.utils.errors import MissingPackageError
 
 CACHE_BYTES = 64 << 20
 """Of decoded blocks: GDAL alone would take a twentieth of the machine's memory."""
@@ -59,9 +59,9 @@ def open_geotiff(path: Path, bands: Sequence[int] | None = None) -> Scene:
 
 def _scene(path: Path, levels: list[Any], bands: Sequence[int] | None, environment: Any) -> Scene:
     rasterio, first, lock = rasterio_module(), levels[0], threading.Lock()
-    known = _colour_bands(first)
+    known = _color_bands(first)
     shown = chosen_bands(path, first.count, bands, known)
-    colours = _colour_table(first)
+    colors = _color_table(first)
     masked = any(rasterio.enums.MaskFlags.all_valid not in f for f in first.mask_flag_enums)
 
     def read(level: int, box: Box) -> Block:
@@ -71,8 +71,8 @@ def _scene(path: Path, levels: list[Any], bands: Sequence[int] | None, environme
             valid = np.isfinite(values).all(0)
             if masked:
                 valid &= (levels[level].read_masks(shown, window=window) > 0).any(0)
-        if colours is not None:
-            values = colours[:, values[0]]
+        if colors is not None:
+            values = colors[:, values[0]]
         return values, valid
 
     def close() -> None:
@@ -89,24 +89,24 @@ def _scene(path: Path, levels: list[Any], bands: Sequence[int] | None, environme
         strips=block[1] == first.width,
         item=len(shown) * kind.itemsize,
         place=(place := dataset_place(first)),
-        metres=_metres(first, place),
+        meters=_metres(first, place),
         close=close,
     )
 
 
-def _colour_bands(dataset: Any) -> list[int] | None:
+def _color_bands(dataset: Any) -> list[int] | None:
     names = [each.name for each in dataset.colorinterp]
     wanted = ("red", "green", "blue")
     return [names.index(name) + 1 for name in wanted] if set(wanted) <= set(names) else None
 
 
-def _colour_table(dataset: Any) -> np.ndarray | None:
-    """Colours (3, 256) of a band of indices."""
+def _color_table(dataset: Any) -> np.ndarray | None:
+    """Colors (3, 256) of a band of indices."""
     if dataset.count != 1 or dataset.colorinterp[0].name != "palette":
         return None
     table = np.zeros((3, 256), np.uint8)
-    for index, colour in dataset.colormap(1).items():
-        table[:, index] = colour[:3]
+    for index, color in dataset.colormap(1).items():
+        table[:, index] = color[:3]
     return table
 
 

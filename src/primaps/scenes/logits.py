@@ -1,6 +1,6 @@
 """Class logits of a scene on its feature grid: those of overlapping crops, blended.
 
-Labels cannot be blended, and marginals of a CRF should not be: logits are what neighbouring crops
+Labels cannot be blended, and marginals of a CRF should not be: logits are what neighboring crops
 can agree on. Rows of crops go by one at a time, so memory does not depend on the scene's height.
 """
 
@@ -23,8 +23,8 @@ from primaps.model import PriMaPsEM
 from primaps.scenes.crops import Crops, cosine_weights
 from primaps.scenes.view import View, ahead
 from primaps.scenes.work import RawFile, Work
-from primaps.support.lanes import lanes, overlapped
-from primaps.support.progress import ProgressCallback
+from primaps.utils.parallel import lanes, overlapped
+from primaps.utils.progress import ProgressCallback
 
 R = TypeVar("R")
 Values = Callable[[UInt8[Tensor, "b 3 H W"]], Float[Tensor, "b c h w"]]
@@ -85,12 +85,12 @@ def blend(
     # A run that goes on sees again the crops that reach into rows which are not done.
     left = [i for i, top in enumerate(crops.tops) if top + high > done]
     number, before = len(crops.lefts), crops.tops[left[0]] if left else 0
-    for i, (colours, valid) in ahead(lambda i: crop_row(view, crops, i, patch), left):
+    for i, (colors, valid) in ahead(lambda i: crop_row(view, crops, i, patch), left):
         top = crops.tops[i]
         sums, total = (_moved(each, top - before) for each in (sums, total))
         before = top
         spans = [(at, slice(at * patch, (at + wide) * patch)) for at in crops.lefts]
-        shown = [(at, colours[:, span]) for at, span in spans if valid[:, span].any()]
+        shown = [(at, colors[:, span]) for at, span in spans if valid[:, span].any()]
         for at, each in on_lanes(values, shown, device):
             sums[:, :, at : at + wide] += (each.cpu() * weights).permute(1, 0, 2)
             total[:, :, at : at + wide] += weights[:, None]
@@ -131,12 +131,12 @@ def on_lanes(
 def crop_row(
     view: View, crops: Crops, i: int, patch: int
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
-    """Colours of a row of crops, mirrored beyond the scene, and where they show anything."""
+    """Colors of a row of crops, flipped beyond the scene, and where they show anything."""
     top = crops.tops[i] * patch
     bottom = top + crops.side[0] * patch
-    colours, valid = view.rows(top, min(bottom, view.height))
+    colors, valid = view.rows(top, min(bottom, view.height))
     more = ((0, max(0, bottom - view.height)), (0, crops.columns * patch - view.width))
-    return np.pad(colours, (*more, (0, 0)), "symmetric"), np.pad(valid, more)
+    return np.pad(colors, (*more, (0, 0)), "symmetric"), np.pad(valid, more)
 
 
 def _moved(rows: Tensor, steps: int) -> Tensor:

@@ -23,8 +23,8 @@ from primaps.exchange.geopackage import (
 from primaps.scenes.outlines import outlines
 from primaps.scenes.work import ResultError, result_of
 from primaps.scenes.writer import written_labels
-from primaps.support.files import atomic_path
-from primaps.support.progress import ProgressCallback
+from primaps.utils.files import atomic_path
+from primaps.utils.progress import ProgressCallback
 from primaps.version import VERSION
 
 LAYER = "regions"
@@ -39,10 +39,10 @@ def write_polygons(
     labels: Path,
     out: Path,
     names: Sequence[str],
-    colours: UInt8[np.ndarray, "k 3"],
+    colors: UInt8[np.ndarray, "k 3"],
     progress: ProgressCallback,
 ) -> bool:
-    """Write the connected regions of a label map with class, name, colour, area in square units of
+    """Write the connected regions of a label map with class, name, color, area in square units of
     the map, and pixels; regions of any size are one polygon each.
 
     Args:
@@ -55,7 +55,7 @@ def write_polygons(
         ResultError: ``out`` is no ``.gpkg``, or exists and is of something else.
     """
     check_geopackage(out)
-    options = {"primaps": VERSION, "names": list(names), "colours": colours.tolist()}
+    options = {"primaps": VERSION, "names": list(names), "colors": colors.tolist()}
     with (
         result_of(out, labels, options, _digest) as (work, digest),
         written_labels(labels) as (read, shape, place),
@@ -74,7 +74,7 @@ def write_polygons(
                 rings = closed_rings([r @ matrix[:, :2].T + matrix[:, 2] for r in region.rings])
                 box = grown(box, rings)
                 k = region.label
-                shade, size = "#" + bytes(colours[k]).hex(), region.pixels
+                shade, size = "#" + bytes(colors[k]).hex(), region.pixels
                 row = (polygon(rings, srs), k, names[k], shade, size * area, size)
                 file.execute(
                     f"INSERT INTO {LAYER} (geom, {', '.join(COLUMNS)}) VALUES (?,?,?,?,?,?)", row

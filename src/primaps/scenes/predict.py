@@ -14,17 +14,17 @@ from PIL import Image
 from primaps.classes.legend import HIDDEN
 from primaps.model import ModelError, PriMaPsEM
 from primaps.scenes.logits import blend, model_values
-from primaps.scenes.look import Look
 from primaps.scenes.reader import in_memory, open_scene
 from primaps.scenes.refine import refine
 from primaps.scenes.source import Scene
+from primaps.scenes.tiling import Look
 from primaps.scenes.work import RawFile, Work, result_of
 from primaps.scenes.writer import Labels, check_sidecar, write_labels, written_digest
-from primaps.support.colours import palette
-from primaps.support.entrance import entrance
-from primaps.support.errors import InputError
-from primaps.support.files import temporary_folder
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.colors import palette
+from primaps.utils.entrance import entrance
+from primaps.utils.errors import InputError
+from primaps.utils.files import temporary_folder
+from primaps.utils.progress import ProgressCallback, silent
 from primaps.version import VERSION
 
 
@@ -45,13 +45,13 @@ def predict_scene(
     Overlapping crops are read one row at a time; their class logits are blended on the feature
     grid; the CRF runs on overlapping windows and keeps their cores. ``out`` has the size, place and
     CRS of the scene, class 0..K-1 of every pixel, 255 where the scene has no value or a class is
-    hidden, colours and names; it is a cloud-optimised GeoTIFF, or a tiled TIFF if rasterio is not
+    hidden, colors and names; it is a cloud-optimized GeoTIFF, or a tiled TIFF if rasterio is not
     installed. What a killed run did is kept beside it: the same call goes on, to the same bytes.
 
     Args:
         names: of the classes; those of ``classes.json`` or the cut if None.
         polygons: also write regions with class, name and area to this GeoPackage.
-        **look: fields of :class:`primaps.scenes.look.Look`.
+        **look: fields of :class:`primaps.scenes.tiling.Look`.
 
     Returns:
         Whether anything had to be written: False if an earlier call had done all.
@@ -64,7 +64,7 @@ def predict_scene(
         MissingPackageError: the scene needs a package that is not installed.
     """
     how, path, out = Look(**look), Path(path).expanduser(), Path(out).expanduser()
-    titles, colours = shown_classes(model, names)
+    titles, colors = shown_classes(model, names)
     if len(titles) > HIDDEN:
         raise InputError(
             f"the model has {len(titles)} classes; maps of scenes hold {HIDDEN} and no value"
@@ -80,7 +80,7 @@ def predict_scene(
         "model": model.prediction_digest(),
         "crf": crf,
         "names": titles,
-        "colours": colours.tolist(),
+        "colors": colors.tolist(),
         **how.to_dict(),
     }
     with (
@@ -89,11 +89,11 @@ def predict_scene(
     ):
         if work is not None:
             raw = scene_classes(model, scene, how, crf, work, progress)
-            labels = Labels(raw, HIDDEN, titles, colours, scene.place)
+            labels = Labels(raw, HIDDEN, titles, colors, scene.place)
             write_labels(labels, out, digest, progress)
     done = work is not None
     if polygons is not None:
-        done |= write_polygons(out, Path(polygons).expanduser(), titles, colours, progress)
+        done |= write_polygons(out, Path(polygons).expanduser(), titles, colors, progress)
     return done
 
 
@@ -101,11 +101,11 @@ def predict_scene(
 def predict_image(
     model: PriMaPsEM, image: Image.Image, crf: bool = True, **look: Any
 ) -> UInt8[np.ndarray, "H W"]:
-    """Class of every pixel of a photograph, looked at by crops as a scene is, not scaled to the
+    """Class of every pixel of a image, looked at by crops as a scene is, not scaled to the
     model's size.
 
     Args:
-        **look: fields of :class:`primaps.scenes.look.Look`.
+        **look: fields of :class:`primaps.scenes.tiling.Look`.
 
     Raises:
         ModelError: the model is not fitted.
@@ -113,7 +113,7 @@ def predict_image(
     """
     how = Look(**look)
     if how.bands is not None:
-        raise InputError("a photograph is in red, green and blue: bands are chosen of scenes")
+        raise InputError("a image is in red, green and blue: bands are chosen of scenes")
     with temporary_folder() as folder:
         raw = scene_classes(model, in_memory(image), how, crf, Work(folder), silent)
         return raw.rows(0, image.height)
@@ -135,7 +135,7 @@ def scene_classes(
 def shown_classes(
     model: PriMaPsEM, names: Sequence[str] | None
 ) -> tuple[list[str], UInt8[np.ndarray, "k 3"]]:
-    """Names and colours of the classes that a model predicts.
+    """Names and colors of the classes that a model predicts.
 
     Raises:
         InputError: there are more or fewer names than classes.
@@ -145,4 +145,4 @@ def shown_classes(
     titles = list(names) if names else titles
     if len(titles) != count:
         raise InputError(f"{len(titles)} names were given for {count} classes")
-    return titles, legend.colours if legend else palette(count)
+    return titles, legend.colors if legend else palette(count)

@@ -1,4 +1,4 @@
-"""Mask proposals of a scene: those of crops, joined where neighbours agree on them."""
+"""Mask proposals of a scene: those of crops, joined where neighbors agree on them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from primaps.backbones.load import load_backbone
 from primaps.proposals.image_size import mask_probabilities
 from primaps.scenes.crops import Crops, cores
 from primaps.scenes.logits import crop_row, on_lanes
-from primaps.scenes.look import Look
 from primaps.scenes.pixels import scene_labels, scene_valid
 from primaps.scenes.reader import open_scene
 from primaps.scenes.source import Box
+from primaps.scenes.tiling import Look
 from primaps.scenes.view import View, ahead
 from primaps.scenes.work import RawFile, Work, result_of
 from primaps.scenes.writer import Labels, write_labels, written_digest
-from primaps.support.entrance import entrance
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.entrance import entrance
+from primaps.utils.progress import ProgressCallback, silent
 from primaps.version import VERSION
 
 AGREE = 0.5
@@ -51,7 +51,7 @@ def propose_scene(
     """Mask proposals of an image of any size: ``primaps propose scene.tif --out masks.tif``.
 
     Masks of crops cannot be blended as class logits can. Each crop has masks of its own; two
-    masks of neighbouring crops become one if they agree on the overlap; each pixel takes its mask
+    masks of neighboring crops become one if they agree on the overlap; each pixel takes its mask
     from the crop whose middle is nearest. Masks are numbered 1, 2, ... over the scene, 0 = ignore
     or no value. What a killed run did is kept beside ``out``: the same call goes on.
 
@@ -59,7 +59,7 @@ def propose_scene(
         threshold: psi of Eq. 6, in [0, 1).
         mask_crf: refine the masks of each crop by the dense CRF.
         engine: of :func:`primaps.load_backbone`.
-        **look: fields of :class:`primaps.scenes.look.Look`; a window plays no part.
+        **look: fields of :class:`primaps.scenes.tiling.Look`; a window plays no part.
 
     Returns:
         Number of masks; None if an earlier call had done all.
@@ -123,10 +123,10 @@ def crop_masks(
     def load(i: int) -> tuple[np.ndarray, np.ndarray]:
         return crop_row(view, crops, i, patch)
 
-    for i, (colours, valid) in ahead(load, range(begin, len(crops.tops))):
+    for i, (colors, valid) in ahead(load, range(begin, len(crops.tops))):
         line: dict[str, Any] = {"first": following, "shown": [], "pairs": []}
         here: dict[int, np.ndarray] = {}
-        for j, probabilities in _row_probabilities(network, crops, colours, valid, options):
+        for j, probabilities in _row_probabilities(network, crops, colors, valid, options):
             masks = probabilities.argmax(0).cpu().numpy().astype(np.int64)
             here[j] = np.where(masks > 0, masks + following - 1, 0)
             if i >= done:
@@ -158,14 +158,14 @@ def crop_masks(
 def _row_probabilities(
     network: Backbone,
     crops: Crops,
-    colours: np.ndarray,
+    colors: np.ndarray,
     valid: np.ndarray,
     options: dict[str, Any],
 ) -> Iterator[tuple[int, Tensor]]:
     """Number in its row, and probabilities of masks, of every crop that shows something."""
     patch = network.patch_size
     spans = [slice(at * patch, (at + crops.side[1]) * patch) for at in crops.lefts]
-    shown = [(j, colours[:, span]) for j, span in enumerate(spans) if valid[:, span].any()]
+    shown = [(j, colors[:, span]) for j, span in enumerate(spans) if valid[:, span].any()]
 
     def masks(images: Tensor) -> list[Tensor]:
         images = images.to(network.device)

@@ -15,7 +15,7 @@ from primaps.data.reading import opened, upright
 from primaps.scenes.geotiff import open_geotiff
 from primaps.scenes.source import Block, Box, Scene, damage_named
 from primaps.scenes.tiff import open_tiff
-from primaps.support.errors import InputError, NotFoundError
+from primaps.utils.errors import InputError, NotFoundError
 
 TIFF = frozenset(
     (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".svs", ".ndpi", ".scn", ".bif", ".qptiff")
@@ -29,7 +29,7 @@ GDAL_TAGS = (33550, 33922, 34264, 34735, 42112, 42113)
 
 
 def open_scene(path: str | Path, bands: Sequence[int] | None = None) -> Scene:
-    """Open an image of any size: a GeoTIFF, a plain TIFF or BigTIFF, a slide, a photograph.
+    """Open an image of any size: a GeoTIFF, a plain TIFF or BigTIFF, a slide, a photo.
 
     Args:
         bands: those shown as red, green and blue, counted from 1; None leaves it to the file.
@@ -47,11 +47,11 @@ def open_scene(path: str | Path, bands: Sequence[int] | None = None) -> Scene:
     with damage_named(path):
         if suffix in GDAL or (suffix in MAPS and _is_map(path)):
             return open_geotiff(path, bands)
-        return open_tiff(path, bands) if suffix in TIFF else _open_photograph(path, bands)
+        return open_tiff(path, bands) if suffix in TIFF else _open_photo(path, bands)
 
 
 def in_memory(image: Image.Image, path: str | Path = "image") -> Scene:
-    """A photograph as a scene: 8-bit RGB.
+    """A photo as a scene: 8-bit RGB.
 
     Examples:
         >>> scene = in_memory(Image.new("RGB", (4, 3), "red"))
@@ -71,9 +71,9 @@ def in_memory(image: Image.Image, path: str | Path = "image") -> Scene:
     return Scene(Path(path), ((image.height, image.width),), read, True, whole=alpha is None)
 
 
-def _open_photograph(path: Path, bands: Sequence[int] | None) -> Scene:
+def _open_photo(path: Path, bands: Sequence[int] | None) -> Scene:
     if bands is not None:
-        raise InputError(f"{path} is a photograph in red, green and blue: leave --bands out")
+        raise InputError(f"{path} is a photo in red, green and blue: leave --bands out")
     with opened(path) as image:
         return in_memory(upright(image), path)
 

@@ -28,8 +28,8 @@ from primaps.scenes.pixels import (
 from primaps.scenes.source import Box
 from primaps.scenes.view import View, ahead
 from primaps.scenes.work import RawFile, Work
-from primaps.support.lanes import lanes, overlapped
-from primaps.support.progress import ProgressCallback
+from primaps.utils.parallel import lanes, overlapped
+from primaps.utils.progress import ProgressCallback
 
 WINDOW = 840
 """Side of windows in pixels. Larger ones overlap by less of their area, but no cache holds them."""
@@ -72,24 +72,24 @@ def refine(
 
     def load(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         (top, bottom), _ = rows[i]
-        colours, valid = view.rows(top * patch, min(bottom * patch, view.height))
-        # Places at the rim may reach beyond the scene, where networks see its mirror image.
-        more = ((0, bottom * patch - top * patch - len(colours)),
+        colors, valid = view.rows(top * patch, min(bottom * patch, view.height))
+        # Places at the rim may reach beyond the scene, where networks see its flipped image.
+        more = ((0, bottom * patch - top * patch - len(colors)),
                 (0, crops.columns * patch - view.width))  # fmt: skip
-        return blended.rows(top, bottom), np.pad(colours, (*more, (0, 0)), "symmetric"), valid
+        return blended.rows(top, bottom), np.pad(colors, (*more, (0, 0)), "symmetric"), valid
 
     def pieces() -> Iterator[list[Callable[[], None]]]:
-        for i, (stored, colours, valid) in ahead(load, range(done, len(rows))):
+        for i, (stored, colors, valid) in ahead(load, range(done, len(rows))):
             tall, kept = rows[i]
             for wide, own in columns:
                 core = Box(*(min(patch * end, view.height) for end in kept),
                            *(min(patch * end, view.width) for end in own))  # fmt: skip
                 box = Box(*tall, *wide)
-                yield [partial(_label, model, view, stored, colours, valid, box, core, crf, out)]
+                yield [partial(_label, model, view, stored, colors, valid, box, core, crf, out)]
 
     with lanes(model.backbone.device, TOGETHER, writers=0) as own:
-        labelled = overlapped(pieces(), lambda piece: piece[0](), own)
-        for step, _ in enumerate(labelled, done * len(columns) + 1):
+        labeled = overlapped(pieces(), lambda piece: piece[0](), own)
+        for step, _ in enumerate(labeled, done * len(columns) + 1):
             if step % len(columns) == 0:
                 work.keep(refined=step // len(columns))
             progress("labels", step, len(rows) * len(columns), {})
@@ -110,7 +110,7 @@ def _label(
     model: PriMaPsEM,
     view: View,
     stored: Float[np.ndarray, "rows channels columns"],
-    colours: UInt8[np.ndarray, "H W 3"],
+    colors: UInt8[np.ndarray, "H W 3"],
     valid: Bool[np.ndarray, "h w"],
     box: Box,
     core: Box,
@@ -121,7 +121,7 @@ def _label(
 
     Args:
         stored: blended values of its rows of the grid.
-        colours, valid: of its rows of the view, colours beyond it where the grid is.
+        colors, valid: of its rows of the view, colors beyond it where the grid is.
         box: the window on the grid.
         core: in pixels of the view.
     """
@@ -135,7 +135,7 @@ def _label(
     # Interpolation differs from that of the whole at the rim alone, which is none of the core.
     values = torch.from_numpy(stored[:, :, box.left : box.right]).float().permute(1, 0, 2)
     logits = values[None, :classes].to(model.backbone.device)
-    pixels = np.ascontiguousarray(colours[:, left : box.right * patch].transpose(2, 0, 1))
+    pixels = np.ascontiguousarray(colors[:, left : box.right * patch].transpose(2, 0, 1))
     if crf:
         probabilities = CLASS_CRF(torch.from_numpy(pixels)[None].to(logits.device), logits=logits)
     else:

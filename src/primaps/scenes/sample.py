@@ -14,14 +14,14 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from primaps.data import ImageFile, find_images
-from primaps.scenes.look import Look
 from primaps.scenes.reader import open_scene
 from primaps.scenes.source import Box, SceneError
+from primaps.scenes.tiling import Look
 from primaps.scenes.view import View
-from primaps.support.entrance import entrance
-from primaps.support.errors import InputError
-from primaps.support.files import atomic_path, cache_dir, save_picture, sha256
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.entrance import entrance
+from primaps.utils.errors import InputError
+from primaps.utils.files import atomic_path, cache_dir, save_picture, sha256
+from primaps.utils.progress import ProgressCallback, silent
 from primaps.version import VERSION
 
 FULL = 0.5
@@ -51,7 +51,7 @@ def scene_windows(
         count: number of windows.
         size: of their sides, in pixels that the network sees.
         folder: where they are kept as PNG; None is the cache. Those that are there are taken.
-        **look: fields of :class:`primaps.scenes.look.Look`; an overlap and a window play no part.
+        **look: fields of :class:`primaps.scenes.tiling.Look`; an overlap and a window play no part.
 
     Returns:
         Images for :meth:`primaps.PriMaPsEM.fit`.
@@ -80,11 +80,11 @@ def scene_windows(
         own = json.dumps([VERSION, seed, number, size, how.to_dict(), sha256(_path(file))])
         place = root / hashlib.sha256(own.encode()).hexdigest()[:16]
         with _view(file, how) as view:
-            for colours, name in _places(view, end - begin, size, seed + number):
+            for colors, name in _places(view, end - begin, size, seed + number):
                 path = place / f"{name}.png"
                 if not path.exists():
                     with atomic_path(path) as temporary:
-                        save_picture(Image.fromarray(colours), temporary)
+                        save_picture(Image.fromarray(colors), temporary)
                 found.append(ImageFile(path, f"{file.key}/{name}"))
                 progress("sampling", len(found), count, {})
     return found
@@ -115,10 +115,10 @@ def _places(
         box = Box(top, top + size, left, left + size)
         if (top, left) in seen:
             continue
-        colours, valid = view.piece(box)
+        colors, valid = view.piece(box)
         if valid.mean() >= FULL:
             seen.add((top, left))
-            yield colours, f"{top:06}-{left:06}"
+            yield colors, f"{top:06}-{left:06}"
     if len(seen) < count:
         raise SceneError(
             f"{view.scene.path} has room for {len(seen)} of {count} windows of {size} pixels that "

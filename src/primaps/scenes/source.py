@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from primaps.support.errors import InputError, PrimapsError
+from primaps.utils.errors import InputError, PrimapsError
 
 
 class SceneError(PrimapsError, ValueError):
@@ -67,7 +67,7 @@ class Scene:
         strips: whether a row of pixels lies together in the file, so that whole rows are read.
         item: bytes of a pixel in memory.
         place: on a map, if known.
-        metres: ground size of a pixel, if known.
+        meters: ground size of a pixel, if known.
         close: let go of the file.
     """
 
@@ -79,7 +79,7 @@ class Scene:
     strips: bool = False
     item: int = 3
     place: Place | None = None
-    metres: float | None = None
+    meters: float | None = None
     close: Callable[[], None] = field(default=lambda: None)
 
     @property

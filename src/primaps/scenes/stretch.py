@@ -1,4 +1,4 @@
-"""Bands of any depth to 8-bit colours: one stretch for the whole scene, never one per window."""
+"""Bands of any depth to 8-bit colors: one stretch for the whole scene, never one per window."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BLOCKS, SIDE = 64, 256
 """Of the sample that limits are taken from: number, and pixels of a side."""
 SHARES = (2.0, 98.0)
 """Percentiles that become black and white."""
-EMPTY_COLOUR = (124, 116, 104)
+EMPTY_COLOR = (124, 116, 104)
 """What a network sees where there is nothing: the mean that it was trained with, so 0 to it."""
 
 
@@ -51,17 +51,17 @@ def _sample(scene: Scene, level: int, seed: int) -> list[Shaped[np.ndarray, "ban
     return found
 
 
-def to_colours(
+def to_colors(
     values: Shaped[np.ndarray, "bands h w"],
     valid: Bool[np.ndarray, "h w"],
     limits: Float[np.ndarray, "bands 2"] | None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """8-bit red, green and blue of one or three bands, a neutral colour where nothing is.
+    """8-bit red, green and blue of one or three bands, a neutral color where nothing is.
 
     Examples:
         >>> values = np.array([[[100, 300, 900]]], np.uint16)
         >>> limits = np.array([[100.0, 500.0]])
-        >>> to_colours(values, np.array([[True, True, False]]), limits).tolist()
+        >>> to_colors(values, np.array([[True, True, False]]), limits).tolist()
         [[[0, 0, 0], [128, 128, 128], [124, 116, 104]]]
     """
     if limits is not None:
@@ -70,4 +70,4 @@ def to_colours(
         values = (scaled.clip(0, 1) * 255 + 0.5).astype(np.uint8)
     if len(values) == 1:
         values = np.broadcast_to(values, (3, *values.shape[1:]))
-    return np.where(valid[..., None], values.transpose(1, 2, 0), np.array(EMPTY_COLOUR, np.uint8))
+    return np.where(valid[..., None], values.transpose(1, 2, 0), np.array(EMPTY_COLOR, np.uint8))

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from primaps.scenes.source import Block, Box, Scene, SceneError, chosen_bands, damage_named
-from primaps.support.errors import MissingPackageError
+from primaps.utils.errors import MissingPackageError
 
 JPEG = frozenset((6, 7, 34892, 33007))
 """Compressions whose segments share tables."""
@@ -67,8 +67,8 @@ def _scene(path: Path, file: Any, bands: Sequence[int] | None) -> Scene:
     for pages in levels:
         _refuse_giant(path, pages[0])
     count = len(levels[0]) * page.samplesperpixel
-    colours = (1, 2, 3) if page.photometric.name in ("RGB", "YCBCR") else None
-    shown = chosen_bands(path, count, bands, colours)
+    colors = (1, 2, 3) if page.photometric.name in ("RGB", "YCBCR") else None
+    shown = chosen_bands(path, count, bands, colors)
     kinds = [kind.value for kind in page.extrasamples]
     alphas = [count - len(kinds) + i + 1 for i, kind in enumerate(kinds) if kind in (1, 2)]
     alpha = alphas[0] if alphas else None
@@ -82,7 +82,7 @@ def _scene(path: Path, file: Any, bands: Sequence[int] | None) -> Scene:
         if alpha is not None:
             valid &= values[-1] > 0
             values = values[:-1]
-        return _as_colours(page, values), valid
+        return _as_colors(page, values), valid
 
     return Scene(
         path,
@@ -92,7 +92,7 @@ def _scene(path: Path, file: Any, bands: Sequence[int] | None) -> Scene:
         whole=alpha is None and page.dtype.kind != "f",
         strips=not page.is_tiled,
         item=len(shown) * page.dtype.itemsize,
-        metres=_metres(file, page),
+        meters=_metres(file, page),
         close=file.close,
     )
 
@@ -202,8 +202,8 @@ def _segments(file: Any, page: Any, own: list[tuple[int, int]], box: Box, out: n
                         out[place, rows, columns] = part[..., band if together else 0]
 
 
-def _as_colours(page: Any, values: np.ndarray) -> np.ndarray:
-    """Indices of a palette to colours; grey counted from white to grey counted from black."""
+def _as_colors(page: Any, values: np.ndarray) -> np.ndarray:
+    """Indices of a palette to colors; gray counted from white to gray counted from black."""
     if page.photometric.name == "PALETTE" and page.colormap is not None:
         return (page.colormap >> 8).astype(np.uint8)[:, values[0]]
     if page.photometric.name == "MINISWHITE" and page.dtype.kind == "u":

@@ -1,4 +1,4 @@
-"""A scene as a network sees it: 8-bit colours, at the scale that was asked for."""
+"""A scene as a network sees it: 8-bit colors, at the scale that was asked for."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from primaps.scenes.source import Box, Scene
-from primaps.scenes.stretch import to_colours
-from primaps.support.errors import InputError
+from primaps.scenes.stretch import to_colors
+from primaps.utils.errors import InputError
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -58,16 +58,16 @@ class View:
     def rows(
         self, top: int, bottom: int
     ) -> tuple[UInt8[np.ndarray, "h width 3"], Bool[np.ndarray, "h width"]]:
-        """Colours of rows of the view, and where they show anything."""
-        colours = np.empty((bottom - top, self.width, 3), np.uint8)
+        """Colors of rows of the view, and where they show anything."""
+        colors = np.empty((bottom - top, self.width, 3), np.uint8)
         valid = np.empty((bottom - top, self.width), bool)
         for box in self._pieces(top, bottom):
             inside = slice(box.top - top, box.bottom - top), slice(box.left, box.right)
-            colours[inside], valid[inside] = self.piece(box)
-        return colours, valid
+            colors[inside], valid[inside] = self.piece(box)
+        return colors, valid
 
     def piece(self, box: Box) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
-        """Colours of a rectangle of the view, and where at least half of it shows anything.
+        """Colors of a rectangle of the view, and where at least half of it shows anything.
 
         But for rounding a pixel is the same whatever rectangle it is read in.
         """
@@ -77,14 +77,14 @@ class View:
         steps = (self.scale * height / self.scene.height, self.scale * width / self.scene.width)
         if steps == (1.0, 1.0):
             values, valid = self.scene.read(level, box)
-            return to_colours(values, valid, self.limits), valid
+            return to_colors(values, valid, self.limits), valid
         ends = [
             box.top * steps[0],
             box.bottom * steps[0],
             box.left * steps[1],
             box.right * steps[1],
         ]
-        # A filter reaches a step further; beyond the scene it finds its mirror image.
+        # A filter reaches a step further; beyond the scene it finds its flipped image.
         reach = [math.ceil(step) + 1 for step in steps]
         around = [math.floor(ends[0]) - reach[0], math.ceil(ends[1]) + reach[0],
                   math.floor(ends[2]) - reach[1], math.ceil(ends[3]) + reach[1]]  # fmt: skip
@@ -92,10 +92,10 @@ class View:
             max(0, around[0]), min(height, around[1]), max(0, around[2]), min(width, around[3])
         )
         values, valid = self.scene.read(level, found)
-        colours = to_colours(values, valid, self.limits)
+        colors = to_colors(values, valid, self.limits)
         beyond = ((found.top - around[0], around[1] - found.bottom),
                   (found.left - around[2], around[3] - found.right))  # fmt: skip
-        source = Image.fromarray(np.pad(colours, (*beyond, (0, 0)), "symmetric"))
+        source = Image.fromarray(np.pad(colors, (*beyond, (0, 0)), "symmetric"))
         place = (ends[2] - around[2], ends[0] - around[0], ends[3] - around[2], ends[1] - around[0])
         shown = source.resize(size[::-1], Image.Resampling.BILINEAR, box=place)
         if not valid.all():
@@ -138,16 +138,16 @@ def ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B
 
 
 def view_scale(scene: Scene, scale: float | None, mpp: float | None) -> float:
-    """Pixels of the scene per pixel of the network, from ``scale`` or from metres per pixel.
+    """Pixels of the scene per pixel of the network, from ``scale`` or from meters per pixel.
 
     Raises:
         InputError: both are given, one is not positive, or the ground size of a pixel is unknown.
     """
     if scale is not None and mpp is not None:
         raise InputError("--scale and --mpp both say how much a pixel covers: give one of them")
-    if mpp is not None and scene.metres is None:
+    if mpp is not None and scene.meters is None:
         raise InputError(f"{scene.path} does not say how large its pixels are: give --scale")
-    found = scale if mpp is None else mpp / (scene.metres or 1.0)
+    found = scale if mpp is None else mpp / (scene.meters or 1.0)
     found = 1.0 if found is None else found
     if not 0 < found < math.inf:
         raise InputError(f"the scale must be positive, got {found:g}")

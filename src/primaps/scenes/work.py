@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from primaps.support.errors import PrimapsError
-from primaps.support.files import locked, named, sha256, write_json
+from primaps.utils.errors import PrimapsError
+from primaps.utils.files import locked, named, sha256, write_json
 
 ABOUT, STATE = "primaps.json", "state.json"
 

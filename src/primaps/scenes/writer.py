@@ -1,4 +1,4 @@
-"""Writes the label map of a scene: a cloud-optimised GeoTIFF, or a tiled TIFF without rasterio."""
+"""Writes the label map of a scene: a cloud-optimized GeoTIFF, or a tiled TIFF without rasterio."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from primaps.scenes.geotiff import CACHE_BYTES, dataset_place, rasterio_module
 from primaps.scenes.source import Place
 from primaps.scenes.tiff import tiff_indices, tifffile_module
 from primaps.scenes.work import RawFile, ResultError
-from primaps.support.files import atomic_path
-from primaps.support.progress import ProgressCallback, silent
+from primaps.utils.files import atomic_path
+from primaps.utils.progress import ProgressCallback, silent
 
 TILE = 512
 """Side of the tiles of a result, and rows that are copied at once."""
@@ -36,7 +36,7 @@ class Labels:
         raw: labels of every pixel on disk.
         nothing: the label that stands for no label.
         names: of labels 0, 1, ...; empty for masks.
-        colours: of labels 0, 1, ...; empty for masks.
+        colors: of labels 0, 1, ...; empty for masks.
         place: on a map.
         convert: labels as they are on disk to those that are written.
         dtype: of those.
@@ -45,7 +45,7 @@ class Labels:
     raw: RawFile
     nothing: int
     names: Sequence[str]
-    colours: UInt8[np.ndarray, "k 3"]
+    colors: UInt8[np.ndarray, "k 3"]
     place: Place | None
     convert: Callable[[np.ndarray], Integer[np.ndarray, "h w"]] = lambda labels: labels
     dtype: str = "uint8"
@@ -137,8 +137,8 @@ def _write_cog(labels: Labels, out: Path, digest: str, progress: ProgressCallbac
     with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         with rasterio.open(plain, "w", **settings, **place) as dataset:
-            if len(labels.colours):
-                table = {k: (*map(int, colour), 255) for k, colour in enumerate(labels.colours)}
+            if len(labels.colors):
+                table = {k: (*map(int, color), 255) for k, color in enumerate(labels.colors)}
                 dataset.write_colormap(1, table | {labels.nothing: (0, 0, 0, 0)})
             dataset.update_tags(**{DIGEST: digest})
             dataset.update_tags(1, **{f"{CLASS}{k}": name for k, name in enumerate(labels.names)})
@@ -165,9 +165,9 @@ def _write_tiff(labels: Labels, out: Path, digest: str, progress: ProgressCallba
 
     about = {DIGEST: digest} | {f"{CLASS}{k}": name for k, name in enumerate(labels.names)}
     settings: dict[str, Any] = {"photometric": "minisblack"}
-    if len(labels.colours):
+    if len(labels.colors):
         table = np.zeros((3, 256), np.uint16)
-        table[:, : len(labels.colours)] = labels.colours.T.astype(np.uint16) * 257
+        table[:, : len(labels.colors)] = labels.colors.T.astype(np.uint16) * 257
         settings = {"photometric": "palette", "colormap": table}
     tifffile_module().imwrite(
         out, tiles(), shape=(height, width), dtype=labels.dtype, tile=(TILE, TILE),

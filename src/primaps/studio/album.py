@@ -1,4 +1,4 @@
-"""All images of a studio: their photographs, looks and features, each when it is needed.
+"""All images of a studio: their photos, looks and features, each when it is needed.
 
 After a fit the server looks at one image after the other; whatever a person asks for goes first.
 """
@@ -22,13 +22,13 @@ from torch import Tensor
 
 from primaps.backbones.backbone import image_features
 from primaps.data import ImageError, fit_to_patches, to_tensor
-from primaps.studio import looks
-from primaps.studio.looks import Look
+from primaps.studio import analysis as looks
+from primaps.studio.analysis import Look
 from primaps.studio.network import Network
-from primaps.studio.photos import THUMB, cut_out, jpeg, photograph
-from primaps.studio.turns import SPARE, Turns
+from primaps.studio.photos import THUMB, cut_out, jpeg, photo
+from primaps.studio.work_queue import SPARE, Turns
 from primaps.studio.workspace import Workspace
-from primaps.support.files import atomic_path
+from primaps.utils.files import atomic_path
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -66,7 +66,7 @@ class Summary:
     Attributes:
         doubt: in [0, 1].
         counts: pixels of each part, as the model sees them.
-        alike, directions, boxes: as in :class:`primaps.studio.looks.Look`.
+        alike, directions, boxes: as in :class:`primaps.studio.analysis.Look`.
     """
 
     doubt: float
@@ -98,7 +98,7 @@ class Album:
 
     def clear(self) -> None:
         """Forget the images of another folder."""
-        # New ones, since whoever reads a photograph now keeps it where it was looked for.
+        # New ones, since whoever reads a photo now keeps it where it was looked for.
         self._looks: Recent[int, Look] = Recent(24)
         self._features: Recent[int, Tensor] = Recent(8)
         self._photos: Recent[int, bytes] = Recent(16)
@@ -111,7 +111,7 @@ class Album:
         self._closed = True
 
     def photo(self, number: int) -> bytes:
-        """The photograph as JPEG, as it is shown.
+        """The photo as JPEG, as it is shown.
 
         Raises:
             NotFoundError: there is no such image.
@@ -121,10 +121,10 @@ class Album:
         if (kept := photos.get(number)) is not None:
             return kept
         file = self.workspace.file(number)
-        return photos.put(number, jpeg(photograph(file.source)))
+        return photos.put(number, jpeg(photo(file.source)))
 
     def thumb(self, number: int) -> bytes:
-        """The small photograph, kept on disk as well once the studio's folder is there.
+        """The small photo, kept on disk as well once the studio's folder is there.
 
         Raises:
             NotFoundError: there is no such image.
@@ -138,14 +138,14 @@ class Album:
         assert isinstance(file.source, Path)
         if _newer(path, file.source):
             return thumbs.put(number, path.read_bytes())
-        found = jpeg(photograph(file.source, THUMB))
+        found = jpeg(photo(file.source, THUMB))
         if self.workspace.record is not None:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(found)
         return thumbs.put(number, found)
 
     def crop(self, number: int, box: tuple[float, float, float, float]) -> bytes:
-        """A part of the photograph as JPEG; ``box`` is left, top, right and bottom in 0..1.
+        """A part of the photo as JPEG; ``box`` is left, top, right and bottom in 0..1.
 
         Raises:
             NotFoundError: there is no such image.
@@ -166,7 +166,7 @@ class Album:
         source = self.workspace.file(number).source
         assert isinstance(source, Path)
         backbone = self.network.backbone()
-        scaled = fit_to_patches(photograph(source), self.network.size, backbone.patch_size)
+        scaled = fit_to_patches(photo(source), self.network.size, backbone.patch_size)
         return features.put(number, image_features(backbone, to_tensor(scaled)[None])[0])
 
     def known_features(self, number: int) -> Tensor | None:
@@ -217,11 +217,11 @@ class Album:
         found = looks.load(self._path(file.key), about)
         if found is None:
             try:
-                photo = photograph(file.source)
+                image = photo(file.source)
             except ImageError as error:
                 self.lost[number] = str(error)
                 raise
-            found = looks.look(model, photo)
+            found = looks.look(model, image)
             looks.save(found, self._path(file.key), about)
         self._looks.put(number, found)
         self.lost.pop(number, None)

@@ -12,11 +12,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from primaps.studio import answers, bodies, gallery, trust
-from primaps.studio.bodies import body
+from primaps.studio import gallery, trust
+from primaps.studio import requests as bodies
+from primaps.studio import responses as answers
 from primaps.studio.edited import ConflictError
 from primaps.studio.export import formats
 from primaps.studio.pictures import Pictures
+from primaps.studio.requests import body
 from primaps.studio.studio import Studio
 
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

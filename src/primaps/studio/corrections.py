@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Integer, UInt16
 from PIL import Image
 
-from primaps.support.errors import InputError
-from primaps.support.files import atomic_path
+from primaps.utils.errors import InputError
+from primaps.utils.files import atomic_path
 
 NOTHING = 65535
 """Value of a pixel that was not corrected."""

@@ -20,7 +20,7 @@ from primaps.classes.legend import EditError, Legend
 from primaps.classes.tree import Tree
 from primaps.studio.corrections import NOTHING, Corrections, Runs, as_runs, pixels
 from primaps.studio.history import NAME, Action, History
-from primaps.support.errors import PrimapsError
+from primaps.utils.errors import PrimapsError
 
 
 class ConflictError(PrimapsError, ValueError):

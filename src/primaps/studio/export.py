@@ -16,10 +16,10 @@ from primaps.exchange.classes import Classes
 from primaps.studio.album import Album
 from primaps.studio.corrections import NOTHING
 from primaps.studio.edited import ConflictError, Edited
-from primaps.studio.turns import SOON
+from primaps.studio.work_queue import SOON
 from primaps.studio.workspace import unused
-from primaps.support.errors import InputError, PrimapsError
-from primaps.support.files import temporary_folder
+from primaps.utils.errors import InputError, PrimapsError
+from primaps.utils.files import temporary_folder
 
 TITLES = {
     "coco": "COCO",
@@ -148,11 +148,11 @@ class Exporting:
                 further(count + 1)
             return export_labels(
                 maps,
-                workspace.photographs / workspace.chosen,
+                workspace.photos / workspace.chosen,
                 form,
                 unused(exports, form),
-                classes=Classes(tuple(legend.names), legend.colours),
+                classes=Classes(tuple(legend.names), legend.colors),
                 per=per,
                 progress=lambda stage, done, total, _: further(len(chosen) + done),
-                problem=lambda _: None,  # images that are not exported were not asked for
+                log=lambda _: None,  # images that are not exported were not asked for
             )

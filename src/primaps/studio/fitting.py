@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from primaps.support.files import cache_dir
+from primaps.utils.files import cache_dir
 
 STAGES = ("reading", "features", "classes", "k-means", "orthogonal", "EM")
 """Of a fit, in their order."""
@@ -69,7 +69,7 @@ class Fitting:
 
     def _start(self, task: dict[str, Any], finished: Callable[[Any], None]) -> None:
         self.stop_quietly()
-        task = {"store": str(cache_dir() / "features"), **task}
+        task = {"cache": str(cache_dir() / "features"), **task}
         process = subprocess.Popen(
             [sys.executable, "-m", "primaps.studio.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",

@@ -1,4 +1,4 @@
-"""The classes as the page shows them: names, colours, shares, and crops that stand for each."""
+"""The classes as the page shows them: names, colors, shares, and crops that stand for each."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CROPS = 8
 """Most typical and most doubtful regions of a class that are shown."""
 
 
-def hexadecimal(colour: Sequence[int]) -> str:
-    """A colour as the page writes it.
+def hexadecimal(color: Sequence[int]) -> str:
+    """A color as the page writes it.
 
     Examples:
         >>> hexadecimal((255, 128, 0))
         '#ff8000'
     """
-    return "#" + bytes(colour).hex()
+    return "#" + bytes(color).hex()
 
 
 def classes(inventory: Inventory, edited: Edited, shares: Float[np.ndarray, "n l"]) -> dict:
@@ -43,7 +43,7 @@ def classes(inventory: Inventory, edited: Edited, shares: Float[np.ndarray, "n l
         {
             "id": one.id,
             "name": one.name,
-            "colour": hexadecimal(one.colour),
+            "color": hexadecimal(one.color),
             "parts": list(one.parts),
             "children": merges[number - len(tree)] if number >= len(tree) else None,
         }
@@ -59,7 +59,7 @@ def classes(inventory: Inventory, edited: Edited, shares: Float[np.ndarray, "n l
             {
                 "id": one.id,
                 "name": one.name,
-                "colour": hexadecimal(one.colour),
+                "color": hexadecimal(one.color),
                 "parts": list(one.parts),
                 "hidden": one.hidden,
                 "named": one.named,

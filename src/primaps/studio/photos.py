@@ -1,4 +1,4 @@
-"""Photographs as the page shows them: upright, in sRGB, of a screen's size, pixels and no more."""
+"""Photos as the page shows them: upright, in sRGB, of a screen's size, pixels and no more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from primaps.data import load_image
 from primaps.data.stored import Stored
 
 SIDE, THUMB = 1600, 240
-"""Longest side of a photograph and of a small one, in pixels."""
+"""Longest side of a photo and of a small one, in pixels."""
 QUALITY = 88
 
 
@@ -26,7 +26,7 @@ def shown_size(width: int, height: int, side: int = SIDE) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def photograph(source: str | Path | Image.Image | Stored, side: int = SIDE) -> Image.Image:
+def photo(source: str | Path | Image.Image | Stored, side: int = SIDE) -> Image.Image:
     """An image as :func:`primaps.load_image` reads it, at the size at which it is shown.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The routes of images: photographs, parts, logits, proposals."""
+"""The routes of images: images, parts, logits, proposals."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from anyio.to_thread import run_sync
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from primaps.studio import answers, proposals
+from primaps.studio import proposals
+from primaps.studio import responses as answers
+from primaps.studio.analysis import Look
 from primaps.studio.export import corrected_parts
-from primaps.studio.looks import Look
 from primaps.studio.studio import Studio
-from primaps.studio.turns import NOW, SOON
+from primaps.studio.work_queue import NOW, SOON
 
 LONG = "private, max-age=86400"
 
@@ -27,7 +28,7 @@ class Pictures:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         self._few = CapacityLimiter(2)
-        """Photographs that are decoded at a time: a large one takes a hundred megabytes."""
+        """Images that are decoded at a time: a large one takes a hundred megabytes."""
 
     def routes(self) -> dict[str, Callable[[Request], Awaitable[Response]]]:
         """All of them, by their path."""
@@ -72,7 +73,7 @@ class Pictures:
         return await self._jpeg(request, lambda number: self.studio.album.crop(number, box))
 
     async def _jpeg(self, request: Request, find: Callable[[int], bytes]) -> Response:
-        """A photograph, which may be kept where the address says of which images it is."""
+        """A image, which may be kept where the address says of which images it is."""
         workspace = self.studio.workspace
         given = request.query_params.get("of")
         before = workspace.collection

@@ -14,8 +14,8 @@ from primaps.em.pixels import largest_channel
 from primaps.proposals.image_size import mask_probabilities
 from primaps.proposals.principal_masks import propose
 from primaps.studio.album import Album
-from primaps.studio.looks import mask_directions
-from primaps.studio.photos import photograph
+from primaps.studio.analysis import mask_directions
+from primaps.studio.photos import photo
 
 ALIKE = 12
 """Masks of the collection that are shown beside one."""
@@ -30,13 +30,13 @@ def live_masks(features: Float[Tensor, "c h w"], threshold: float) -> Integer[np
 def refined_masks(album: Album, number: int, threshold: float) -> Integer[np.ndarray, "H W"]:
     """Masks at the size at which the image is shown, as ``primaps propose`` makes them; in the
     thread of the network. A mask that the CRF removes leaves a gap in the numbers."""
-    photo = photograph(album.workspace.file(number).source)
+    image = photo(album.workspace.file(number).source)
     features = album.features(number)
     network = album.network
-    scaled = fit_to_patches(photo, network.size, network.backbone().patch_size)
+    scaled = fit_to_patches(image, network.size, network.backbone().patch_size)
     images = to_tensor(scaled)[None].to(features.device)
     (probabilities,) = mask_probabilities(features[None], images, threshold=threshold)
-    return largest_channel(probabilities, (photo.height, photo.width)).cpu().numpy()
+    return largest_channel(probabilities, (image.height, image.width)).cpu().numpy()
 
 
 def similar_masks(

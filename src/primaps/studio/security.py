@@ -17,10 +17,10 @@ from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from primaps.support.errors import PrimapsError
+from primaps.utils.errors import PrimapsError
 
 LARGEST_BODY = 8 << 20
-"""Bytes of a request: a correction of a whole photograph in runs is a tenth of it."""
+"""Bytes of a request: a correction of a whole image in runs is a tenth of it."""
 READING = ("GET", "HEAD")
 OWN = ("same-origin", "none")
 """``Sec-Fetch-Site`` of requests from the page itself, and from the address bar."""

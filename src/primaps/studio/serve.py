@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from primaps.config import Config, check_names, check_used
-from primaps.support.errors import InputError, MissingPackageError
-from primaps.support.typed import conform
+from primaps.utils.errors import InputError, MissingPackageError
+from primaps.utils.typed import conform
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -29,7 +29,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 def run_studio(
-    photographs: str | Path,
+    photos: str | Path,
     out: str | Path | None = None,
     *,
     model: str | Path | None = None,
@@ -42,13 +42,13 @@ def run_studio(
     told: Callable[[str], None] = print,
     **options: Any,
 ) -> None:
-    """Serve a page on which a folder of photographs becomes named, corrected, exported classes.
+    """Serve a page on which a folder of photos becomes named, corrected, exported classes.
 
     Returns when the server is stopped (Ctrl-C). Everything is kept in ``out``: the same call goes
     on where it was, whatever stopped it.
 
     Args:
-        photographs: folder of images, searched recursively; nothing is written there.
+        photos: folder of images, searched recursively; nothing is written there.
         out: folder of the studio; None is ``<name of the folder>-studio`` here.
         model: folder of a model that is there already: its classes.json is edited; None fits one.
         classes: number of classes that the page proposes, or ``auto``.
@@ -73,7 +73,7 @@ def run_studio(
     if not local and not allow_host:
         raise InputError(
             f"--host {host} lets other machines ask: name this one with --allow-host NAME, as they "
-            "reach it; whoever has the address that is printed then sees these photographs and can "
+            "reach it; whoever has the address that is printed then sees these photos and can "
             "edit, and what is sent is not encrypted"
         )
     import uvicorn
@@ -81,19 +81,19 @@ def run_studio(
     from primaps.studio.studio import Studio
     from primaps.studio.workspace import opened
 
-    with opened(photographs, out, options, model) as workspace, _listening(host, port) as listening:
+    with opened(photos, out, options, model) as workspace, _listening(host, port) as listening:
         port = listening.getsockname()[1]
         token = secrets.token_urlsafe(24)
         desk = Studio(workspace, classes, device)
         name = (f"[{host}]" if ":" in host else host) if local else allow_host[0]
         app = application(desk, token, port, (name, *allow_host))
         address = f"http://{name}:{port}/?token={token}"
-        told(f"The studio of {workspace.photographs} is at")
+        told(f"The studio of {workspace.photos} is at")
         told(f"    {address}")
         told(f"Everything is kept in {workspace.out}. Ctrl-C ends it; the same command goes on.")
         if not local:
             told(
-                "Whoever has this address sees these photographs and can edit; what is sent is not "
+                "Whoever has this address sees these photos and can edit; what is sent is not "
                 "encrypted."
             )
         if browser:
@@ -131,10 +131,10 @@ def application(
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 
-    from primaps.studio.answers import failed, missing, refused
     from primaps.studio.api import Api
+    from primaps.studio.responses import failed, missing, refused
     from primaps.studio.security import Guard
-    from primaps.support.errors import PrimapsError
+    from primaps.utils.errors import PrimapsError
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

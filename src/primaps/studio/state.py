@@ -51,7 +51,7 @@ def state(
             "parts": len(edited.tree),
         }
     return {
-        "folder": workspace.photographs.joinpath(workspace.chosen).name,
+        "folder": workspace.photos.joinpath(workspace.chosen).name,
         "collection": workspace.collection,
         "images": len(workspace.images),
         "stage": stage,

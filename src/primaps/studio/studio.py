@@ -24,16 +24,16 @@ from primaps.studio.export import Exporting, corrected_parts
 from primaps.studio.fitting import Fitting
 from primaps.studio.network import Network, inventory
 from primaps.studio.state import state
-from primaps.studio.turns import NOW, Turns
+from primaps.studio.work_queue import NOW, Turns
 from primaps.studio.workspace import Workspace
-from primaps.support.errors import InputError, PrimapsError
-from primaps.support.inputs import read_json
+from primaps.utils.errors import InputError, PrimapsError
+from primaps.utils.inputs import read_json
 
 PATIENCE = 60.0
 """Seconds to wait for a step at the end; a look takes one or two."""
 BETWEEN, PICTURES = 3.0, 12
 """Seconds between pictures of a fit, each of which takes the network for a moment, and how many of
-them are shown beside the training, as many as the page shows photographs."""
+them are shown beside the training, as many as the page shows images."""
 EVERY = 0.25
 """Seconds between two states that tabs are told."""
 

@@ -15,12 +15,12 @@ from primaps.evaluation.audit_questions import POOL, Pixel, about, begin, draw_p
 from primaps.model import PriMaPsEM
 from primaps.pictures.report import Sight, write_report
 from primaps.studio.album import Album
+from primaps.studio.analysis import Look
 from primaps.studio.edited import ConflictError, Edited
 from primaps.studio.gallery import hexadecimal
-from primaps.studio.looks import Look
-from primaps.studio.photos import photograph
+from primaps.studio.photos import photo
 from primaps.studio.workspace import unused
-from primaps.support.files import temporary_folder
+from primaps.utils.files import temporary_folder
 
 REPORTED = 60
 """Images in a report, drawn at random: a report takes seconds."""
@@ -82,13 +82,13 @@ def audit_page(album: Album, edited: Edited, audit: Audit | None, now: list[str]
         number = paths.get(question.path)
         if number is not None:
             one = workspace.images[number]
-            colours = {c.name: hexadecimal(c.colour) for c in edited.legend().classes}
+            colors = {c.name: hexadecimal(c.color) for c in edited.legend().classes}
             shown = {
                 "image": number,
                 "x": (question.x + 0.5) / max(1, one.width),
                 "y": (question.y + 0.5) / max(1, one.height),
                 "class": question.name,
-                "colour": colours.get(question.name, "#808080"),
+                "color": colors.get(question.name, "#808080"),
             }
     interval = result and {"accuracy": result.accuracy, "low": result.low, "high": result.high}
     stale = audit.record.about != now
@@ -124,7 +124,7 @@ def report(album: Album, model: PriMaPsEM, path: Path) -> Path:
         assert isinstance(file.source, Path)
         number = seen[file.source.resolve()]
         look = album.kept_look(number) or album.look(number, 1).result()
-        image = photograph(file.source)
+        image = photo(file.source)
         return Sight(image, table[look.parts], look.alike[look.parts], 1 - look.doubt)
 
     return write_report(model, list(seen), path, most=REPORTED, see=see)

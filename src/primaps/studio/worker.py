@@ -39,7 +39,7 @@ def main() -> None:
             fit(task, tell)
         tell(done=seconds)
     except Exception as error:
-        from primaps.support.errors import PrimapsError
+        from primaps.utils.errors import PrimapsError
 
         known = isinstance(error, PrimapsError)
         tell(error=str(error) if known else f"{type(error).__name__}: {error}")
@@ -59,7 +59,7 @@ def plan(task: Mapping[str, Any]) -> dict[str, float]:
 
     classes = FEW if task["classes"] == "auto" else task["classes"]
     model = PriMaPsEM(classes, device=task["device"], **task["options"])
-    found = estimate(model, _files(task), task["store"])
+    found = estimate(model, _files(task), task["cache"])
     return {"features": found.seconds.pop("features") + found.seconds.pop("masks", 0)} | (
         found.seconds
     )
@@ -74,11 +74,11 @@ def fit(task: Mapping[str, Any], tell: Any) -> None:
     def progress(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
         tell(progress=[stage, done, total, dict(figures)])
 
-    def problem(sentence: str) -> None:
-        tell(problem=sentence)
+    def log(sentence: str) -> None:
+        tell(log=sentence)
 
     files, options = _files(task), {**task["options"], "device": task["device"]}
-    told: dict[str, Any] = {"store": task["store"], "progress": progress, "problem": problem}
+    told: dict[str, Any] = {"cache": task["cache"], "progress": progress, "log": log}
     evidence, classes = [], task["classes"]
     if classes == "auto":
         evidence = class_evidence("auto", options, files, **told)

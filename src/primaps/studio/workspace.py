@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal
 from primaps.data import ImageError, ImageFile, find_images
 from primaps.data.folder import IMAGE_SUFFIXES
 from primaps.data.reading import image_size
-from primaps.support.errors import InputError, NotFoundError
-from primaps.support.files import locked, write_json
-from primaps.support.inputs import read_json
-from primaps.support.typed import Range
+from primaps.utils.errors import InputError, NotFoundError
+from primaps.utils.files import locked, write_json
+from primaps.utils.inputs import read_json
+from primaps.utils.typed import Range
 
 NAME = "studio.json"
 Classes = Annotated[int, Range(2, 256)] | Literal["auto"]
@@ -27,7 +27,7 @@ MOST_FOLDERS = 2000
 
 @dataclass(frozen=True)
 class Listed:
-    """An image of the studio: its key, its path below the folder of photographs, its size."""
+    """An image of the studio: its key, its path below the folder of photos, its size."""
 
     key: str
     path: str
@@ -41,7 +41,7 @@ class Record:
 
     Attributes:
         format: of the file.
-        photographs: the folder that the command was given.
+        photos: the folder that the command was given.
         chosen: the folder below it that was chosen in the page; "" is itself.
         images: in the order of their numbers.
         classes: number of classes asked for.
@@ -50,7 +50,7 @@ class Record:
     """
 
     format: Literal[1]
-    photographs: str
+    photos: str
     chosen: str
     images: list[Listed]
     classes: Classes
@@ -59,10 +59,10 @@ class Record:
 
 
 class Workspace:
-    """Photographs and the folder beside them; see :func:`opened`.
+    """Photos and the folder beside them; see :func:`opened`.
 
     Args:
-        photographs: folder of images, searched recursively; nothing is written there.
+        photos: folder of images, searched recursively; nothing is written there.
         out: the studio's own folder.
         options: of the model to fit.
         model: folder of a model that is there already.
@@ -74,9 +74,9 @@ class Workspace:
     """
 
     def __init__(
-        self, photographs: Path, out: Path, options: dict[str, Any], model: Path | None = None
+        self, photos: Path, out: Path, options: dict[str, Any], model: Path | None = None
     ) -> None:
-        self.photographs, self.out = photographs.resolve(), out.resolve()
+        self.photos, self.out = photos.resolve(), out.resolve()
         self.options = options
         self.given = None if model is None else model.expanduser().resolve()
         self.chosen = ""
@@ -103,7 +103,7 @@ class Workspace:
         if not 0 <= number < len(self.images):
             raise NotFoundError(f"there is no image {number}; there are {len(self.images)}")
         one = self.images[number]
-        return ImageFile(self.photographs / self.chosen / one.path, one.key)
+        return ImageFile(self.photos / self.chosen / one.path, one.key)
 
     def number(self, key: str) -> int | None:
         """Number of the image with a key."""
@@ -112,7 +112,7 @@ class Workspace:
     def folders(self) -> list[dict[str, Any]]:
         """The folders with images, and how many lie in and below each."""
         counts: Counter[str] = Counter()
-        for folder, below, names in os.walk(self.photographs):
+        for folder, below, names in os.walk(self.photos):
             below[:] = sorted(name for name in below if not name.startswith("."))
             place = Path(folder)
             if place == self.out or self.out in place.parents:
@@ -123,7 +123,7 @@ class Workspace:
                 for name in names
             )
             if own:
-                relative = place.relative_to(self.photographs)
+                relative = place.relative_to(self.photos)
                 for one in (relative, *relative.parents):
                     counts["" if one == Path() else one.as_posix()] += own
             if len(counts) > MOST_FOLDERS:
@@ -139,8 +139,8 @@ class Workspace:
         if self.record is not None:
             raise InputError(f"{self.out} is of {self.chosen or 'all images'}: use another --out")
         if path and path not in {one["path"] for one in self.folders()}:
-            raise InputError(f"{path!r} is no folder with images below {self.photographs}")
-        root = self.photographs / path
+            raise InputError(f"{path!r} is no folder with images below {self.photos}")
+        root = self.photos / path
         images: list[Listed] = []
         problems: list[str] = []
         try:
@@ -162,10 +162,10 @@ class Workspace:
     def begin(self, classes: int | str) -> None:
         """Write down which images there are and what was asked for: from now on they stay."""
         if not self.images:
-            raise InputError(f"there is no image in {self.photographs / self.chosen}")
+            raise InputError(f"there is no image in {self.photos / self.chosen}")
         content = {
             "format": 1,
-            "photographs": str(self.photographs),
+            "photos": str(self.photos),
             "chosen": self.chosen,
             "images": [asdict(one) for one in self.images],
             "classes": classes,
@@ -177,20 +177,20 @@ class Workspace:
 
     def _reopen(self, record: Record) -> None:
         path = self.out / NAME
-        if record.photographs != str(self.photographs):
+        if record.photos != str(self.photos):
             raise InputError(
-                f"{self.out} is the studio of {record.photographs}, not of {self.photographs}: "
+                f"{self.out} is the studio of {record.photos}, not of {self.photos}: "
                 "give another --out, or that folder"
             )
         if self.given is not None and record.model != str(self.given):
             raise InputError(f"{path} is of another model: give another --out")
         if Path(record.chosen).is_absolute() or ".." in Path(record.chosen).parts:
-            raise InputError(f"{path}: chosen is no folder below the photographs")
-        root = self.photographs / record.chosen
+            raise InputError(f"{path}: chosen is no folder below the photos")
+        root = self.photos / record.chosen
         for one in record.images:
             for text in (one.path, one.key):
                 if Path(text).is_absolute() or ".." in Path(text).parts or not text:
-                    raise InputError(f"{path}: {text!r} is no file below the photographs")
+                    raise InputError(f"{path}: {text!r} is no file below the photos")
             if not (root / one.path).is_file():
                 self.problems.append(f"{root / one.path} is not there any more")
             elif not one.width:
@@ -211,7 +211,7 @@ def unused(folder: Path, name: str) -> Path:
 
 @contextmanager
 def opened(
-    photographs: str | Path,
+    photos: str | Path,
     out: str | Path | None,
     options: dict[str, Any],
     model: str | Path | None = None,
@@ -220,19 +220,17 @@ def opened(
 
     Raises:
         NotFoundError: there is no such folder.
-        InputError: the studio's folder would lie among the photographs, or is of another studio.
+        InputError: the studio's folder would lie among the photos, or is of another studio.
     """
-    root = Path(photographs).expanduser()
+    root = Path(photos).expanduser()
     if not root.is_dir():
-        raise NotFoundError(f"{photographs} is no folder: give the folder of the photographs")
+        raise NotFoundError(f"{photos} is no folder: give the folder of the photos")
     place = Path(out).expanduser() if out else Path(f"{root.resolve().name or 'photos'}-studio")
     if place.exists() and not place.is_dir():
         raise InputError(f"{place} is a file: give another --out")
     inside = root.resolve()
     if place.resolve() == inside or inside in place.resolve().parents:
-        raise InputError(
-            f"{place} lies among the photographs of {root}: give an --out outside of them"
-        )
+        raise InputError(f"{place} lies among the photos of {root}: give an --out outside of them")
     if place.is_dir() and any(place.iterdir()) and not (place / NAME).is_file():
         raise InputError(f"{place} is not empty and no studio's folder: give another --out")
     with locked(place):

@@ -100,13 +100,13 @@ export function rename(one, name) {
   return change("classes", { edits: [{ rename: one.id, to }] }, `${one.name} is now ${to}.`, replaced(one.id, { name: to, named: true }));
 }
 
-export function recolour(one, to) {
-  return change("classes", { edits: [{ colour: one.id, to }] }, "", replaced(one.id, { colour: to }));
+export function recolor(one, to) {
+  return change("classes", { edits: [{ color: one.id, to }] }, "", replaced(one.id, { color: to }));
 }
 
-/** Shows a colour that is still being chosen. */
+/** Shows a color that is still being chosen. */
 export function tint(one, to) {
-  store.set({ classes: replaced(one.id, { colour: to })(store.state.classes) });
+  store.set({ classes: replaced(one.id, { color: to })(store.state.classes) });
 }
 
 export function setHidden(one, hidden) {
@@ -121,10 +121,10 @@ export function merge(one, into) {
       .filter((other) => other.id !== one.id)
       .map((other) => (other.id === into.id ? { ...other, parts: [...other.parts, ...one.parts], share: other.share + one.share } : other)),
   });
-  // A name that somebody gave stays, and so does the colour of the class that was dropped onto.
+  // A name that somebody gave stays, and so does the color of the class that was dropped onto.
   const { classes, server } = store.state;
   const id = classId(classes, server.model.classes, [...into.parts, ...one.parts]);
-  const edits = [{ merge: [into.id, one.id] }, { colour: id, to: into.colour }];
+  const edits = [{ merge: [into.id, one.id] }, { color: id, to: into.color }];
   const named = [into, one].find((either) => either.named);
   if (named) edits.push({ rename: id, to: named.name });
   return change("classes", { edits }, `${one.name} was merged into ${into.name}.`, join);

@@ -73,7 +73,7 @@ export function icon(name) {
   return svg;
 }
 
-/** A small photograph; where it cannot be read, a drawing that says so. */
+/** A small image; where it cannot be read, a drawing that says so. */
 export function thumbnail(src, alt, props = {}) {
   const lost = () => node.replaceWith(el("span", { class: "no-picture", role: "img", "aria-label": `${alt} cannot be read`.trim() }, icon("warn")));
   const node = el("img", { src, alt, ...props, on: { error: lost } });
@@ -107,7 +107,7 @@ export function refill(node, ...children) {
   heading.focus({ preventScroll: true });
 }
 
-/** A file name in little room: its end, which tells it from its neighbours, is never cut off. */
+/** A file name in little room: its end, which tells it from its neighbors, is never cut off. */
 export function ends(name) {
   const at = Math.max(0, name.length - 14);
   const seen = [el("span", { class: "cut", "aria-hidden": true }, name.slice(0, at)), el("span", { "aria-hidden": true }, name.slice(at))];
@@ -168,7 +168,7 @@ export function meter(label) {
   return Object.assign(node, { set });
 }
 
-/** A labelled range input with its value beside it. */
+/** A labeled range input with its value beside it. */
 export function slider(label, { id, min, max, step, value, show = String, input, change, ...props }) {
   // The range says its value by itself: an output is a live region, and would say it twice.
   const output = el("output", { for: id, "aria-hidden": true }, show(value));

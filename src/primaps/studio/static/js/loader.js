@@ -1,4 +1,4 @@
-// Photographs, part maps and masks of images, kept while they are likely to be looked at again.
+// Images, part maps and masks of images, kept while they are likely to be looked at again.
 
 import { getLogits, getMap, getPhoto } from "./api.js";
 

@@ -1,4 +1,4 @@
-// From classes to what the drawing looks colours up in: every edit is a change of this table alone.
+// From classes to what the drawing looks colors up in: every edit is a change of this table alone.
 
 export function rgb(hex) {
   const number = Number.parseInt(hex.slice(1), 16);
@@ -6,7 +6,7 @@ export function rgb(hex) {
 }
 
 /**
- * Two rows of RGBA over all label values: the colour (alpha 0: not shown), and the number of the
+ * Two rows of RGBA over all label values: the color (alpha 0: not shown), and the number of the
  * class (red and green, so that no outline is drawn inside one) with 255 in blue where it stands
  * back because another class is pointed at.
  */
@@ -14,7 +14,7 @@ export function palette(classes, values, pointed = null) {
   const width = Math.max(256, values);
   const data = new Uint8Array(width * 8);
   classes.forEach((one, number) => {
-    const [r, g, b] = rgb(one.colour);
+    const [r, g, b] = rgb(one.color);
     const back = pointed !== null && one.id !== pointed ? 255 : 0;
     for (const part of one.parts) {
       data.set([r, g, b, one.hidden ? 0 : 255], part * 4);
@@ -24,7 +24,7 @@ export function palette(classes, values, pointed = null) {
   return { width, data };
 }
 
-// Okabe and Ito's eight without black, then lighter and darker ones: masks have no colour of
+// Okabe and Ito's eight without black, then lighter and darker ones: masks have no color of
 // their own.
 const MASKS = [
   "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#ffd07a",
@@ -34,6 +34,6 @@ const MASKS = [
 /** The masks of a map as classes, so that they are drawn the same way; 0 is of none. */
 export function maskPalette({ values }, pointed = null) {
   const count = values.reduce((most, value) => Math.max(most, value), 0);
-  const masks = Array.from({ length: count }, (_, i) => ({ id: i + 1, colour: MASKS[i % MASKS.length], parts: [i + 1], hidden: false }));
+  const masks = Array.from({ length: count }, (_, i) => ({ id: i + 1, color: MASKS[i % MASKS.length], parts: [i + 1], hidden: false }));
   return palette(masks, count + 1, pointed);
 }

@@ -25,7 +25,7 @@ export function createShell(views) {
       tools.theme, iconButton("help", "Keys", showKeys, { key: "?", "aria-haspopup": "dialog" })),
   );
   onTheme((theme) => {
-    const does = theme === "dark" ? "Light colours" : "Dark colours";
+    const does = theme === "dark" ? "Light colors" : "Dark colors";
     tools.theme.title = does;
     tools.theme.setAttribute("aria-label", does);
   });

@@ -11,13 +11,13 @@ export function cutNodes(tree, parts, count) {
   return left.sort((one, other) => first(one) - first(other));
 }
 
-/** Classes as GET classes has them, of another cut: names, colours and what is hidden stay. */
+/** Classes as GET classes has them, of another cut: names, colors and what is hidden stay. */
 export function cutClasses(found, count) {
   const hidden = new Set(found.classes.filter((one) => one.hidden).flatMap((one) => one.parts));
   const known = new Map(found.classes.map((one) => [one.id, one]));
   return cutNodes(found.tree, found.parts, count).map((node) => {
-    const { id, name, colour, parts } = found.tree.nodes[node];
-    return known.get(id) ?? { id, name, colour, parts, hidden: parts.every((part) => hidden.has(part)), preview: true };
+    const { id, name, color, parts } = found.tree.nodes[node];
+    return known.get(id) ?? { id, name, color, parts, hidden: parts.every((part) => hidden.has(part)), preview: true };
   });
 }
 

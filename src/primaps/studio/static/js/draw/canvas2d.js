@@ -1,9 +1,9 @@
 // The same drawing where there is no graphics card, on which WebGL is slower than this. What a pane
-// shows of the photograph and of the labels is kept at its pixels, so that a change of the palette
+// shows of the image and of the labels is kept at its pixels, so that a change of the palette
 // is one pass over them.
 
 /**
- * Pixels of a pane: the photograph with the colours of its labels and their outlines.
+ * Pixels of a pane: the image with the colors of its labels and their outlines.
  *
  * @param view {width, base, labels, sure}: RGBA as one number, a label, and 0..255, of each pixel
  * @param look {opacity, line, sure}: `line` in pixels, 0 for none
@@ -136,7 +136,7 @@ export function canvas2d(canvas) {
   let photo = null;
   let certainty = null;
 
-  /** The pixels of the photograph where it lies on the canvas; kept while it lies there. */
+  /** The pixels of the image where it lies on the canvas; kept while it lies there. */
   function viewOf(number, { rect: exact }) {
     const rect = onPixels(exact);
     const left = Math.max(0, rect.left);

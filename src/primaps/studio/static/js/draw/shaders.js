@@ -1,4 +1,4 @@
-// The whole picture in one pass: photograph, label, its colour, outlines where the class changes.
+// The whole picture in one pass: image, label, its color, outlines where the class changes.
 
 export const VERTEX = `#version 300 es
 uniform vec4 place;  // left, top, width, height of the image in pixels of the canvas
@@ -16,14 +16,14 @@ precision highp int;
 precision highp usampler2D;
 uniform sampler2D photo;
 uniform usampler2D labels;
-uniform sampler2D palette;  // row 0: colour, alpha 0 if hidden; row 1: number of the class, set back
+uniform sampler2D palette;  // row 0: color, alpha 0 if hidden; row 1: number of the class, set back
 uniform sampler2D sure;     // 0..1, on the feature grid
 uniform float opacity;
 uniform float threshold;
 uniform vec2 outline;       // width in units of the image; 0 for none
 uniform bool coarse;        // labels on the feature grid: enlarged with smooth borders
 in vec2 at;
-out vec4 colour;
+out vec4 color;
 
 uint near(vec2 p) {
   ivec2 size = textureSize(labels, 0);
@@ -72,19 +72,19 @@ bool differs(vec2 p, uint here, float n) {
 
 void main() {
   vec3 base = texture(photo, at).rgb;
-  colour = vec4(base, 1.0);
+  color = vec4(base, 1.0);
   if (opacity == 0.0 && outline.x == 0.0) return;
   uint here = label(at);
   float number = shown(at, here);
   float back = texelFetch(palette, ivec2(here, 1), 0).b;
   if (number > 0.0) {
     vec3 paint = texelFetch(palette, ivec2(here, 0), 0).rgb;
-    colour.rgb = mix(base, paint, opacity * (1.0 - 0.85 * back));
+    color.rgb = mix(base, paint, opacity * (1.0 - 0.85 * back));
   }
   if (outline.x > 0.0) {
     vec2 right = at + vec2(outline.x, 0.0), below = at + vec2(0.0, outline.y);
     bool edge = (right.x < 1.0 && differs(right, here, number))
              || (below.y < 1.0 && differs(below, here, number));
-    if (edge) colour.rgb = mix(colour.rgb, vec3(1.0), 0.85);
+    if (edge) color.rgb = mix(color.rgb, vec3(1.0), 0.85);
   }
 }`;

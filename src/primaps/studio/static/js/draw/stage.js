@@ -145,7 +145,7 @@ export function createStage({ label, look, hover = () => {}, tool = () => null, 
       ready().sure(map);
       redraw();
     },
-    /** Which layers are seen, null for the photograph alone; `at` 0..1 is where the swipe parts them. */
+    /** Which layers are seen, null for the image alone; `at` 0..1 is where the swipe parts them. */
     arrange(found, at = null) {
       layers = found;
       swipe = at;

@@ -1,4 +1,4 @@
-// Draws on the graphics card: labels and colours are textures, so that a change of the palette
+// Draws on the graphics card: labels and colors are textures, so that a change of the palette
 // touches 2 kB and no pixel.
 
 import { FRAGMENT, VERTEX } from "./shaders.js";

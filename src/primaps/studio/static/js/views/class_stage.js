@@ -36,7 +36,7 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
   });
   const trouble = nothing("warn", "This image cannot be shown", "");
   trouble.hidden = true;
-  const waiting = el("div", { class: "waits", hidden: true }, "Looking at this photograph…");
+  const waiting = el("div", { class: "waits", hidden: true }, "Looking at this image…");
   stage.node.append(tag, el("div", { role: "status" }, trouble, waiting));
 
   /** The picture in words: what is shown, and the classes in it, the largest first. */
@@ -60,7 +60,7 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
     const x = Math.min(at.x / ratio() + 14, stage.node.clientWidth - tag.offsetWidth - 8);
     tag.style.left = `${x}px`;
     tag.style.top = `${at.y / ratio() + 14}px`;
-    swatch.style.background = one.colour;
+    swatch.style.background = one.color;
     setText(text, one.hidden ? `${one.name} (hidden)` : one.name);
   }
 
@@ -134,7 +134,7 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
     tag.hidden = true;
     describe();
     try {
-      // The photograph is there first where the server has not looked at it yet.
+      // The image is there first where the server has not looked at it yet.
       const coming = loader.parts(next);
       const bitmap = await loader.photo(next);
       if (image !== next) return;

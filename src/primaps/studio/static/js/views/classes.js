@@ -139,7 +139,7 @@ function mount(root) {
     { keys: ["h"], shown: "H", does: "hide or show it", act: on(act.hide) },
     { keys: ["s"], shown: "S", does: "split it", act: on(act.split) },
     { keys: ["m"], shown: "M", does: "merge it with another one", act: on(act.join) },
-    { keys: ["c"], shown: "C", does: "give it another colour", act: on((one) => cards.get(one.id).colour()) },
+    { keys: ["c"], shown: "C", does: "give it another color", act: on((one) => cards.get(one.id).color()) },
     { keys: ["-"], shown: "−", does: "one class fewer", act: () => more(-1) },
     { keys: ["+", "="], shown: "+", does: "one class more", act: () => more(1) },
     { keys: ["t"], shown: "T", does: "see it in its next typical image", act: on((one) => cards.get(one.id).see()) },

@@ -74,7 +74,7 @@ function mount(root) {
     const shown = classes?.classes.filter((one) => !one.hidden).length ?? 0;
     const hidden = (classes?.classes.length ?? 0) - shown;
     const number = images === "all" ? found.images : found.corrected;
-    const parts = [`${count(number, "image")}, ${count(shown, "class", "classes")}, with your names, colours and corrections.`];
+    const parts = [`${count(number, "image")}, ${count(shown, "class", "classes")}, with your names, colors and corrections.`];
     if (hidden) parts.push(`${count(hidden, "hidden class is", "hidden classes are")} left out.`);
     setText(what, parts.join(" "));
     what.className = "muted";
@@ -136,7 +136,7 @@ export const exporting = {
     const open = classes?.classes.filter((one) => !one.hidden && !one.named).length;
     return open
       ? { text: `Choose your tool. ${count(open, "class still has", "classes still have")} no name and will be numbered.`, to: "classes", label: "Name them" }
-      : { text: "Choose the tool that you go on with, and press Export. Your photographs are not changed." };
+      : { text: "Choose the tool that you go on with, and press Export. Your images are not changed." };
   },
   mount,
 };

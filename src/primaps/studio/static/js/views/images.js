@@ -29,7 +29,7 @@ export function sorted(images, classes, order) {
   return by((image) => (one && images.shares[image] ? shareOf(one, images.shares[image]) : -1));
 }
 
-/** The shares of the classes in an image as a band of colours. */
+/** The shares of the classes in an image as a band of colors. */
 function paintBand(canvas, image) {
   const shares = store.state.images.shares[image];
   const context = canvas.getContext("2d");
@@ -39,7 +39,7 @@ function paintBand(canvas, image) {
   for (const one of shown()) {
     if (one.hidden) continue;
     const width = shareOf(one, shares) * canvas.width;
-    context.fillStyle = one.colour;
+    context.fillStyle = one.color;
     context.fillRect(x, 0, width + 0.5, 1);
     x += width;
   }

@@ -1,4 +1,4 @@
-// How classes are laid over photographs: opacity, outlines, and from what confidence on.
+// How classes are laid over images: opacity, outlines, and from what confidence on.
 
 import { el, slider } from "../dom.js";
 import { percent } from "../format.js";

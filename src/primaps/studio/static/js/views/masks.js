@@ -27,7 +27,7 @@ function mount(root) {
   let resting = null;
 
   const stage = createStage({
-    label: "Photograph with its masks",
+    label: "Image with its masks",
     look: () => ({ opacity: store.state.opacity, outlines: true, sure: 0 }),
     hover: (point, at) => {
       if (pinned === null) light(point && maskAt(point));
@@ -44,7 +44,7 @@ function mount(root) {
     },
   });
   stage.arrange(["masks"]);
-  const waiting = el("div", { class: "waits", role: "status", hidden: true }, "Looking at this photograph…");
+  const waiting = el("div", { class: "waits", role: "status", hidden: true }, "Looking at this image…");
   stage.node.append(tag, caption, waiting);
 
   const figures = el("p", { class: "muted", role: "status" });
@@ -213,7 +213,7 @@ export const masks = {
   title: "Masks",
   open: ({ images }) => Boolean(images?.names.length),
   guide: ({ server }) => ({
-    text: "Each colour is a region that the features propose. Move the threshold until regions are what you would outline; point at one to see its like.",
+    text: "Each color is a region that the features propose. Move the threshold until regions are what you would outline; point at one to see its like.",
     ...(server?.stage === "fitted" ? { to: "classes", label: "Classes" } : { to: "start", label: "Start" }),
   }),
   mount,

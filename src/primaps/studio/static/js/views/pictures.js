@@ -1,4 +1,4 @@
-// A wall of small pictures: a sample of the photographs, with their masks as they come.
+// A wall of small pictures: a sample of the images, with their masks as they come.
 
 import { url } from "../api.js";
 import { el, thumbnail } from "../dom.js";

@@ -11,8 +11,8 @@ import { createPictures } from "./pictures.js";
 
 const STAGES = {
   starting: "Starting",
-  reading: "Reading the photographs",
-  features: "Looking at every photograph and proposing masks",
+  reading: "Reading the images",
+  features: "Looking at every image and proposing masks",
   classes: "Choosing the number of classes",
   "k-means": "Grouping the masks into classes",
   orthogonal: "Grouping the masks into classes",
@@ -20,7 +20,7 @@ const STAGES = {
 };
 
 const GUIDE = {
-  empty: "Choose the folder with your photographs.",
+  empty: "Choose the folder with your images.",
   ready: "Press “Find the classes”. You can close this page meanwhile; the work goes on and waits for you.",
   fitting: "Classes are being found. You may close this page or stop; it goes on where it was.",
   failed: "Something is in the way: mend it, then continue. Nothing that was computed is lost.",
@@ -82,7 +82,7 @@ function folderList(heading) {
 
 function empty(page) {
   page.append(
-    nothing("photo", "No photographs yet", "Choose a folder below, or put JPEG, PNG or TIFF images into the one that the studio was started with."),
+    nothing("photo", "No images yet", "Choose a folder below, or put JPEG, PNG or TIFF images into the one that the studio was started with."),
     folderList("Folders"),
   );
   return { update() {}, end() {} };
@@ -121,19 +121,19 @@ function ready(page) {
         el("div", {}, large, name),
         el("fieldset", { class: "stack tight" },
           el("legend", { class: "label" }, "How many classes?"),
-          el("label", { class: "pick" }, auto, el("span", {}, "Choose for me ", el("span", { class: "muted" }, "by what the photographs show"))),
+          el("label", { class: "pick" }, auto, el("span", {}, "Choose for me ", el("span", { class: "muted" }, "by what the images show"))),
           el("label", { class: "pick" }, own, el("span", {}, "About"), number),
           el("p", { class: "muted small" }, "You can change this afterwards with a slider, in no time."),
         ),
         el("div", { class: "stack tight" }, go, time),
         found.node),
-      el("section", { class: "stack", "aria-label": "Photographs" }, pictures.node)),
+      el("section", { class: "stack", "aria-label": "Images" }, pictures.node)),
     folderList("Other folders"),
   );
   let asked = null;
   return {
     update({ server, images }) {
-      setText(large, count(server.images, "photograph"));
+      setText(large, count(server.images, "image"));
       setText(name, server.folder);
       name.title = server.folder;
       setText(time, server.estimate ? `Takes about ${duration(server.estimate.seconds)} on this machine.` : "Measuring how long this will take…");
@@ -207,24 +207,24 @@ function fitted(page) {
   page.append(
     el("div", { class: "two" },
       el("section", { class: "panel stack", "aria-label": "What was found" }, el("div", {}, large, about), band, list, looking),
-      el("section", { class: "stack", "aria-label": "Photographs" }, pictures.node)),
+      el("section", { class: "stack", "aria-label": "Images" }, pictures.node)),
   );
   return {
     update(state) {
       const { server, images, classes } = state;
       const those = shown(state).filter((one) => !one.hidden);
-      const photographs = count(server.images, "photograph");
-      setText(large, classes ? `${count(those.length, "class", "classes")} in ${photographs}` : photographs);
+      const images = count(server.images, "image");
+      setText(large, classes ? `${count(those.length, "class", "classes")} in ${images}` : images);
       setText(about, server.model ? `Found with ${server.model.backbone}, without a single label.` : "");
       const { progress } = server;
-      setText(looking, progress && progress.done < progress.total ? `Each photograph is looked at once more in the background: ${progress.done} of ${progress.total}.` : "");
+      setText(looking, progress && progress.done < progress.total ? `Each image is looked at once more in the background: ${progress.done} of ${progress.total}.` : "");
       if (images) pictures.sample(images.names.length);
       if (!classes) return;
       const parts = shares(images);
       const sized = those.map((one) => [one, parts ? shareOf(one, parts) : one.share]).sort((a, b) => b[1] - a[1]);
-      band.replaceChildren(...sized.map(([one, share]) => el("div", { style: { "flex-grow": share, background: one.colour } })));
+      band.replaceChildren(...sized.map(([one, share]) => el("div", { style: { "flex-grow": share, background: one.color } })));
       list.replaceChildren(...sized.map(([one, share]) => el("li", { class: "row" },
-        el("span", { class: "swatch", style: { background: one.colour } }), el("span", { class: "cut", title: one.name }, one.name), el("span", { class: "muted" }, percent(share)))));
+        el("span", { class: "swatch", style: { background: one.color } }), el("span", { class: "cut", title: one.name }, one.name), el("span", { class: "muted" }, percent(share)))));
     },
     end: pictures.end,
   };

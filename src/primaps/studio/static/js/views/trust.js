@@ -86,7 +86,7 @@ function mount(root) {
     said = now;
     if (left) {
       refill(page, nothing("eye", "A moment",
-        `${done} of ${count(total, "photograph")} were looked at so far. Questions are drawn from all of them.`));
+        `${done} of ${count(total, "image")} were looked at so far. Questions are drawn from all of them.`));
       return;
     }
     refill(page, nothing("done", "How good are these classes?",
@@ -117,15 +117,15 @@ function mount(root) {
     refill(page, el("section", { class: "over panel" }, nothing("done", title, sentence, action)), result);
   }
 
-  function question({ image, x, y, class: called, colour }) {
+  function question({ image, x, y, class: called, color }) {
     const { names, width, height } = store.state.images;
-    swatch.style.background = colour;
+    swatch.style.background = color;
     setText(name, called);
     name.title = called;
     const half = CLOSE * Math.min(width[image], height[image]);
     const across = Math.min(0.5, half / width[image]);
     const down = Math.min(0.5, half / height[image]);
-    // The close-up stays inside the photograph, so the ring is not always in its middle.
+    // The close-up stays inside the image, so the ring is not always in its middle.
     const cx = Math.min(1 - across, Math.max(across, x));
     const cy = Math.min(1 - down, Math.max(down, y));
     close.src = url.crop(image, [cx - across, cy - down, cx + across, cy + down]);

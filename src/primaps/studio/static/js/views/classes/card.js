@@ -1,7 +1,7 @@
-// A class in the gallery: what is typical of it, what is doubtful, its name, colour and figures.
+// A class in the gallery: what is typical of it, what is doubtful, its name, color and figures.
 
 import { get, url } from "../../api.js";
-import { recolour, rename, tint } from "../../classes.js";
+import { recolor, rename, tint } from "../../classes.js";
 import { el, iconButton, setText } from "../../dom.js";
 import { count, percent } from "../../format.js";
 import { store } from "../../store.js";
@@ -60,8 +60,8 @@ export function createCard(first, act) {
   let few = null; // the images as they were known when there were few crops: asked again with others
   const pictures = el("div", { class: "crops", title: "Drag onto another class to merge" });
   const swatch = el("input", {
-    type: "color", class: "colour", title: "Colour (C)", "aria-description": "Key C",
-    on: { input: () => tint(one, swatch.value), change: () => recolour(one, swatch.value) },
+    type: "color", class: "color", title: "Color (C)", "aria-description": "Key C",
+    on: { input: () => tint(one, swatch.value), change: () => recolor(one, swatch.value) },
   });
   const name = el("input", {
     class: "name", "aria-label": "Name", maxlength: 60, spellcheck: "false", autocomplete: "off",
@@ -156,9 +156,9 @@ export function createCard(first, act) {
       if (drawn.one === one && drawn.fraction === fraction && drawn.relative === relative) return;
       drawn = { one, fraction, relative };
       name.title = one.name;
-      if (swatch.value !== one.colour) swatch.value = one.colour;
+      if (swatch.value !== one.color) swatch.value = one.color;
       share.style.width = `${Math.max(1, 100 * relative)}%`;
-      share.style.background = one.colour;
+      share.style.background = one.color;
       node.classList.toggle("is-hidden", one.hidden);
       const symbol = one.hidden ? hiddenIcon : shownIcon;
       if (hide.firstChild !== symbol) hide.replaceChildren(symbol);
@@ -168,7 +168,7 @@ export function createCard(first, act) {
       hide.setAttribute("aria-label", `Hide ${one.name}`);
       split.setAttribute("aria-label", `Split ${one.name} in two`);
       merge.setAttribute("aria-label", `Merge ${one.name} with another class`);
-      swatch.setAttribute("aria-label", `Colour of ${one.name}`);
+      swatch.setAttribute("aria-label", `Color of ${one.name}`);
       split.disabled = one.parts.length < 2;
       const steady = one.stability == null ? "" : one.stability > 0.75 ? " · steady" : one.stability < 0.5 ? " · unsteady" : "";
       const places = one.images ? count(one.images, "image") : "";
@@ -186,7 +186,7 @@ export function createCard(first, act) {
       name.focus();
       name.select();
     },
-    colour: () => swatch.click(),
+    color: () => swatch.click(),
     /** The whole image of the next of its crops. */
     see() {
       const found = [...pictures.children];

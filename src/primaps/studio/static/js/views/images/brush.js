@@ -15,7 +15,7 @@ export function createBrush({ picture, masks, image }) {
   let on = false;
   let target = null; // id of the class that is painted
   let snap = true;
-  let size = 24; // radius in pixels of the photograph
+  let size = 24; // radius in pixels of the image
   let base = null; // the map as it is saved
   let of = -1; // the image that it is of
   let marked = null; // pixels of the stroke

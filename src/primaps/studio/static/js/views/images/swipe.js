@@ -5,7 +5,7 @@ import { el } from "../../dom.js";
 export function createSwipe(moved) {
   let at = 0.5;
   const node = el("button", {
-    type: "button", class: "handle", role: "slider", "aria-label": "Border between photograph and classes",
+    type: "button", class: "handle", role: "slider", "aria-label": "Border between image and classes",
     "aria-valuemin": 0, "aria-valuemax": 100, hidden: true,
     on: {
       pointerdown: (event) => node.setPointerCapture(event.pointerId),
@@ -26,7 +26,7 @@ export function createSwipe(moved) {
   function place() {
     node.style.left = `${100 * at}%`;
     node.setAttribute("aria-valuenow", Math.round(100 * at));
-    node.setAttribute("aria-valuetext", `${Math.round(100 * at)}% photograph`);
+    node.setAttribute("aria-valuetext", `${Math.round(100 * at)}% image`);
   }
   function set(now) {
     at = Math.min(1, Math.max(0, now));

@@ -1,4 +1,4 @@
-// One image large: photograph, masks and classes over, beside or behind each other, and the brush.
+// One image large: image, masks and classes over, beside or behind each other, and the brush.
 
 import { shareOf, shown } from "../../classes.js";
 import { button, choices, el, ends, icon } from "../../dom.js";
@@ -81,7 +81,7 @@ export function createViewer({ step, back }) {
     const sized = shown().map((one) => ({ one, share: shares ? shareOf(one, shares) : 0 }));
     const chosen = brush.chosen()?.id;
     sized.sort((a, b) => b.share - a.share);
-    const key = sized.map(({ one, share }) => [one.id, one.name, one.colour, one.hidden, percent(share)]).join("\n");
+    const key = sized.map(({ one, share }) => [one.id, one.name, one.color, one.hidden, percent(share)]).join("\n");
     if (key !== listed) fill(sized);
     listed = key;
     for (const line of list.querySelectorAll("button")) {
@@ -103,7 +103,7 @@ export function createViewer({ step, back }) {
             focus: () => picture.point(one.id), blur: () => picture.point(null),
           },
         },
-          el("span", { class: "swatch", style: { background: one.colour } }),
+          el("span", { class: "swatch", style: { background: one.color } }),
           el("span", { class: one.hidden ? "cut muted" : "cut" }, one.name),
           one.hidden ? icon("hidden") : null,
           el("span", { class: "muted", "aria-hidden": !share }, share ? percent(share) : "–")))));

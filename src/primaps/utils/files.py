@@ -1,0 +1,210 @@
+"""Where files live and how they are written: whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from primaps.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+logger = logging.getLogger("primaps")
+_UMASK = Lock()
+_HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
+
+
+def cache_dir() -> Path:
+    """Folder of converted weights and stored features.
+
+    ``$PRIMAPS_CACHE`` if set, else ``$XDG_CACHE_HOME/primaps``, else ``~/.cache/primaps``.
+    """
+    if chosen := os.environ.get("PRIMAPS_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "primaps"
+
+
+def user_path(path: str | Path) -> Path:
+    """A path in which ``~`` is somebody's home, as shells have it.
+
+    Raises:
+        InputError: there is nobody of this name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: there is no home folder of this name") from None
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that replaces it when the block ends without an error.
+
+    A reader sees the old file or the complete new one, never a half-written one.
+
+    Examples:
+        >>> target = Path(tempfile.mkdtemp()) / "folder" / "a.txt"
+        >>> with atomic_path(target) as temporary:
+        ...     _ = temporary.write_text("complete")
+        >>> target.read_text()
+        'complete'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_abandoned(path.parent.resolve())
+    # The suffix stays, because libraries choose the format by it.
+    prefix = f".writing-{_HOST}-{os.getpid()}-"
+    with named(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with _UMASK:  # it can only be asked for by setting it, and threads write too
+                umask = os.umask(0)
+                os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp makes files private
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
+    """Write a picture in the format of the suffix, whole: Pillow itself would not notice when a
+    disk that is nearly full takes only the first part of a write."""
+    content = io.BytesIO()
+    content.name = path.name  # which says the format
+    picture.save(content, **options)
+    path.write_bytes(content.getvalue())
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: str | Path | None = None) -> Iterator[Path]:
+    """A folder for the time of the block; what a killed process left is removed by the next.
+
+    Args:
+        parent: None is the system's folder for such.
+
+    Examples:
+        >>> with temporary_folder() as folder:
+        ...     folder.is_dir()
+        True
+        >>> folder.exists()
+        False
+    """
+    place = Path(parent or tempfile.gettempdir())
+    _clear_abandoned(place.resolve())
+    folder = Path(tempfile.mkdtemp(dir=place, prefix=f".writing-{_HOST}-{os.getpid()}-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors of writing a file name it: those of a full disk name none, or a temporary one.
+
+    Examples:
+        >>> with named(Path("masks.png")):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        OSError: [Errno 28] No space left on device: 'masks.png'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or _elsewhere(error, path):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except Exception as error:
+        # safetensors has an error of its own, which is not imported here for it.
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if type(error).__name__ != "SafetensorError" or found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _elsewhere(error: OSError, path: Path) -> bool:
+    """Whether an error is of another file, as one that is read meanwhile."""
+    name = error.filename
+    return name is not None and not Path(os.fsdecode(name)).name.startswith(".writing-")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder or file; another process of this user that wants it waits. The lock is in the
+    cache, so that nothing is left in the folder."""
+    from filelock import FileLock, Timeout
+
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    path = cache_dir() / "locks" / f"{name}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire(timeout=1)
+    except Timeout:
+        logger.info("waiting for another run that writes to %s", folder)
+        lock.acquire()
+    except OSError:  # no cache to write to: then nobody else of this machine has one either
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@cache
+def _clear_abandoned(folder: Path) -> None:
+    """Remove what killed processes of this machine left half-written, once per folder."""
+    for path in folder.glob(f".writing-{_HOST}-*"):
+        number = path.name.removeprefix(f".writing-{_HOST}-").partition("-")[0]
+        if number.isdecimal() and not _runs(int(number)):
+            with contextlib.suppress(OSError):  # another user's, or nobody may write here
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    if os.name == "nt":  # there the question would end it
+        return True
+    try:
+        os.kill(process, 0)  # no signal, only the question
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it is another user's
+    return True
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write ``content`` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    with Path(path).open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
