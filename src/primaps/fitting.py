@@ -90,8 +90,8 @@ def fit_folder(
     """
     with model_writing(out, files):
         model.fit(
-            files, labels, cache=cache, cache_content=cache_content, checkpoints=out, progress=progress,
-            log=log, on_epoch=on_epoch,
+            files, labels, cache=cache, cache_content=cache_content, checkpoints=out,
+            progress=progress, log=log, on_epoch=on_epoch,
         )  # fmt: skip
         if model.inventory_ is not None and evidence:
             model.inventory_ = replace(model.inventory_, curve=tuple(evidence))

@@ -217,10 +217,10 @@ class PriMaPsEM:
             sample: number of images to fit to, drawn by the seed; None is all of them.
             cache: folder that keeps features and masks, so that they are computed once and for
                 all; ``auto`` is memory if they take less than 2 GB, else the cache; None is memory.
-            cache_content: what is kept of every image: ``features`` and masks (0.9 MB at 322 px, DINOv2
-                ViT-S/14), or the features of its ``masks`` alone (9 kB; with features of 3,000
-                images), which is enough for the recipe "orthogonal"; ``auto`` is ``masks`` above
-                3,000 images where that is enough. Both give the same model.
+            cache_content: what is cached of every image: ``features`` and masks (0.9 MB at 322 px,
+                ViT-S/14, DINOv2), or the features of its ``masks`` alone (9 kB; with features of
+                3,000 images), which is enough for the recipe "orthogonal"; ``auto`` is ``masks``
+                above 3,000 images where that is enough. Both give the same model.
             checkpoints: folder of the training state: the same call goes on where it was stopped.
             progress: called after each unit of work.
             log: called with a sentence about every image that cannot be read; the others go on.

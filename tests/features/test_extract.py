@@ -227,8 +227,8 @@ def test_features_of_masks_alone_are_those_of_features_and_masks(
     files, kept = find_images(folder), tmp_path_factory.mktemp("kept")
 
     def found(keep, root):
-        return extract(files, counting, 64, masks=MAKER, cache=root if store else None, cache_content=keep,
-                       log=lambda sentence: None)  # fmt: skip
+        return extract(files, counting, 64, masks=MAKER, cache=root if store else None,
+                       cache_content=keep, log=lambda sentence: None)  # fmt: skip
 
     whole, alone = found("features", kept / "features"), found("masks", kept / "masks")
     assert alone.masks is None

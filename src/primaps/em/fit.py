@@ -90,8 +90,8 @@ def resolve_cache_content(
     """What a fit keeps of every image.
 
     Args:
-        cache_content: ``features``, ``masks``, or ``auto``, which is ``masks`` where k-means starts see a
-            sample of the images, and ``features`` otherwise.
+        cache_content: ``features``, ``masks``, or ``auto``, which is ``masks`` where
+            k-means restarts see a sample of the images, and ``features`` otherwise.
         projected: codes are fitted to, not features.
 
     Raises:

@@ -100,7 +100,7 @@ def kmeans_step(
         number: of the step, from 1; with the seed it decides everything random.
     """
     index = batch_indices(number, len(views), batch_size, "k-means", seed)
-    random = generator("k-means flip", seed, number)
+    random = generator("k-means mirror", seed, number)
     rows, here = views.here(index)
     if not len(rows):
         return torch.zeros((), device=views.device)

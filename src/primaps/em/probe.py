@@ -42,7 +42,7 @@ def fit_probe(
     config: Config,
     recorder: Recorder | None = None,
 ) -> LinearProbe:
-    """Cross-entropy at image size by Adam from zero, on clean features of images and flipped images.
+    """Cross-entropy at image size by Adam from zero, on clean features of (flipped) images.
 
     Args:
         labels: classes (H, W) of each image at image size, 255 = not counted.
@@ -55,7 +55,7 @@ def fit_probe(
 
     def step(number: int) -> dict[str, Tensor]:
         index = batch_indices(number, len(views), config.batch_size, "probe", config.seed)
-        random = generator("probe flip", config.seed, number)
+        random = generator("probe mirror", config.seed, number)
         flip = torch.rand(len(index), generator=random) < 0.5
         rows, here = views.here(index)
         flip = flip[here]

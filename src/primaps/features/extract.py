@@ -117,8 +117,8 @@ def extract(
         seed: of augmentation in every step.
         cache: folder to keep them in; ``auto`` is memory if they take less than 2 GB, else the
             cache; None is memory.
-        cache_content: ``masks`` keeps of every image what the recipe "orthogonal" takes, the features of
-            its masks, and the features of a sample for k-means starts.
+        cache_content: ``masks`` keeps of every image what the recipe "orthogonal" takes, the
+            features of its masks, and the features of a sample for k-means starts.
         log: called with a sentence about every image that cannot be read; the others go on.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Pictures of an experiment: charts here, sheets of images in :mod:`primaps.reproduction.sheets`."""
+"""Charts of an experiment; sheets of images are in :mod:`primaps.reproduction.sheets`."""
 
 from __future__ import annotations
 
