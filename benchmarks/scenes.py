@@ -62,7 +62,7 @@ def synthetic(path: Path, side: int, kind: str = "shapes", block: int = 500) -> 
             else:
                 row = _shapes(field, top, high, side)
             window = rasterio.windows.Window(0, top, side, high)
-            dataset.write(row.transpose(2, 0, 1), window=window)
+            dataset.write(row.transpose(2, 0, 1), crf_tile=window)
 
 
 def _field(random: np.random.Generator, side: int) -> np.ndarray:
@@ -185,7 +185,7 @@ def window_sizes(aerial: Path | None) -> None:
     side, and the aerial mosaic, each by a model that the default recipe is fitted to."""
     import rasterio
 
-    from primaps import PriMaPsEM, scene_windows
+    from primaps import PriMaPsEM, scene_tiles
     from primaps.scenes.predict import predict_image
 
     images = {}
@@ -194,16 +194,16 @@ def window_sizes(aerial: Path | None) -> None:
         synthetic(path, 1288, "photos")
         with rasterio.open(path) as data:
             scene = Image.fromarray(data.read().transpose(1, 2, 0))
-        windows = scene_windows(path, 100, 322, folder=Path(folder) / "windows")
+        windows = scene_tiles(path, 100, 322, folder=Path(folder) / "windows")
         images["photos"] = scene, [Image.open(file.source) for file in windows]
     if aerial is not None:
         chips = [Image.open(file) for file in sorted((aerial / "images").iterdir())]
         images["aerial"] = mosaic(aerial).convert("RGB").crop(PART), chips
     for name, (image, parts) in images.items():
         model = PriMaPsEM(6, device="cpu").fit(parts)
-        whole = predict_image(model, image, window=1400)
-        for look in ({"window": 322}, {"window": 448}, {"window": 602}, {"window": 840},
-                     {"size": 448, "window": 1400}):  # fmt: skip
+        whole = predict_image(model, image, crf_tile=1400)
+        for look in ({"crf_tile": 322}, {"crf_tile": 448}, {"crf_tile": 602}, {"crf_tile": 840},
+                     {"size": 448, "crf_tile": 1400}):  # fmt: skip
             differ = (predict_image(model, image, **look) != whole).mean()
             print(f"{name}: {look} against one window over all of it: {differ:.2%}", flush=True)
         print(f"{name}: classes have {np.sort(np.bincount(whole.ravel()) / whole.size).round(3)}")
@@ -272,7 +272,7 @@ def pictures(out: Path, aerial: Path | None = None) -> None:
     rgb, model = scene.convert("RGB"), fitted(6, parts)
     shown = {"scene": rgb}
     for name, overlap, crf in (("apart", 0, False), ("blended", 40, False), ("crf", 40, True)):
-        labels = predict_image(model, scene, crf=crf, overlap=overlap, scale=scale)
+        labels = predict_image(model, scene, crf=crf, tile_overlap=overlap, scale=scale)
         if scale == 1:
             print(f"{name}: {seams(labels, overlap)}", flush=True)
         shades = np.concatenate([palette(6), np.zeros((250, 3), np.uint8)])

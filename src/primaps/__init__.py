@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from primaps.proposals.principal_masks import Proposals, propose
     from primaps.scenes.predict import predict_image, predict_scene
     from primaps.scenes.propose import propose_scene
-    from primaps.scenes.sample import scene_windows
+    from primaps.scenes.sample import scene_tiles
     from primaps.studio.serve import run_studio
     from primaps.utils.errors import PrimapsError
 
@@ -71,7 +71,7 @@ _HOME = {
     "predict_image": "scenes.predict",
     "predict_scene": "scenes.predict",
     "propose_scene": "scenes.propose",
-    "scene_windows": "scenes.sample",
+    "scene_tiles": "scenes.sample",
     "PrimapsError": "utils.errors",
 }
 
@@ -109,7 +109,7 @@ __all__ = [
     "propose_scene",
     "push_to_hub",
     "run_studio",
-    "scene_windows",
+    "scene_tiles",
     "train_projection",
     "write_report",
 ]

@@ -21,7 +21,7 @@ CacheContent = Literal["auto", "features", "masks"]
 Views = Annotated[int, Range(0, 1000)] | Literal["fresh"]
 Threshold = Annotated[float, Range(0, below=1)]
 Size = Annotated[int, Range(1, 16384)]
-Window = Annotated[int, Range(168, 16384)]  # a core, and as much around it as the CRF looks at
+CrfTile = Annotated[int, Range(168, 16384)]
 Seed = Annotated[int, Range(-(10**18), 10**18)]
 Steps = Annotated[int, Range(1, 10**8)]
 Classes = Annotated[int, Range(2, 256)]

@@ -11,7 +11,7 @@ NUMBERS = ("nan", "inf", "", "1e400", "9" * 30, "[red]7[/red]")
 MAY_BE_NEGATIVE = {"seed"}
 MAY_BE_ZERO = {
     "seed", "threshold", "views", "init_epochs", "min_steps", "min_init_steps", "momentum",
-    "ignore_index", "least", "budget", "port", "overlap",
+    "ignore_index", "least", "budget", "port", "tile_overlap",
 }  # fmt: skip
 UNBOUNDED = {"most", "budget"}
 TEXTS = ("", "[/x]", "a\x1b[31mb")

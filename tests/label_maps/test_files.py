@@ -135,7 +135,7 @@ def test_predict_looks_once_and_at_the_size_that_is_asked_for(fitted, sizes, tmp
     alone = fitted.predict(sizes / "00.png", size=128).numpy()
     assert np.array_equal(read(tmp_path / "large" / "00.png"), alone)
     assert predict_files(fitted, sizes / "00.png", tmp_path / "large").kept == []
-    predict_files(fitted, sizes / "00.png", tmp_path / "tiles", size=32, tiles={"overlap": 0})
+    predict_files(fitted, sizes / "00.png", tmp_path / "tiles", size=32, tiles={"tile_overlap": 0})
     assert set(shapes[4:]) == {(32, 32)}
 
 

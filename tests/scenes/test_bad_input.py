@@ -11,7 +11,7 @@ from PIL import Image
 import primaps
 from primaps.scenes.reader import open_scene
 from primaps.scenes.source import SceneError
-from primaps.scenes.tiling import Look
+from primaps.scenes.tiling import TilingOptions
 from primaps.utils.errors import InputError, MissingPackageError, NotFoundError, PrimapsError
 from tests.scenes.conftest import bands, geotiff
 
@@ -108,8 +108,8 @@ def test_floats_with_nan_and_scenes_of_nothing(model, picture, tmp_path):
     ("look", "words"),
     [
         ({"size": 0}, "size is 0; it must be at least 1"),
-        ({"window": 100}, "window is 100; it must be at least 168"),
-        ({"overlap": 40}, "half of the size"),
+        ({"crf_tile": 100}, "crf_tile is 100; it must be at least 168"),
+        ({"tile_overlap": 40}, "half of the size"),
         ({"scale": 0}, "scale is 0; it must be above 0"),
         ({"scale": 1000}, "nothing is left"),
         ({"scale": 2, "mpp": 3}, "give one of them"),
@@ -124,10 +124,10 @@ def test_options_that_do_not_fit_are_one_sentence(model, scene, tmp_path, look, 
 
 
 def test_a_ground_size_needs_one(picture, scene, tmp_path):
-    assert Look(mpp=2).view(open_scene(scene)).scale == 4
+    assert TilingOptions(mpp=2).view(open_scene(scene)).scale == 4
     picture.save(tmp_path / "a.png")
     with pytest.raises(InputError, match="does not say how large its pixels are"):
-        Look(mpp=2).view(open_scene(tmp_path / "a.png"))
+        TilingOptions(mpp=2).view(open_scene(tmp_path / "a.png"))
     degrees = geotiff(
         tmp_path / "d.tif", bands(picture), crs="EPSG:4326",
         transform=rasterio.Affine(1e-5, 0, 13, 0, -1e-5, 60),

@@ -18,12 +18,12 @@ def test_fit_predict_and_propose_a_scene(vit, tmp_path, monkeypatch):
     scene = geotiff(tmp_path / "scene.tif", np.concatenate([values] * 2))
     model, out = tmp_path / "model", tmp_path / "classes.tif"
     look = ["--bands", "3,2,1", "--mpp", 1]
-    done = call("fit", scene, "--windows", 8, *look, "--classes", 3, "--out", model, "--backbone",
-                vit, *QUICK)  # fmt: skip
+    fit = ["fit", scene, "--scene-tiles", 8, *look, "--classes", 3, "--out", model]
+    done = call(*fit, "--backbone", vit, *QUICK)
     assert done.exit_code == 0, done.output
-    assert "8 windows of 64 px" in done.output
+    assert "8 tiles of 64 px" in done.output
     command = ["predict", model, scene, "--out", out, *look, "--polygons", tmp_path / "a.gpkg"]
-    own = ["--size", 64, "--overlap", 16, "--window", 168, "--stretch", "0,4096"]
+    own = ["--size", 64, "--tile-overlap", 16, "--crf-tile", 168, "--stretch", "0,4096"]
     done = call(*command, *own)
     assert done.exit_code == 0, done.output
     with rasterio.open(out) as found:
@@ -42,17 +42,26 @@ def test_fit_predict_and_propose_a_scene(vit, tmp_path, monkeypatch):
     for words, sentence in (
         (
             ["predict", model, scene, "--out", tmp_path / "o", "--scale", 2],
-            "--out a file that ends",
+            "--out that ends",
         ),
-        (["predict", model, scene, "--out", tmp_path / "o.tif", "--bands", "r,g"], "takes numbers"),
-        (["predict", model, scene, "--out", tmp_path / "o.tif", "--stretch", "7"], "two numbers"),
+        (
+            ["predict", model, scene, "--out", tmp_path / "o.tif", "--bands", "r,g"],
+            "not a list of band numbers",
+        ),
+        (
+            ["predict", model, scene, "--out", tmp_path / "o.tif", "--stretch", "7"],
+            "is not two numbers",
+        ),
         (["predict", model, scene, "--out", tmp_path / "o.tif"], "has 6 bands"),
         (
             ["predict", model, scene, "--out", tmp_path / "o", "--tiles", "--mpp", 2],
-            "about a scene",
+            "applies to scenes",
         ),
         (["propose", scene, "--out", tmp_path / "o.tif", "--explain"], "is for images"),
-        (["fit", scene, "--classes", 3, "--out", tmp_path / "m", "--scale", 2], "give --windows"),
+        (
+            ["fit", scene, "--classes", 3, "--out", tmp_path / "m", "--scale", 2],
+            "give --scene-tiles",
+        ),
     ):
         extra = [] if words[0] == "predict" else ["--backbone", vit]
         done = call(*words, *extra)

@@ -34,7 +34,7 @@ def even():
 @pytest.mark.parametrize("crf", [True, False])
 def test_one_crop_over_everything_is_plain_predict(large, even, crf):
     whole = large.segment(even, crf)
-    found = primaps.predict_image(large, even, crf, size=256, overlap=0)
+    found = primaps.predict_image(large, even, crf, size=256, tile_overlap=0)
     tie = (whole.margin < 1e-3).numpy()  # logits of scenes are kept in half precision
     assert (found == whole.labels.numpy())[~tie].all()
     assert tie.mean() < 1e-3
@@ -49,7 +49,7 @@ def test_another_window_gives_the_same_classes(large, even, monkeypatch):
 
     whole = primaps.predict_image(large, even, size=256)
     monkeypatch.setattr(refine, "CLASS_CRF", watched)
-    parts = primaps.predict_image(large, even, size=256, window=168)
+    parts = primaps.predict_image(large, even, size=256, crf_tile=168)
     assert len(refined) == 6
     assert max(map(max, refined)) <= 168
     assert (parts != whole).mean() < 0.001
@@ -57,7 +57,7 @@ def test_another_window_gives_the_same_classes(large, even, monkeypatch):
 
 def test_another_size_of_crops_gives_nearly_the_same_classes(model, picture):
     one = primaps.predict_image(model, picture, size=64)
-    other = primaps.predict_image(model, picture, size=96, overlap=40)
+    other = primaps.predict_image(model, picture, size=96, tile_overlap=40)
     assert (one != other).mean() < 0.005
 
 
@@ -83,7 +83,7 @@ def test_cuts_hidden_and_divided_classes_are_those_of_predict(large, even):
     split.inventory_ = replace(large.inventory_, tree=tree)
     for edits, count in (([{"hide": "1"}], 3), ([{"split": "0"}], 4), ([{"merge": ["0", "2"]}], 2)):
         split.legend_ = legend(tree, edits)
-        found = primaps.predict_image(split, even, size=256, overlap=0)
+        found = primaps.predict_image(split, even, size=256, tile_overlap=0)
         assert (found == split.predict(even).numpy()).mean() > 0.999
         assert len(np.unique(found)) == count
     by_windows = primaps.predict_image(split.cut(4), even, size=64)
@@ -117,7 +117,7 @@ def test_a_photograph_by_tiles_keeps_its_own_pixels(model, tmp_path):
     picture, label = painted(11, 256, 192)
     picture.save(tmp_path / "a.png")
     done = primaps.predict_files(
-        model, tmp_path / "a.png", tmp_path / "out", tiles={"overlap": 16}, crf=False
+        model, tmp_path / "a.png", tmp_path / "out", tiles={"tile_overlap": 16}, crf=False
     )
     found = np.asarray(Image.open(done.written[0]))
     assert found.shape == label.shape
@@ -125,7 +125,7 @@ def test_a_photograph_by_tiles_keeps_its_own_pixels(model, tmp_path):
         values, counts = np.unique(found[label == k], return_counts=True)
         assert counts.max() / counts.sum() > 0.9, values
     kept = primaps.predict_files(
-        model, tmp_path / "a.png", tmp_path / "out", tiles={"overlap": 16}, crf=False
+        model, tmp_path / "a.png", tmp_path / "out", tiles={"tile_overlap": 16}, crf=False
     )
     assert kept.kept
     assert not kept.written

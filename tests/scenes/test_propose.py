@@ -24,7 +24,7 @@ def test_masks_that_agree_on_the_overlap_become_one(backbone, tmp_path):
     noise = np.random.default_rng(0).integers(-6, 7, (240, 400, 3))
     picture = Image.fromarray((shades + noise).clip(0, 255).astype(np.uint8))
     path = geotiff(tmp_path / "a.tif", bands(picture))
-    look = {"size": 128, "overlap": 48, "mask_crf": False}
+    look = {"size": 128, "tile_overlap": 48, "mask_crf": False}
     count = primaps.propose_scene(path, tmp_path / "out.tif", backbone=backbone, **look)
     found = labels_of(tmp_path / "out.tif")
     assert found.shape == (240, 400)
@@ -40,7 +40,7 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_masks(backbone, tmp_path)
     values = bands(painted(4, 256, 320)[0])
     values[:, 100:150, 30:90] = 0
     path = geotiff(tmp_path / "a.tif", values, nodata=0)
-    look = {"backbone": backbone, "size": 96, "overlap": 32, "mask_crf": False, "scale": 1.5}
+    look = {"backbone": backbone, "size": 96, "tile_overlap": 32, "mask_crf": False, "scale": 1.5}
     count = primaps.propose_scene(path, tmp_path / "whole.tif", **look)
     seen = 0
 

@@ -20,7 +20,7 @@ def progress(stage, done, total, figures):
     if stage == sys.argv[4] and done >= int(sys.argv[5]):
         os.kill(os.getpid(), signal.SIGKILL)
 model = primaps.PriMaPsEM.from_pretrained(sys.argv[1], device="cpu")
-look = {"size": 64, "overlap": 16, "window": 168}
+look = {"size": 64, "tile_overlap": 16, "crf_tile": 168}
 primaps.predict_scene(model, sys.argv[2], sys.argv[3], progress=progress, **look)
 """
 
@@ -31,7 +31,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(vit, painted_folder, tmp_path, p
     model = primaps.PriMaPsEM(3, backbone=vit, size=64, device="cpu", **quick)
     model.fit(painted_folder / "images").save_pretrained(tmp_path / "model")
     path = geotiff(tmp_path / "scene.tif", bands(picture))
-    look = {"size": 64, "overlap": 16, "window": 168}
+    look = {"size": 64, "tile_overlap": 16, "crf_tile": 168}
     primaps.predict_scene(model, path, tmp_path / "whole.tif", **look)
     words = [str(tmp_path / "model"), str(path), str(tmp_path / "parts.tif")]
     for stage, place in (("crops", 8), ("labels", 4)):

@@ -21,9 +21,9 @@ def scenes(tmp_path):
 
 
 def test_windows_are_seeded_by_area_and_never_empty(scenes, tmp_path):
-    found = primaps.scene_windows(scenes, 20, 64, folder=tmp_path / "w")
-    again = primaps.scene_windows(scenes, 20, 64, folder=tmp_path / "w")
-    other = primaps.scene_windows(scenes, 20, 64, seed=1, folder=tmp_path / "w")
+    found = primaps.scene_tiles(scenes, 20, 64, folder=tmp_path / "w")
+    again = primaps.scene_tiles(scenes, 20, 64, folder=tmp_path / "w")
+    other = primaps.scene_tiles(scenes, 20, 64, seed=1, folder=tmp_path / "w")
     assert found == again
     assert [f.key for f in found] != [f.key for f in other]
     assert len({f.key for f in found}) == 20
@@ -38,7 +38,7 @@ def test_windows_are_seeded_by_area_and_never_empty(scenes, tmp_path):
 
 
 def test_a_model_is_fitted_on_windows_at_a_scale(scenes, tmp_path, colors):
-    windows = primaps.scene_windows(scenes, 12, 64, scale=2, folder=tmp_path / "w")
+    windows = primaps.scene_tiles(scenes, 12, 64, scale=2, folder=tmp_path / "w")
     assert {Image.open(f.source).size for f in windows} == {(64, 64)}
     quick = {"min_init_steps": 20, "mask_crf": False}
     model = primaps.PriMaPsEM(3, backbone=colors, patch_size=8, size=64, device="cpu", **quick)
@@ -47,9 +47,9 @@ def test_a_model_is_fitted_on_windows_at_a_scale(scenes, tmp_path, colors):
 
 def test_what_cannot_be_drawn_is_said(scenes, tmp_path):
     with pytest.raises(InputError, match="less than a window"):
-        primaps.scene_windows(scenes, 4, 256, folder=tmp_path / "w")
+        primaps.scene_tiles(scenes, 4, 256, folder=tmp_path / "w")
     with pytest.raises(InputError, match="at least 1"):
-        primaps.scene_windows(scenes, 0, 64, folder=tmp_path / "w")
+        primaps.scene_tiles(scenes, 0, 64, folder=tmp_path / "w")
     blank = geotiff(tmp_path / "blank.tif", np.zeros((3, 90, 90), np.uint8), nodata=0)
     with pytest.raises(SceneError, match="room for 0 of 3"):
-        primaps.scene_windows(blank, 3, 64, folder=tmp_path / "w")
+        primaps.scene_tiles(blank, 3, 64, folder=tmp_path / "w")

@@ -32,7 +32,7 @@ from primaps.cli.options import (
     dataset_by_name,
     labeled_images,
 )
-from primaps.cli.tiling import BandsOption, MppOption, ScaleOption, StretchOption, look_options
+from primaps.cli.tiling import BandsOption, MppOption, ScaleOption, StretchOption, tiling_options
 from primaps.config import CacheContent, Classes
 from primaps.utils.errors import InputError, MissingPackageError
 from primaps.utils.typed import Range
@@ -56,10 +56,10 @@ def fit(
     projection: ProjectionOption = None,
     cache: CacheOption = None,
     cache_content: CacheContentOption = "auto",
-    windows: Annotated[
+    scene_tiles: Annotated[
         int | None,
         Range(1, 10**8),
-        typer.Option(help="Fit on this many windows at random places of scenes."),
+        typer.Option(help="Fit on this many tiles, sampled from scenes by --seed."),
     ] = None,
     scale: ScaleOption = None,
     mpp: MppOption = None,
@@ -88,8 +88,8 @@ def fit(
         data = dataset_by_name(dataset, images, split, "train")
         if data is not None and data.incomplete:
             warn(data.incomplete)
-        look = look_options(None, scale, mpp, bands, stretch)
-        found = _files(images, out, data, options, windows, look, own, progress)
+        tiling = tiling_options(None, scale, mpp, bands, stretch)
+        found = _files(images, out, data, options, scene_tiles, tiling, own, progress)
         files = drawn(found, sample, options["seed"])
         options |= {"projection": projection, "engine": engine, "device": own}
         evidence: list[Any] = []
@@ -158,26 +158,23 @@ def probe(
 
 
 def _files(
-    images: str, out: Path, data: Any, options: dict[str, Any], windows: int | None,
-    look: dict[str, Any], device: str, progress: Any,
+    images: str, out: Path, data: Any, options: dict[str, Any], count: int | None,
+    tiling: dict[str, Any], device: str, progress: Any,
 ) -> Any:  # fmt: skip
-    """The images to fit on: a data set's, those of a folder, or windows of scenes."""
+    """Return the images to fit on: of a data set, of a folder, or tiles of scenes."""
     from primaps.backbones.load import load_backbone
     from primaps.data import find_images
-    from primaps.scenes.sample import scene_windows
+    from primaps.scenes.sample import scene_tiles
 
-    if windows is None:
-        if look:
-            raise InputError(f"--{min(look)} is about scenes: give --windows N as well")
+    if count is None:
+        if tiling:
+            raise InputError(f"--{min(tiling)} applies to scenes: give --scene-tiles N as well")
         return find_images(images, exclude=out) if data is None else data.samples
     if data is not None:
-        raise InputError("--windows are of scenes, not of a --dataset: give one of them")
+        raise InputError("--scene-tiles and --dataset exclude each other: give one of them")
     size = options["size"] or load_backbone(options["backbone"], device).default_size
-    found = scene_windows(
-        images, windows, size, seed=options["seed"], progress=progress,
-        **look,
-    )  # fmt: skip
-    note(f"{len(found)} windows of {size} px")
+    found = scene_tiles(images, count, size, seed=options["seed"], progress=progress, **tiling)
+    note(f"{len(found)} tiles of {size} px")
     return found
 
 

@@ -29,18 +29,18 @@ from primaps.cli.options import (
 )
 from primaps.cli.tiling import (
     BandsOption,
+    CrfTileOption,
     MppOption,
-    OverlapOption,
     ScaleOption,
     StretchOption,
-    WindowOption,
-    look_options,
+    TileOverlapOption,
+    tiling_options,
 )
 from primaps.config import Config
 from primaps.utils.errors import InputError
 
-TILED = {"overlap", "scale", "window"}
-"""Options of scenes that are about images too, by --tiles."""
+TILED = {"tile_overlap", "scale", "crf_tile"}
+"""Tiling options that predict --tiles applies to images as well."""
 
 
 @command(app, rich_help_panel=IMAGES)
@@ -67,7 +67,7 @@ def propose(
     explain: Annotated[
         bool, typer.Option("--explain", help="Also draw how the masks come about.")
     ] = False,
-    overlap: OverlapOption = None,
+    tile_overlap: TileOverlapOption = None,
     scale: ScaleOption = None,
     mpp: MppOption = None,
     bands: BandsOption = None,
@@ -79,7 +79,7 @@ def propose(
 ) -> None:
     """Mask proposals (PriMaPs): per image a map of masks, 0 = ignore, and a picture.
 
-    With a .tif as --out and one INPUT of any size: a map of the masks of this scene.
+    With one INPUT and an --out that ends in .tif: one map of the masks of this scene.
     """
     with running() as progress:
         from primaps.backbones.load import load_backbone
@@ -88,9 +88,9 @@ def propose(
         from primaps.scenes.tiling import is_scene
         from primaps.utils.distributed import own_device
 
-        look = look_options(overlap, scale, mpp, bands, stretch)
+        tiling = tiling_options(tile_overlap, scale, mpp, bands, stretch)
         scene = is_scene(inputs, out)
-        _refuse_look(look, scene, shard)
+        _refuse_tiling(tiling, scene, shard)
         network = load_backbone(backbone, own_device(device), engine=engine)
         note(f"backbone {network.name} from {network.source}")
         if scene:
@@ -98,7 +98,7 @@ def propose(
                 raise InputError("--explain is for images: leave it out")
             count = propose_scene(
                 inputs[0], out, backbone=network, threshold=threshold, mask_crf=mask_crf,
-                size=size, progress=progress, **look,
+                size=size, progress=progress, **tiling,
             )  # fmt: skip
             note(f"kept from before: {out}" if count is None else f"{count} masks: {out}")
             return
@@ -125,17 +125,18 @@ def predict(
     names: Annotated[str | None, typer.Option(help="Class names for the legend, a,b,c.")] = None,
     classes: CutOption = None,
     tiles: Annotated[
-        bool, typer.Option("--tiles", help="Look at images by crops, as at scenes.")
+        bool,
+        typer.Option("--tiles", help="Process images in tiles at their own resolution, as scenes."),
     ] = False,
     polygons: Annotated[
         Path | None, typer.Option(help="Scenes: also write regions to this .gpkg.")
     ] = None,
-    overlap: OverlapOption = None,
+    tile_overlap: TileOverlapOption = None,
     scale: ScaleOption = None,
     mpp: MppOption = None,
     bands: BandsOption = None,
     stretch: StretchOption = None,
-    window: WindowOption = None,
+    crf_tile: CrfTileOption = None,
     shard: ShardOption = "auto",
     precision: PredictPrecisionOption = "auto",
     engine: EngineOption = "torch",
@@ -143,7 +144,7 @@ def predict(
 ) -> None:
     """Class map of every image by a fitted model, with a picture and legend.
 
-    With a .tif as --out and one INPUT of any size: a map of this scene, where it lies.
+    With one INPUT and an --out that ends in .tif: one georeferenced map of this scene.
     """
     with running() as progress:
         from primaps.label_maps import predict_files
@@ -151,37 +152,40 @@ def predict(
         from primaps.scenes.tiling import is_scene
         from primaps.utils.distributed import own_device
 
-        look = look_options(overlap, scale, mpp, bands, stretch, window)
+        tiling = tiling_options(tile_overlap, scale, mpp, bands, stretch, crf_tile)
         scene = is_scene(inputs, out)
-        _refuse_look(look | ({"polygons": polygons} if polygons else {}), scene, shard, tiles)
+        _refuse_tiling(tiling | ({"polygons": polygons} if polygons else {}), scene, shard, tiles)
         network = fitted_model(model, own_device(device), classes, precision, engine)
         titles = names.split(",") if names else None
         if scene:
             new = predict_scene(
                 network, inputs[0], out, crf=crf, names=titles, polygons=polygons,
-                size=size, progress=progress, **look,
+                size=size, progress=progress, **tiling,
             )  # fmt: skip
             note(f"written: {out}" if new else f"kept from before: {out}")
             return
         shown = _share(shard, progress)
         done = predict_files(
             network, inputs, out, crf=crf, size=size, names=titles,
-            tiles=look if tiles else None, shard=shard, progress=shown, log=warn,
+            tiles=tiling if tiles else None, shard=shard, progress=shown, log=warn,
         )  # fmt: skip
         summary(done, out)
 
 
-def _refuse_look(look: dict[str, Any], scene: bool, shard: str, tiles: bool | None = None) -> None:
-    """Options that nothing would heed; ``tiles`` is None for a command without it."""
+def _refuse_tiling(
+    tiling: dict[str, Any], scene: bool, shard: str, tiles: bool | None = None
+) -> None:
+    """Refuse options that would have no effect; ``tiles`` is None for a command without it."""
     if scene and shard != "auto":
-        raise InputError(f"--shard {shard} is about many images: one process takes a scene")
+        raise InputError(f"--shard {shard} applies to collections of images; leave it out")
     if scene and tiles:
-        raise InputError("--tiles is about images: a scene is looked at by crops anyway")
-    unheeded = [] if scene else sorted({*look} - (TILED if tiles else set()))
-    if unheeded:
+        raise InputError("--tiles applies to images; scenes are always tiled: leave it out")
+    unused = [] if scene else sorted({*tiling} - (TILED if tiles else set()))
+    if unused:
         raise InputError(
-            f"--{unheeded[0]} is about a scene: give one INPUT, and --out a file that ends in .tif"
-            + ("; or --tiles for images" if tiles is False and look.keys() <= TILED else "")
+            f"--{unused[0].replace('_', '-')} applies to scenes: give one INPUT, and an --out that "
+            "ends in .tif"
+            + ("; or add --tiles for images" if tiles is False and tiling.keys() <= TILED else "")
         )
 
 

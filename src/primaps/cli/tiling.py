@@ -1,4 +1,4 @@
-"""Options of how a scene is looked at, which several commands share."""
+"""Options of scenes that several commands share."""
 
 from __future__ import annotations
 
@@ -7,64 +7,66 @@ from typing import Annotated, Any
 import typer
 
 from primaps.cli.options import bounds
-from primaps.config import Window
+from primaps.config import CrfTile
 from primaps.utils.errors import InputError
 from primaps.utils.typed import Range
 
-WindowOption = Annotated[
+CrfTileOption = Annotated[
     int | None,
-    bounds(Window),
-    typer.Option(help="Scenes: side of what the CRF refines at once, in pixels of the network "
-                      "[default: 840, less from 13 classes]."),
+    bounds(CrfTile),
+    typer.Option(help="Scenes: side of the tiles that the CRF refines, in network pixels "
+                      "[default: 840, smaller above 12 classes]."),
 ]  # fmt: skip
-OverlapOption = Annotated[
+TileOverlapOption = Annotated[
     int | None,
     Range(0, 1 << 16),
-    typer.Option(help="Scenes: pixels that neighboring crops have in common [default: an eighth "
+    typer.Option(help="Scenes: overlap of neighboring tiles, in network pixels [default: an eighth "
                       "of --size]."),
 ]  # fmt: skip
 ScaleOption = Annotated[
     float | None,
     Range(1e-6, 1e6),
-    typer.Option(help="Scenes: pixels per side that one pixel of the network covers [default: 1]."),
+    typer.Option(help="Scenes: scene pixels per network pixel, along each side [default: 1]."),
 ]
 MppOption = Annotated[
     float | None,
     Range(1e-6, 1e6),
-    typer.Option(help="Scenes: meters that one pixel of the network covers."),
+    typer.Option(help="Scenes: ground size of a network pixel in meters, in place of --scale."),
 ]
 BandsOption = Annotated[
     str | None,
-    typer.Option(help="Scenes: bands shown as red, green and blue, such as 4,3,2 [default: the "
-                      "file's]."),
+    typer.Option(help="Scenes: bands to use as red, green and blue, such as 4,3,2 [default: as "
+                      "the file declares]."),
 ]  # fmt: skip
 StretchOption = Annotated[
     str | None,
-    typer.Option(help="Scenes: values that become black and white, such as 0,3000 [default: 2nd "
-                      "and 98th percentile of the scene]."),
+    typer.Option(help="Scenes: band values that become black and white, such as 0,3000 [default: "
+                      "2nd and 98th percentile of the scene]."),
 ]  # fmt: skip
 
 
-def look_options(
-    overlap: int | None, scale: float | None, mpp: float | None, bands: str | None,
-    stretch: str | None, window: int | None = None,
+def tiling_options(
+    tile_overlap: int | None, scale: float | None, mpp: float | None, bands: str | None,
+    stretch: str | None, crf_tile: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Fields of :class:`primaps.scenes.tiling.Look` that were given.
+    """Return the fields of :class:`primaps.scenes.tiling.TilingOptions` that were given.
 
     Raises:
         InputError: bands or stretch are not numbers.
     """
-    numbers = {"overlap": overlap, "scale": scale, "mpp": mpp, "window": window}
-    look: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
+    given = {"tile_overlap": tile_overlap, "scale": scale, "mpp": mpp, "crf_tile": crf_tile}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     try:
         if bands is not None:
-            look["bands"] = [int(band) for band in bands.split(",")]
+            options["bands"] = [int(band) for band in bands.split(",")]
     except ValueError:
-        raise InputError(f"--bands is {bands!r}; it takes numbers of bands: 4,3,2") from None
+        raise InputError(
+            f"--bands: {bands!r} is not a list of band numbers; write it as 4,3,2"
+        ) from None
     try:
         if stretch is not None:
             low, high = map(float, stretch.split(","))
-            look["stretch"] = (low, high)
+            options["stretch"] = (low, high)
     except ValueError:
-        raise InputError(f"--stretch is {stretch!r}; it takes two numbers: 0,3000") from None
-    return look
+        raise InputError(f"--stretch: {stretch!r} is not two numbers; write it as 0,3000") from None
+    return options

@@ -56,7 +56,8 @@ def predict_files(
         size: shorter side in pixels; None is that of the fit. A larger one finds smaller things, in
             more time. With ``tiles`` the side of crops.
         names: of the K classes, for the legend; those of ``classes.json`` or the cut if None.
-        tiles: of :class:`primaps.scenes.tiling.Look`: images are looked at by crops, not scaled.
+        tiles: fields of :class:`primaps.scenes.tiling.TilingOptions`; images are processed in tiles
+            at their own resolution.
 
     Raises:
         InputError: the size, or a field of ``tiles``, is out of its range.

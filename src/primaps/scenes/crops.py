@@ -50,7 +50,7 @@ def plan_crops(height: int, width: int, patch: int, size: int, overlap: int) -> 
     """
     cells, common = max(1, round(size / patch)), -(-overlap // patch)
     if not 0 <= 2 * common <= cells:
-        raise InputError(f"--overlap {overlap} must be between 0 and half of the size {size}")
+        raise InputError(f"--tile-overlap {overlap} must be between 0 and half of the size {size}")
     rows, columns = -(-height // patch), -(-width // patch)
     return Crops(
         rows,

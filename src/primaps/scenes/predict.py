@@ -17,7 +17,7 @@ from primaps.scenes.logits import blend, model_values
 from primaps.scenes.reader import in_memory, open_scene
 from primaps.scenes.refine import refine
 from primaps.scenes.source import Scene
-from primaps.scenes.tiling import Look
+from primaps.scenes.tiling import TilingOptions
 from primaps.scenes.work import RawFile, Work, result_of
 from primaps.scenes.writer import Labels, check_sidecar, write_labels, written_digest
 from primaps.utils.colors import palette
@@ -38,7 +38,7 @@ def predict_scene(
     names: Sequence[str] | None = None,
     polygons: str | Path | None = None,
     progress: ProgressCallback = silent,
-    **look: Any,
+    **fields: Any,
 ) -> bool:
     """Class map of an image of any size: ``primaps predict MODEL scene.tif --out classes.tif``.
 
@@ -51,7 +51,7 @@ def predict_scene(
     Args:
         names: of the classes; those of ``classes.json`` or the cut if None.
         polygons: also write regions with class, name and area to this GeoPackage.
-        **look: fields of :class:`primaps.scenes.tiling.Look`.
+        **fields: of :class:`primaps.scenes.tiling.TilingOptions`.
 
     Returns:
         Whether anything had to be written: False if an earlier call had done all.
@@ -63,7 +63,7 @@ def predict_scene(
         InputError: options do not fit the scene.
         MissingPackageError: the scene needs a package that is not installed.
     """
-    how, path, out = Look(**look), Path(path).expanduser(), Path(out).expanduser()
+    tiling, path, out = TilingOptions(**fields), Path(path).expanduser(), Path(out).expanduser()
     titles, colors = shown_classes(model, names)
     if len(titles) > HIDDEN:
         raise InputError(
@@ -81,14 +81,14 @@ def predict_scene(
         "crf": crf,
         "names": titles,
         "colors": colors.tolist(),
-        **how.to_dict(),
+        **tiling.to_dict(),
     }
     with (
-        closing(open_scene(path, how.bands)) as scene,
+        closing(open_scene(path, tiling.bands)) as scene,
         result_of(out, path, options, written_digest) as (work, digest),
     ):
         if work is not None:
-            raw = scene_classes(model, scene, how, crf, work, progress)
+            raw = scene_classes(model, scene, tiling, crf, work, progress)
             labels = Labels(raw, HIDDEN, titles, colors, scene.place)
             write_labels(labels, out, digest, progress)
     done = work is not None
@@ -99,37 +99,42 @@ def predict_scene(
 
 @entrance
 def predict_image(
-    model: PriMaPsEM, image: Image.Image, crf: bool = True, **look: Any
+    model: PriMaPsEM, image: Image.Image, crf: bool = True, **fields: Any
 ) -> UInt8[np.ndarray, "H W"]:
     """Class of every pixel of a image, looked at by crops as a scene is, not scaled to the
     model's size.
 
     Args:
-        **look: fields of :class:`primaps.scenes.tiling.Look`.
+        **fields: of :class:`primaps.scenes.tiling.TilingOptions`.
 
     Raises:
         ModelError: the model is not fitted.
         InputError: options do not fit the image.
     """
-    how = Look(**look)
-    if how.bands is not None:
-        raise InputError("a image is in red, green and blue: bands are chosen of scenes")
+    tiling = TilingOptions(**fields)
+    if tiling.bands is not None:
+        raise InputError("bands applies to scenes, not to images; leave it out")
     with temporary_folder() as folder:
-        raw = scene_classes(model, in_memory(image), how, crf, Work(folder), silent)
+        raw = scene_classes(model, in_memory(image), tiling, crf, Work(folder), silent)
         return raw.rows(0, image.height)
 
 
 def scene_classes(
-    model: PriMaPsEM, scene: Scene, look: Look, crf: bool, work: Work, progress: ProgressCallback
+    model: PriMaPsEM,
+    scene: Scene,
+    tiling: TilingOptions,
+    crf: bool,
+    work: Work,
+    progress: ProgressCallback,
 ) -> RawFile:
     """Classes of every pixel of a scene, on disk: crops, blended logits, CRF."""
     if model.prototypes_ is None:
         raise ModelError("the model is not fitted: call fit first, or load one")
-    view, network = look.view(scene), model.network
-    crops = look.crops(view, network, model.size, model.config.classes)
+    view, network = tiling.view(scene), model.network
+    crops = tiling.crops(view, network, model.size, model.config.classes)
     values, groups = model_values(model)
     blended = blend(values, groups, view, crops, network.patch_size, work, progress, network.device)
-    return refine(model, view, crops, blended, crf, look.window, work, progress)
+    return refine(model, view, crops, blended, crf, tiling.crf_tile, work, progress)
 
 
 def shown_classes(

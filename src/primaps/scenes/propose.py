@@ -22,7 +22,7 @@ from primaps.scenes.logits import crop_row, on_lanes
 from primaps.scenes.pixels import scene_labels, scene_valid
 from primaps.scenes.reader import open_scene
 from primaps.scenes.source import Box
-from primaps.scenes.tiling import Look
+from primaps.scenes.tiling import TilingOptions
 from primaps.scenes.view import View, ahead
 from primaps.scenes.work import RawFile, Work, result_of
 from primaps.scenes.writer import Labels, write_labels, written_digest
@@ -46,7 +46,7 @@ def propose_scene(
     device: str | torch.device = "auto",
     engine: str | None = None,
     progress: ProgressCallback = silent,
-    **look: Any,
+    **fields: Any,
 ) -> int | None:
     """Mask proposals of an image of any size: ``primaps propose scene.tif --out masks.tif``.
 
@@ -59,7 +59,7 @@ def propose_scene(
         threshold: psi of Eq. 6, in [0, 1).
         mask_crf: refine the masks of each crop by the dense CRF.
         engine: of :func:`primaps.load_backbone`.
-        **look: fields of :class:`primaps.scenes.tiling.Look`; a window plays no part.
+        **fields: of :class:`primaps.scenes.tiling.TilingOptions`; a window plays no part.
 
     Returns:
         Number of masks; None if an earlier call had done all.
@@ -71,7 +71,7 @@ def propose_scene(
         InputError: options do not fit the scene.
         MissingPackageError: the scene needs a package that is not installed.
     """
-    how, path, out = Look(**look), Path(path).expanduser(), Path(out).expanduser()
+    tiling, path, out = TilingOptions(**fields), Path(path).expanduser(), Path(out).expanduser()
     network = load_backbone(backbone, device, engine=engine)
     options = {
         "primaps": VERSION,
@@ -80,16 +80,16 @@ def propose_scene(
         "precision": network.arithmetic,
         "threshold": threshold,
         "mask_crf": mask_crf,
-        **how.to_dict(),
+        **tiling.to_dict(),
     }
     with (
-        closing(open_scene(path, how.bands)) as scene,
+        closing(open_scene(path, tiling.bands)) as scene,
         result_of(out, path, options, written_digest) as (work, digest),
     ):
         if work is None:
             return None
-        view = how.view(scene)
-        crops = how.crops(view, network, network.default_size)
+        view = tiling.view(scene)
+        crops = tiling.crops(view, network, network.default_size)
         mask_options = {"threshold": threshold, "crf": "dense" if mask_crf else None}
         raw = crop_masks(network, view, crops, mask_options, work, progress)
         table = joined(work)

@@ -16,7 +16,7 @@ from PIL import Image
 from primaps.data import ImageFile, find_images
 from primaps.scenes.reader import open_scene
 from primaps.scenes.source import Box, SceneError
-from primaps.scenes.tiling import Look
+from primaps.scenes.tiling import TilingOptions
 from primaps.scenes.view import View
 from primaps.utils.entrance import entrance
 from primaps.utils.errors import InputError
@@ -31,7 +31,7 @@ TRIES = 50
 
 
 @entrance
-def scene_windows(
+def scene_tiles(
     scenes: str | Path | Sequence[str | Path],
     count: int,
     size: int,
@@ -39,9 +39,9 @@ def scene_windows(
     seed: int = 0,
     folder: str | Path | None = None,
     progress: ProgressCallback = silent,
-    **look: Any,
+    **fields: Any,
 ) -> list[ImageFile]:
-    """Windows at random places of scenes: ``primaps fit scene.tif --windows 500``.
+    """Windows at random places of scenes: ``primaps fit scene.tif --scene-tiles 500``.
 
     Scenes have windows by their area. A window more than half of which has no value is left out,
     and another place is drawn.
@@ -51,7 +51,7 @@ def scene_windows(
         count: number of windows.
         size: of their sides, in pixels that the network sees.
         folder: where they are kept as PNG; None is the cache. Those that are there are taken.
-        **look: fields of :class:`primaps.scenes.tiling.Look`; an overlap and a window play no part.
+        **fields: of :class:`primaps.scenes.tiling.TilingOptions`.
 
     Returns:
         Images for :meth:`primaps.PriMaPsEM.fit`.
@@ -61,12 +61,12 @@ def scene_windows(
         InputError: options do not fit a scene, or it is smaller than a window.
         NotFoundError: there is no scene.
     """
-    how, files = Look(**look), find_images(scenes)
+    tiling, files = TilingOptions(**fields), find_images(scenes)
     if count < 1:
-        raise InputError(f"--windows {count} must be at least 1")
+        raise InputError(f"--scene-tiles {count} must be at least 1")
     areas = np.zeros(len(files))
     for number, file in enumerate(files):
-        with _view(file, how) as view:
+        with _view(file, tiling) as view:
             if min(view.height, view.width) < size:
                 raise InputError(
                     f"{view.scene.path} has {view.width}x{view.height} pixels at scale "
@@ -77,9 +77,9 @@ def scene_windows(
     root = Path(folder).expanduser() if folder is not None else cache_dir() / "windows"
     found: list[ImageFile] = []
     for number, (file, begin, end) in enumerate(zip(files, [0, *ends], ends, strict=False)):
-        own = json.dumps([VERSION, seed, number, size, how.to_dict(), sha256(_path(file))])
+        own = json.dumps([VERSION, seed, number, size, tiling.to_dict(), sha256(_path(file))])
         place = root / hashlib.sha256(own.encode()).hexdigest()[:16]
-        with _view(file, how) as view:
+        with _view(file, tiling) as view:
             for colors, name in _places(view, end - begin, size, seed + number):
                 path = place / f"{name}.png"
                 if not path.exists():
@@ -95,10 +95,10 @@ def _path(file: ImageFile) -> Path:
 
 
 @contextmanager
-def _view(file: ImageFile, how: Look) -> Iterator[View]:
+def _view(file: ImageFile, tiling: TilingOptions) -> Iterator[View]:
     """A scene, open: one at a time, as there may be thousands."""
-    with closing(open_scene(_path(file), how.bands)) as scene:
-        yield how.view(scene)
+    with closing(open_scene(_path(file), tiling.bands)) as scene:
+        yield tiling.view(scene)
 
 
 def _places(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from primaps.backbones.backbone import Backbone, image_side
-from primaps.config import Size, Window
+from primaps.config import CrfTile, Size
 from primaps.scenes.crops import Crops, plan_crops
 from primaps.scenes.source import Scene
 from primaps.scenes.stretch import stretch_limits
@@ -21,14 +21,14 @@ Limits = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Look:
+class TilingOptions:
     """How a network looks at a scene.
 
     Attributes:
         size: side of the crops that the network sees one by one, in pixels, rounded to patches;
             None is the size that the model was fitted at.
-        overlap: of neighboring crops in such pixels; None is an eighth of the size.
-        window: side of what the CRF refines at once, in such pixels, of which the middle is kept: a
+        tile_overlap: of neighboring crops in such pixels; None is an eighth of the size.
+        crf_tile: side of the tiles that the CRF refines, in such pixels: a
             matter of memory, which classes hardly depend on. None is 840 for up to 12 classes, and
             less for more.
         scale: pixels of the scene, per side, that one pixel of the network covers; None is 1.
@@ -41,13 +41,13 @@ class Look:
         InputError: a value is out of its range.
 
     Examples:
-        >>> Look(size=322, overlap=42).to_dict()["overlap"]
+        >>> TilingOptions(size=322, tile_overlap=42).to_dict()["tile_overlap"]
         42
     """
 
     size: Size | None = None
-    overlap: Annotated[int, Range(0)] | None = None
-    window: Window | None = None
+    tile_overlap: Annotated[int, Range(0)] | None = None
+    crf_tile: CrfTile | None = None
     scale: Annotated[float, Range(above=0)] | None = None
     mpp: Annotated[float, Range(above=0)] | None = None
     bands: Bands | None = None
@@ -75,7 +75,7 @@ class Look:
             InputError: crops take more memory than there is, or overlap by more than half.
         """
         side = image_side(network, self.size or size, lane_count(network.device), classes)
-        overlap = side // 8 if self.overlap is None else self.overlap
+        overlap = side // 8 if self.tile_overlap is None else self.tile_overlap
         return plan_crops(view.height, view.width, network.patch_size, side, overlap)
 
 
