@@ -11,6 +11,7 @@ import importlib.util
 import os
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
@@ -27,6 +28,35 @@ KINDS = ("vit", "deit", "vit_msn", "dinov2", "dinov2_with_registers")
 def installed() -> bool:
     """Whether the package is here."""
     return importlib.util.find_spec("openvino") is not None
+
+
+_core: Any = None
+_core_lock = threading.Lock()
+
+
+def shared_core() -> Any:
+    """Return the only ``openvino.Core`` of the process; create it at the first call.
+
+    When a core loads its CPU plugin, it installs an alternate signal stack in the calling thread,
+    and it unmaps this stack when it is destroyed. If two cores are not destroyed in reverse order,
+    the thread keeps a stack that is not mapped, and the next signal that Python handles ends the
+    process by SIGSEGV. Therefore the core lives as long as the process, and it is created in a
+    thread that ends afterwards (docs/notes/process-state.md).
+    """
+    global _core
+    with _core_lock:
+        if _core is None:
+            with ThreadPoolExecutor(1) as pool:
+                _core = pool.submit(_create_core).result()
+        return _core
+
+
+def _create_core() -> Any:
+    import openvino
+
+    core = openvino.Core()
+    core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin in this thread
+    return core
 
 
 class Layers(nn.Module):
@@ -92,15 +122,13 @@ class Layers(nn.Module):
         return (hidden_states,) if self._in_tuples else hidden_states
 
     def _model(self, reduced: bool, threads: int) -> Any:
-        import openvino
-
         with self._lock:
             if self._graph is None:
                 self._graph = self._converted()
             if (reduced, threads) not in self._compiled:
                 # Threads that compute batches of their own take a stream each.
                 streams = max(1, min(LANES, _cores() // threads))
-                self._compiled[reduced, threads] = openvino.Core().compile_model(
+                self._compiled[reduced, threads] = shared_core().compile_model(
                     self._graph,
                     "CPU",
                     {
