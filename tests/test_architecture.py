@@ -1,6 +1,9 @@
-"""What docs/architecture.py draws holds: imports run one way, and files stay small."""
+"""The structure of the package: imports run one way, functions are short, names are documented."""
 
+import ast
 import importlib.util
+import inspect
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -62,10 +65,28 @@ def test_a_circle_and_an_upward_import_would_be_seen(architecture, tmp_path, mon
         TopologicalSorter(architecture.imports()).prepare()
 
 
-def test_files_are_read_in_one_sitting(architecture):
-    for name, path in architecture.modules().items():
-        lines = path.read_text("utf-8").splitlines()
-        assert len(lines) <= 300 or "long because" in " ".join(lines[:20]), f"{name}: {len(lines)}"
+def functions(path):
+    """Every function of a file, methods and nested ones included."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def body_lines(function):
+    """Lines of a function without its signature and docstring."""
+    documented = ast.get_docstring(function) is not None
+    body = function.body[documented:] or function.body
+    return body[-1].end_lineno - body[0].lineno + 1
+
+
+def test_functions_have_at_most_60_lines(architecture):
+    long = [
+        f"{name}.{function.name}: {body_lines(function)}"
+        for name, path in architecture.modules().items()
+        for function in functions(path)
+        if body_lines(function) > 60
+    ]
+    assert not long
 
 
 def test_a_version_and_the_help_import_nothing_heavy():
@@ -75,14 +96,29 @@ def test_a_version_and_the_help_import_nothing_heavy():
     assert shown.stdout.strip() == ""
 
 
-def test_public_names_say_what_they_are():
-    for name in primaps.__all__:
-        assert (getattr(primaps, name).__doc__ or "").strip(), name
+@pytest.mark.parametrize("name", primaps.__all__)
+def test_public_names_are_documented(name):
+    """A sentence first, then every parameter of the call in Args or Attributes."""
+    item = getattr(primaps, name)
+    text = inspect.getdoc(item) or ""
+    assert re.match(r"[A-Z`][^\n]*(\n[^\n]+)*[.:](\n\n|$)", text), text[:80]
+    if isinstance(item, type) and issubclass(item, Exception | dict):
+        return
+    own = vars(item).items() if isinstance(item, type) else ()
+    public = [(f"{name}.{k}", v) for k, v in own if k[0] != "_" and inspect.isfunction(v)]
+    for label, call in [(name, item), *public]:
+        if not callable(call):
+            continue
+        document = inspect.getdoc(call) or ""
+        assert document, label
+        parameters = [*inspect.signature(call).parameters]
+        listed = set(re.findall(r"\w+", " ".join(re.findall(r"^ +\**([\w, *]+):", document, re.M))))
+        if len(parameters) > 3:
+            missing = {*parameters} - listed - {"self"}
+            assert not missing, f"{label}: {missing} not in Args"
 
 
 def test_links_between_documents_lead_somewhere():
-    import re
-
     documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     assert len(documents) > 5
     for document in documents:
