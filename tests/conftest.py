@@ -1,8 +1,12 @@
-"""Shared fixtures. Shapes in signatures are checked at run time while tests run."""
+"""Shared fixtures. Shapes in signatures of the core packages are checked while tests run."""
 
 import os
+import re
 import signal
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has one core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jaxtyping
 import numpy as np
@@ -11,15 +15,23 @@ from jaxtyping import install_import_hook
 
 import tests.shapes  # noqa: F401 (the hook names it)
 
-# Every module of the package but those that numba compiles, which takes functions as they are, and
-# options and the command line, which are to refuse wrong types themselves.
+# Packages whose functions take tensors. Modules that numba compiles cannot be decorated.
 SOURCE = Path(__file__).parents[1] / "src"
-COMPILED = {"compiled", "compiled_batch", "compiled_lattice", "compiled_rows", "pixels_compiled"}
-COMPILED |= {"compiled_unary", "eigenvectors", "simd"}
+CORE = {"backbones", "classes", "crf", "em", "evaluation", "features", "inference", "model"}
+CORE |= {"projections", "proposals"}
+
+
+def takes_tensors(path: Path) -> bool:
+    """Whether a module is in a core package and has no functions that numba compiles."""
+    package = path.relative_to(SOURCE / "primaps").with_suffix("").parts[0]
+    compiled = re.search(r"^@(compiled|intrinsic)", path.read_text("utf-8"), re.MULTILINE)
+    return package in CORE and path.stem != "__init__" and not compiled
+
+
 CHECKED = [
     ".".join(path.relative_to(SOURCE).with_suffix("").parts)
     for path in SOURCE.rglob("*.py")
-    if path.stem not in COMPILED | {"__init__", "__main__", "config"} and path.parent.name != "cli"
+    if takes_tensors(path)
 ]
 install_import_hook(CHECKED, "tests.shapes.checked")
 
