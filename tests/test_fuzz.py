@@ -18,6 +18,7 @@ changes = st.builds(Change, numbers, numbers, st.floats(0, 1, exclude_max=True),
 SLOW = {"backbone": 8, "checkpoints": 16, "model": 25, "weights": 25}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", NAMES)
 def test_changed_files_are_read_or_refused(name, tmp_path):

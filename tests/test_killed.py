@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import painted
 
+pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("PRIMAPS_KILLS", "1"))
 SMALL = ["--size", "64", "--backbone", "{vit}", "--cache", "{work}/store"]
 COMMANDS = {

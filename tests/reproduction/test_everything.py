@@ -12,6 +12,7 @@ from tests.cli.test_cli import call
 from tests.reproduction import miniature
 from tests.reproduction.test_captions import CAPTIONS
 
+pytestmark = pytest.mark.slow
 QUICK = (
     "--size", 56, "--epochs", 1, "--min-steps", 12, "--init-epochs", 1, "--min-init-steps", 4,
     "--views", 0, "--seeds", 0, "--device", "cpu",
