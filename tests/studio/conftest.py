@@ -34,21 +34,21 @@ def own_cache(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def prepared(vit, tmp_path_factory) -> Path:
-    """``photos`` of two folders and ``model``, fitted to them; not to be written to."""
+    """``images`` of two folders and ``model``, fitted to them; not to be written to."""
     root = tmp_path_factory.mktemp("studio")
     for seed in range(10):
-        place = root / "photos" / ("a" if seed < 6 else "b")
+        place = root / "images" / ("a" if seed < 6 else "b")
         place.mkdir(parents=True, exist_ok=True)
         painted(seed)[0].save(place / f"{seed}.png")
     model = PriMaPsEM(3, backbone=vit, device="cpu", **MODEL)
-    model.fit(root / "photos", cache=None).save_pretrained(root / "model")
+    model.fit(root / "images", cache=None).save_pretrained(root / "model")
     return root
 
 
 @pytest.fixture
 def folder(prepared, tmp_path) -> Path:
     """A copy, to be edited."""
-    for name in ("photos", "model"):
+    for name in ("images", "model"):
         shutil.copytree(prepared / name, tmp_path / name)
     return tmp_path
 
@@ -79,9 +79,9 @@ class Served:
 
     def seen(self):
         """Wait until all images were looked at."""
-        album = self.studio.album
+        images = self.studio.images
         for _ in range(600):
-            if album.seen == len(album.workspace.images) and self.studio.edited is not None:
+            if images.analyzed == len(images.workspace.images) and self.studio.editor is not None:
                 return self
             time.sleep(0.05)
         raise AssertionError(self.studio.state())
@@ -92,14 +92,14 @@ def serving(workspace, classes=3):
     """A studio on a port of its own, with a client that has its cookie."""
     import uvicorn
 
-    from primaps.studio.serve import application
+    from primaps.studio.serve import create_app
     from primaps.studio.studio import Studio
 
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.bind(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     studio = Studio(workspace, classes, "cpu")
-    app = application(studio, TOKEN, port)
+    app = create_app(studio, TOKEN, port)
     config = uvicorn.Config(
         app, http="h11", ws="none", log_level="critical", server_header=False,
         timeout_graceful_shutdown=1,
@@ -122,12 +122,12 @@ def serving(workspace, classes=3):
 @contextmanager
 def model_served(folder):
     """A studio with a model that is there already."""
-    from primaps.studio.workspace import opened
+    from primaps.studio.workspace import open_workspace
 
-    given = folder / "photos", folder / "out", {}, folder / "model"
-    with opened(*given) as workspace, serving(workspace) as found:
+    given = folder / "images", folder / "out", {}, folder / "model"
+    with open_workspace(*given) as workspace, serving(workspace) as found:
         for _ in range(400):
-            if found.studio.edited is not None:
+            if found.studio.editor is not None:
                 break
             time.sleep(0.05)
         yield found
@@ -144,7 +144,7 @@ def served(folder):
 def shared(prepared, tmp_path_factory):
     """A studio that tests ask, and do not change."""
     root = tmp_path_factory.mktemp("shared")
-    for name in ("photos", "model"):
+    for name in ("images", "model"):
         shutil.copytree(prepared / name, root / name)
     with model_served(root) as found:
         yield found.seen()

@@ -1,4 +1,4 @@
-"""What a person does in the studio, in a real browser, and the files that it leaves.
+"""Journeys of a user in a real browser, and the files that they leave.
 
 Chromium comes from the system (``apt-get install chromium``), Playwright for Python drives it.
 Each journey also asserts that no request left the page's address and that the console has no error.
@@ -36,9 +36,9 @@ PATIENCE = 240_000
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory, request):
-    """The demo's photos and, where they are, four frames of CamVid."""
-    folder = tmp_path_factory.mktemp("journeys") / "photos"
+def image_folder(tmp_path_factory, request):
+    """The images of the demo and, where they are, four frames of CamVid."""
+    folder = tmp_path_factory.mktemp("journeys") / "images"
     (folder / "street").mkdir(parents=True)
     for place in PHOTOS:
         path = _packaged(*place)
@@ -53,10 +53,10 @@ def photos(tmp_path_factory, request):
 
 
 @pytest.fixture(scope="module")
-def served(photos, vit):
+def served(image_folder, vit):
     """The address of a studio in a process of its own, and its folder."""
-    out = photos.parent / "out"
-    command = [sys.executable, "-m", "primaps", "studio", str(photos), "--out", str(out)]
+    out = image_folder.parent / "out"
+    command = [sys.executable, "-m", "primaps", "studio", str(image_folder), "--out", str(out)]
     options = ["--classes", str(CLASSES), "--backbone", vit, "--size", "128", "--no-browser"]
     process = subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -122,7 +122,7 @@ def fitted(page):
         page.get_by_role("button", name="Find the classes").click()
     page.get_by_text(re.compile(r"\d+ class(es)?( in|$)")).first.wait_for()
     until = time.monotonic() + PATIENCE / 1000
-    while None in ask(page, "images")["doubt"]:
+    while None in ask(page, "images")["uncertainty"]:
         assert time.monotonic() < until, "the images were not looked at"
         page.wait_for_timeout(100)
     page.reload()
@@ -168,9 +168,9 @@ def pixels(page, selector=".stage canvas"):
     return np.asarray(shot).astype(int)
 
 
-def test_from_a_folder_to_the_first_masks(page, served, photos):
+def test_from_a_folder_to_masks_and_classes(page, served, image_folder):
     _, out = served
-    before = {path: path.read_bytes() for path in photos.rglob("*.*")}
+    before = {path: path.read_bytes() for path in image_folder.rglob("*.*")}
     page.get_by_text(f"{len(before)} images").first.wait_for()
     page.get_by_role("button", name="Find the classes").click()
     page.get_by_text(f"{CLASSES} classes in {len(before)} images").wait_for()
@@ -179,17 +179,17 @@ def test_from_a_folder_to_the_first_masks(page, served, photos):
     page.get_by_text("refined by the CRF").wait_for()
     shown = pixels(page)
     drawn = "document.querySelector('.masks .stage canvas').getContext('webgl2') !== null"
-    assert page.evaluate(drawn), "the journeys are there for WebGL"
+    assert page.evaluate(drawn), "the journeys need WebGL"
     set_range(page, "Opacity of the masks", 0)
     until = time.monotonic() + PATIENCE / 1000
     while (np.abs(shown - pixels(page)).sum(2) > 30).mean() < 0.1:
         assert time.monotonic() < until, "masks are not drawn"
     assert (out / "model" / "model.safetensors").is_file()
     assert len(legend(out).classes) == CLASSES
-    assert {path: path.read_bytes() for path in photos.rglob("*.*")} == before
+    assert {path: path.read_bytes() for path in image_folder.rglob("*.*")} == before
 
 
-def test_the_threshold_changes_the_masks_at_once(page):
+def test_the_threshold_changes_the_masks(page):
     fitted(page)
     go(page, "Masks")
     counts = {}
@@ -208,11 +208,11 @@ def test_the_threshold_changes_the_masks_at_once(page):
     # Pointing at a mask brings what is like it in other images.
     for key in ("m", "m", "n"):
         page.keyboard.press(key)
-    page.get_by_text(re.compile("^To mask .* the most similar first")).wait_for()
-    assert page.locator(".alike button").count() > 0
+    page.get_by_text(re.compile("^Regions similar to mask .*, most similar first")).wait_for()
+    assert page.locator(".similar button").count() > 0
 
 
-def test_number_of_classes_names_merges_splits_and_the_way_back(page, served, browser):
+def test_cuts_names_merges_splits_and_undo(page, served, browser):
     address, out = served
     fitted(page)
     go(page, "Classes")
@@ -226,9 +226,9 @@ def test_number_of_classes_names_merges_splits_and_the_way_back(page, served, br
     slider = page.get_by_label("Number of classes", exact=True)
     slider.evaluate("range => { range.value = 4; range.dispatchEvent(new Event('input')) }")
     playwright.expect(page.locator(".card")).to_have_count(4, timeout=PATIENCE)
-    assert "POST" not in requests, "the slider asks the server while it moves"
+    assert "POST" not in requests, "the slider sends requests while it moves"
     slider.evaluate("range => range.dispatchEvent(new Event('change'))")
-    page.get_by_text("There are 4 classes now.").wait_for()
+    page.get_by_text("4 classes.").wait_for()
     gallery(page, legend(out).names)
     assert len(legend(out).classes) == 4
     changes += 1
@@ -266,7 +266,7 @@ def test_number_of_classes_names_merges_splits_and_the_way_back(page, served, br
     first.focus()
     for key in ("m", "ArrowRight", "Enter"):
         page.keyboard.press(key)
-    page.get_by_text(re.compile("was merged into")).first.wait_for()
+    page.get_by_text(re.compile("^Merged .* into ")).first.wait_for()
     gallery(page, legend(out).names)
     assert len(legend(out).classes) == 3
     assert name in legend(out).names, "a name that was given went with the merge"
@@ -278,7 +278,7 @@ def test_number_of_classes_names_merges_splits_and_the_way_back(page, served, br
     page.mouse.down()
     page.mouse.move(*middles[1], steps=8)
     page.mouse.up()
-    page.get_by_text(re.compile("was merged into")).first.wait_for()
+    page.get_by_text(re.compile("^Merged .* into ")).first.wait_for()
     gallery(page, legend(out).names)
     assert len(legend(out).classes) == 2
     changes += 1
@@ -287,7 +287,7 @@ def test_number_of_classes_names_merges_splits_and_the_way_back(page, served, br
     split = page.locator(".card").first
     split.focus()
     page.keyboard.press("s")
-    page.get_by_text(re.compile("was split")).wait_for()
+    page.get_by_text(re.compile("^Split ")).wait_for()
     gallery(page, [one.name for one in legend(out).classes])
     assert len(legend(out).classes) > 2
     changes += 1
@@ -306,7 +306,7 @@ def test_number_of_classes_names_merges_splits_and_the_way_back(page, served, br
     assert legend(out).names == start
     page.keyboard.press("Control+Shift+z")
     saved(page)
-    page.get_by_text(re.compile("Done again")).wait_for()
+    page.get_by_text(re.compile("Redone: ")).wait_for()
     assert len(legend(out).classes) == 4
     page.keyboard.press("Control+z")
     gallery(page, start)
@@ -321,9 +321,9 @@ def test_a_region_is_corrected_and_the_classes_are_audited(page, served):
     page.get_by_role("button", name="All images").wait_for()
     page.locator(".viewer .stage[data-shown]").wait_for()
     least = page.locator(".present .line").last
-    name = least.locator(".cut").inner_text()
+    name = least.locator(".ellipsis").inner_text()
     least.click()  # the class that there is least of: the brush is on
-    page.get_by_text(re.compile(f"make it {name}")).wait_for()
+    page.get_by_text(re.compile(f"assign it to {name}")).wait_for()
     page.locator(".stage canvas").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press(" ")
@@ -338,19 +338,19 @@ def test_a_region_is_corrected_and_the_classes_are_audited(page, served):
     assert target.parts[0] in around, "the correction is not where it was painted"
 
     page.keyboard.press("Control+z")
-    page.get_by_text(re.compile("^Undone: correct")).wait_for()
+    page.get_by_text(re.compile("^Undone: corrected")).wait_for()
     assert ask(page, "images")["corrected"] == []
     page.keyboard.press("Control+Shift+z")
-    page.get_by_text(re.compile("Done again")).wait_for()
+    page.get_by_text(re.compile("Redone: ")).wait_for()
     assert len(ask(page, "images")["corrected"]) == 1
 
-    go(page, "Trust")
+    go(page, "Audit")
     page.get_by_role("button", name="Answer 40").click()
     page.get_by_text("0 of 40 answered").wait_for()
     for done, key in zip((1, 2, 3, 4, 5, 5, 6, 7, 8, 9), "yynyyunyyy", strict=True):
         with page.expect_response("**/api/audit/answer"):
             page.keyboard.press(key)
-        page.locator(".trust[aria-busy=false]").wait_for()
+        page.locator(".audit[aria-busy=false]").wait_for()
         page.get_by_text(f"{done} of 40 answered").wait_for()
     audit = ask(page, "audit")
     page.get_by_text(re.compile(r"^Between \d+% and \d+%")).wait_for()
@@ -365,7 +365,7 @@ def test_a_region_is_corrected_and_the_classes_are_audited(page, served):
     assert answers.count(True) == 6
 
 
-def test_what_is_exported_reads_back(page, served, photos, tmp_path):
+def test_exports_can_be_imported(page, served, image_folder, tmp_path):
     _, out = served
     fitted(page)
     go(page, "Classes")
@@ -375,13 +375,13 @@ def test_what_is_exported_reads_back(page, served, photos, tmp_path):
     saved(page)
     names = legend(out).names
     assert "sky & air" in names
-    count = len([*photos.rglob("*.*")])
+    count = len([*image_folder.rglob("*.*")])
     for title, form in (("COCO", "coco"), ("CVAT", "cvat")):
         go(page, "Export")
         page.locator(".format").filter(has=page.get_by_text(title, exact=True)).click()
         page.get_by_role("button", name="Export", exact=True).click()
-        page.get_by_role("heading", name=f"Ready for {title}", exact=True).wait_for()
-        page.get_by_role("heading", name="What to do next").wait_for()
+        page.get_by_role("heading", name=f"Exported to {title}", exact=True).wait_for()
+        page.get_by_role("heading", name="Next steps").wait_for()
         folder = page.locator(".path").inner_text()
         labels = tmp_path / form
         source = f"{folder}/annotations.{'json' if form == 'coco' else 'xml'}"

@@ -1,4 +1,4 @@
-"""What the page computes by itself, in the browser, against the library and against scipy."""
+"""Computations of the page in the browser, compared with the library and scipy."""
 
 import functools
 import re
@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from primaps.classes.edits import legend, node_classes
 from primaps.classes.tree import Tree
-from primaps.studio.serve import STATIC
+from primaps.studio.serve import STATIC, page_html
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -42,9 +42,9 @@ def page():
 
 @pytest.fixture
 def fresh(page):
-    """The page with modules that know nothing of the tests before, and a server that is made up.
+    """The page with fresh modules and a mock of fetch.
 
-    ``answers`` has what is answered, by address; ``asked`` the addresses that were asked for.
+    ``answers`` maps addresses to answers; ``asked`` lists the requested addresses.
     """
     page.reload()
     page.evaluate("""() => {
@@ -60,23 +60,23 @@ def fresh(page):
 
 
 def random_tree(seed, classes=4):
-    """One to three parts a class; parts of a class merge first, then classes in any order."""
+    """A tree with one to three leaves per class; leaves of a class merge first."""
     generator = np.random.default_rng(seed)
     sizes = generator.integers(1, 4, classes)
-    parts, merges, tops = int(sizes.sum()), [], []
+    leaves, merges, tops = int(sizes.sum()), [], []
     for first, size in zip(np.cumsum(sizes) - sizes, sizes, strict=True):
         top = int(first)
         for leaf in range(first + 1, first + size):
             merges.append([top, int(leaf)])
-            top = parts + len(merges) - 1
+            top = leaves + len(merges) - 1
         tops.append((int(first), top))
     while len(tops) > 1:
         one, other = sorted(generator.choice(len(tops), 2, replace=False))
         merges.append([tops[one][1], tops[other][1]])
-        joined = (tops[one][0], parts + len(merges) - 1)
+        joined = (tops[one][0], leaves + len(merges) - 1)
         tops = sorted([t for i, t in enumerate(tops) if i not in (one, other)] + [joined])
-    cost = torch.from_numpy(np.sort(generator.random(parts - 1)))
-    return Tree(torch.eye(parts), torch.ones(parts).long(), torch.tensor(merges), cost, classes)
+    cost = torch.from_numpy(np.sort(generator.random(leaves - 1)))
+    return Tree(torch.eye(leaves), torch.ones(leaves).long(), torch.tensor(merges), cost, classes)
 
 
 def call(page, module, function, *arguments):
@@ -85,34 +85,34 @@ def call(page, module, function, *arguments):
 
 
 def as_the_server_sends(tree, edits):
-    """``GET classes``, as far as cuts need it."""
+    """The fields of ``GET classes`` that cuts need."""
     nodes = [
-        {"id": one.id, "name": one.name, "color": "#000000", "parts": list(one.parts)}
+        {"id": one.id, "name": one.name, "color": "#000000", "leaves": list(one.parts)}
         for one in node_classes(tree, edits)
     ]
     classes = [
-        {"id": one.id, "parts": list(one.parts), "hidden": one.hidden, "name": one.name}
+        {"id": one.id, "leaves": list(one.parts), "hidden": one.hidden, "name": one.name}
         for one in legend(tree, edits).classes
     ]
     tree = {"nodes": nodes, "merges": tree.merges.tolist(), "cost": tree.cost.tolist()}
-    return {"tree": tree, "classes": classes, "parts": len(nodes) // 2 + 1}
+    return {"tree": tree, "classes": classes, "leaves": len(nodes) // 2 + 1}
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_cut_is_that_of_the_library(page, seed):
+def test_cuts_equal_the_library(page, seed):
     tree = random_tree(seed)
     edits = [{"rename": "0", "to": "road"}, {"hide": "1"}]
     found = as_the_server_sends(tree, edits)
     for count in range(1, len(tree) + 1):
         there = legend(tree, edits, count).classes
         here = call(page, "tree", "cutClasses", found, count)
-        assert [(one["id"], one["name"], one["parts"], bool(one["hidden"])) for one in here] == [
+        assert [(one["id"], one["name"], one["leaves"], bool(one["hidden"])) for one in here] == [
             (one.id, one.name, list(one.parts), one.hidden) for one in there
         ]
         if count > 1:  # what any two of them would be called if they were merged
-            parts = [*there[0].parts, *there[-1].parts]
+            leaves = [*there[0].parts, *there[-1].parts]
             merged = legend(tree, [*cut_by_hand(tree, count), {"merge": ids(there[0], there[-1])}])
-            name = call(page, "tree", "classId", found, tree.classes, parts)
+            name = call(page, "tree", "classId", found, tree.classes, leaves)
             assert name in [one.id for one in merged.classes]
 
 
@@ -121,7 +121,7 @@ def ids(*classes):
 
 
 def cut_by_hand(tree, count):
-    """Splits and merges from the model's own classes to a cut."""
+    """Splits and merges that lead from the classes of the model to a cut."""
     edits = []
     wanted = {one.parts for one in legend(tree, [], count).classes}
     while {one.parts for one in legend(tree, edits).classes} != wanted:
@@ -138,7 +138,7 @@ def cut_by_hand(tree, count):
     return edits
 
 
-def test_a_region_is_what_is_connected(page):
+def test_a_region_is_connected(page):
     values = np.random.default_rng(0).integers(0, 2, (30, 41))
     map_ = {"width": 41, "height": 30, "values": values.ravel().tolist()}
     labeled, _ = ndimage.label(values)
@@ -149,7 +149,7 @@ def test_a_region_is_what_is_connected(page):
         np.testing.assert_array_equal(np.sort(found), expected)
 
 
-def test_runs_and_discs_cover_what_they_say(page):
+def test_runs_and_discs(page):
     rows, columns = np.mgrid[:20, :50]
     for x, y, radius in ((10, 8, 5.5), (0, 0, 7), (49, 10, 30)):
         expected = (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
@@ -162,7 +162,7 @@ def test_runs_and_discs_cover_what_they_say(page):
         np.testing.assert_array_equal(covered, np.flatnonzero(expected))
 
 
-def test_confidence_counts_merged_classes_together(page):
+def test_confidence_adds_up_merged_classes(page):
     logits = torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(0)) * 3
     group = [0, 1, 0, 3, 1]
     given = {"classes": 5, "height": 4, "width": 6, "values": logits.flatten().tolist()}
@@ -175,7 +175,7 @@ def test_confidence_counts_merged_classes_together(page):
     np.testing.assert_allclose(values, expected, atol=0.51)
 
 
-def test_half_precision_is_read_as_numpy_reads_it(page):
+def test_half_precision_equals_numpy(page):
     numbers = np.array([0, -0.5, 1, 65504, 6e-8, 3.14159, -1e-5, np.inf], np.float16)
     found = page.evaluate(
         "async words => [...(await import('/js/api.js')).halves(new Uint16Array(words))]",
@@ -184,7 +184,7 @@ def test_half_precision_is_read_as_numpy_reads_it(page):
     np.testing.assert_array_equal(np.array(found, np.float32), numbers.astype(np.float32))
 
 
-def test_zooming_keeps_what_is_under_the_pointer(page):
+def test_zooming_keeps_the_point_under_the_pointer(page):
     image, pane = {"width": 400, "height": 300}, {"left": 10, "top": 0, "width": 900, "height": 500}
     camera, at = {"zoom": 3, "x": 0.4, "y": 0.6}, {"x": 500, "y": 260}
     before = call(page, "draw/camera", "pointAt", camera, image, pane, at)
@@ -194,29 +194,29 @@ def test_zooming_keeps_what_is_under_the_pointer(page):
     assert after == pytest.approx(before)
 
 
-def test_photographs_of_another_folder_are_fetched_anew(fresh):
+def test_images_of_another_folder_are_loaded_again(fresh):
     asked = fresh.evaluate("""async () => {
       const { arrive } = await import("/js/live.js");
       const { store } = await import("/js/store.js");
       const loader = await import("/js/loader.js");
       const canvas = new OffscreenCanvas(2, 2);
       canvas.getContext("2d");
-      answers["/api/images/0/photo.jpg"] = await canvas.convertToBlob();
+      answers["/api/images/0/image.jpg"] = await canvas.convertToBlob();
       const images = [];
       for (const collection of ["one", "one", "other"]) {
-        answers["/api/images"] = { names: [collection], doubt: [0.5] };
-        await arrive({ stage: "ready", folder: "photos", images: 1, collection });
+        answers["/api/images"] = { names: [collection], uncertainty: [0.5], unreadable: [] };
+        await arrive({ stage: "ready", folder: "images", images: 1, collection });
         images.push(store.state.images.names[0]);
-        await loader.photo(0);
+        await loader.image(0);
       }
-      return [...asked.filter((address) => address.includes("photo")), ...images];
+      return [...asked.filter((address) => address.includes("image.jpg")), ...images];
     }""")
     assert asked == [
-        "/api/images/0/photo.jpg?of=one", "/api/images/0/photo.jpg?of=other", "one", "one", "other",
+        "/api/images/0/image.jpg?of=one", "/api/images/0/image.jpg?of=other", "one", "one", "other",
     ]  # fmt: skip
 
 
-def test_a_number_of_classes_that_is_chosen_while_another_is_saved_stays(fresh):
+def test_a_cut_chosen_during_a_save_stays(fresh):
     cuts = fresh.evaluate("""async () => {
       const { commitCut } = await import("/js/classes.js");
       const { store } = await import("/js/store.js");
@@ -235,20 +235,20 @@ def test_a_number_of_classes_that_is_chosen_while_another_is_saved_stays(fresh):
     assert cuts == [1, None]
 
 
-def test_a_stroke_goes_on_when_the_one_before_is_saved(fresh):
+def test_a_stroke_continues_while_the_last_one_is_saved(fresh):
     found = fresh.evaluate("""async () => {
       const { createBrush } = await import("/js/views/images/brush.js");
       const { store } = await import("/js/store.js");
-      store.set({ classes: { revision: "a", parts: 2, classes: [
-        { id: "0", name: "a", parts: [0] }, { id: "1", name: "b", parts: [1] }] } });
-      const picture = {
+      store.set({ classes: { revision: "a", leaves: 2, classes: [
+        { id: "0", name: "a", leaves: [0] }, { id: "1", name: "b", leaves: [1] }] } });
+      const view = {
         map: null, redrawMap(map) { this.map = map; },
         stage: { node: document.createElement("div"), image: null },
       };
       let image = 0;
       const proposed = { width: 4, height: 1, values: new Uint8Array([1, 2, 3, 4]) };
       const brush = createBrush({
-        picture: () => picture, masks: () => proposed, image: () => image,
+        view: () => view, masks: () => proposed, image: () => image,
       });
       const map = (values) => ({ width: 4, height: 1, values: new Uint8Array(values) });
       brush.arrive(map([0, 0, 0, 0]));
@@ -256,7 +256,7 @@ def test_a_stroke_goes_on_when_the_one_before_is_saved(fresh):
       const tool = brush.tool();
       tool.start({ x: 0.1, y: 0.5 });
       brush.arrive(map([0, 0, 0, 7]));
-      const during = [...picture.map.values];
+      const during = [...view.map.values];
       tool.move({ x: 0.4, y: 0.5 });
       tool.end();
       await new Promise((resolve) => setTimeout(resolve));
@@ -271,12 +271,12 @@ def test_a_stroke_goes_on_when_the_one_before_is_saved(fresh):
     assert '"runs":[[0,2]]' in found[1][0]
 
 
-def test_a_card_is_touched_only_by_what_is_about_it(fresh):
+def test_a_card_changes_only_with_its_class(fresh):
     touched = fresh.evaluate("""async () => {
       const { createCard } = await import("/js/views/classes/card.js");
       const { store } = await import("/js/store.js");
       store.set({ server: { collection: "one" } });
-      const one = { id: "0", name: "a", color: "#102030", parts: [0], hidden: false };
+      const one = { id: "0", name: "a", color: "#102030", leaves: [0], hidden: false };
       const card = createCard(one, {});
       card.update(one, 0.5, 1);
       const watch = new MutationObserver(() => {});
@@ -293,7 +293,7 @@ def test_a_card_is_touched_only_by_what_is_about_it(fresh):
 
 
 @pytest.mark.parametrize("coarse", [False, True])
-def test_labels_are_colored_without_a_graphics_card_as_with_one(page, coarse):
+def test_both_drawings_agree(page, coarse):
     shown = page.evaluate(DRAWN, coarse)
     card, processor = (np.array(one, float).reshape(96, 200, 4) for one in shown)
     assert len(np.unique(card.reshape(-1, 4), axis=0)) > 50
@@ -310,12 +310,12 @@ DRAWN = """async (coarse) => {
   const known = WebGL2RenderingContext.prototype.getExtension;
   WebGL2RenderingContext.prototype.getExtension = () => null; // as if a card computed it
   const classes = [
-    { id: 0, color: "#102030", parts: [0, 1], hidden: false },
-    { id: 1, color: "#ff8000", parts: [2], hidden: false },
-    { id: 2, color: "#ffffff", parts: [3], hidden: true },
+    { id: 0, color: "#102030", leaves: [0, 1], hidden: false },
+    { id: 1, color: "#ff8000", leaves: [2], hidden: false },
+    { id: 2, color: "#ffffff", leaves: [3], hidden: true },
   ];
-  const photo = new ImageData(80, 60);
-  photo.data.forEach((_, i) => (photo.data[i] = i % 4 === 3 ? 255 : ((i >> 2) % 80) + (i >> 9)));
+  const pixels = new ImageData(80, 60);
+  pixels.data.forEach((_, i) => (pixels.data[i] = i % 4 === 3 ? 255 : ((i >> 2) % 80) + (i >> 9)));
   const side = coarse ? 10 : 40;
   const at = (i) => ((i % side) * 4 / side + (i / side) * 7 / side) & 3;
   const values = Uint8Array.from({ length: side * side }, (_, i) => at(i));
@@ -331,17 +331,17 @@ DRAWN = """async (coarse) => {
   for (const make of [webgl, canvas2d]) {
     const canvas = Object.assign(document.createElement("canvas"), { width: 200, height: 96 });
     const drawing = make(canvas);
-    drawing.photo(await createImageBitmap(photo));
+    drawing.image(await createImageBitmap(pixels));
     for (const layer of ["classes", "masks"]) {
       drawing.labels(layer, map);
       drawing.palette(layer, palette(classes, 4, layer === "masks" ? 0 : null));
     }
-    drawing.sure({ width: 4, height: 2, values: grid });
-    const look = { opacity: 0.6, outlines: true, line: 1, sure: 0.5 };
-    drawing.draw(panes, look);
+    drawing.confidence({ width: 4, height: 2, values: grid });
+    const overlay = { opacity: 0.6, outlines: true, line: 1, minConfidence: 0.5 };
+    drawing.draw(panes, overlay);
     values.fill(2, 0, values.length / 3); // as a brush does
     drawing.labels("classes", map);
-    drawing.draw(panes, look);
+    drawing.draw(panes, overlay);
     values.forEach((_, i) => (values[i] = at(i)));
     const read = new OffscreenCanvas(200, 96).getContext("2d");
     read.drawImage(canvas, 0, 0);
@@ -352,7 +352,7 @@ DRAWN = """async (coarse) => {
 }"""
 
 
-def test_without_a_graphics_card_webgl_is_left_alone(page):
+def test_webgl_in_software_is_not_used(page):
     made = page.evaluate("""async () => {
       const { webgl } = await import("/js/draw/webgl.js?software");
       const canvas = document.createElement("canvas");
@@ -361,8 +361,7 @@ def test_without_a_graphics_card_webgl_is_left_alone(page):
     assert made == [None, True]  # Chromium without a screen computes WebGL by itself
 
 
-def test_the_page_asks_for_all_modules_at_once():
-    page = (STATIC / "index.html").read_text("utf-8")
-    modules = {f"/static/{path.relative_to(STATIC).as_posix()}" for path in STATIC.rglob("*.js")}
-    listed = re.findall(r'(?:modulepreload" href|module" src)="(.*?)"', page)
-    assert sorted(listed) == sorted(modules)
+def test_all_modules_are_preloaded():
+    modules = [f"/static/{path.relative_to(STATIC).as_posix()}" for path in STATIC.rglob("*.js")]
+    assert "/static/js/views/audit/interval.js" in modules
+    assert sorted(re.findall(r'modulepreload" href="(.*?)"', page_html())) == sorted(modules)

@@ -1,4 +1,4 @@
-"""The command itself: started, killed at any moment, started again."""
+"""The command: started, killed at any moment, started again."""
 
 import os
 import re
@@ -30,7 +30,7 @@ class Running:
     """The command in a process of its own, and a client that has its cookie."""
 
     def __init__(self, folder, model="", backbone="", steps=40):
-        command = [sys.executable, "-c", START, folder / "photos", folder / "out", model, backbone]
+        command = [sys.executable, "-c", START, folder / "images", folder / "out", model, backbone]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
             [*map(str, command), str(steps)], env=environment, text=True,
@@ -52,7 +52,7 @@ class Running:
         return self.client.post(f"/api/{path}", json=content)
 
     def wait(self, reached):
-        """Until a state is reached."""
+        """Wait for a state."""
         for _ in range(3000):
             state = self.get("state")
             if reached(state):
@@ -82,8 +82,8 @@ def running(*arguments, **options):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")
-def test_a_fit_goes_on_after_a_stop_and_after_a_kill(vit, folder, own_cache):
-    """And the process that fits ends with the server, however that ended."""
+def test_a_fit_resumes_after_a_stop_and_after_a_kill(vit, folder, own_cache):
+    """The process of the fit ends with the server, whatever ended it."""
     with running(folder, backbone=vit, steps=2000) as first:
         state = first.wait(lambda state: state["stage"] == "ready")
         assert state["model"] is None
@@ -106,18 +106,18 @@ def test_a_fit_goes_on_after_a_stop_and_after_a_kill(vit, folder, own_cache):
                 break
             time.sleep(0.05)
         else:
-            raise AssertionError("the process that fits outlived its server")
+            raise AssertionError("the process of the fit outlived its server")
     at = saved.stat().st_mtime_ns
     with running(folder, backbone=vit, steps=2000) as again:
         state = again.wait(
             lambda s: s["stage"] == "fitting" and s["progress"]["stage"] == "k-means"
         )
-        assert state["asked"] == 3
+        assert state["requested"] == 3
         assert state["progress"]["done"] > 1 or saved.stat().st_mtime_ns > at
 
 
-def test_what_was_answered_is_there_after_a_kill(folder, vit, own_cache):
-    """A fit, a cut and a correction; each is followed at once by SIGKILL."""
+def test_saved_changes_survive_a_kill(folder, vit, own_cache):
+    """A fit, a cut and a correction, each followed at once by SIGKILL."""
     with running(folder, backbone=vit) as one:
         one.wait(lambda state: state["stage"] == "ready")
         one.post("fit", classes=3)
@@ -132,7 +132,7 @@ def test_what_was_answered_is_there_after_a_kill(folder, vit, own_cache):
         one.wait(lambda state: state["stage"] == "fitted")
         content = one.get("classes")
         assert [c["id"] for c in content["classes"]] == [c["id"] for c in answer.json()["classes"]]
-        parts = grid(one.client.get("/api/images/4/parts"))
+        leaves = grid(one.client.get("/api/images/4/leaves"))
         name, runs = content["classes"][1]["id"], [[0, 64], [640, 9]]
         answer = one.post(
             "images/4/correction", **{"class": name}, revision=content["revision"], runs=runs
@@ -141,23 +141,23 @@ def test_what_was_answered_is_there_after_a_kill(folder, vit, own_cache):
     with running(folder) as one:
         one.wait(lambda state: state["stage"] == "fitted")
         content = one.get("classes")
-        assert content["undo"] == answer.json()["undo"] == "correction of a/4"
-        found = grid(one.client.get("/api/images/4/parts"))
-        changed = parts.copy()
-        changed.ravel()[np.r_[0:64, 640:649]] = content["classes"][1]["parts"][0]
+        assert content["undo"] == answer.json()["undo"] == "corrected a/4"
+        found = grid(one.client.get("/api/images/4/leaves"))
+        changed = leaves.copy()
+        changed.ravel()[np.r_[0:64, 640:649]] = content["classes"][1]["leaves"][0]
         assert (found == changed).all()
         one.post("undo", revision=content["revision"])
-        assert (grid(one.client.get("/api/images/4/parts")) == parts).all()
-        assert one.get("classes")["redo"] == "correction of a/4"
+        assert (grid(one.client.get("/api/images/4/leaves")) == leaves).all()
+        assert one.get("classes")["redo"] == "corrected a/4"
     shown = call("classes", folder / "out" / "model")
     assert "sky" in shown.output
 
 
-def test_two_studios_on_one_folder_take_turns(folder):
+def test_a_second_studio_on_the_folder_waits(folder):
     with running(folder, folder / "model") as first:
         first.wait(lambda state: state["stage"] == "fitted")
         with subprocess.Popen(
-            [sys.executable, "-m", "primaps", "studio", str(folder / "photos"), "--no-browser",
+            [sys.executable, "-m", "primaps", "studio", str(folder / "images"), "--no-browser",
              "--out", str(folder / "out"), "--model", str(folder / "model")],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         ) as second:  # fmt: skip
@@ -172,21 +172,21 @@ def test_two_studios_on_one_folder_take_turns(folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{photos}/none"], "is no folder: give the folder of the images"),
-        (["{photos}", "--out", "{photos}/a/out"], "lies among the images"),
-        (["{photos}", "--out", "{photos}"], "lies among the images"),
-        (["{photos}", "--out", "{photos}/../model"], "is not empty and no studio's folder"),
-        (["{photos}", "--host", "0.0.0.0"], "name this one with --allow-host NAME"),
-        (["{photos}", "--classes", "many"], "classes is 'many'"),
-        (["{photos}", "--classes", "1"], "classes is 1"),
-        (["{photos}", "--port", "99999"], "port is 99999"),
-        (["{photos}", "--recipe", "best"], "recipe 'best' must be one of"),
+        (["{images}/none"], "is not a folder; give the folder of the images"),
+        (["{images}", "--out", "{images}/a/out"], "is inside the image folder"),
+        (["{images}", "--out", "{images}"], "is inside the image folder"),
+        (["{images}", "--out", "{images}/../model"], "is not empty and not the folder of a studio"),
+        (["{images}", "--host", "0.0.0.0"], "also give --allow-host NAME"),
+        (["{images}", "--classes", "many"], "classes is 'many'"),
+        (["{images}", "--classes", "1"], "classes is 1"),
+        (["{images}", "--port", "99999"], "port is 99999"),
+        (["{images}", "--recipe", "best"], "recipe 'best' must be one of"),
     ],
 )
-def test_what_cannot_be_served_is_one_sentence(folder, arguments, words, monkeypatch):
+def test_errors_are_one_sentence(folder, arguments, words, monkeypatch):
     monkeypatch.chdir(folder)
     before = sorted(folder.rglob("*"))
-    given = [one.format(photos=folder / "photos") for one in arguments]
+    given = [one.format(images=folder / "images") for one in arguments]
     done = call("studio", *given, "--no-browser")
     assert done.exit_code == 1, done.output
     assert words in done.output.replace("\n", " ")
@@ -194,8 +194,8 @@ def test_what_cannot_be_served_is_one_sentence(folder, arguments, words, monkeyp
 
 
 @pytest.mark.parametrize("host", ["127.0.0.2", "[::1]"])
-def test_other_addresses_of_this_machine_are_answered(folder, host, monkeypatch):
-    """And who connects before the server runs is not refused."""
+def test_other_loopback_addresses(folder, host, monkeypatch):
+    """A client that connects before the server runs is not rejected."""
     import uvicorn
 
     from primaps.studio import serve
@@ -213,33 +213,33 @@ def test_other_addresses_of_this_machine_are_answered(folder, host, monkeypatch)
 
     monkeypatch.setattr(uvicorn.Server, "run", connect)
     try:
-        serve.run_studio(folder / "photos", folder / "out", host=host, told=said.append)
+        serve.run_studio(folder / "images", folder / "out", host=host, log=said.append)
     except ValueError as error:
-        if "cannot be listened on" not in str(error):
+        if "is not available" not in str(error):
             raise
         pytest.skip(f"this machine has no {host}")
 
 
-def test_a_studio_of_other_photographs_is_not_opened(folder):
-    from primaps.studio.workspace import opened
+def test_a_studio_of_other_images_is_rejected(folder):
+    from primaps.studio.workspace import open_workspace
 
-    with opened(folder / "photos", folder / "out", {}) as workspace:
+    with open_workspace(folder / "images", folder / "out", {}) as workspace:
         workspace.begin(3)
     with (
-        pytest.raises(ValueError, match="is the studio of .*, not of"),
-        opened(folder / "photos" / "a", folder / "out", {}),
+        pytest.raises(ValueError, match="belongs to the images in .*, not to"),
+        open_workspace(folder / "images" / "a", folder / "out", {}),
     ):
         pass
     path = folder / "out" / "studio.json"
     path.write_text(path.read_text().replace('"path": "a/0.png"', '"path": "../../secret.png"'))
     with (
-        pytest.raises(ValueError, match="no file below"),
-        opened(folder / "photos", folder / "out", {}),
+        pytest.raises(ValueError, match="not a file below"),
+        open_workspace(folder / "images", folder / "out", {}),
     ):
         pass
 
 
-def test_a_model_without_a_tree_is_refused_with_a_sentence(folder):
+def test_a_model_without_a_tree_is_rejected(folder):
     (folder / "model" / "tree.safetensors").unlink()
     with running(folder, folder / "model") as one:
         for _ in range(500):
@@ -247,12 +247,12 @@ def test_a_model_without_a_tree_is_refused_with_a_sentence(folder):
             if state["stage"] == "failed":
                 break
             time.sleep(0.02)
-        assert "has no tree of classes, which the studio edits" in state["error"]
+        assert "has no class tree, which the studio needs" in state["error"]
 
 
-def test_the_packages_of_the_studio_are_named_where_they_lack(folder, monkeypatch):
+def test_missing_packages_are_named(folder, monkeypatch):
     from primaps.studio import serve
 
     monkeypatch.setattr(serve, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'primaps\[studio\]'"):
-        serve.run_studio(folder / "photos", folder / "out", browser=False)
+        serve.run_studio(folder / "images", folder / "out", browser=False)

@@ -1,4 +1,4 @@
-"""What a screen reader is given: the accessibility tree of Chromium, and where the focus goes."""
+"""The accessibility tree of Chromium for screen readers, and the focus."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ VIEWS = {
     "Masks": ".masks .stage[data-shown]",
     "Classes": ".preview .stage[data-shown]",
     "Images": ".cell",
-    "Trust": ".trust h2",
+    "Audit": ".audit h2",
     "Export": ".format",
 }
 """Views, and what is there when they have opened."""
@@ -26,7 +26,7 @@ VIEWS = {
 def own(prepared, tmp_path_factory):
     """A studio of these tests."""
     root = tmp_path_factory.mktemp("screen-reader")
-    for name in ("photos", "model"):
+    for name in ("images", "model"):
         shutil.copytree(prepared / name, root / name)
     with model_served(root) as found:
         yield found.seen()
@@ -98,7 +98,7 @@ def said(page):
 
 
 @pytest.mark.parametrize("view", [*VIEWS, "one image"])
-def test_a_view_has_its_landmarks_and_headings_and_every_control_a_name(page, view):
+def test_views_have_landmarks_headings_and_named_controls(page, view):
     if view == "one image":
         large(page)
     else:
@@ -131,7 +131,7 @@ def test_a_view_has_its_landmarks_and_headings_and_every_control_a_name(page, vi
     assert len(sliders) == {"Classes": 3, "Masks": 2, "one image": 2}.get(view, 0)
 
 
-def test_sliders_say_their_value_in_words_and_once(page):
+def test_sliders_announce_their_value_once(page):
     slider = page.get_by_label("Number of classes", exact=True)
     move = "(range, to) => { range.value = to; range.dispatchEvent(new Event('input')) }"
     before = page.locator(".card").count()
@@ -150,21 +150,21 @@ def test_sliders_say_their_value_in_words_and_once(page):
     assert handle.get_attribute("aria-valuetext") == "52% image"
 
 
-def test_what_was_saved_is_announced_one_notice_at_a_time(page):
+def test_notices_are_announced_one_at_a_time(page):
     said(page)
     field = page.locator(".card .name").first
     before = field.input_value()
     for name in ("sky", "air"):
         field.fill(name)
         field.press("Enter")
-        page.get_by_text(f"is now {name}.").wait_for()
+        page.get_by_text(f"to {name}.").wait_for()
     page.locator(".saved", has_text=re.compile("^Saved$")).wait_for()
     found = page.evaluate("said")
-    assert {f"{before} is now sky.", "sky is now air.", "Saving…", "Saved"} <= {*found}
+    assert {f"Renamed {before} to sky.", "Renamed sky to air.", "Saving…", "Saved"} <= {*found}
     assert page.locator("#notices").get_attribute("aria-atomic") == "false"
 
 
-def test_the_way_to_the_content_stays_in_the_view(page):
+def test_the_skip_link_stays_in_the_view(page):
     page.locator(".skip").focus()
     page.keyboard.press("Enter")
     page.wait_for_timeout(200)
@@ -172,7 +172,7 @@ def test_the_way_to_the_content_stays_in_the_view(page):
     assert focus(page) == "Classes"
 
 
-def test_a_list_that_has_not_the_focus_selects_nothing(page):
+def test_an_unfocused_list_selects_nothing(page):
     go(page, "Masks")
     strip = page.get_by_role("listbox", name="Images")
     assert focus(page) == "Masks"
@@ -189,18 +189,18 @@ def test_a_list_that_has_not_the_focus_selects_nothing(page):
     page.locator(".masks .caption", has_text="1.png").wait_for()  # said, too
 
 
-def test_news_of_the_images_leave_the_list_as_it_is(page):
+def test_updates_of_the_images_keep_the_list(page):
     go(page, "Images")
     kept = page.evaluate("""async () => {
       const { store } = await import("/static/js/store.js");
       const cells = [...document.querySelectorAll(".cell")];
       const { images } = store.state;
-      const doubt = images.doubt.with(0, 0.987);
-      store.set({ images: { ...images, doubt } });
+      const uncertainty = images.uncertainty.with(0, 0.987);
+      store.set({ images: { ...images, uncertainty } });
       return [...document.querySelectorAll(".cell")].every((one, i) => one === cells[i]);
     }""")
     assert kept
-    page.get_by_role("option", name="99% doubt").wait_for()
+    page.get_by_role("option", name="99% uncertain").wait_for()
 
 
 def test_a_class_is_chosen_for_the_brush_without_losing_the_focus(page):
@@ -209,17 +209,17 @@ def test_a_class_is_chosen_for_the_brush_without_losing_the_focus(page):
     name = line.get_attribute("title")
     line.focus()
     page.keyboard.press("Enter")
-    page.get_by_text(f"to make it {name}.").wait_for()
+    page.get_by_text(f"to assign it to {name}.").wait_for()
     assert focus(page).startswith(name)
     pressed = [one["name"] for one in tree(page) if one.get("pressed") == "true"]
     assert [one.split(" ")[0] for one in pressed] == ["Correct", name.split(" ")[0]]
     said(page)
     page.locator(".viewer canvas").focus()
     page.keyboard.press("ArrowRight")
-    assert re.match("Here is .*[.]", page.evaluate("said")[-1])
+    assert re.match("At the cursor: .*[.]", page.evaluate("said")[-1])
 
 
-def test_a_picture_is_described_by_what_is_in_it(page):
+def test_an_image_is_described_by_its_classes(page):
     large(page)
     names = [one["name"] for one in tree(page) if one["role"] == "image"]
     assert any(re.match(r"\w/\d[.]png, with its classes(, .+ \d+%)+$", name) for name in names)
@@ -227,7 +227,7 @@ def test_a_picture_is_described_by_what_is_in_it(page):
     page.get_by_role("img", name="with its masks").wait_for()
 
 
-def test_arrows_pass_over_a_choice_that_there_is_not(page):
+def test_arrow_keys_skip_disabled_choices(page):
     go(page, "Export")
     group = page.get_by_role("radiogroup", name="Images")
     group.get_by_role("radio", name="All").focus()
@@ -238,21 +238,21 @@ def test_arrows_pass_over_a_choice_that_there_is_not(page):
 
 
 def test_the_focus_goes_to_the_first_question_and_every_answer_is_announced(page):
-    go(page, "Trust")
+    go(page, "Audit")
     page.get_by_role("button", name="Answer 40").focus()
     page.keyboard.press("Enter")
     page.get_by_text("0 of 40 answered").wait_for()
-    assert re.match(r"Is the spot in the ring .+, in \d[.]png\?$", focus(page))
+    assert re.match(r"Is the point in the ring .+, in \d[.]png\?$", focus(page))
     said(page)
     page.keyboard.press("y")
     page.get_by_text("1 of 40 answered").wait_for()
-    page.locator(".trust[aria-busy=false]").wait_for()
+    page.locator(".audit[aria-busy=false]").wait_for()
     assert "1 of 40 answered" in page.evaluate("said")
 
 
-def test_the_introduction_is_not_made_anew_under_the_hand(page):
+def test_the_introduction_keeps_the_focus(page):
     page.route("**/api/audit", lambda route: route.fulfill(json={"total": 0, "done": 0}))
-    go(page, "Trust")
+    go(page, "Audit")
     button = page.get_by_role("button", name="Answer 40")
     button.focus()
     page.evaluate("""async () => {
@@ -271,7 +271,7 @@ def test_the_keys_are_listed_without_gaps(page):
     assert focus(page) == "Close"
 
 
-def test_who_has_no_token_is_told_in_a_page(browser, own):
+def test_a_missing_token_is_explained_in_a_page(browser, own):
     context = browser.new_context()
     page = context.new_page()
     for query in ("", "?token=another"):
@@ -283,8 +283,8 @@ def test_who_has_no_token_is_told_in_a_page(browser, own):
     context.close()
 
 
-def test_a_photograph_that_cannot_be_read_is_said_and_not_waited_for(browser, folder):
-    broken = folder / "photos" / "a" / "2.png"
+def test_unreadable_images_are_announced(browser, folder):
+    broken = folder / "images" / "a" / "2.png"
     broken.write_bytes(broken.read_bytes()[:200])
     with model_served(folder) as found:
         context = browser.new_context()
@@ -294,9 +294,9 @@ def test_a_photograph_that_cannot_be_read_is_said_and_not_waited_for(browser, fo
         page.locator(".card").first.wait_for()
         go(page, "Images")
         page.get_by_text("10 images, 1 cannot be read").wait_for()
-        assert page.locator(".cell .no-picture").count() == 1
+        assert page.locator(".cell .unreadable").count() == 1
         go(page, "Masks")
         assert page.get_by_role("img", name="2.png cannot be read").count() == 1
-        page.evaluate("location.hash = 'trust'")
+        page.evaluate("location.hash = 'audit'")
         page.get_by_role("button", name="Answer 40").wait_for()
         context.close()

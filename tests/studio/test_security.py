@@ -1,4 +1,4 @@
-"""Who is refused: other sites, other names, other machines, paths that lead elsewhere."""
+"""Rejected requests: other sites, other names, other machines, path traversal."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from primaps.studio.security import HEADERS, LARGEST_BODY
+from primaps.studio.security import HEADERS, MAX_BODY
 from primaps.studio.serve import run_studio
 from tests.conftest import painted
 from tests.studio.conftest import TOKEN
@@ -34,7 +34,7 @@ def request(served, target="/api/state", method="GET", host=None, more=(), body=
         ["2130706433:{port}"], ["localhost.:{port}"],
     ],
 )  # fmt: skip
-def test_a_name_that_was_turned_to_this_machine_gets_nothing(shared, host):
+def test_dns_rebinding_is_rejected(shared, host):
     """DNS rebinding: only the raw Host header tells whose page it is."""
     named = [name.format(port=shared.port) for name in host]
     status, answer = request(shared, host=named)
@@ -43,19 +43,19 @@ def test_a_name_that_was_turned_to_this_machine_gets_nothing(shared, host):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]"])
-def test_its_own_names_are_answered(shared, host):
+def test_own_names_are_accepted(shared, host):
     assert request(shared, host=[f"{host}:{shared.port}"])[0] == 200
 
 
 @pytest.mark.parametrize("target", ["http://evil.example/api/state", "//evil.example/api/state"])
-def test_an_address_with_a_host_of_its_own_is_refused(shared, target):
+def test_absolute_request_targets_are_rejected(shared, target):
     """Absolute form: the target would outvote the Host header."""
     assert request(shared, target)[0] == 400
     own = f"http://127.0.0.1:{shared.port}/api/state"
     assert request(shared, own, host=["evil.example"])[0] in (400, 403)
 
 
-def test_http_of_before_the_host_header_is_refused(shared):
+def test_http_1_0_without_host_is_rejected(shared):
     answer = shared.raw(
         f"GET /api/state HTTP/1.0\r\nCookie: primaps-{shared.port}={TOKEN}\r\n\r\n".encode()
     )
@@ -70,7 +70,7 @@ def test_http_of_before_the_host_header_is_refused(shared):
         "http://127.0.0.1:{port}/", "file://",
     ],
 )  # fmt: skip
-def test_a_page_of_another_site_changes_nothing(shared, origin):
+def test_cross_origin_changes_are_rejected(shared, origin):
     """Cross-site POST: foreign, null and missing Origin; also that of another port."""
     before = shared.get("classes").json()
     body = json.dumps({"revision": before["revision"], "edits": [{"hide": "0"}]}).encode()
@@ -84,17 +84,17 @@ def test_a_page_of_another_site_changes_nothing(shared, origin):
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
-def test_other_methods_are_refused(shared, method):
+def test_other_methods_are_rejected(shared, method):
     more = [f"Origin: http://127.0.0.1:{shared.port}"]
     assert request(shared, "/api/classes", method, more=more)[0] == 405
     assert request(shared, "/api/classes", method)[0] == 403
     assert b"access-control" not in request(shared, "/api/classes", method, more=more)[1].lower()
 
 
-def test_what_other_sites_embed_is_refused(shared):
+def test_embedding_by_other_sites_is_rejected(shared):
     """A script or image element of another page on this machine would send the cookie."""
     for site in ("cross-site", "same-site"):
-        for target in ("/api/images/0/photo.jpg", "/api/state", "/"):
+        for target in ("/api/images/0/image.jpg", "/api/state", "/"):
             more = [f"Sec-Fetch-Site: {site}", "Sec-Fetch-Mode: no-cors"]
             assert request(shared, target, more=more)[0] == 403
     own = ["Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: cors"]
@@ -103,16 +103,16 @@ def test_what_other_sites_embed_is_refused(shared):
 
 @pytest.mark.parametrize("cookie", ["", "wrong", TOKEN[:-1], TOKEN + "x", "\x00", "ä"])
 @pytest.mark.parametrize(
-    "target", ["/", "/api/state", "/static/index.html", "/api/images/0/photo.jpg", "/nothing"]
+    "target", ["/", "/api/state", "/static/index.html", "/api/images/0/image.jpg", "/nothing"]
 )
-def test_without_the_token_nothing_is_answered(shared, target, cookie):
+def test_requests_without_the_token_are_rejected(shared, target, cookie):
     lines = [f"GET {target} HTTP/1.1", f"Host: 127.0.0.1:{shared.port}", "Connection: close"]
     lines += [f"Cookie: primaps-{shared.port}={cookie}", f"Cookie: primaps-1={TOKEN}"]
     answer = shared.raw("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n")
     assert answer.split(b" ", 2)[1] in (b"400", b"403")
 
 
-def test_the_token_becomes_a_cookie_that_no_script_reads(shared):
+def test_the_token_becomes_an_http_only_cookie(shared):
     plain = {"Cookie": ""}
     for wrong in ("", "x", TOKEN + "1"):
         found = shared.client.get("/", params={"token": wrong}, headers=plain)
@@ -157,7 +157,7 @@ SLASHES = ("/", "%2f", "%2F", "%252f", "\\", "%5c", "%c0%af", "//")
         "/api/classes/",
     ],
 )
-def test_no_path_leads_to_a_file_that_is_not_served(shared, start):
+def test_path_traversal_is_rejected(shared, start):
     """Traversal in every encoding, from every folder, to a file beside the images."""
     (shared.root.parent / "secret.txt").write_text(SECRET)
     (shared.root / "secret.txt").write_text(SECRET)
@@ -177,23 +177,26 @@ def test_no_path_leads_to_a_file_that_is_not_served(shared, start):
 
 
 @pytest.mark.parametrize(
-    "path", ["..", "../photos", "/etc", "a/..", "a/../..", "./a", "a/", "\x00", "A" * 300]
+    "path", ["..", "../images", "/etc", "a/..", "a/../..", "./a", "a/", "\x00", "A" * 300]
 )
-def test_a_folder_is_one_of_those_that_were_listed(folder, path):
-    from primaps.studio.workspace import opened
+def test_only_listed_folders_can_be_chosen(folder, path):
+    from primaps.studio.workspace import open_workspace
     from tests.studio.conftest import serving
 
-    with opened(folder / "photos", folder / "new", {}) as workspace, serving(workspace) as served:
+    with (
+        open_workspace(folder / "images", folder / "new", {}) as workspace,
+        serving(workspace) as served,
+    ):
         listed = [one["path"] for one in served.get("folders").json()]
         assert listed == ["", "a", "b"]
         found = served.post("folder", path=path)
         assert found.status_code == 400
-        assert "no folder with images" in found.json()["error"]
+        assert "not a folder with images" in found.json()["error"]
         assert served.get("state").json()["images"] == 10
         assert served.post("folder", path="a").json()["images"] == 6
 
 
-def test_images_are_numbers(shared):
+def test_images_are_addressed_by_number(shared):
     for number in (
         "-1",
         "10",
@@ -204,14 +207,14 @@ def test_images_are_numbers(shared):
         "..",
         "a%2f0.png",
     ):
-        for end in ("photo.jpg", "thumb.jpg", "parts", "logits", "proposals"):
+        for end in ("image.jpg", "thumbnail.jpg", "leaves", "logits", "proposals"):
             assert request(shared, f"/api/images/{number}/{end}")[0] == 404, number
 
 
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 
 
-def test_a_script_in_the_name_of_a_class_stays_text(served):
+def test_class_names_are_escaped(served):
     served.seen()
     revision = served.get("classes").json()["revision"]
     name = "</script><img src=x onerror=alert(1)>&\"'"
@@ -228,37 +231,43 @@ def test_a_script_in_the_name_of_a_class_stays_text(served):
     assert wanted.headers["content-type"] == "application/json"
 
 
-def test_a_script_in_the_name_of_a_file_stays_text(folder):
-    from primaps.studio.workspace import opened
+def test_file_names_are_escaped(folder):
+    from primaps.studio.workspace import open_workspace
     from tests.studio.conftest import serving
 
     odd = SCRIPT.replace("/", "_") + ".png"
-    painted(1)[0].save(folder / "photos" / odd)
-    (folder / "photos" / f"damaged{odd}").write_bytes(b"no image")
-    with opened(folder / "photos", folder / "new", {}) as workspace, serving(workspace) as served:
+    painted(1)[0].save(folder / "images" / odd)
+    (folder / "images" / f"damaged{odd}").write_bytes(b"no image")
+    with (
+        open_workspace(folder / "images", folder / "new", {}) as workspace,
+        serving(workspace) as served,
+    ):
         found = served.get("images")
         assert odd in found.json()["names"]
         assert found.headers["content-type"] == "application/json"
         state = served.get("state")
-        assert any("damaged" in sentence for sentence in state.json()["problems"])
+        assert any("damaged" in sentence for sentence in state.json()["skipped"])
         number = found.json()["names"].index(odd)
-        assert served.get(f"images/{number}/photo.jpg").headers["content-type"] == "image/jpeg"
+        assert served.get(f"images/{number}/image.jpg").headers["content-type"] == "image/jpeg"
 
 
-def test_what_a_photograph_says_of_itself_is_not_sent(folder):
+def test_metadata_of_images_is_not_sent(folder):
     """EXIF, comments and XMP: a place, a name, or a script for somebody's viewer."""
-    from primaps.studio.workspace import opened
+    from primaps.studio.workspace import open_workspace
     from tests.studio.conftest import serving
 
     image = painted(1)[0]
     exif = Image.Exif()
     exif[0x010E], exif[0x013B] = SCRIPT, "a secret name"
-    path = folder / "photos" / "exif.jpg"
+    path = folder / "images" / "exif.jpg"
     image.save(path, exif=exif, comment=SCRIPT.encode(), xmp=b"<x>" + SCRIPT.encode() + b"</x>")
     assert SCRIPT.encode() in path.read_bytes()
-    with opened(folder / "photos", folder / "new", {}) as workspace, serving(workspace) as served:
+    with (
+        open_workspace(folder / "images", folder / "new", {}) as workspace,
+        serving(workspace) as served,
+    ):
         number = served.get("images").json()["names"].index("exif.jpg")
-        for request_ in (f"images/{number}/photo.jpg", f"images/{number}/thumb.jpg"):
+        for request_ in (f"images/{number}/image.jpg", f"images/{number}/thumbnail.jpg"):
             data = served.get(request_).content
             assert b"alert" not in data
             assert b"secret name" not in data
@@ -267,15 +276,15 @@ def test_what_a_photograph_says_of_itself_is_not_sent(folder):
         assert b"alert" not in data
 
 
-def test_every_answer_has_the_policy(shared):
+def test_every_response_has_the_security_headers(shared):
     wanted = {name.decode(): value.decode() for name, value in HEADERS.items()}
     for answer in (
         shared.client.get("/"),
         shared.client.get("/static/nothing.js"),
         shared.client.get("/nothing"),
         shared.get("state"),
-        shared.get("images/0/thumb.jpg"),
-        shared.get("images/99/thumb.jpg"),
+        shared.get("images/0/thumbnail.jpg"),
+        shared.get("images/99/thumbnail.jpg"),
         shared.post("classes", nonsense=1),
         shared.client.get("/", params={"token": "wrong"}),
         shared.client.get("/", params={"token": TOKEN}),
@@ -295,7 +304,7 @@ def test_every_answer_has_the_policy(shared):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"", "no JSON"), (b"{", "no JSON"), (b"\xff\xfe", "no JSON"), (b"[]", "it must be"),
+        (b"", "not JSON"), (b"{", "not JSON"), (b"\xff\xfe", "not JSON"), (b"[]", "it must be"),
         (b"null", "it must be"), (b"{}", "lacks the field revision"),
         (b'{"revision": 1, "edits": []}', "revision is 1"),
         (b'{"revision": "", "edits": []}', "it must be at least 1"),
@@ -307,7 +316,7 @@ def test_every_answer_has_the_policy(shared):
         (b'{"revision": "' + b"9" * 5000 + b'", "edits": [{"hide": "0"}]}', "has the length 5000"),
     ],
 )  # fmt: skip
-def test_a_request_that_makes_no_sense_gets_one_sentence(shared, body, words):
+def test_invalid_requests_get_one_sentence(shared, body, words):
     headers = {"Content-Type": "application/json"}
     found = shared.client.post("/api/classes", content=body, headers=headers)
     assert found.status_code == 400
@@ -315,31 +324,31 @@ def test_a_request_that_makes_no_sense_gets_one_sentence(shared, body, words):
     assert "\n" not in found.json()["error"]
 
 
-def test_a_request_that_is_too_large_is_not_read(shared):
-    found = shared.client.post("/api/classes", content=b"x" * (LARGEST_BODY + 1))
+def test_large_requests_are_rejected(shared):
+    found = shared.client.post("/api/classes", content=b"x" * (MAX_BODY + 1))
     assert found.status_code == 413
     assert "bytes" in found.json()["error"]
 
     def pieces():
-        for _ in range(LARGEST_BODY // (1 << 20) + 1):
+        for _ in range(MAX_BODY // (1 << 20) + 1):
             yield b" " * (1 << 20)
 
     assert shared.client.post("/api/classes", content=pieces()).status_code == 413
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
-def test_other_machines_are_let_in_only_by_name(folder, host):
-    with pytest.raises(ValueError, match="name this one with --allow-host NAME.*not encrypted"):
-        run_studio(folder / "photos", folder / "new", host=host, browser=False)
+def test_other_machines_need_allow_host(folder, host):
+    with pytest.raises(ValueError, match="also give --allow-host NAME.*not encrypted"):
+        run_studio(folder / "images", folder / "new", host=host, browser=False)
     assert not Path(folder / "new").exists()
 
 
-def test_a_name_that_was_allowed_is_answered_and_no_other(folder):
-    from primaps.studio.serve import application
+def test_only_allowed_names_are_accepted(folder):
+    from primaps.studio.serve import create_app
     from primaps.studio.studio import Studio
-    from primaps.studio.workspace import opened
+    from primaps.studio.workspace import open_workspace
 
-    with opened(folder / "photos", folder / "new", {}) as workspace:
-        guard = application(Studio(workspace, 3, "cpu"), TOKEN, 8080, ["desk.example"])
+    with open_workspace(folder / "images", folder / "new", {}) as workspace:
+        guard = create_app(Studio(workspace, 3, "cpu"), TOKEN, 8080, ["desk.example"])
         assert b"desk.example:8080" in guard.hosts
         assert b"other.example:8080" not in guard.hosts

@@ -1,4 +1,4 @@
-"""The studio: studio."""
+"""The command ``primaps studio``."""
 
 from __future__ import annotations
 
@@ -16,37 +16,42 @@ from primaps.utils.typed import Range
 @command(app, rich_help_panel=CLASSES)
 @config_options("backbone", "size", "recipe", "precision", "seed", optional=True)
 def studio(
-    photos: Annotated[
+    images: Annotated[
         Path,
-        typer.Argument(metavar="PHOTOS", help="A folder (recursive); it stays as it is."),
+        typer.Argument(metavar="IMAGES", help="Image folder, searched recursively. Not modified."),
     ],
     options: dict[str, Any],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the studio [default: NAME-studio, here].")
+        Path | None, typer.Option(help="Output folder of the studio. [default: NAME-studio]")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="A model that is there already, to edit its classes.")
+        Path | None, typer.Option(help="Folder of an existing model whose classes are edited.")
     ] = None,
-    classes: Annotated[str, typer.Option(help="What is proposed: a number, or auto.")] = "auto",
-    port: Annotated[int, Range(0, 65535), typer.Option(help="0 takes a free one.")] = 0,
+    classes: Annotated[
+        str, typer.Option(help="Number of classes that the page suggests, or auto.")
+    ] = "auto",
+    port: Annotated[
+        int, Range(0, 65535), typer.Option(help="Port to listen on; 0 selects a free one.")
+    ] = 0,
     host: Annotated[
-        str, typer.Option(help="To listen on; other than this machine's needs --allow-host.")
+        str,
+        typer.Option(help="Address to listen on. Other than loopback also needs --allow-host."),
     ] = "127.0.0.1",
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(help="Name under which other machines reach this one; may be repeated."),
+        typer.Option(help="Name under which other machines reach this one. May be repeated."),
     ] = None,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
     ] = True,
     device: DeviceOption = "auto",
 ) -> None:
-    """A page in the browser: from photos to named, corrected, exported classes."""
+    """Name, correct, audit and export the classes of an image folder in the browser."""
     with running(bars=False):
         from primaps.studio.serve import run_studio
 
         run_studio(
-            photos, out, model=model, host=host, port=port, allow_host=allow_host or (),
+            images, out, model=model, host=host, port=port, allow_host=allow_host or (),
             classes=whole_number(classes), browser=browser,
-            device=device, told=note, **options,
+            device=device, log=note, **options,
         )  # fmt: skip

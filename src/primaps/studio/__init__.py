@@ -1,4 +1,4 @@
-"""The studio: one page in the browser, from a folder of images to a labeled data set.
+"""The studio: a page in the browser, from a folder of images to a labeled data set.
 
-The page is plain ES modules in ``static``; what it asks the server for is in ``docs/studio.md``.
+The page consists of ES modules in ``static``. ``docs/studio.md`` lists the requests that it sends.
 """

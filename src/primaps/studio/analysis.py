@@ -1,92 +1,99 @@
-"""What the model sees in an image, found once and kept: parts, logits, doubt, masks.
+"""Analysis of an image: what the network computes for it, independent of edits and corrections.
 
-The part of every pixel is all that a number of classes, an edit or a correction needs
-(:func:`primaps.classes.tree.part_map`), so looks stay what they are whatever a person does.
+A leaf of the class tree for every pixel is all that a number of classes, an edit or a correction
+needs (:func:`primaps.classes.tree.part_map`). An analysis therefore stays valid whatever the user
+edits, and is cached.
 """
 
 from __future__ import annotations
 
 import hashlib
-import zipfile
+import io
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch import Tensor
 
-from primaps.backbones.backbone import image_features
+from primaps.backbones.backbone import Backbone, image_features
 from primaps.data import fit_to_patches, to_tensor
 from primaps.em.pixels import largest_channel, upsample
 from primaps.model import PriMaPsEM
+from primaps.proposals.image_size import mask_probabilities
 from primaps.proposals.principal_masks import propose
 from primaps.utils.files import atomic_path
 from primaps.version import VERSION
 
+MAX_SIMILAR = 12
+"""Maximum number of similar regions."""
+
 
 @dataclass(frozen=True)
-class Look:
-    """An image as a model sees it; arrays as they are kept on disk.
+class ImageAnalysis:
+    """Analysis of an image, as arrays in the types in which they are cached.
 
     Attributes:
-        parts: of every pixel, at the size at which the image is shown; 8 bits, or 16 if needed.
-        logits: of the model's classes, on the feature grid; half precision.
-        margin: by how much the first class leads the second, on the feature grid, in [0, 1].
-        alike: per part, the mean cosine of its pixels to the part that they are most like.
-        directions: of the features of each mask proposal, of length 1; half precision.
-        boxes: of these masks: left, top, right, bottom in 0..1.
+        leaves: Leaf of the class tree of every pixel, at the displayed size; 8 or 16 bits.
+        logits: Logits of the K classes of the model on the feature grid; half precision.
+        margin: Probability of the first class minus that of the second, on the feature grid.
+        similarity: Mean cosine similarity of the pixels of each leaf to their nearest leaf.
+        directions: Mean feature direction of each mask proposal, of length 1; half precision.
+        boxes: Left, top, right and bottom edge of each mask, as fractions of the image.
     """
 
-    parts: Integer[np.ndarray, "H W"]
+    leaves: Integer[np.ndarray, "H W"]
     logits: Float[np.ndarray, "k h w"]
     margin: Float[np.ndarray, "h w"]
-    alike: Float[np.ndarray, " l"]
+    similarity: Float[np.ndarray, " l"]
     directions: Float[np.ndarray, "z c"]
     boxes: Float[np.ndarray, "z 4"]
 
     @property
-    def doubt(self) -> float:
-        """How unsure the model is of the image, in [0, 1]."""
+    def uncertainty(self) -> float:
+        """One minus the mean margin, in [0, 1]."""
         return float(1 - self.margin.astype(np.float32).mean())
 
 
 @torch.no_grad()
-def look(model: PriMaPsEM, photo: Image.Image, crf: bool = True) -> Look:
-    """Look at an image.
+def analyze(model: PriMaPsEM, image: Image.Image) -> ImageAnalysis:
+    """Analyze an image.
 
     Args:
-        model: cut at all its parts, so that its label maps are part maps.
-        photo: at the size at which it is shown.
+        model: Model cut at all its leaves, which makes its label maps leaf maps.
+        image: Image at the displayed size.
     """
     assert model.inventory_ is not None
     tree = model.inventory_.tree
-    scaled = fit_to_patches(photo, model.size, model.backbone.patch_size)
-    images = to_tensor(scaled)[None]
-    clean = features = image_features(model.backbone, images)
-    if model.encoder is not model.backbone:  # prototypes live among codes
+    images = to_tensor(fit_to_patches(image, model.size, model.backbone.patch_size))[None]
+    masked = features = image_features(model.backbone, images)
+    if model.encoder is not model.backbone:  # the prototypes are fitted to codes
         features = image_features(model.encoder, images)
-    probabilities = model.probabilities(features, images, crf)[0]
-    size = (photo.height, photo.width)
-    parts = model.relabel(largest_channel(probabilities, size), features[0]).cpu()
+    probabilities = model.probabilities(features, images, True)[0]
+    size = (image.height, image.width)
+    leaves = model.relabel(largest_channel(probabilities, size), features[0]).cpu()
     first, second = probabilities.topk(min(2, len(probabilities)), 0).values[[0, -1]]
-    margin = F.adaptive_avg_pool2d((first - second)[None], (clean.shape[-2], clean.shape[-1]))[0]
+    margin = F.adaptive_avg_pool2d((first - second)[None], (masked.shape[-2], masked.shape[-1]))[0]
     codes = features[0]
     cosines = F.normalize(codes, dim=0).flatten(1).T @ tree.parts.to(codes).T
-    best = cosines.amax(1).view(1, 1, *codes.shape[1:])
-    nearness = upsample(best, size)[0, 0].cpu()
-    flat = parts.flatten().long()
+    best = upsample(cosines.amax(1).view(1, 1, *codes.shape[1:]), size)[0, 0].cpu()
+    flat = leaves.flatten().long()
     counts = flat.bincount(minlength=len(tree))
-    sums = flat.bincount(nearness.flatten().double(), len(tree))
-    masks = propose(clean, threshold=model.config.threshold)[0]
-    return Look(
-        parts=parts.numpy().astype(np.uint8 if len(tree) <= 256 else np.uint16),
+    sums = flat.bincount(best.flatten().double(), len(tree))
+    masks = propose(masked, threshold=model.config.threshold)[0]
+    return ImageAnalysis(
+        leaves=leaves.numpy().astype(np.uint8 if len(tree) <= 256 else np.uint16),
         logits=model.logits(features)[0].cpu().half().numpy(),
         margin=margin.cpu().half().numpy(),
-        alike=(sums / counts.clamp_min(1)).float().numpy(),
-        directions=mask_directions(clean[0], masks).cpu().half().numpy(),
+        similarity=(sums / counts.clamp_min(1)).float().numpy(),
+        directions=mask_directions(masked[0], masks).cpu().half().numpy(),
         boxes=mask_boxes(masks),
     )
 
@@ -94,52 +101,119 @@ def look(model: PriMaPsEM, photo: Image.Image, crf: bool = True) -> Look:
 def mask_directions(
     features: Float[Tensor, "c h w"], masks: Integer[Tensor, "h w"]
 ) -> Float[Tensor, "z c"]:
-    """Direction of the sum of features over each mask, of length 1.
+    """Return the normalized sum of the features in each mask.
 
     Examples:
         >>> mask_directions(torch.eye(2).view(2, 1, 2), torch.tensor([[2, 1]])).tolist()
         [[0.0, 1.0], [1.0, 0.0]]
     """
-    count = int(masks.max())
-    sums = features.new_zeros(count + 1, len(features))
+    sums = features.new_zeros(int(masks.max()) + 1, len(features))
     sums.index_add_(0, masks.flatten().to(features.device), features.flatten(1).T)
     return F.normalize(sums[1:], dim=1)
 
 
 def mask_boxes(masks: Integer[Tensor, "h w"]) -> Float[np.ndarray, "z 4"]:
-    """Around each mask: left, top, right, bottom in 0..1."""
-    found = []
+    """Return the box around each mask, as fractions of the image; an empty mask has zeros."""
+    boxes = np.zeros((int(masks.max()), 4), np.float32)
     height, width = masks.shape
-    for number in range(1, int(masks.max()) + 1):
-        rows, columns = (masks == number).nonzero(as_tuple=True)
-        if not len(rows):
-            found.append([0.0, 0.0, 0.0, 0.0])
+    for row in range(len(boxes)):
+        rows, columns = (masks == row + 1).nonzero(as_tuple=True)
+        if len(rows):
+            left, top = int(columns.min()) / width, int(rows.min()) / height
+            right, bottom = (int(columns.max()) + 1) / width, (int(rows.max()) + 1) / height
+            boxes[row] = left, top, right, bottom
+    return boxes
+
+
+def live_masks(features: Float[Tensor, "c h w"], threshold: float) -> Integer[np.ndarray, "h w"]:
+    """Propose masks on the feature grid without the CRF, which takes milliseconds."""
+    return propose(features[None], threshold=threshold)[0].cpu().numpy()
+
+
+@torch.no_grad()
+def refined_masks(
+    backbone: Backbone,
+    image: Image.Image,
+    features: Float[Tensor, "c h w"],
+    size: int,
+    threshold: float,
+) -> Integer[np.ndarray, "H W"]:
+    """Propose masks refined by the CRF at the displayed size, as ``primaps propose`` does.
+
+    Args:
+        image: Image at the displayed size.
+        size: Shorter side in pixels at which the network processes images.
+
+    Returns:
+        Mask numbers. A mask that the CRF removes leaves a gap in the numbers.
+    """
+    scaled = to_tensor(fit_to_patches(image, size, backbone.patch_size))[None].to(features.device)
+    (probabilities,) = mask_probabilities(features[None], scaled, threshold=threshold)
+    return largest_channel(probabilities, (image.height, image.width)).cpu().numpy()
+
+
+def similar_regions(
+    regions: Mapping[int, Any],
+    number: int,
+    features: Float[Tensor, "c h w"],
+    mask: int,
+    threshold: float,
+) -> list[dict[str, Any]]:
+    """Find the most similar masks of other images by cosine similarity, one per image.
+
+    Args:
+        regions: By image number, something with the ``directions`` and ``boxes`` of the masks.
+        number: Image of the mask.
+        mask: Number of the mask, from 1.
+
+    Returns:
+        Image number, box and similarity, the most similar first.
+    """
+    masks = propose(features[None], threshold=threshold)[0]
+    directions = mask_directions(features, masks).cpu().numpy()
+    if not 1 <= mask <= len(directions):
+        return []
+    found = []
+    for other, candidates in regions.items():
+        if other == number or not len(candidates.directions):
             continue
-        left, top = int(columns.min()) / width, int(rows.min()) / height
-        found.append([left, top, (int(columns.max()) + 1) / width, (int(rows.max()) + 1) / height])
-    return np.array(found, np.float32).reshape(-1, 4)
+        cosines = candidates.directions.astype(np.float32) @ directions[mask - 1]
+        best = int(cosines.argmax())
+        found.append((float(cosines[best]), other, candidates.boxes[best].tolist()))
+    found.sort(key=lambda one: (-one[0], one[1]))
+    return [
+        {"image": other, "box": box, "similarity": round(max(0.0, cosine), 4)}
+        for cosine, other, box in found[:MAX_SIMILAR]
+    ]
 
 
-def about(model: str, path: Path) -> str:
-    """What a look depends on: the digest of the model, and the file as it is now."""
+def cache_key(model: str, path: Path) -> str:
+    """Return the key of a cached analysis: a hash of the model digest and of the file's state."""
     status = path.stat()
     text = f"{VERSION} {model} {status.st_size} {status.st_mtime_ns}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def save(found: Look, path: Path, about: str) -> None:
-    """Write a look, whole or not at all."""
-    arrays = {name: np.asarray(value) for name, value in asdict(found).items()}
+def save_analysis(analysis: ImageAnalysis, path: Path, key: str) -> None:
+    """Write an analysis atomically; the leaf map is compressed as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(analysis.leaves).save(file, "PNG", compress_level=1)
+    arrays = {name: np.asarray(value) for name, value in asdict(analysis).items()}
+    arrays["leaves"] = np.frombuffer(file.getvalue(), np.uint8)
     with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, about=np.array(about), **arrays)  # type: ignore[arg-type]
+        save_file(arrays, temporary, {"key": key})
 
 
-def load(path: Path, about: str) -> Look | None:
-    """A look that was kept; None if there is none, or one of another model or file."""
+def load_analysis(path: Path, key: str) -> ImageAnalysis | None:
+    """Read a cached analysis; None if it is missing, damaged, or has another key."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["about"]) != about:
+        with safe_open(path, "numpy") as file:
+            if (file.metadata() or {}).get("key") != key:
                 return None
-            return Look(**{name: file[name] for name in Look.__dataclass_fields__})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # it is a cache: what is damaged is looked at again
+            arrays = {name: file.get_tensor(name) for name in ImageAnalysis.__dataclass_fields__}
+        with Image.open(io.BytesIO(arrays["leaves"].tobytes())) as image:
+            leaves = np.asarray(image)
+        arrays["leaves"] = leaves if leaves.dtype == np.uint8 else leaves.astype(np.uint16)
+        return ImageAnalysis(**arrays)
+    except (OSError, SyntaxError, ValueError, KeyError, SafetensorError):
+        return None

@@ -1,7 +1,8 @@
-"""What the page asks the server for: docs/studio.md, route by route."""
+"""The routes of the server; docs/studio.md describes them."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,17 +13,20 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from primaps.studio import gallery, trust
-from primaps.studio import requests as bodies
-from primaps.studio import responses as answers
-from primaps.studio.edited import ConflictError
-from primaps.studio.export import formats
-from primaps.studio.pictures import Pictures
-from primaps.studio.requests import body
+from primaps.studio import messages
+from primaps.studio.analysis import live_masks, similar_regions
+from primaps.studio.audit import answer_question, describe_audit
+from primaps.studio.edits import ClassEditor, ConflictError
+from primaps.studio.export import corrected_leaves, describe_formats
+from primaps.studio.gallery import class_crops, describe_classes
+from primaps.studio.messages import image_number, map_response, read_body, threshold
+from primaps.studio.network import NOW, SOON
 from primaps.studio.studio import Studio
 
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""The report is one file with its styles and pictures inside, and without a script."""
+"""Content security policy of the report, whose styles and images are inline."""
+CACHE_CONTROL = "private, max-age=86400"
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Api:
@@ -30,23 +34,31 @@ class Api:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self.pictures = Pictures(studio)
-        self._one = CapacityLimiter(1)
+        self._audit_limit = CapacityLimiter(1)
+        self._decode_limit = CapacityLimiter(2)
+        """Images decoded at a time: a large one takes a hundred megabytes."""
 
     def routes(self) -> list[Route]:
-        """All of them, below ``/api``."""
-        get: dict[str, Callable[[Request], Awaitable[Response]]] = {
+        """Return all routes, which are below ``/api``."""
+        get: dict[str, Handler] = {
             "state": self.state,
             "folders": self.folders,
             "events": self.events,
-            **self.pictures.routes(),
+            "images": self.images,
+            "images/{n:int}/image.jpg": self.image,
+            "images/{n:int}/thumbnail.jpg": self.thumbnail,
+            "images/{n:int}/leaves": self.leaves,
+            "images/{n:int}/logits": self.logits,
+            "images/{n:int}/proposals": self.proposals,
+            "images/{n:int}/proposals/{m:int}/similar": self.similar,
+            "crops/{n:int}.jpg": self.crop,
             "classes": self.classes,
-            "classes/{id:path}/crops": self.crops,
+            "classes/{id:path}/crops": self.class_crops,
             "audit": self.audit,
             "report.html": self.report,
             "export": self.export,
         }
-        post: dict[str, Callable[[Request], Awaitable[Response]]] = {
+        post: dict[str, Handler] = {
             "folder": self.choose,
             "fit": self.fit,
             "stop": self.stop,
@@ -61,11 +73,11 @@ class Api:
             "export": self.begin_export,
         }
         return [
-            *(Route(f"/api/{path}", route, methods=["GET"]) for path, route in get.items()),
-            *(Route(f"/api/{path}", route, methods=["POST"]) for path, route in post.items()),
+            *(Route(f"/api/{path}", handler, methods=["GET"]) for path, handler in get.items()),
+            *(Route(f"/api/{path}", handler, methods=["POST"]) for path, handler in post.items()),
         ]
 
-    # The folder and the fit.
+    # Folder and fit.
 
     async def state(self, request: Request) -> Response:
         return JSONResponse(await run_sync(self.studio.state))
@@ -74,16 +86,16 @@ class Api:
         return JSONResponse(await run_sync(self.studio.workspace.folders))
 
     async def events(self, request: Request) -> Response:
-        stream = self.studio.hub.listen(("state", await run_sync(self.studio.state)))
+        stream = self.studio.events.stream("state", await run_sync(self.studio.state))
         return StreamingResponse(stream, media_type="text/event-stream")
 
     async def choose(self, request: Request) -> Response:
-        given = await body(request, bodies.FolderBody)
+        given = await read_body(request, messages.FolderBody)
         await run_sync(self.studio.choose, given.path)
         return await self.state(request)
 
     async def fit(self, request: Request) -> Response:
-        given = await body(request, bodies.FitBody)
+        given = await read_body(request, messages.FitBody)
         await run_sync(self.studio.fit, given.classes)
         return await self.state(request)
 
@@ -91,107 +103,172 @@ class Api:
         await run_sync(self.studio.stop)
         return await self.state(request)
 
+    # Images.
+
+    async def images(self, request: Request) -> Response:
+        return await run_sync(lambda: JSONResponse(self._images()))
+
+    def _images(self) -> dict[str, Any]:
+        studio = self.studio
+        listed, shares = studio.workspace.images, studio.shares()
+        numbers = range(len(listed))
+        summaries = [studio.images.summaries.get(number) for number in numbers]
+        return {
+            "names": [image.path for image in listed],
+            "width": [image.width for image in listed],
+            "height": [image.height for image in listed],
+            "uncertainty": [one and round(one.uncertainty, 4) for one in summaries],
+            "shares": [np.round(shares[n], 5).tolist() if n in shares else None for n in numbers],
+            "corrected": studio.corrected(),
+            "unreadable": sorted(studio.images.unreadable),
+        }
+
+    async def image(self, request: Request) -> Response:
+        return await self._jpeg(request, self.studio.images.image)
+
+    async def thumbnail(self, request: Request) -> Response:
+        return await self._jpeg(request, self.studio.images.thumbnail)
+
+    async def crop(self, request: Request) -> Response:
+        box = messages.box(request)
+        return await self._jpeg(request, lambda number: self.studio.images.crop(number, box))
+
+    async def _jpeg(self, request: Request, read: Callable[[int], bytes]) -> Response:
+        """Answer with a JPEG file; the browser may cache it if the address has the collection."""
+        workspace, given = self.studio.workspace, request.query_params.get("of")
+        before = workspace.collection
+        data = await run_sync(read, image_number(request), limiter=self._decode_limit)
+        cached = given == before == workspace.collection
+        headers = {"Cache-Control": CACHE_CONTROL} if cached else {}
+        return Response(data, media_type="image/jpeg", headers=headers)
+
+    async def leaves(self, request: Request) -> Response:
+        _, editor = self.studio.opened()
+        number = image_number(request)
+        await self._analysis(number)
+        leaves = await run_sync(corrected_leaves, self.studio.images, editor, number)
+        return await run_sync(map_response, leaves)
+
+    async def logits(self, request: Request) -> Response:
+        self.studio.opened()
+        logits = (await self._analysis(image_number(request))).logits
+        data = np.array(logits.shape, "<u2").tobytes() + logits.astype("<f2").tobytes()
+        return Response(data, media_type="application/octet-stream")
+
+    async def proposals(self, request: Request) -> Response:
+        number, psi, images = image_number(request), threshold(request), self.studio.images
+        features = await asyncio.wrap_future(images.features(number))
+        if request.query_params.get("crf", "0") == "1":
+            refine = self.studio.network.queue.submit(
+                SOON, lambda: images.masks(number, psi, features)
+            )
+            return await run_sync(map_response, await asyncio.wrap_future(refine))
+        return await run_sync(lambda: map_response(live_masks(features, psi)))
+
+    async def similar(self, request: Request) -> Response:
+        number, psi, mask = image_number(request), threshold(request), request.path_params["m"]
+        features = await asyncio.wrap_future(self.studio.images.features(number))
+        summaries = dict(self.studio.images.summaries)
+        found = await run_sync(similar_regions, summaries, number, features, mask, psi)
+        return JSONResponse(found)
+
+    async def _analysis(self, number: int) -> Any:
+        analysis = await run_sync(self.studio.images.analysis, number, NOW)
+        return await asyncio.wrap_future(analysis)
+
     # Classes.
 
     async def classes(self, request: Request) -> Response:
         return await run_sync(lambda: JSONResponse(self._classes()))
 
     def _classes(self) -> dict[str, Any]:
-        found, edited = self.studio.open()
-        shares = np.array([*self.studio.shares().values()]).reshape(-1, len(found.tree))
-        return gallery.classes(found, edited, shares)
+        inventory, editor = self.studio.opened()
+        shares = np.array([*self.studio.shares().values()]).reshape(-1, len(inventory.tree))
+        return describe_classes(inventory, editor, shares)
+
+    async def class_crops(self, request: Request) -> Response:
+        _, editor = self.studio.opened()
+        name = request.path_params["id"]
+        return JSONResponse(await run_sync(class_crops, self.studio.images, editor, name))
 
     async def edit(self, request: Request) -> Response:
-        given = await body(request, bodies.EditsBody)
-        return await self._change(lambda edited: edited.append(given.revision, given.edits))
+        given = await read_body(request, messages.EditsBody)
+        return await self._change(lambda editor: editor.append(given.revision, given.edits))
 
     async def cut(self, request: Request) -> Response:
-        given = await body(request, bodies.CutBody)
-        return await self._change(lambda edited: edited.cut(given.revision, given.classes))
+        given = await read_body(request, messages.CutBody)
+        return await self._change(lambda editor: editor.cut(given.revision, given.classes))
 
     async def undo(self, request: Request) -> Response:
-        given = await body(request, bodies.RevisionBody)
-        return await self._change(lambda edited: edited.undo(given.revision))
+        given = await read_body(request, messages.RevisionBody)
+        return await self._change(lambda editor: editor.undo(given.revision))
 
     async def redo(self, request: Request) -> Response:
-        given = await body(request, bodies.RevisionBody)
-        return await self._change(lambda edited: edited.redo(given.revision))
+        given = await read_body(request, messages.RevisionBody)
+        return await self._change(lambda editor: editor.redo(given.revision))
 
     async def correct(self, request: Request) -> Response:
-        given = await body(request, bodies.CorrectionBody)
-        number, studio = answers.number(request), self.studio
-        key = studio.workspace.file(number).key
-        look = await self.pictures.look(number)
-        size = (look.parts.shape[0], look.parts.shape[1])
+        given = await read_body(request, messages.CorrectionBody)
+        number = image_number(request)
+        key = self.studio.workspace.file(number).key
+        height, width = (await self._analysis(number)).leaves.shape
 
-        def paint(edited: Any) -> str:
-            edited.paint(given.revision, key, size, given.name, given.runs)
+        def paint(editor: ClassEditor) -> str:
+            editor.paint(given.revision, key, (height, width), given.name, given.runs)
             return key
 
         return await self._change(paint)
 
-    async def _change(self, change: Callable[[Any], str | None]) -> Response:
-        """Change classes or corrections; every tab hears of it."""
+    async def _change(self, change: Callable[[ClassEditor], str | None]) -> Response:
+        """Change classes or corrections, and announce it to all tabs."""
         studio = self.studio
 
         def changed() -> Response:
-            number = studio.number(change(studio.open()[1]))
-            if number is not None:
+            key = change(studio.opened()[1])
+            image = {} if key is None else {"image": studio.workspace.number(key)}
+            for number in image.values():
                 studio.recount(number)
             answer = self._classes()
-            studio.hub.tell("classes", {"revision": answer["revision"]})
-            return JSONResponse(answer if number is None else {**answer, "image": number})
+            studio.events.send("classes", {"revision": answer["revision"]})
+            return JSONResponse({**answer, **image})
 
         return await run_sync(changed)
 
-    async def crops(self, request: Request) -> Response:
-        _, edited = self.studio.open()
-        name = request.path_params["id"]
-        return JSONResponse(await run_sync(gallery.crops, self.studio.album, edited, name))
-
-    # Trust.
+    # Audit and report.
 
     async def audit(self, request: Request) -> Response:
         return JSONResponse(await run_sync(self._audit))
 
     def _audit(self) -> dict[str, Any]:
-        _, edited = self.studio.open()
-        return trust.audit_page(self.studio.album, edited, *self.studio.audit())
+        _, editor = self.studio.opened()
+        return describe_audit(self.studio.images, editor, *self.studio.audit())
 
     async def begin_audit(self, request: Request) -> Response:
-        given = await body(request, bodies.AuditBody)
-        await run_sync(self.studio.begin_audit, given.answers, limiter=self._one)
+        given = await read_body(request, messages.AuditBody)
+        await run_sync(self.studio.begin_audit, given.answers, limiter=self._audit_limit)
         return await self.audit(request)
 
     async def answer(self, request: Request) -> Response:
-        given = await body(request, bodies.AnswerBody)
+        given = await read_body(request, messages.AnswerBody)
 
         def answer() -> None:
-            found, now = self.studio.audit()
-            question = None if found is None else found.next()
-            if found is None or question is None:
-                raise ConflictError("there is no question: begin an audit")
-            if found.record.about != now:
-                raise ConflictError("the classes changed since: begin the audit anew")
-            if found.progress[0] != given.done:
-                raise ConflictError("another tab answered meanwhile: this is the question now")
-            found.answer(question, given.right)
+            answer_question(*self.studio.audit(), given.right, given.done)
 
-        await run_sync(answer, limiter=self._one)
+        await run_sync(answer, limiter=self._audit_limit)
         return await self.audit(request)
 
     async def undo_answer(self, request: Request) -> Response:
         def undo() -> None:
-            found = self.studio.audit()[0]
-            if found is None or found.progress[0] + sum(found.record.asked) == 0:
-                raise ConflictError("there is no answer to take back")
-            found.undo()
+            audit, _ = self.studio.audit()
+            if audit is None or audit.progress[0] + sum(audit.record.asked) == 0:
+                raise ConflictError("the audit has no answer to undo")
+            audit.undo()
 
-        await run_sync(undo, limiter=self._one)
+        await run_sync(undo, limiter=self._audit_limit)
         return await self.audit(request)
 
     async def report(self, request: Request) -> Response:
-        path = await run_sync(self.studio.report, limiter=self._one)
+        path = await run_sync(self.studio.report, limiter=self._audit_limit)
         return FileResponse(path, headers={"Content-Security-Policy": REPORT_POLICY})
 
     # Export.
@@ -202,15 +279,15 @@ class Api:
     def _export(self) -> dict[str, Any]:
         studio = self.studio
         return {
-            "formats": formats(),
-            "job": studio.exporting.job,
-            "images": len(studio.workspace.images) - len(studio.album.lost),
+            "formats": describe_formats(),
+            "job": studio.exporter.job,
+            "images": len(studio.workspace.images) - len(studio.images.unreadable),
             "corrected": len(studio.corrected()),
         }
 
     async def begin_export(self, request: Request) -> Response:
-        given = await body(request, bodies.ExportBody)
-        _, edited = self.studio.open()
-        keys = None if given.images == "all" else [*edited.corrections.keys()]
-        self.studio.exporting.start(edited, given.format, keys, given.per)
+        given = await read_body(request, messages.ExportBody)
+        _, editor = self.studio.opened()
+        keys = None if given.images == "all" else [*editor.corrections.keys()]
+        self.studio.exporter.start(editor, given.format, keys, given.per)
         return await self.export(request)

@@ -1,4 +1,4 @@
-"""What a person painted: per image a PNG of 16 bits with the part of each corrected pixel."""
+"""Corrections that the user painted: a 16-bit PNG file per image, with a leaf per pixel."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import Image
 from primaps.utils.errors import InputError
 from primaps.utils.files import atomic_path
 
-NOTHING = 65535
-"""Value of a pixel that was not corrected."""
+UNCORRECTED = 65535
+"""Value of a pixel without a correction."""
 Runs = Sequence[Sequence[int]]
-"""``[start, length]`` in the order of pixels, row after row; or with a value as third."""
+"""``[start, length]`` in row-major order, or ``[start, length, value]``."""
 
 
 class Corrections:
-    """Corrections of a collection, in a folder."""
+    """Corrections of all images, in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,58 +28,58 @@ class Corrections:
         return self.folder / f"{key}.png"
 
     def keys(self) -> Iterator[str]:
-        """Of all corrected images."""
+        """Yield the keys of the corrected images."""
         for path in sorted(self.folder.rglob("*.png")):
             if not path.name.startswith("."):
                 yield path.relative_to(self.folder).as_posix().removesuffix(".png")
 
     def has(self, key: str) -> bool:
-        """Whether an image is corrected."""
+        """Return whether an image has corrections."""
         return self._path(key).is_file()
 
     def read(self, key: str, size: tuple[int, int]) -> UInt16[np.ndarray, "h w"] | None:
-        """The parts that were painted into an image of a height and width; None if none were.
-
-        An image that has another size by now has its corrections scaled to that.
+        """Read the corrections of an image, scaled to a height and width; None without any.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: The file is damaged.
         """
         path = self._path(key)
         if not path.is_file():
             return None
         try:
             with Image.open(path) as image:
-                fitting = image.resize((size[1], size[0]), Image.Resampling.NEAREST)
-                found = np.asarray(fitting).astype(np.uint16)
+                scaled = image.resize((size[1], size[0]), Image.Resampling.NEAREST)
+                leaves = np.asarray(scaled).astype(np.uint16)
         except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"{path} is damaged ({error}): move it away") from None
-        return found if (found != NOTHING).any() else None
+            raise InputError(f"{path} is damaged ({error}); move it away") from None
+        return leaves if (leaves != UNCORRECTED).any() else None
 
     def paint(self, key: str, size: tuple[int, int], strokes: Sequence[tuple[Runs, int]]) -> None:
-        """Set pixels, one value for each list of runs; :data:`NOTHING` takes a correction away.
+        """Set the pixels of each stroke to its value; :data:`UNCORRECTED` removes corrections.
 
-        The file is whole at any moment, and is removed with its last correction.
+        The file is replaced atomically, and deleted with its last correction.
         """
-        own = self.read(key, size)
-        flat = np.full(size[0] * size[1], NOTHING, np.uint16) if own is None else own.flatten()
+        leaves = self.read(key, size)
+        flat = np.full(size[0] * size[1], UNCORRECTED, np.uint16)
+        if leaves is not None:
+            flat[:] = leaves.ravel()
         for runs, value in strokes:
-            flat[pixels(runs, flat.size)] = value
-        if (flat == NOTHING).all():
+            flat[run_pixels(runs, flat.size)] = value
+        if (flat == UNCORRECTED).all():
             self._path(key).unlink(missing_ok=True)
             return
         with atomic_path(self._path(key)) as temporary:
             Image.fromarray(flat.reshape(size)).save(temporary)
 
 
-def pixels(runs: Runs, count: int) -> Integer[np.ndarray, " n"]:
-    """Numbers of the pixels in runs.
+def run_pixels(runs: Runs, count: int) -> Integer[np.ndarray, " n"]:
+    """Return the pixel numbers of runs in an image with ``count`` pixels.
 
     Raises:
-        InputError: a run leaves the image.
+        InputError: A run leaves the image, or runs overlap.
 
     Examples:
-        >>> pixels([[2, 3], [9, 1]], 10).tolist()
+        >>> run_pixels([[2, 3], [9, 1]], 10).tolist()
         [2, 3, 4, 9]
     """
     table = np.asarray(runs, np.int64).reshape(len(runs), -1)
@@ -89,26 +89,26 @@ def pixels(runs: Runs, count: int) -> Integer[np.ndarray, " n"]:
     if starts.min() < 0 or lengths.min() < 1 or (starts + lengths).max() > count:
         raise InputError(f"the correction leaves the image, which has {count} pixels")
     if lengths.sum() > count:
-        raise InputError("the correction names a pixel more than once")
+        raise InputError("the correction has overlapping runs")
     first = np.repeat(starts - np.concatenate([[0], lengths.cumsum()[:-1]]), lengths)
     return first + np.arange(len(first))
 
 
-def as_runs(
-    places: Integer[np.ndarray, " n"], values: Integer[np.ndarray, " n"]
+def to_runs(
+    pixels: Integer[np.ndarray, " n"], values: Integer[np.ndarray, " n"]
 ) -> list[list[int]]:
-    """Pixels with their values as ``[start, length, value]``, without those of no correction.
+    """Encode pixels and values as ``[start, length, value]``, without uncorrected pixels.
 
     Examples:
-        >>> as_runs(np.array([2, 3, 4, 9]), np.array([7, 7, 65535, 7]))
+        >>> to_runs(np.array([2, 3, 4, 9]), np.array([7, 7, 65535, 7]))
         [[2, 2, 7], [9, 1, 7]]
     """
-    there = values != NOTHING
-    places, values = places[there], values[there].astype(np.int64)
-    if not len(places):
+    corrected = values != UNCORRECTED
+    pixels, values = pixels[corrected], values[corrected].astype(np.int64)
+    if not len(pixels):
         return []
-    order = places.argsort(kind="stable")
-    places, values = places[order], values[order]
-    begins = np.flatnonzero(np.diff(places, prepend=-2) - 1 | np.diff(values, prepend=-1))
-    lengths = np.diff(begins, append=len(places))
-    return np.stack([places[begins], lengths, values[begins]], 1).tolist()
+    order = pixels.argsort(kind="stable")
+    pixels, values = pixels[order], values[order]
+    begins = np.flatnonzero(np.diff(pixels, prepend=-2) - 1 | np.diff(values, prepend=-1))
+    lengths = np.diff(begins, append=len(pixels))
+    return np.stack([pixels[begins], lengths, values[begins]], 1).tolist()

@@ -1,4 +1,4 @@
-"""From looks, edits and corrections to the format of another tool, in the background."""
+"""Exports to the formats of other tools, in the background."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from PIL import Image
 
 from primaps.exchange import FORMATS, export_labels
 from primaps.exchange.classes import Classes
-from primaps.studio.album import Album
-from primaps.studio.corrections import NOTHING
-from primaps.studio.edited import ConflictError, Edited
-from primaps.studio.work_queue import SOON
-from primaps.studio.workspace import unused
+from primaps.studio.corrections import UNCORRECTED
+from primaps.studio.edits import ClassEditor, ConflictError
+from primaps.studio.images import ImageCache
+from primaps.studio.network import SOON
+from primaps.studio.workspace import unused_path
 from primaps.utils.errors import InputError, PrimapsError
 from primaps.utils.files import temporary_folder
 
+INTERVAL = 0.25
+"""Minimum number of seconds between two progress events."""
 TITLES = {
     "coco": "COCO",
     "coco-panoptic": "COCO panoptic",
@@ -37,122 +39,128 @@ TITLES = {
 }
 
 
-def formats() -> list[dict[str, Any]]:
-    """The formats, in the order of :data:`primaps.exchange.FORMATS`."""
+def describe_formats() -> list[dict[str, Any]]:
+    """Return the formats, in the order of :data:`primaps.exchange.FORMATS`."""
     return [
         {
             "name": name,
             "title": TITLES.get(name, name),
-            "about": row.about,
+            "description": row.about,
             "regions": row.per is not None,
         }
         for name, row in FORMATS.items()
     ]
 
 
-def corrected_parts(album: Album, edited: Edited, number: int) -> Integer[np.ndarray, "H W"]:
-    """The part of every pixel of an image that was looked at, corrections applied."""
-    look = album.kept_look(number) or album.look(number, SOON).result()
-    own = edited.corrections.read(album.workspace.file(number).key, look.parts.shape)
-    return look.parts if own is None else np.where(own == NOTHING, look.parts, own)
+def corrected_leaves(
+    images: ImageCache, editor: ClassEditor, number: int
+) -> Integer[np.ndarray, "H W"]:
+    """Return the leaf map of an image with its corrections."""
+    leaves = images.analysis(number, SOON).result().leaves
+    own = editor.corrections.read(images.workspace.file(number).key, leaves.shape)
+    return leaves if own is None else np.where(own == UNCORRECTED, leaves, own)
 
 
-class Exporting:
-    """One export at a time.
+class Exporter:
+    """Runs one export at a time.
 
     Args:
-        told: called with the job whenever it got further.
+        on_progress: Called with the job whenever its progress changes.
 
     Attributes:
-        job: the export that runs or ran last, as the page shows it.
+        job: The running or last export, as the page shows it.
     """
 
-    def __init__(self, album: Album, told: Callable[[dict[str, Any]], None]) -> None:
-        self.album, self.told = album, told
+    def __init__(self, images: ImageCache, on_progress: Callable[[dict[str, Any]], None]) -> None:
+        self.images, self.on_progress = images, on_progress
         self.job: dict[str, Any] | None = None
         self._lock = threading.Lock()
-        self._shown = 0.0
 
-    def start(self, edited: Edited, form: str, keys: Sequence[str] | None, per: str | None) -> None:
-        """Begin an export.
+    def start(
+        self, editor: ClassEditor, form: str, keys: Sequence[str] | None, per: str | None
+    ) -> None:
+        """Start an export.
 
         Args:
-            keys: of the images that are wanted; None for all.
-            per: ``class``, ``region``, or None for what suits the tool.
+            form: Name of the format.
+            keys: Keys of the images; None for all.
+            per: One object per ``class`` or per ``region``; None for the default of the format.
 
         Raises:
-            ConflictError: one is running.
-            InputError: there is no such format, or no image.
+            ConflictError: Another export is running.
+            InputError: The format is not supported, or there are no images.
         """
         if form not in FORMATS:
-            raise InputError(f"{form!r} is no format; there are {', '.join(FORMATS)}")
-        images = self.album.workspace.images
-        chosen = [
+            raise InputError(f"format must be one of {', '.join(FORMATS)}, got {form!r}")
+        numbers = [
             number
-            for number, one in enumerate(images)
-            if (keys is None or one.key in keys) and number not in self.album.lost
+            for number, image in enumerate(self.images.workspace.images)
+            if (keys is None or image.key in keys) and number not in self.images.unreadable
         ]
-        if not chosen:
-            raise InputError("no image was corrected yet: export all of them")
+        if not numbers:
+            raise InputError("no image has corrections; export all images")
         with self._lock:
             if self.job is not None and self.job["out"] is None and not self.job["error"]:
-                raise ConflictError("an export is running: wait until it is done")
+                raise ConflictError("another export is running; wait until it is complete")
             self.job = {
-                "format": form, "done": 0, "total": 2 * len(chosen), "seconds_left": None,
+                "format": form, "done": 0, "total": 2 * len(numbers), "seconds_left": None,
                 "out": None, "error": "", "next": "",
             }  # fmt: skip
-        run = threading.Thread(target=self._run, args=(edited, chosen, form, per), daemon=True)
-        run.start()
+        arguments = (self.job, editor, numbers, form, per)
+        threading.Thread(target=self._run, args=arguments, daemon=True).start()
 
-    def _run(self, edited: Edited, chosen: list[int], form: str, per: str | None) -> None:
-        began, job = time.monotonic(), self.job
-        assert job is not None
+    def _run(
+        self, job: dict[str, Any], editor: ClassEditor, numbers: list[int], form: str, per: Any
+    ) -> None:
+        start, sent = time.monotonic(), 0.0
 
-        def further(done: int) -> None:
-            rate = (time.monotonic() - began) / max(1, done)
+        def progress(done: int) -> None:
+            nonlocal sent
+            now = time.monotonic()
+            rate = (now - start) / max(1, done)
             job.update(done=done, seconds_left=round(rate * (job["total"] - done), 1))
-            if time.monotonic() - self._shown > 0.25:
-                self._shown = time.monotonic()
-                self.told(job)
+            if now - sent > INTERVAL:
+                sent = now
+                self.on_progress(job)
 
         try:
-            done = self._export(edited, chosen, form, per, further)
-            job.update(done=job["total"], seconds_left=0.0, out=str(done.out), next=done.next)
+            result = self._export(editor, numbers, form, per, progress)
+            total = job["total"]
+            job.update(done=total, seconds_left=0.0, out=str(result.out), next=result.next)
         except PrimapsError as error:
             job["error"] = str(error)
         except Exception as error:  # a full disk, for example
             job["error"] = f"{type(error).__name__}: {error}"
-        self.told(job)
+        self.on_progress(job)
 
     def _export(
         self,
-        edited: Edited,
-        chosen: list[int],
+        editor: ClassEditor,
+        numbers: list[int],
         form: str,
-        per: str | None,
-        further: Callable[[int], None],
+        per: Any,
+        progress: Callable[[int], None],
     ) -> Any:
-        workspace = self.album.workspace
-        legend = edited.legend()
+        workspace, legend = self.images.workspace, editor.legend()
         table = legend.table().numpy().astype(np.uint8)
         exports = workspace.out / "exports"
         exports.mkdir(parents=True, exist_ok=True)
         with temporary_folder(exports) as maps:
-            for count, number in enumerate(chosen):
-                one = workspace.images[number]
-                labels = Image.fromarray(table[corrected_parts(self.album, edited, number)])
-                labels = labels.resize((one.width, one.height), Image.Resampling.NEAREST)
-                path = maps / f"{one.key}.png"
+            for count, number in enumerate(numbers):
+                listed = workspace.images[number]
+                labels = Image.fromarray(table[corrected_leaves(self.images, editor, number)])
+                labels = labels.resize((listed.width, listed.height), Image.Resampling.NEAREST)
+                path = maps / f"{listed.key}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 labels.save(path, compress_level=1)
-                further(count + 1)
+                progress(count + 1)
             return export_labels(
                 maps,
-                workspace.photos / workspace.chosen,
+                workspace.image_folder,
                 form,
-                unused(exports, form),
+                unused_path(exports, form),
                 classes=Classes(tuple(legend.names), legend.colors),
                 per=per,
-                progress=lambda stage, done, total, _: further(len(chosen) + done),
-                log=lambda _: None,  # images that are not exported were not asked for
+                progress=lambda stage, done, total, _: progress(len(numbers) + done),
+                log=lambda _: None,  # images without a label map are not part of the export
             )

@@ -1,77 +1,91 @@
-"""A fit in the background: started, watched, stopped; it goes on where it was stopped."""
+"""The fit of a studio, in a process of its own: ``python -m primaps.studio.fitting``.
+
+A process can be stopped at any moment, and returns its memory. It ends with the server that started
+it, whatever ended the server, because its standard input closes. It reads one line of JSON and
+writes many:
+
+    in:  {"task": "plan" | "fit", "images": [[path, key], ...], "classes": 12 | "auto", ...}
+    out: {"progress": [stage, done, total, metrics]}, {"log": sentence}, {"done": ...},
+         {"error": sentence}
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from primaps.utils.files import cache_dir
 
 STAGES = ("reading", "features", "classes", "k-means", "orthogonal", "EM")
-"""Of a fit, in their order."""
+"""Stages of a fit, in their order."""
+PLANNED_CLASSES = 12
+"""Number of classes for the estimate of a fit that selects the number itself."""
 
 
 class Fitting:
-    """The process that plans and fits.
+    """Starts, watches and stops the process of the fit.
 
-    Whoever uses it takes care that two threads do not begin and stop at the same time.
+    The caller ensures that no two threads start and stop at the same time.
 
     Args:
-        changed: called, in any thread, whenever there is something new to show.
+        on_change: Called in any thread when the state changes.
 
     Attributes:
-        running: whether a fit is under way.
-        progress: of the fit, as the page shows it.
-        planned: seconds of each stage, or None as long as nobody has measured.
-        error: why the last fit failed; "" if it did not.
-        problems: a sentence about each image that was left out.
+        running: Whether a fit is running.
+        progress: Progress of the fit, as the page shows it.
+        planned: Seconds of each stage; None until they are measured.
+        error: Why the last fit failed; "" if it did not.
+        skipped: A sentence about each image that was skipped.
     """
 
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self.changed = changed
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        self.on_change = on_change
         self.running = False
         self.progress: dict[str, Any] | None = None
         self.planned: dict[str, float] | None = None
         self.error = ""
-        self.problems: list[str] = []
+        self.skipped: list[str] = []
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
-        self._began: tuple[str, float, int] = ("", 0.0, 0)
+        self._stage: tuple[str, float, int] = ("", 0.0, 0)
 
     def plan(self, task: dict[str, Any]) -> None:
-        """Measure what a fit will take; a fit that begins meanwhile goes first."""
-        self._start({**task, "task": "plan"}, lambda seconds: None)
+        """Measure how long a fit takes; a fit stops the measurement."""
+        self._start({**task, "task": "plan"}, lambda: None)
 
-    def fit(self, task: dict[str, Any], finished: Callable[[], None]) -> None:
-        """Begin, or go on. ``finished`` is called, in a thread of its own, when the model is
-        there."""
-        self.running, self.error, self.problems = True, "", []
+    def fit(self, task: dict[str, Any], on_done: Callable[[], None]) -> None:
+        """Start or resume a fit; ``on_done`` is called in another thread after it."""
+        self.running, self.error, self.skipped = True, "", []
         self.progress = {
-            "stage": "starting", "done": 0, "total": 1, "seconds_left": None, "about": {},
+            "stage": "starting", "done": 0, "total": 1, "seconds_left": None, "metrics": {},
         }  # fmt: skip
-        self._start({**task, "task": "fit"}, lambda _: finished())
-        self.changed()
+        self._start({**task, "task": "fit"}, on_done)
+        self.on_change()
 
-    def stop(self) -> None:
-        """Stop the process, whatever it does."""
+    def stop(self, notify: bool = True) -> None:
+        """Kill the process, whether it fits or measures."""
         with self._lock:
             process, self._process = self._process, None
-            self.running, self.progress = False, None
+            if notify:
+                self.running, self.progress = False, None
         if process is not None:
             process.kill()
             process.wait()
-            self.changed()
+            if notify:
+                self.on_change()
 
-    def _start(self, task: dict[str, Any], finished: Callable[[Any], None]) -> None:
-        self.stop_quietly()
+    def _start(self, task: dict[str, Any], on_done: Callable[[], None]) -> None:
+        self.stop(notify=False)
         task = {"cache": str(cache_dir() / "features"), **task}
         process = subprocess.Popen(
-            [sys.executable, "-m", "primaps.studio.worker"],
+            [sys.executable, "-m", "primaps.studio.fitting"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
         )  # fmt: skip
         with self._lock:
@@ -79,24 +93,14 @@ class Fitting:
         assert process.stdin is not None
         try:
             process.stdin.write(json.dumps(task) + "\n")
-            process.stdin.flush()  # and it stays open: see the worker
+            process.stdin.flush()  # it stays open: its end ends the process
         except BrokenPipeError:
-            pass  # it ended at once; whoever watches it says so
-        watch = threading.Thread(
-            target=self._watch, args=(process, task["task"], finished), daemon=True
-        )
-        watch.start()
-
-    def stop_quietly(self) -> None:
-        """End a plan that is being made, without a word."""
-        with self._lock:
-            process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
+            pass  # the process has ended; _watch reports it
+        arguments = (process, task["task"], on_done)
+        threading.Thread(target=self._watch, args=arguments, daemon=True).start()
 
     def _watch(
-        self, process: subprocess.Popen[str], task: str, finished: Callable[[Any], None]
+        self, process: subprocess.Popen[str], task: str, on_done: Callable[[], None]
     ) -> None:
         assert process.stdout is not None
         result: dict[str, Any] = {}
@@ -108,9 +112,9 @@ class Fitting:
             if process is not self._process:
                 return  # it was stopped
             if "progress" in line:
-                self._show(*line["progress"])
-            elif "problem" in line:
-                self.problems.append(str(line["problem"]))
+                self._set_progress(*line["progress"])
+            elif "log" in line:
+                self.skipped.append(str(line["log"]))
             else:
                 result = line
         code = process.wait()
@@ -122,34 +126,110 @@ class Fitting:
             self.planned = result.get("done")
         else:
             if code == 0 and "done" in result:
-                finished(None)
+                on_done()
             else:
-                self.error = result.get("error") or f"the fit ended without a word (status {code})"
+                self.error = result.get("error") or (
+                    "the training process exited without an error message "
+                    f"(exit code {code}: out of memory?)"
+                )
             self.running, self.progress = False, None
-        self.changed()
+        self.on_change()
 
-    def _show(self, stage: str, done: int, total: int, figures: dict[str, float]) -> None:
+    def _set_progress(self, stage: str, done: int, total: int, metrics: dict[str, float]) -> None:
         now = time.monotonic()
-        if stage != self._began[0]:
-            self._began = (stage, now, done)
+        if stage != self._stage[0]:
+            self._stage = (stage, now, done)
         self.progress = {
             "stage": stage,
             "done": done,
             "total": total,
-            "seconds_left": self._left(stage, done, total, now),
-            "about": figures,
+            "seconds_left": self._seconds_left(stage, done, total, now),
+            "metrics": metrics,
         }
-        self.changed()
+        self.on_change()
 
-    def _left(self, stage: str, done: int, total: int, now: float) -> float | None:
-        """Of this stage as fast as it went so far, of those that follow as they were planned."""
+    def _seconds_left(self, stage: str, done: int, total: int, now: float) -> float | None:
+        """Estimate the rest of this stage from its speed, later stages from the plan."""
         planned = self.planned or {}
-        _, began, first = self._began
-        if done > first and now > began:
-            own = (now - began) / (done - first) * (total - done)
+        _, start, first = self._stage
+        if done > first and now > start:
+            rest = (now - start) / (done - first) * (total - done)
         elif stage in planned and total:
-            own = planned[stage] * (1 - done / total)
+            rest = planned[stage] * (1 - done / total)
         else:
             return None
         later = STAGES[STAGES.index(stage) + 1 :] if stage in STAGES else ()
-        return round(own + sum(planned.get(one, 0.0) for one in later), 1)
+        return round(rest + sum(planned.get(one, 0.0) for one in later), 1)
+
+
+def main() -> None:
+    """Run the task on standard input, in the process of the fit."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries print to standard error
+    task = json.loads(sys.stdin.readline())
+    threading.Thread(target=_exit_with_server, daemon=True).start()
+
+    def send(**line: Any) -> None:
+        out.write(json.dumps(line) + "\n")
+        out.flush()
+
+    try:
+        if task["task"] == "plan":
+            send(done=plan_fit(task))
+        else:
+            run_fit(task, send)
+            send(done=None)
+    except Exception as error:
+        from primaps.utils.errors import PrimapsError
+
+        known = isinstance(error, PrimapsError)
+        send(error=str(error) if known else f"{type(error).__name__}: {error}")
+        raise
+
+
+def _exit_with_server() -> None:
+    while os.read(0, 1 << 10):  # unbuffered: the lock of a buffer would outlive the main thread
+        continue
+    os._exit(1)
+
+
+def plan_fit(task: Mapping[str, Any]) -> dict[str, float]:
+    """Return the estimated seconds of each stage of a fit."""
+    from primaps.model import PriMaPsEM
+    from primaps.planning import plan
+
+    classes = PLANNED_CLASSES if task["classes"] == "auto" else task["classes"]
+    model = PriMaPsEM(classes, device=task["device"], **task["options"])
+    seconds = dict(plan(model, _image_files(task), task["cache"]).seconds)
+    return {"features": seconds.pop("features") + seconds.pop("masks", 0), **seconds}
+
+
+def run_fit(task: Mapping[str, Any], send: Callable[..., None]) -> None:
+    """Select the number of classes if it is ``auto``, and fit."""
+    from primaps.classes.choose import choice_of
+    from primaps.fitting import class_evidence, fit_folder
+    from primaps.model import PriMaPsEM
+
+    def progress(stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        send(progress=[stage, done, total, dict(metrics)])
+
+    files, options = _image_files(task), {**task["options"], "device": task["device"]}
+    shared: dict[str, Any] = {
+        "cache": task["cache"], "progress": progress, "log": lambda text: send(log=text),
+    }  # fmt: skip
+    evidence, classes = [], task["classes"]
+    if classes == "auto":
+        evidence = class_evidence("auto", options, files, **shared)
+        classes = choice_of(evidence).middle
+    model = PriMaPsEM(classes, **options)
+    fit_folder(model, files, Path(task["out"]), evidence=evidence, **shared)
+
+
+def _image_files(task: Mapping[str, Any]) -> list[Any]:
+    from primaps.data import ImageFile
+
+    return [ImageFile(Path(path), key) for path, key in task["images"]]
+
+
+if __name__ == "__main__":
+    main()

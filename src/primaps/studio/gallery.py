@@ -1,4 +1,4 @@
-"""The classes as the page shows them: names, colors, shares, and crops that stand for each."""
+"""The classes as the page shows them: names, colors, shares, and crops of their regions."""
 
 from __future__ import annotations
 
@@ -14,126 +14,124 @@ from primaps.classes.edits import node_classes
 from primaps.classes.inventory import Inventory
 from primaps.classes.legend import Class
 from primaps.pictures.report import LEAST_SHARE, largest_piece
-from primaps.studio.album import Album
-from primaps.studio.edited import Edited
+from primaps.studio.edits import ClassEditor
+from primaps.studio.images import ImageCache
 
-CROPS = 8
-"""Most typical and most doubtful regions of a class that are shown."""
+MAX_CROPS = 8
+"""Maximum number of typical and of uncertain crops of a class."""
 
 
-def hexadecimal(color: Sequence[int]) -> str:
-    """A color as the page writes it.
+def hex_color(color: Sequence[int]) -> str:
+    """Return a color in the notation of CSS.
 
     Examples:
-        >>> hexadecimal((255, 128, 0))
+        >>> hex_color((255, 128, 0))
         '#ff8000'
     """
     return "#" + bytes(color).hex()
 
 
-def classes(inventory: Inventory, edited: Edited, shares: Float[np.ndarray, "n l"]) -> dict:
-    """Everything that the page knows of the classes; see ``GET classes`` in docs/studio.md.
+def describe_classes(
+    inventory: Inventory, editor: ClassEditor, shares: Float[np.ndarray, "n l"]
+) -> dict[str, Any]:
+    """Return the answer to ``GET classes``, as docs/studio.md describes it.
 
     Args:
-        shares: per image that was looked at, of each part.
+        shares: Share of each leaf in each analyzed image.
     """
-    tree, edits, legend = inventory.tree, edited.edits, edited.legend()
+    tree, edits, classes = inventory.tree, editor.edits, editor.legend().classes
     merges = tree.merges.tolist()
     nodes = [
         {
-            "id": one.id,
-            "name": one.name,
-            "color": hexadecimal(one.color),
-            "parts": list(one.parts),
+            **_base(node),
             "children": merges[number - len(tree)] if number >= len(tree) else None,
         }
-        for number, one in enumerate(node_classes(tree, edits))
+        for number, node in enumerate(node_classes(tree, edits))
     ]
-    near = nearest(inventory, legend.classes)
-    undo, redo = edited.next()
+    undo, redo = editor.next_actions()
     return {
-        "revision": edited.revision,
-        "parts": len(tree),
+        "revision": editor.revision,
+        "leaves": len(tree),
         "tree": {"nodes": nodes, "merges": merges, "cost": tree.cost.tolist()},
         "classes": [
             {
-                "id": one.id,
-                "name": one.name,
-                "color": hexadecimal(one.color),
-                "parts": list(one.parts),
+                **_base(one),
                 "hidden": one.hidden,
                 "named": one.named,
-                **_figures(inventory, one, shares),
-                "nearest": near[place],
+                **_metrics(inventory, one, shares),
+                "nearest": nearest,
             }
-            for place, one in enumerate(legend.classes)
+            for one, nearest in zip(classes, _nearest(inventory, classes), strict=True)
         ],
         "undo": undo,
         "redo": redo,
     }
 
 
-def _figures(inventory: Inventory, one: Class, shares: Float[np.ndarray, "n l"]) -> dict[str, Any]:
-    """Share and number of images: of masks until the images were looked at."""
+def _base(one: Class) -> dict[str, Any]:
+    color, leaves = hex_color(one.color), list(one.parts)
+    return {"id": one.id, "name": one.name, "color": color, "leaves": leaves}
+
+
+def _metrics(inventory: Inventory, one: Class, shares: Float[np.ndarray, "n l"]) -> dict[str, Any]:
+    """Return share, number of images and stability; from the masks until an image is analyzed."""
     trust = inventory.trust[int(one.id)] if one.id.isdecimal() else None
-    stability = None if trust is None or trust.stability != trust.stability else trust.stability
+    stability = None if trust is None or np.isnan(trust.stability) else trust.stability
     if len(shares):
-        own = shares[:, list(one.parts)].sum(1)
-        return {
-            "share": float(own.mean()),
-            "images": int((own > 0).sum()),
-            "stability": stability,
-        }
-    share = sum(inventory.shares[part] for part in one.parts)
-    return {"share": share, "images": trust.images if trust else 0, "stability": stability}
+        share = shares[:, list(one.parts)].sum(1)
+        images = int((share > 0).sum())
+        return {"share": float(share.mean()), "images": images, "stability": stability}
+    mask_share = sum(inventory.shares[leaf] for leaf in one.parts)
+    return {"share": mask_share, "images": trust.images if trust else 0, "stability": stability}
 
 
-def nearest(inventory: Inventory, found: Sequence[Class]) -> list[str | None]:
-    """For each class the id of the one whose parts point most alike."""
-    if len(found) < 2:
-        return [None] * len(found)
+def _nearest(inventory: Inventory, classes: Sequence[Class]) -> list[str | None]:
+    """Return for each class the id of the class with the most similar mean direction."""
+    if len(classes) < 2:
+        return [None] * len(classes)
     tree = inventory.tree
     weighted = tree.parts.float() * tree.masks[:, None]
-    means = F.normalize(torch.stack([weighted[list(one.parts)].sum(0) for one in found]), dim=1)
-    cosines = (means @ means.T).fill_diagonal_(-2)
-    return [found[place].id for place in cosines.argmax(1).tolist()]
+    means = torch.stack([weighted[list(one.parts)].sum(0) for one in classes])
+    directions = F.normalize(means, dim=1)
+    cosines = (directions @ directions.T).fill_diagonal_(-2)
+    return [classes[number].id for number in cosines.argmax(1).tolist()]
 
 
-def crops(album: Album, edited: Edited, name: str) -> dict[str, list[dict[str, Any]]]:
-    """Regions of a class, one of an image: most like the class, and least.
+def class_crops(
+    images: ImageCache, editor: ClassEditor, name: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Find the most typical and the most uncertain regions of a class, one per image.
 
     Args:
-        name: id or name of a class, or id of a node of the tree. One that nothing has any more, as
-            after an undo in another tab, has no region.
+        name: Id or name of a class, or id of a node of the tree. An unknown one has no regions: an
+            undo in another tab may have removed it.
     """
-    classes = [*edited.legend().classes, *node_classes(edited.tree, edited.edits)]
+    classes = [*editor.legend().classes, *node_classes(editor.tree, editor.edits)]
     known = {key: one.parts for one in reversed(classes) for key in (one.name, one.id)}
-    parts = list(known.get(name, ()))
+    leaves = list(known.get(name, ()))
     scored = []
-    for number, summary in list(album.summaries.items()):
-        counts = summary.counts[parts]
+    for number, summary in list(images.summaries.items()):
+        counts = summary.counts[leaves]
         if counts.sum() >= max(1, LEAST_SHARE * summary.counts.sum()):
-            score = float((counts * summary.alike[parts]).sum() / counts.sum())
+            score = float((counts * summary.similarity[leaves]).sum() / counts.sum())
             scored.append((score, -number))
     scored.sort(reverse=True)
-    ends = {"typical": scored[:CROPS], "doubtful": scored[CROPS:][::-1][:CROPS]}
+    ends = {"typical": scored[:MAX_CROPS], "uncertain": scored[MAX_CROPS:][::-1][:MAX_CROPS]}
     return {
-        kind: [box for _, number in chosen if (box := _box(album, -number, parts))]
+        kind: [crop for _, number in chosen if (crop := _crop(images, -number, leaves))]
         for kind, chosen in ends.items()
     }
 
 
-def _box(album: Album, number: int, parts: list[int]) -> dict[str, Any] | None:
-    """Around the largest piece of a class in an image."""
-    look = album.kept_look(number)
-    if look is None:
+def _crop(images: ImageCache, number: int, leaves: list[int]) -> dict[str, Any] | None:
+    """Return image and box of the largest region of a class in an image."""
+    analysis = images.cached_analysis(number)
+    if analysis is None:
         return None
-    inside = np.isin(look.parts, parts)
+    inside = np.isin(analysis.leaves, leaves)
     if not inside.any():
         return None
     height, width = inside.shape
     left, top, right, bottom = largest_piece(inside)[1]
-    return {
-        "image": number,
-        "box": [left / width, top / height, right / width, bottom / height],
-    }
+    box = [left / width, top / height, right / width, bottom / height]
+    return {"image": number, "box": box}

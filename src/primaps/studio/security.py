@@ -1,9 +1,9 @@
-"""Who may ask: one browser of this machine, from the studio's own page, with its token.
+"""Access control: one browser of this machine, from the studio's own page, with its token.
 
-A page of another site can make a browser send requests to 127.0.0.1, and a name of that site can be
-turned to 127.0.0.1 (DNS rebinding). So the raw Host header has to be the server's own; the token of
-the printed address becomes a cookie that no script reads and no other site sends; and whatever
-changes something has to come from the server's own origin.
+A page of another site can make a browser send requests to 127.0.0.1, and can resolve its own name
+to 127.0.0.1 (DNS rebinding). The raw Host header must therefore be the server's own. The token of
+the printed address becomes a cookie that scripts cannot read and other sites cannot send. Requests
+that change something must come from the server's own origin.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from primaps.utils.errors import PrimapsError
 
-LARGEST_BODY = 8 << 20
-"""Bytes of a request: a correction of a whole image in runs is a tenth of it."""
-READING = ("GET", "HEAD")
-OWN = ("same-origin", "none")
-"""``Sec-Fetch-Site`` of requests from the page itself, and from the address bar."""
+MAX_BODY = 8 << 20
+"""Maximum size of a request body in bytes, ten times that of a correction of a whole image."""
+SAFE_METHODS = ("GET", "HEAD")
+TRUSTED_SITES = ("same-origin", "none")
+"""Values of ``Sec-Fetch-Site`` for requests of the page itself, and of the address bar."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -36,40 +36,41 @@ HEADERS = {
     b"cross-origin-resource-policy": b"same-origin",
     b"cache-control": b"no-store",
 }
-"""Of every answer; a route's own value of a header stays."""
-PAGE = """<!doctype html>
+"""Default headers of every response."""
+ERROR_PAGE = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><title>primaps studio</title></head>
 <body><main><h1>primaps studio</h1><p>{}</p></main></body>
 </html>
 """
-"""A refusal, for who typed the address."""
+"""Response to a rejected request from the address bar."""
 
 
 class TooLargeError(PrimapsError):
-    """A body has more than :data:`LARGEST_BODY` bytes."""
+    """A request body is larger than :data:`MAX_BODY`."""
 
     def __init__(self) -> None:
-        super().__init__(f"a request may have {LARGEST_BODY} bytes, not more")
+        super().__init__(f"a request body may have at most {MAX_BODY} bytes")
 
 
 class Guard:
-    """An ASGI application that lets through what the page of this server asks for.
+    """ASGI middleware that rejects every request which the page of this server did not send.
 
     Args:
-        app: answers what is let through.
-        token: of the printed address.
-        port: of the server.
-        names: of the server, as a Host header gives them, without the port.
+        app: Application behind the guard.
+        token: Token of the printed address.
+        port: Port of the server.
+        names: Names of the server, as in a Host header without the port.
     """
 
     def __init__(self, app: ASGIApp, token: str, port: int, names: Iterable[str]) -> None:
         self.app, self.token = app, token
-        self.hosts = {f"{name}:{port}".lower().encode() for name in names}
+        names = [name.lower() for name in names]
+        self.hosts = {f"{name}:{port}".encode() for name in names}
         if port == 80:
-            self.hosts |= {name.lower().encode() for name in names}
+            self.hosts |= {name.encode() for name in names}
         self.cookie = f"primaps-{port}"
-        """Cookies do not know ports: two studios on one machine have two."""
+        """Cookies ignore the port: each studio on a machine needs its own name."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -78,40 +79,41 @@ class Guard:
         if scope["type"] != "http":  # the studio has no web sockets
             await send({"type": "websocket.close", "code": 1008})
             return
-        typed = _header(scope, b"sec-fetch-mode") == [b"navigate"]
-        if (refusal := self._refusal(scope)) is not None:
-            await _answer(_with_headers(send), *refusal, typed)
+        from_address_bar = _header(scope, b"sec-fetch-mode") == [b"navigate"]
+        send = _with_headers(send)
+        if (rejection := self._rejection(scope)) is not None:
+            await _respond(send, *rejection, from_address_bar)
             return
-        if (given := parse_qs(scope["query_string"]).get(b"token")) and scope["path"] == "/":
-            await self._enter(given, _with_headers(send), typed)
+        if (tokens := parse_qs(scope["query_string"]).get(b"token")) and scope["path"] == "/":
+            await self._set_cookie(tokens, send, from_address_bar)
             return
         if not self._has_cookie(scope):
-            sentence = "open the address that `primaps studio` printed: it has the key to this page"
-            await _answer(_with_headers(send), 403, sentence, typed)
+            sentence = "open the address that `primaps studio` printed, which has the access token"
+            await _respond(send, 403, sentence, from_address_bar)
             return
-        stated = [int(text) for text in _header(scope, b"content-length") if text.isdigit()]
-        if any(length > LARGEST_BODY for length in stated):
-            await _answer(_with_headers(send), 413, str(TooLargeError()))
+        lengths = [int(text) for text in _header(scope, b"content-length") if text.isdigit()]
+        if any(length > MAX_BODY for length in lengths):
+            await _respond(send, 413, str(TooLargeError()))
             return
-        await self.app(scope, _counted(receive), _with_headers(send))
+        await self.app(scope, _limited(receive), send)
 
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Status and sentence for a request that is not of this server's page."""
+    def _rejection(self, scope: Scope) -> tuple[int, str] | None:
+        """Return status and sentence for a request that the page of this server did not send."""
         target, method = scope["raw_path"], scope["method"]
         if not target.startswith(b"/") or target.startswith(b"//"):
-            return 400, "the address of a request is a path"
+            return 400, "the request target must be a path"
         host = _header(scope, b"host")
         if len(host) != 1 or host[0].lower() not in self.hosts:
-            return 403, "this server answers under its own name only"
+            return 403, "the Host header is not a name of this server"
         origin = _header(scope, b"origin")
-        if method not in READING and origin != [b"http://" + host[0]]:
-            return 403, "changes are taken from the page of this server only"
+        if method not in SAFE_METHODS and origin != [b"http://" + host[0]]:
+            return 403, "cross-origin change rejected"
         if origin and origin != [b"http://" + host[0]]:
-            return 403, "another site asks"
+            return 403, "cross-origin request rejected"
         site = _header(scope, b"sec-fetch-site")
         entering = scope["path"] == "/" and _header(scope, b"sec-fetch-mode") == [b"navigate"]
-        if any(one.decode("latin-1") not in OWN for one in site) and not entering:
-            return 403, "another site asks"
+        if any(one.decode("latin-1") not in TRUSTED_SITES for one in site) and not entering:
+            return 403, "cross-origin request rejected"
         return None
 
     def _has_cookie(self, scope: Scope) -> bool:
@@ -120,18 +122,18 @@ class Guard:
                 jar = SimpleCookie(header.decode("latin-1"))
             except CookieError:
                 continue
-            if self.cookie in jar and self._fits(jar[self.cookie].value.encode()):
+            if self.cookie in jar and self._is_token(jar[self.cookie].value.encode()):
                 return True
         return False
 
-    def _fits(self, given: bytes) -> bool:
+    def _is_token(self, given: bytes) -> bool:
         return hmac.compare_digest(given, self.token.encode())
 
-    async def _enter(self, given: list[bytes], send: Send, typed: bool) -> None:
-        """The token of the address becomes a cookie, so that it does not stay in the history."""
-        if len(given) != 1 or not self._fits(given[0]):
-            sentence = "this address is of another run: open the one printed last"
-            await _answer(send, 403, sentence, typed)
+    async def _set_cookie(self, tokens: list[bytes], send: Send, from_address_bar: bool) -> None:
+        """Turn the token of the address into a cookie, which keeps it out of the history."""
+        if len(tokens) != 1 or not self._is_token(tokens[0]):
+            sentence = "this address is from an earlier run; open the address that was printed last"
+            await _respond(send, 403, sentence, from_address_bar)
             return
         cookie = f"{self.cookie}={self.token}; HttpOnly; SameSite=Strict; Path=/"
         headers = [(b"location", b"/"), (b"set-cookie", cookie.encode()), (b"content-length", b"0")]
@@ -139,19 +141,19 @@ class Guard:
         await send({"type": "http.response.body", "body": b""})
 
 
-def _counted(receive: Receive) -> Receive:
-    """Stop reading a body that turns out to be too large."""
-    read = 0
+def _limited(receive: Receive) -> Receive:
+    """Stop reading a body that is too large."""
+    size = 0
 
-    async def receiving() -> Message:
-        nonlocal read
+    async def limited() -> Message:
+        nonlocal size
         message = await receive()
-        read += len(message.get("body", b""))
-        if read > LARGEST_BODY:
+        size += len(message.get("body", b""))
+        if size > MAX_BODY:
             raise TooLargeError
         return message
 
-    return receiving
+    return limited
 
 
 def _header(scope: Scope, name: bytes) -> list[bytes]:
@@ -159,24 +161,23 @@ def _header(scope: Scope, name: bytes) -> list[bytes]:
 
 
 def _with_headers(send: Send) -> Send:
-    """Add :data:`HEADERS` to the answer."""
+    """Add the :data:`HEADERS` that a response does not set itself."""
 
-    async def sending(message: Message) -> None:
+    async def extended(message: Message) -> None:
         if message["type"] == "http.response.start":
             present = {key.lower() for key, _ in message["headers"]}
-            more = [(key, value) for key, value in HEADERS.items() if key not in present]
-            message = {**message, "headers": [*message["headers"], *more]}
+            missing = [(key, value) for key, value in HEADERS.items() if key not in present]
+            message = {**message, "headers": [*message["headers"], *missing]}
         await send(message)
 
-    return sending
+    return extended
 
 
-async def _answer(send: Send, status: int, sentence: str, page: bool = False) -> None:
-    body = json.dumps({"error": sentence}).encode()
-    kind = b"application/json"
+async def _respond(send: Send, status: int, sentence: str, page: bool = False) -> None:
+    body, media_type = json.dumps({"error": sentence}).encode(), b"application/json"
     if page:
-        body = PAGE.format(html.escape(sentence[0].upper() + sentence[1:])).encode()
-        kind = b"text/html; charset=utf-8"
-    headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
+        body = ERROR_PAGE.format(html.escape(sentence[0].upper() + sentence[1:])).encode()
+        media_type = b"text/html; charset=utf-8"
+    headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,14 +1,13 @@
-"""``primaps studio``: the application, its address, and the server."""
+"""``primaps studio``: the address, the server and the application."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import secrets
 import socket
 import threading
 import webbrowser
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,13 +22,12 @@ if TYPE_CHECKING:
 
     from primaps.studio.studio import Studio
 
-logger = logging.getLogger("primaps")
 STATIC = Path(__file__).parent / "static"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 def run_studio(
-    photos: str | Path,
+    images: str | Path,
     out: str | Path | None = None,
     *,
     model: str | Path | None = None,
@@ -39,100 +37,101 @@ def run_studio(
     allow_host: Sequence[str] = (),
     browser: bool = True,
     device: str = "auto",
-    told: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     **options: Any,
 ) -> None:
-    """Serve a page on which a folder of photos becomes named, corrected, exported classes.
+    """Serve the studio, in which a folder of images becomes named, corrected and exported classes.
 
-    Returns when the server is stopped (Ctrl-C). Everything is kept in ``out``: the same call goes
-    on where it was, whatever stopped it.
+    Returns when the server is stopped with Ctrl-C. The same call continues where it was stopped.
 
     Args:
-        photos: folder of images, searched recursively; nothing is written there.
-        out: folder of the studio; None is ``<name of the folder>-studio`` here.
-        model: folder of a model that is there already: its classes.json is edited; None fits one.
-        classes: number of classes that the page proposes, or ``auto``.
-        host: address to listen on. Others than this machine's own need ``allow_host``.
-        port: 0 takes a free one.
-        allow_host: names under which other machines reach this one.
-        browser: open the page in the browser.
-        told: called with the address and what else there is to say.
-        **options: of the model, fields of :class:`primaps.Config`.
+        images: Image folder, searched recursively and never written to.
+        out: Output folder of the studio; None is ``<name of the folder>-studio`` in the current
+            folder.
+        model: Folder of an existing model whose classes are edited; None fits a model.
+        classes: Number of classes that the page suggests, or ``auto``.
+        host: Address to listen on. An address that other machines reach needs ``allow_host``.
+        port: Port to listen on; 0 selects a free one.
+        allow_host: Names under which other machines reach this one.
+        browser: Open the page in the browser.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        log: Called with each line of output, the address among them.
+        **options: Options of the model, fields of :class:`primaps.Config`.
 
     Raises:
         MissingPackageError: Starlette or uvicorn is not installed.
-        NotFoundError: there is no such folder.
-        InputError: options do not go together, or ``out`` is of another studio.
+        NotFoundError: The image folder does not exist.
+        InputError: An option is invalid, or ``out`` belongs to another studio.
     """
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
-        raise MissingPackageError("the studio needs its packages: pip install 'primaps[studio]'")
+        raise MissingPackageError("the studio needs more packages: pip install 'primaps[studio]'")
     check_names(options)
     check_used(Config(2 if classes == "auto" else conform(classes, int, "classes"), **options))
     host = host.strip("[]")
     local = _is_loopback(host)
     if not local and not allow_host:
         raise InputError(
-            f"--host {host} lets other machines ask: name this one with --allow-host NAME, as they "
-            "reach it; whoever has the address that is printed then sees these photos and can "
-            "edit, and what is sent is not encrypted"
+            f"--host {host} is reachable from other machines; also give --allow-host NAME, the "
+            "name under which they reach this one. Everyone who has the printed address can see "
+            "the images and edit the classes, and the connection is not encrypted"
         )
     import uvicorn
 
     from primaps.studio.studio import Studio
-    from primaps.studio.workspace import opened
+    from primaps.studio.workspace import open_workspace
 
-    with opened(photos, out, options, model) as workspace, _listening(host, port) as listening:
+    with open_workspace(images, out, options, model) as workspace, _listen(host, port) as listening:
         port = listening.getsockname()[1]
         token = secrets.token_urlsafe(24)
-        desk = Studio(workspace, classes, device)
+        studio = Studio(workspace, classes, device)
         name = (f"[{host}]" if ":" in host else host) if local else allow_host[0]
-        app = application(desk, token, port, (name, *allow_host))
+        app = create_app(studio, token, port, (name, *allow_host))
         address = f"http://{name}:{port}/?token={token}"
-        told(f"The studio of {workspace.photos} is at")
-        told(f"    {address}")
-        told(f"Everything is kept in {workspace.out}. Ctrl-C ends it; the same command goes on.")
+        log(f"The studio of {workspace.folder} runs at")
+        log(f"    {address}")
+        log(f"Its files are in {workspace.out}. Ctrl-C stops it; the same command continues.")
         if not local:
-            told(
-                "Whoever has this address sees these photos and can edit; what is sent is not "
-                "encrypted."
+            log(
+                "Everyone who has this address can see the images and edit the classes. The "
+                "connection is not encrypted."
             )
         if browser:
-            # Some browsers keep who opens them waiting until they have the page, or are closed.
+            # webbrowser.open blocks in some browsers until the page is loaded or closed.
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         config = uvicorn.Config(
             app, http="h11", ws="none", log_level="warning", server_header=False,
             proxy_headers=False, timeout_graceful_shutdown=2,
         )  # fmt: skip
         server = uvicorn.Server(config)
-        ending = server.handle_exit
+        handle_exit = server.handle_exit
 
         def end(signal: int, frame: Any) -> None:
-            desk.hub.end()  # a stream of events would be waited for
-            ending(signal, frame)
+            studio.events.end()  # uvicorn waits for open event streams
+            handle_exit(signal, frame)
 
         server.handle_exit = end  # type: ignore
         with contextlib.suppress(KeyboardInterrupt):
             server.run([listening])
 
 
-def application(
+def create_app(
     studio: Studio, token: str, port: int, allow_host: Sequence[str] = ()
 ) -> Callable[..., Any]:
-    """The application behind its guard.
+    """Create the ASGI application of a studio, behind its access control.
 
     Args:
-        token: of the address.
-        port: that the server listens on.
-        allow_host: names that it answers under besides those of this machine itself.
+        token: Token of the address.
+        port: Port of the server.
+        allow_host: Names of the server besides those of the loopback interface.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
-    from starlette.responses import FileResponse
+    from starlette.responses import HTMLResponse
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 
     from primaps.studio.api import Api
-    from primaps.studio.responses import failed, missing, refused
+    from primaps.studio.messages import http_error, server_error, user_error
     from primaps.studio.security import Guard
     from primaps.utils.errors import PrimapsError
 
@@ -142,36 +141,49 @@ def application(
         yield
         studio.close()
 
-    async def page(request: Any) -> FileResponse:
-        return FileResponse(STATIC / "index.html")
+    page = page_html()
+
+    async def index(request: Any) -> HTMLResponse:
+        return HTMLResponse(page)
 
     app = Starlette(
         routes=[
-            Route("/", page),
+            Route("/", index),
             *Api(studio).routes(),
             Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
         ],
-        exception_handlers={PrimapsError: refused, HTTPException: missing, Exception: failed},
+        exception_handlers={
+            PrimapsError: user_error,
+            HTTPException: http_error,
+            Exception: server_error,
+        },
         lifespan=lifespan,
     )
     return Guard(app, token, port, (*LOOPBACK, *allow_host))
 
 
+def page_html() -> str:
+    """Return ``index.html`` with links that load all modules at once, not import after import."""
+    paths = (path.relative_to(STATIC).as_posix() for path in sorted((STATIC / "js").rglob("*.js")))
+    links = [f'<link rel="modulepreload" href="/static/{path}" />' for path in paths]
+    return (STATIC / "index.html").read_text("utf-8").replace("<!-- modules -->", "\n".join(links))
+
+
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
     try:
-        return ip_address(host).is_loopback
+        return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
 
 
 @contextlib.contextmanager
-def _listening(host: str, port: int) -> Any:
-    """A socket on an address, so that a port that is taken is said before anything begins; who
-    connects from now on waits until the server answers."""
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    """Open a listening socket before anything else starts, which reports a port in use early.
+
+    Clients that connect from now on wait until the server runs.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio sends small answers at once (TCP_NODELAY).
+    # With an explicit protocol asyncio sets TCP_NODELAY, which sends small responses at once.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -180,7 +192,7 @@ def _listening(host: str, port: int) -> Any:
             listening.listen(128)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(f"{host}:{port} cannot be listened on ({reason})") from None
+            raise InputError(f"{host}:{port} is not available ({reason})") from None
         yield listening
     finally:
         listening.close()

@@ -1,4 +1,4 @@
-"""A studio while it runs: the folder, the fit, the classes and the album, and who is told."""
+"""A running studio: its folder, fit, classes, images and exports, and the events for the tabs."""
 
 from __future__ import annotations
 
@@ -16,34 +16,32 @@ from primaps.evaluation.audit import Audit
 from primaps.evaluation.audit_questions import about
 from primaps.model import PriMaPsEM
 from primaps.model_folder import ModelRecord, is_model, read_model
-from primaps.studio import trust
-from primaps.studio.album import Album
-from primaps.studio.edited import ConflictError, Edited
-from primaps.studio.events import Hub
-from primaps.studio.export import Exporting, corrected_parts
-from primaps.studio.fitting import Fitting
-from primaps.studio.network import Network, inventory
-from primaps.studio.state import state
-from primaps.studio.work_queue import NOW, Turns
+from primaps.studio.audit import begin_audit, write_studio_report
+from primaps.studio.edits import ClassEditor, ConflictError
+from primaps.studio.export import Exporter, corrected_leaves
+from primaps.studio.fitting import PLANNED_CLASSES, Fitting
+from primaps.studio.images import ImageCache
+from primaps.studio.messages import EventHub
+from primaps.studio.network import Network, load_inventory
 from primaps.studio.workspace import Workspace
-from primaps.utils.errors import InputError, PrimapsError
+from primaps.utils.errors import PrimapsError
 from primaps.utils.inputs import read_json
 
-PATIENCE = 60.0
-"""Seconds to wait for a step at the end; a look takes one or two."""
-BETWEEN, PICTURES = 3.0, 12
-"""Seconds between pictures of a fit, each of which takes the network for a moment, and how many of
-them are shown beside the training, as many as the page shows images."""
-EVERY = 0.25
-"""Seconds between two states that tabs are told."""
+CLOSE_TIMEOUT = 60.0
+"""Seconds to wait for the analysis of an image when the server stops; it takes one or two."""
+PREVIEW_INTERVAL, PREVIEWS = 3.0, 12
+"""Seconds between two previews during a fit, each of which interrupts it, and the number of images
+with previews while classes are fitted, which is the number of images on the page."""
+STATE_INTERVAL = 0.25
+"""Seconds between two state events."""
 
 
 class Studio:
-    """What the routes of :mod:`primaps.studio.api` ask.
+    """The state behind the routes of :mod:`primaps.studio.api`.
 
     Args:
-        workspace: held by this process.
-        classes: number of classes that is proposed, or ``auto``.
+        workspace: Workspace that this process has locked.
+        classes: Suggested number of classes, or ``auto``.
         device: ``auto``, ``cpu``, ``cuda``, ...
     """
 
@@ -51,101 +49,100 @@ class Studio:
         self.workspace, self.device = workspace, device
         record = workspace.record
         self.classes = classes if record is None else record.classes
-        self.hub, self.turns = Hub(), Turns()
+        self.events = EventHub()
         self.network = Network(workspace.options, workspace.model, device)
-        self.album = Album(workspace, self.network, self.turns, self._looked)
+        self.images = ImageCache(workspace, self.network, self._analyzed)
         self.fitting = Fitting(self._fit_changed)
-        self.exporting = Exporting(self.album, lambda job: self.hub.tell("export", job))
+        self.exporter = Exporter(self.images, lambda job: self.events.send("export", job))
         self.inventory: Inventory | None = None
-        self.edited: Edited | None = None
+        self.editor: ClassEditor | None = None
         self.error = ""
-        self._record: ModelRecord | None = None
+        self._model_record: ModelRecord | None = None
         self._choosing = threading.RLock()
-        """Held by whatever chooses the folder, begins a fit or a plan, or stops either."""
-        self._pictured, self._pictures = 0.0, 0
+        """Held while a folder is chosen, and while a fit or a plan is started or stopped."""
+        self._last_preview, self._previews = 0.0, 0
         self._closed = threading.Event()
-        self._beginning = threading.Thread(target=self._begin, daemon=True)
+        self._starting = threading.Thread(target=self._resume, daemon=True)
 
     def begin(self) -> None:
-        """Open the model, go on with a fit, or measure what one would take."""
-        self.hub.begin()
-        self._beginning.start()
+        """Open the model, resume a fit, or estimate the duration of a fit; in the event loop."""
+        self.events.begin()
+        self._starting.start()
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def _begin(self) -> None:
+    def _resume(self) -> None:
         with self._choosing:
             if self.fitting.running or self.inventory is not None:
-                return  # somebody was faster
+                return  # a request was faster
             if self._has_model():
                 if self.workspace.record is None:
                     self.workspace.begin(self.classes)
-                self._open()
+                self._open_model()
             elif self.workspace.record is not None:
                 self.fit(self.classes)
             else:
                 self._plan()
 
     def _has_model(self) -> bool:
-        """Whether there is a model that is complete."""
+        """Return whether the folder has a complete model."""
         folder = self.workspace.model
-        if self.workspace.given is not None:
+        if self.workspace.given_model is not None:
             return True
         states = list(folder.glob("training-*.safetensors"))
         return is_model(folder) and (folder / "preview.png").is_file() and not states
 
-    def _open(self) -> None:
+    def _open_model(self) -> None:
         folder = self.workspace.model
         try:
-            read_model(folder)  # its files are checked before they are used
-            self._record = read_json(folder / "config.json", ModelRecord)
-            self.inventory = inventory(folder)
-            self.edited = Edited(folder, self.inventory.tree, self.workspace.out)
+            read_model(folder)  # validates the files
+            self._model_record = read_json(folder / "config.json", ModelRecord)
+            self.inventory = load_inventory(folder)
+            self.editor = ClassEditor(folder, self.inventory.tree, self.workspace.out)
         except (PrimapsError, OSError) as error:
             self.error = str(error)
             return
-        self.hub.tell("classes", {"revision": self.edited.revision})
-        self.album.look_at_all()
+        self.events.send("classes", {"revision": self.editor.revision})
+        self.images.analyze_all()
 
     def close(self) -> None:
-        """End what runs in the background, and wait for the step that is under way: Python must not
-        end amid the work of a thread."""
+        """Stop all background work and wait for it: Python must not exit during a computation."""
         self._closed.set()
-        self.album.close()
-        self.fitting.stop_quietly()
-        self.hub.end()
-        self._beginning.join(PATIENCE)
-        self.fitting.stop_quietly()  # which that thread may just have begun
-        self.turns.close(PATIENCE)
+        self.images.close()
+        self.fitting.stop(notify=False)
+        self.events.end()
+        self._starting.join(CLOSE_TIMEOUT)
+        self.fitting.stop(notify=False)  # that thread may have started one
+        self.network.queue.close(CLOSE_TIMEOUT)
 
-    # The folder and the fit.
+    # Folder and fit.
 
     def choose(self, path: str) -> None:
-        """Take another folder of images, before a fit."""
+        """Choose another image folder before a fit."""
         with self._choosing:
             self.workspace.choose(path)
-            self.album.clear()
+            self.images.clear()
             self._plan()
 
     def fit(self, classes: int | str) -> None:
-        """Begin a fit, or go on with it.
+        """Start or resume a fit.
 
         Raises:
-            ConflictError: it runs already, or is done.
-            InputError: there are no images.
+            ConflictError: A fit is running, or the model exists.
+            InputError: The folder has no images.
         """
         with self._choosing:
             if self.inventory is not None:
-                raise ConflictError("the model is there already: use another --out for another one")
+                raise ConflictError("this studio already has a model; use another --out")
             if self.fitting.running:
-                raise ConflictError("the fit is running")
+                raise ConflictError("the fit is already running")
             record = self.workspace.record
             if record is None or record.classes != classes:
                 self.workspace.begin(classes)
             self.error, self.classes = "", classes
-            self.fitting.fit(self._task(), self._open)
+            self.fitting.fit(self._task(), self._open_model)
 
     def stop(self) -> None:
-        """Stop the fit; it can go on later."""
+        """Stop the fit, which can be resumed."""
         with self._choosing:
             self.fitting.stop()
 
@@ -166,118 +163,129 @@ class Studio:
         }
 
     def _fit_changed(self) -> None:
-        """Tell of an image whose masks can be shown: the one that was looked at last, and while
-        classes are fitted one of a few at even distances after the other."""
+        """Announce an image for the preview of the masks.
+
+        During feature extraction it is the last processed image, and then one of a few evenly
+        spaced images after the other.
+        """
         progress, total = self.fitting.progress, len(self.workspace.images)
-        if not progress or time.monotonic() - self._pictured < BETWEEN:
+        if not progress or time.monotonic() - self._last_preview < PREVIEW_INTERVAL:
             return
-        few = min(total, PICTURES)
+        count = min(total, PREVIEWS)
         if progress["stage"] == "features":
-            image, self._pictures = max(0, progress["done"] - 1), 0
-        elif self._pictures < few:
-            image, self._pictures = self._pictures * total // few, self._pictures + 1
+            image, self._previews = max(0, progress["done"] - 1), 0
+        elif self._previews < count:
+            image, self._previews = self._previews * total // count, self._previews + 1
         else:
             return
-        self._pictured = time.monotonic()
-        self.hub.tell("image", {"image": image, "kind": "masks"})
+        self._last_preview = time.monotonic()
+        self.events.send("image", {"image": image})
 
-    # What tabs are told.
+    # State.
 
     def state(self) -> dict[str, Any]:
-        """As ``GET state``, see docs/studio.md."""
-        return state(
-            self.workspace,
-            self.fitting,
-            self.album,
-            self.edited,
-            self._record,
-            self.classes,
-            self.error,
-        )
+        """Return the answer to ``GET state``, as docs/studio.md describes it."""
+        workspace, fitting, editor = self.workspace, self.fitting, self.editor
+        error = self.error or fitting.error
+        stage = "fitted" if editor else "fitting" if fitting.running else "ready"
+        if stage == "ready" and not workspace.images:
+            stage = "empty"
+        if error and not fitting.running:
+            stage = "failed"
+        estimate = model = None
+        if fitting.planned is not None:
+            classes = PLANNED_CLASSES if self.classes == "auto" else self.classes
+            seconds = round(sum(fitting.planned.values()), 1)
+            estimate = {"seconds": seconds, "classes": classes}
+        if editor is not None and self._model_record is not None:
+            config, backbone = self._model_record.config, self._model_record.backbone
+            model = {
+                "classes": config.classes,
+                "backbone": backbone.name,
+                "size": config.size,
+                "patch_size": backbone.patch_size,
+                "leaves": len(editor.tree),
+            }
+        skipped = [*workspace.skipped, *fitting.skipped, *self.images.unreadable.values()]
+        return {
+            "folder": workspace.image_folder.name,
+            "collection": workspace.collection,
+            "images": len(workspace.images),
+            "stage": stage,
+            "progress": fitting.progress if fitting.running else self.images.progress,
+            "estimate": estimate,
+            "requested": self.classes,
+            "skipped": list(dict.fromkeys(skipped)),
+            "error": error,
+            "model": model,
+            "revision": editor.revision if editor else "",
+        }
 
     def _watch(self) -> None:
-        """Tell tabs the state when it changed, and that another program edited the classes."""
-        told: dict[str, Any] = {}
-        while not self._closed.wait(EVERY):
+        """Send the state when it changes, and announce edits of other programs."""
+        sent: dict[str, Any] = {}
+        while not self._closed.wait(STATE_INTERVAL):
             try:
                 now = self.state()
-            except (PrimapsError, OSError) as error:  # somebody broke classes.json
-                now = {**told, "error": str(error)}
-            if now != told:
-                if told.get("revision") != now["revision"]:
-                    self.hub.tell("classes", {"revision": now["revision"]})
-                told = now
-                self.hub.tell("state", now)
+            except (PrimapsError, OSError) as error:  # another program damaged the edits
+                now = {**sent, "error": str(error)}
+            if now != sent:
+                if sent.get("revision") != now["revision"]:
+                    self.events.send("classes", {"revision": now["revision"]})
+                sent = now
+                self.events.send("state", now)
 
-    # What has to be there.
+    # Classes, images and audit.
 
-    def open(self) -> tuple[Inventory, Edited]:
-        """The classes.
+    def opened(self) -> tuple[Inventory, ClassEditor]:
+        """Return the class tree and the editor of the classes.
 
         Raises:
-            ConflictError: there is no model yet.
+            ConflictError: The studio has no model yet.
         """
-        if self.inventory is None or self.edited is None:
-            raise ConflictError("there is no model yet: fit one first")
-        return self.inventory, self.edited
+        if self.inventory is None or self.editor is None:
+            raise ConflictError("this studio has no model yet; start a fit")
+        return self.inventory, self.editor
 
-    def _looked(self, number: int) -> None:
+    def _analyzed(self, number: int) -> None:
         key = self.workspace.images[number].key
-        if self.edited is not None and self.edited.corrections.has(key):
+        if self.editor is not None and self.editor.corrections.has(key):
             self.recount(number)
 
     def recount(self, number: int) -> None:
-        """Count the parts of an image anew, after its correction."""
-        summary = self.album.summaries.get(number)
-        if summary is not None and self.edited is not None:
-            parts = corrected_parts(self.album, self.edited, number)
-            counts = np.bincount(parts.ravel(), minlength=len(summary.alike))
-            self.album.summaries[number] = replace(summary, counts=counts)
+        """Count the pixels of each leaf in an image again after a correction."""
+        summary = self.images.summaries.get(number)
+        if summary is not None and self.editor is not None:
+            leaves = corrected_leaves(self.images, self.editor, number)
+            counts = np.bincount(leaves.ravel(), minlength=len(summary.similarity))
+            self.images.summaries[number] = replace(summary, counts=counts)
 
     def shares(self) -> dict[int, Float[np.ndarray, " l"]]:
-        """Of the images that were looked at: the share of each part, corrections applied."""
+        """Return the share of each leaf in each analyzed image, with corrections."""
         return {
             number: summary.counts / max(1, summary.counts.sum())
-            for number, summary in list(self.album.summaries.items())
+            for number, summary in list(self.images.summaries.items())
         }
 
+    def corrected(self) -> list[int]:
+        """Return the numbers of the corrected images."""
+        if self.editor is None:
+            return []
+        keys = set(self.editor.corrections.keys())
+        return [n for n, image in enumerate(self.workspace.images) if image.key in keys]
+
+    def model(self) -> PriMaPsEM:
+        """Return the model with the current edits."""
+        return self.network.edited_model(self.opened()[1].edits)
+
     def audit(self) -> tuple[Audit | None, list[str]]:
-        """The audit that is there, and what one would be about now."""
-        _, edited = self.open()
-        now = about(self._model(edited))
-        return Audit.load(self.workspace.out / "audit"), now
+        """Return the audit, and the model and class names that a new audit would be about."""
+        return Audit.load(self.workspace.out / "audit"), about(self.model())
 
     def begin_audit(self, answers: int) -> None:
-        """Draw the questions of an audit."""
-        _, edited = self.open()
-        trust.begin_audit(self.album, edited, self._model(edited), answers)
+        """Sample the questions of an audit."""
+        begin_audit(self.images, self.opened()[1], self.model(), answers)
 
     def report(self) -> Path:
-        """The report of the classes as they are now."""
-        _, edited = self.open()
-        return trust.report(self.album, self._model(edited), self.workspace.out / "report.html")
-
-    def _model(self, edited: Edited) -> PriMaPsEM:
-        """The model with the edits of now; it is loaded in the thread of the network."""
-        if not self.network.loaded:
-            self.turns.take(NOW, self.network.model).result()
-        return self.network.with_edits(edited.edits)
-
-    def corrected(self) -> list[int]:
-        """Numbers of the corrected images."""
-        if self.edited is None:
-            return []
-        keys = set(self.edited.corrections.keys())
-        return [n for n, one in enumerate(self.workspace.images) if one.key in keys]
-
-    def number(self, key: str | None) -> int | None:
-        """Number of the image with a key.
-
-        Raises:
-            InputError: the key is of no image.
-        """
-        if key is None:
-            return None
-        if (number := self.workspace.number(key)) is None:
-            raise InputError(f"there is no image {key!r} in this studio")
-        return number
+        """Write the report of the current classes and return its path."""
+        return write_studio_report(self.images, self.model(), self.workspace.out / "report.html")

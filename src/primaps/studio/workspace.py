@@ -1,4 +1,4 @@
-"""The folder of a studio: which images, what was asked for, and where everything lies."""
+"""The folder of a studio: its images, the options of the fit, and the files in it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,19 @@ from primaps.utils.typed import Range
 
 NAME = "studio.json"
 Classes = Annotated[int, Range(2, 256)] | Literal["auto"]
-MOST_FOLDERS = 2000
+MAX_FOLDERS = 2000
+"""Maximum number of folders that the page lists."""
 
 
 @dataclass(frozen=True)
-class Listed:
-    """An image of the studio: its key, its path below the folder of photos, its size."""
+class ListedImage:
+    """An image in ``studio.json``.
+
+    Attributes:
+        key: Key of the image in label maps and corrections.
+        path: Path below the image folder.
+        width, height: Size in pixels; 0 if the image cannot be read.
+    """
 
     key: str
     path: str
@@ -36,173 +43,197 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Record:
+class StudioRecord:
     """The content of ``studio.json``.
 
     Attributes:
-        format: of the file.
-        photos: the folder that the command was given.
-        chosen: the folder below it that was chosen in the page; "" is itself.
-        images: in the order of their numbers.
-        classes: number of classes asked for.
-        options: of the model.
-        model: folder of a model that was given; "" is ``model``.
+        format: Version of the file format.
+        folder: Image folder given to the command.
+        chosen: Folder below it that was chosen in the page; "" is the image folder itself.
+        images: Images in the order of their numbers.
+        classes: Requested number of classes.
+        options: Options of the model.
+        model: Folder of the model given with ``--model``; "" if the studio fits its own.
     """
 
     format: Literal[1]
-    photos: str
+    folder: str
     chosen: str
-    images: list[Listed]
+    images: list[ListedImage]
     classes: Classes
     options: dict[str, Any]
     model: str
 
 
 class Workspace:
-    """Photos and the folder beside them; see :func:`opened`.
+    """The images and the output folder of a studio; see :func:`open_workspace`.
 
     Args:
-        photos: folder of images, searched recursively; nothing is written there.
-        out: the studio's own folder.
-        options: of the model to fit.
-        model: folder of a model that is there already.
+        folder: Image folder, searched recursively and never written to.
+        out: Output folder of the studio.
+        options: Options of the model to fit.
+        model: Folder of an existing model.
 
     Attributes:
-        images: in the order of their numbers.
-        problems: a sentence about each image that cannot be used.
-        collection: another one whenever the numbers are of other images.
+        images: Images in the order of their numbers.
+        skipped: A sentence about each image that cannot be used.
+        collection: Id of the collection, which changes when the numbers belong to other images.
     """
 
     def __init__(
-        self, photos: Path, out: Path, options: dict[str, Any], model: Path | None = None
+        self, folder: Path, out: Path, options: dict[str, Any], model: Path | None = None
     ) -> None:
-        self.photos, self.out = photos.resolve(), out.resolve()
+        self.folder, self.out = folder.resolve(), out.resolve()
         self.options = options
-        self.given = None if model is None else model.expanduser().resolve()
+        self.given_model = None if model is None else model.expanduser().resolve()
         self.chosen = ""
-        self.images: list[Listed] = []
-        self.problems: list[str] = []
+        self.images: list[ListedImage] = []
+        self.skipped: list[str] = []
         self.collection = ""
-        self.record: Record | None = None
+        self.record: StudioRecord | None = None
         if (self.out / NAME).is_file():
-            self._reopen(read_json(self.out / NAME, Record, "move it away to begin anew"))
+            self._reopen(read_json(self.out / NAME, StudioRecord, "move it away to start over"))
         else:
             self.choose("")
 
     @property
     def model(self) -> Path:
         """Folder of the model."""
-        return self.given or self.out / "model"
+        return self.given_model or self.out / "model"
+
+    @property
+    def image_folder(self) -> Path:
+        """The chosen image folder."""
+        return self.folder / self.chosen
 
     def file(self, number: int) -> ImageFile:
-        """An image by its number.
+        """Return an image by its number.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: No image has this number.
         """
         if not 0 <= number < len(self.images):
-            raise NotFoundError(f"there is no image {number}; there are {len(self.images)}")
-        one = self.images[number]
-        return ImageFile(self.photos / self.chosen / one.path, one.key)
+            raise NotFoundError(
+                f"image number must be between 0 and {len(self.images) - 1}, got {number}"
+            )
+        image = self.images[number]
+        return ImageFile(self.image_folder / image.path, image.key)
 
-    def number(self, key: str) -> int | None:
-        """Number of the image with a key."""
-        return next((n for n, one in enumerate(self.images) if one.key == key), None)
+    def number(self, key: str) -> int:
+        """Return the number of the image with a key.
+
+        Raises:
+            InputError: No image has this key.
+        """
+        for number, image in enumerate(self.images):
+            if image.key == key:
+                return number
+        raise InputError(f"this studio has no image with the key {key!r}")
 
     def folders(self) -> list[dict[str, Any]]:
-        """The folders with images, and how many lie in and below each."""
+        """List the folders with images, and the number of images in and below each."""
         counts: Counter[str] = Counter()
-        for folder, below, names in os.walk(self.photos):
+        for folder, below, names in os.walk(self.folder):
             below[:] = sorted(name for name in below if not name.startswith("."))
-            place = Path(folder)
-            if place == self.out or self.out in place.parents:
+            path = Path(folder)
+            if path == self.out or self.out in path.parents:
                 below.clear()
                 continue
-            own = sum(
+            images = sum(
                 Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
                 for name in names
             )
-            if own:
-                relative = place.relative_to(self.photos)
+            if images:
+                relative = path.relative_to(self.folder)
                 for one in (relative, *relative.parents):
-                    counts["" if one == Path() else one.as_posix()] += own
-            if len(counts) > MOST_FOLDERS:
+                    counts["" if one == Path() else one.as_posix()] += images
+            if len(counts) > MAX_FOLDERS:
                 break
         return [{"path": path, "images": number} for path, number in sorted(counts.items())]
 
     def choose(self, path: str) -> None:
-        """Take the images of a folder, one that :meth:`folders` lists.
+        """Choose a folder that :meth:`folders` lists.
 
         Raises:
-            InputError: there is no such folder, or a fit has begun.
+            InputError: The folder is not listed, or a fit has begun.
         """
         if self.record is not None:
-            raise InputError(f"{self.out} is of {self.chosen or 'all images'}: use another --out")
+            raise InputError(
+                f"{self.out} already belongs to {self.chosen or 'all images'}; use another --out"
+            )
         if path and path not in {one["path"] for one in self.folders()}:
-            raise InputError(f"{path!r} is no folder with images below {self.photos}")
-        root = self.photos / path
-        images: list[Listed] = []
-        problems: list[str] = []
+            raise InputError(f"{path!r} is not a folder with images below {self.folder}")
+        root = self.folder / path
+        images: list[ListedImage] = []
+        skipped: list[str] = []
         try:
             files = find_images(root, exclude=self.out)
         except NotFoundError:
-            files = []  # an empty folder is a state of the page, not an error
+            files = []  # the page shows an empty folder, which is not an error
         for file in files:
             assert isinstance(file.source, Path)
             width = height = 0
             try:
                 width, height = image_size(file.source)
             except ImageError as error:
-                problems.append(str(error))
+                skipped.append(str(error))
             relative = file.source.relative_to(root.resolve()).as_posix()
-            images.append(Listed(file.key, relative, width, height))
-        self.chosen, self.images, self.problems = path, images, problems
+            images.append(ListedImage(file.key, relative, width, height))
+        self.chosen, self.images, self.skipped = path, images, skipped
         self.collection = secrets.token_hex(4)
 
     def begin(self, classes: int | str) -> None:
-        """Write down which images there are and what was asked for: from now on they stay."""
+        """Write ``studio.json``, which fixes the images, the options and the number of classes.
+
+        Raises:
+            InputError: The folder has no images.
+        """
         if not self.images:
-            raise InputError(f"there is no image in {self.photos / self.chosen}")
+            raise InputError(f"{self.image_folder} has no images")
         content = {
             "format": 1,
-            "photos": str(self.photos),
+            "folder": str(self.folder),
             "chosen": self.chosen,
-            "images": [asdict(one) for one in self.images],
+            "images": [asdict(image) for image in self.images],
             "classes": classes,
             "options": self.options,
-            "model": str(self.given or ""),
+            "model": str(self.given_model or ""),
         }
         write_json(self.out / NAME, content)
-        self.record = read_json(self.out / NAME, Record)
+        self.record = read_json(self.out / NAME, StudioRecord)
 
-    def _reopen(self, record: Record) -> None:
+    def _reopen(self, record: StudioRecord) -> None:
         path = self.out / NAME
-        if record.photos != str(self.photos):
+        if record.folder != str(self.folder):
             raise InputError(
-                f"{self.out} is the studio of {record.photos}, not of {self.photos}: "
-                "give another --out, or that folder"
+                f"{self.out} belongs to the images in {record.folder}, not to {self.folder}; "
+                "use another --out, or give that folder"
             )
-        if self.given is not None and record.model != str(self.given):
-            raise InputError(f"{path} is of another model: give another --out")
-        if Path(record.chosen).is_absolute() or ".." in Path(record.chosen).parts:
-            raise InputError(f"{path}: chosen is no folder below the photos")
-        root = self.photos / record.chosen
-        for one in record.images:
-            for text in (one.path, one.key):
-                if Path(text).is_absolute() or ".." in Path(text).parts or not text:
-                    raise InputError(f"{path}: {text!r} is no file below the photos")
-            if not (root / one.path).is_file():
-                self.problems.append(f"{root / one.path} is not there any more")
-            elif not one.width:
-                self.problems.append(f"{root / one.path} cannot be read")
+        if self.given_model is not None and record.model != str(self.given_model):
+            raise InputError(f"{path} belongs to another model; use another --out")
+        if _leaves_folder(record.chosen):
+            raise InputError(f"{path}: chosen must be a folder below the images")
+        root = self.folder / record.chosen
+        for image in record.images:
+            for text in (image.path, image.key):
+                if not text or _leaves_folder(text):
+                    raise InputError(f"{path}: {text!r} is not a file below the images")
+            if not (root / image.path).is_file():
+                self.skipped.append(f"{root / image.path} no longer exists")
+            elif not image.width:
+                self.skipped.append(f"{root / image.path} cannot be read")
         self.record, self.options = record, record.options
         self.chosen, self.images = record.chosen, record.images
-        self.given = Path(record.model) if record.model else None
+        self.given_model = Path(record.model) if record.model else None
         self.collection = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
 
 
-def unused(folder: Path, name: str) -> Path:
-    """The first of ``name-1``, ``name-2``, ... in a folder that is not there."""
+def _leaves_folder(text: str) -> bool:
+    return Path(text).is_absolute() or ".." in Path(text).parts
+
+
+def unused_path(folder: Path, name: str) -> Path:
+    """Return the first of ``name-1``, ``name-2``, ... that does not exist in a folder."""
     number = 1
     while (folder / f"{name}-{number}").exists():
         number += 1
@@ -210,28 +241,27 @@ def unused(folder: Path, name: str) -> Path:
 
 
 @contextmanager
-def opened(
-    photos: str | Path,
+def open_workspace(
+    folder: str | Path,
     out: str | Path | None,
     options: dict[str, Any],
     model: str | Path | None = None,
 ) -> Iterator[Workspace]:
-    """A studio's folder, held: a second studio on it waits until the first one ends.
+    """Open and lock the output folder of a studio; a second studio waits for the first one to end.
 
     Raises:
-        NotFoundError: there is no such folder.
-        InputError: the studio's folder would lie among the photos, or is of another studio.
+        NotFoundError: The image folder does not exist.
+        InputError: The output folder is below the image folder, or belongs to something else.
     """
-    root = Path(photos).expanduser()
+    root = Path(folder).expanduser()
     if not root.is_dir():
-        raise NotFoundError(f"{photos} is no folder: give the folder of the photos")
-    place = Path(out).expanduser() if out else Path(f"{root.resolve().name or 'photos'}-studio")
-    if place.exists() and not place.is_dir():
-        raise InputError(f"{place} is a file: give another --out")
-    inside = root.resolve()
-    if place.resolve() == inside or inside in place.resolve().parents:
-        raise InputError(f"{place} lies among the photos of {root}: give an --out outside of them")
-    if place.is_dir() and any(place.iterdir()) and not (place / NAME).is_file():
-        raise InputError(f"{place} is not empty and no studio's folder: give another --out")
-    with locked(place):
-        yield Workspace(root, place, options, None if model is None else Path(model))
+        raise NotFoundError(f"{folder} is not a folder; give the folder of the images")
+    path = Path(out).expanduser() if out else Path(f"{root.resolve().name or 'images'}-studio")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; use another --out")
+    if root.resolve() in (path.resolve(), *path.resolve().parents):
+        raise InputError(f"{path} is inside the image folder {root}; use an --out outside of it")
+    if path.is_dir() and any(path.iterdir()) and not (path / NAME).is_file():
+        raise InputError(f"{path} is not empty and not the folder of a studio; use another --out")
+    with locked(path):
+        yield Workspace(root, path, options, None if model is None else Path(model))

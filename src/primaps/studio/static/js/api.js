@@ -1,4 +1,4 @@
-// The server's address space (docs/studio.md): one function per kind of answer.
+// Requests to the server (docs/studio.md): one function per type of answer.
 
 import { store } from "./store.js";
 
@@ -17,11 +17,11 @@ async function fetched(address, options) {
     answer = await fetch(address, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(0, "The studio's program does not answer: start it again in the terminal. Nothing is lost.");
+    throw new ApiError(0, "The studio does not respond. Start it again in the terminal; saved changes are not lost.");
   }
   if (answer.ok) return answer;
   const found = await answer.json().catch(() => ({}));
-  throw new ApiError(answer.status, found.error || `The studio answered with an error (${answer.status}).`);
+  throw new ApiError(answer.status, found.error || `The server returned an error (${answer.status}).`);
 }
 
 export async function get(path, options) {
@@ -33,7 +33,7 @@ export async function post(path, body = {}) {
   return (await ask(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
 }
 
-/** A map of small numbers: `{ width, height, values }`. */
+/** Loads a label map: `{ width, height, values }`. */
 export async function getMap(path, options) {
   const answer = await ask(path, options);
   const wide = answer.headers.get("X-Values") === "u16";
@@ -43,18 +43,18 @@ export async function getMap(path, options) {
   return { width, height, values };
 }
 
-/** Class logits on the feature grid: `{ classes, height, width, values }`. */
+/** Loads class logits on the feature grid: `{ classes, height, width, values }`. */
 export async function getLogits(path) {
   const data = await (await ask(path)).arrayBuffer();
   const [classes, height, width] = new Uint16Array(data, 0, 3);
   return { classes, height, width, values: halves(new Uint16Array(data, 6)) };
 }
 
-export async function getPhoto(image) {
-  return createImageBitmap(await (await fetched(url.photo(image))).blob());
+export async function getImage(image) {
+  return createImageBitmap(await (await fetched(url.image(image))).blob());
 }
 
-/** float16 to float32: browsers without Float16Array are still common. */
+/** Converts float16 to float32; many browsers lack Float16Array. */
 export function halves(words) {
   const found = new Float32Array(words.length);
   for (let i = 0; i < words.length; i += 1) {
@@ -68,11 +68,11 @@ export function halves(words) {
   return found;
 }
 
-// Browsers keep pictures for a day: numbers of another folder are other addresses.
+// Browsers cache images for a day: the address of an image includes its collection.
 const of = () => `of=${encodeURIComponent(store.state.server.collection)}`;
 
 export const url = {
-  photo: (image) => `/api/images/${image}/photo.jpg?${of()}`,
-  thumb: (image) => `/api/images/${image}/thumb.jpg?${of()}`,
+  image: (image) => `/api/images/${image}/image.jpg?${of()}`,
+  thumbnail: (image) => `/api/images/${image}/thumbnail.jpg?${of()}`,
   crop: (image, box) => `/api/crops/${image}.jpg?box=${box.map((side) => side.toFixed(4)).join(",")}&${of()}`,
 };

@@ -1,13 +1,14 @@
-// The classes as they are shown now, and every way to change them. An edit shows at once; the
-// server confirms it, or says why not, and then its word counts.
+// The displayed classes, and all edits. An edit is displayed at once. If the server rejects it, the
+// saved classes are loaded again.
 
 import { get, post } from "./api.js";
+import { count as number } from "./format.js";
 import * as loader from "./loader.js";
-import { complain, tell } from "./notices.js";
+import { notifyError, notify } from "./notices.js";
 import { store } from "./store.js";
 import { classId, cutClasses } from "./tree.js";
 
-/** Those under the slider while it moves, otherwise those that are saved. */
+/** Returns the classes under the moving slider, or the saved ones. */
 export function shown(state = store.state) {
   const { classes, cut } = state;
   if (!classes) return [];
@@ -17,13 +18,13 @@ export function shown(state = store.state) {
 }
 let under = { of: null, cut: null, found: [] };
 
-export function byPart(classes, parts) {
-  const found = new Array(parts).fill(null);
-  for (const one of classes) for (const part of one.parts) found[part] = one;
+export function byLeaf(classes, leaves) {
+  const found = new Array(leaves).fill(null);
+  for (const one of classes) for (const leaf of one.leaves) found[leaf] = one;
   return found;
 }
 
-/** Share of all pixels, from the shares of the parts in the images that were looked at. */
+/** Returns the mean share of each leaf over the analyzed images. */
 export function shares(images) {
   if (images !== averaged.of) averaged = { of: images, mean: meanShares(images) };
   return averaged.mean;
@@ -34,18 +35,18 @@ function meanShares(images) {
   const rows = images?.shares.filter(Boolean) ?? [];
   if (!rows.length) return null;
   const mean = new Float64Array(rows[0].length);
-  for (const row of rows) for (let part = 0; part < row.length; part += 1) mean[part] += row[part] / rows.length;
+  for (const row of rows) for (let leaf = 0; leaf < row.length; leaf += 1) mean[leaf] += row[leaf] / rows.length;
   return mean;
 }
 
-export function shareOf(one, parts) {
-  return one.parts.reduce((sum, part) => sum + (parts[part] ?? 0), 0);
+export function shareOf(one, leaves) {
+  return one.leaves.reduce((sum, leaf) => sum + (leaves[leaf] ?? 0), 0);
 }
 
-// Changes are sent one after the other, each with the revision that the last one left.
+// Changes are sent one after the other, each with the revision after the one before.
 let queue = Promise.resolve();
 
-/** Sends a change; `ahead` shows it before the server has answered. */
+/** Sends a change; `ahead` computes the classes to show before the server answers. */
 export function change(path, body, done = "", ahead = null) {
   if (ahead) store.set({ classes: ahead(store.state.classes) });
   store.set({ saving: store.state.saving + 1 });
@@ -54,28 +55,28 @@ export function change(path, body, done = "", ahead = null) {
 }
 
 async function send(path, body, done) {
-  let kept = false;
+  let saved = false;
   try {
     const answer = await post(path, { revision: store.state.classes?.revision, ...body });
-    // A later change is shown already: its answer will bring everything.
+    // If a later change is already displayed, its answer has all classes.
     const latest = store.state.saving === 1;
     store.set({ classes: latest ? answer : { ...store.state.classes, revision: answer.revision } });
-    if (done) tell(done);
+    if (done) notify(done);
     if (answer.image !== undefined) repainted(answer.image);
-    kept = true;
+    saved = true;
     return answer;
   } catch (error) {
-    complain(error);
+    notifyError(error);
     await reload();
     return null;
   } finally {
-    store.set({ saving: store.state.saving - 1, ...(kept ? {} : { cut: null }) });
+    store.set({ saving: store.state.saving - 1, ...(saved ? {} : { cut: null }) });
   }
 }
 
-/** A correction was made, undone or made again: the part map of its image is another one. */
+/** Drops the leaf map of an image whose corrections changed. */
 function repainted(image) {
-  loader.parts.forget(image);
+  loader.leaves.forget(image);
   store.set({ painted: { image } });
 }
 
@@ -85,7 +86,7 @@ export async function reload() {
     const classes = await get("classes");
     if (collection === store.state.server?.collection) store.set({ classes });
   } catch (error) {
-    if (error.status !== 409 && error.status !== 404) complain(error);
+    if (error.status !== 409 && error.status !== 404) notifyError(error);
   }
 }
 
@@ -97,21 +98,21 @@ const replaced = (id, patch) => (found) => ({
 export function rename(one, name) {
   const to = name.trim();
   if (!to || to === one.name) return queue;
-  return change("classes", { edits: [{ rename: one.id, to }] }, `${one.name} is now ${to}.`, replaced(one.id, { name: to, named: true }));
+  return change("classes", { edits: [{ rename: one.id, to }] }, `Renamed ${one.name} to ${to}.`, replaced(one.id, { name: to, named: true }));
 }
 
 export function recolor(one, to) {
   return change("classes", { edits: [{ color: one.id, to }] }, "", replaced(one.id, { color: to }));
 }
 
-/** Shows a color that is still being chosen. */
+/** Previews a color while the color picker is open. */
 export function tint(one, to) {
   store.set({ classes: replaced(one.id, { color: to })(store.state.classes) });
 }
 
 export function setHidden(one, hidden) {
   const edit = hidden ? { hide: one.id } : { show: one.id };
-  return change("classes", { edits: [edit] }, `${one.name} is ${hidden ? "hidden" : "shown"}.`, replaced(one.id, { hidden }));
+  return change("classes", { edits: [edit] }, `${hidden ? "Hid" : "Showed"} ${one.name}.`, replaced(one.id, { hidden }));
 }
 
 export function merge(one, into) {
@@ -119,19 +120,19 @@ export function merge(one, into) {
     ...found,
     classes: found.classes
       .filter((other) => other.id !== one.id)
-      .map((other) => (other.id === into.id ? { ...other, parts: [...other.parts, ...one.parts], share: other.share + one.share } : other)),
+      .map((other) => (other.id === into.id ? { ...other, leaves: [...other.leaves, ...one.leaves], share: other.share + one.share } : other)),
   });
-  // A name that somebody gave stays, and so does the color of the class that was dropped onto.
+  // The merged class keeps a name given by the user, and the color of the class that it merges into.
   const { classes, server } = store.state;
-  const id = classId(classes, server.model.classes, [...into.parts, ...one.parts]);
+  const id = classId(classes, server.model.classes, [...into.leaves, ...one.leaves]);
   const edits = [{ merge: [into.id, one.id] }, { color: id, to: into.color }];
   const named = [into, one].find((either) => either.named);
   if (named) edits.push({ rename: id, to: named.name });
-  return change("classes", { edits }, `${one.name} was merged into ${into.name}.`, join);
+  return change("classes", { edits }, `Merged ${one.name} into ${into.name}.`, join);
 }
 
 export function split(one) {
-  return change("classes", { edits: [{ split: one.id }] }, `${one.name} was split in two.`);
+  return change("classes", { edits: [{ split: one.id }] }, `Split ${one.name}.`);
 }
 
 export function commitCut(count) {
@@ -139,14 +140,14 @@ export function commitCut(count) {
     store.set({ cut: null });
     return queue;
   }
-  return change("classes/cut", { classes: count }, `There are ${count} classes now.`).then((answer) => {
-    // Another number may have been chosen meanwhile: it stays until it is saved itself.
+  return change("classes/cut", { classes: count }, `${number(count, "class", "classes")}.`).then((answer) => {
+    // The user may have chosen another number meanwhile, which is saved later.
     if (store.state.cut === count) store.set({ cut: null });
     return answer;
   });
 }
 
-/** Paints pixels of an image, given as runs `[start, length]` over its rows. */
+/** Assigns pixels of an image, given as runs `[start, length]` in row-major order, to a class. */
 export function correct(image, one, runs) {
   return change(`images/${image}/correction`, { class: one.id, runs }, `Corrected to ${one.name}.`);
 }
@@ -158,5 +159,5 @@ export function undo() {
 
 export function redo() {
   const what = store.state.classes?.redo;
-  return what ? change("redo", {}, `Done again: ${what}.`) : queue;
+  return what ? change("redo", {}, `Redone: ${what}.`) : queue;
 }

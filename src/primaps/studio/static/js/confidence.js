@@ -1,11 +1,11 @@
-// How sure the model is of the class of each cell of the feature grid.
+// Confidence of the model in each cell of the feature grid.
 
 /**
- * The probability of the most likely class, 0..255, as classes are now: those of the model that
- * were merged count together, so a merge makes a picture surer and a split leaves it as it is.
+ * Returns the probability of the most likely class, 0..255. Probabilities of merged classes add up:
+ * a merge increases the confidence, a split does not change it.
  *
- * @param logits {classes, height, width, values} of the model's own K classes
- * @param groups of each of the K, which of the classes now it is in
+ * @param logits {classes, height, width, values} of the K classes of the model
+ * @param groups for each of the K classes, the group of classes that it was merged into
  */
 export function confidence(logits, groups) {
   const { classes, height, width, values } = logits;
@@ -27,12 +27,12 @@ export function confidence(logits, groups) {
   return { width, height, values: found };
 }
 
-/** Which classes of the model share one now: the smallest of those that do stands for all. */
+/** Returns for each class of the model the smallest class number that it was merged with. */
 export function groups(classes, owners) {
   const count = Math.max(...owners) + 1;
   const group = Array.from({ length: count }, (_, k) => k);
   for (const one of classes) {
-    const members = [...new Set(one.parts.map((part) => group[owners[part]]))];
+    const members = [...new Set(one.leaves.map((leaf) => group[owners[leaf]]))];
     const least = Math.min(...members);
     for (let k = 0; k < count; k += 1) if (members.includes(group[k])) group[k] = least;
   }

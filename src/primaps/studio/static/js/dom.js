@@ -1,8 +1,8 @@
-// Elements without markup: text is always a text node, so a name can never become a tag.
+// Creates elements. Text is always a text node: a name cannot become markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** `el("p", { class: "muted", on: { click } }, "text", child)`; null children are left out. */
+/** Creates an element: `el("p", { class: "muted", on: { click } }, "text", child)`; skips null children. */
 export function el(tag, props = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) setProp(node, name, value);
@@ -11,12 +11,12 @@ export function el(tag, props = {}, ...children) {
 }
 
 function setProp(node, name, value) {
-  if (name.startsWith("aria-") && typeof value === "boolean") value = String(value); // false is said, too
+  if (name.startsWith("aria-") && typeof value === "boolean") value = String(value); // ARIA needs an explicit "false"
   if (value === null || value === undefined || value === false) return;
   if (name === "on") {
     for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
   } else if (name === "style") {
-    // Through the CSSOM: the content security policy refuses style attributes.
+    // The content security policy blocks style attributes, not the CSSOM.
     for (const [key, text] of Object.entries(value)) node.style.setProperty(key, text);
   } else if (name === "data") {
     Object.assign(node.dataset, value);
@@ -27,12 +27,12 @@ function setProp(node, name, value) {
   }
 }
 
-/** Sets text only where it differs, so that a screen reader does not say it again. */
+/** Sets text only if it differs: a screen reader reads a replaced text again. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** Pixels of a canvas per pixel of the page. */
+/** Returns the number of canvas pixels per CSS pixel. */
 export const ratio = () => Math.min(window.devicePixelRatio || 1, 2);
 
 const PATHS = {
@@ -51,7 +51,7 @@ const PATHS = {
   back: ["M19 12H5", "m11 6-6 6 6 6"],
   brush: ["M14 4l6 6-8 8-6-6z", "M6 12c-2 1-1 4-4 6 3 2 7 2 10 0"],
   warn: ["M12 4 2.5 20h19z", "M12 10v4", "M12 17v.1"],
-  photo: ["M3 5h18v14H3z", "m3 16 5-5 4 4 3-3 6 5", "M15.5 9a1 1 0 1 0 2 0 1 1 0 0 0-2 0"],
+  image: ["M3 5h18v14H3z", "m3 16 5-5 4 4 3-3 6 5", "M15.5 9a1 1 0 1 0 2 0 1 1 0 0 0-2 0"],
   folder: ["M3 6h6l2 3h10v10H3z"],
   done: ["m5 12.5 4.5 4.5L19 7.5"],
   close: ["M6 6l12 12", "M18 6 6 18"],
@@ -59,7 +59,7 @@ const PATHS = {
   file: ["M6 3h8l4 4v14H6z", "M14 3v4h4"],
 };
 
-/** A line drawing by its name; it is decoration, the words stand beside it. */
+/** Creates a decorative icon. */
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", "0 0 24 24");
@@ -73,16 +73,16 @@ export function icon(name) {
   return svg;
 }
 
-/** A small image; where it cannot be read, a drawing that says so. */
+/** Creates a thumbnail, or an icon if the image cannot be read. */
 export function thumbnail(src, alt, props = {}) {
-  const lost = () => node.replaceWith(el("span", { class: "no-picture", role: "img", "aria-label": `${alt} cannot be read`.trim() }, icon("warn")));
-  const node = el("img", { src, alt, ...props, on: { error: lost } });
+  const failed = () => node.replaceWith(el("span", { class: "unreadable", role: "img", "aria-label": `${alt} cannot be read`.trim() }, icon("warn")));
+  const node = el("img", { src, alt, ...props, on: { error: failed } });
   return node;
 }
 
 export function button(text, click, { kind = "", symbol = null, key = "", ...props } = {}) {
   const title = key ? `${props.title ?? text} (${key})` : props.title;
-  // The words of the tooltip are the name already: only the key is new.
+  // The accessible description adds only the key: the tooltip repeats the name.
   if (key) props = { "aria-description": `Key ${key}`, ...props };
   return el(
     "button",
@@ -92,12 +92,12 @@ export function button(text, click, { kind = "", symbol = null, key = "", ...pro
   );
 }
 
-/** A button that is a drawing only; its words are its label and its tooltip. */
+/** Creates a button with an icon; its text is the accessible name and the tooltip. */
 export function iconButton(symbol, label, click, { key = "", kind = "plain", ...props } = {}) {
   return button("", click, { kind: `icon ${kind}`, symbol, key, title: label, "aria-label": label, ...props });
 }
 
-/** Other children in a node. A focus that goes with the old ones moves to the new heading. */
+/** Replaces the children of a node; a focus inside moves to the new heading. */
 export function refill(node, ...children) {
   const held = node.contains(document.activeElement);
   node.replaceChildren(...children);
@@ -107,23 +107,23 @@ export function refill(node, ...children) {
   heading.focus({ preventScroll: true });
 }
 
-/** A file name in little room: its end, which tells it from its neighbors, is never cut off. */
-export function ends(name) {
+/** Creates a file name that is shortened before its last characters, in which neighbors differ. */
+export function fileLabel(name) {
   const at = Math.max(0, name.length - 14);
-  const seen = [el("span", { class: "cut", "aria-hidden": true }, name.slice(0, at)), el("span", { "aria-hidden": true }, name.slice(at))];
-  return el("span", { class: "ends" }, el("span", { class: "unseen" }, name), seen); // heard in one piece
+  const seen = [el("span", { class: "ellipsis", "aria-hidden": true }, name.slice(0, at)), el("span", { "aria-hidden": true }, name.slice(at))];
+  return el("span", { class: "file-label" }, el("span", { class: "visually-hidden" }, name), seen);
 }
 
-/** Something is not there, or went wrong: said as calmly as everything else. */
-export function nothing(symbol, title, sentence, ...actions) {
-  return el("div", { class: "nothing" }, icon(symbol), el("h2", {}, title), el("p", {}, sentence), ...actions);
+/** Creates the content of an empty or failed view. */
+export function emptyState(symbol, title, sentence, ...actions) {
+  return el("div", { class: "empty-state" }, icon(symbol), el("h2", {}, title), el("p", {}, sentence), ...actions);
 }
 
-export function said(sentence, bad = false) {
-  return el("div", { class: bad ? "said bad" : "said", role: bad ? "alert" : "note" }, icon("warn"), el("div", {}, sentence));
+export function message(sentence, bad = false) {
+  return el("div", { class: bad ? "message bad" : "message", role: bad ? "alert" : "note" }, icon("warn"), el("div", {}, sentence));
 }
 
-/** A few exclusive choices as a radio group: arrows move, as people expect of one. */
+/** Creates a radio group of buttons with arrow keys. */
 export function choices(label, options, chosen, choose) {
   const group = el("div", { class: "choices", role: "radiogroup", "aria-label": label });
   const buttons = options.map(([value, text, title]) =>
@@ -157,7 +157,7 @@ export function choices(label, options, chosen, choose) {
   return group;
 }
 
-/** A bar that shows how much is done; `set(share)` takes 0..1. */
+/** Creates a progress bar; `set(share)` takes 0..1. */
 export function meter(label) {
   const bar = el("div", {});
   const node = el("div", { class: "bar", role: "progressbar", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100 }, bar);
@@ -168,9 +168,9 @@ export function meter(label) {
   return Object.assign(node, { set });
 }
 
-/** A labeled range input with its value beside it. */
+/** Creates a range input with a label and its value. */
 export function slider(label, { id, min, max, step, value, show = String, input, change, ...props }) {
-  // The range says its value by itself: an output is a live region, and would say it twice.
+  // The output is hidden from screen readers, which read the value of the range.
   const output = el("output", { for: id, "aria-hidden": true }, show(value));
   const range = el("input", {
     type: "range", id, min, max, step, ...props,

@@ -1,4 +1,4 @@
-// Numbers as people read them.
+// Formats numbers, durations and sentences.
 
 export function count(number, noun, plural = `${noun}s`) {
   return `${number.toLocaleString("en")} ${number === 1 ? noun : plural}`;
@@ -27,12 +27,12 @@ export function bytes(number) {
   return `${number < 10 && place ? number.toFixed(1) : Math.round(number)} ${units[place]}`;
 }
 
-/** A sentence of the server's as one that stands alone. */
+/** Starts an error message of the server with a capital letter. */
 export function sentence(text) {
   return text && text[0].toUpperCase() + text.slice(1);
 }
 
-/** The last piece of a path, which is what tells images apart. */
+/** Returns the last component of a path. */
 export function fileName(path) {
   return path.slice(path.lastIndexOf("/") + 1);
 }

@@ -1,4 +1,4 @@
-// Keys of the page and of the view that is open, in one table, which is also what "?" shows.
+// The keys of the page and of the open view, in the table that "?" shows.
 
 import { button, el } from "./dom.js";
 
@@ -8,7 +8,7 @@ const typing = (target) =>
 let ofView = [];
 let ofPage = [];
 
-/** `[{ keys: ["y"], shown: "Y", does: "answer yes", act }]` of the view; they end with it. */
+/** Sets the keys of the open view: `[{ keys: ["y"], shown: "Y", does: "answer yes", act }]`. */
 export function viewKeys(keys) {
   ofView = keys;
 }
@@ -20,10 +20,10 @@ export function pageKeys(keys) {
     const command = event.ctrlKey || event.metaKey;
     if (typing(event.target) && !command) return;
     const name = `${command ? "mod+" : ""}${event.shiftKey && command ? "shift+" : ""}${event.key.length === 1 ? event.key.toLowerCase() : event.key}`;
-    // Inside a field the browser's own undo counts.
+    // Inside a field, the browser handles undo.
     if (typing(event.target) && name.endsWith("+z")) return;
     if (event.altKey) return;
-    // A focused button or slider keeps the keys that work it.
+    // A focused button or slider handles its own keys.
     if ([" ", "Enter"].includes(event.key) && event.target.closest("button, a, summary")) return;
     if (event.key.startsWith("Arrow") && event.target.matches('[type="range"]')) return;
     const found = [...ofView, ...ofPage].find((one) => one.keys.includes(name) && (one.when?.() ?? true));
@@ -33,7 +33,7 @@ export function pageKeys(keys) {
   });
 }
 
-/** The dialog behind "?". */
+/** Opens the dialog with all keys. */
 export function showKeys() {
   const list = (title, keys) =>
     el("section", {},
@@ -48,7 +48,7 @@ export function showKeys() {
   dialog.append(
     el("div", { class: "row apart" }, el("h2", {}, "Keys"), close),
     el("div", { class: "keys" }, ofView.length ? list("In this view", ofView) : null, list("Everywhere", ofPage)),
-    el("p", { class: "muted small keys-note" }, "A screen reader passes these keys on in its focus mode."),
+    el("p", { class: "muted small keys-note" }, "With a screen reader, use its focus mode for these keys."),
   );
   document.body.append(dialog);
   dialog.showModal();

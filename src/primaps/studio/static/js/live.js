@@ -1,21 +1,21 @@
-// What the server tells by itself: states, pictures of progress, edits of other tabs.
+// Events of the server: states, previews during a fit, edits in other tabs, exports.
 
 import { get } from "./api.js";
 import { reload } from "./classes.js";
 import * as loader from "./loader.js";
-import { complain, tell } from "./notices.js";
+import { notifyError, notify } from "./notices.js";
 import { store } from "./store.js";
 
-const pictures = new Set();
+const previews = new Set();
 const exports = new Set();
 
-/** Called with each `{image, kind}` that can be fetched; returns the function that ends it. */
-export function onPicture(listener) {
-  pictures.add(listener);
-  return () => pictures.delete(listener);
+/** Calls a listener with each `{image}` that has a preview; returns the function that unsubscribes. */
+export function onPreview(listener) {
+  previews.add(listener);
+  return () => previews.delete(listener);
 }
 
-/** Called with each state of an export. */
+/** Calls a listener with the progress of an export; returns the function that unsubscribes. */
 export function onExport(listener) {
   exports.add(listener);
   return () => exports.delete(listener);
@@ -25,29 +25,29 @@ export function listen() {
   const events = new EventSource("/api/events");
   const on = (name, act) => events.addEventListener(name, (event) => act(JSON.parse(event.data)));
   on("state", arrive);
-  on("image", (picture) => pictures.forEach((listener) => listener(picture)));
+  on("image", (preview) => previews.forEach((listener) => listener(preview)));
   on("export", (job) => exports.forEach((listener) => listener(job)));
   on("classes", ({ revision }) => {
-    // Our own change comes back too; only one of another tab has to be fetched.
+    // The event also announces changes of this tab; only changes of others have to be loaded.
     setTimeout(() => {
       if (!store.state.saving && store.state.classes?.revision !== revision) followEdit();
     }, 150);
   });
-  events.addEventListener("open", () => store.set({ lost: "" }));
+  events.addEventListener("open", () => store.set({ disconnected: "" }));
   events.addEventListener("error", () => {
     setTimeout(() => {
-      if (events.readyState !== EventSource.OPEN) store.set({ lost: "The studio's program does not answer." });
+      if (events.readyState !== EventSource.OPEN) store.set({ disconnected: "The studio does not respond." });
     }, 1500);
   });
 }
 
 async function followEdit() {
-  loader.parts.forget();
+  loader.leaves.forget();
   await reload();
-  store.set({ painted: { image: store.state.image } }); // it may be a correction
+  store.set({ painted: { image: store.state.image } }); // the edit may be a correction
 }
 
-/** A new state; images and classes are fetched when the stage says that there are new ones. */
+/** Handles a new state; loads images and classes when the stage or the collection changes. */
 export async function arrive(server) {
   const before = store.state.server;
   const other = before?.collection !== server.collection;
@@ -58,8 +58,8 @@ export async function arrive(server) {
   if (moved && server.stage !== "empty") {
     await Promise.all([loadImages(), fitted ? reload() : null]);
   }
-  if (fitted && !other && before?.stage === "fitting") tell("The classes are there.");
-  if (fitted && (moved || looking() || (before?.progress && !server.progress))) again();
+  if (fitted && !other && before?.stage === "fitting") notify("The classes are ready.");
+  if (fitted && (moved || analyzing() || (before?.progress && !server.progress))) again();
 }
 
 store.on("painted", () => loadImages());
@@ -70,23 +70,23 @@ export async function loadImages() {
     const images = await get("images");
     if (collection === store.state.server.collection) store.set({ images });
   } catch (error) {
-    complain(error);
+    notifyError(error);
   }
 }
 
-/** How many images were looked at, and how many will be: those that cannot be read are neither. */
-export function looks({ doubt, lost }) {
-  const done = doubt.filter((one) => one !== null).length;
-  return { done, left: Math.max(0, doubt.length - done - lost.length) };
+/** Counts the analyzed images, and those still to analyze; unreadable ones are neither. */
+export function analyzed({ uncertainty, unreadable }) {
+  const done = uncertainty.filter((one) => one !== null).length;
+  return { done, left: Math.max(0, uncertainty.length - done - unreadable.length) };
 }
 
-// Doubt and shares fill up while the server looks at the images.
-const looking = () => store.state.server.progress && store.state.images && looks(store.state.images).left > 0;
+// Uncertainty and shares arrive while the server analyzes the images.
+const analyzing = () => store.state.server.progress && store.state.images && analyzed(store.state.images).left > 0;
 let waiting = null;
 function again() {
   waiting ??= setTimeout(async () => {
     waiting = null;
     await loadImages();
-    if (looking()) again();
-  }, store.state.images?.names.length > 200 ? 5000 : 2000); // an answer of a thousand images has some 500 kB
+    if (analyzing()) again();
+  }, store.state.images?.names.length > 200 ? 5000 : 2000); // the answer for a thousand images has about 500 kB
 }

@@ -1,9 +1,9 @@
-// Images, part maps and masks of images, kept while they are likely to be looked at again.
+// Cached images, leaf maps, logits and mask proposals.
 
-import { getLogits, getMap, getPhoto } from "./api.js";
+import { getLogits, getMap, getImage } from "./api.js";
 
-/** Keeps the last `most` promises; a failed one is forgotten, so that it is tried again. */
-function kept(most, load) {
+/** Caches the last `size` promises; a failed one is removed and tried again. */
+function cached(size, load) {
   const found = new Map();
   const fetch = (key) => {
     let promise = found.get(key);
@@ -11,33 +11,33 @@ function kept(most, load) {
     promise ??= load(key);
     found.set(key, promise);
     promise.catch(() => found.get(key) === promise && found.delete(key));
-    if (found.size > most) found.delete(found.keys().next().value);
+    if (found.size > size) found.delete(found.keys().next().value);
     return promise;
   };
   fetch.forget = (key) => (key === undefined ? found.clear() : found.delete(key));
   return fetch;
 }
 
-// Bitmaps are not closed when they leave: the one on the screen may be among them.
-export const photo = kept(9, getPhoto);
-export const parts = kept(24, (image) => getMap(`images/${image}/parts`));
-export const logits = kept(24, (image) => getLogits(`images/${image}/logits`));
-export const proposals = kept(80, (key) => {
+// Removed bitmaps are not closed: the screen may still show one.
+export const image = cached(9, getImage);
+export const leaves = cached(24, (image) => getMap(`images/${image}/leaves`));
+export const logits = cached(24, (image) => getLogits(`images/${image}/logits`));
+export const proposals = cached(80, (key) => {
   const [image, threshold, crf] = key.split(" ");
   return getMap(`images/${image}/proposals?threshold=${threshold}&crf=${crf}`);
 });
 
 export const proposalsKey = (image, threshold, crf) => `${image} ${threshold.toFixed(2)} ${crf ? 1 : 0}`;
 
-/** Everything: numbers are those of another collection now, or the model is another one. */
+/** Clears all caches, for another collection or model. */
 export function forget() {
-  for (const one of [photo, parts, logits, proposals]) one.forget();
+  for (const one of [image, leaves, logits, proposals]) one.forget();
 }
 
-/** Fetches what the next images need, so that they are there when they are asked for. */
+/** Loads images that the user is likely to open next. */
 export function prefetch(images, withParts) {
   for (const image of images) {
-    photo(image).catch(() => {});
-    if (withParts) parts(image).catch(() => {});
+    image(image).catch(() => {});
+    if (withParts) leaves(image).catch(() => {});
   }
 }

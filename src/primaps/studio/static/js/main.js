@@ -1,8 +1,8 @@
-// Starts the page: fetches the state, opens the view of the address, listens to the server.
+// Starts the page: loads the state, opens the view in the address, and listens to events.
 
 import { get } from "./api.js";
 import { redo, undo } from "./classes.js";
-import { nothing } from "./dom.js";
+import { emptyState } from "./dom.js";
 import { pageKeys, showKeys, viewKeys } from "./keyboard.js";
 import { arrive, listen } from "./live.js";
 import { createShell } from "./shell.js";
@@ -13,9 +13,9 @@ import { exporting } from "./views/export.js";
 import { images } from "./views/images.js";
 import { masks } from "./views/masks.js";
 import { start } from "./views/start.js";
-import { trust } from "./views/trust.js";
+import { audit } from "./views/audit.js";
 
-const VIEWS = { start, masks, classes, images, trust, export: exporting };
+const VIEWS = { start, masks, classes, images, audit, export: exporting };
 const view = document.getElementById("view");
 let close = () => {};
 let mounted = "";
@@ -33,14 +33,14 @@ function open() {
   mounted = key;
   close = ready
     ? VIEWS[name].mount(view)
-    : void view.append(nothing("photo", "Not yet", `${VIEWS[name].title} opens as soon as classes are found. Start is where that begins.`)) ?? (() => {});
+    : void view.append(emptyState("image", "No classes yet", `${VIEWS[name].title} opens when the classes are found. Find them in Start.`)) ?? (() => {});
   store.set({ view: name });
   if (moved && !view.contains(document.activeElement)) view.focus({ preventScroll: true });
 }
 
 async function begin() {
   applyTheme();
-  // The address names a view: the link must not change it.
+  // The link must not change the hash, which names the view.
   document.querySelector(".skip").addEventListener("click", (event) => {
     event.preventDefault();
     view.focus();
@@ -52,20 +52,20 @@ async function begin() {
     })),
     { keys: ["mod+z"], shown: "Ctrl Z", does: "undo", act: undo },
     { keys: ["mod+shift+z", "mod+y"], shown: "Ctrl Shift Z", does: "redo", act: redo },
-    { keys: ["?"], shown: "?", does: "these keys", act: showKeys },
+    { keys: ["?"], shown: "?", does: "show the keys", act: showKeys },
   ]);
   try {
     const server = await get("state");
-    // Whoever comes back to a finished fit wants the classes, not the beginning.
+    // After a fit, the page opens with the classes.
     if (!location.hash && server.stage === "fitted") history.replaceState(null, "", "#classes");
     await arrive(server);
   } catch (error) {
     refresh();
-    view.append(nothing("warn", error.status === 403 ? "This address needs its token" : "No answer",
-      error.status === 403 ? "Open the address that the terminal printed; it has the token that lets this browser in." : error.message));
+    view.append(emptyState("warn", error.status === 403 ? "The address lacks its token" : "The studio does not respond",
+      error.status === 403 ? "Open the address that the terminal printed, which has the access token." : error.message));
     return;
   }
-  // Before the listeners of views: one that cannot be shown any more is closed first.
+  // Subscribed before the views: a view that can no longer be shown is closed first.
   store.on("server images classes", open);
   open();
   refresh();

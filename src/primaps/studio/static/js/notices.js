@@ -1,4 +1,4 @@
-// What happened, in a sentence: seen for a while, and read out by a screen reader.
+// Notices: sentences that are shown for a few seconds and read by a screen reader.
 
 import { el, iconButton } from "./dom.js";
 import { sentence } from "./format.js";
@@ -19,12 +19,12 @@ function show(text, bad, seconds) {
   setTimeout(end, seconds * 1000);
 }
 
-export function tell(text) {
+export function notify(text) {
   show(text, false, 3.5);
 }
 
-/** An error as the server says it; a request that was called off is none. */
-export function complain(error) {
+/** Shows the error of a request, unless the request was aborted. */
+export function notifyError(error) {
   if (error.name === "AbortError") return;
   show(sentence(error.message || String(error)), true, 15);
 }

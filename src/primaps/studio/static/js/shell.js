@@ -1,4 +1,4 @@
-// The frame of the page: the steps, undo and redo, the sentence that says what to do next.
+// The frame of the page: the steps, undo and redo, and the sentence about the next step.
 
 import { el, icon, iconButton, setText } from "./dom.js";
 import { redo, undo } from "./classes.js";
@@ -6,9 +6,9 @@ import { showKeys } from "./keyboard.js";
 import { store } from "./store.js";
 import { onTheme, toggleTheme } from "./theme.js";
 
-/** @param views `{ name: { title, open(state), guide(state) } }` in the order of the work. */
+/** @param views `{ name: { title, open(state), guide(state) } }`, in the order of the steps. */
 export function createShell(views) {
-  const folder = el("span", { class: "folder cut" });
+  const folder = el("span", { class: "folder ellipsis" });
   const saved = el("span", { class: "saved", role: "status" });
   const tools = {
     undo: iconButton("undo", "Undo", undo, { key: "Ctrl+Z" }),
@@ -37,10 +37,10 @@ export function createShell(views) {
 
   function refresh() {
     const { state } = store;
-    const { classes, server, saving, view, lost } = state;
+    const { classes, server, saving, view, disconnected } = state;
     setText(folder, server?.folder ?? "");
     folder.title = server?.folder ?? "";
-    setText(saved, lost ? "No connection" : saving ? "Saving…" : classes ? "Saved" : "");
+    setText(saved, disconnected ? "Disconnected" : saving ? "Saving…" : classes ? "Saved" : "");
     for (const [name, what] of [["undo", classes?.undo], ["redo", classes?.redo]]) {
       tools[name].disabled = !what;
       const does = name === "undo" ? "Undo" : "Redo";
@@ -53,16 +53,16 @@ export function createShell(views) {
       else link.removeAttribute("aria-current");
       const open = views[name].open(state);
       link.setAttribute("aria-disabled", !open);
-      link.title = open ? "" : "There is nothing here before classes are found";
+      link.title = open ? "" : "Opens when the classes are found";
     }
     setText(title, views[view].title);
     document.title = `${views[view].title} · ${server?.folder || "primaps studio"}`;
     const { text, to, label } = views[view].open(state)
       ? views[view].guide(state)
-      : { text: "There is nothing here before classes are found.", to: "start", label: "Start" };
-    sentence.classList.toggle("lost", Boolean(lost));
-    sentence.setAttribute("aria-live", lost ? "assertive" : "off"); // what to do next is read when it is wanted
-    setText(sentence, lost ? `${lost} Start it again in the terminal; everything that was saved is there.` : text);
+      : { text: "This view opens when the classes are found.", to: "start", label: "Start" };
+    sentence.classList.toggle("disconnected", Boolean(disconnected));
+    sentence.setAttribute("aria-live", disconnected ? "assertive" : "off"); // a screen reader reads a lost connection at once
+    setText(sentence, disconnected ? `${disconnected} Start it again in the terminal; saved changes are not lost.` : text);
     next.hidden = !to;
     if (to && next.dataset.to !== `${to} ${label}`) {
       next.dataset.to = `${to} ${label}`;
@@ -70,6 +70,6 @@ export function createShell(views) {
       next.replaceChildren(label, icon("next"));
     }
   }
-  store.on("server classes images audit saving view lost", refresh);
+  store.on("server classes images audit saving view disconnected", refresh);
   return refresh;
 }

@@ -1,4 +1,4 @@
-// What the page knows, in one place. Views read `store.state` and are told what changed.
+// The state of the page. Views read `store.state` and subscribe to changes.
 
 const listeners = new Set();
 
@@ -7,19 +7,19 @@ export const store = {
     server: null, // GET state
     images: null, // GET images
     classes: null, // GET classes
-    audit: null, // GET audit, once Trust was opened
-    cut: null, // number of classes under the slider, before it is let go
-    image: 0, // the one that is looked at
+    audit: null, // GET audit, after the Audit view was opened
+    cut: null, // number of classes while the slider moves; null otherwise
+    image: 0, // number of the selected image
     view: "start",
     opacity: 0.55,
     outlines: true,
-    sure: 0, // classes are shown where the model is at least as sure
-    saving: 0, // changes that the server has not confirmed
-    painted: null, // {image} whose corrections changed
-    lost: "", // why there is no connection
+    minConfidence: 0, // 0..1; pixels below it are shown without a class
+    saving: 0, // number of changes that the server has not confirmed
+    painted: null, // {image}: its corrections changed
+    disconnected: "", // reason for a lost connection
   },
 
-  /** Merge `patch` and tell whoever listens to one of its keys. */
+  /** Merges `patch` into the state and calls the listeners of the changed keys. */
   set(patch) {
     const changed = Object.keys(patch).filter((key) => patch[key] !== this.state[key]);
     if (!changed.length) return;
@@ -29,7 +29,7 @@ export const store = {
     }
   },
 
-  /** Returns the function that ends it. */
+  /** Subscribes to keys, separated by spaces; returns the function that unsubscribes. */
   on(keys, listener) {
     const one = { keys: keys.split(" "), listener };
     listeners.add(one);

@@ -1,4 +1,4 @@
-// Light, dark, or as the system has it; remembered in this browser.
+// Light or dark theme: the choice of the user, stored in the browser, or of the system.
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -13,7 +13,7 @@ export function applyTheme() {
   for (const listener of listeners) listener(chosen());
 }
 
-/** Called with "light" or "dark" at once and at every change. */
+/** Calls a listener with "light" or "dark", now and at every change. */
 export function onTheme(listener) {
   listeners.push(listener);
   listener(chosen());

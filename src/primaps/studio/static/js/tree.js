@@ -1,57 +1,57 @@
-// Cuts of the tree of classes, as primaps.classes.tree has them: nodes 0..L-1 are parts, merge i
-// joins two nodes to node L+i, and undoing the last K-1 merges gives K classes.
+// Cuts of the class tree, as in primaps.classes.tree: nodes 0..L-1 are leaves, merge i joins two nodes
+// into node L+i, and undoing the last K-1 merges gives K classes.
 
-/** Nodes of the cut with `count` classes, in the order of their first parts. */
-export function cutNodes(tree, parts, count) {
-  const done = parts - count;
+/** Returns the nodes of the cut with `count` classes, in the order of their first leaves. */
+export function cutNodes(tree, leaves, count) {
+  const done = leaves - count;
   const gone = new Set(tree.merges.slice(0, done).flat());
   const left = [];
-  for (let node = 0; node < parts + done; node += 1) if (!gone.has(node)) left.push(node);
-  const first = (node) => Math.min(...tree.nodes[node].parts);
+  for (let node = 0; node < leaves + done; node += 1) if (!gone.has(node)) left.push(node);
+  const first = (node) => Math.min(...tree.nodes[node].leaves);
   return left.sort((one, other) => first(one) - first(other));
 }
 
-/** Classes as GET classes has them, of another cut: names, colors and what is hidden stay. */
+/** Returns the classes of a cut, as in GET classes; names, colors and hidden leaves stay. */
 export function cutClasses(found, count) {
-  const hidden = new Set(found.classes.filter((one) => one.hidden).flatMap((one) => one.parts));
+  const hidden = new Set(found.classes.filter((one) => one.hidden).flatMap((one) => one.leaves));
   const known = new Map(found.classes.map((one) => [one.id, one]));
-  return cutNodes(found.tree, found.parts, count).map((node) => {
-    const { id, name, color, parts } = found.tree.nodes[node];
-    return known.get(id) ?? { id, name, color, parts, hidden: parts.every((part) => hidden.has(part)), preview: true };
+  return cutNodes(found.tree, found.leaves, count).map((node) => {
+    const { id, name, color, leaves } = found.tree.nodes[node];
+    return known.get(id) ?? { id, name, color, leaves, hidden: leaves.every((leaf) => hidden.has(leaf)), preview: true };
   });
 }
 
-/** The id of a class with these parts: the largest nodes, at or below classes of the model, of them. */
-export function classId(found, modelClasses, parts) {
-  const left = new Set(parts);
+/** Returns the id of a class with these leaves: the ids of the largest nodes below classes of the model. */
+export function classId(found, modelClasses, leaves) {
+  const left = new Set(leaves);
   const used = [];
-  const nodes = found.tree.nodes.slice(0, 2 * found.parts - modelClasses);
-  for (const node of nodes.sort((a, b) => b.parts.length - a.parts.length)) {
-    if (!node.parts.every((part) => left.has(part))) continue;
+  const nodes = found.tree.nodes.slice(0, 2 * found.leaves - modelClasses);
+  for (const node of nodes.sort((a, b) => b.leaves.length - a.leaves.length)) {
+    if (!node.leaves.every((leaf) => left.has(leaf))) continue;
     used.push(node);
-    node.parts.forEach((part) => left.delete(part));
+    node.leaves.forEach((leaf) => left.delete(leaf));
   }
-  return used.sort((a, b) => a.parts[0] - b.parts[0]).map((node) => node.id).join("+");
+  return used.sort((a, b) => a.leaves[0] - b.leaves[0]).map((node) => node.id).join("+");
 }
 
-/** Whether the classes are those of the cut with as many. */
+/** Returns whether the classes are a cut of the tree. */
 export function isCut(found) {
   const count = found.classes.length;
-  if (count > found.parts) return false;
+  if (count > found.leaves) return false;
   const ids = new Set(found.classes.map((one) => one.id));
-  return cutNodes(found.tree, found.parts, count).every((node) => ids.has(found.tree.nodes[node].id));
+  return cutNodes(found.tree, found.leaves, count).every((node) => ids.has(found.tree.nodes[node].id));
 }
 
-/** How much better each K is than K-1, 0..1: what the merge from K to K-1 classes costs. */
+/** Returns the gain of K over K-1 classes, 0..1: the cost of the merge from K to K-1 classes. */
 export function gains(found) {
   const cost = found.tree.cost;
-  const gain = new Float64Array(found.parts + 1);
-  for (let count = 2; count <= found.parts; count += 1) gain[count] = cost[found.parts - count];
+  const gain = new Float64Array(found.leaves + 1);
+  for (let count = 2; count <= found.leaves; count += 1) gain[count] = cost[found.leaves - count];
   const most = Math.max(...gain, 1e-12);
   return gain.map((one) => Math.max(0, one) / most);
 }
 
-/** The class of the model that each part belongs to: the number before the first dot of its id. */
+/** Returns the model class of each leaf: the number before the first dot of its id. */
 export function owners(found) {
-  return found.tree.nodes.slice(0, found.parts).map((node) => Number.parseInt(node.id, 10));
+  return found.tree.nodes.slice(0, found.leaves).map((node) => Number.parseInt(node.id, 10));
 }

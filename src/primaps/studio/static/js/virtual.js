@@ -1,12 +1,12 @@
-// A grid of thousands of which only the rows on the screen exist.
+// A virtual grid for thousands of items: only the visible rows exist.
 
 import { el } from "./dom.js";
 
 /**
- * @param cell makes the content of an item: `cell(number) -> element`
- * @param key what that content depends on: `key(number) -> text`
- * @param choose is called with the number that is now marked, by pointer or arrows
- * @param open is called for Enter or a double click
+ * @param cell creates the content of an item: `cell(number) -> element`
+ * @param key returns a text that changes with the content: `key(number) -> text`
+ * @param choose called with the selected item, by pointer or arrow keys
+ * @param open called for Enter or a double click
  */
 export function createGrid({ label, width, height, cell, key = String, choose = () => {}, open = () => {}, across = false }) {
   const space = el("div", { class: "space", role: "presentation" });
@@ -18,7 +18,7 @@ export function createGrid({ label, width, height, cell, key = String, choose = 
   let columns = 1;
   let each = width;
 
-  // In a strip that runs across, everything is one row.
+  // A horizontal strip has one row.
   function measure() {
     if (across) {
       columns = Math.max(1, items.length);
@@ -74,8 +74,8 @@ export function createGrid({ label, width, height, cell, key = String, choose = 
   }
 
   function mark() {
-    // A screen reader goes to where something is selected, which is for a list with the focus only:
-    // in others the marked one is the current one.
+    // A screen reader follows aria-selected, which only a focused list may set. Other lists use
+    // aria-current.
     const focused = document.activeElement === node;
     for (const [place, { node: made }] of cells) {
       const mine = place === chosen;
@@ -132,7 +132,7 @@ export function createGrid({ label, width, height, cell, key = String, choose = 
   return {
     node,
     pick,
-    /** New items, in their order; the marked one stays marked. */
+    /** Sets the items in their order; the selection stays. */
     show(found, mine = items[chosen]) {
       items = found;
       chosen = mine === undefined ? -1 : items.indexOf(mine);
@@ -140,14 +140,14 @@ export function createGrid({ label, width, height, cell, key = String, choose = 
       reveal(chosen);
       render();
     },
-    /** Lies across or stands from now on, with cells of that width. */
+    /** Switches between a horizontal strip and a grid, with a cell width. */
     turn(lies, wide) {
       [across, width] = [lies, wide];
       measure();
       reveal(chosen);
       render();
     },
-    /** Draws what is on the screen again where it has changed; the items stay, and what is said of them. */
+    /** Rebuilds the content of visible items whose key changed; the elements of the items stay. */
     refresh() {
       for (const found of cells.values()) {
         if (found.key === key(found.item)) continue;
@@ -155,7 +155,7 @@ export function createGrid({ label, width, height, cell, key = String, choose = 
         found.node.replaceChildren(cell(found.item));
       }
     },
-    /** Calls `update(element, item)` for what is on the screen, without building it again. */
+    /** Calls `update(element, item)` for the visible items. */
     each(update) {
       for (const { node: made, item } of cells.values()) update(made, item);
     },

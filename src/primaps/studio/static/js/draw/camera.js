@@ -1,10 +1,10 @@
-// Which piece of an image is seen: pure functions on `{ zoom, x, y }`, where zoom 1 shows the whole
-// image and (x, y) is the point in the middle, 0..1 of the image.
+// The visible section of an image: pure functions on `{ zoom, x, y }`. Zoom 1 shows the whole image;
+// (x, y) is the point in the center of the pane, as fractions of the image.
 
 export const WHOLE = { zoom: 1, x: 0.5, y: 0.5 };
 const MOST = 24;
 
-/** Where the image lies in a pane, in pixels of the canvas. */
+/** Returns the rectangle of the image in a pane, in pixels of the canvas. */
 export function place(camera, image, pane) {
   const scale = Math.min(pane.width / image.width, pane.height / image.height) * camera.zoom;
   const width = image.width * scale;
@@ -17,7 +17,7 @@ export function place(camera, image, pane) {
   };
 }
 
-/** The point of the image, 0..1, under a point of the canvas. */
+/** Returns the point of the image, as fractions, under a point of the canvas. */
 export function pointAt(camera, image, pane, at) {
   const rect = place(camera, image, pane);
   return { x: (at.x - rect.left) / rect.width, y: (at.y - rect.top) / rect.height };
@@ -28,7 +28,7 @@ export function pan(camera, image, pane, dx, dy) {
   return held({ ...camera, x: camera.x - dx / rect.width, y: camera.y - dy / rect.height }, image, pane);
 }
 
-/** Zooms by a factor; what lies at `at` stays there. */
+/** Zooms by a factor around the point `at` of the canvas. */
 export function zoomAt(camera, image, pane, at, factor) {
   const zoom = Math.min(MOST, Math.max(1, camera.zoom * factor));
   const point = pointAt(camera, image, pane, at);
@@ -36,7 +36,7 @@ export function zoomAt(camera, image, pane, at, factor) {
   return held({ zoom, x: camera.x + point.x - then.x, y: camera.y + point.y - then.y }, image, pane);
 }
 
-/** No empty border where the image is larger than the pane, and the middle where it is smaller. */
+/** Keeps a larger image over the whole pane, and centers a smaller one. */
 function held(camera, image, pane) {
   const rect = place(camera, image, pane);
   const side = (value, pane, size) =>

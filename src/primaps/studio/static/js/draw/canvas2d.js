@@ -1,22 +1,21 @@
-// The same drawing where there is no graphics card, on which WebGL is slower than this. What a pane
-// shows of the image and of the labels is kept at its pixels, so that a change of the palette
-// is one pass over them.
+// Draws without a graphics card, where this is faster than WebGL in software. The pixels and labels of
+// each pane are cached at the size of the screen, and a new palette takes one pass over them.
 
 /**
- * Pixels of a pane: the image with the colors of its labels and their outlines.
+ * Returns the pixels of a pane: the image, the colors of its labels and their outlines.
  *
- * @param view {width, base, labels, sure}: RGBA as one number, a label, and 0..255, of each pixel
- * @param look {opacity, line, sure}: `line` in pixels, 0 for none
+ * @param view {width, base, labels, confidence}: per pixel, RGBA as one number, a label, and 0..255
+ * @param overlay {opacity, line, minConfidence}: `line` is the outline width in pixels
  */
-export function paint({ width, base, labels, sure }, palette, { opacity, line, sure: threshold }) {
+export function paint({ width, base, labels, confidence }, palette, { opacity, line, minConfidence }) {
   const { keep, redBlue, green, numbers } = inks(palette, opacity);
   const out = new Uint32Array(base.length);
   const shown = new Uint16Array(base.length);
-  const least = threshold * 255;
+  const least = minConfidence * 255;
   for (let i = 0; i < out.length; i += 1) {
     const label = labels[i];
     const pixel = base[i];
-    if (!numbers[label] || (least && sure && sure[i] < least)) {
+    if (!numbers[label] || (least && confidence && confidence[i] < least)) {
       out[i] = pixel;
       continue;
     }
@@ -35,14 +34,14 @@ export function paint({ width, base, labels, sure }, palette, { opacity, line, s
   return out;
 }
 
-/** A pixel times `keep` of 256, plus what is laid over it; red and blue are computed at once. */
+/** Blends a color over a pixel, which keeps `keep` of 256; red and blue are computed together. */
 function mixed(pixel, keep, redBlue, green) {
   const both = ((Math.imul(pixel & 0xff00ff, keep) + redBlue) >>> 8) & 0xff00ff;
   const middle = ((Math.imul(pixel & 0xff00, keep) + green) >>> 8) & 0xff00;
   return both | middle | 0xff000000;
 }
 
-/** What each label lays over a pixel, and the number of its class; 0 where it is hidden. */
+/** Returns the color of each label, weighted by its opacity, and its class number; 0 if hidden. */
 function inks({ width, data }, opacity) {
   const keep = new Int32Array(width);
   const redBlue = new Int32Array(width);
@@ -60,7 +59,7 @@ function inks({ width, data }, opacity) {
   return { keep, redBlue, green, numbers };
 }
 
-/** For pixels from `start` on: where they lie on an axis of `size` cells, 0 the middle of the first. */
+/** Returns the positions of pixels on an axis of `size` cells; 0 is the center of the first cell. */
 function positions(start, count, place, length, size) {
   return Float32Array.from({ length: count }, (_, i) => ((start + i + 0.5 - place) / length) * size - 0.5);
 }
@@ -77,8 +76,8 @@ function nearest({ width, height, values }, columns, rows) {
   return out;
 }
 
-/** Calls back with the four cells around each pixel, and how near it is to the last of them. */
-function around({ width, height }, columns, rows, tell) {
+/** Calls back with the four cells around each pixel, and the bilinear weights of the last one. */
+function around({ width, height }, columns, rows, visit) {
   let i = 0;
   for (const y of rows) {
     const top = inside(Math.floor(y), height) * width;
@@ -86,12 +85,12 @@ function around({ width, height }, columns, rows, tell) {
     for (const x of columns) {
       const left = inside(Math.floor(x), width);
       const right = inside(Math.floor(x) + 1, width);
-      tell(i++, top + left, top + right, bottom + left, bottom + right, x - Math.floor(x), y - Math.floor(y));
+      visit(i++, top + left, top + right, bottom + left, bottom + right, x - Math.floor(x), y - Math.floor(y));
     }
   }
 }
 
-/** Labels of a coarse map with smooth borders: the one with the largest bilinear weight. */
+/** Enlarges a coarse label map with smooth borders: the label with the largest bilinear weight. */
 function smoothed(map, columns, rows) {
   const { values } = map;
   const out = new values.constructor(columns.length * rows.length);
@@ -119,7 +118,7 @@ function interpolated(map, columns, rows) {
   return out;
 }
 
-/** A rectangle of whole pixels: those at the rim would be half transparent. */
+/** Expands a rectangle to integer pixels, which avoids half transparent borders. */
 function onPixels({ left, top, width, height }) {
   const [x, y] = [Math.floor(left), Math.floor(top)];
   return { left: x, top: y, width: Math.ceil(left + width) - x, height: Math.ceil(top + height) - y };
@@ -132,11 +131,11 @@ export function canvas2d(canvas) {
     if (!layers.has(name)) layers.set(name, {});
     return layers.get(name);
   };
-  const views = []; // of each pane, what it shows
-  let photo = null;
-  let certainty = null;
+  const views = []; // cached pixels of each pane
+  let image = null;
+  let confidence = null;
 
-  /** The pixels of the image where it lies on the canvas; kept while it lies there. */
+  /** Returns the pixels of the image in a pane, cached while the image does not move. */
   function viewOf(number, { rect: exact }) {
     const rect = onPixels(exact);
     const left = Math.max(0, rect.left);
@@ -144,22 +143,22 @@ export function canvas2d(canvas) {
     const width = Math.min(canvas.width, rect.left + rect.width) - left;
     const height = Math.min(canvas.height, rect.top + rect.height) - top;
     const key = [left, top, width, height, ...Object.values(rect)].join(" ");
-    if (views[number]?.key === key && views[number].photo === photo) return views[number];
+    if (views[number]?.key === key && views[number].image === image) return views[number];
     if (width < 1 || height < 1) return null;
     const scaled = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
     scaled.imageSmoothingQuality = "high";
-    scaled.drawImage(photo, rect.left - left, rect.top - top, rect.width, rect.height);
+    scaled.drawImage(image, rect.left - left, rect.top - top, rect.width, rect.height);
     const base = new Uint32Array(scaled.getImageData(0, 0, width, height).data.buffer);
     const axes = (map) => [positions(left, width, rect.left, rect.width, map.width), positions(top, height, rect.top, rect.height, map.height)];
-    return (views[number] = { key, photo, left, top, width, height, base, axes });
+    return (views[number] = { key, image, left, top, width, height, base, axes });
   }
 
   return {
-    photo(bitmap) {
-      photo = bitmap;
+    image(bitmap) {
+      image = bitmap;
     },
     labels(name, map) {
-      layerOf(name).map = { ...map }; // another one each time: a brush changes the values in place
+      layerOf(name).map = { ...map }; // a copy: the brush changes the values in place
     },
     clear(name) {
       layerOf(name).map = null;
@@ -167,32 +166,32 @@ export function canvas2d(canvas) {
     palette(name, palette) {
       layerOf(name).palette = palette;
     },
-    sure(map) {
-      certainty = { ...map };
+    confidence(map) {
+      confidence = { ...map };
     },
-    draw(panes, look) {
+    draw(panes, overlay) {
       context.clearRect(0, 0, canvas.width, canvas.height);
       views.length = Math.min(views.length, panes.length);
       panes.forEach((pane, number) => {
-        const view = photo && viewOf(number, pane);
+        const view = image && viewOf(number, pane);
         if (!view) return;
         const { map, palette } = layerOf(pane.layer);
         let pixels = view.base;
         if (map && palette) {
           if (view.map !== map) {
             view.map = map;
-            view.labels = (map.width * 3 < photo.width ? smoothed : nearest)(map, ...view.axes(map));
+            view.labels = (map.width * 3 < image.width ? smoothed : nearest)(map, ...view.axes(map));
           }
-          const threshold = pane.layer === "classes" && certainty ? look.sure : 0;
-          if (threshold && view.certainty !== certainty) {
-            view.certainty = certainty;
-            view.sure = interpolated(certainty, ...view.axes(certainty));
+          const threshold = pane.layer === "classes" && confidence ? overlay.minConfidence : 0;
+          if (threshold && view.confidenceMap !== confidence) {
+            view.confidenceMap = confidence;
+            view.confidence = interpolated(confidence, ...view.axes(confidence));
           }
-          pixels = paint(view, palette, { opacity: look.opacity, line: look.outlines ? look.line : 0, sure: threshold });
+          pixels = paint(view, palette, { opacity: overlay.opacity, line: overlay.outlines ? overlay.line : 0, minConfidence: threshold });
         }
-        const image = new ImageData(new Uint8ClampedArray(pixels.buffer), view.width, view.height);
+        const pixelData = new ImageData(new Uint8ClampedArray(pixels.buffer), view.width, view.height);
         const { left, top, width, height } = pane.clip;
-        context.putImageData(image, view.left, view.top, left - view.left, top - view.top, width, height);
+        context.putImageData(pixelData, view.left, view.top, left - view.left, top - view.top, width, height);
       });
     },
     end() {},

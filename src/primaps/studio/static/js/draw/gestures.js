@@ -1,4 +1,4 @@
-// Mouse, finger and pen on a stage: wheel and pinch zoom, a drag pans or paints, the rest is hover.
+// Mouse, touch and pen on a stage: wheel and pinch zoom, dragging pans or paints, moving hovers.
 
 export function follow(canvas, { ratio, zoom, move, point, tool, hover, press }) {
   const fingers = new Map();

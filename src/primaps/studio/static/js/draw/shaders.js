@@ -1,4 +1,4 @@
-// The whole picture in one pass: image, label, its color, outlines where the class changes.
+// Draws everything in one pass: the image, the color of its labels, outlines between classes.
 
 export const VERTEX = `#version 300 es
 uniform vec4 place;  // left, top, width, height of the image in pixels of the canvas
@@ -14,14 +14,14 @@ export const FRAGMENT = `#version 300 es
 precision highp float;
 precision highp int;
 precision highp usampler2D;
-uniform sampler2D photo;
+uniform sampler2D image;
 uniform usampler2D labels;
-uniform sampler2D palette;  // row 0: color, alpha 0 if hidden; row 1: number of the class, set back
-uniform sampler2D sure;     // 0..1, on the feature grid
+uniform sampler2D palette;  // row 0: color, alpha 0 if hidden; row 1: class number, dimmed
+uniform sampler2D confidence;     // 0..1, on the feature grid
 uniform float opacity;
 uniform float threshold;
-uniform vec2 outline;       // width in units of the image; 0 for none
-uniform bool coarse;        // labels on the feature grid: enlarged with smooth borders
+uniform vec2 outline;       // width as a fraction of the image; 0 for none
+uniform bool coarse;        // labels on the feature grid, enlarged with smooth borders
 in vec2 at;
 out vec4 color;
 
@@ -30,7 +30,7 @@ uint near(vec2 p) {
   return texelFetch(labels, clamp(ivec2(p * vec2(size)), ivec2(0), size - 1), 0).r;
 }
 
-// Of the four labels around a point the one with the largest bilinear weight.
+// Returns the label with the largest bilinear weight among the four around a point.
 uint smoothed(vec2 p) {
   ivec2 last = textureSize(labels, 0) - 1;
   vec2 q = p * vec2(last + 1) - 0.5;
@@ -56,22 +56,22 @@ uint smoothed(vec2 p) {
 
 uint label(vec2 p) { return coarse ? smoothed(p) : near(p); }
 
-// Number of the class at a point; 0 where none is shown.
+// Returns the class number at a point; 0 where no class is shown.
 float shown(vec2 p, uint found) {
   if (texelFetch(palette, ivec2(found, 0), 0).a == 0.0) return 0.0;
-  if (threshold > 0.0 && texture(sure, p).r < threshold) return 0.0;
+  if (threshold > 0.0 && texture(confidence, p).r < threshold) return 0.0;
   vec4 row = texelFetch(palette, ivec2(found, 1), 0);
   return row.r * 255.0 + row.g * 65280.0;
 }
 
-// Whether another class is shown at a point than one with this label and number.
+// Returns whether the class shown at a point differs from this label and number.
 bool differs(vec2 p, uint here, float n) {
   uint l = label(p);
   return (l != here || threshold > 0.0) && shown(p, l) != n;
 }
 
 void main() {
-  vec3 base = texture(photo, at).rgb;
+  vec3 base = texture(image, at).rgb;
   color = vec4(base, 1.0);
   if (opacity == 0.0 && outline.x == 0.0) return;
   uint here = label(at);

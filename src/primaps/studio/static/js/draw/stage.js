@@ -1,5 +1,5 @@
-// A canvas that shows an image with its layers: zoom, pan, side by side, swipe. What is drawn is
-// decided here; how, by webgl.js where there is a graphics card, by canvas2d.js elsewhere.
+// A canvas that shows an image with its layers: zoom, pan, side by side, swipe. webgl.js draws on
+// computers with a graphics card, canvas2d.js on others.
 
 import { el, iconButton, ratio } from "../dom.js";
 import { pan, place, pointAt, WHOLE, zoomAt } from "./camera.js";
@@ -8,12 +8,12 @@ import { follow } from "./gestures.js";
 import { webgl } from "./webgl.js";
 
 /**
- * @param label what a screen reader calls the picture
- * @param look returns {opacity, outlines, sure} when a frame is drawn
- * @param hover called with a point 0..1 of the image, or null
- * @param tool takes over dragging: {start(point), move(point), end()}, or null to pan
+ * @param label accessible name of the canvas
+ * @param overlay returns {opacity, outlines, minConfidence} for a frame
+ * @param hover called with the point of the image under the pointer, as fractions, or null
+ * @param tool returns the tool that handles dragging, {start(point), move(point), end()}, or null to pan
  */
-export function createStage({ label, look, hover = () => {}, tool = () => null, press = () => {} }) {
+export function createStage({ label, overlay, hover = () => {}, tool = () => null, press = () => {} }) {
   const canvas = el("canvas", { tabindex: "0", role: "img", "aria-label": label });
   const node = el("div", { class: "stage" }, canvas);
   let drawing = null;
@@ -22,11 +22,11 @@ export function createStage({ label, look, hover = () => {}, tool = () => null, 
   let layers = ["classes"];
   let swipe = null;
   let frame = 0;
-  const fresh = new Map(); // labels by their layer that the drawing does not have yet
+  const fresh = new Map(); // layer name to label map, for the next frame
 
   const size = () => ({ left: 0, top: 0, width: canvas.width, height: canvas.height });
 
-  /** Side by side each layer has its own piece of the canvas; under a swipe they share one. */
+  /** Splits the canvas between the layers; with a swipe, both layers cover the same pane. */
   function panes() {
     const { width, height } = size();
     const gap = 2 * ratio();
@@ -53,13 +53,13 @@ export function createStage({ label, look, hover = () => {}, tool = () => null, 
     const drawn = panes().map((one) => ({ ...one, rect: place(camera, image, one.pane) }));
     for (const [name, map] of fresh) drawing.labels(name, map);
     fresh.clear();
-    drawing.draw(drawn, { ...look(), line: 1.25 * ratio() });
+    drawing.draw(drawn, { ...overlay(), line: 1.25 * ratio() });
   }
   const redraw = () => {
     frame ||= requestAnimationFrame(draw);
   };
 
-  // The context is made when there is something to draw, and only once per canvas.
+  // The context is created once, with the first content.
   function ready() {
     drawing ??= webgl(canvas) ?? canvas2d(canvas);
     return drawing;
@@ -100,13 +100,13 @@ export function createStage({ label, look, hover = () => {}, tool = () => null, 
       ArrowUp: () => move(0, step), ArrowDown: () => move(0, -step),
     }[event.key];
     if (!act || event.ctrlKey || event.metaKey) return;
-    // Arrows are for the view where there is nothing to pan, and for a tool that is in use.
+    // The view handles the arrow keys when the whole image is visible or a tool is active.
     if (event.key.startsWith("Arrow") && (camera.zoom === 1 || tool())) return;
     event.preventDefault();
     event.stopPropagation();
     act();
   });
-  // Only a loss that is held up is followed by a context again.
+  // The browser restores a lost context only if the default action is prevented.
   canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
   canvas.addEventListener("webglcontextrestored", () => location.reload());
 
@@ -120,19 +120,19 @@ export function createStage({ label, look, hover = () => {}, tool = () => null, 
 
   return {
     node, canvas, redraw,
-    photo(bitmap) {
+    show(bitmap) {
       if (!image || image.width !== bitmap.width || image.height !== bitmap.height) camera = WHOLE;
       image = bitmap;
-      ready().photo(bitmap);
+      ready().image(bitmap);
       redraw();
     },
-    /** However often a brush changes them, they are uploaded once a frame. */
+    /** Sets the label map of a layer, which is uploaded once per frame. */
     labels(name, map) {
       ready();
       fresh.set(name, map);
       redraw();
     },
-    /** No labels of this layer: those of the image before are none of this one. */
+    /** Removes the label map of a layer. */
     clear(name) {
       fresh.delete(name);
       ready().clear(name);
@@ -141,19 +141,19 @@ export function createStage({ label, look, hover = () => {}, tool = () => null, 
       ready().palette(name, table);
       redraw();
     },
-    sure(map) {
-      ready().sure(map);
+    confidence(map) {
+      ready().confidence(map);
       redraw();
     },
-    /** Which layers are seen, null for the image alone; `at` 0..1 is where the swipe parts them. */
+    /** Sets the visible layers, null for the plain image; `at` is the position of the swipe, 0..1. */
     arrange(found, at = null) {
       layers = found;
       swipe = at;
       redraw();
     },
-    /** Pixels of the screen per width of the image, for a brush of a size. */
+    /** Returns the width of the image on the screen, in CSS pixels. */
     scale: () => (image ? place(camera, image, panes()[0].pane).width / ratio() : 1),
-    /** Where a point 0..1 of the image lies on the screen, in CSS pixels of the stage. */
+    /** Converts a point of the image, as fractions, to CSS pixels of the stage. */
     locate({ x, y }) {
       const rect = place(camera, image, panes()[0].pane);
       return { x: (rect.left + x * rect.width) / ratio(), y: (rect.top + y * rect.height) / ratio() };

@@ -1,16 +1,15 @@
-// Draws on the graphics card: labels and colors are textures, so that a change of the palette
-// touches 2 kB and no pixel.
+// Draws on the graphics card. Labels and colors are textures: a new palette uploads 2 kB.
 
 import { FRAGMENT, VERTEX } from "./shaders.js";
 
-const UNITS = { photo: 0, labels: 1, palette: 2, sure: 3 };
+const UNITS = { image: 0, labels: 1, palette: 2, confidence: 3 };
 const UNIFORMS = ["place", "canvas", "opacity", "threshold", "outline", "coarse", ...Object.keys(UNITS)];
 
 const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i;
 
-let card = null; // not known yet
+let card = null; // unknown
 
-/** Whether WebGL2 is there and a graphics card computes it. */
+/** Returns whether a graphics card computes WebGL2. */
 function hasCard() {
   if (card !== null) return card;
   const gl = document.createElement("canvas").getContext("webgl2");
@@ -21,7 +20,7 @@ function hasCard() {
   return card;
 }
 
-/** The drawing on a canvas, or null where no graphics card draws it. */
+/** Returns the drawing on a canvas, or null without a graphics card. */
 export function webgl(canvas) {
   if (!hasCard()) return null;
   const gl = canvas.getContext("webgl2", { alpha: true, antialias: false, depth: false });
@@ -34,8 +33,8 @@ export function webgl(canvas) {
   gl.enable(gl.SCISSOR_TEST);
   gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
   const make = (smooth) => texture(gl, smooth);
-  const photo = make(true);
-  const sure = make(true);
+  const imageTexture = make(true);
+  const confidenceTexture = make(true);
   const layers = new Map();
   const layerOf = (name) => {
     if (!layers.has(name)) layers.set(name, { labels: make(false), palette: make(false), width: 0 });
@@ -44,13 +43,13 @@ export function webgl(canvas) {
   const none = layerOf("none");
   upload(gl, none.labels, gl.R8UI, 1, 1, gl.RED_INTEGER, new Uint8Array(1));
   upload(gl, none.palette, gl.RGBA8, 1, 2, gl.RGBA, new Uint8Array(8));
-  upload(gl, sure, gl.R8, 1, 1, gl.RED, new Uint8Array([255]));
+  upload(gl, confidenceTexture, gl.R8, 1, 1, gl.RED, new Uint8Array([255]));
   let image = { width: 1, height: 1 };
 
   return {
-    photo(bitmap) {
+    image(bitmap) {
       image = bitmap;
-      gl.bindTexture(gl.TEXTURE_2D, photo);
+      gl.bindTexture(gl.TEXTURE_2D, imageTexture);
       gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA8, gl.RGBA, gl.UNSIGNED_BYTE, bitmap);
       gl.generateMipmap(gl.TEXTURE_2D);
       gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.LINEAR_MIPMAP_LINEAR);
@@ -67,24 +66,24 @@ export function webgl(canvas) {
     palette(name, { width, data }) {
       upload(gl, layerOf(name).palette, gl.RGBA8, width, 2, gl.RGBA, data);
     },
-    sure({ width, height, values }) {
-      upload(gl, sure, gl.R8, width, height, gl.RED, values);
+    confidence({ width, height, values }) {
+      upload(gl, confidenceTexture, gl.R8, width, height, gl.RED, values);
     },
-    draw(panes, look) {
+    draw(panes, overlay) {
       gl.viewport(0, 0, canvas.width, canvas.height);
       gl.scissor(0, 0, canvas.width, canvas.height);
       gl.clearColor(0, 0, 0, 0);
       gl.clear(gl.COLOR_BUFFER_BIT);
       gl.uniform2f(at.canvas, canvas.width, canvas.height);
-      bind(gl, UNITS.photo, photo);
-      bind(gl, UNITS.sure, sure);
+      bind(gl, UNITS.image, imageTexture);
+      bind(gl, UNITS.confidence, confidenceTexture);
       for (const { clip, rect, layer } of panes) {
         const { labels, palette, width } = layerOf(layer ?? "none");
         bind(gl, UNITS.labels, labels);
         bind(gl, UNITS.palette, palette);
-        const line = layer && width && look.outlines ? look.line : 0;
-        gl.uniform1f(at.opacity, layer && width ? look.opacity : 0);
-        gl.uniform1f(at.threshold, layer === "classes" ? look.sure : 0);
+        const line = layer && width && overlay.outlines ? overlay.line : 0;
+        gl.uniform1f(at.opacity, layer && width ? overlay.opacity : 0);
+        gl.uniform1f(at.threshold, layer === "classes" ? overlay.minConfidence : 0);
         gl.uniform2f(at.outline, line / rect.width, line / rect.height);
         gl.uniform1i(at.coarse, width * 3 < image.width ? 1 : 0);
         gl.uniform4f(at.place, rect.left, rect.top, rect.width, rect.height);
@@ -109,7 +108,7 @@ function build(gl) {
   gl.linkProgram(program);
   if (!gl.getProgramParameter(program, gl.LINK_STATUS)) {
     const logs = gl.getAttachedShaders(program).map((shader) => gl.getShaderInfoLog(shader));
-    throw new Error(`the drawing program does not build: ${logs.join(" ")}`);
+    throw new Error(`the WebGL program cannot be built: ${logs.join(" ")}`);
   }
   return program;
 }

@@ -1,23 +1,23 @@
-// A stage with the classes of an image: it follows every change of classes and looks by itself.
+// A stage with the classes of an image, which follows all changes of the classes and the overlay.
 
-import { byPart, shareOf, shown } from "../classes.js";
+import { byLeaf, shareOf, shown } from "../classes.js";
 import { confidence, groups } from "../confidence.js";
-import { el, nothing, ratio, setText } from "../dom.js";
+import { el, emptyState, ratio, setText } from "../dom.js";
 import { createStage } from "../draw/stage.js";
 import { percent } from "../format.js";
 import * as loader from "../loader.js";
-import { complain } from "../notices.js";
+import { notifyError } from "../notices.js";
 import { palette } from "../palette.js";
 import { store } from "../store.js";
 import { owners } from "../tree.js";
 
-const MOST = 8; // classes that a picture is described by
+const MAX_DESCRIBED = 8; // maximum number of classes in the description of an image
 
-/** @param options of {@link createStage}; `arrive(map)` is told about each new part map */
+/** @param options of {@link createStage}; `arrive(map)` is called with each new leaf map */
 export function createClassStage({ label, arrive = () => {}, hover = () => {}, ...options }) {
   const tag = el("div", { class: "tag", hidden: true });
   const swatch = el("span", { class: "swatch" });
-  const text = el("span", { class: "cut" });
+  const text = el("span", { class: "ellipsis" });
   tag.append(swatch, text);
   let image = -1;
   let map = null;
@@ -27,24 +27,24 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
 
   const stage = createStage({
     label,
-    look: () => store.state,
+    overlay: () => store.state,
     hover(point, at) {
       say(point, at);
       hover(point, at);
     },
     ...options,
   });
-  const trouble = nothing("warn", "This image cannot be shown", "");
+  const trouble = emptyState("warn", "This image cannot be shown", "");
   trouble.hidden = true;
-  const waiting = el("div", { class: "waits", hidden: true }, "Looking at this image…");
+  const waiting = el("div", { class: "waits", hidden: true }, "Analyzing this image…");
   stage.node.append(tag, el("div", { role: "status" }, trouble, waiting));
 
-  /** The picture in words: what is shown, and the classes in it, the largest first. */
+  /** Describes the canvas for a screen reader: image, mode, and classes by share. */
   function describe() {
     const { names, shares } = store.state.images;
     const sized = shares[image] ? shown().map((one) => [one, shareOf(one, shares[image])]) : [];
     const words = sized.filter(([one, share]) => !one.hidden && share > 0.005).sort((a, b) => b[1] - a[1])
-      .slice(0, MOST).map(([one, share]) => `${one.name} ${percent(share)}`);
+      .slice(0, MAX_DESCRIBED).map(([one, share]) => `${one.name} ${percent(share)}`);
     stage.canvas.setAttribute("aria-label", [names[image], label, ...words].join(", "));
   }
 
@@ -68,32 +68,32 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
     const { classes } = store.state;
     if (!classes) return;
     const now = shown();
-    known = byPart(now, classes.parts);
-    stage.palette("classes", palette(now, classes.parts + 1, pointed));
+    known = byLeaf(now, classes.leaves);
+    stage.palette("classes", palette(now, classes.leaves + 1, pointed));
   }
 
-  // Only a merge or a split changes how sure a cell is; and only a threshold asks for it.
-  let measured = "";
+  // The confidence depends on merges and splits only, and is needed for a minimum confidence only.
+  let measured = ""; // key of the current confidence map
   function measure() {
-    const { classes, sure } = store.state;
-    if (!logits || !classes || !sure) return;
+    const { classes, minConfidence } = store.state;
+    if (!logits || !classes || !minConfidence) return;
     const group = groups(shown(), owners(classes));
     const key = `${image} ${group}`;
     if (key === measured) return;
     measured = key;
-    stage.sure(confidence(logits, group));
+    stage.confidence(confidence(logits, group));
   }
 
   async function fetchLogits() {
-    const asked = image;
-    if (!store.state.sure || logits) return;
+    const requested = image;
+    if (!store.state.minConfidence || logits) return;
     try {
-      const found = await loader.logits(asked);
-      if (asked !== image) return;
+      const found = await loader.logits(requested);
+      if (requested !== image) return;
       logits = found;
       measure();
     } catch {
-      if (asked === image) store.set({ sure: 0 }); // without them every class is shown
+      if (requested === image) store.set({ minConfidence: 0 }); // without logits, show every class
     }
   }
 
@@ -105,7 +105,7 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
       measure();
     }),
     store.on("opacity outlines", stage.redraw),
-    store.on("sure", () => {
+    store.on("minConfidence", () => {
       fetchLogits();
       measure();
       stage.redraw();
@@ -114,19 +114,19 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
   ];
 
   async function reload() {
-    const asked = image;
+    const requested = image;
     try {
-      const found = await loader.parts(asked);
-      if (asked !== image) return;
+      const found = await loader.leaves(requested);
+      if (requested !== image) return;
       map = found;
       stage.labels("classes", map);
       arrive(map);
     } catch (error) {
-      if (asked === image) complain(error);
+      if (requested === image) notifyError(error);
     }
   }
 
-  /** @param near images that are likely to be next */
+  /** @param near images that the user is likely to open next */
   async function open(next, near = [next + 1, next - 1]) {
     image = next;
     logits = null;
@@ -134,21 +134,21 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
     tag.hidden = true;
     describe();
     try {
-      // The image is there first where the server has not looked at it yet.
-      const coming = loader.parts(next);
-      const bitmap = await loader.photo(next);
+      // Show the plain image first if the server has not analyzed it yet.
+      const coming = loader.leaves(next);
+      const bitmap = await loader.image(next);
       if (image !== next) return;
       const wait = setTimeout(() => {
         if (image !== next) return;
         stage.clear("classes");
-        stage.photo(bitmap);
+        stage.show(bitmap);
         waiting.hidden = false;
       }, 120);
       const found = await coming.finally(() => clearTimeout(wait));
       if (image !== next) return;
       waiting.hidden = true;
       map = found;
-      stage.photo(bitmap);
+      stage.show(bitmap);
       stage.labels("classes", map);
       paint();
       stage.node.dataset.shown = next;
@@ -172,17 +172,17 @@ export function createClassStage({ label, arrive = () => {}, hover = () => {}, .
     get map() {
       return map;
     },
-    /** Draws another class map in place of the one that is there: a correction before it is saved. */
+    /** Shows another leaf map: a correction before it is saved. */
     redrawMap(found) {
       map = found;
       stage.labels("classes", map);
     },
-    /** What a screen reader calls the picture from now on. */
+    /** Sets the mode in the description. */
     call(now) {
       label = now;
       if (image >= 0) describe();
     },
-    /** Sets every other class back; null for none. */
+    /** Dims all other classes; null dims none. */
     point(id) {
       if (id === pointed) return;
       pointed = id;

@@ -1,4 +1,4 @@
-// Classes: the gallery, the number of classes over the tree, and every edit beside its picture.
+// Classes: the gallery of classes, the number of classes, all edits, and a preview image.
 
 import { commitCut, merge, setHidden, shareOf, shares, shown, split } from "../classes.js";
 import { el, setText } from "../dom.js";
@@ -14,12 +14,12 @@ function mount(root) {
   root.classList.add("filled");
   const cards = new Map();
   const gallery = el("ul", { class: "gallery", "aria-label": "Classes" });
-  const mode = el("div", { class: "said merging", hidden: true, role: "status" });
+  const mode = el("div", { class: "message merging", hidden: true, role: "status" });
   const head = el("div", { class: "gallery-head row apart" });
-  const figures = el("h2", {});
+  const counts = el("h2", {});
   const preview = createPreview();
   const cut = createCutSlider();
-  let joining = null; // the class that waits for another one to be merged into
+  let joining = null; // id of the class that is being merged
 
   const find = (id) => shown().find((one) => one.id === id);
   const focusCard = (id) => cards.get(id)?.node.focus();
@@ -39,7 +39,7 @@ function mount(root) {
       say();
       merge(one, into).then(() => focusCard(find(into.id)?.id ?? shown()[0]?.id));
     },
-    /** A press on a card while another one waits. */
+    /** Merges into the pressed card while another class is being merged. */
     take(one) {
       if (joining === null || joining === one.id) return false;
       act.drop(find(joining), one);
@@ -50,13 +50,13 @@ function mount(root) {
   function say() {
     const one = joining && find(joining);
     mode.hidden = !one;
-    if (one) setText(mode.lastChild, `Choose the class that ${one.name} belongs to: click it, or move with the arrows and press Enter. Escape leaves all as it is.`);
+    if (one) setText(mode.lastChild, `Merge ${one.name} into another class: click it, or select it with the arrow keys and press Enter. Escape cancels.`);
     for (const [id, card] of cards) card.mark(id === joining, Boolean(one));
   }
   mode.append(el("span", {}), el("span", {}));
 
-  // The picture follows the slider with every frame; cards, which are dear to lay out, some times
-  // a second.
+  // The preview follows the slider with every frame. Cards, whose layout is expensive, follow four
+  // times per second.
   let frame = 0;
   let later = null;
   function refresh({ cut: moving }) {
@@ -73,9 +73,9 @@ function mount(root) {
     frame = 0;
     const { state } = store;
     const classes = shown(state);
-    const parts = shares(state.images);
+    const leaves = shares(state.images);
     const byShare = classes
-      .map((one) => ({ one, share: parts ? shareOf(one, parts) : (one.share ?? 0) }))
+      .map((one) => ({ one, share: leaves ? shareOf(one, leaves) : (one.share ?? 0) }))
       .sort((a, b) => a.one.hidden - b.one.hidden || b.share - a.share);
     const most = byShare[0]?.share || 1;
     const nodes = byShare.map(({ one, share }) => {
@@ -87,19 +87,19 @@ function mount(root) {
     for (const [id, card] of cards) {
       if (!classes.some((one) => one.id === id)) {
         card.node.remove();
-        // Cards of the slider's way are kept while it moves: it often comes back.
+        // The slider often returns to earlier cards: they stay until it rests.
         if (state.cut === null) {
           card.end();
           cards.delete(id);
         }
       }
     }
-    // Nodes that stay where they are keep the focus and what is being typed.
+    // Nodes that do not move keep the focus and the typed text.
     nodes.forEach((node, place) => {
       if (gallery.children[place] !== node) gallery.insertBefore(node, gallery.children[place] ?? null);
     });
     const hidden = classes.filter((one) => one.hidden).length;
-    setText(figures, count(classes.length - hidden, "class", "classes") + (hidden ? `, ${hidden} hidden` : ""));
+    setText(counts, count(classes.length - hidden, "class", "classes") + (hidden ? `, ${hidden} hidden` : ""));
     if (joining !== null && !find(joining)) joining = null;
     say();
   }
@@ -130,26 +130,26 @@ function mount(root) {
   };
   const on = (does) => () => focused() && does(focused());
   const more = (step) => {
-    const { parts } = store.state.classes;
-    cut.set(Math.max(1, Math.min(parts, shown().length + step)));
+    const { leaves } = store.state.classes;
+    cut.set(Math.max(1, Math.min(leaves, shown().length + step)));
   };
   viewKeys([
     { keys: [], shown: "← ↑ → ↓", does: "move between classes", act() {} },
     { keys: [], shown: "Enter", does: "rename the class", act() {} },
-    { keys: ["h"], shown: "H", does: "hide or show it", act: on(act.hide) },
-    { keys: ["s"], shown: "S", does: "split it", act: on(act.split) },
-    { keys: ["m"], shown: "M", does: "merge it with another one", act: on(act.join) },
-    { keys: ["c"], shown: "C", does: "give it another color", act: on((one) => cards.get(one.id).color()) },
+    { keys: ["h"], shown: "H", does: "hide or show the class", act: on(act.hide) },
+    { keys: ["s"], shown: "S", does: "split the class", act: on(act.split) },
+    { keys: ["m"], shown: "M", does: "merge the class into another one", act: on(act.join) },
+    { keys: ["c"], shown: "C", does: "change the color", act: on((one) => cards.get(one.id).color()) },
     { keys: ["-"], shown: "−", does: "one class fewer", act: () => more(-1) },
     { keys: ["+", "="], shown: "+", does: "one class more", act: () => more(1) },
-    { keys: ["t"], shown: "T", does: "see it in its next typical image", act: on((one) => cards.get(one.id).see()) },
+    { keys: ["t"], shown: "T", does: "show the next typical image", act: on((one) => cards.get(one.id).see()) },
     { keys: ["j"], shown: "J", does: "next image", act: () => preview.step(1) },
-    { keys: ["k"], shown: "K", does: "image before", act: () => preview.step(-1) },
+    { keys: ["k"], shown: "K", does: "previous image", act: () => preview.step(-1) },
     { keys: ["o"], shown: "O", does: "outlines on or off", act: () => store.set({ outlines: !store.state.outlines }) },
-    { keys: ["Escape"], shown: "Esc", does: "leave merging", when: () => joining !== null, act: () => act.join(find(joining)) },
+    { keys: ["Escape"], shown: "Esc", does: "cancel merging", when: () => joining !== null, act: () => act.join(find(joining)) },
   ]);
 
-  head.append(figures, el("span", { class: "muted small hint" }, "Type to rename · drag one onto another to merge"));
+  head.append(counts, el("span", { class: "muted small hint" }, "Type to rename · drag a class onto another to merge"));
   root.append(
     el("div", { class: "classes" },
       el("section", { class: "left", "aria-label": "Gallery of classes" }, cut.node, mode, head, gallery),
@@ -167,16 +167,16 @@ function mount(root) {
   };
 }
 
-/** What is best done next with the classes, by how many of them have a name. */
+/** Suggests the next step from the number of classes without a name. */
 function guide({ classes }) {
   const all = classes?.classes.filter((one) => !one.hidden) ?? [];
   const open = all.filter((one) => !one.named).length;
-  if (!all.length) return { text: "The classes are being opened." };
+  if (!all.length) return { text: "Loading the classes." };
   if (open === all.length) {
-    return { text: "Move the slider until classes are neither mixed nor torn apart; then type a name for each.", to: "images", label: "Images" };
+    return { text: "Move the slider until each class shows one kind of content. Then name each class.", to: "images", label: "Images" };
   }
-  if (open) return { text: `${count(open, "class has", "classes have")} no name yet. Merge what is the same, hide what you do not need.`, to: "images", label: "Images" };
-  return { text: "Every class has a name. Look at the images that the model doubts most.", to: "images", label: "Images" };
+  if (open) return { text: `${count(open, "class has", "classes have")} no name yet. Merge equivalent classes and hide classes that you do not need.`, to: "images", label: "Images" };
+  return { text: "Every class has a name. Check the most uncertain images.", to: "images", label: "Images" };
 }
 
 export const classes = { title: "Classes", open: ({ server, images, classes: found }) => server?.stage === "fitted" && Boolean(images && found), guide, mount };

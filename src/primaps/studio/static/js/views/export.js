@@ -1,10 +1,10 @@
-// Export: for which tool, which images, and what to do there.
+// Export: the format, the images, and the next steps in the other tool.
 
 import { get, post } from "../api.js";
-import { button, choices, el, icon, meter, said, setText } from "../dom.js";
+import { button, choices, el, icon, meter, message, setText } from "../dom.js";
 import { count, duration } from "../format.js";
 import { onExport } from "../live.js";
-import { complain, tell } from "../notices.js";
+import { notifyError, notify } from "../notices.js";
 import { store } from "../store.js";
 
 const GROUPS = [
@@ -29,17 +29,17 @@ function mount(root) {
   const regions = el("div", { class: "stack tight" });
   const go = button("Export", start, { kind: "primary big", symbol: "save" });
   const state = el("section", { class: "stack", "aria-label": "Progress of the export" });
-  const panel = el("aside", { class: "panel stack", "aria-label": "What is exported" }, which, regions, what, go, state);
+  const panel = el("aside", { class: "panel stack", "aria-label": "Export settings" }, which, regions, what, go, state);
   page.append(el("section", { "aria-label": "Formats" }, list), panel);
 
   function formats() {
-    const one = ({ name, title, about }) =>
+    const one = ({ name, title, description }) =>
       el("label", { class: "format" },
         el("input", {
-          type: "radio", name: "format", value: name, checked: name === format, "aria-labelledby": `${name}-title`, "aria-describedby": `${name}-about`,
+          type: "radio", name: "format", value: name, checked: name === format, "aria-labelledby": `${name}-title`, "aria-describedby": `${name}-description`,
           on: { change: () => ((format = name), settings()) },
         }),
-        el("span", { class: "format-title", id: `${name}-title` }, title), el("span", { class: "muted small", id: `${name}-about` }, about));
+        el("span", { class: "format-title", id: `${name}-title` }, title), el("span", { class: "muted small", id: `${name}-description` }, description));
     const named = new Set(GROUPS.flatMap(([, names]) => names));
     const others = found.formats.filter(({ name }) => !named.has(name)).map(({ name }) => name);
     list.replaceChildren(...[...GROUPS, ["Others", others]].filter(([, names]) => names.length).map(([title, names]) =>
@@ -62,7 +62,7 @@ function mount(root) {
     regions.hidden = !row.regions;
     if (row.regions) {
       regions.replaceChildren(el("span", { class: "label" }, "One object per"),
-        choices("One object per", [["", "as usual"], ["region", "region"], ["class", "class"]], per ?? "", (now) => {
+        choices("One object per", [["", "default"], ["region", "region"], ["class", "class"]], per ?? "", (now) => {
           per = now || null;
         }));
     }
@@ -74,9 +74,9 @@ function mount(root) {
     const shown = classes?.classes.filter((one) => !one.hidden).length ?? 0;
     const hidden = (classes?.classes.length ?? 0) - shown;
     const number = images === "all" ? found.images : found.corrected;
-    const parts = [`${count(number, "image")}, ${count(shown, "class", "classes")}, with your names, colors and corrections.`];
-    if (hidden) parts.push(`${count(hidden, "hidden class is", "hidden classes are")} left out.`);
-    setText(what, parts.join(" "));
+    const sentences = [`${count(number, "image")}, ${count(shown, "class", "classes")}, with your names, colors and corrections.`];
+    if (hidden) sentences.push(`${count(hidden, "hidden class is", "hidden classes are")} not exported.`);
+    setText(what, sentences.join(" "));
     what.className = "muted";
   }
 
@@ -86,12 +86,12 @@ function mount(root) {
       found = await post("export", { format, images, per: divided ? per : null });
       show(found.job);
     } catch (error) {
-      complain(error);
+      notifyError(error);
     }
   }
 
   const progress = meter("Export");
-  const figures = el("p", { class: "muted small", role: "status" });
+  const counts = el("p", { class: "muted small", role: "status" });
 
   function show(now) {
     const ended = job && !job.out && now?.out;
@@ -101,21 +101,21 @@ function mount(root) {
     if (!job) return state.replaceChildren();
     const title = found.formats.find(({ name }) => name === job.format)?.title ?? job.format;
     if (running) {
-      if (state.firstChild !== progress) state.replaceChildren(progress, figures);
+      if (state.firstChild !== progress) state.replaceChildren(progress, counts);
       progress.set(job.total ? job.done / job.total : 0);
-      setText(figures, job.seconds_left == null ? "Starting…" : `About ${duration(job.seconds_left)} left.`);
+      setText(counts, job.seconds_left == null ? "Starting…" : `About ${duration(job.seconds_left)} left.`);
       return;
     }
-    if (job.error) return state.replaceChildren(said(job.error, true));
-    if (ended) tell(`The export for ${title} is ready.`);
-    const copy = button("Copy the path", async () => {
+    if (job.error) return state.replaceChildren(message(job.error, true));
+    if (ended) notify(`Export to ${title} is complete.`);
+    const copy = button("Copy path", async () => {
       await navigator.clipboard.writeText(job.out);
-      tell("The path is copied.");
+      notify("Copied the path.");
     });
     state.replaceChildren(
-      el("div", { class: "ready" }, icon("done"), el("h2", {}, `Ready for ${title}`)),
+      el("div", { class: "ready" }, icon("done"), el("h2", {}, `Exported to ${title}`)),
       el("code", { class: "path", title: job.out }, job.out), el("div", {}, copy),
-      el("div", { class: "stack tight" }, el("h3", {}, "What to do next"), el("ol", { class: "stack tight" }, job.next.split(/;\s+/).map(step))));
+      el("div", { class: "stack tight" }, el("h3", {}, "Next steps"), el("ol", { class: "stack tight" }, job.next.split(/;\s+/).map(step))));
   }
   const step = (text, i) => el("li", { class: "step" }, el("span", { class: "number", "aria-hidden": true }, String(i + 1)), el("span", {}, text[0].toUpperCase() + text.slice(1)));
 
@@ -125,7 +125,7 @@ function mount(root) {
     formats();
     settings();
     show(found.job);
-  }, complain);
+  }, notifyError);
   return () => off.forEach((end) => end());
 }
 
@@ -135,8 +135,8 @@ export const exporting = {
   guide: ({ classes }) => {
     const open = classes?.classes.filter((one) => !one.hidden && !one.named).length;
     return open
-      ? { text: `Choose your tool. ${count(open, "class still has", "classes still have")} no name and will be numbered.`, to: "classes", label: "Name them" }
-      : { text: "Choose the tool that you go on with, and press Export. Your images are not changed." };
+      ? { text: `Choose a format. ${count(open, "class has", "classes have")} no name yet and will be numbered.`, to: "classes", label: "Name them" }
+      : { text: "Choose the format of your tool and press Export. Your images are not modified." };
   },
   mount,
 };

@@ -1,26 +1,26 @@
-// Images: all of them in an order that helps, and one of them large, to look at and to correct.
+// Images: the list of all images in a chosen order, and one large image to inspect and correct.
 
 import { shareOf, shown } from "../classes.js";
 import { url } from "../api.js";
-import { el, ends, icon, setText, thumbnail } from "../dom.js";
+import { el, fileLabel, icon, setText, thumbnail } from "../dom.js";
 import { count, fileName, percent } from "../format.js";
 import { viewKeys } from "../keyboard.js";
-import { looks } from "../live.js";
+import { analyzed } from "../live.js";
 import { store } from "../store.js";
 import { createGrid } from "../virtual.js";
 import { createViewer } from "./images/viewer.js";
 
-// What was chosen last, for as long as the page is open.
-let order = "doubt";
+// The last choices, until the page is closed.
+let order = "uncertainty";
 let large = false;
-let begun = false; // the first time, the list begins with what is most worth a look
+let begun = false; // the first time, the list selects the first image in its order
 
-/** Numbers of the images in an order: doubt, name, corrected, or a class by its id. */
+/** Sorts the image numbers by uncertainty, name, corrections, or the share of a class given by its id. */
 export function sorted(images, classes, order) {
   const all = images.names.map((_, image) => image);
   const by = (value) => all.sort((one, other) => value(other) - value(one) || one - other);
   if (order === "name") return all;
-  if (order === "doubt") return by((image) => images.doubt[image] ?? -1);
+  if (order === "uncertainty") return by((image) => images.uncertainty[image] ?? -1);
   if (order === "corrected") {
     const corrected = new Set(images.corrected);
     return by((image) => Number(corrected.has(image)));
@@ -29,7 +29,7 @@ export function sorted(images, classes, order) {
   return by((image) => (one && images.shares[image] ? shareOf(one, images.shares[image]) : -1));
 }
 
-/** The shares of the classes in an image as a band of colors. */
+/** Draws the shares of the classes in an image as a band of colors. */
 function paintBand(canvas, image) {
   const shares = store.state.images.shares[image];
   const context = canvas.getContext("2d");
@@ -48,31 +48,31 @@ function paintBand(canvas, image) {
 function mount(root) {
   root.classList.add("filled");
   const page = el("div", { class: "images" });
-  const figures = el("p", { class: "muted" });
+  const counts = el("p", { class: "muted" });
   const select = el("select", { class: "select", id: "order", on: { change: () => arrange(select.value) } });
   const bar = el("div", { class: "row images-bar" },
-    el("label", { class: "label", for: "order" }, "Order"), select, figures);
+    el("label", { class: "label", for: "order" }, "Order"), select, counts);
 
   const grid = createGrid({
     label: "Images", width: 208, height: 186,
     choose: (image) => store.set({ image }),
     open: () => show(true),
     key(image) {
-      const { doubt, corrected } = store.state.images;
-      return `${doubt[image]} ${corrected.includes(image)}`;
+      const { uncertainty, corrected } = store.state.images;
+      return `${uncertainty[image]} ${corrected.includes(image)}`;
     },
     cell(image) {
-      const { names, doubt, corrected } = store.state.images;
+      const { names, uncertainty, corrected } = store.state.images;
       const band = el("canvas", { width: 100, height: 1, class: "shares", "aria-hidden": "true" });
       paintBand(band, image);
-      const doubtful = doubt[image] === null ? "" : `${percent(doubt[image])} doubt`;
+      const uncertain = uncertainty[image] === null ? "" : `${percent(uncertainty[image])} uncertain`;
       return el("figure", { title: names[image], on: { click: () => setTimeout(() => show(true)) } },
-        thumbnail(url.thumb(image), "", { draggable: "false" }),
+        thumbnail(url.thumbnail(image), "", { draggable: "false" }),
         band,
         el("figcaption", { class: "row apart small" },
-          ends(fileName(names[image])),
-          corrected.includes(image) ? el("span", { class: "badge", title: "Corrected by hand" }, icon("brush"), el("span", { class: "unseen" }, "corrected")) : null,
-          el("span", { class: "muted doubt" }, doubtful)));
+          fileLabel(fileName(names[image])),
+          corrected.includes(image) ? el("span", { class: "badge", title: "Corrected with the brush" }, icon("brush"), el("span", { class: "visually-hidden" }, "corrected")) : null,
+          el("span", { class: "muted uncertainty" }, uncertain)));
     },
   });
   grid.node.classList.add("wide");
@@ -95,27 +95,27 @@ function mount(root) {
     if (select.dataset.key === key) return;
     select.dataset.key = key;
     select.replaceChildren(
-      el("option", { value: "doubt" }, "most doubtful first"),
+      el("option", { value: "uncertainty" }, "most uncertain first"),
       el("option", { value: "name" }, "by name"),
       el("option", { value: "corrected" }, "corrected first"),
       el("optgroup", { label: "largest share of" }, classes.map((one) => el("option", { value: one.id }, one.name))));
-    if (![...select.options].some((option) => option.value === order)) order = "doubt";
+    if (![...select.options].some((option) => option.value === order)) order = "uncertainty";
     select.value = order;
   }
 
   function refresh(state, changed = []) {
     const { images } = store.state;
     options();
-    const { done, left } = looks(images);
-    const lost = images.lost.length;
-    setText(figures, [
+    const { done, left } = analyzed(images);
+    const unreadable = images.unreadable.length;
+    setText(counts, [
       count(images.names.length, "image"),
-      left ? `${done} looked at so far` : null,
+      left ? `${done} analyzed so far` : null,
       images.corrected.length ? `${images.corrected.length} corrected` : null,
-      lost ? `${lost} cannot be read` : null,
+      unreadable ? `${unreadable} cannot be read` : null,
     ].filter(Boolean).join(", "));
     if (changed.includes("images")) {
-      // An order that changes under the hand is worse than one that is a little old.
+      // A list that the user works with keeps its order until they choose one again.
       const still = grid.node.scrollTop === 0 && !grid.node.matches(":hover") && !touched;
       if (!ordered.length || ordered.length !== images.names.length || (still && left)) arrange(order);
       grid.refresh();
@@ -145,7 +145,7 @@ function mount(root) {
       grid.node.focus({ preventScroll: true });
       viewKeys([
         { keys: [], shown: "← ↑ → ↓", does: "move between images", act() {} },
-        { keys: [], shown: "Enter", does: "show one large", act() {} },
+        { keys: [], shown: "Enter", does: "enlarge the image", act() {} },
       ]);
       return;
     }
@@ -177,10 +177,10 @@ export const images = {
   open: ({ server, images: found, classes }) => server?.stage === "fitted" && Boolean(found?.names.length && classes),
   guide: ({ images: found }) => ({
     text: found?.corrected.length
-      ? `${count(found.corrected.length, "image is", "images are")} corrected. When the doubtful ones look right, measure how good all of them are.`
-      : "Open the most doubtful images first. Where a region has the wrong class, paint it right with the brush.",
-    to: "trust",
-    label: "Trust",
+      ? `${count(found.corrected.length, "image is", "images are")} corrected. When the most uncertain images are right, measure the accuracy on all images.`
+      : "Open the most uncertain images first. Correct regions with a wrong class with the brush.",
+    to: "audit",
+    label: "Audit",
   }),
   mount,
 };

@@ -1,34 +1,34 @@
-// Masks: the proposals of an image under a threshold that moves, and what is like each of them.
+// Masks: the mask proposals of an image at any threshold, and similar regions of other images.
 
 import { get, url } from "../api.js";
-import { el, ends, ratio, setText, slider } from "../dom.js";
+import { el, fileLabel, ratio, setText, slider } from "../dom.js";
 import { createStage } from "../draw/stage.js";
 import { count, fileName, percent } from "../format.js";
 import { viewKeys } from "../keyboard.js";
 import * as loader from "../loader.js";
-import { complain } from "../notices.js";
+import { notifyError } from "../notices.js";
 import { maskPalette } from "../palette.js";
 import { store } from "../store.js";
 import { filmstrip } from "./filmstrip.js";
 
-const REST = 350; // ms without a movement after which the CRF follows
+const REST = 350; // ms without a change of the threshold before the CRF refines the masks
 
-let threshold = 0.4; // of this visit to the page
+let threshold = 0.4; // kept until the page is closed
 
 function mount(root) {
   root.classList.add("filled");
   const page = el("div", { class: "masks" });
   const tag = el("div", { class: "tag", hidden: true });
-  const caption = el("div", { class: "caption cut", role: "status" });
+  const caption = el("div", { class: "caption ellipsis", role: "status" });
   let map = null;
   let pointed = null;
   let pinned = null;
-  let shown = 0; // number of the answer that is drawn: late ones are dropped
+  let shown = 0; // number of the last request: late answers are dropped
   let resting = null;
 
   const stage = createStage({
     label: "Image with its masks",
-    look: () => ({ opacity: store.state.opacity, outlines: true, sure: 0 }),
+    overlay: () => ({ opacity: store.state.opacity, outlines: true, minConfidence: 0 }),
     hover: (point, at) => {
       if (pinned === null) light(point && maskAt(point));
       tag.hidden = !point || !maskAt(point);
@@ -44,12 +44,12 @@ function mount(root) {
     },
   });
   stage.arrange(["masks"]);
-  const waiting = el("div", { class: "waits", role: "status", hidden: true }, "Looking at this image…");
+  const waiting = el("div", { class: "waits", role: "status", hidden: true }, "Loading…");
   stage.node.append(tag, caption, waiting);
 
-  const figures = el("p", { class: "muted", role: "status" });
-  const alike = el("ul", { class: "alike" });
-  const about = el("p", { class: "muted small", role: "status" });
+  const counts = el("p", { class: "muted", role: "status" });
+  const similarList = el("ul", { class: "similar" });
+  const hint = el("p", { class: "muted small", role: "status" });
   const control = slider("Threshold", {
     id: "threshold", min: 0.05, max: 0.95, step: 0.01, value: threshold, show: (value) => value.toFixed(2),
     input: (value) => {
@@ -61,11 +61,11 @@ function mount(root) {
     id: "mask-opacity", min: 0, max: 1, step: 0.05, value: store.state.opacity, show: percent,
     input: (opacity) => store.set({ opacity }),
   });
-  const side = el("aside", { class: "side panel stack", "aria-label": "Threshold and similar masks" },
+  const side = el("aside", { class: "side panel stack", "aria-label": "Threshold and similar regions" },
     control,
-    el("div", { class: "row apart small muted" }, el("span", {}, "larger masks"), el("span", {}, "tighter masks")),
-    figures, strength,
-    el("section", { class: "stack tight", "aria-label": "Similar masks" }, el("h2", {}, "Similar in other images"), about, alike));
+    el("div", { class: "row apart small muted" }, el("span", {}, "larger masks"), el("span", {}, "smaller masks")),
+    counts, strength,
+    el("section", { class: "stack tight", "aria-label": "Similar regions" }, el("h2", {}, "Similar regions"), hint, similarList));
   const strip = filmstrip(open);
   page.append(strip.node, stage.node, side);
   root.append(page);
@@ -84,7 +84,7 @@ function mount(root) {
     if (pinned && !present.has(pinned)) pinned = null;
     stage.labels("masks", found);
     paint();
-    setText(figures, `${count(present.size, "mask")}${refined ? ", borders refined by the CRF" : ""}`);
+    setText(counts, `${count(present.size, "mask")}${refined ? ", borders refined by the CRF" : ""}`);
   }
 
   function paint() {
@@ -100,11 +100,11 @@ function mount(root) {
     } catch (error) {
       if (mine !== shown) return;
       waiting.hidden = true;
-      complain(error);
+      notifyError(error);
     }
   }
 
-  // At most one request for live masks is on its way; the newest threshold goes next.
+  // At most one request for live masks is open; the newest threshold follows.
   let busy = false;
   let again = false;
   async function follow() {
@@ -120,7 +120,7 @@ function mount(root) {
     busy = false;
   }
 
-  let asked = 0;
+  let similarRequest = 0;
   let asking = null;
   function light(mask) {
     mask = mask || null;
@@ -129,22 +129,22 @@ function mount(root) {
     paint();
     clearTimeout(asking);
     if (pointed) asking = setTimeout(() => similar(pointed), 120);
-    else if (!alike.childElementCount) setText(about, "Point at a mask, or click it to keep it.");
+    else if (!similarList.childElementCount) setText(hint, "Point at a mask, or click to pin it.");
   }
 
   async function similar(mask) {
-    const mine = (asked += 1);
+    const mine = (similarRequest += 1);
     try {
       const found = await get(`images/${store.state.image}/proposals/${mask}/similar?threshold=${threshold.toFixed(2)}`);
-      if (mine !== asked) return;
+      if (mine !== similarRequest) return;
       const { names } = store.state.images;
-      setText(about, found.length ? `To mask ${mask}, the most similar first:` : "Nothing yet: other images are compared as soon as they were looked at.");
-      alike.replaceChildren(...found.map((one) => el("li", {},
+      setText(hint, found.length ? `Regions similar to mask ${mask}, most similar first:` : "No similar regions yet: the other images are still being analyzed.");
+      similarList.replaceChildren(...found.map((one) => el("li", {},
         el("button", { type: "button", title: names[one.image], "aria-label": `${names[one.image]}, similarity ${percent(one.similarity)}`, on: { click: () => strip.choose(one.image) } },
           el("img", { src: url.crop(one.image, one.box), alt: "", loading: "lazy" }),
           el("span", {}, percent(one.similarity))))));
     } catch (error) {
-      if (mine === asked) complain(error);
+      if (mine === similarRequest) notifyError(error);
     }
   }
 
@@ -152,24 +152,24 @@ function mount(root) {
     store.set({ image });
     pointed = pinned = null;
     clearTimeout(asking);
-    asked += 1;
+    similarRequest += 1;
     tag.hidden = true;
-    alike.replaceChildren();
-    setText(about, "Point at a mask, or click it to keep it.");
+    similarList.replaceChildren();
+    setText(hint, "Point at a mask, or click to pin it.");
     const name = store.state.images.names[image];
-    caption.replaceChildren(ends(fileName(name)));
+    caption.replaceChildren(fileLabel(fileName(name)));
     caption.title = name;
     stage.canvas.setAttribute("aria-label", `${name} with its masks`);
     try {
-      const bitmap = await loader.photo(image);
+      const bitmap = await loader.image(image);
       if (image !== store.state.image) return;
-      stage.photo(bitmap);
+      stage.show(bitmap);
       stage.clear("masks");
       map = null;
-      setText(figures, "");
+      setText(counts, "");
       setTimeout(() => (waiting.hidden = map !== null || image !== store.state.image), 250);
     } catch (error) {
-      complain(error);
+      notifyError(error);
     }
     follow();
   }
@@ -186,15 +186,15 @@ function mount(root) {
     pinned = present[(place + step + present.length) % present.length];
     light(pinned);
     const share = map.values.reduce((sum, value) => sum + (value === pinned), 0) / map.values.length;
-    setText(about, `Mask ${pinned} of ${present.length} is kept: ${percent(share)} of the image.`);
+    setText(hint, `Pinned mask ${pinned} of ${present.length}: ${percent(share)} of the image.`);
   };
   viewKeys([
     { keys: ["j", "ArrowRight"], shown: "J →", does: "next image", act: () => strip.step(1) },
-    { keys: ["k", "ArrowLeft"], shown: "K ←", does: "image before", act: () => strip.step(-1) },
+    { keys: ["k", "ArrowLeft"], shown: "K ←", does: "previous image", act: () => strip.step(-1) },
     { keys: [","], shown: ",", does: "lower threshold", act: () => byKey(-0.02) },
     { keys: ["."], shown: ".", does: "higher threshold", act: () => byKey(0.02) },
-    { keys: ["m"], shown: "M", does: "next mask and what is like it", act: () => nextMask(1) },
-    { keys: ["n"], shown: "N", does: "mask before", act: () => nextMask(-1) },
+    { keys: ["m"], shown: "M", does: "next mask and similar regions", act: () => nextMask(1) },
+    { keys: ["n"], shown: "N", does: "previous mask", act: () => nextMask(-1) },
   ]);
 
   const off = store.on("opacity", stage.redraw);
@@ -213,7 +213,7 @@ export const masks = {
   title: "Masks",
   open: ({ images }) => Boolean(images?.names.length),
   guide: ({ server }) => ({
-    text: "Each color is a region that the features propose. Move the threshold until regions are what you would outline; point at one to see its like.",
+    text: "Each color is a proposed region. Set the threshold until regions match objects; point at one to see similar regions.",
     ...(server?.stage === "fitted" ? { to: "classes", label: "Classes" } : { to: "start", label: "Start" }),
   }),
   mount,

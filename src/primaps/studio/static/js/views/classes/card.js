@@ -1,4 +1,4 @@
-// A class in the gallery: what is typical of it, what is doubtful, its name, color and figures.
+// A class in the gallery: typical and uncertain crops, name, color, share and number of images.
 
 import { get, url } from "../../api.js";
 import { recolor, rename, tint } from "../../classes.js";
@@ -7,23 +7,23 @@ import { count, percent } from "../../format.js";
 import { store } from "../../store.js";
 
 const TYPICAL = 4;
-const DOUBTFUL = 2;
+const UNCERTAIN = 2;
 
-// Crops by class: the same class comes back whenever the slider does. `arrived` has those that are
-// here, with the parts they show, for classes that exist under the slider only.
+// Crops by class id: the slider often returns to a class. `arrived` has the loaded ones with their
+// leaves, which stand in for classes that exist only while the slider moves.
 const known = new Map();
 const arrived = new Map();
-let collection = null; // that they are of
+let collection = null; // collection of the crops
 
-/** Crops of classes that share parts with one, those with the most of its parts first. */
+/** Returns crops of the classes that share leaves with a class, the largest common fraction first. */
 function borrowed(one) {
-  const parts = new Set(one.parts);
+  const leaves = new Set(one.leaves);
   const related = [...arrived.values()]
-    .map((other) => ({ ...other, common: other.parts.filter((part) => parts.has(part)).length / other.parts.length }))
+    .map((other) => ({ ...other, common: other.leaves.filter((leaf) => leaves.has(leaf)).length / other.leaves.length }))
     .filter(({ common }) => common > 0)
     .sort((a, b) => b.common - a.common)
     .slice(0, 6);
-  const most = TYPICAL + DOUBTFUL;
+  const most = TYPICAL + UNCERTAIN;
   const found = [];
   for (let i = 0; found.length < most && i < TYPICAL; i += 1) {
     for (const { typical } of related) if (typical[i] && found.length < most) found.push(typical[i]);
@@ -35,15 +35,15 @@ function crops(id) {
   if (!known.has(id)) {
     const promise = get(`classes/${encodeURIComponent(id)}/crops`);
     known.set(id, promise);
-    // Not all images may have been looked at yet: ask again later if there was nothing.
+    // The analysis may still be running: load the crops again if there are few.
     promise.then((found) => found.typical.length < TYPICAL && known.delete(id), () => known.delete(id));
   }
   return known.get(id);
 }
 
-function picture({ image, box }, kind) {
+function cropImage({ image, box }, kind) {
   const name = store.state.images?.names[image] ?? "";
-  return el("img", { src: url.crop(image, box), alt: `${kind}: ${name}`, title: `${kind}: ${name}; click to see it whole`, loading: "lazy", draggable: "false", class: kind, data: { image } });
+  return el("img", { src: url.crop(image, box), alt: `${kind}: ${name}`, title: `${kind}: ${name}; click to show the whole image`, loading: "lazy", draggable: "false", class: kind, data: { image } });
 }
 
 export function createCard(first, act) {
@@ -55,10 +55,10 @@ export function createCard(first, act) {
   let one = first;
   let filled = "";
   let visible = false;
-  let drawn = {}; // what the last update was about
-  let seen = -1; // the crop whose image was shown last
-  let few = null; // the images as they were known when there were few crops: asked again with others
-  const pictures = el("div", { class: "crops", title: "Drag onto another class to merge" });
+  let drawn = {}; // arguments of the last update
+  let last = -1; // index of the crop whose image was shown last
+  let few = null; // images at the time when few crops were loaded: other images load them again
+  const cropBox = el("div", { class: "crops", title: "Drag onto another class to merge" });
   const swatch = el("input", {
     type: "color", class: "color", title: "Color (C)", "aria-description": "Key C",
     on: { input: () => tint(one, swatch.value), change: () => recolor(one, swatch.value) },
@@ -79,9 +79,9 @@ export function createCard(first, act) {
       },
     },
   });
-  const figures = el("p", { class: "figures small muted cut" });
+  const counts = el("p", { class: "counts small muted ellipsis" });
   const share = el("div", {});
-  const part = el("span", { class: "small" });
+  const shareText = el("span", { class: "small" });
   const hide = iconButton("eye", "Hide", () => act.hide(one), { key: "H" });
   const shownIcon = hide.firstChild;
   const hiddenIcon = iconButton("hidden", "", () => {}).firstChild;
@@ -101,10 +101,10 @@ export function createCard(first, act) {
       },
     },
   },
-    pictures,
+    cropBox,
     el("div", { class: "row title" }, swatch, name),
-    el("div", { class: "row measure" }, el("div", { class: "bar thin" }, share), part),
-    el("div", { class: "row apart" }, figures,
+    el("div", { class: "row measure" }, el("div", { class: "bar thin" }, share), shareText),
+    el("div", { class: "row apart" }, counts,
       el("div", { class: "row actions" }, hide, split, merge)),
   );
 
@@ -115,33 +115,33 @@ export function createCard(first, act) {
   watch.observe(node);
 
   function put(found) {
-    pictures.replaceChildren(...found);
-    pictures.dataset.count = found.length;
+    cropBox.replaceChildren(...found);
+    cropBox.dataset.count = found.length;
   }
 
   async function fill() {
     const id = one.id;
-    // A class of the slider's way exists on the server once it is let go.
+    // A class of a moving slider does not exist on the server.
     if (one.preview) {
-      if (!filled && !pictures.childElementCount) put(borrowed(one).map((crop) => picture(crop, "typical")));
+      if (!filled && !cropBox.childElementCount) put(borrowed(one).map((crop) => cropImage(crop, "typical")));
       return;
     }
     if (filled === id) return;
-    // Not for a class that the next change takes away: a few quick undos ask once.
+    // Wait in case the next change removes the class: quick undos load crops once.
     await new Promise((resolve) => setTimeout(resolve, 200));
     const { saving, classes, images } = store.state;
     if (id !== one.id || filled === id || saving || !classes.classes.some((other) => other.id === id)) return;
     filled = id;
     try {
-      const { typical, doubtful } = await crops(id);
+      const { typical, uncertain } = await crops(id);
       if (id !== one.id) return;
-      const doubts = doubtful.slice(0, DOUBTFUL);
-      const found = [...typical.slice(0, TYPICAL + DOUBTFUL - doubts.length).map((crop) => picture(crop, "typical")), ...doubts.map((crop) => picture(crop, "doubtful"))];
+      const uncertainCrops = uncertain.slice(0, UNCERTAIN);
+      const found = [...typical.slice(0, TYPICAL + UNCERTAIN - uncertainCrops.length).map((crop) => cropImage(crop, "typical")), ...uncertainCrops.map((crop) => cropImage(crop, "uncertain"))];
       put(found);
-      if (typical.length) arrived.set(id, { parts: one.parts, typical });
+      if (typical.length) arrived.set(id, { leaves: one.leaves, typical });
       few = typical.length < TYPICAL ? images : null;
     } catch {
-      filled = ""; // the class is gone, or the studio is: both are said elsewhere
+      filled = ""; // the class or the connection is gone, which is reported elsewhere
     }
   }
 
@@ -152,7 +152,7 @@ export function createCard(first, act) {
       if (few && few !== store.state.images) filled = few = null;
       if (filled !== one.id && visible) fill();
       if (document.activeElement !== name && name.value !== one.name) name.value = one.name;
-      // Every change comes to every card, and is about one or two of them.
+      // Every card receives every change, which concerns one or two of them.
       if (drawn.one === one && drawn.fraction === fraction && drawn.relative === relative) return;
       drawn = { one, fraction, relative };
       name.title = one.name;
@@ -164,18 +164,18 @@ export function createCard(first, act) {
       if (hide.firstChild !== symbol) hide.replaceChildren(symbol);
       hide.title = one.hidden ? "Show (H)" : "Hide (H)";
       hide.setAttribute("aria-pressed", one.hidden);
-      // Every card has these: out of its card, each says whose it is.
+      // The accessible name of a button includes the class.
       hide.setAttribute("aria-label", `Hide ${one.name}`);
       split.setAttribute("aria-label", `Split ${one.name} in two`);
       merge.setAttribute("aria-label", `Merge ${one.name} with another class`);
       swatch.setAttribute("aria-label", `Color of ${one.name}`);
-      split.disabled = one.parts.length < 2;
-      const steady = one.stability == null ? "" : one.stability > 0.75 ? " · steady" : one.stability < 0.5 ? " · unsteady" : "";
+      split.disabled = one.leaves.length < 2;
+      const stable = one.stability == null ? "" : one.stability > 0.75 ? " · stable" : one.stability < 0.5 ? " · unstable" : "";
       const places = one.images ? count(one.images, "image") : "";
-      const text = `${percent(fraction)} of all pixels${places && ` · ${places}`}${steady}`;
-      setText(part, percent(fraction));
-      setText(figures, places);
-      figures.title = one.stability == null ? text : `${text}: found again to ${percent(one.stability)} when images are drawn anew`;
+      const text = `${percent(fraction)} of all pixels${places && ` · ${places}`}${stable}`;
+      setText(shareText, percent(fraction));
+      setText(counts, places);
+      counts.title = one.stability == null ? text : `${text} (stability ${percent(one.stability)} when fitted to other samples of the images)`;
       node.setAttribute("aria-label", `${one.name}${one.hidden ? ", hidden" : ""}, ${text}`);
     },
     mark(joining, waiting) {
@@ -187,12 +187,12 @@ export function createCard(first, act) {
       name.select();
     },
     color: () => swatch.click(),
-    /** The whole image of the next of its crops. */
+    /** Shows the whole image of the next crop. */
     see() {
-      const found = [...pictures.children];
+      const found = [...cropBox.children];
       if (!found.length) return;
-      seen = (seen + 1) % found.length;
-      act.see(Number(found[seen].dataset.image));
+      last = (last + 1) % found.length;
+      act.see(Number(found[last].dataset.image));
     },
     end: () => watch.disconnect(),
   };

@@ -1,5 +1,5 @@
-// The number of classes: a slider over the tree. It shows every cut at once and keeps the one on
-// which it is let go.
+// The number of classes: a slider over the cuts of the class tree. It previews every cut and saves the
+// one on which it is released.
 
 import { commitCut, shown } from "../../classes.js";
 import { el, setText, slider } from "../../dom.js";
@@ -17,13 +17,13 @@ export function createCutSlider() {
       clearTimeout(resting);
       store.set({ cut });
     },
-    // Keys let go after every step; a few quick ones are one change.
-    change: () => keep(),
+    // A key press is a change of its own; a few quick ones are saved once.
+    change: () => save(),
   });
   const node = el("div", { class: "panel cut-panel" }, control, note);
   control.insertBefore(chart, control.range);
 
-  function keep() {
+  function save() {
     clearTimeout(resting);
     resting = setTimeout(() => store.state.cut !== null && commitCut(store.state.cut), 250);
   }
@@ -35,7 +35,7 @@ export function createCutSlider() {
     const now = shown().length;
     if (drawn !== classes.tree) {
       drawn = classes.tree;
-      control.range.max = classes.parts;
+      control.range.max = classes.leaves;
       const gain = gains(classes);
       chart.replaceChildren(...[...gain].slice(1).map((height, i) =>
         el("div", { data: { k: i + 1 }, style: { height: `${i ? 8 + 92 * Math.sqrt(height) : 0}%` } })));
@@ -43,8 +43,8 @@ export function createCutSlider() {
     control.set(now);
     for (const bar of chart.children) bar.classList.toggle("in", Number(bar.dataset.k) <= now);
     setText(note, cut === null && !isCut(classes)
-      ? "Merged and split by hand. Moving the slider starts from the tree again; undo brings this back."
-      : "Bars show how much each further class explains: stop where they become low.");
+      ? "You merged or split classes. The slider returns to the class tree; undo restores your classes."
+      : "Bars show the gain of each further class. Stop where they become low.");
   }
   refresh();
   const off = store.on("classes cut", refresh);
@@ -52,11 +52,11 @@ export function createCutSlider() {
     node,
     set(cut) {
       store.set({ cut });
-      keep();
+      save();
     },
     end() {
       off();
-      // What was seen when the page was left is what is kept.
+      // Save the previewed cut when the view is closed.
       if (store.state.cut !== null) commitCut(store.state.cut);
       clearTimeout(resting);
     },

@@ -1,15 +1,15 @@
-// Dropping one class onto another merges them. Pointer events, so that it works with a finger.
+// Dropping a class onto another merges them. Pointer events also work with touch.
 
 import { el } from "../../dom.js";
 
-const FAR = 8; // pixels after which a press is a drag
+const FAR = 8; // pixels of movement that turn a press into a drag
 
 export function dragToMerge(gallery, { find, drop }) {
   gallery.addEventListener("pointerdown", (event) => {
     const handle = event.target.closest(".crops");
     const card = event.target.closest(".card");
     if (!handle || event.button > 0) return;
-    // On a touch screen a drag scrolls; holding still first takes the card.
+    // On a touch screen, dragging scrolls; a long press takes the card.
     const touch = event.pointerType === "touch";
     const begin = { x: event.clientX, y: event.clientY };
     let ghost = null;

@@ -1,43 +1,43 @@
-// One image beside the gallery on which every change of the classes is seen at once.
+// The image beside the gallery, which shows every change of the classes.
 
-import { el, ends } from "../../dom.js";
+import { el, fileLabel } from "../../dom.js";
 import { fileName } from "../../format.js";
 import { store } from "../../store.js";
 import { filmstrip } from "../filmstrip.js";
 import { createClassStage } from "../class_stage.js";
-import { lookPanel } from "../look.js";
+import { overlayPanel } from "../overlay.js";
 
 export function createPreview() {
-  const caption = el("div", { class: "caption cut", role: "status" });
-  const picture = createClassStage({ label: "with its classes" });
-  picture.stage.node.append(caption);
+  const caption = el("div", { class: "caption ellipsis", role: "status" });
+  const view = createClassStage({ label: "with its classes" });
+  view.stage.node.append(caption);
   const strip = filmstrip(open, true);
-  const look = lookPanel();
-  const node = el("section", { class: "preview", "aria-label": "Preview" }, picture.stage.node, strip.node, look.node);
+  const overlay = overlayPanel();
+  const node = el("section", { class: "preview", "aria-label": "Preview" }, view.stage.node, strip.node, overlay.node);
 
   function open(image) {
     store.set({ image });
     const name = store.state.images.names[image];
-    caption.replaceChildren(ends(fileName(name)));
+    caption.replaceChildren(fileLabel(fileName(name)));
     caption.title = name;
-    picture.open(image);
+    view.open(image);
   }
-  // The cards are painted first: what draws the picture may take a second to make.
+  // The cards are painted first: creating the drawing context may take a second.
   let first = 0;
   const frame = requestAnimationFrame(() => {
     first = setTimeout(() => open(Math.min(store.state.image, store.state.images.names.length - 1)));
   });
   return {
     node,
-    point: picture.point,
+    point: view.point,
     step: strip.step,
     see: strip.choose,
     end() {
       cancelAnimationFrame(frame);
       clearTimeout(first);
-      picture.end();
+      view.end();
       strip.end();
-      look.end();
+      overlay.end();
     },
   };
 }

@@ -1,5 +1,5 @@
-// The brush: gives pixels of an image another class. It keeps to the borders of a proposed mask
-// unless it is told not to; what it would paint is shown before it is pressed.
+// The brush assigns pixels of an image to another class: whole proposed regions, or freehand. It shows
+// the result before the user presses.
 
 import { correct, shown } from "../../classes.js";
 import { button, choices, el, setText, slider } from "../../dom.js";
@@ -7,23 +7,23 @@ import { store } from "../../store.js";
 import { disc, region, runs } from "./regions.js";
 
 /**
- * @param picture returns the stage of the image
- * @param masks returns the proposals of the image at its size, or null while they come
- * @param image returns its number
+ * @param view returns the class stage
+ * @param masks returns the mask proposals at the displayed size, or null while they load
+ * @param image returns the number of the image
  */
-export function createBrush({ picture, masks, image }) {
+export function createBrush({ view, masks, image }) {
   let on = false;
-  let target = null; // id of the class that is painted
+  let target = null; // id of the painted class
   let snap = true;
   let size = 24; // radius in pixels of the image
-  let base = null; // the map as it is saved
-  let of = -1; // the image that it is of
-  let marked = null; // pixels of the stroke
-  let ahead = ""; // the region that is shown as it would become
+  let base = null; // the saved leaf map
+  let of = -1; // number of its image
+  let marked = null; // 1 for the pixels of the current stroke
+  let ahead = ""; // pixels of the region that is previewed
   let at = { x: 0.5, y: 0.5 };
 
   const cursor = el("div", { class: "cursor", hidden: true });
-  const toggle = button("Correct with the brush", () => self.toggle(), { symbol: "brush", key: "B", "aria-pressed": "false" });
+  const toggle = button("Correct with brush", () => self.toggle(), { symbol: "brush", key: "B", "aria-pressed": "false" });
   const says = el("p", { class: "small muted", role: "status" });
   const radius = slider("Size", { id: "brush-size", min: 3, max: 160, step: 1, value: size, show: (value) => `${value} px`, input: (now) => {
     size = now;
@@ -33,7 +33,7 @@ export function createBrush({ picture, masks, image }) {
     snap = now === "snap";
     radius.hidden = snap;
     forget();
-    tell();
+    describe();
   });
   const options = el("div", { class: "stack tight", hidden: true }, how, radius);
   radius.hidden = true;
@@ -41,30 +41,30 @@ export function createBrush({ picture, masks, image }) {
 
   const chosen = () => shown().find((one) => one.id === target) ?? shown().find((one) => !one.hidden);
 
-  function tell() {
+  function describe() {
     const one = chosen();
-    const words = one && (snap ? `Click a region, or press Space on it, to make it ${one.name}.` : `Paint what is ${one.name}.`);
+    const words = one && (snap ? `Click a region, or press Space, to assign it to ${one.name}.` : `Paint the pixels of ${one.name}.`);
     setText(says, on && one ? words : "");
   }
 
-  /** Where the arrows came to, for those who do not see it. */
+  /** Describes the place that the arrow keys reached, for a screen reader. */
   function here() {
     if (!base) return;
     const { x, y } = pixelAt(at);
-    const part = base.values[y * base.width + x];
-    const one = shown().find(({ parts }) => parts.includes(part));
-    if (one) setText(says, `Here is ${one.name}.${one.id === chosen().id ? "" : ` Space makes it ${chosen().name}.`}`);
+    const leaf = base.values[y * base.width + x];
+    const one = shown().find(({ leaves }) => leaves.includes(leaf));
+    if (one) setText(says, `At the cursor: ${one.name}.${one.id === chosen().id ? "" : ` Space assigns it to ${chosen().name}.`}`);
   }
 
-  /** The map with pixels of the chosen class, not saved. */
+  /** Shows the map with these pixels in the chosen class, without saving it. */
   function preview(pixels) {
     const values = base.values.slice();
-    for (const pixel of pixels) values[pixel] = chosen().parts[0];
-    picture().redrawMap({ ...base, values });
+    for (const pixel of pixels) values[pixel] = chosen().leaves[0];
+    view().redrawMap({ ...base, values });
   }
 
   function forget() {
-    if (ahead && base) picture().redrawMap(base);
+    if (ahead && base) view().redrawMap(base);
     ahead = "";
   }
 
@@ -74,7 +74,7 @@ export function createBrush({ picture, masks, image }) {
   });
   const inside = (place) => place && place.x >= 0 && place.y >= 0 && place.x < 1 && place.y < 1;
 
-  /** Pixels under the brush; a region is one of the masks, or of the classes where there is none. */
+  /** Returns the pixels under the brush; a region is a mask, or a connected region of one leaf. */
   function under(place) {
     const { x, y } = pixelAt(place);
     if (!snap) return disc(base, x, y, size);
@@ -84,7 +84,7 @@ export function createBrush({ picture, masks, image }) {
   }
 
   function point() {
-    const { stage } = picture();
+    const { stage } = view();
     cursor.hidden = !on || !stage.image;
     if (cursor.hidden) return;
     const place = stage.locate(at);
@@ -94,7 +94,7 @@ export function createBrush({ picture, masks, image }) {
     cursor.style.width = cursor.style.height = `${across}px`;
   }
 
-  /** Shows the region under the brush as it would become, once per region. */
+  /** Previews the region under the brush, once per region. */
   function show() {
     point();
     if (!base || !snap || marked) return;
@@ -109,7 +109,7 @@ export function createBrush({ picture, masks, image }) {
 
   function stroke(from, to) {
     const steps = snap ? 1 : Math.max(1, Math.ceil((Math.hypot(to.x - from.x, to.y - from.y) * base.width) / (size / 2)));
-    const { values } = picture().map;
+    const { values } = view().map;
     for (let i = 1; i <= steps; i += 1) {
       const place = { x: from.x + ((to.x - from.x) * i) / steps, y: from.y + ((to.y - from.y) * i) / steps };
       if (!inside(place)) continue;
@@ -117,10 +117,10 @@ export function createBrush({ picture, masks, image }) {
       if (snap && marked[y * base.width + x]) continue;
       for (const pixel of under(place)) {
         marked[pixel] = 1;
-        values[pixel] = chosen().parts[0];
+        values[pixel] = chosen().leaves[0];
       }
     }
-    picture().redrawMap(picture().map);
+    view().redrawMap(view().map);
   }
 
   const tool = {
@@ -128,7 +128,7 @@ export function createBrush({ picture, masks, image }) {
       if (!base || !chosen()) return;
       forget();
       marked = new Uint8Array(base.values.length);
-      picture().redrawMap({ ...base, values: base.values.slice() });
+      view().redrawMap({ ...base, values: base.values.slice() });
       at = place;
       stroke(place, place);
     },
@@ -142,9 +142,9 @@ export function createBrush({ picture, masks, image }) {
       const found = runs(marked);
       marked = null;
       if (!found.length) return;
-      base = { ...base, values: picture().map.values };
+      base = { ...base, values: view().map.values };
       correct(image(), chosen(), found).then((answer) => {
-        if (!answer) store.set({ painted: { image: image() } }); // it was refused: show what is saved
+        if (!answer) store.set({ painted: { image: image() } }); // rejected: show the saved map
       });
     },
   };
@@ -174,21 +174,21 @@ export function createBrush({ picture, masks, image }) {
       on = !on;
       toggle.setAttribute("aria-pressed", on);
       options.hidden = !on;
-      picture().stage.node.classList.toggle("pointing", on);
+      view().stage.node.classList.toggle("pointing", on);
       if (on) self.wants();
       else forget();
       point();
-      tell();
+      describe();
       self.changed();
     },
     choose(one) {
       target = one.id;
       if (!on) self.toggle();
       forget();
-      tell();
+      describe();
       self.changed();
     },
-    /** Another image, or what is saved of this one: a stroke goes on over it. */
+    /** Sets the saved leaf map; a stroke in the same image continues on it. */
     arrive(map) {
       if (of !== image()) marked = null;
       of = image();
@@ -208,15 +208,15 @@ export function createBrush({ picture, masks, image }) {
     },
     keys: [
       { keys: ["b"], shown: "B", does: "brush", act: () => self.toggle() },
-      { keys: ["ArrowLeft"], shown: "← ↑ → ↓", does: "with the brush: move it", when, act: walk(-1, 0) },
+      { keys: ["ArrowLeft"], shown: "← ↑ → ↓", does: "move the brush", when, act: walk(-1, 0) },
       { keys: ["ArrowRight"], shown: "", does: "", when, act: walk(1, 0) },
       { keys: ["ArrowUp"], shown: "", does: "", when, act: walk(0, -1) },
       { keys: ["ArrowDown"], shown: "", does: "", when, act: walk(0, 1) },
-      { keys: [" ", "Enter"], shown: "Space", does: "paint there", when, act() {
+      { keys: [" ", "Enter"], shown: "Space", does: "paint at the cursor", when, act() {
         tool.start(at);
         tool.end();
       } },
-      { keys: [",", "."], shown: ", .", does: "class that is painted: before, next", when, act: (event) => cycle(event.key === "." ? 1 : -1) },
+      { keys: [",", "."], shown: ", .", does: "previous or next class to paint", when, act: (event) => cycle(event.key === "." ? 1 : -1) },
       { keys: ["f"], shown: "F", does: "whole region or freehand", when, act: () => how.querySelector('[aria-checked="false"]').click() },
       { keys: ["[", "]"], shown: "[ ]", does: "smaller or larger brush", when, act: (event) => {
         size = Math.min(160, Math.max(3, Math.round(size * (event.key === "]" ? 1.25 : 0.8))));

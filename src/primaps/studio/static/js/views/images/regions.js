@@ -1,6 +1,6 @@
-// Which pixels a stroke takes: pure functions on maps of labels, row after row.
+// Pixels of a stroke: pure functions on label maps in row-major order.
 
-/** The connected pixels of one value around a pixel, as their numbers. */
+/** Returns the connected pixels with the value of a pixel. */
 export function region({ width, height, values }, x, y) {
   const wanted = values[y * width + x];
   const seen = new Uint8Array(width * height);
@@ -20,7 +20,7 @@ export function region({ width, height, values }, x, y) {
   return found;
 }
 
-/** The pixels in a circle, cut off at the border. */
+/** Returns the pixels in a disc, clipped to the image. */
 export function disc({ width, height }, x, y, radius) {
   const found = [];
   for (let row = Math.max(0, Math.ceil(y - radius)); row <= Math.min(height - 1, y + radius); row += 1) {
@@ -31,7 +31,7 @@ export function disc({ width, height }, x, y, radius) {
   return found;
 }
 
-/** Marked pixels as runs `[start, length]`, which is how they travel. */
+/** Encodes marked pixels as runs `[start, length]`. */
 export function runs(marked) {
   const found = [];
   let start = -1;

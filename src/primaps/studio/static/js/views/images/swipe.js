@@ -1,4 +1,4 @@
-// The handle between two layers that lie over each other.
+// The handle of the swipe between the image and its classes.
 
 import { el } from "../../dom.js";
 

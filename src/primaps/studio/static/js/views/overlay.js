@@ -1,4 +1,4 @@
-// How classes are laid over images: opacity, outlines, and from what confidence on.
+// Settings of the overlay: opacity, outlines and minimum confidence.
 
 import { el, slider } from "../dom.js";
 import { percent } from "../format.js";
@@ -6,25 +6,25 @@ import { store } from "../store.js";
 
 let made = 0;
 
-export function lookPanel() {
-  const id = `look${(made += 1)}`;
+export function overlayPanel() {
+  const id = `overlay${(made += 1)}`;
   const opacity = slider("Opacity", {
     id: `${id}-opacity`, min: 0, max: 1, step: 0.05, value: store.state.opacity, show: percent,
     input: (value) => store.set({ opacity: value }),
   });
-  const sure = slider("Least confidence", {
-    id: `${id}-sure`, min: 0, max: 0.99, step: 0.01, value: store.state.sure, show: percent,
-    input: (value) => store.set({ sure: value }),
+  const minConfidence = slider("Minimum confidence", {
+    id: `${id}-minConfidence`, min: 0, max: 0.99, step: 0.01, value: store.state.minConfidence, show: percent,
+    input: (value) => store.set({ minConfidence: value }),
   });
   const outlines = el("input", {
     type: "checkbox", id: `${id}-outlines`, checked: store.state.outlines,
     on: { change: () => store.set({ outlines: outlines.checked }) },
   });
-  const node = el("div", { class: "look" }, opacity, sure,
+  const node = el("div", { class: "overlay-settings" }, opacity, minConfidence,
     el("label", { class: "pick", title: "Outlines (O)" }, outlines, "Outlines"));
-  const off = store.on("opacity outlines sure", ({ opacity: now, outlines: lines, sure: least }) => {
+  const off = store.on("opacity outlines minConfidence", ({ opacity: now, outlines: lines, minConfidence: minimum }) => {
     opacity.set(now);
-    sure.set(least);
+    minConfidence.set(minimum);
     outlines.checked = lines;
   });
   return { node, end: off };

@@ -1,4 +1,4 @@
-// The accuracy and how well it is known: a bar that shrinks with every answer.
+// The estimated accuracy and its confidence interval.
 
 import { el, setText } from "../../dom.js";
 
@@ -9,7 +9,7 @@ export function createInterval() {
   const dot = el("div", { class: "dot" });
   const scale = el("div", { class: "scale", "aria-hidden": "true" }, [0, 25, 50, 75, 100].map((mark) => el("span", {}, `${mark}`)));
   const node = el("section", { class: "interval", "aria-label": "Accuracy" },
-    el("h2", {}, "Pixels with the right class"), value,
+    el("h2", {}, "Pixel accuracy"), value,
     el("div", { class: "track", "aria-hidden": "true" }, span, dot), scale, range);
   return {
     node,
@@ -21,12 +21,12 @@ export function createInterval() {
       dot.hidden = !estimate;
       if (!estimate) {
         setText(value, "—");
-        setText(range, "Nothing is known yet. The first figures come after a few answers.");
+        setText(range, "The estimate appears after a few answers.");
         return;
       }
       dot.style.left = `${100 * estimate.accuracy}%`;
       setText(value, `${Math.round(100 * estimate.accuracy)}%`);
-      setText(range, `Between ${Math.round(low)}% and ${Math.round(high)}%, at 95% confidence.`);
+      setText(range, `Between ${Math.round(low)}% and ${Math.round(high)}% (95% confidence interval).`);
     },
   };
 }

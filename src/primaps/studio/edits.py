@@ -1,0 +1,363 @@
+"""Edits and corrections of the classes, with undo and redo.
+
+``classes.json`` and the corrections hold the current state. ``history.jsonl`` records all actions.
+A line is on the disk before its effect is, which tells after a kill what is left to do. Edits that
+another program wrote to ``classes.json`` become an action of their own and can be undone.
+
+    {"do": "edits", "edits": [{"rename": "3", "to": "car"}], "description": "renamed 3 to car"}
+    {"do": "paint", "key": "2024/a", "leaf": 7, "size": [640, 480], "runs": [[9, 4]], "before": []}
+    {"undo": true}
+    {"redo": true}
+    {"reset": [...]}                the edits after another program had removed some
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from primaps.classes.classes_json import NAME as EDITS
+from primaps.classes.classes_json import Edits, change_edits, current_revision, read_edits
+from primaps.classes.edits import legend
+from primaps.classes.legend import EditError, Legend
+from primaps.classes.tree import Tree
+from primaps.studio.corrections import UNCORRECTED, Corrections, Runs, run_pixels, to_runs
+from primaps.utils.errors import PrimapsError
+
+Action = dict[str, Any]
+HISTORY = "history.jsonl"
+CHANGED = "another tab or program changed the classes; the page now shows the current classes"
+
+
+class ConflictError(PrimapsError, ValueError):
+    """The request does not fit the current state; the message says what to do."""
+
+
+class History:
+    """Actions in ``history.jsonl``.
+
+    Attributes:
+        done, undone: Actions to undo and to redo, the next one last.
+        lines: Number of lines, which never decreases.
+        last: Action of the last line, and whether the line undid it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: list[Action] = []
+        self.undone: list[Action] = []
+        self.base: list[Any] = []
+        self.lines = 0
+        self.last: tuple[Action, bool] | None = None
+        if path.is_file():
+            for line in path.read_bytes().split(b"\n"):
+                try:
+                    self._apply(json.loads(line))
+                except (ValueError, KeyError, TypeError, IndexError):
+                    continue  # a kill left an incomplete line, whose effect never began
+
+    @property
+    def edits(self) -> list[Any]:
+        """The content of ``classes.json`` according to the history."""
+        edits = [one for action in self.done if action["do"] == "edits" for one in action["edits"]]
+        return [*self.base, *edits]
+
+    def add(self, action: Action) -> None:
+        """Record a new action, after which undone actions can no longer be redone."""
+        self._write(action)
+
+    def undo(self) -> None:
+        """Record that the last action was undone."""
+        self._write({"undo": True})
+
+    def redo(self) -> None:
+        """Record that the action undone last was redone."""
+        self._write({"redo": True})
+
+    def synchronize(self, edits: Sequence[Any]) -> None:
+        """Record the changes that another program made to the edits."""
+        known, edits = self.edits, list(edits)
+        if edits == known:
+            return
+        undone = self.undone[-1] if self.undone else None
+        done = self.done[-1] if self.done else None
+        if undone and undone["do"] == "edits" and [*known, *undone["edits"]] == edits:
+            self.redo()
+        elif edits[: len(known)] == known:
+            new = edits[len(known) :]
+            self.add({"do": "edits", "edits": new, "description": "edits by another program"})
+        elif done and done["do"] == "edits" and known[: -len(done["edits"])] == edits:
+            self.undo()
+        else:
+            self._write({"reset": edits})
+
+    def _write(self, line: Action) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        with self.path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    text = b"\n" + text
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        self._apply(line)
+
+    def _apply(self, line: Action) -> None:
+        if "undo" in line:
+            self.undone.append(self.done.pop())
+            self.last = (self.undone[-1], True)
+        elif "redo" in line:
+            self.done.append(self.undone.pop())
+            self.last = (self.done[-1], False)
+        elif "reset" in line:
+            self.base, self.done, self.undone, self.last = line["reset"], [], [], None
+        else:
+            _ = line["edits"] if line["do"] == "edits" else line["runs"]
+            self.done.append(line)
+            self.undone, self.last = [], (line, False)
+        self.lines += 1
+
+
+class ClassEditor:
+    """The edited classes of a model and its corrections.
+
+    Every change takes the revision that the user saw and raises :class:`ConflictError` if the
+    current revision is another one.
+
+    Args:
+        model: Folder of the model.
+        tree: Class tree of the model.
+        out: Folder of the studio.
+    """
+
+    def __init__(self, model: Path, tree: Tree, out: Path) -> None:
+        self.model, self.tree = model, tree
+        self.corrections = Corrections(out / "corrections")
+        self.history = History(out / HISTORY)
+        self._lock = threading.RLock()
+        self._edits: Edits = read_edits(model, tree)
+        self._file_state: tuple[int, int, int] | None = None
+        self._writing = False
+        self._legend: tuple[str, Legend] | None = None
+        self.history.synchronize(self._edits.edits)
+        if self.history.last is not None:
+            action, undone = self.history.last
+            if action["do"] == "paint":
+                self._paint(action, undone)  # a kill may have come between the line and its effect
+
+    @property
+    def revision(self) -> str:
+        """Id of the current edits and corrections, which changes with each of them."""
+        with self._lock:
+            self._refresh()
+            return f"{self._edits.revision}-{self.history.lines}"
+
+    @property
+    def edits(self) -> list[dict[str, Any]]:
+        """The current edits, as in ``classes.json``."""
+        with self._lock:
+            self._refresh()
+            return list(self._edits.edits)
+
+    def legend(self) -> Legend:
+        """Return the current classes."""
+        with self._lock:
+            self._refresh()
+            if self._legend is None or self._legend[0] != self._edits.revision:
+                self._legend = (self._edits.revision, legend(self.tree, self._edits.edits))
+            return self._legend[1]
+
+    def _refresh(self) -> None:
+        """Read the edits again if another program changed the file."""
+        path = self.model / EDITS
+        status = path.stat() if path.is_file() else None
+        state = status and (status.st_ino, status.st_mtime_ns, status.st_size)
+        if state != self._file_state:
+            if current_revision(self.model) != self._edits.revision:
+                self._edits = read_edits(self.model, self.tree)
+                self.history.synchronize(self._edits.edits)
+            self._file_state = state
+        with contextlib.suppress(OSError):  # the disk may still be full; _check tries again
+            self._settle()
+
+    def _settle(self) -> None:
+        """Record that a change could not be written after its line was."""
+        if self._writing:
+            self.history.synchronize(self._edits.edits)
+            self._writing = False
+
+    def append(self, revision: str, edits: Sequence[dict[str, Any]]) -> None:
+        """Append edits as one action.
+
+        Raises:
+            ConflictError: The revision is not the current one.
+            EditError: One of the edits is not possible; none of them is made.
+        """
+        with self._lock:
+            self._check(revision)
+            self._append(list(edits))
+
+    def cut(self, revision: str, classes: int) -> None:
+        """Cut the class tree at a number of classes.
+
+        Raises:
+            ConflictError: The revision is not the current one.
+            TreeError: The tree has no such cut.
+        """
+        with self._lock:
+            self._check(revision)
+            wanted = [self.tree.leaves[node] for node in self.tree.nodes(classes)]
+            if wanted != [one.parts for one in self.legend().classes]:
+                self._append([{"cut": classes}])
+
+    def paint(self, revision: str, key: str, size: tuple[int, int], name: str, runs: Runs) -> None:
+        """Assign pixels of an image to a class.
+
+        Args:
+            key: Key of the image.
+            size: Height and width of the map that the runs refer to.
+            name: Id of the class.
+
+        Raises:
+            ConflictError: The revision is not the current one.
+            EditError: The class does not exist.
+            InputError: The runs leave the image.
+        """
+        with self._lock:
+            self._check(revision)
+            leaf = self.legend().find(name).parts[0]
+            pixels = run_pixels(runs, size[0] * size[1])
+            leaves = self.corrections.read(key, size)
+            before = np.full(len(pixels), UNCORRECTED)
+            if leaves is not None:
+                before = leaves.flatten()[pixels].astype(np.int64)
+            action = {
+                "do": "paint",
+                "key": key,
+                "leaf": leaf,
+                "size": list(size),
+                "runs": [list(run) for run in runs],
+                "before": to_runs(pixels, before),
+            }
+            self.history.add(action)
+            self._paint(action, undone=False)
+
+    def undo(self, revision: str) -> str | None:
+        """Undo the last action; return the key of the image if it was a correction.
+
+        Raises:
+            ConflictError: The revision is not the current one, or nothing can be undone.
+        """
+        with self._lock:
+            self._check(revision)
+            if not self.history.done:
+                raise ConflictError("there is no action to undo")
+            action = self.history.done[-1]
+            if action["do"] == "edits":
+                kept = len(self._edits.edits) - len(action["edits"])
+                self._write(lambda edits: edits[:kept], self.history.undo)
+                return None
+            self.history.undo()
+            self._paint(action, undone=True)
+            return str(action["key"])
+
+    def redo(self, revision: str) -> str | None:
+        """Redo the action undone last; return the key of the image if it was a correction.
+
+        Raises:
+            ConflictError: The revision is not the current one, or nothing can be redone.
+        """
+        with self._lock:
+            self._check(revision)
+            if not self.history.undone:
+                raise ConflictError("there is no action to redo")
+            action = self.history.undone[-1]
+            if action["do"] == "edits":
+                self._write(lambda edits: [*edits, *action["edits"]], self.history.redo)
+                return None
+            self.history.redo()
+            self._paint(action, undone=False)
+            return str(action["key"])
+
+    def next_actions(self) -> tuple[str | None, str | None]:
+        """Describe the actions that :meth:`undo` and :meth:`redo` would take, or None."""
+        with self._lock:
+            self._refresh()
+            undo, redo = (
+                _description(actions[-1]) if actions else None
+                for actions in (self.history.done, self.history.undone)
+            )
+        return undo, redo
+
+    def _check(self, revision: str) -> None:
+        if revision != self.revision:
+            raise ConflictError(CHANGED)
+        self._settle()
+
+    def _append(self, edits: list[dict[str, Any]]) -> None:
+        text = describe(edits, self.legend())
+        action = {"do": "edits", "edits": edits, "description": text}
+        self._write(lambda now: [*now, *edits], lambda: self.history.add(action))
+
+    def _write(self, change: Callable[[list[Any]], list[Any]], record: Callable[[], None]) -> None:
+        """Change ``classes.json`` after a line in the history, while no other program does."""
+        revision = self._edits.revision
+
+        def before_writing() -> None:
+            self._writing = True
+            record()
+
+        try:
+            self._edits = change_edits(self.model, self.tree, change, revision, before_writing)
+            self._writing = False
+        except EditError:
+            if read_edits(self.model, self.tree).revision != revision:
+                raise ConflictError(CHANGED) from None
+            raise
+
+    def _paint(self, action: Action, undone: bool) -> None:
+        value = UNCORRECTED if undone else action["leaf"]
+        strokes: list[tuple[Runs, int]] = [(action["runs"], value)]
+        if undone:
+            strokes += [([run[:2]], run[2]) for run in action["before"]]
+        height, width = action["size"]
+        self.corrections.paint(action["key"], (height, width), strokes)
+
+
+def describe(edits: Sequence[dict[str, Any]], classes: Legend) -> str:
+    """Describe edits in words, with the names that the classes had before.
+
+    A merge also sets the color and the name of the merged class; the description leaves that out.
+    """
+    names = {key: one.name for one in reversed(classes.classes) for key in (one.name, one.id)}
+    merge = next((one["merge"] for one in edits if isinstance(one.get("merge"), list)), None)
+    if merge:
+        into, *others = (names.get(str(text), str(text)) for text in merge)
+        return f"merged {' and '.join(others)} into {into}"
+    return ", ".join(_describe_edit(edit, names) for edit in edits)
+
+
+def _describe_edit(edit: dict[str, Any], names: dict[str, str]) -> str:
+    kind = next(iter(edit), "")
+    if kind == "cut":
+        return f"changed to {edit['cut']} class{'es' if edit['cut'] != 1 else ''}"
+    name = names.get(str(edit.get(kind)), str(edit.get(kind)))
+    verbs = {"color": "changed the color of", "hide": "hid", "show": "showed", "split": "split"}
+    if kind == "rename":
+        return f"renamed {name} to {edit.get('to')}"
+    return f"{verbs.get(kind, kind)} {name}"
+
+
+def _description(action: Action) -> str:
+    if action["do"] == "edits":
+        return str(action["description"])
+    return f"corrected {action['key']}"

@@ -1,0 +1,235 @@
+"""Messages between page and server: request bodies, parameters, label maps, errors and events."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from anyio.to_thread import run_sync
+from jaxtyping import Integer
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from primaps.studio.edits import ConflictError
+from primaps.studio.security import TooLargeError
+from primaps.utils.errors import InputError, NotFoundError
+from primaps.utils.typed import Range, conform
+
+T = TypeVar("T")
+Text = Annotated[str, Range(0, 4000)]
+Natural = Annotated[int, Range(0, 10**9)]
+Edit = dict[str, str | list[str]]
+MAX_WAITING = 64
+"""Events that wait for one tab. A slower tab loses the oldest ones."""
+HEARTBEAT = 15.0
+"""Interval in seconds between comments that keep an event stream open."""
+
+
+@dataclass(frozen=True)
+class FolderBody:
+    """Body of ``POST folder``."""
+
+    path: Text
+
+
+@dataclass(frozen=True)
+class FitBody:
+    """Body of ``POST fit``."""
+
+    classes: Annotated[int, Range(2, 256)] | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class EditsBody:
+    """Body of ``POST classes``."""
+
+    revision: Text
+    edits: Annotated[list[Edit], Range(1, 1000)]
+
+
+@dataclass(frozen=True)
+class CutBody:
+    """Body of ``POST classes/cut``."""
+
+    revision: Text
+    classes: Annotated[int, Range(1, 65535)]
+
+
+@dataclass(frozen=True)
+class RevisionBody:
+    """Body of ``POST undo`` and ``POST redo``."""
+
+    revision: Text
+
+
+@dataclass(frozen=True)
+class AuditBody:
+    """Body of ``POST audit``."""
+
+    answers: Annotated[int, Range(2, 2000)] = 80
+
+
+@dataclass(frozen=True)
+class AnswerBody:
+    """Body of ``POST audit/answer``; ``done`` is the number of answers that the page showed."""
+
+    right: bool | None
+    done: Natural
+
+
+@dataclass(frozen=True)
+class ExportBody:
+    """Body of ``POST export``."""
+
+    format: Text
+    images: Literal["all", "corrected"] = "all"
+    per: Literal["region", "class"] | None = None
+
+
+@dataclass(frozen=True)
+class CorrectionBody:
+    """Body of ``POST images/N/correction``; the page sends ``name`` as ``class``."""
+
+    revision: Text
+    name: Text
+    runs: Annotated[list[tuple[Natural, Natural]], Range(1, 2_000_000)]
+
+
+async def read_body(request: Request, kind: type[T]) -> T:
+    """Read and validate the JSON body of a request.
+
+    Raises:
+        InputError: The body is not JSON, or not of this type.
+    """
+    # In a thread: a correction has up to two million runs.
+    return await run_sync(_parse, await request.body(), kind)
+
+
+def _parse(data: bytes, kind: type[T]) -> T:
+    try:
+        content: Any = json.loads(data)
+    except RecursionError:
+        raise InputError("the request is nested too deeply") from None
+    except ValueError as error:
+        raise InputError(f"the request is not JSON ({error})") from None
+    if kind is CorrectionBody and isinstance(content, dict) and "class" in content:
+        content["name"] = content.pop("class")
+    return conform(content, kind, "the request")
+
+
+def image_number(request: Request) -> int:
+    """Return the image number in the path of a request."""
+    return int(request.path_params["n"])
+
+
+def threshold(request: Request) -> float:
+    """Return the mask threshold psi of Eq. 6, in [0, 1)."""
+    text = request.query_params.get("threshold", "0.4")
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise InputError(f"threshold must be at least 0 and below 1, got {text!r}")
+    return value
+
+
+def box(request: Request) -> tuple[float, float, float, float]:
+    """Return the left, top, right and bottom edge of a crop, as fractions of the image."""
+    text = request.query_params.get("box", "")
+    try:
+        left, top, right, bottom = (float(value) for value in text.split(","))
+    except ValueError:
+        left = top = right = bottom = -1.0
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise InputError(f"box must be left,top,right,bottom between 0 and 1, got {text!r}")
+    return left, top, right, bottom
+
+
+def map_response(labels: Integer[np.ndarray, "h w"]) -> Response:
+    """Encode a label map: width, height, then 8 or 16 bits per pixel, row by row."""
+    dtype = np.dtype("u1") if labels.max(initial=0) < 256 else np.dtype("<u2")
+    size = np.array(labels.shape[::-1], "<u2").tobytes()
+    data = gzip.compress(size + labels.astype(dtype).tobytes(), 1)
+    headers = {"X-Values": f"u{8 * dtype.itemsize}", "Content-Encoding": "gzip"}
+    return Response(data, media_type="application/octet-stream", headers=headers)
+
+
+def user_error(request: Request, error: Exception) -> Response:
+    """Answer with an error that the user can correct, as one sentence."""
+    status = {NotFoundError: 404, ConflictError: 409, TooLargeError: 413}
+    code = next((code for kind, code in status.items() if isinstance(error, kind)), 400)
+    return JSONResponse({"error": str(error)}, code)
+
+
+def http_error(request: Request, error: Exception) -> Response:
+    """Answer a request for an unknown path, or with a method that the path does not support."""
+    assert isinstance(error, HTTPException)
+    sentence = f"{request.url.path} cannot be served ({error.detail})"
+    return JSONResponse({"error": sentence}, error.status_code, error.headers)
+
+
+def server_error(request: Request, error: Exception) -> Response:
+    """Answer with an unexpected error of the program or the machine."""
+    return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
+
+
+class EventHub:
+    """Sends server-sent events from any thread to all tabs."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._queues: set[asyncio.Queue[bytes | None]] = set()
+
+    def begin(self) -> None:
+        """Remember the running event loop."""
+        self._loop = asyncio.get_running_loop()
+
+    def send(self, kind: str, content: Any) -> None:
+        """Send an event to all tabs."""
+        self._call(_event(kind, content))
+
+    def end(self) -> None:
+        """End all streams; the server cannot stop before."""
+        self._call(None)
+
+    def _call(self, event: bytes | None) -> None:
+        if self._loop is None or self._loop.is_closed():
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._spread, event)
+        except RuntimeError:  # closed between the check and the call
+            return
+
+    def _spread(self, event: bytes | None) -> None:
+        for waiting in self._queues:
+            if waiting.full():
+                waiting.get_nowait()
+            waiting.put_nowait(event)
+
+    async def stream(self, kind: str, content: Any) -> AsyncIterator[bytes]:
+        """Yield the events for one tab, after a first event with this kind and content."""
+        waiting: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_WAITING)
+        self._queues.add(waiting)
+        try:
+            yield _event(kind, content)
+            while True:
+                try:
+                    event = await asyncio.wait_for(waiting.get(), HEARTBEAT)
+                except (TimeoutError, asyncio.TimeoutError):
+                    event = b": heartbeat\n\n"
+                if event is None:
+                    return
+                yield event
+        finally:
+            self._queues.discard(waiting)
+
+
+def _event(kind: str, content: Any) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps(content)}\n\n".encode()
