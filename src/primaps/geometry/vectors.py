@@ -1,0 +1,227 @@
+"""Label maps as polygons on a map: georeference, GeoPackage and GeoJSON, with the extra ``geo``."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Integer
+
+from primaps.utils.errors import InputError, MissingPackageError
+
+METERS_PER_DEGREE = 111_320.0
+BATCH = 10_000
+"""Polygons that are written at once."""
+
+
+def geo_module(name: str) -> Any:
+    """Import a module of the extra ``geo``: of rasterio, shapely or pyogrio.
+
+    Raises:
+        MissingPackageError: The package is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise MissingPackageError(
+            f"georeferenced images and polygons on a map need {package}: "
+            'pip install "primaps[geo]"'
+        ) from None
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """Position of an image on a map.
+
+    Attributes:
+        transform: ``rasterio.Affine`` from (column, row) of pixel corners to (x, y) of the map.
+        crs: ``rasterio.crs.CRS`` of the map; None if unknown.
+    """
+
+    transform: Any
+    crs: Any = None
+
+    @property
+    def pixel_area(self) -> float:
+        """Area of a pixel in square units of the map."""
+        return float(abs(self.transform.determinant))
+
+    @property
+    def epsg(self) -> int:
+        """EPSG code of the CRS; 0 if it has none."""
+        return (self.crs.to_epsg() or 0) if self.crs else 0
+
+    def meters_per_pixel(self, height: int, width: int) -> float | None:
+        """Return the side of a pixel on the ground, in the middle of an image.
+
+        Args:
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
+
+        Returns:
+            Meters, or None if the CRS is unknown.
+        """
+        side = math.sqrt(self.pixel_area)
+        if self.crs and self.crs.is_projected:
+            return side * float(self.crs.linear_units_factor[1])
+        if self.crs and self.crs.is_geographic:
+            latitude = (self.transform * (width / 2, height / 2))[1]
+            return side * METERS_PER_DEGREE * math.sqrt(max(0, math.cos(math.radians(latitude))))
+        return None
+
+
+def dataset_georeference(dataset: Any) -> Georeference | None:
+    """Return the georeference of an open rasterio dataset, or None if it has none.
+
+    Raises:
+        InputError: The transform has NaN or infinity.
+    """
+    if dataset.crs is None and dataset.transform.is_identity:
+        return None
+    if not all(map(math.isfinite, dataset.transform)):
+        raise InputError(f"{dataset.name}: the georeference has NaN or infinity; correct its tags")
+    return Georeference(dataset.transform, dataset.crs)
+
+
+def read_georeference(path: Path) -> Georeference | None:
+    """Return the georeference of an image file, or None if it has none.
+
+    Raises:
+        InputError: The file cannot be read or its transform has NaN or infinity.
+        MissingPackageError: rasterio is not installed.
+    """
+    rasterio = geo_module("rasterio")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(path) as dataset:
+                return dataset_georeference(dataset)
+    except rasterio.errors.RasterioIOError as error:
+        raise InputError(f"{path}: rasterio cannot read the georeference ({error})") from None
+
+
+class LabelPolygon(NamedTuple):
+    """A connected region of a label map.
+
+    Attributes:
+        label: Value of all its pixels.
+        pixels: Number of its pixels.
+        polygon: ``shapely.Polygon`` along the sides of pixels, the outer ring counter-clockwise.
+    """
+
+    label: int
+    pixels: int
+    polygon: Any
+
+
+def label_polygons(
+    labels: Integer[np.ndarray, "h w"] | Any,
+    nothing: int,
+    georeference: Georeference | None = None,
+) -> Iterator[LabelPolygon]:
+    """Yield the connected regions of a label map as polygons, with holes and without loss.
+
+    Args:
+        labels: Label map, or a ``rasterio.Band`` that is read line by line.
+        nothing: Value of pixels without a label.
+        georeference: Without one, coordinates are columns and negated rows, which is where QGIS
+            shows an image without a georeference.
+
+    Raises:
+        MissingPackageError: rasterio or shapely is not installed.
+
+    Examples:
+        >>> labels = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], np.uint8)
+        >>> for label, pixels, polygon in label_polygons(labels, 0):
+        ...     print(label, pixels, polygon.bounds, len(polygon.interiors))
+        1 8 (0.0, -3.0, 3.0, 0.0) 1
+    """
+    features, affinity = geo_module("rasterio.features"), geo_module("shapely.affinity")
+    geometry = geo_module("shapely.geometry")
+    place = georeference.transform if georeference else geo_module("rasterio").Affine.scale(1, -1)
+    matrix = [place.a, place.b, place.d, place.e, place.c, place.f]
+    mask = labels != nothing if isinstance(labels, np.ndarray) else None
+    for shape, value in features.shapes(labels, mask, connectivity=4):
+        if value != nothing:
+            polygon = geometry.shape(shape)
+            on_map = geometry.polygon.orient(affinity.affine_transform(polygon, matrix))
+            yield LabelPolygon(int(value), round(polygon.area), on_map)
+
+
+def write_polygons(
+    path: Path,
+    layer: str,
+    columns: Mapping[str, Any],
+    rows: Iterable[tuple[Any, ...]],
+    crs: Any = None,
+    description: str = "",
+) -> None:
+    """Write polygons to a layer of a GeoPackage, or to a GeoJSON file.
+
+    A layer of this name in the file is extended. The same polygons give identical bytes.
+
+    Args:
+        path: File with the suffix ``.gpkg`` or ``.geojson``.
+        layer: Name of the layer.
+        columns: Names and numpy types of the columns; text has the type ``object``.
+        rows: A ``shapely.Polygon`` and the values of the columns each, consumed in batches.
+        crs: ``rasterio.crs.CRS`` of the coordinates.
+        description: Text that :func:`layer_description` returns.
+
+    Raises:
+        MissingPackageError: pyogrio or shapely is not installed.
+    """
+    pyogrio, shapely = geo_module("pyogrio"), geo_module("shapely")
+    wkt = crs.to_wkt() if crs else None
+    options = {"DESCRIPTION": description} if description else {}
+    rows = iter(rows)
+    while True:
+        batch = list(islice(rows, BATCH))
+        polygons = np.array([shapely.to_wkb(row[0]) for row in batch], object)
+        values = [
+            np.array([row[i] for row in batch], kind)
+            for i, kind in enumerate(columns.values(), start=1)
+        ]
+        with _fixed_date(pyogrio), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'crs' was not provided")
+            pyogrio.raw.write(
+                path, polygons, values, list(columns), layer=layer, geometry_type="Polygon",
+                crs=wkt, append=path.exists(), layer_options=options,
+            )  # fmt: skip
+        if len(batch) < BATCH:
+            return
+
+
+@contextmanager
+def _fixed_date(pyogrio: Any) -> Iterator[None]:
+    """Write a fixed date into GeoPackages instead of the current one."""
+    name = "OGR_CURRENT_DATE"
+    before = pyogrio.get_gdal_config_option(name)
+    pyogrio.set_gdal_config_options({name: "2000-01-01T00:00:00.000Z"})
+    try:
+        yield
+    finally:
+        pyogrio.set_gdal_config_options({name: before})
+
+
+def layer_description(path: Path) -> str | None:
+    """Return the description of the only layer of a GeoPackage, or None if there is no such text.
+
+    Raises:
+        MissingPackageError: pyogrio is not installed.
+    """
+    pyogrio = geo_module("pyogrio")
+    try:
+        metadata = pyogrio.read_info(path)["layer_metadata"] or {}
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError):
+        return None
+    return metadata.get("DESCRIPTION")
