@@ -23,7 +23,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from primaps.exchange import FORMATS, export_labels, import_labels
-from primaps.exchange.regions import split
+from primaps.geometry.regions import connected_regions
 
 CLASSES = 27
 
@@ -51,7 +51,7 @@ def make(root: Path, images: int, width: int, height: int) -> float:
         photo.save(root / "images" / f"{i:05}.jpg")
     about = {"command": "predict", "names": [f"class {k}" for k in range(CLASSES)]}
     (root / "result" / "primaps.json").write_text(json.dumps(about))
-    return float(np.mean([len(split(labels, "region").classes) for labels in maps]))
+    return float(np.mean([len(connected_regions(labels).classes) for labels in maps]))
 
 
 def peak() -> float:

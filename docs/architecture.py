@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "primaps"
 PICTURE = Path(__file__).parent / "images" / "architecture.png"
 LAYERS = (
     ("version", "utils"),
-    ("config", "crf"),
+    ("config", "crf", "geometry"),
     ("data", "proposals", "backbones"),
     ("features",),
     ("em",),
@@ -41,6 +41,7 @@ WORDS = {
     "projections": "STEGO, HP, yours",
     "classes": "tree, names, trust",
     "exchange": "formats of other tools",
+    "geometry": "regions, polygons",
     "model": "what a user holds",
     "model_folder": "a saved model",
     "pretrained": "its parts together",

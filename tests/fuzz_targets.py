@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from primaps.exchange.georeference import georeference
 from safetensors.torch import save
 from scipy.io import savemat
 
@@ -30,9 +31,8 @@ from primaps.data.prepare_cocostuff import prepare_cocostuff
 from primaps.data.reading import image_size, label_mode, read_mat
 from primaps.em.recorder import Recorder
 from primaps.evaluation.audit import Audit, AuditRecord, Question
-from primaps.exchange import FORMATS, Classes, ExchangeError, export_labels, import_labels
+from primaps.exchange import FORMATS, Classes, export_labels, import_labels
 from primaps.exchange.classes import read_classes
-from primaps.exchange.georeference import georeference
 from primaps.exchange.hub import model_card
 from primaps.features.feature_cache import Store
 from primaps.model import PriMaPsEM
@@ -290,7 +290,7 @@ def _exchange(folder: Path, name: str) -> Target:
         out = source.parent / "out"
         try:
             import_labels(source, name, out)
-        except (ExchangeError, InputError):
+        except InputError:
             assert not out.exists()
             raise
 

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from primaps.exchange import FORMATS, Classes, ExchangeError, export_labels, import_labels
+from primaps.exchange import FORMATS, Classes, export_labels, import_labels
+from primaps.utils.errors import InputError
 from tests.exchange.samples import blocks, collection
 
 JSON = {
@@ -29,7 +30,7 @@ ANY_READ = [name for name, row in FORMATS.items() if row.read]
 def refused(path, name, out, match=None, **options):
     """The import raises one sentence, and leaves nothing."""
     before = sorted(out.parent.iterdir())
-    with pytest.raises(ExchangeError, match=match) as caught:
+    with pytest.raises(InputError, match=match) as caught:
         import_labels(path, name, out, **options)
     assert "\n" not in str(caught.value)
     assert sorted(out.parent.iterdir()) == before
@@ -86,7 +87,7 @@ def test_foreign_json_is_read_or_refused_in_one_sentence(exported, name, data):
         zipped_copy(exported / name, source, {JSON[name]: json.dumps(changed)})
         try:
             import_labels(source, name, Path(folder) / "out")
-        except ExchangeError as error:
+        except InputError as error:
             assert "\n" not in str(error)  # noqa: PT017
             assert not (Path(folder) / "out").exists()
         assert {path.name for path in Path(folder).iterdir()} <= {"source", "out"}
@@ -120,7 +121,7 @@ def test_foreign_xml_is_read_or_refused_in_one_sentence(exported, data):
         (source := Path(folder) / "a.xml").write_bytes(ET.tostring(root, "utf-8"))
         try:
             import_labels(source, "cvat", Path(folder) / "out")
-        except ExchangeError as error:
+        except InputError as error:
             assert "\n" not in str(error)  # noqa: PT017
             assert not (Path(folder) / "out").exists()
 
@@ -262,7 +263,7 @@ def test_an_undeclared_color_is_refused(exported, tmp_path):
 
 
 def test_a_format_that_has_no_way_back_says_which_have(tmp_path):
-    with pytest.raises(ExchangeError, match="'gpkg' cannot be read; the formats are coco, "):
+    with pytest.raises(InputError, match="'gpkg' cannot be read; the formats are coco, "):
         import_labels(tmp_path, "gpkg", tmp_path / "out")
 
 

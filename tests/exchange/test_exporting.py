@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from primaps.exchange import (
-    FORMATS,
-    Classes,
-    ExchangeError,
-    LabeledImage,
-    export_labels,
-    read_classes,
-)
+from primaps.exchange import FORMATS, Classes, LabeledImage, export_labels, read_classes
+from primaps.utils.errors import InputError
 from tests.exchange.samples import blocks, collection
 
 
@@ -32,7 +26,7 @@ def refused(data, match, name="coco", out=None, **options):
     out = out or data.root / "out"
     before = content(data.root)
     options.setdefault("images", data.images)
-    with pytest.raises(ExchangeError, match=match) as caught:
+    with pytest.raises(InputError, match=match) as caught:
         export_labels(data.result, options.pop("images"), name, out, **options)
     assert "\n" not in str(caught.value)
     assert content(data.root) == before
@@ -203,9 +197,9 @@ def test_classes_json_is_checked(tmp_path):
         ('{"classes": ["a"], "ignore_index": "x"}', "must read"),
     ]:
         path.write_text(text)
-        with pytest.raises(ExchangeError, match=match):
+        with pytest.raises(InputError, match=match):
             read_classes(path)
-    with pytest.raises(ExchangeError, match="has no classes.json"):
+    with pytest.raises(InputError, match="has no classes.json"):
         read_classes(tmp_path / "absent")
     path.write_text('{"classes": ["a", "b"], "ignore_index": 7, "colors": [[1, 2, 3], [4, 5, 6]]}')
     classes = read_classes(tmp_path)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from primaps.exchange import ExchangeError
 from primaps.exchange.hub import push_to_hub
 from primaps.model import PriMaPsEM
+from primaps.utils.errors import InputError
 
 SCORES = {
     "images": 12,
@@ -128,12 +128,12 @@ def test_the_picture_of_training_images_stays_here_if_asked(model, hub):
 
 def test_what_goes_wrong_is_one_sentence(model, hub, tmp_path):
     hub.refuse = True
-    with pytest.raises(ExchangeError, match="owner/name could not be pushed"):
+    with pytest.raises(InputError, match="owner/name could not be pushed"):
         push_to_hub(model, "owner/name", token="hf_x", endpoint=hub.address)
-    with pytest.raises(ExchangeError, match="could not be pushed"):
+    with pytest.raises(InputError, match="could not be pushed"):
         push_to_hub(model, "no such/id/at all", token="hf_x", endpoint=hub.address)
-    with pytest.raises(ExchangeError, match="are not what evaluate gives"):
+    with pytest.raises(InputError, match="are not what evaluate gives"):
         push_to_hub(model, "owner/name", scores={"iou": 3}, token="x", endpoint=hub.address)
-    with pytest.raises(ExchangeError, match="has no config.json"):
+    with pytest.raises(InputError, match="has no config.json"):
         push_to_hub(tmp_path, "owner/name", token="hf_x", endpoint=hub.address)
     assert not hub.files

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from primaps.exchange import FORMATS, Classes, ExchangeError, export_labels, import_labels
+from primaps.exchange import FORMATS, Classes, export_labels, import_labels
+from primaps.utils.errors import InputError
 from tests.exchange.samples import Collection, collection, key_of, read_maps
 
 READABLE = [name for name, row in FORMATS.items() if row.read]
@@ -103,7 +104,7 @@ def test_any_collection_comes_back(name, drawn):
 @pytest.mark.parametrize("name", READABLE)
 def test_masks_come_back_as_pixels_of_one_class(masks, name):
     if not FORMATS[name].instances:
-        with pytest.raises(ExchangeError, match=f"{name} has only classes"):
+        with pytest.raises(InputError, match=f"{name} has only classes"):
             there_and_back(masks, name)
         return
     found = read_maps(there_and_back(masks, name))
@@ -116,6 +117,6 @@ def test_names_of_classes_that_a_tool_keeps_for_itself_are_refused(tmp_path):
     maps = {"a.png": np.zeros((2, 2), np.uint8)}
     for name, word in [("voc", "background"), ("cvat-mask", "a:b"), ("labelme", "__ignore__")]:
         data = collection(tmp_path / name, maps, Classes((word,)))
-        with pytest.raises(ExchangeError, match=word):
+        with pytest.raises(InputError, match=word):
             export_labels(data.result, data.images, name, data.root / "out")
         assert not (data.root / "out").exists()

@@ -5,7 +5,6 @@ the classes; a reader gives the same back. :data:`FORMATS` lists them.
 """
 
 from primaps.exchange.classes import NOTHING, Classes, read_classes
-from primaps.exchange.errors import ExchangeError
 from primaps.exchange.exporting import Exported, export_labels
 from primaps.exchange.formats import FORMATS, Format
 from primaps.exchange.importing import Imported, import_labels
@@ -15,7 +14,6 @@ __all__ = [
     "FORMATS",
     "NOTHING",
     "Classes",
-    "ExchangeError",
     "Exported",
     "Format",
     "Imported",

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from primaps.exchange.errors import MAX_PIXELS, ExchangeError
-from primaps.exchange.rle import runs
+from primaps.exchange.errors import MAX_PIXELS
+from primaps.geometry.rle import run_lengths
+from primaps.utils.errors import InputError
 
 _WIDTHS = (3, 4, 8, 16)
 
@@ -25,7 +26,7 @@ def encode(mask: Bool[np.ndarray, "h w"]) -> list[int]:
         >>> encode(np.ones((1, 2), bool))
         [0, 0, 0, 8, 57, 27, 252, 255, 224]
     """
-    lengths = 4 * runs(mask.ravel())
+    lengths = 4 * run_lengths(mask.ravel())
     values = np.arange(len(lengths)) % 2 * 255
     # A block holds at most 2^16 values: longer runs are several.
     longest = 1 << _WIDTHS[-1]
@@ -53,12 +54,12 @@ def decode(content: Any, height: int, width: int, where: str) -> Bool[np.ndarray
     """A mask from bytes: where the last value of a pixel, its opacity, is not zero.
 
     Raises:
-        ExchangeError: the bytes are none, end too early, or give another size.
+        InputError: the bytes are none, end too early, or give another size.
     """
     try:
         data = bytes(content)
     except (TypeError, ValueError):
-        raise ExchangeError(f"{where}: the code of a brush must be a list of bytes") from None
+        raise InputError(f"{where}: the code of a brush must be a list of bytes") from None
     bits = np.unpackbits(np.frombuffer(data, np.uint8))
     text = bits.tobytes().translate(bytes([48, 49]) + bytes(254))  # "0" and "1": int() is quick
     place = 0
@@ -67,13 +68,13 @@ def decode(content: Any, height: int, width: int, where: str) -> Bool[np.ndarray
         nonlocal place
         place += size
         if place > len(text):
-            raise ExchangeError(f"{where}: the code of a brush ends too early; is it cut off?")
+            raise InputError(f"{where}: the code of a brush ends too early; is it cut off?")
         return int(text[place - size : place], 2)
 
     count, word = take(32), take(5) + 1
     widths = [take(4) + 1 for _ in range(4)]
     if count != 4 * height * width or height * width > MAX_PIXELS:
-        raise ExchangeError(
+        raise InputError(
             f"{where}: a brush has {count} values, but an image of {width} x {height} pixels "
             f"{4 * height * width}"
         )

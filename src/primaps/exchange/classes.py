@@ -14,7 +14,7 @@ from jaxtyping import Integer, UInt8
 from primaps.classes.classes_json import read_legend
 from primaps.classes.inventory import Inventory
 from primaps.data.folder import ClassList
-from primaps.exchange.errors import ExchangeError, check_text, parse_json
+from primaps.exchange.errors import check_text, parse_json
 from primaps.utils.colors import palette
 from primaps.utils.errors import InputError
 from primaps.utils.inputs import read_bytes
@@ -36,7 +36,7 @@ class Classes:
         hidden: classes that are treated as no label.
 
     Raises:
-        ExchangeError: names or colors are not like that.
+        InputError: names or colors are not like that.
 
     Examples:
         >>> classes = Classes(("road", "sky"))
@@ -53,18 +53,18 @@ class Classes:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= MAX_CLASSES:
-            raise ExchangeError(
+            raise InputError(
                 f"there are {len(self.names)} classes; label maps of 8 bits hold 1 to {MAX_CLASSES}"
             )
         for name in self.names:
             if not isinstance(name, str) or not name or name != name.strip():
-                raise ExchangeError(f"{name!r} is no name of a class: no blanks around its letters")
+                raise InputError(f"{name!r} is no name of a class: no blanks around its letters")
             check_text(name, "the class")
         if double := {name for name in self.names if self.names.count(name) > 1}:
-            raise ExchangeError(f"two classes have the name {min(double)!r}: rename or merge them")
+            raise InputError(f"two classes have the name {min(double)!r}: rename or merge them")
         colors = palette(len(self.names)) if self.colors is None else self.colors
         if colors.shape != (len(self.names), 3) or colors.dtype != np.uint8:
-            raise ExchangeError(
+            raise InputError(
                 f"colors of {len(self.names)} classes are {len(self.names)} x 3 numbers of 0 to "
                 f"255, but there are {len(colors)}"
             )
@@ -95,16 +95,16 @@ class Classes:
         """A label map with 255 wherever there is no label: ignored and hidden values.
 
         Raises:
-            ExchangeError: it has a value that is no class.
+            InputError: it has a value that is no class.
         """
         table = np.full(1 << 16, -1, np.int16)
         table[: len(self)] = np.arange(len(self))
         table[[NOTHING, self.ignore_index, *self.hidden]] = NOTHING
         if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(table):
-            raise ExchangeError(f"{where} has values outside 0..65535; it is no label map")
+            raise InputError(f"{where} has values outside 0..65535; it is no label map")
         found = table[labels]
         if (found < 0).any():
-            raise ExchangeError(
+            raise InputError(
                 f"{where} has the value {labels[found < 0].min()}, but the classes are "
                 f"0..{len(self) - 1}: give the classes.json that belongs to these maps"
             )
@@ -119,7 +119,7 @@ def read_classes(path: str | Path) -> Classes:
     ``class 1``, ... and the colors of primaps.
 
     Raises:
-        ExchangeError: there is neither, or they do not read like this.
+        InputError: there is neither, or they do not read like this.
     """
     path = Path(path)
     if (inventory := Inventory.load(path) if path.is_dir() else None) is not None:
@@ -128,11 +128,11 @@ def read_classes(path: str | Path) -> Classes:
     candidates = [path / "classes.json", path / "config.json"] if path.is_dir() else [path]
     file = next((one for one in candidates if one.is_file()), None)
     if file is None:
-        raise ExchangeError(f"{path} has no classes.json: give that file, its folder, or a model")
+        raise InputError(f"{path} has no classes.json: give that file, its folder, or a model")
     try:
         return parse_classes(read_bytes(file), str(file))
     except InputError as error:
-        raise ExchangeError(str(error)) from None
+        raise InputError(str(error)) from None
 
 
 def parse_classes(text: bytes, where: str) -> Classes:
@@ -147,8 +147,8 @@ def parse_classes(text: bytes, where: str) -> Classes:
         colors = found.colors or palette(len(found.classes)).tolist()
         ignore = NOTHING if found.ignore_index is None else found.ignore_index
         return Classes(tuple(found.classes), np.array(colors, np.uint8), ignore)
-    except (InputError, ExchangeError) as error:
-        raise ExchangeError(
+    except InputError as error:
+        raise InputError(
             f'{where}: {error}; it must read {{"classes": [names], "ignore_index": number, '
             '"colors": [[r, g, b], ...]}, where only the names are needed'
         ) from None

@@ -11,11 +11,12 @@ from jaxtyping import UInt8
 
 from primaps.exchange.classes import NOTHING, Classes, with_colors
 from primaps.exchange.documents import json_arrays
-from primaps.exchange.errors import ExchangeError, need, need_size, parse_json
-from primaps.exchange.filling import paint, points
+from primaps.exchange.errors import need, need_size, parse_json
 from primaps.exchange.labeled import LabeledImage, Read
-from primaps.exchange.rle import column_runs, compress, decompress, ones
 from primaps.exchange.source import Source, safe_name
+from primaps.geometry.outlines import paint, parse_points
+from primaps.geometry.rle import decode_coco, encode_coco
+from primaps.utils.errors import InputError
 
 
 def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
@@ -34,8 +35,7 @@ def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str)
             regions = image.regions(per)
             if not len(regions.classes):
                 continue
-            lengths, boxes, areas = column_runs(regions.numbers, len(regions.classes))
-            codes = compress(lengths)
+            boxes, areas, codes = regions.boxes(), regions.areas(), encode_coco(regions)
             for k, box, area, code in zip(regions.classes, boxes, areas, codes, strict=True):
                 number += 1
                 annotation = {
@@ -81,7 +81,7 @@ def read(source: Source) -> Read:
     listed = need(content, "images", list, where)
     known = {need(image, "id", (int, str), where) for image in listed}
     if strange := by_image.keys() - known:
-        raise ExchangeError(
+        raise InputError(
             f"{where} has annotations of an image {min(strange, key=str)!r}, which is not listed"
         )
 
@@ -104,7 +104,7 @@ def read_categories(content: Any, where: str) -> tuple[dict[int, int], Classes]:
     ordered = sorted(found, key=lambda one: need(one, "id", int, where))
     numbers = {one["id"]: k for k, one in enumerate(ordered)}
     if len(numbers) < len(ordered):
-        raise ExchangeError(f"{where} has two categories with the same id")
+        raise InputError(f"{where} has two categories with the same id")
     names = [need(one, "name", str, where) for one in ordered]
     return numbers, with_colors(names, [_color(one.get("color")) for one in ordered])
 
@@ -113,7 +113,7 @@ def category(annotation: Any, numbers: dict[int, int], where: str) -> int:
     """Class of an annotation."""
     number = need(annotation, "category_id", int, where)
     if number not in numbers:
-        raise ExchangeError(f"{where} has the category {number}, which is not listed")
+        raise InputError(f"{where} has the category {number}, which is not listed")
     return numbers[number]
 
 
@@ -122,15 +122,13 @@ def _paint(labels: UInt8[np.ndarray, "h w"], annotation: Any, k: int, where: str
     shape: Any = need(annotation, "segmentation", (list, dict), where)
     if isinstance(shape, list):
         if not shape:
-            raise ExchangeError(f"{where} has a box without a mask: draw its outline, or remove it")
-        paint(labels, [points(ring, where) for ring in shape], k)
+            raise InputError(f"{where} has a box without a mask: draw its outline, or remove it")
+        paint(labels, [parse_points(ring, where) for ring in shape], k)
         return
     if need(shape, "size", list, where) != [height, width]:
-        raise ExchangeError(f"{where} has {width} x {height} pixels, but a mask of {shape['size']}")
+        raise InputError(f"{where} has {width} x {height} pixels, but a mask of {shape['size']}")
     counts: Any = need(shape, "counts", (str, list), where)
-    lengths = decompress(counts, where) if isinstance(counts, str) else counts
-    down = labels.ravel(order="F")  # no copy, since columns lie one after the other
-    down[ones(lengths, height * width, where)] = k
+    labels[decode_coco(counts, height, width, where)] = k
 
 
 def _color(content: Any) -> list[int] | None:

@@ -13,11 +13,12 @@ from jaxtyping import UInt8
 
 from primaps.exchange.classes import NOTHING, Classes, distinct_colors, parse_color, with_colors
 from primaps.exchange.documents import put
-from primaps.exchange.errors import ExchangeError, need_size
-from primaps.exchange.filling import paint, points
+from primaps.exchange.errors import need_size
 from primaps.exchange.labeled import LabeledImage, Read
-from primaps.exchange.rle import runs, unrun
 from primaps.exchange.source import Source, safe_name
+from primaps.geometry.outlines import paint, parse_points
+from primaps.geometry.rle import from_run_lengths, run_lengths
+from primaps.utils.errors import InputError
 
 WITHOUT_PIXELS = ("tag", "attribute")
 
@@ -42,8 +43,8 @@ def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str)
         for i, image in enumerate(images):
             size = f'width="{image.width}" height="{image.height}"'
             file.write(f'<image id="{i}" name={quoteattr(image.name)} {size}>\n')
-            for k, left, top, mask in image.regions(per).boxes():
-                rle = ", ".join(map(str, runs(mask.ravel()).tolist()))
+            for k, left, top, mask in image.regions(per).masks():
+                rle = ", ".join(map(str, run_lengths(mask.ravel()).tolist()))
                 file.write(
                     f'<mask label={quoteattr(classes.names[k])} source="auto" occluded="0" '
                     f'rle="{rle}" left="{left}" top="{top}" width="{mask.shape[1]}" '
@@ -59,13 +60,13 @@ def read(source: Source) -> Read:
     where = source.where(name)
     root = parse_xml(source.read(name), where)
     if root.tag != "annotations":
-        raise ExchangeError(f"{where} is no file of CVAT: it begins with <{root.tag}>")
+        raise InputError(f"{where} is no file of CVAT: it begins with <{root.tag}>")
     if root.find("track") is not None:
-        raise ExchangeError(f'{where} has tracks of a video: export "CVAT for images 1.1"')
+        raise InputError(f'{where} has tracks of a video: export "CVAT for images 1.1"')
     listed = root.findall("meta//labels/label")
     names = [label.findtext("name") or "" for label in listed]
     if not listed:
-        raise ExchangeError(f"{where} has no <labels> in its <meta>; is it of CVAT?")
+        raise InputError(f"{where} has no <labels> in its <meta>; is it of CVAT?")
     classes = with_colors(names, [parse_color(label.findtext("color")) for label in listed])
     index = {name: k for k, name in enumerate(names)}
 
@@ -79,7 +80,7 @@ def read(source: Source) -> Read:
             shapes = [shape for shape in image if shape.tag not in WITHOUT_PIXELS]
             for shape in sorted(shapes, key=lambda one: _number(one, "z_order", about)):
                 if shape.get("label") not in index:
-                    raise ExchangeError(
+                    raise InputError(
                         f"{about} has the label {shape.get('label')!r}, which <meta> does not list"
                     )
                 _paint(labels, shape, index[str(shape.get("label"))], about)
@@ -93,19 +94,19 @@ def parse_xml(content: bytes, where: str) -> ET.Element:
     """An XML document without declarations of its own, which could grow without bound.
 
     Raises:
-        ExchangeError: it is no XML, or declares a document type.
+        InputError: it is no XML, or declares a document type.
     """
 
     class Plain(ET.TreeBuilder):
         def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-            raise ExchangeError(f"{where} declares a document type, which no such file needs")
+            raise InputError(f"{where} declares a document type, which no such file needs")
 
     try:
         return ET.fromstring(content, ET.XMLParser(target=Plain()))
     except (ET.ParseError, ValueError, LookupError) as error:
-        if isinstance(error, ExchangeError):
+        if isinstance(error, InputError):
             raise
-        raise ExchangeError(f"{where} is no XML ({error}); is it cut off?") from None
+        raise InputError(f"{where} is no XML ({error}); is it cut off?") from None
 
 
 def _paint(labels: UInt8[np.ndarray, "h w"], shape: ET.Element, k: int, where: str) -> None:
@@ -114,20 +115,20 @@ def _paint(labels: UInt8[np.ndarray, "h w"], shape: ET.Element, k: int, where: s
             _number(shape, one, where) for one in ("left", "top", "width", "height")
         )
         if min(left, top) < 0 or min(width, height) < 1:
-            raise ExchangeError(f"{where} has a mask outside of the image")
+            raise InputError(f"{where} has a mask outside of the image")
         try:
             lengths = [int(one) for one in (shape.get("rle") or "").split(",")]
         except ValueError:
-            raise ExchangeError(f"{where}: 'rle' must be numbers with commas between") from None
+            raise InputError(f"{where}: 'rle' must be numbers with commas between") from None
         if left + width > labels.shape[1] or top + height > labels.shape[0]:
-            raise ExchangeError(f"{where} has a mask outside of the image")
-        mask = unrun(lengths, width * height, where).reshape(height, width)
+            raise InputError(f"{where} has a mask outside of the image")
+        mask = from_run_lengths(lengths, width * height, where).reshape(height, width)
         labels[top : top + height, left : left + width][mask] = k
     elif shape.tag == "polygon":
         pairs = [pair.split(",") for pair in (shape.get("points") or "").split(";")]
-        paint(labels, [points(pairs, where)], k)
+        paint(labels, [parse_points(pairs, where)], k)
     else:
-        raise ExchangeError(
+        raise InputError(
             f"{where} has a <{shape.tag}>: only masks and polygons say which pixels they have, so "
             "turn it into one of these or remove it"
         )
@@ -138,7 +139,7 @@ def _number(shape: ET.Element, name: str, where: str) -> int:
     try:
         return int(float(text))
     except (ValueError, OverflowError):
-        raise ExchangeError(f"{where}: {name!r} must be a number, but is {text!r}") from None
+        raise InputError(f"{where}: {name!r} must be a number, but is {text!r}") from None
 
 
 def _escaped(text: str) -> str:

@@ -16,7 +16,7 @@ from jaxtyping import Integer
 from primaps.data.folder import ImageFile, find_images
 from primaps.data.reading import ImageError, opened, upright_size
 from primaps.exchange.classes import Classes, read_classes
-from primaps.exchange.errors import ExchangeError, check_text
+from primaps.exchange.errors import check_text
 from primaps.exchange.folders import check_free, whole_folder
 from primaps.exchange.formats import find_format
 from primaps.exchange.labeled import LabeledImage, proposals
@@ -72,17 +72,17 @@ def export_labels(
         log: called with a sentence about images that have no label map; they are left out.
 
     Raises:
-        ExchangeError: anything is not as it should be. Nothing is left at ``out`` then.
+        InputError: anything is not as it should be. Nothing is left at ``out`` then.
         NotFoundError: there is no image.
     """
     result, out, form = Path(result), Path(out), find_format(to)
     if per is not None and per not in ("class", "region"):
-        raise ExchangeError(f"per is {per!r}; it must be class or region")
+        raise InputError(f"per is {per!r}; it must be class or region")
     if per is not None and form.per is None:
-        raise ExchangeError(f"{to} does not list regions: leave out per")
+        raise InputError(f"{to} does not list regions: leave out per")
     proposed, named = _about(result)
     if proposed and not form.instances:
-        raise ExchangeError(
+        raise InputError(
             f"{result} has proposals, which are masks without a class, and {to} has only classes: "
             "export to coco, cvat, labelme or labelstudio, or predict with a model"
         )
@@ -90,7 +90,7 @@ def export_labels(
         classes = read_classes(classes)
     chosen = classes or named
     if chosen is None:
-        raise ExchangeError(
+        raise InputError(
             f"{result} does not say what its classes are: give a classes.json or the model"
         )
     check_free(out.absolute())
@@ -104,7 +104,7 @@ def export_labels(
             labels = _read_map(result / f"{file.key}.png")
             size = _size(source)
             if labels.shape != size:
-                raise ExchangeError(
+                raise InputError(
                     f"{result / file.key}.png has {labels.shape[1]} x {labels.shape[0]} pixels, "
                     f"but {source} {size[1]} x {size[0]}: are these the images that it was made of?"
                 )
@@ -124,12 +124,12 @@ def export_labels(
 def _about(result: Path) -> tuple[bool, Classes | None]:
     """Whether a folder has proposals, and its classes if it names them."""
     if not result.is_dir():
-        raise ExchangeError(f"{result} is no folder that predict or propose wrote")
+        raise InputError(f"{result} is no folder that predict or propose wrote")
     record = result / "primaps.json"
     try:
         content = read_json(record, dict[str, Any]) if record.exists() else {}
     except InputError as error:
-        raise ExchangeError(f"{error}: run predict or propose again") from None
+        raise InputError(f"{error}: run predict or propose again") from None
     if content.get("command") == "propose":
         return True, PROPOSAL
     if (result / "classes.json").is_file():
@@ -146,12 +146,12 @@ def _with_maps(files: list[ImageFile], result: Path, log: Callable[[str], None])
     known = {result / f"{file.key}.png" for file in present}
     spare = sorted(set(result.rglob("*.png")) - known)  # pictures beside maps are JPEGs
     if spare:
-        raise ExchangeError(
+        raise InputError(
             f"{len(spare)} label maps of {result} have no image, first "
             f"{spare[0].relative_to(result)}: give the images as predict was given them"
         )
     if not present:
-        raise ExchangeError(f"{result} has no label maps of these images")
+        raise InputError(f"{result} has no label maps of these images")
     if absent := len(files) - len(present):
         first = next(file for file in files if file not in present)
         log(f"{absent} of {len(files)} images have no label map in {result}; first {first.source}")
@@ -163,9 +163,9 @@ def _read_map(path: Path) -> Integer[np.ndarray, "h w"]:
         with opened(path) as image:
             labels = np.asarray(image)
     except ImageError as error:
-        raise ExchangeError(f"{error}: predict it again") from None
+        raise InputError(f"{error}: predict it again") from None
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
-        raise ExchangeError(f"{path} is no label map: it must have one channel of whole numbers")
+        raise InputError(f"{path} is no label map: it must have one channel of whole numbers")
     return labels
 
 

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from primaps.exchange.errors import ExchangeError
 from primaps.utils.errors import InputError
 from primaps.utils.files import sha256, temporary_folder, user_path
 from primaps.utils.inputs import read_json
@@ -25,7 +24,7 @@ def whole_folder(out: str | Path) -> Iterator[Path]:
     ``out`` may be absent, empty, or what an earlier call made, unchanged since: that is replaced.
 
     Raises:
-        ExchangeError: ``out`` is a file, or holds anything else.
+        InputError: ``out`` is a file, or holds anything else.
 
     Examples:
         >>> import tempfile
@@ -60,15 +59,15 @@ def whole_folder(out: str | Path) -> Iterator[Path]:
 def check_free(out: Path) -> None:
     """Raise unless ``out`` is absent, empty, or unchanged since it was made here."""
     if out.is_file():
-        raise ExchangeError(f"{out} is a file: give a folder to write to")
+        raise InputError(f"{out} is a file: give a folder to write to")
     if not out.is_dir() or not any(out.iterdir()):
         return
     try:
         stated = read_json(out / MARK, dict[str, str])["sha256"]
     except (OSError, InputError, KeyError):
-        raise ExchangeError(f"{out} is not empty: give another folder, or empty it") from None
+        raise InputError(f"{out} is not empty: give another folder, or empty it") from None
     if stated != _digest(out):
-        raise ExchangeError(
+        raise InputError(
             f"{out} was changed since it was made: give another folder, so that no work is lost"
         )
 

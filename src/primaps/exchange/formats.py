@@ -18,9 +18,9 @@ from primaps.exchange import (
     yolo,
 )
 from primaps.exchange.classes import Classes
-from primaps.exchange.errors import ExchangeError
 from primaps.exchange.labeled import LabeledImage, Read
 from primaps.exchange.source import Source
+from primaps.utils.errors import InputError
 
 Write = Callable[[Iterable[LabeledImage], Classes, Path, str], None]
 """Writes images, which come one at a time, with their classes into an empty folder; the last
@@ -145,10 +145,10 @@ def find_format(name: str, reading: bool = False) -> Format:
     """A row by its name.
 
     Raises:
-        ExchangeError: there is none, or it cannot be read back.
+        InputError: there is none, or it cannot be read back.
     """
     known = [one for one, row in FORMATS.items() if row.read or not reading]
     if name not in known:
         way = "read" if reading else "written"
-        raise ExchangeError(f"{name!r} cannot be {way}; the formats are {', '.join(known)}")
+        raise InputError(f"{name!r} cannot be {way}; the formats are {', '.join(known)}")
     return FORMATS[name]

@@ -3,71 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from primaps.exchange.classes import Classes
-from primaps.exchange.documents import json_arrays
-from primaps.exchange.geopackage import (
-    Rings,
-    add_layer,
-    closed_rings,
-    geopackage,
-    grown,
-    polygon,
-    set_extent,
-)
-from primaps.exchange.georeference import Georeference, georeference
 from primaps.exchange.labeled import LabeledImage
-from primaps.exchange.outlines import trace
+from primaps.geometry.regions import NO_LABEL
+from primaps.geometry.vectors import (
+    Georeference,
+    geo_module,
+    label_polygons,
+    read_georeference,
+    write_polygons,
+)
 
-COLUMNS = {"class": "INTEGER", "name": "TEXT", "color": "TEXT", "image": "TEXT"}
+COLUMNS = {"class": np.int32, "name": object, "color": object}
+TIFF = (".tif", ".tiff")
 
 
 def write_geojson(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
-    """Write ``<key>.geojson`` per image: closed rings, the outer one counter-clockwise on the map.
-
-    Images without a georeference get pixels, up being positive, as QGIS shows such an image.
-    """
+    """Write ``<key>.geojson`` for each image."""
     for image in images:
-        place = georeference(image.file)
+        place = _georeference(image)
         target = out / f"{image.key}.geojson"
         target.parent.mkdir(parents=True, exist_ok=True)
-        crs = {"type": "name", "properties": {"name": place.urn}}
-        fixed = {"type": "FeatureCollection", "name": image.key}
-        # Without a member "crs" GeoJSON is taken for longitude and latitude.
-        with json_arrays(
-            target, "features", **fixed, **({"crs": crs} if place.code else {})
-        ) as add:
-            for k, rings in _polygons(image, place):
-                geometry = {"type": "Polygon", "coordinates": [ring.tolist() for ring in rings]}
-                properties = {"class": k, "name": classes.names[k], "color": classes.hexadecimal[k]}
-                add("features", {"type": "Feature", "properties": properties, "geometry": geometry})
+        rows = _rows(image, place, classes)
+        write_polygons(target, image.key, COLUMNS, rows, place.crs if place else None)
 
 
 def write_gpkg(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
-    """Write ``regions.gpkg``: a layer for each CRS, with class, name, color and image."""
-    with geopackage(out / "regions.gpkg") as file:
-        layers: dict[str, list[float]] = {}
-        for image in images:
-            place = georeference(image.file)
-            layer = f"regions_{place.code}" if place.code else "regions"
-            if layer not in layers:
-                layers[layer] = [np.inf, np.inf, -np.inf, -np.inf]
-                add_layer(file, layer, COLUMNS, place.srs, place.code)
-            for k, rings in _polygons(image, place):
-                layers[layer] = grown(layers[layer], rings)
-                shape, color = polygon(rings, place.srs), classes.hexadecimal[k]
-                file.execute(
-                    f'INSERT INTO "{layer}" (geom, class, name, color, image) VALUES (?,?,?,?,?)',
-                    (shape, k, classes.names[k], color, image.name),
-                )
-        for layer, box in layers.items():
-            set_extent(file, layer, box)
+    """Write ``regions.gpkg`` with a layer for each CRS."""
+    columns = COLUMNS | {"image": object}
+    located = ((image, _georeference(image)) for image in images)
+    layers: dict[str, str] = {}
+    for wkt, group in groupby(located, lambda pair: _wkt(pair[1])):
+        epsg, crs = 0, None
+        if wkt:
+            crs = geo_module("rasterio.crs").CRS.from_wkt(wkt)
+            epsg = crs.to_epsg()
+        name = f"regions_{epsg}" if epsg else f"regions_crs{len(layers)}" if wkt else "regions"
+        rows = (
+            (*row, image.name) for image, place in group for row in _rows(image, place, classes)
+        )
+        layer = layers.setdefault(wkt, name)
+        write_polygons(out / "regions.gpkg", layer, columns, rows, crs)
 
 
-def _polygons(image: LabeledImage, place: Georeference) -> Iterator[tuple[int, Rings]]:
-    for k, left, top, mask in image.parts().boxes():
-        origin = np.array([left, top], np.float64)
-        yield k, closed_rings([place.to_map(ring.corners + origin) for ring in trace(mask)])
+def _wkt(place: Georeference | None) -> str:
+    return place.crs.to_wkt() if place and place.crs else ""
+
+
+def _georeference(image: LabeledImage) -> Georeference | None:
+    if image.file is None or image.file.suffix.lower() not in TIFF:
+        return None
+    return read_georeference(image.file)
+
+
+def _rows(
+    image: LabeledImage, place: Georeference | None, classes: Classes
+) -> Iterator[tuple[Any, ...]]:
+    """Polygon, class, name and color of each connected region; a proposal may be several."""
+    values, nothing = (image.labels, NO_LABEL) if image.masks is None else (image.masks, 0)
+    for label, _, polygon in label_polygons(values, nothing, place):
+        k = label if image.masks is None else 0
+        yield polygon, k, classes.names[k], classes.hexadecimal[k]

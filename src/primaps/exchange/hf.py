@@ -13,10 +13,11 @@ from jaxtyping import UInt8
 
 from primaps.exchange.classes import Classes, parse_classes
 from primaps.exchange.documents import png, put, to_json
-from primaps.exchange.errors import ExchangeError, need, parse_json
+from primaps.exchange.errors import need, parse_json
 from primaps.exchange.labeled import LabeledImage, Read
 from primaps.exchange.map_places import copy, subset
 from primaps.exchange.source import Source, safe_name
+from primaps.utils.errors import InputError
 
 METADATA = "metadata.jsonl"
 ALL = "data"
@@ -61,7 +62,7 @@ def read(source: Source) -> Read:
     """Read label maps; 255 is no label."""
     metadata = [name for name in source.names if name.split("/")[-1] == METADATA]
     if "classes.json" not in source or not metadata:
-        raise ExchangeError(f"{source.path} must have classes.json, and {METADATA} in its folders")
+        raise InputError(f"{source.path} must have classes.json, and {METADATA} in its folders")
     classes = parse_classes(source.read("classes.json"), source.where("classes.json"))
 
     listed = {name: source.read(name).splitlines() for name in metadata}
@@ -75,7 +76,7 @@ def read(source: Source) -> Read:
                 label = base + safe_name(need(content, "label_file_name", str, where), where)
                 labels = source.picture(label)
                 if labels.ndim != 2 or labels.dtype != np.uint8:
-                    raise ExchangeError(f"{source.where(label)} must have one channel of 8 bits")
+                    raise InputError(f"{source.where(label)} must have one channel of 8 bits")
                 about = source.where(label)
                 yield image.removeprefix("images/"), classes.normalized(labels, about)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from primaps.exchange.classes import Classes, read_classes
-from primaps.exchange.errors import ExchangeError
 from primaps.model import PriMaPsEM
 from primaps.model_folder import read_record
 from primaps.utils.errors import InputError, reason
@@ -55,7 +54,7 @@ def push_to_hub(
         address of the model.
 
     Raises:
-        ExchangeError: the folder holds no model, or the hub refuses or cannot be reached.
+        InputError: the folder holds no model, or the hub refuses or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -69,7 +68,7 @@ def push_to_hub(
     figures = _read_scores(scores) if isinstance(scores, str | Path) else scores
     for name in NEEDED:
         if not (folder / name).is_file():
-            raise ExchangeError(f"{folder} has no {name}: give the folder that fit --out wrote")
+            raise InputError(f"{folder} has no {name}: give the folder that fit --out wrote")
     names = [*NEEDED, *WANTED, *([PICTURE] if picture else [])]
     present = [name for name in names if (folder / name).is_file()]
     card = model_card(folder, repo_id, figures, PICTURE in present)
@@ -81,7 +80,7 @@ def push_to_hub(
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         api.create_commit(repo_id, operations, commit_message="Upload a model of primaps")
     except Exception as error:  # of the client's own, of its HTTP library, of the socket
-        raise ExchangeError(
+        raise InputError(
             f"{repo_id} could not be pushed ({type(error).__name__}: {reason(error)}); check "
             "the id, `hf auth login`, and that the hub can be reached"
         ) from error
@@ -94,12 +93,12 @@ def model_card(
     """The card of a saved model: what it was fitted on, its classes, scores, and how to load it.
 
     Raises:
-        ExchangeError: ``config.json`` is not that of a model, or scores are none.
+        InputError: ``config.json`` is not that of a model, or scores are none.
     """
     try:
         record = read_record(folder)
     except (InputError, OSError) as error:
-        raise ExchangeError(f"{folder} holds no model of primaps ({error})") from None
+        raise InputError(f"{folder} holds no model of primaps ({error})") from None
     config, backbone, images = asdict(record.config), record.backbone.name, record.training.images
     classes = read_classes(folder)
     own = backbone.startswith("callable:")
@@ -145,11 +144,11 @@ def _classes(classes: Classes) -> list[str]:
 
 def _read_scores(path: str | Path) -> Any:
     if not Path(path).is_file():
-        raise ExchangeError(f"{path} does not exist: write it by evaluate --json")
+        raise InputError(f"{path} does not exist: write it by evaluate --json")
     try:
         return read_json(Path(path), dict[str, Any])
     except InputError as error:
-        raise ExchangeError(str(error)) from None
+        raise InputError(str(error)) from None
 
 
 def _scores(scores: dict[str, Any]) -> list[str]:
@@ -170,4 +169,4 @@ def _scores(scores: dict[str, Any]) -> list[str]:
             "",
         ]
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise ExchangeError("the scores are not what evaluate gives: write them anew") from None
+        raise InputError("the scores are not what evaluate gives: write them anew") from None

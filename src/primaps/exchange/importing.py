@@ -11,11 +11,11 @@ from PIL import Image
 
 from primaps.data.folder import IMAGE_SUFFIXES
 from primaps.exchange.classes import NOTHING, Classes, read_classes
-from primaps.exchange.errors import ExchangeError
 from primaps.exchange.exporting import write_classes
 from primaps.exchange.folders import check_free, whole_folder
 from primaps.exchange.formats import find_format
 from primaps.exchange.source import open_source, safe_name
+from primaps.utils.errors import InputError
 from primaps.utils.progress import ProgressCallback, silent
 
 
@@ -55,28 +55,28 @@ def import_labels(
             there, and every name must be one of these. None takes the order of the file.
 
     Raises:
-        ExchangeError: anything is not as it should be. Nothing is left at ``out`` then.
+        InputError: anything is not as it should be. Nothing is left at ``out`` then.
     """
     form, out = find_format(source_format, reading=True), Path(out)
     wanted = read_classes(classes) if isinstance(classes, str | Path) else classes
     check_free(out.absolute())
     with open_source(path) as source, whole_folder(out) as folder:
         if form.read is None:
-            raise ExchangeError(f"{source_format} cannot be read")
+            raise InputError(f"{source_format} cannot be read")
         found, total, images = form.read(source)
         table = _table(found, wanted, path)
         names: dict[str, None] = {}
         for name, labels in images:
             safe = safe_name(name, str(path))
             if safe in names:
-                raise ExchangeError(f"{path} has two label maps of {safe}: keep one of them")
+                raise InputError(f"{path} has two label maps of {safe}: keep one of them")
             names[safe] = None
             target = folder / f"{safe}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(table[labels]).save(target)
             progress("import", len(names), total, {})
         if not names:
-            raise ExchangeError(f"{path} has no images; is it {source_format}?")
+            raise InputError(f"{path} has no images; is it {source_format}?")
         for name, key in zip(names, keys(list(names)), strict=True):
             (folder / f"{name}.png").rename(folder / f"{key}.png")
         write_classes(wanted or found, folder / "classes.json")
@@ -109,7 +109,7 @@ def _table(found: Classes, wanted: Classes | None, path: str | Path) -> np.ndarr
     if wanted is not None:
         strange = [name for name in found.names if name not in wanted.names]
         if strange:
-            raise ExchangeError(
+            raise InputError(
                 f"{path} has the class {strange[0]!r}, which is none of {', '.join(wanted.names)}: "
                 "rename it there, or import without classes"
             )

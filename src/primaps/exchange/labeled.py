@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from primaps.exchange.classes import NOTHING, Classes
-from primaps.exchange.regions import Regions, of_values, parts, split
+from primaps.geometry.regions import Regions, class_regions, connected_regions
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,16 @@ class LabeledImage:
     def regions(self, per: str) -> Regions:
         """Its regions, ``per`` ``class`` or connected ``region``; proposals stay what they are."""
         if self.masks is None:
-            return split(self.labels, per)
-        return of_values(self.masks, none=0, label=0)
+            return class_regions(self.labels) if per == "class" else connected_regions(self.labels)
+        regions = class_regions(self.masks, nothing=0)
+        return Regions(regions.numbers, np.zeros_like(regions.classes))
 
     def parts(self) -> Regions:
         """Its connected regions, which have outlines; a proposal may be several."""
-        return parts(self.labels if self.masks is None else self.masks, self.labels)
+        if self.masks is None:
+            return connected_regions(self.labels)
+        regions = connected_regions(self.masks, nothing=0)
+        return Regions(regions.numbers, np.zeros_like(regions.classes))
 
 
 def proposals(

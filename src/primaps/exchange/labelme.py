@@ -13,11 +13,12 @@ from jaxtyping import UInt8
 
 from primaps.exchange.classes import NOTHING, Classes, with_colors
 from primaps.exchange.documents import png, put
-from primaps.exchange.errors import ExchangeError, need, need_size, parse_json
-from primaps.exchange.filling import paint, points
+from primaps.exchange.errors import need, need_size, parse_json
 from primaps.exchange.labeled import LabeledImage, Read
 from primaps.exchange.map_places import copy
 from primaps.exchange.source import Source, decode, safe_name
+from primaps.geometry.outlines import paint, parse_points
+from primaps.utils.errors import InputError
 
 LABELS = "labels.txt"
 SPECIAL = ("__ignore__", "_background_")
@@ -27,11 +28,11 @@ SPECIAL = ("__ignore__", "_background_")
 def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
     """Write each image, ``<key>.json`` beside it, and ``labels.txt``."""
     if clash := [name for name in classes.names if name in SPECIAL]:
-        raise ExchangeError(f"a class is named {clash[0]!r}, which labelme keeps for itself")
+        raise InputError(f"a class is named {clash[0]!r}, which labelme keeps for itself")
     put(out / LABELS, "\n".join(classes.names) + "\n")
     for image in images:
         shapes = []
-        for k, left, top, mask in image.regions(per).boxes():
+        for k, left, top, mask in image.regions(per).masks():
             right, bottom = left + mask.shape[1] - 1, top + mask.shape[0] - 1
             shape: dict[str, Any] = {
                 "label": classes.names[k],
@@ -60,7 +61,7 @@ def read(source: Source) -> Read:
     names = [name for name in source.names if name.lower().endswith(".json")]
     names = [name for name in names if PurePosixPath(name).name != "classes.json"]
     if not names:
-        raise ExchangeError(f"{source.path} has no JSON file of labelme")
+        raise InputError(f"{source.path} has no JSON file of labelme")
     if LABELS in source:
         lines = source.read(LABELS).decode("utf-8-sig", "replace").splitlines()
         listed = [line for line in lines if line.strip() and line not in SPECIAL]
@@ -75,7 +76,7 @@ def read(source: Source) -> Read:
             labels = np.full(size, NOTHING, np.uint8)
             for label, shape in _shapes(content, where):
                 if label not in index:
-                    raise ExchangeError(f"{where} has the label {label!r}, which {LABELS} has not")
+                    raise InputError(f"{where} has the label {label!r}, which {LABELS} has not")
                 _paint(labels, shape, index[label], where)
             image = safe_name(need(content, "imagePath", str, where), where)
             # Labels may lie in another folder than the image: the place of the JSON counts.
@@ -99,21 +100,21 @@ def _shapes(content: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str
 def _paint(labels: UInt8[np.ndarray, "h w"], shape: dict[str, Any], k: int, where: str) -> None:
     kind = shape.get("shape_type", "polygon")
     if kind == "polygon":
-        paint(labels, [points(need(shape, "points", list, where), where)], k)
+        paint(labels, [parse_points(need(shape, "points", list, where), where)], k)
     elif kind == "mask":
-        corners = points(need(shape, "points", list, where), where, least=2)
+        corners = parse_points(need(shape, "points", list, where), where, minimum=2)
         left, top = (int(one) for one in corners[0])
         try:
             packed = base64.b64decode(need(shape, "mask", str, where), validate=True)
         except ValueError:
-            raise ExchangeError(f"{where}: a mask is not written in base 64") from None
+            raise InputError(f"{where}: a mask is not written in base 64") from None
         mask = decode(packed, f"a mask of {where}", "L") > 0
         part = labels[max(top, 0) :, max(left, 0) :][: mask.shape[0], : mask.shape[1]]
         if min(left, top) < 0 or part.shape != mask.shape:
-            raise ExchangeError(f"{where} has a mask outside of the image")
+            raise InputError(f"{where} has a mask outside of the image")
         part[mask] = k
     else:
-        raise ExchangeError(
+        raise InputError(
             f"{where} has a shape of the type {kind!r}: only masks and polygons say which pixels "
             "they have, so turn it into one of these or remove it"
         )

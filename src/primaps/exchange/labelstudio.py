@@ -16,10 +16,11 @@ from primaps.exchange import brush
 from primaps.exchange.classes import NOTHING, Classes, parse_color, with_colors
 from primaps.exchange.cvat import parse_xml
 from primaps.exchange.documents import json_array, put
-from primaps.exchange.errors import ExchangeError, need, need_size, parse_json
-from primaps.exchange.filling import fill, points
+from primaps.exchange.errors import need, need_size, parse_json
 from primaps.exchange.labeled import LabeledImage, Read
 from primaps.exchange.source import Source, safe_name
+from primaps.geometry.outlines import fill, parse_points
+from primaps.utils.errors import InputError
 
 CONFIG = "labeling_config.xml"
 LOCAL = "/data/local-files/?d="
@@ -39,7 +40,7 @@ def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str)
         for i, image in enumerate(images, 1):
             size = {"original_width": image.width, "original_height": image.height}
             result = []
-            for n, (k, left, top, part) in enumerate(image.regions(per).boxes(), 1):
+            for n, (k, left, top, part) in enumerate(image.regions(per).masks(), 1):
                 mask = np.zeros(image.labels.shape, bool)
                 mask[top : top + part.shape[0], left : left + part.shape[1]] = part
                 region = {
@@ -74,7 +75,7 @@ def read(source: Source) -> Read:
     where = source.where(name)
     tasks = parse_json(source.read(name), where)
     if not isinstance(tasks, list):
-        raise ExchangeError(f'{where} must be a list of tasks: export "JSON" from Label Studio')
+        raise InputError(f'{where} must be a list of tasks: export "JSON" from Label Studio')
     classes = _classes(source, tasks, where)
     index = {label: k for k, label in enumerate(classes.names)}
 
@@ -89,7 +90,7 @@ def read(source: Source) -> Read:
             wide = first.get("original_width", data.get("width"))
             high = first.get("original_height", data.get("height"))
             if wide is None or high is None:
-                raise ExchangeError(
+                raise InputError(
                     f"{about} has no region and no size: add 'width' and 'height' to its data"
                 )
             labels = np.full(need_size(wide, high, about), NOTHING, np.uint8)
@@ -122,10 +123,10 @@ def _region(result: dict[str, Any], shape: tuple[int, ...], where: str) -> tuple
     (label,) = need(value, result["type"], list, where) or [""]
     size = (result.get("original_height", shape[0]), result.get("original_width", shape[1]))
     if size != shape:
-        raise ExchangeError(f"{where} has regions for images of different sizes")
+        raise InputError(f"{where} has regions for images of different sizes")
     if result["type"] == "brushlabels":
         return label, brush.decode(need(value, "rle", list, where), shape[0], shape[1], where)
-    percent = points(need(value, "points", list, where), where)
+    percent = parse_points(need(value, "points", list, where), where)
     return label, fill([percent / 100 * [shape[1], shape[0]]], shape[0], shape[1])
 
 
@@ -137,14 +138,14 @@ def _classes(source: Source, tasks: list[Any], where: str) -> Classes:
         for result in _results(task, where):
             labels = need(need(result, "value", dict, where), result["type"], list, where)
             if len(labels) != 1 or not isinstance(labels[0], str):
-                raise ExchangeError(f"{where} has a region with {len(labels)} labels; give it one")
+                raise InputError(f"{where} has a region with {len(labels)} labels; give it one")
             used.add(labels[0])
     if CONFIG not in source:
         return with_colors(sorted(used), [None] * len(used))
     listed = list(parse_xml(source.read(CONFIG), source.where(CONFIG)).iter("Label"))
     names = [label.get("value", "") for label in listed]
     if strange := used - set(names):
-        raise ExchangeError(f"{where} has the label {min(strange)!r}, which {CONFIG} does not list")
+        raise InputError(f"{where} has the label {min(strange)!r}, which {CONFIG} does not list")
     return with_colors(names, [parse_color(label.get("background")) for label in listed])
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from primaps.exchange.errors import ExchangeError
 from primaps.exchange.labeled import LabeledImage
+from primaps.utils.errors import InputError
 
 SUBSETS = ("train", "val", "test")
 
@@ -25,7 +25,7 @@ def subset(key: str) -> str:
 def copy(image: LabeledImage, target: Path) -> Path:
     """Copy the file of an image; never a link, since tools repair what they train on in place."""
     if image.file is None:
-        raise ExchangeError(f"{image.name} has no image file to copy")
+        raise InputError(f"{image.name} has no image file to copy")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(image.file, target)
     return target

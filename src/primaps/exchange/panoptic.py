@@ -12,10 +12,10 @@ from jaxtyping import UInt8
 from primaps.exchange.classes import NOTHING, Classes
 from primaps.exchange.coco import categories, category, entry, read_categories
 from primaps.exchange.documents import json_arrays, png, put
-from primaps.exchange.errors import ExchangeError, need, parse_json
+from primaps.exchange.errors import need, parse_json
 from primaps.exchange.labeled import LabeledImage, Read
-from primaps.exchange.rle import column_runs
 from primaps.exchange.source import Source, safe_name
+from primaps.utils.errors import InputError
 
 FOLDER = "panoptic"
 
@@ -40,7 +40,7 @@ def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str)
             count = len(regions.classes)
             segments = []
             if count:
-                _, boxes, areas = column_runs(regions.numbers, count)
+                boxes, areas = regions.boxes(), regions.areas()
                 for n, (k, box, area) in enumerate(zip(regions.classes, boxes, areas, strict=True)):
                     segment = {"id": n + 1, "category_id": int(k) + 1, "iscrowd": 0}
                     segments.append({**segment, "area": int(area), "bbox": box.tolist()})
@@ -70,9 +70,7 @@ def read(source: Source) -> Read:
         for annotation in annotations:
             number = need(annotation, "image_id", (int, str), where)
             if number not in files:
-                raise ExchangeError(
-                    f"{where} has segments of an image {number!r} that is not listed"
-                )
+                raise InputError(f"{where} has segments of an image {number!r} that is not listed")
             file = safe_name(need(annotation, "file_name", str, where), where)
             place = pictures.get(file) or file
             colors = source.picture(place, "RGB").astype(np.int64)
@@ -83,7 +81,7 @@ def read(source: Source) -> Read:
                 segments[need(segment, "id", int, where)] = k
             present, inverse = np.unique(codes, return_inverse=True)
             if strange := set(present.tolist()) - segments.keys():
-                raise ExchangeError(
+                raise InputError(
                     f"{source.where(place)} has the segment {min(strange)}, which {where} does not "
                     "list"
                 )

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 
 from primaps.data.reading import ImageError, opened, upright_size
-from primaps.exchange.errors import ExchangeError, check_text, need_size
+from primaps.exchange.errors import check_text, need_size
 from primaps.utils.errors import InputError
 from primaps.utils.inputs import read_bytes
 
@@ -27,25 +27,25 @@ def safe_name(name: object, where: str) -> str:
     """A relative path with ``/`` in between that stays in its folder.
 
     Raises:
-        ExchangeError: it is none.
+        InputError: it is none.
 
     Examples:
         >>> safe_name("a\\\\b.png", "x.json")
         'a/b.png'
         >>> safe_name("../b.png", "x.json")
         Traceback (most recent call last):
-        primaps.exchange.errors.ExchangeError: x.json names '../b.png', which leaves its folder
+        primaps.utils.errors.InputError: x.json names '../b.png', which leaves its folder
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ExchangeError(f"{where} has {name!r} where the name of a file should be")
+        raise InputError(f"{where} has {name!r} where the name of a file should be")
     check_text(name, f"{where}: the file name")
     path = PurePosixPath(name.replace("\\", "/"))
     drive = PureWindowsPath(name).drive
     if path.is_absolute() or drive or ".." in path.parts or not path.parts:
-        raise ExchangeError(f"{where} names {name!r}, which leaves its folder")
+        raise InputError(f"{where} names {name!r}, which leaves its folder")
     parts = [len(part.encode()) + 1 for part in path.parts]
     if max(parts) > LONGEST_NAME or sum(parts) > LONGEST_PATH:
-        raise ExchangeError(f"{where} names {name[:60]!r}..., which is too long for a file")
+        raise InputError(f"{where} names {name[:60]!r}..., which is too long for a file")
     return str(path)
 
 
@@ -65,19 +65,19 @@ class Source:
         """The content of a file.
 
         Raises:
-            ExchangeError: it is not there, damaged, or too large.
+            InputError: it is not there, damaged, or too large.
         """
         if name not in self._known:
-            raise ExchangeError(f"{self.path} has no file {name}")
+            raise InputError(f"{self.path} has no file {name}")
         try:
             return self._content(name)
-        except ExchangeError:
+        except InputError:
             raise
         # zipfile raises RuntimeError for a password, NotImplementedError for an unknown packing.
         except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
-            raise ExchangeError(f"{self.where(name)} cannot be read ({error})") from None
+            raise InputError(f"{self.where(name)} cannot be read ({error})") from None
         except Exception as error:  # zlib.error and whatever other packers raise
-            raise ExchangeError(f"{self.where(name)} is damaged ({error})") from None
+            raise InputError(f"{self.where(name)} is damaged ({error})") from None
 
     def __contains__(self, name: str) -> bool:
         return name in self._known
@@ -94,12 +94,12 @@ class Source:
         """The one file whose name ends with ``suffix``.
 
         Raises:
-            ExchangeError: there is none, or are several.
+            InputError: there is none, or are several.
         """
         found = [name for name in self.names if name.lower().endswith(suffix)]
         if len(found) != 1:
             have = f"{len(found)} files, first {found[0]} and {found[1]}" if found else "none"
-            raise ExchangeError(f"{self.path} must have one {what} (*{suffix}), but has {have}")
+            raise InputError(f"{self.path} must have one {what} (*{suffix}), but has {have}")
         return found[0]
 
     def picture(self, name: str, mode: str | None = None) -> np.ndarray:
@@ -116,7 +116,7 @@ def decode(content: bytes, where: str, mode: str | None = None) -> np.ndarray:
     """An image from bytes as an array.
 
     Raises:
-        ExchangeError: it is none, damaged, or has too many pixels.
+        InputError: it is none, damaged, or has too many pixels.
     """
     with one_sentence(), opened(where, content) as image:
         return np.asarray(image if mode is None else image.convert(mode))
@@ -128,7 +128,7 @@ def one_sentence() -> Iterator[None]:
     try:
         yield
     except ImageError as error:
-        raise ExchangeError(str(error)) from None
+        raise InputError(str(error)) from None
 
 
 @contextmanager
@@ -136,7 +136,7 @@ def open_source(path: str | Path) -> Iterator[Source]:
     """Open a folder (or the one zip file in it), a zip file, or another file.
 
     Raises:
-        ExchangeError: it is not there, no zip file or cut off, leaves its folder, or unpacks to far
+        InputError: it is not there, no zip file or cut off, leaves its folder, or unpacks to far
             more than it should.
     """
     path = Path(path)
@@ -154,14 +154,14 @@ def open_source(path: str | Path) -> Iterator[Source]:
         else:
             yield Source(path, visible, lambda name: _bounded(path / name))
     elif not path.is_file():
-        raise ExchangeError(f"{path} does not exist")
+        raise InputError(f"{path} does not exist")
     elif path.suffix.lower() != ".zip":
         yield Source(path, [path.name], lambda name: _bounded(path))
     else:
         try:
             archive = zipfile.ZipFile(path)
         except Exception as error:  # zipfile raises whatever a broken byte leads to
-            raise ExchangeError(f"{path} is no zip file, or cut off ({error})") from None
+            raise InputError(f"{path} is no zip file, or cut off ({error})") from None
         with archive:
             infos = {}
             for info in archive.infolist():
@@ -174,13 +174,13 @@ def _bounded(path: Path) -> bytes:
     try:
         return read_bytes(path, MAX_FILE)
     except InputError as error:
-        raise ExchangeError(str(error)) from None
+        raise InputError(str(error)) from None
 
 
 def _unpack(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     ratio = info.file_size / max(info.compress_size, 1)
     if info.file_size > MAX_FILE or (ratio > MAX_RATIO and info.file_size > 1 << 26):
-        raise ExchangeError(
+        raise InputError(
             f"{packed.filename} unpacks {info.filename} to {info.file_size:,} bytes from "
             f"{info.compress_size:,}; it looks like a zip bomb"
         )

@@ -10,10 +10,10 @@ from jaxtyping import UInt8
 
 from primaps.exchange.classes import NOTHING, Classes, distinct_colors, with_colors
 from primaps.exchange.documents import png, put, zip_file
-from primaps.exchange.errors import ExchangeError
 from primaps.exchange.labeled import LabeledImage, Read
 from primaps.exchange.map_places import copy, subset
 from primaps.exchange.source import Source
+from primaps.utils.errors import InputError
 
 BACKGROUND = "background"
 BLACK = [0, 0, 0]
@@ -73,7 +73,7 @@ def read(source: Source) -> Read:
                     raise ValueError
                 colors[label] = (red, green, blue)
     except ValueError:
-        raise ExchangeError(f"{where} must have lines name:red,green,blue:: of classes") from None
+        raise InputError(f"{where} must have lines name:red,green,blue:: of classes") from None
     names = [label for label in colors if label != BACKGROUND]
     classes = with_colors(names, [colors[label] for label in names])
     black, void = (0, 0, 0), (224, 224, 192)
@@ -92,7 +92,7 @@ def read(source: Source) -> Read:
             strange = codes[place] != found
             if strange.any():
                 code = int(found[strange][0])
-                raise ExchangeError(
+                raise InputError(
                     f"{source.where(file)} has the color {code >> 16},{code >> 8 & 255},"
                     f"{code & 255}, which labelmap.txt does not declare"
                 )
@@ -126,12 +126,12 @@ def _objects(image: LabeledImage) -> bytes:
 def _check_names(classes: Classes) -> None:
     for name in classes.names:
         if name == BACKGROUND:
-            raise ExchangeError(
+            raise InputError(
                 "a class is named 'background', which stands for pixels without a label in this "
                 "format: give it another name"
             )
         if ":" in name or name.startswith("#"):
-            raise ExchangeError(
+            raise InputError(
                 f"the class {name!r} cannot be written to labelmap.txt, where ':' and '#' have a "
                 "meaning of their own: give it another name"
             )

@@ -13,12 +13,11 @@ from jaxtyping import UInt8
 from primaps.data.folder import IMAGE_SUFFIXES
 from primaps.exchange.classes import NOTHING, Classes, with_colors
 from primaps.exchange.documents import png, put, to_json
-from primaps.exchange.errors import ExchangeError
-from primaps.exchange.filling import paint, points
 from primaps.exchange.labeled import LabeledImage, Read
 from primaps.exchange.map_places import copy, subset
-from primaps.exchange.outlines import keyhole, trace
 from primaps.exchange.source import Source
+from primaps.geometry.outlines import keyhole, paint, parse_points
+from primaps.utils.errors import InputError
 
 IMAGES = "images"
 
@@ -43,8 +42,8 @@ def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str)
     found = set()
     for image in images:
         rows = []
-        for k, left, top, mask in image.parts().boxes():
-            line = keyhole(trace(mask), mask) + np.array([left + 0.5, top + 0.5])
+        for k, left, top, mask in image.parts().masks():
+            line = keyhole(mask) + np.array([left + 0.5, top + 0.5])
             if len(line) < 3:  # fewer points would be taken for a box
                 line = np.concatenate([line, line[-1:], line[-1:]])
             shares = line / [image.width, image.height]
@@ -88,7 +87,7 @@ def read_semantic(source: Source) -> Read:
             mask = beside(place, masks, ".png")
             labels = source.picture(mask)
             if labels.ndim != 2 or labels.dtype != np.uint8:
-                raise ExchangeError(f"{source.where(mask)} must have one channel of 8 bits")
+                raise InputError(f"{source.where(mask)} must have one channel of 8 bits")
             yield name, classes.normalized(labels, source.where(mask))
 
     return Read(classes, len(images), labeled())
@@ -118,10 +117,10 @@ def read(source: Source) -> Read:
 def _row(row: str, count: int, where: str) -> tuple[int, Any]:
     number, *numbers = row.split()
     if not number.isdecimal() or int(number) >= count:
-        raise ExchangeError(f"{where} has the class {number!r}, but there are 0..{count - 1}")
+        raise InputError(f"{where} has the class {number!r}, but there are 0..{count - 1}")
     if len(numbers) == 4:
-        raise ExchangeError(f"{where} has boxes; labels of pixels come from polygons only")
-    return int(number), points(numbers, where)
+        raise InputError(f"{where} has boxes; labels of pixels come from polygons only")
+    return int(number), parse_points(numbers, where)
 
 
 def _images(source: Source) -> Iterator[tuple[str, str]]:
@@ -160,9 +159,7 @@ def _classes(source: Source) -> tuple[Classes, str]:
         if not all(isinstance(one, str | int) for one in [masks, *names]):
             raise TypeError
         return with_colors([str(one) for one in names], [None] * len(names)), str(masks)
-    except ExchangeError:
+    except InputError:
         raise
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        raise ExchangeError(
-            f"{where} must give 'names', a list or a mapping of 0, 1, ..."
-        ) from None
+        raise InputError(f"{where} must give 'names', a list or a mapping of 0, 1, ...") from None

@@ -1,7 +1,8 @@
-"""Run-length encodings of masks: COCO's through pycocotools, and plain run lengths.
+"""Run-length encodings of masks: COCO's, and plain run lengths.
 
-Files of other tools may hold anything in place of run lengths. Sums and types are checked before
-memory of the size that they declare is allocated.
+pycocotools encodes. It does not decode here: it does not check the sum of run lengths, and fills a
+mask whose run lengths are too short with uninitialized memory. Files of other tools may hold
+anything in place of run lengths, so sums and types are checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from primaps.geometry.regions import Regions
 from primaps.utils.errors import InputError
 
 _COMPRESSED = re.compile("(?:[P-o]{0,6}[0-O])*")
-"""Numbers of at most seven letters; the last letter of each lies below "P"."""
+"""Numbers of at most seven letters, of which the last has no bit for "another letter follows"."""
 
 
 def run_lengths(bits: Bool[np.ndarray, " n"]) -> Integer[np.ndarray, " m"]:
@@ -98,15 +99,27 @@ def decode_coco(counts: Any, height: int, width: int, where: str) -> Bool[np.nda
         >>> decode_coco("213", 3, 2, "a.json").astype(int).tolist()
         [[0, 0], [0, 0], [1, 0]]
     """
-    if not isinstance(counts, str):
-        return from_run_lengths(counts, height * width, where).reshape(width, height).T
-    try:
-        if not _COMPRESSED.fullmatch(counts):  # pycocotools would read beyond the end
-            raise ValueError("not the letters of an encoding")
-        content = {"size": [height, width], "counts": counts.encode("ascii")}
-        return coco.decode(content).view(bool)
-    except ValueError as error:
+    lengths = _decompress(counts, where) if isinstance(counts, str) else counts
+    return from_run_lengths(lengths, height * width, where).reshape(width, height).T
+
+
+def _decompress(text: str, where: str) -> Integer[np.ndarray, " m"]:
+    """Return the run lengths of COCO's text.
+
+    A letter has five bits of a number, lowest first, and a bit for "another letter follows". From
+    the fourth number on, the difference to the number before the previous one is stored.
+    """
+    if not _COMPRESSED.fullmatch(text):
         raise InputError(
-            f"{where}: a mask is not a COCO run-length encoding of {width} x {height} pixels "
-            f"({error}); is the file cut off?"
-        ) from None
+            f"{where}: a mask is not compressed COCO run lengths; is the file cut off?"
+        )
+    letters = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - ord("0")
+    last = np.flatnonzero(letters < 32)
+    starts = np.append(0, last[:-1] + 1)[: len(last)]
+    sizes = last - starts + 1
+    position = np.arange(len(letters)) - np.repeat(starts, sizes)
+    numbers = np.add.reduceat((letters & 31) << (5 * position), starts) if len(last) else letters
+    numbers -= np.where(letters[last] & 16, 1 << (5 * sizes), 0)
+    for parity in (1, 2):
+        numbers[parity::2] = numbers[parity::2].cumsum()
+    return numbers

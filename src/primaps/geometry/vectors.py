@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
@@ -33,8 +33,7 @@ def geo_module(name: str) -> Any:
     except ImportError:
         package = name.partition(".")[0]
         raise MissingPackageError(
-            f"georeferenced images and polygons on a map need {package}: "
-            'pip install "primaps[geo]"'
+            f'georeferenced images and polygons on a map need {package}: pip install "primaps[geo]"'
         ) from None
 
 
@@ -74,7 +73,8 @@ class Georeference:
         if self.crs and self.crs.is_projected:
             return side * float(self.crs.linear_units_factor[1])
         if self.crs and self.crs.is_geographic:
-            latitude = (self.transform * (width / 2, height / 2))[1]
+            _, _, _, d, e, f = self.transform[:6]
+            latitude = d * width / 2 + e * height / 2 + f
             return side * METERS_PER_DEGREE * math.sqrt(max(0, math.cos(math.radians(latitude))))
         return None
 
@@ -109,7 +109,8 @@ def read_georeference(path: Path) -> Georeference | None:
         raise InputError(f"{path}: rasterio cannot read the georeference ({error})") from None
 
 
-class LabelPolygon(NamedTuple):
+@dataclass(frozen=True)
+class LabelPolygon:
     """A connected region of a label map.
 
     Attributes:
