@@ -67,6 +67,6 @@ def _rows(
 ) -> Iterator[tuple[Any, ...]]:
     """Polygon, class, name and color of each connected region; a proposal may be several."""
     values, nothing = (image.labels, NO_LABEL) if image.masks is None else (image.masks, 0)
-    for label, _, polygon in label_polygons(values, nothing, place):
-        k = label if image.masks is None else 0
-        yield polygon, k, classes.names[k], classes.hexadecimal[k]
+    for found in label_polygons(values, nothing, place):
+        k = found.label if image.masks is None else 0
+        yield found.polygon, k, classes.names[k], classes.hexadecimal[k]

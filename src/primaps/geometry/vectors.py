@@ -142,8 +142,8 @@ def label_polygons(
 
     Examples:
         >>> labels = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], np.uint8)
-        >>> for label, pixels, polygon in label_polygons(labels, 0):
-        ...     print(label, pixels, polygon.bounds, len(polygon.interiors))
+        >>> for found in label_polygons(labels, 0):
+        ...     print(found.label, found.pixels, found.polygon.bounds, len(found.polygon.interiors))
         1 8 (0.0, -3.0, 3.0, 0.0) 1
     """
     features, affinity = geo_module("rasterio.features"), geo_module("shapely.affinity")
