@@ -77,8 +77,8 @@ CALLS = {
     "size is -1": lambda: primaps.evaluate(model(), "images", "labels", size=-1),
     "name is 3": lambda: primaps.load_dataset(3, "root"),
     "steps is -1": lambda: primaps.train_projection(None, "stego", classes=3, steps=-1),
-    "method 'magic' must": lambda: primaps.train_projection(None, "magic"),
-    "kind 'magic' must": lambda: primaps.load_projection("magic", "file"),
+    "method is 'magic'; it must be": lambda: primaps.train_projection(None, "magic"),
+    "kind is 'magic'; it must be": lambda: primaps.load_projection("magic", "file"),
     "path is 3": lambda: primaps.load_projection(None, 3),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Options: every field is checked by its type, and is the same on the command line."""
+"""Every option is validated by its type, and is identical on the command line."""
 
 import dataclasses
 import json
@@ -6,13 +6,12 @@ import json
 import numpy as np
 import pytest
 import typer
-from typer.testing import CliRunner
 
-import primaps
 from primaps.cli import app
 from primaps.config import EM_STEPS, Config, check_used, option_help, option_types
 from primaps.model import PriMaPsEM
 from primaps.utils.errors import InputError
+from primaps.utils.validation import range_text
 
 WRONG = {
     "classes": [1, 257, "many", 2.5, None, True],
@@ -52,7 +51,7 @@ def test_wrong_values_are_refused_by_name(name):
             Config(**{"classes": 3, name: value})
 
 
-def test_numbers_of_numpy_become_pythons():
+def test_numbers_of_numpy_are_converted_to_python():
     config = Config(np.int64(3), recipe="paper", learning_rate=np.float32(0.5), views=np.uint8(2))
     assert type(config.classes) is int
     assert type(config.learning_rate) is float
@@ -60,16 +59,15 @@ def test_numbers_of_numpy_become_pythons():
 
 
 @pytest.mark.parametrize("name", EM_STEPS)
-def test_options_of_em_are_refused_where_it_takes_no_step(name):
-    """Nobody waits for a fit that looks past what was asked for."""
+def test_options_of_em_steps_are_refused_by_recipe_orthogonal(name):
     value = {"loss_size": "feature", "momentum_ramp": False, "momentum": 0.5}.get(name, 7)
-    with pytest.raises(InputError, match=f"{name} is about the steps of EM.*recipe 'paper'"):
+    with pytest.raises(InputError, match=f"{name} applies to the EM steps.*recipe 'paper'"):
         check_used(Config(3, **{name: value}))
     check_used(Config(3, recipe="paper", **{name: value}))
     check_used(Config(3, method="kmeans", **{name: value}))
 
 
-def test_models_with_options_that_they_did_not_need_are_read(colors, painted_folder, tmp_path):
+def test_models_with_unused_options_are_read(colors, painted_folder, tmp_path):
     model = PriMaPsEM(3, backbone=colors, size=64, patch_size=8, min_init_steps=5, device="cpu")
     model.fit(painted_folder / "images").save_pretrained(tmp_path / "m")
     path = tmp_path / "m" / "config.json"
@@ -80,36 +78,33 @@ def test_models_with_options_that_they_did_not_need_are_read(colors, painted_fol
     assert again.classes == 3
 
 
-def test_old_names_are_refused_by_the_new_ones():
-    with pytest.raises(InputError, match="the option 'crf' is now 'mask_crf'"):
+def test_unknown_options_are_refused():
+    with pytest.raises(InputError, match="unknown option 'crf'; options are classes, method"):
         PriMaPsEM(3, crf=False)
-    with pytest.raises(InputError, match="'crf' is now 'mask_crf'"):
-        primaps.propose_files("images", "out", crf=False)
-    with pytest.raises(InputError, match="'report' is now 'progress'"):
-        primaps.evaluate(None, "images", report=print)
-    for command in (
-        ["propose", "x", "--out", "y"],
-        ["fit", "x", "--out", "y", "--classes", "3"],
-        ["oracle", "x"],
-    ):
-        for given in ("--no-crf", "--crf"):
-            result = CliRunner().invoke(app, [*command, given])
-            assert result.exit_code == 2
-            text = " ".join(result.output.replace("│", " ").split())
-            new = given.replace("crf", "mask-crf")
-            assert f"{given} is now {new} here, because it is about masks" in text
 
 
-def test_fit_has_every_option_with_its_default_and_help():
+def test_fit_has_every_option_with_its_default_help_and_range():
     command = typer.main.get_command(app).commands["fit"]
     given = {parameter.name: parameter for parameter in command.params}
     for field in dataclasses.fields(Config):
-        if field.name == "classes":  # which can be chosen, too
+        if field.name == "classes":  # --classes also accepts ranges and "auto"
             continue
-        assert given[field.name].help == option_help(field.name)
+        option = given[field.name]
+        before, _, default = option_help(field.name).partition(" [default")
+        assert option.help.startswith(before)
+        assert option.help.endswith(default)
+        kind = option_types()[field.name]
+        assert ("[range: " in option.help) == bool(range_text(kind))
+        assert range_text(kind) in option.help
         if field.default not in (dataclasses.MISSING, None):
-            assert given[field.name].default == (
-                str(field.default) if field.name == "views" else field.default
-            )
-        assert given[field.name].required == (field.default is dataclasses.MISSING)
+            assert option.default == field.default
+        assert option.required == (field.default is dataclasses.MISSING)
     assert set(option_types()) <= set(given)
+
+
+def test_the_help_of_cosine_scale_is_what_the_fit_uses(colors, painted_folder):
+    options = {"size": 64, "patch_size": 8, "min_init_steps": 5, "device": "cpu"}
+    model = PriMaPsEM(3, backbone=colors, **options).fit(painted_folder / "images")
+    assert f"[default: {float(model.prototypes_.scale[0]):g} for recipe orthogonal" in option_help(
+        "cosine_scale"
+    )

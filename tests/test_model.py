@@ -226,7 +226,7 @@ def test_a_model_keeps_how_positions_were_scaled(vit, painted_folder, tmp_path):
         ({"classes": 300}, "classes is 300"),
         ({"classes": 3, "size": 65}, "not a multiple of the patch size 8 of .*; 64 is"),
         ({"classes": 3, "threshold": 1.0}, "threshold is 1.0"),
-        ({"classes": 3, "method": "dbscan"}, "must be one of em, kmeans, probe"),
+        ({"classes": 3, "method": "dbscan"}, "it must be 'em', 'kmeans' or 'probe'"),
         ({"classes": 3, "epoch": 5}, "unknown option 'epoch'"),
     ],
 )

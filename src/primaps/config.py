@@ -1,12 +1,17 @@
-"""The options of a model: once, for Python, the command line and the JSON beside the weights."""
+"""Options of a model: types, ranges, defaults and help texts, declared once.
+
+Python, the command line and the ``config.json`` of a model read them from here.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+from annotated_types import Interval
+
 from primaps.utils.errors import InputError
-from primaps.utils.typed import Range, check_fields
+from primaps.utils.validation import validate_fields
 
 Method = Literal["em", "kmeans", "probe"]
 Recipe = Literal["paper", "orthogonal"]
@@ -16,143 +21,169 @@ PredictPrecision = Literal["auto", "float32", "bfloat16"]
 Engine = Literal["torch", "openvino"]
 Resize = Literal["pillow", "tensor"]
 Positions = Literal["exact", "scaled"]
-CachedContent = Literal["features", "masks"]  # of every image
+CachedContent = Literal["features", "masks"]
 CacheContent = Literal["auto", "features", "masks"]
-Views = Annotated[int, Range(0, 1000)] | Literal["fresh"]
-Threshold = Annotated[float, Range(0, below=1)]
-Size = Annotated[int, Range(1, 16384)]
-CrfTile = Annotated[int, Range(168, 16384)]
-Seed = Annotated[int, Range(-(10**18), 10**18)]
-Steps = Annotated[int, Range(1, 10**8)]
-Classes = Annotated[int, Range(2, 256)]
+Views = Annotated[int, Interval(ge=0, le=1000)] | Literal["fresh"]
+Threshold = Annotated[float, Interval(ge=0, lt=1)]
+Size = Annotated[int, Interval(ge=1, le=16384)]
+CrfTile = Annotated[int, Interval(ge=168, le=16384)]
+Seed = Annotated[int, Interval(ge=-(10**18), le=10**18)]
+Epochs = Annotated[int, Interval(ge=1, le=10**6)]
+Steps = Annotated[int, Interval(ge=1, le=10**8)]
+Classes = Annotated[int, Interval(ge=2, le=256)]
+CosineScale = Annotated[float, Interval(gt=0, le=10**6)]
 
-RENAMED = {"crf": "mask_crf"}
-"""Options by the names that they had."""
-
-
+DEFAULT_SIZE = 320
+"""Shorter image side of the paper in pixels; the nearest multiple of the patch size is taken."""
+ORTHOGONAL_SCALE = 6.0
+"""Default scale of the cosine logits of recipe "orthogonal"."""
 EM_STEPS = (
     "epochs", "min_steps", "momentum", "momentum_every", "momentum_ramp", "views", "loss_size",
 )  # fmt: skip
-"""Options that recipe "orthogonal" has no use for; the first two are also of other methods."""
+"""Options of the EM steps, which recipe "orthogonal" does not use."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """How a :class:`primaps.PriMaPsEM` is fitted; recipe "paper" is the steps of the paper."""
+    """Options of the fit of a :class:`primaps.PriMaPsEM`."""
 
     classes: Annotated[Classes, "K, the number of classes to find."]
     method: Annotated[
-        Method, "em (PriMaPs-EM), kmeans (its baseline), or probe (linear, trained on labels)."
+        Method,
+        "Method: em (PriMaPs-EM), kmeans (its baseline) or probe (linear, trained on labels).",
     ] = "em"
     recipe: Annotated[
-        Recipe, "orthogonal: orthonormal prototypes on mask features; paper: the steps of EM."
+        Recipe,
+        "Recipe of method em: orthogonal (orthonormal prototypes, fitted to the features of the "
+        "masks) or paper (the EM steps of the paper).",
     ] = "orthogonal"
     backbone: Annotated[
         str,
-        "dino-vits8, dino-vitb8, dinov2-vits14, dinov2-vitb14, a hub id, a folder or a .pth.",
+        "Backbone: dino-vits8, dino-vitb8, dinov2-vits14, dinov2-vitb14, a hub id, a folder or a "
+        ".pth file.",
     ] = "dinov2-vits14"
-    size: Annotated[Size | None, "Shorter side in pixels [default: 320, or 322 for patch 14]."] = (
-        None
-    )
-    epochs: Annotated[
-        int, Range(1, 10**6), "Passes of recipe paper, baseline or probe over the images."
-    ] = 50
-    init_epochs: Annotated[int, Range(0, 10**6), "Passes of each k-means start."] = 2
-    min_steps: Annotated[int, Range(0, 10**8), "Least steps of epochs, for few images."] = 150
+    size: Annotated[
+        Size | None,
+        "Shorter side of the images in pixels, a multiple of the patch size. "
+        f"[default: the multiple nearest to {DEFAULT_SIZE}]",
+    ] = None
+    epochs: Annotated[Epochs, "Epochs of recipe paper and of methods kmeans and probe."] = 50
+    init_epochs: Annotated[
+        int, Interval(ge=0, le=10**6), "Epochs per k-means restart of the initialization."
+    ] = 2
+    min_steps: Annotated[
+        int, Interval(ge=0, le=10**8), "Minimum number of training steps, for small collections."
+    ] = 150
     min_init_steps: Annotated[
         int,
-        Range(0, 10**8),
-        "Least steps of k-means: the paper's 2 epochs of Cityscapes are 184, of 100 images 6.",
+        Interval(ge=0, le=10**8),
+        "Minimum number of steps per k-means restart, for small collections.",
     ] = 184
     batch_size: Annotated[
-        int, Range(1, 10**6), "Images per step; the last incomplete batch is dropped."
+        int,
+        Interval(ge=1, le=10**6),
+        "Images per training step. An incomplete last batch is dropped.",
     ] = 32
-    learning_rate: Annotated[float, Range(above=0, most=1000), "Of Adam."] = 0.005
+    learning_rate: Annotated[
+        float, Interval(gt=0, le=1000), "Learning rate of the Adam optimizer."
+    ] = 0.005
     momentum: Annotated[
-        float, Range(0, below=1), "Decay of the moving average (Eq. 11); recipe paper."
+        float,
+        Interval(ge=0, lt=1),
+        "Decay of the moving average of the prototypes (Eq. 11), for recipe paper.",
     ] = 0.98
     momentum_every: Annotated[
-        int, Range(1, 10**8), "Steps between two updates of the moving average; recipe paper."
+        Steps, "Training steps between two updates of the moving average, for recipe paper."
     ] = 10
     momentum_ramp: Annotated[
         bool,
-        "Let the decay of the n-th update be min(1 - 1/n, momentum), not constant; recipe paper.",
+        "Ramp up the decay of the moving average: min(1 - 1/n, momentum) in the n-th update. For "
+        "recipe paper.",
     ] = True
     cosine_scale: Annotated[
-        Annotated[float, Range(above=0, most=10**6)] | None,
-        "Of logits that are cosines: how sure the CRF takes them [default: 1 for k-means, as in "
-        "Eq. 9, and 10 for orthogonal].",
+        CosineScale | None,
+        "Scale (inverse temperature) of cosine logits before the CRF. "
+        f"[default: {ORTHOGONAL_SCALE:g} for recipe orthogonal, 1 for method kmeans (Eq. 9)]",
     ] = None
-    threshold: Annotated[Threshold, "psi of Eq. 6: smaller gives larger masks."] = 0.4
+    threshold: Annotated[
+        Threshold, "Similarity threshold psi of Eq. 6. Smaller values give larger masks."
+    ] = 0.4
     anchor: Annotated[
-        bool, "Compare with the anchor of Eq. 4, not with the principal component itself."
+        bool,
+        "Compare features with the anchor of Eq. 4 instead of with the principal component.",
     ] = True
-    iterative: Annotated[bool, "Decompose the remaining features anew for each mask."] = True
-    mask_crf: Annotated[bool, "Refine the masks by the dense CRF."] = True
+    iterative: Annotated[
+        bool, "Recompute the principal component from the remaining features for every mask."
+    ] = True
+    mask_crf: Annotated[bool, "Refine masks with the dense CRF."] = True
     views: Annotated[
         Views,
-        "Augmented views per image, computed once; fresh: new ones in every step; recipe paper.",
+        "Augmented views per image, computed once, or fresh for new views in every step. For "
+        "recipe paper.",
     ] = 0
     loss_size: Annotated[
-        LossSize, "Votes and loss at image size, or at feature size; recipe paper."
+        LossSize, "Resolution of the majority votes and of the loss, for recipe paper."
     ] = "image"
     precision: Annotated[
-        Precision, "Of the backbone: float32, or bfloat16, 1.5 times as fast on recent processors."
+        Precision,
+        "Floating-point precision of the backbone. bfloat16 is about 1.5 times as fast on recent "
+        "processors.",
     ] = "float32"
-    seed: Annotated[Seed, "Everything random follows from it."] = 0
+    seed: Annotated[Seed, "Random seed."] = 0
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        validate_fields(self)
 
     @property
     def cosine(self) -> bool:
-        """Whether prototypes are compared with features of length 1."""
+        """Whether prototypes are compared with L2-normalized features."""
         return self.method == "kmeans" or self.orthogonal
 
     @property
     def orthogonal(self) -> bool:
-        """Whether the recipe orthogonal takes the place of the steps of EM."""
+        """Whether the fit uses recipe "orthogonal"."""
         return self.method == "em" and self.recipe == "orthogonal"
 
     @property
     def runs_em(self) -> bool:
-        """Whether the steps of EM follow the k-means start."""
+        """Whether EM steps follow the k-means initialization."""
         return self.method == "em" and self.recipe == "paper"
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Options that are about steps of EM, where there are none."""
+        """Options that this method and recipe do not use."""
         return EM_STEPS if self.orthogonal else ()
 
 
 def option_types() -> dict[str, Any]:
-    """The annotated type of each option."""
+    """Return the annotated type of each option."""
     hints = get_type_hints(Config, include_extras=True)
     return {field.name: hints[field.name] for field in fields(Config)}
 
 
 def option_help(name: str) -> str:
-    """What an option does, in a sentence.
+    """Return the help text of an option.
 
     Examples:
         >>> option_help("learning_rate")
-        'Of Adam.'
+        'Learning rate of the Adam optimizer.'
     """
     return next(part for part in get_args(option_types()[name]) if isinstance(part, str))
 
 
 def check_used(config: Config) -> None:
-    """Refuse options that would change nothing.
+    """Refuse options without effect.
 
     Raises:
-        InputError: an option of the steps of EM is given, and the recipe has none.
+        InputError: an option of the EM steps differs from its default, and the recipe has no EM
+            steps.
     """
-    usual = Config(config.classes)
+    defaults = Config(config.classes)
     for name in config.unused:
-        if getattr(config, name) != getattr(usual, name):
+        if getattr(config, name) != getattr(defaults, name):
             raise InputError(
-                f"{name} is about the steps of EM, and recipe {config.recipe!r} has none: "
-                "choose recipe 'paper', or leave it out"
+                f"{name} applies to the EM steps, which recipe {config.recipe!r} does not run: "
+                "choose recipe 'paper' or omit the option"
             )
 
 
@@ -160,14 +191,11 @@ def check_names(options: dict[str, Any]) -> None:
     """Refuse options that do not exist.
 
     Raises:
-        InputError: there is no such option, or it has another name now.
+        InputError: an option is unknown.
     """
     for name in options:
-        if name in RENAMED:
-            raise InputError(f"the option {name!r} is now {RENAMED[name]!r}")
         if name not in option_types():
-            known = ", ".join(sorted(option_types()))
-            raise InputError(f"unknown option {name!r}; there are {known}")
+            raise InputError(f"unknown option {name!r}; options are {', '.join(option_types())}")
 
 
 Config.__doc__ = f"{Config.__doc__}\n\nAttributes:\n" + "".join(

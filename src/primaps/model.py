@@ -18,6 +18,7 @@ from typing import Annotated, Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 from torch import Tensor
@@ -65,11 +66,9 @@ from primaps.projections.encoder import code_network, encoder
 from primaps.projections.projection import Projection
 from primaps.proposals.image_size import image_masks
 from primaps.utils.distributed import processes
-from primaps.utils.entrance import entrance
 from primaps.utils.errors import InputError
 from primaps.utils.progress import ProgressCallback, silent
-from primaps.utils.renamed import renamed
-from primaps.utils.typed import Range
+from primaps.utils.validation import validated
 from primaps.version import VERSION
 
 logger = logging.getLogger("primaps")
@@ -138,14 +137,14 @@ class PriMaPsEM:
         torch.Size([40, 48])
     """
 
-    @entrance
+    @validated
     def __init__(
         self,
         classes: Classes,
         *,
         backbone: str | Path | Callable[[Tensor], Tensor] | Backbone = "dinov2-vits14",
         device: str | torch.device = "auto",
-        patch_size: Annotated[int, Range(1, 4096)] | None = None,
+        patch_size: Annotated[int, Interval(ge=1, le=4096)] | None = None,
         engine: str | None = None,
         projection: Projection | str | Path | Callable[[Tensor], Tensor] | None = None,
         **options: Any,
@@ -191,8 +190,7 @@ class PriMaPsEM:
         """Shorter side of images in pixels."""
         return cast(int, self.config.size)
 
-    @renamed(report="progress")
-    @entrance
+    @validated
     @torch.enable_grad()
     def fit(
         self,
@@ -263,7 +261,7 @@ class PriMaPsEM:
         )
         return self.fit_extracted(extracted, checkpoints, progress, on_epoch)
 
-    @entrance
+    @validated
     @torch.enable_grad()
     def fit_extracted(
         self,
@@ -307,7 +305,7 @@ class PriMaPsEM:
             )
         return self
 
-    @entrance
+    @validated
     def cut(self, classes: int) -> PriMaPsEM:
         """The same model with another number of classes: a cut of its tree, in no time.
 
@@ -362,7 +360,7 @@ class PriMaPsEM:
         options = {name: getattr(config, name) for name in ("threshold", "anchor", "iterative")}
         return {**options, "crf": "dense" if config.mask_crf else None}
 
-    @entrance
+    @validated
     def predict_probabilities(
         self, images: UInt8[Tensor, "b 3 H W"], crf: bool = True
     ) -> Float[Tensor, "b k H W"]:
@@ -377,7 +375,7 @@ class PriMaPsEM:
         """
         return self.probabilities(image_features(self.encoder, images), images, crf)
 
-    @entrance
+    @validated
     @torch.no_grad()
     def logits(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         """Class logits, where the features are: cosines as in Eq. 9, or those of the probe.
@@ -394,7 +392,7 @@ class PriMaPsEM:
             features = F.normalize(features, dim=1)
         return self.prototypes_(features)
 
-    @entrance
+    @validated
     @torch.no_grad()
     def probabilities(
         self,
@@ -412,7 +410,7 @@ class PriMaPsEM:
             return CLASS_CRF(images.to(logits.device), logits=logits)
         return upsample(logits, images.shape[-2:]).softmax(1)
 
-    @entrance
+    @validated
     def predict(
         self,
         image: str | Path | Image.Image | np.ndarray | Tensor,
@@ -434,7 +432,7 @@ class PriMaPsEM:
         """
         return self.segment(load_image(image), crf, size).labels
 
-    @entrance
+    @validated
     def segment(
         self, image: Image.Image, crf: bool = True, size: Size | None = None
     ) -> Segmentation:
@@ -508,7 +506,7 @@ class PriMaPsEM:
         return None if clusters is None else len(clusters)
 
     @classmethod
-    @entrance
+    @validated
     def from_pretrained(
         cls,
         folder: str | Path,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Interval, Len
 from safetensors.torch import save
 from torch import Tensor
 
@@ -31,14 +32,13 @@ from primaps.utils.inputs import (
     read_json,
 )
 from primaps.utils.ours import need_own
-from primaps.utils.typed import Range
 from primaps.version import VERSION
 
 FORMAT: Literal[2] = 2
 WRITTEN_BY = "give the folder that `primaps fit --out` wrote"
 LARGEST_HISTORY = 256 << 20
 """Bytes of the largest ``history.json``: that of a very long fit is a tenth of it."""
-Line = dict[str, str | int | float | Annotated[list[int | float], Range(0, 4096)] | None]
+Line = dict[str, str | int | float | Annotated[list[int | float], Len(0, 4096)] | None]
 """Of the history: figures of an epoch by their names."""
 FILES = ("config.json", "model.safetensors", "history.json", "tree.safetensors", "preview.png")
 
@@ -59,7 +59,7 @@ class BackboneRecord:
 
     name: str
     sha256: str | None
-    patch_size: Annotated[int, Range(1, 4096)]
+    patch_size: Annotated[int, Interval(ge=1, le=4096)]
     positions: Positions = "exact"
 
 
@@ -82,9 +82,9 @@ class TrainingRecord:
         labels_read: whether the fit was given labels, which only the linear probe is.
     """
 
-    images: Annotated[int, Range(0)]
-    init_steps: Annotated[int, Range(0)]
-    steps: Annotated[int, Range(0)]
+    images: Annotated[int, Ge(0)]
+    init_steps: Annotated[int, Ge(0)]
+    steps: Annotated[int, Ge(0)]
     labels_read: bool
 
 

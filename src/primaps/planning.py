@@ -22,10 +22,10 @@ from primaps.features.collection import CollectionStores, bytes_kept
 from primaps.features.extract import BACKBONE_BATCH, START_IMAGES, extract, start_contents
 from primaps.features.positions import draw_positions
 from primaps.model import PriMaPsEM
-from primaps.utils.entrance import entrance
 from primaps.utils.errors import InputError
 from primaps.utils.parallel import lane_count
 from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.validation import validated
 
 MANY = 10**6
 """Images that a plan says the bytes of beside those that there are."""
@@ -87,7 +87,7 @@ class Plan:
         ]
 
 
-@entrance
+@validated
 def plan(
     model: PriMaPsEM,
     images: ImageCollection,

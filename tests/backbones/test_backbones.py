@@ -256,7 +256,7 @@ def test_a_backbone_that_is_given_is_neither_moved_nor_changed(colors):
     elsewhere = load_backbone(given, device="meta")
     assert (given.device.type, elsewhere.device.type) == ("cpu", "meta")
     assert next(given.parameters()).device.type == "cpu"
-    with pytest.raises(ValueError, match="precision 'int4' must be one of float32, bfloat16"):
+    with pytest.raises(ValueError, match="precision is 'int4'; it must be 'float32' or 'bfloat16'"):
         load_backbone(given, precision="int4")
 
 
@@ -279,7 +279,9 @@ def test_what_predicts_takes_bfloat16_where_the_processor_has_it(
 
 
 def test_a_precision_for_predicting_that_does_not_exist_is_told():
-    with pytest.raises(ValueError, match="precision 'int8' must be one of auto, float32, bfloat16"):
+    with pytest.raises(
+        ValueError, match="precision is 'int8'; it must be 'auto', 'float32' or 'bfloat16'"
+    ):
         load.resolve_precision("int8", torch.device("cpu"), "float32")
 
 

@@ -107,12 +107,12 @@ def test_an_edit_that_others_need_is_not_undone_and_they_are_named(tree, tmp_pat
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("{", "is no JSON"),
-        ("\xff", "is no JSON"),
+        ("{", "is not JSON"),
+        ("\xff", "is not JSON"),
         ("[]", r"the content is \[\]; it must be an object"),
-        ('{"format": 2, "edits": []}', "format 2 must be one of 1"),
-        ('{"format": 1}', "lacks the field edits"),
-        ('{"format": 1, "edits": [], "names": {}}', "has the unknown field 'names'"),
+        ('{"format": 2, "edits": []}', 'field "format" is 2; it must be 1'),
+        ('{"format": 1}', 'field "edits" is missing'),
+        ('{"format": 1, "edits": [], "names": {}}', 'field "names" is unknown'),
         ('{"format": 1, "edits": [], "tree": "0"}', "belong to another fit"),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_damaged_file_is_one_sentence(tree, tmp_path, content, sentence):
     ("edits", "sentence"),
     [
         ([{"hide": [[]] * 100_000}], "a class is given as text"),
-        ([7] * 10_001, "edits has the length 10001"),
+        ([7] * 10_001, '"edits" has the length 10001'),
         ([{"rename": "0", "to": "x" * 10**6}], "a name is text of 1 to 60 letters"),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_file_that_is_long_is_one_short_sentence(tree, tmp_path, edits, senten
 
 def test_a_pipe_in_place_of_the_file_is_not_waited_for(tree, tmp_path):
     os.mkfifo(tmp_path / "classes.json")
-    with pytest.raises(EditError, match="classes.json is not a file"):
+    with pytest.raises(EditError, match="classes.json is not a regular file"):
         read_edits(tmp_path, tree)
 
 

@@ -184,18 +184,18 @@ def test_data_sets_by_name_are_the_same_as_their_folders(painted_folder, vit, tm
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--views", "many", "views is 'many'; it must be a whole number or fresh"),
+        ("--views", "many", "views is 'many'; it must be an integer or 'fresh'"),
         ("--views", "-3", "views is -3"),
-        ("--precision", "int4", "precision 'int4' must be"),
-        ("--loss-size", "huge", "loss_size 'huge' must be one of image, feature"),
+        ("--precision", "int4", "'int4' is not one of"),
+        ("--loss-size", "huge", "'huge' is not one of 'image', 'feature'"),
     ],
 )
 def test_options_are_checked_before_any_work(images, vit, tmp_path, option, value, words):
     done = call(
         "fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", f"{option}={value}"
     )
-    assert done.exit_code == 1
-    assert words in done.output.replace("\n", " ")
+    assert done.exit_code in (1, 2)
+    assert words in " ".join(done.output.replace("│", " ").split())
 
 
 def test_project_and_fit_on_its_codes(images, vit, tmp_path):

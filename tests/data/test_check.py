@@ -249,9 +249,9 @@ def test_the_command_has_a_status(tmp_path):
         ('{"classes": []}', "has the length 0"),
         ('{"classes": "abc"}', "must be a list"),
         ('{"classes": ["x", "x"]}', "two classes have the name 'x'"),
-        ('{"classes": ["x"], "ignore_index": 2000000000}', "ignore_index is 2000000000"),
-        ('{"classes": ["x", 3]}', r"classes\[1\] is 3; it must be text"),
-        ("{", "is no JSON"),
+        ('{"classes": ["x"], "ignore_index": 2000000000}', '"ignore_index" is 2000000000'),
+        ('{"classes": ["x", 3]}', r'field "classes\[1\]" is 3; it must be a string'),
+        ("{", "is not JSON"),
     ],
 )
 def test_a_list_of_classes_that_evaluate_cannot_use_is_wrong(tmp_path, text, words):

@@ -145,7 +145,7 @@ def test_more_clusters_than_classes_by_majority(model, tmp_path):
     assert result.assignment == ["y", "x", "y"]
     assert result.accuracy == 1
     assert result.iou == {"x": 1, "y": 1}
-    with pytest.raises(ValueError, match="matching 'best' must be one of hungarian"):
+    with pytest.raises(ValueError, match="matching is 'best'; it must be 'hungarian'"):
         evaluate(model, data, matching="best")
 
 

@@ -98,14 +98,14 @@ def change(path, part, **changes):
         (
             "net_model_state_dict",
             {"cluster1__0__bias": torch.ones(3)},
-            "floating point of the shape (16,)",
+            "floating point of shape (16,)",
         ),
         ("net_model_state_dict", {"cluster1__0__bias": 5}, "is no tensor"),
         ("cluster_model_state_dict", {"clusters": None}, "lacks the clusters"),
         (
             "cluster_model_state_dict",
             {"clusters": torch.ones(3, 7)},
-            "it must be floating point of the shape (any, 16)",
+            "it must be floating point of shape (any, 16)",
         ),
         ("net_model_state_dict", {"model__norm__bias": None}, "lacks norm.bias"),
     ],
@@ -125,7 +125,7 @@ def test_the_kind_is_checked_and_guessed(tmp_path):
     assert load_projection(None, tmp_path / "hp.pth").name == "hp"
     with pytest.raises(ProjectionError, match="is a checkpoint of hp, not of stego"):
         load_projection("stego", tmp_path / "hp.pth")
-    with pytest.raises(ValueError, match="kind 'dino' must be one of stego, hp"):
+    with pytest.raises(ValueError, match="kind is 'dino'; it must be 'stego' or 'hp'"):
         load_projection("dino", tmp_path / "hp.pth")
     with pytest.raises(ProjectionError, match="does not exist"):
         load_projection("hp", tmp_path / "none.pth")
@@ -223,16 +223,16 @@ def saved_head(**changes):
                 "codes.linear.weight": torch.zeros(1, 10**6),
                 "codes.branch.0.weight": torch.zeros(10**6, 1),
             },
-            r"x lacks the tensor codes.linear.bias",
+            r"x: tensor codes.linear.bias is missing",
         ),
         (
             saved_head() | {"codes.branch.0.weight": torch.zeros(10**6, 1)},
-            r"codes.branch.0.weight of x is .* \(1000000, 1\); it must be .* \(1000000, 8\)",
+            r"codes.branch.0.weight is .* \(1000000, 1\); it must be .* \(1000000, 8\)",
         ),
         (saved_head() | {"codes.linear.bias": torch.full((3,), torch.nan)}, "has NaN or infinity"),
-        (saved_head() | {"clusters": torch.zeros(4, 3).long()}, "clusters of x is torch.int64"),
+        (saved_head() | {"clusters": torch.zeros(4, 3).long()}, "clusters is torch.int64"),
         (saved_head() | {"more": torch.zeros(1)}, "more"),
-        ({}, "x lacks the tensor codes.linear.weight"),
+        ({}, "x: tensor codes.linear.weight is missing"),
     ],
 )
 def test_tensors_that_are_no_head_are_named(tensors, words):
@@ -245,11 +245,11 @@ def test_tensors_that_are_no_head_are_named(tensors, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": 2}, "format 2 must be one of 1"),
-        ({"name": None}, "name is None; it must be text"),
-        ({"about": []}, r"about is \[\]; it must be an object"),
-        ({"digest": 7}, "digest is 7; it must be text or null"),
-        ({"more": 1}, "has the unknown field 'more'"),
+        ({"format": 2}, 'field "format" is 2; it must be 1'),
+        ({"name": None}, 'field "name" is None; it must be a string'),
+        ({"about": []}, r'field "about" is \[\]; it must be an object'),
+        ({"digest": 7}, 'field "digest" is 7; it must be a string'),
+        ({"more": 1}, 'field "more" is unknown'),
     ],
 )
 def test_a_description_of_other_types_is_named(tmp_path, change, words):

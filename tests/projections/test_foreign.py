@@ -239,8 +239,8 @@ def test_a_tensor_computes_nothing_for_the_pickle(tmp_path, instructions):
 
 def test_a_pipe_or_a_device_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "a.pth")
-    refused(tmp_path / "a.pth", "is not a file")
-    refused("/dev/zero", "is not a file")
+    refused(tmp_path / "a.pth", "is not a regular file")
+    refused("/dev/zero", "is not a regular file")
 
 
 def test_an_archive_of_a_version_that_there_is_not_is_damaged(tmp_path):

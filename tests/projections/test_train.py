@@ -43,7 +43,7 @@ def test_presets_are_those_of_the_papers_and_every_one_names_the_same_data_sets(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"method": "dino"}, "method 'dino' must be one of stego, hp"),
+        ({"method": "dino"}, "method is 'dino'; it must be 'stego' or 'hp'"),
         ({"method": "hp", "preset": "voc"}, "preset 'voc' must be one of own, cityscapes"),
         ({"method": "hp", "shifts": 1}, "hp has dim, temperature"),
     ],

@@ -180,7 +180,7 @@ def test_a_second_studio_on_the_folder_waits(folder):
         (["{images}", "--classes", "many"], "classes is 'many'"),
         (["{images}", "--classes", "1"], "classes is 1"),
         (["{images}", "--port", "99999"], "port is 99999"),
-        (["{images}", "--recipe", "best"], "recipe 'best' must be one of"),
+        (["{images}", "--recipe", "best"], "'best' is not one of"),
     ],
 )
 def test_errors_are_one_sentence(folder, arguments, words, monkeypatch):
@@ -188,8 +188,8 @@ def test_errors_are_one_sentence(folder, arguments, words, monkeypatch):
     before = sorted(folder.rglob("*"))
     given = [one.format(images=folder / "images") for one in arguments]
     done = call("studio", *given, "--no-browser")
-    assert done.exit_code == 1, done.output
-    assert words in done.output.replace("\n", " ")
+    assert done.exit_code in (1, 2), done.output
+    assert words in " ".join(done.output.replace("│", " ").split())
     assert sorted(folder.rglob("*")) == before
 
 

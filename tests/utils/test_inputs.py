@@ -30,30 +30,32 @@ def test_what_might_never_end_is_not_read(pipe, tmp_path):
 
     for path in (pipe, Path("/dev/zero"), tmp_path):
         for read in (read_bytes, read_tensors, lambda path: read_json(path, dict)):
-            with pytest.raises(InputError, match="is not a file"):
+            with pytest.raises(InputError, match="is not a regular file"):
                 read(path)
 
 
 def test_a_file_larger_than_it_can_be_is_not_read(tmp_path):
     with (tmp_path / "a.json").open("wb") as file:
         file.truncate(1 << 40)  # without taking any room
-    with pytest.raises(InputError, match="has 1,099,511,627,776 bytes; a file of this kind"):
+    with pytest.raises(
+        InputError, match="has 1,099,511,627,776 bytes; a file of this kind has at most 16,777,216"
+    ):
         read_json(tmp_path / "a.json", dict)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[" * 100_000, "is no JSON (nested too deeply)"),
+        ("[" * 100_000, "is not JSON (nested too deeply)"),
         ("[" * 40 + "]" * 40, "a.json is nested too deeply"),
-        ('{"a": NaN}', "NaN is no number"),
-        ('{"a": 1e999}', "1e999 is no number"),
-        ('{"a": "\\ud800"}', "is no JSON"),
-        ('{"a": 1' + "0" * 5000 + "}", "is no JSON"),
+        ('{"a": NaN}', "NaN is not a number"),
+        ('{"a": 1e999}', "1e999 is not a number"),
+        ('{"a": "\\ud800"}', "is not JSON"),
+        ('{"a": 1' + "0" * 5000 + "}", "is not JSON"),
         ('{"a": 1' + "0" * 400 + "}", "must be a finite number"),
-        ('{"a": "x"}', "a.json: the content.a is 'x'; it must be a number"),
+        ('{"a": "x"}', "a.json: field \"a\" is 'x'; it must be a number"),
         ("7", "the content is 7; it must be an object"),
-        ("", "is no JSON"),
+        ("", "is not JSON"),
     ],
 )
 def test_what_no_json_of_ours_can_be_is_one_sentence(text, words):
@@ -70,9 +72,11 @@ def test_a_message_is_one_line_whatever_names_are_in_it():
         assert str(kind("a\nb\r\nc does not exist")) == "a b c does not exist"
 
 
-def test_a_million_names_are_counted_before_they_are_looked_at():
-    names = [7] * 10**6  # none of them is a name
-    with pytest.raises(InputError, match="classes has the length 1000000; it must be"):
+def test_a_list_of_a_million_names_is_refused_by_its_length():
+    names = ["a"] * 10**6
+    with pytest.raises(
+        InputError, match='field "classes" has the length 1000000; it must be at most'
+    ):
         parse_json(json.dumps({"classes": names}), ClassList, "classes.json")
 
 
@@ -102,23 +106,25 @@ def test_a_header_that_declares_more_than_there_is_is_refused():
         b"",
     ):
         assert forged != data
-        with pytest.raises(InputError, match=r"a.safetensors is no safetensors file, or damaged"):
+        with pytest.raises(
+            InputError, match=r"a.safetensors is not a safetensors file, or is damaged"
+        ):
             parse_tensors(forged, "a.safetensors")
 
 
 @pytest.mark.parametrize(
     ("tensor", "words"),
     [
-        (torch.zeros(2), r"of the shape \(2,\); it must be floating point of the shape \(any, 3\)"),
-        (torch.zeros(0, 3), r"of the shape \(0, 3\)"),
+        (torch.zeros(2), r"of shape \(2,\); it must be floating point of shape \(any, 3\)"),
+        (torch.zeros(0, 3), r"of shape \(0, 3\)"),
         (torch.zeros(2, 3).long(), "torch.int64"),
         (torch.zeros(2, 3, dtype=torch.complex64), "torch.complex64"),
-        (torch.full((2, 3), torch.nan), "a of x has NaN or infinity"),
-        (torch.full((2, 3), torch.inf).half(), "a of x has NaN or infinity"),
+        (torch.full((2, 3), torch.nan), "x: tensor a has NaN or infinity"),
+        (torch.full((2, 3), torch.inf).half(), "x: tensor a has NaN or infinity"),
     ],
 )
 def test_a_tensor_of_another_kind_is_named(tensor, words):
     with pytest.raises(InputError, match=words):
         need_tensor({"a": tensor}, "a", (None, 3), "x")
-    with pytest.raises(InputError, match="x lacks the tensor b"):
+    with pytest.raises(InputError, match="x: tensor b is missing"):
         need_tensor({"a": tensor}, "b", (None, 3), "x")

@@ -9,11 +9,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from primaps.config import Engine, Positions, Precision, Size
-from primaps.utils.entrance import entrance
+from primaps.config import DEFAULT_SIZE, Engine, Positions, Precision, Size
 from primaps.utils.errors import InputError
 from primaps.utils.memory import need_memory
-from primaps.utils.typed import conform
+from primaps.utils.validation import validate, validated
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -49,7 +48,7 @@ class Backbone(nn.Module):
         engine: Engine = "torch",
     ) -> None:
         super().__init__()
-        self.precision: Precision = conform(precision, Precision, "precision")
+        self.precision: Precision = validate(precision, Precision, "precision")
         self.features = features
         self.name, self.patch_size, self.source = name, patch_size, source
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -87,9 +86,9 @@ class Backbone(nn.Module):
     @property
     def default_size(self) -> int:
         """Shorter image side of the paper: the multiple of the patch size nearest to 320 px."""
-        return max(1, round(320 / self.patch_size)) * self.patch_size
+        return max(1, round(DEFAULT_SIZE / self.patch_size)) * self.patch_size
 
-    @entrance
+    @validated
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         """Features of the last layer after its final layer norm, patch tokens only.
@@ -136,7 +135,7 @@ def image_side(
         >>> image_side(Backbone(torch.nn.AvgPool2d(14), patch_size=14, name="pool"))
         322
     """
-    side = backbone.default_size if size is None else conform(size, Size, "size")
+    side = backbone.default_size if size is None else validate(size, Size, "size")
     position = getattr(backbone.features, "bytes_per_position", 0) / backbone.patch_size**2
     # An image of 8 bits, the network's input before and after the normalization, and logits and
     # probabilities.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from primaps.backbones.backbone import Backbone
@@ -16,16 +17,15 @@ from primaps.backbones.onednn import quicken
 from primaps.backbones.openvino import by_openvino, installed
 from primaps.backbones.vit import PatchTokens, load_vit
 from primaps.config import Engine, Positions, Precision, PredictPrecision
-from primaps.utils.entrance import entrance
 from primaps.utils.errors import InputError, MissingPackageError, reason
-from primaps.utils.typed import Range, conform
+from primaps.utils.validation import validate, validated
 
 
-@entrance
+@validated
 def load_backbone(
     backbone: str | Path | Callable[[Tensor], Tensor] | Backbone = "dinov2-vits14",
     device: str | torch.device = "auto",
-    patch_size: Annotated[int, Range(1, 4096)] | None = None,
+    patch_size: Annotated[int, Interval(ge=1, le=4096)] | None = None,
     precision: str | None = None,
     positions: str | None = None,
     engine: str | None = None,
@@ -67,12 +67,12 @@ def load_backbone(
         >>> backbone(torch.rand(2, 3, 64, 48)).shape
         torch.Size([2, 3, 8, 6])
     """
-    scaling: Positions = conform(positions or "exact", Positions, "positions")
+    scaling: Positions = validate(positions or "exact", Positions, "positions")
     if positions is not None and callable(backbone):
         raise InputError(
             "positions are chosen when weights are loaded: give the name or the path of a backbone"
         )
-    asked = conform(engine, Engine | None, "engine")
+    asked = validate(engine, Engine | None, "engine")
     if callable(backbone) and asked not in (None, getattr(backbone, "engine", "torch")):
         raise InputError(
             f"engine {asked} is chosen when weights are loaded: give the name or the path of a "
@@ -114,7 +114,7 @@ def _by_openvino(model: nn.Module, device: torch.device) -> None:
 
 def _adapted(backbone: Backbone, device: str | torch.device, precision: str | None) -> Backbone:
     """The same backbone, or a copy on another device or of another precision."""
-    conform(precision, Precision | None, "precision")
+    validate(precision, Precision | None, "precision")
     target = backbone.device if str(device) == "auto" else resolve_device(device)
     wanted = backbone.precision if precision is None else precision
     if target == backbone.device and wanted == backbone.precision:
@@ -134,7 +134,7 @@ def resolve_precision(precision: str | None, device: torch.device, fitted: Preci
     Raises:
         InputError: it is none of the three.
     """
-    conform(precision, PredictPrecision | None, "precision")
+    validate(precision, PredictPrecision | None, "precision")
     if precision == "auto":
         return "bfloat16" if device.type == "cpu" and _has_bfloat16() else fitted
     return fitted if precision is None else precision  # type: ignore[return-value]

@@ -25,13 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from annotated_types import Len
+
 from primaps.classes.edits import legend
 from primaps.classes.legend import EditError, Legend
 from primaps.classes.tree import Tree
 from primaps.utils.errors import InputError
 from primaps.utils.files import locked, write_json
 from primaps.utils.inputs import parse_json, read_bytes
-from primaps.utils.typed import Range
 
 NAME = "classes.json"
 FORMAT = 1
@@ -49,7 +50,7 @@ class EditsRecord:
     """
 
     format: Literal[1]
-    edits: Annotated[list[Any], Range(0, MOST_EDITS)]
+    edits: Annotated[list[Any], Len(0, MOST_EDITS)]
     tree: str | None = None
 
 

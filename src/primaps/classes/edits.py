@@ -16,7 +16,7 @@ from typing import Any
 from primaps.classes.legend import Class, EditError, Legend
 from primaps.classes.tree import Tree, TreeError
 from primaps.utils.colors import palette
-from primaps.utils.typed import short
+from primaps.utils.validation import short
 
 RESERVED = re.compile(r"(class )?\d+(\.[12])*(\+\d+(\.[12])*)*")
 """Names that a person may not give: they look like ids (``3``, ``3.1``, ``0+4``) or like the names

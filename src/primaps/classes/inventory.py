@@ -27,7 +27,7 @@ from primaps.features.mask_table import MaskTable, gathered
 from primaps.utils.errors import InputError
 from primaps.utils.files import atomic_path
 from primaps.utils.inputs import parse_json, read_tensors
-from primaps.utils.typed import conform
+from primaps.utils.validation import validate
 
 NAME = "tree.safetensors"
 LARGEST = 64 << 20
@@ -115,7 +115,7 @@ def _with_figures(kind: type[T], found: Figures, name: str) -> T:
         raise InputError(f"{name} in about must have {', '.join(f.name for f in fields(kind))}")
     for field in fields(kind):
         if field.type == "int":
-            conform(found[field.name], int, f"{field.name} of {name}")
+            validate(found[field.name], int, f"{field.name} of {name}")
     return kind(**{k: math.nan if v is None else v for k, v in found.items()})  # type: ignore[arg-type]
 
 

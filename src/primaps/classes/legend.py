@@ -10,7 +10,7 @@ from jaxtyping import Integer, UInt8
 from torch import Tensor
 
 from primaps.utils.errors import PrimapsError
-from primaps.utils.typed import short
+from primaps.utils.validation import short
 
 HIDDEN = 255
 """Value of the pixels of hidden classes, as of pixels that are not counted."""

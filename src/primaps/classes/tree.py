@@ -158,11 +158,11 @@ class Tree:
             parts = need_tensor(tensors, "parts", (None, None), where).half()
             if len(parts) > MOST_PARTS:
                 raise InputError(f"{where} has {len(parts)} parts; {MOST_PARTS} are possible")
-            masks = need_tensor(tensors, "masks", (len(parts),), where, whole=True).long()
+            masks = need_tensor(tensors, "masks", (len(parts),), where, integers=True).long()
             joins = len(parts) - 1
-            merges = need_tensor(tensors, "merges", (joins, 2), where, whole=True).long()
+            merges = need_tensor(tensors, "merges", (joins, 2), where, integers=True).long()
             cost = need_tensor(tensors, "cost", (joins,), where).float()
-            classes = int(need_tensor(tensors, "classes", (), where, whole=True))
+            classes = int(need_tensor(tensors, "classes", (), where, integers=True))
         except InputError as error:
             raise TreeError(str(error)) from None
         return cls(parts=parts, masks=masks, merges=merges, cost=cost, classes=classes)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import _thread
+import copy
 import errno
 import functools
+import inspect
 import logging
 import os
+import re
 import sys
 import threading
 import traceback
@@ -14,14 +17,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 from typer.core import TyperGroup
+from typer.models import ParameterInfo
 
 from primaps.cli.console import err, note, result, say, sentence
-from primaps.utils.checked import checked
 from primaps.utils.files import user_path
+from primaps.utils.validation import range_text, validate_options
 
 ORDER = (
     "demo", "studio", "propose", "fit", "predict", "classes", "name", "report", "audit", "export",
@@ -92,20 +97,75 @@ def _root(
 
 
 def command(group: typer.Typer, *args: Any, **kwargs: Any) -> Callable[[Callable[..., None]], Any]:
-    """``group.command``, with options checked by their types before any work, and ``~`` in paths
-    meaning what it means to a shell."""
+    """Register a command, as ``group.command`` does, whose options are declared by their types.
+
+    Help texts get the range of the type. Values are validated before any work, and ``~`` in a path
+    is the home folder.
+    """
 
     def decorate(function: Callable[..., None]) -> Any:
-        inner = checked(function)
+        signature = inspect.signature(function, eval_str=True)
+        types = {name: one.annotation for name, one in signature.parameters.items()}
 
-        @group.command(*args, **kwargs)
         @functools.wraps(function)
         def wrapper(**given: Any) -> None:
-            inner(**{k: user_path(v) if isinstance(v, Path) else v for k, v in given.items()})
+            read = {name: parsed(value, types[name]) for name, value in given.items()}
+            function(**validate_options(types, read))
 
-        return wrapper
+        parameters = [
+            one.replace(annotation=typer_annotation(one.annotation))
+            for one in signature.parameters.values()
+        ]
+        wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {one.name: one.annotation for one in parameters}
+        return group.command(*args, **kwargs)(wrapper)
 
     return decorate
+
+
+def typer_annotation(kind: Any) -> Any:
+    """The annotation of an option for typer: a type that it can parse, and a complete help text."""
+    plain, *notes = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+    shown = []
+    for info in notes:
+        if isinstance(info, ParameterInfo):
+            info = copy.copy(info)
+            info.help = info.help or next(_texts(kind))
+            if text := range_text(kind):
+                head, bracket, default = info.help.partition(" [default")
+                info.help = f"{head} [range: {text}]{bracket}{default}"
+            shown.append(info)
+    return Annotated[(_plain(plain), *shown)] if shown else _plain(plain)
+
+
+def _texts(kind: Any) -> Iterator[str]:
+    """The strings in an annotated type, which describe it."""
+    if get_origin(kind) in (Annotated, Union, UnionType):
+        for part in get_args(kind):
+            yield from (part,) if isinstance(part, str) else _texts(part)
+
+
+def _plain(kind: Any) -> Any:
+    """A type without annotations, or str for a union that typer cannot parse."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _plain(parts[0])
+    if origin in (Union, UnionType):
+        types = dict.fromkeys(_plain(part) for part in parts if part is not NoneType)
+        one = next(iter(types)) if len(types) == 1 else str
+        return one | None if NoneType in parts else one
+    return kind
+
+
+def parsed(value: Any, kind: Any) -> Any:
+    """A value from typer, with ``~`` expanded and the integer of a union with other types."""
+    if isinstance(value, Path):
+        return user_path(value)
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    integers = get_origin(plain) in (Union, UnionType) and int in map(_plain, get_args(plain))
+    if integers and isinstance(value, str) and re.fullmatch("-?[0-9]{1,18}", value):
+        return int(value)
+    return value
 
 
 @contextmanager

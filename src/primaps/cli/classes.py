@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from annotated_types import Ge, Interval
 from rich.table import Table
 from rich.text import Text
 
@@ -18,12 +19,10 @@ from primaps.cli.options import (
     IgnoreIndexOption,
     ImagesArgument,
     LabelsOption,
-    bounds,
     fitted_model,
 )
 from primaps.config import Seed
 from primaps.utils.errors import InputError
-from primaps.utils.typed import Range
 
 if TYPE_CHECKING:
     from primaps.classes.inventory import Inventory
@@ -140,7 +139,7 @@ def name(
     ignore_index: IgnoreIndexOption = None,
     least: Annotated[
         float,
-        Range(0, 1),
+        Interval(ge=0, le=1),
         typer.Option(help="Share of a class's labeled pixels that must agree, 0-1."),
     ] = 0.5,
     device: DeviceOption = "auto",
@@ -172,7 +171,7 @@ def report(
     labels: LabelsOption = None,
     ignore_index: IgnoreIndexOption = None,
     cut: CutOption = None,
-    most: Annotated[int, Range(1), typer.Option(help="Images looked at, drawn at random.")] = 200,
+    most: Annotated[int, Ge(1), typer.Option(help="Images looked at, drawn at random.")] = 200,
     crf: CrfOption = True,
     device: DeviceOption = "auto",
 ) -> None:
@@ -194,10 +193,12 @@ def audit(
     images: ImagesArgument,
     out: Annotated[Path, typer.Option(help="Folder of questions, answers and pictures.")],
     answers: Annotated[
-        int, Range(2, 2000), typer.Option(help="Number of questions; 50 to 100 will do.")
+        int,
+        Interval(ge=2, le=2000),
+        typer.Option(help="Number of questions; 50 to 100 will do."),
     ] = 80,
     crf: CrfOption = True,
-    seed: Annotated[int, bounds(Seed), typer.Option(help="Of the pixels that are drawn.")] = 0,
+    seed: Annotated[Seed, typer.Option(help="Of the pixels that are drawn.")] = 0,
     device: DeviceOption = "auto",
 ) -> None:
     """Accuracy with a 95 % interval from your answers: is this pixel of that class, y or n?"""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from annotated_types import Interval
 
 from primaps.cli.app import IMAGES, SCORES, app, command, running
 from primaps.cli.console import err, note, result, warn
@@ -22,11 +23,9 @@ from primaps.cli.options import (
     ImagesArgument,
     LabelsOption,
     ModelOutOption,
-    OldCrfOption,
     ProjectionOption,
     SplitOption,
     TensorBoardOption,
-    bounds,
     cache_folder,
     config_options,
     dataset_by_name,
@@ -35,7 +34,6 @@ from primaps.cli.options import (
 from primaps.cli.tiling import BandsOption, MppOption, ScaleOption, StretchOption, tiling_options
 from primaps.config import CacheContent, Classes
 from primaps.utils.errors import InputError, MissingPackageError
-from primaps.utils.typed import Range
 
 PROBE_OPTIONS = (
     "backbone", "size", "epochs", "min_steps", "batch_size", "learning_rate", "precision", "seed",
@@ -57,8 +55,7 @@ def fit(
     cache: CacheOption = None,
     cache_content: CacheContentOption = "auto",
     scene_tiles: Annotated[
-        int | None,
-        Range(1, 10**8),
+        Annotated[int, Interval(ge=1, le=10**8)] | None,
         typer.Option(help="Fit on this many tiles, sampled from scenes by --seed."),
     ] = None,
     scale: ScaleOption = None,
@@ -66,8 +63,7 @@ def fit(
     bands: BandsOption = None,
     stretch: StretchOption = None,
     sample: Annotated[
-        int | None,
-        Range(1, 10**9),
+        Annotated[int, Interval(ge=1, le=10**9)] | None,
         typer.Option(help="Fit to this many of the images, drawn by --seed."),
     ] = None,
     plan: Annotated[
@@ -76,7 +72,6 @@ def fit(
     tensorboard: TensorBoardOption = None,
     engine: EngineOption = "torch",
     device: DeviceOption = "auto",
-    crf: OldCrfOption = None,
 ) -> None:
     """Find K classes in unlabeled images and write the model."""
     with running() as progress, _process(device) as own:
@@ -130,8 +125,7 @@ def probe(
     split: SplitOption = None,
     ignore_index: IgnoreIndexOption = None,
     classes: Annotated[
-        int | None,
-        bounds(Classes),
+        Classes | None,
         typer.Option(help="Number of classes [default: those of classes.json]."),
     ] = None,
     projection: ProjectionOption = None,

@@ -19,7 +19,6 @@ from primaps.cli.options import (
     MaskCrfOption,
     ModelArgument,
     ModelSizeOption,
-    OldCrfOption,
     PredictPrecisionOption,
     ResultOption,
     ShardOption,
@@ -75,7 +74,6 @@ def propose(
     shard: ShardOption = "auto",
     engine: EngineOption = "torch",
     device: DeviceOption = "auto",
-    crf: OldCrfOption = None,
 ) -> None:
     """Mask proposals (PriMaPs): per image a map of masks, 0 = ignore, and a picture.
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from annotated_types import Interval
 
 from primaps.config import (
     CacheContent,
+    Classes,
     Config,
     Engine,
     Precision,
@@ -27,16 +27,10 @@ from primaps.config import (
     option_types,
 )
 from primaps.utils.errors import InputError
-from primaps.utils.typed import Range, conform
 
 if TYPE_CHECKING:
     from primaps.data import Dataset
     from primaps.model import PriMaPsEM
-
-
-def bounds(kind: Any) -> Range:
-    """The range of an annotated type."""
-    return next(part for part in get_args(kind) if isinstance(part, Range))
 
 
 InputsArgument = Annotated[
@@ -57,33 +51,30 @@ ResultOption = Annotated[
 ]
 ModelOutOption = Annotated[Path, typer.Option(help="Folder of the model.")]
 BackboneOption = Annotated[str, typer.Option(help=option_help("backbone"))]
-SizeOption = Annotated[int | None, bounds(Size), typer.Option(help=option_help("size"))]
+SizeOption = Annotated[Size | None, typer.Option(help=option_help("size"))]
 ModelSizeOption = Annotated[
-    int | None, bounds(Size),
+    Size | None,
     typer.Option(help="Shorter side in pixels; of scenes side of crops [default: the model's]."),
 ]  # fmt: skip
-ThresholdOption = Annotated[float, bounds(Threshold), typer.Option(help=option_help("threshold"))]
+ThresholdOption = Annotated[Threshold, typer.Option(help=option_help("threshold"))]
 MaskCrfOption = Annotated[
     bool, typer.Option("--mask-crf/--no-mask-crf", help=option_help("mask_crf"))
 ]
 CrfOption = Annotated[
     bool, typer.Option("--crf/--no-crf", help="Refine predictions by the dense CRF.")
 ]
-PrecisionOption = Annotated[str, Precision, typer.Option(help=option_help("precision"))]
+PrecisionOption = Annotated[Precision, typer.Option(help=option_help("precision"))]
 PredictPrecisionOption = Annotated[
-    str,
     PredictPrecision,
     typer.Option(help="Of the backbone; auto: bfloat16 on processors with instructions for it."),
 ]
 EngineOption = Annotated[
-    str,
     Engine,
     typer.Option(help="Of the backbone; openvino, an extra, is 1.4 times as fast on a CPU."),
 ]
-SeedOption = Annotated[int, bounds(Seed), typer.Option(help=option_help("seed"))]
+SeedOption = Annotated[Seed, typer.Option(help=option_help("seed"))]
 CutOption = Annotated[
-    int | None,
-    Range(2, 256),
+    Classes | None,
     typer.Option("--classes", help="Cut the tree here [default: classes.json, or K]."),
 ]
 ShardOption = Annotated[
@@ -105,8 +96,7 @@ SplitOption = Annotated[
     typer.Option(help="Of the data set [default: train where models are fitted, val for scores]."),
 ]
 IgnoreIndexOption = Annotated[
-    int | None,
-    Range(0, 65_535),
+    Annotated[int, Interval(ge=0, le=65_535)] | None,
     typer.Option(help="Label not counted [default: of classes.json, or 255]."),
 ]
 CacheOption = Annotated[
@@ -129,25 +119,10 @@ ProjectionOption = Annotated[
     typer.Option(help="Fit to codes: a folder of `project`, or a checkpoint of STEGO or HP."),
 ]
 ResizeOption = Annotated[
-    str,
     Resize,
     typer.Option(help="pillow, or tensor: not antialiased, as the authors' program at evaluation."),
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the scores here.")]
-
-
-def _renamed(context: typer.Context, parameter: Any, value: bool | None) -> None:
-    if value is not None and not context.resilient_parsing:
-        given = "--crf" if value else "--no-crf"
-        raise typer.BadParameter(
-            f"{given} is now {given.replace('crf', 'mask-crf')} here, because it is about masks"
-        )
-
-
-OldCrfOption = Annotated[
-    bool | None, typer.Option("--crf/--no-crf", hidden=True, callback=_renamed)
-]
-"""What the CRF of masks was called."""
 
 
 def config_options(
@@ -165,29 +140,24 @@ def config_options(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
-        own = [p for name, p in signature.parameters.items() if name != "options"]
-        taken = {parameter.name for parameter in own}
+        own = [one for name, one in signature.parameters.items() if name != "options"]
+        taken = {one.name for one in own}
         chosen = [f for f in fields(Config) if (f.name in names if names else f.name not in taken)]
-        extra, types = [], option_types()
+        types, extra = option_types(), []
         for field in chosen:
-            kind = _command_line_type(types[field.name])
-            default = None if optional or field.default is MISSING else field.default
-            if optional or default is None:
-                kind = kind | None if field.default is not MISSING else kind
-            default = str(default) if kind is str and default is not None else default
-            help_ = option_help(field.name)
-            flag = field.name.replace("_", "-")
-            option = (
-                typer.Option(f"--{flag}/--no-{flag}", help=help_)
-                if get_args(kind)[:1] == (bool,) or kind is bool
-                else typer.Option(f"--{flag}", help=help_)
-            )
+            required, kind = field.default is MISSING, types[field.name]
+            kind = kind | None if optional and not required else kind
             extra.append(
                 inspect.Parameter(
                     field.name,
                     inspect.Parameter.KEYWORD_ONLY,
-                    default=inspect.Parameter.empty if field.default is MISSING else default,
-                    annotation=Annotated[kind, option],
+                    default=None if optional and not required else field.default,
+                    annotation=Annotated[
+                        types[field.name] | None
+                        if optional and not required
+                        else types[field.name],
+                        typer.Option(),
+                    ],
                 )
             )
 
@@ -196,47 +166,15 @@ def config_options(
             options = {field.name: given.pop(field.name) for field in chosen}
             if optional:
                 options = {name: value for name, value in options.items() if value is not None}
-            for name, value in options.items():
-                options[name] = conform(_read(value, types[name]), types[name], name)
             command(**given, options=options)
 
-        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        keyword = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
         parameters = [*keyword, *extra]
-        parameters.sort(key=lambda p: p.default is not inspect.Parameter.empty)
+        parameters.sort(key=lambda one: one.default is not inspect.Parameter.empty)
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
         return wrapper
 
     return decorate
-
-
-def _command_line_type(kind: Any) -> Any:
-    """Number, switch or text: what the command line can read; the rest is checked by Config."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return _command_line_type(parts[0])
-    if origin is Literal:
-        return str
-    if origin in (Union, UnionType):
-        kinds = {_command_line_type(part) for part in parts if part is not type(None)}
-        return kinds.pop() if len(kinds) == 1 else str
-    return kind
-
-
-def _read(value: Any, kind: Any) -> Any:
-    """A number, where an option is one or a word, as ``--views`` is."""
-    if any(map(_of_numbers, get_args(kind)[:1])) and isinstance(value, str):
-        return whole_number(value)
-    return value
-
-
-def whole_number(text: str) -> int | str:
-    """A text as the number that it is; any other text as it is, for a check to refuse or take."""
-    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
-
-
-def _of_numbers(kind: Any) -> bool:
-    return any(_command_line_type(part) is int for part in get_args(kind))
 
 
 def dataset_by_name(

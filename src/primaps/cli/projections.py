@@ -18,7 +18,6 @@ from primaps.cli.options import (
     PrecisionOption,
     SeedOption,
     SizeOption,
-    bounds,
     cache_folder,
 )
 from primaps.config import Classes, Config, Steps
@@ -55,14 +54,14 @@ def convert(
 def project(
     images: ImagesArgument,
     classes: Annotated[
-        int, bounds(Classes), typer.Option(help="K, the number of clusters to find in the codes.")
+        Classes, typer.Option(help="K, the number of clusters to find in the codes.")
     ],
     out: OutOption,
     method: Annotated[str, typer.Option(help="stego or hp.")] = "stego",
     preset: Annotated[
         str, typer.Option(help="own, or the papers' cityscapes, cocostuff, potsdam (for DINO).")
     ] = "own",
-    steps: Annotated[int, bounds(Steps), typer.Option(help="Of the optimizer.")] = 300,
+    steps: Annotated[Steps, typer.Option(help="Of the optimizer.")] = 300,
     five_crops: Annotated[
         bool, typer.Option("--five-crops", help="Also train on five crops of each image.")
     ] = False,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
+from annotated_types import Ge
 
 from primaps.cli.app import PAPER, app, command, running
 from primaps.cli.console import note, result, warn
@@ -17,7 +18,6 @@ from primaps.cli.options import (
     cache_folder,
     config_options,
 )
-from primaps.utils.typed import Range
 
 if TYPE_CHECKING:
     from primaps.reproduction.reproduction import Reproduction
@@ -61,7 +61,6 @@ def reproduce(
         ),
     ] = None,
     protocol: Annotated[
-        str,
         Literal["paper", "program"],
         typer.Option(
             help="paper, or program: resizing at evaluation, ramp of the moving average and "
@@ -74,8 +73,7 @@ def reproduce(
         bool, typer.Option("--plan", help="Only list the rows, what they need, and their time.")
     ] = False,
     budget: Annotated[
-        float | None,
-        Range(0),
+        Annotated[float, Ge(0)] | None,
         typer.Option(help="Minutes: begin no run that would go beyond."),
     ] = None,
     device: DeviceOption = "auto",

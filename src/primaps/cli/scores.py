@@ -24,7 +24,6 @@ from primaps.cli.options import (
     MaskCrfOption,
     ModelArgument,
     ModelSizeOption,
-    OldCrfOption,
     ResizeOption,
     SizeOption,
     SplitOption,
@@ -53,7 +52,6 @@ def evaluate(
     crf: CrfOption = True,
     resize: ResizeOption = "pillow",
     matching: Annotated[
-        str,
         Literal["hungarian", "majority"],
         typer.Option(help="hungarian, or majority (for more clusters than classes)."),
     ] = "hungarian",
@@ -109,7 +107,6 @@ def oracle(
     resize: ResizeOption = "pillow",
     json_file: JsonOption = None,
     device: DeviceOption = "auto",
-    crf: OldCrfOption = None,
 ) -> None:
     """How good mask proposals are as such: each gets its most frequent label (Table 5)."""
     with running() as progress:

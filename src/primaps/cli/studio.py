@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from annotated_types import Interval
 
 from primaps.cli.app import CLASSES, app, command, running
 from primaps.cli.console import note
-from primaps.cli.options import DeviceOption, config_options, whole_number
-from primaps.utils.typed import Range
+from primaps.cli.options import DeviceOption, config_options
+from primaps.config import Classes
 
 
 @command(app, rich_help_panel=CLASSES)
@@ -28,10 +29,11 @@ def studio(
         Path | None, typer.Option(help="Folder of an existing model whose classes are edited.")
     ] = None,
     classes: Annotated[
-        str, typer.Option(help="Number of classes that the page suggests, or auto.")
+        Classes | Literal["auto"],
+        typer.Option(help="Number of classes that the page suggests, or auto."),
     ] = "auto",
     port: Annotated[
-        int, Range(0, 65535), typer.Option(help="Port to listen on; 0 selects a free one.")
+        int, Interval(ge=0, le=65535), typer.Option(help="Port to listen on; 0 selects a free one.")
     ] = 0,
     host: Annotated[
         str,
@@ -52,6 +54,6 @@ def studio(
 
         run_studio(
             images, out, model=model, host=host, port=port, allow_host=allow_host or (),
-            classes=whole_number(classes), browser=browser,
+            classes=classes, browser=browser,
             device=device, log=note, **options,
         )  # fmt: skip

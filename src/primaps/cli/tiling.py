@@ -5,32 +5,27 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from annotated_types import Interval
 
-from primaps.cli.options import bounds
 from primaps.config import CrfTile
 from primaps.utils.errors import InputError
-from primaps.utils.typed import Range
 
 CrfTileOption = Annotated[
-    int | None,
-    bounds(CrfTile),
+    CrfTile | None,
     typer.Option(help="Scenes: side of the tiles that the CRF refines, in network pixels "
                       "[default: 840, smaller above 12 classes]."),
 ]  # fmt: skip
 TileOverlapOption = Annotated[
-    int | None,
-    Range(0, 1 << 16),
+    Annotated[int, Interval(ge=0, le=1 << 16)] | None,
     typer.Option(help="Scenes: overlap of neighboring tiles, in network pixels [default: an eighth "
                       "of --size]."),
 ]  # fmt: skip
 ScaleOption = Annotated[
-    float | None,
-    Range(1e-6, 1e6),
+    Annotated[float, Interval(ge=1e-6, le=1e6)] | None,
     typer.Option(help="Scenes: scene pixels per network pixel, along each side [default: 1]."),
 ]
 MppOption = Annotated[
-    float | None,
-    Range(1e-6, 1e6),
+    Annotated[float, Interval(ge=1e-6, le=1e6)] | None,
     typer.Option(help="Scenes: ground size of a network pixel in meters, in place of --scale."),
 ]
 BandsOption = Annotated[

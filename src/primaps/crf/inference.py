@@ -25,8 +25,8 @@ from primaps.crf.parameters import (
     Tolerance,
     Weight,
 )
-from primaps.utils.entrance import entrance
 from primaps.utils.errors import InputError
+from primaps.utils.validation import validated
 
 Values = TypeVar("Values", Tensor, np.ndarray, list[Any], tuple[Any, ...])
 
@@ -79,7 +79,7 @@ class DenseCRF(CRFParameters):
         return_changes: Literal[True],
     ) -> tuple[Values, Tensor]: ...
 
-    @entrance
+    @validated
     @torch.no_grad()
     def __call__(
         self,

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from jaxtyping import Float
 from torch import Tensor
 
 from primaps.utils.arrays import as_tensor
-from primaps.utils.checked import is_option
 from primaps.utils.errors import InputError
-from primaps.utils.typed import Range, conform
+from primaps.utils.validation import validate_fields
 
-Iterations = Annotated[int, Range(0, 100_000)]
-Weight = Annotated[float, Range(0)]
+Iterations = Annotated[int, Interval(ge=0, le=100_000)]
+Weight = Annotated[float, Ge(0)]
 Compatibility = Sequence[Sequence[float]] | Float[Tensor, "k k"] | None
-Tolerance = Annotated[float, Range(0)] | None
-Negligible = Annotated[float, Range(0, 0.5)]
-Deviation = Annotated[float, Range(above=0)]
+Tolerance = Annotated[float, Ge(0)] | None
+Negligible = Annotated[float, Interval(ge=0, le=0.5)]
+Deviation = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,7 @@ class CRFParameters:
     negligible: Negligible = 1e-3
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self), include_extras=True)
-        for name, kind in hints.items():
-            if is_option(kind):
-                object.__setattr__(self, name, conform(getattr(self, name), kind, name))
+        validate_fields(self, skip="compatibility")
         if self.compatibility is not None:
             matrix = as_tensor(self.compatibility, "compatibility")
             object.__setattr__(self, "compatibility", matrix)

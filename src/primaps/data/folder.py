@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
+from annotated_types import Interval, Len
 from PIL.Image import Image
 
 from primaps.data.archives import ARCHIVES, COMPRESSED, local_archive
@@ -18,15 +19,15 @@ from primaps.data.remote import images_at, is_url
 from primaps.data.stored import Stored
 from primaps.utils.errors import InputError, NotFoundError
 from primaps.utils.inputs import read_json
-from primaps.utils.typed import Range, conform
+from primaps.utils.validation import validate
 
 _KINDS = "avif bmp gif jfif jp2 jpeg jpg pgm png ppm tif tiff webp"
 LABELS = 65_536
 """Values that a label map of 16 bits can have."""
 MOST_CLASSES = 4096
 """Names that ``classes.json`` may have: each image of an evaluation has a table of as many rows."""
-IgnoreIndex = Annotated[int, Range(0, LABELS - 1)]
-Level = Annotated[int, Range(0, 255)]
+IgnoreIndex = Annotated[int, Interval(ge=0, le=LABELS - 1)]
+Level = Annotated[int, Interval(ge=0, le=255)]
 IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 
 
@@ -231,7 +232,7 @@ class ClassList:
         colors: of the classes, red, green and blue in 0..255; None says nothing about them.
     """
 
-    classes: Annotated[list[Annotated[str, Range(1, 200)]], Range(1, MOST_CLASSES)]
+    classes: Annotated[list[Annotated[str, Len(1, 200)]], Len(1, MOST_CLASSES)]
     ignore_index: IgnoreIndex | None = None
     colors: list[tuple[Level, Level, Level]] | None = None
 
@@ -278,7 +279,7 @@ def read_protocol(
     if not Path(labels).is_dir():
         raise NotFoundError(f"{labels} is not a folder of label maps")
     names, stated = read_classes(labels)
-    conform(ignore_index, IgnoreIndex | None, "ignore_index")
+    validate(ignore_index, IgnoreIndex | None, "ignore_index")
     if ignore_index is None:
         ignore_index = 255 if stated is None else stated
     return names, ignore_index

@@ -12,8 +12,8 @@ from pathlib import Path
 from primaps.data.dataset import DataError, Dataset, Finding, Layout, Sample
 from primaps.data.dataset_paths import need_folder
 from primaps.data.folder import IMAGE_SUFFIXES, find_images, find_label, read_protocol
-from primaps.utils.checked import checked
 from primaps.utils.errors import InputError
+from primaps.utils.validation import validated
 
 SOURCE = (
     "a folder with images/, labels/ (8-bit maps of class indices under the names of the images) "
@@ -22,7 +22,7 @@ SOURCE = (
 GUESSED = 256  # classes of labels without classes.json: as many as 8 bits have
 
 
-@checked
+@validated
 def pair_up(
     images: str | Path | Sequence[str | Path],
     labels: str | Path,
@@ -46,7 +46,7 @@ def pair_up(
     return Dataset(_layout(names, ignore, {"all": None}), Path(labels), "all", tuple(samples))
 
 
-@checked
+@validated
 def as_dataset(
     images: str | Path | Sequence[str | Path] | Dataset,
     labels: str | Path | None,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from primaps.data import cityscapes, cocostuff, labeled, potsdam
 from primaps.data.dataset import DataError, Dataset, Layout
-from primaps.utils.checked import checked
 from primaps.utils.errors import InputError
+from primaps.utils.validation import validated
 
 DATASETS = ("cityscapes", "cocostuff", "potsdam", "folder")
 
@@ -31,7 +31,7 @@ def find_layout(name: str, root: str | Path) -> Layout:
     raise InputError(f"there is no data set {name!r}; there are {', '.join(DATASETS)}")
 
 
-@checked
+@validated
 def load_dataset(name: str, root: str | Path, split: str = "val") -> Dataset:
     """A split of a labeled data set, in the layout in which the field keeps it.
 

@@ -21,7 +21,7 @@ from primaps.features.mask_table import MaskTable
 from primaps.features.positions import draw_positions
 from primaps.features.views import Views
 from primaps.utils.errors import InputError
-from primaps.utils.typed import conform
+from primaps.utils.validation import validate
 
 logger = logging.getLogger("primaps")
 
@@ -104,7 +104,7 @@ def resolve_cache_content(
         'masks'
     """
     enough = config.orthogonal and not projected
-    cache_content = conform(cache_content, CacheContent, "cache_content")
+    cache_content = validate(cache_content, CacheContent, "cache_content")
     if cache_content == "auto":
         return "masks" if enough and images > START_IMAGES else "features"
     if cache_content == "masks" and not enough:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from primaps.config import ORTHOGONAL_SCALE
 from primaps.em.em import class_entropy
 from primaps.em.prototypes import Prototypes
 from primaps.em.recorder import HistoryLine, Recorder
@@ -28,9 +29,7 @@ few partitions; which of them prevails among five is luck, among fifteen hardly.
 ITERATIONS = 5
 """Before and after the consensus. The loss goes on falling, but what falls is the share of the
 small classes: the larger a class, the freer it is to choose its direction."""
-SCALE = 6.0
-"""Of cosine logits at inference: the CRF smooths away too much below 3 and too little above 30."""
-CONSENSUS = f"{AGREEING} of {RESTARTS} starts on drawn positions, scale {SCALE:g}"
+CONSENSUS = f"{AGREEING} of {RESTARTS} starts on drawn positions, scale {ORTHOGONAL_SCALE:g}"
 """For digests, which tell apart what depends on it."""
 
 
@@ -154,5 +153,5 @@ def fit_orthogonal(
     }
     recorder.record("orthogonal", 1, 1, figures, _summary)
     prototypes = Prototypes(directions)
-    prototypes.scale.data.fill_(SCALE)
+    prototypes.scale.data.fill_(ORTHOGONAL_SCALE)
     return prototypes

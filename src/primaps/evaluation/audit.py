@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from annotated_types import Ge, Len
 from PIL import Image, ImageDraw
 
 from primaps.classes.audit import Estimate, estimate
@@ -15,13 +16,12 @@ from primaps.utils.errors import InputError
 from primaps.utils.files import write_json
 from primaps.utils.inputs import read_json
 from primaps.utils.ours import write_png
-from primaps.utils.typed import Range
 
 logger = logging.getLogger("primaps")
 SIDE = 900
 """Longest side of a picture in pixels."""
 NAME, PICTURE = "audit.json", "question.png"
-Number = Annotated[int, Range(0)]
+Number = Annotated[int, Ge(0)]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class AuditRecord:
     format: Literal[1]
     about: list[str]
     order: list[Number]
-    questions: list[Annotated[list[Question], Range(1)]]
+    questions: list[Annotated[list[Question], Len(1)]]
     asked: list[Number]
     answers: list[bool | None]
 

@@ -10,6 +10,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from jaxtyping import Float, Integer
 
 from primaps.classes.audit import asking_order, strips
@@ -19,17 +20,16 @@ from primaps.data import LogCallback, find_images, load_image, read
 from primaps.em.pixels import upsample
 from primaps.evaluation.audit import NAME, PICTURE, Audit, AuditRecord, Question
 from primaps.model import PriMaPsEM
-from primaps.utils.entrance import entrance
 from primaps.utils.errors import InputError
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.seeding import generator
-from primaps.utils.typed import Range, conform
+from primaps.utils.validation import validate, validated
 
 logger = logging.getLogger("primaps")
 POOL = 20_000
 """Pixels that questions are drawn from, as many of each image: about the accuracy of these is
 what of all to half a point."""
-Answers = Annotated[int, Range(2, POOL // 10)]
+Answers = Annotated[int, Interval(ge=2, le=POOL // 10)]
 
 
 class Pixel(NamedTuple):
@@ -51,7 +51,7 @@ class Pixel(NamedTuple):
     weight: float
 
 
-@entrance
+@validated
 def prepare(
     model: PriMaPsEM,
     images: str | Path | Sequence[str | Path],
@@ -99,7 +99,7 @@ def check_place(folder: Path, answers: int) -> None:
     for name in (NAME, PICTURE):
         if os.path.lexists(folder / name):
             raise InputError(f"{folder / name} is there already: give another folder")
-    conform(answers, Answers, "answers")
+    validate(answers, Answers, "answers")
 
 
 def draw_pixels(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import torch
+from annotated_types import Interval
 from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
@@ -19,10 +20,8 @@ from primaps.data.folder import IgnoreIndex
 from primaps.evaluation.accumulate import Prediction, accumulate, predictions
 from primaps.evaluation.metrics import Scores, confusion_matrix, scores
 from primaps.proposals.image_size import image_masks
-from primaps.utils.entrance import entrance
 from primaps.utils.progress import ProgressCallback, silent
-from primaps.utils.renamed import renamed
-from primaps.utils.typed import Range, conform
+from primaps.utils.validation import validate, validated
 
 logger = logging.getLogger("primaps")
 
@@ -204,8 +203,7 @@ class OracleEvaluation:
         return asdict(self)
 
 
-@renamed(report="progress")
-@entrance
+@validated
 def evaluate_oracle(
     images: str | Path | Dataset,
     labels: str | Path | None = None,
@@ -214,7 +212,7 @@ def evaluate_oracle(
     ignore_index: IgnoreIndex | None = None,
     size: Size | None = None,
     resize: str = "pillow",
-    batch_size: Annotated[int, Range(1, 10**6)] = 8,
+    batch_size: Annotated[int, Interval(ge=1, le=10**6)] = 8,
     progress: ProgressCallback = silent,
     log: LogCallback = logger.warning,
     **options: Any,
@@ -241,7 +239,7 @@ def evaluate_oracle(
         ImageError: no image has a usable label.
         NotFoundError: there is no image, or the folder of labels is missing.
     """
-    conform(resize, Resize, "resize")
+    validate(resize, Resize, "resize")
     side = image_side(backbone, size, batch_size)
     data = as_dataset(images, labels, ignore_index)
     ignore, classes = data.ignore_index, len(data.classes)

@@ -20,11 +20,9 @@ from primaps.data.folder import IgnoreIndex
 from primaps.evaluation.accumulate import Prediction, accumulate, predictions
 from primaps.evaluation.metrics import confusion_matrix, majority, match, scores
 from primaps.model import PriMaPsEM
-from primaps.utils.entrance import entrance
 from primaps.utils.errors import InputError
 from primaps.utils.progress import ProgressCallback, silent
-from primaps.utils.renamed import renamed
-from primaps.utils.typed import conform
+from primaps.utils.validation import validate, validated
 
 logger = logging.getLogger("primaps")
 Matching = Literal["hungarian", "majority"]
@@ -112,8 +110,7 @@ def model_predictions(
     return predictions(data, samples, predict, side, whole, BATCH_SIZE, log, resize)
 
 
-@renamed(report="progress")
-@entrance
+@validated
 def evaluate(
     model: PriMaPsEM,
     images: str | Path | Sequence[str | Path] | Dataset,
@@ -161,8 +158,8 @@ def evaluate(
         NotFoundError: there is no image, or the folder of labels is missing.
         InputError: an option is out of its range.
     """
-    conform(matching, Matching, "matching")
-    conform(resize, Resize, "resize")
+    validate(matching, Matching, "matching")
+    validate(resize, Resize, "resize")
     if resize == "tensor" and not crop:
         raise InputError("resize 'tensor' is of the centered square, not of whole images")
     data = as_dataset(images, labels, ignore_index)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 from jaxtyping import Integer, UInt8
 
 from primaps.classes.classes_json import read_legend
@@ -18,11 +19,12 @@ from primaps.exchange.errors import check_text, parse_json
 from primaps.utils.colors import palette
 from primaps.utils.errors import InputError
 from primaps.utils.inputs import read_bytes
-from primaps.utils.typed import Range, conform
+from primaps.utils.validation import validate
 
 NOTHING = 255
 """Value of a pixel without a label, in every label map of this package."""
 MAX_CLASSES = 255
+Number = Annotated[int, Interval(ge=1, le=MAX_CLASSES)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +143,9 @@ def parse_classes(text: bytes, where: str) -> Classes:
     model = content.get("config") if isinstance(content, dict) else None
     try:
         if isinstance(model, dict) and "classes" not in content:
-            number = conform(model.get("classes"), Annotated[int, Range(1, MAX_CLASSES)], "classes")
+            number = validate(model.get("classes"), Number, "classes")
             return Classes(tuple(f"class {k}" for k in range(number)))
-        found: ClassList = conform(content, ClassList, "the content")
+        found: ClassList = validate(content, ClassList, "the content")
         colors = found.colors or palette(len(found.classes)).tolist()
         ignore = NOTHING if found.ignore_index is None else found.ignore_index
         return Classes(tuple(found.classes), np.array(colors, np.uint8), ignore)

@@ -26,18 +26,16 @@ from primaps.data.stream import content_digest, in_memory
 from primaps.label_maps.collection import Inputs
 from primaps.label_maps.proposing import propose_options
 from primaps.pictures.explain import steps_picture, threshold_picture
-from primaps.utils.entrance import entrance
 from primaps.utils.files import save_picture
 from primaps.utils.outputs import OutputFolder
 from primaps.utils.progress import ProgressCallback, silent
-from primaps.utils.renamed import renamed
 from primaps.utils.shards import read_shard
+from primaps.utils.validation import validated
 
 logger = logging.getLogger("primaps")
 
 
-@renamed(report="progress", crf="mask_crf")
-@entrance
+@validated
 def explain_files(
     inputs: Inputs,
     out: str | Path,

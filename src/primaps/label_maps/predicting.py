@@ -23,16 +23,14 @@ from primaps.label_maps.labeler import ImageSize, Labeler
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import overlay, with_legend
 from primaps.scenes.predict import predict_image, shown_classes
-from primaps.utils.entrance import entrance
 from primaps.utils.progress import ProgressCallback, silent
-from primaps.utils.renamed import renamed
+from primaps.utils.validation import validated
 from primaps.version import VERSION
 
 logger = logging.getLogger("primaps")
 
 
-@renamed(report="progress")
-@entrance
+@validated
 def predict_files(
     model: PriMaPsEM,
     inputs: Inputs,

@@ -20,16 +20,14 @@ from primaps.label_maps.collection import Inputs, Written, write_maps
 from primaps.label_maps.labeler import ImageSize, Labeler
 from primaps.pictures.overlays import overlay_masks
 from primaps.proposals.image_size import mask_probabilities
-from primaps.utils.entrance import entrance
 from primaps.utils.progress import ProgressCallback, silent
-from primaps.utils.renamed import renamed
+from primaps.utils.validation import validated
 from primaps.version import VERSION
 
 logger = logging.getLogger("primaps")
 
 
-@renamed(report="progress", crf="mask_crf")
-@entrance
+@validated
 def propose_files(
     inputs: Inputs,
     out: str | Path,

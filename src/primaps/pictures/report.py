@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from jaxtyping import Bool, Float, Integer
 from PIL import Image
 from torch import Tensor
@@ -35,12 +36,11 @@ from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import overlay
 from primaps.pictures.report_page import Look, Seen, page
 from primaps.utils.colors import palette
-from primaps.utils.entrance import entrance
 from primaps.utils.files import user_path
 from primaps.utils.ours import need_own, own_path
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.seeding import generator
-from primaps.utils.typed import Range
+from primaps.utils.validation import validated
 
 logger = logging.getLogger("primaps")
 CROPS = 5
@@ -69,7 +69,7 @@ class Sight:
     margin: float
 
 
-@entrance
+@validated
 def write_report(
     model: PriMaPsEM,
     images: str | Path | Sequence[str | Path],
@@ -77,7 +77,7 @@ def write_report(
     *,
     labels: str | Path | None = None,
     ignore_index: IgnoreIndex | None = None,
-    most: Annotated[int, Range(1)] = 200,
+    most: Annotated[int, Ge(1)] = 200,
     crf: bool = True,
     see: Callable[[ImageFile], Sight] | None = None,
     progress: ProgressCallback = silent,

@@ -23,10 +23,9 @@ from torch import Tensor
 from primaps.backbones.backbone import tensors_digest
 from primaps.backbones.convert import WeightsError, to_hub_names, write_folder
 from primaps.projections.projection import Projection, ProjectionError, from_tensors
-from primaps.utils.entrance import entrance
 from primaps.utils.files import cache_dir, sha256
 from primaps.utils.foreign import read_foreign
-from primaps.utils.typed import conform
+from primaps.utils.validation import validate, validated
 
 Kind = Literal["stego", "hp"]
 
@@ -57,7 +56,7 @@ class Checkpoint:
     linear_probe: dict[str, Tensor]
 
 
-@entrance
+@validated
 def load_projection(kind: str | None, path: str | Path) -> Projection:
     """The projection of a checkpoint of STEGO or HP, or of a folder that this package wrote.
 
@@ -99,7 +98,7 @@ def read_checkpoint(kind: str | None, path: str | Path) -> Checkpoint:
     Raises:
         ProjectionError, UnsafeFileError: as in :func:`load_projection`.
     """
-    conform(kind, Kind | None, "kind")
+    validate(kind, Kind | None, "kind")
     path = Path(path).expanduser()
     if not path.is_file():
         raise ProjectionError(f"{path} does not exist: give a checkpoint of STEGO or HP")
@@ -137,7 +136,7 @@ def read_checkpoint(kind: str | None, path: str | Path) -> Checkpoint:
     return Checkpoint(found, projection, backbone, {k: _flat(v) for k, v in linear.items()})
 
 
-@entrance
+@validated
 def convert_projection(path: str | Path, out: str | Path, kind: str | None = None) -> Path:
     """Convert a checkpoint of STEGO or HP to safetensors and JSON.
 

@@ -13,11 +13,9 @@ from primaps.projections.hp import HP_PRESETS, HPSettings, train_hp
 from primaps.projections.projection import Projection
 from primaps.projections.shifts import automatic_shifts
 from primaps.projections.stego import STEGO_PRESETS, StegoSettings, train_stego
-from primaps.utils.entrance import entrance
 from primaps.utils.errors import InputError
 from primaps.utils.progress import ProgressCallback, silent
-from primaps.utils.renamed import renamed
-from primaps.utils.typed import conform
+from primaps.utils.validation import validate, validated
 
 Method = Literal["stego", "hp"]
 STEPS = 300
@@ -42,7 +40,7 @@ def projection_settings(
         >>> projection_settings("hp", "potsdam", dim=64).temperature
         0.4
     """
-    conform(method, Method, "method")
+    validate(method, Method, "method")
     presets: dict[str, Any] = STEGO_PRESETS if method == "stego" else HP_PRESETS
     if preset not in presets:
         raise InputError(f"preset {preset!r} must be one of {', '.join(presets)}")
@@ -53,8 +51,7 @@ def projection_settings(
         raise InputError(f"{error}; {method} has {known}") from error
 
 
-@renamed(report="progress")
-@entrance
+@validated
 @torch.enable_grad()
 def train_projection(
     features: Rows,
@@ -82,7 +79,7 @@ def train_projection(
     Raises:
         InputError: settings of the other method, too few images, or out of range.
     """
-    conform(method, Method, "method")
+    validate(method, Method, "method")
     settings = projection_settings(method) if settings is None else settings
     if method == "stego" and isinstance(settings, StegoSettings):
         if settings.shifts is None:

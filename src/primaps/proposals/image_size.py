@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Gt
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from primaps.crf import DenseCRF
 from primaps.proposals.principal_masks import propose
 from primaps.utils.arrays import as_tensor
-from primaps.utils.entrance import entrance
 from primaps.utils.errors import InputError
-from primaps.utils.typed import Range
+from primaps.utils.validation import validated
 
 CRF = Callable[[Tensor, list[Tensor]], Sequence[Tensor]]
 """Images and probabilities of each to marginals of each."""
@@ -72,7 +72,7 @@ def _median3x3(maps: Float[Tensor, "z h w"]) -> Float[Tensor, "z h w"]:
     return torch.stack(windows).median(0).values
 
 
-@entrance
+@validated
 def mask_probabilities(
     features: Any,
     images: Any,
@@ -83,7 +83,7 @@ def mask_probabilities(
     anchor: bool = True,
     iterative: bool = True,
     median: bool = True,
-    gain: Annotated[float, Range(above=0)] = 10.0,
+    gain: Annotated[float, Gt(0)] = 10.0,
 ) -> list[Float[Tensor, "_ H W"]]:
     """Proposals at image size as probabilities: smoothed, upsampled and refined by a dense CRF.
 
@@ -134,7 +134,7 @@ def mask_probabilities(
     return probabilities if crf is None else list(crf(images, probabilities))
 
 
-@entrance
+@validated
 def image_masks(features: Any, images: Any, **options: Any) -> Int[Tensor, "b H W"]:
     """Principal mask proposals at image size: the argmax of :func:`mask_probabilities`.
 

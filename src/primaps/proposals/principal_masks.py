@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, overload
 
 import torch
+from annotated_types import Interval
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from primaps.proposals.batched import propose_torch
 from primaps.utils.arrays import as_tensor
-from primaps.utils.entrance import entrance
 from primaps.utils.errors import InputError
-from primaps.utils.typed import Range
+from primaps.utils.validation import validated
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ def propose(
 ) -> Proposals: ...
 
 
-@entrance
+@validated
 def propose(
     features: Any,
     *,
-    threshold: Annotated[float, Range(0, below=1)] = 0.4,
-    coverage: Annotated[float, Range(above=0, most=1)] = 0.95,
+    threshold: Annotated[float, Interval(lt=1, ge=0)] = 0.4,
+    coverage: Annotated[float, Interval(gt=0, le=1)] = 0.95,
     anchor: bool = True,
     iterative: bool = True,
     return_details: bool = False,

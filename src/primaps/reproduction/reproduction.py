@@ -13,7 +13,7 @@ from primaps.reproduction.registry import experiment
 from primaps.reproduction.rows import METHODS, Experiment, TableRow
 from primaps.reproduction.tables import FOLDER
 from primaps.utils.errors import InputError
-from primaps.utils.typed import conform
+from primaps.utils.validation import validate
 
 Protocol = Literal["paper", "program"]
 
@@ -51,7 +51,7 @@ class Reproduction:
     budget: float | None = None
 
     def __post_init__(self) -> None:
-        conform(self.protocol, Protocol, "protocol")
+        validate(self.protocol, Protocol, "protocol")
 
     def experiment(self, name: str) -> Experiment:
         """The rows of a table or figure on these data sets and backbones."""

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from annotated_types import Ge
+
 from primaps.backbones.backbone import Backbone
 from primaps.backbones.load import resolve_device
 from primaps.data import LogCallback
@@ -28,7 +30,7 @@ from primaps.utils.files import write_json
 from primaps.utils.inputs import read_json
 from primaps.utils.ours import need_own
 from primaps.utils.progress import ProgressCallback, silent
-from primaps.utils.typed import Range, conform
+from primaps.utils.validation import validate
 
 AGAIN = "remove it, and the run is done again"
 
@@ -42,7 +44,7 @@ class FitRecord:
         fingerprint: of everything that decided it; see :class:`Run`.
     """
 
-    seconds: Annotated[float, Range(0)]
+    seconds: Annotated[float, Ge(0)]
     fingerprint: str
 
 
@@ -204,10 +206,10 @@ def _read_result(row: TableRow, file: Path) -> dict[str, Any]:
     """The result of a run, whose figures are there."""
     result: dict[str, Any] = read_json(file, dict[str, Any], AGAIN)
     try:
-        conform(result.get("seconds"), dict[str, float], "seconds")
+        validate(result.get("seconds"), dict[str, float], "seconds")
         scores = row.scores(result)
         for name in ("accuracy", "mean_iou"):
-            conform(conform(scores, dict[str, Any], row.kind).get(name), float, name)
+            validate(validate(scores, dict[str, Any], row.kind).get(name), float, name)
     except (InputError, KeyError) as error:
         raise InputError(f"{file}: {error}; {AGAIN}") from None
     return result

@@ -26,7 +26,7 @@ from primaps.proposals.image_size import image_masks
 from primaps.proposals.principal_masks import propose
 from primaps.reproduction.run_context import Laboratory, Outcome
 from primaps.utils.errors import PrimapsError
-from primaps.utils.typed import conform
+from primaps.utils.validation import validate
 
 Sheet = tuple[Image.Image, str]
 Pair = tuple[UInt8[Tensor, "3 h w"], Integer[Tensor, "h w"]]
@@ -44,7 +44,7 @@ def as_evaluation(result: dict[str, Any]) -> Evaluation:
     """The evaluation that a result of a run holds, as it is kept in JSON."""
     names = {field.name for field in fields(Evaluation)}
     kept = {name: value for name, value in result.items() if name in names}
-    return conform({**kept, "options": {"root": "", **kept["options"]}}, Evaluation, "result")
+    return validate({**kept, "options": {"root": "", **kept["options"]}}, Evaluation, "result")
 
 
 def predictions(outcomes: Sequence[Outcome], laboratory: Laboratory, number: int) -> Sheet | None:

@@ -21,14 +21,14 @@ from primaps.scenes.tiling import TilingOptions
 from primaps.scenes.work import RawFile, Work, result_of
 from primaps.scenes.writer import Labels, check_sidecar, write_labels, written_digest
 from primaps.utils.colors import palette
-from primaps.utils.entrance import entrance
 from primaps.utils.errors import InputError
 from primaps.utils.files import temporary_folder
 from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.validation import validated
 from primaps.version import VERSION
 
 
-@entrance
+@validated
 def predict_scene(
     model: PriMaPsEM,
     path: str | Path,
@@ -97,7 +97,7 @@ def predict_scene(
     return done
 
 
-@entrance
+@validated
 def predict_image(
     model: PriMaPsEM, image: Image.Image, crf: bool = True, **fields: Any
 ) -> UInt8[np.ndarray, "H W"]:

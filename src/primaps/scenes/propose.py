@@ -26,8 +26,8 @@ from primaps.scenes.tiling import TilingOptions
 from primaps.scenes.view import View, ahead
 from primaps.scenes.work import RawFile, Work, result_of
 from primaps.scenes.writer import Labels, write_labels, written_digest
-from primaps.utils.entrance import entrance
 from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.validation import validated
 from primaps.version import VERSION
 
 AGREE = 0.5
@@ -35,7 +35,7 @@ AGREE = 0.5
 then agrees with one other at most."""
 
 
-@entrance
+@validated
 def propose_scene(
     path: str | Path,
     out: str | Path,

@@ -18,10 +18,10 @@ from primaps.scenes.reader import open_scene
 from primaps.scenes.source import Box, SceneError
 from primaps.scenes.tiling import TilingOptions
 from primaps.scenes.view import View
-from primaps.utils.entrance import entrance
 from primaps.utils.errors import InputError
 from primaps.utils.files import atomic_path, cache_dir, save_picture, sha256
 from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.validation import validated
 from primaps.version import VERSION
 
 FULL = 0.5
@@ -30,7 +30,7 @@ TRIES = 50
 """Places that are looked at for each window before a scene counts as empty."""
 
 
-@entrance
+@validated
 def scene_tiles(
     scenes: str | Path | Sequence[str | Path],
     count: int,

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from annotated_types import Ge, Gt
+
 from primaps.backbones.backbone import Backbone, image_side
 from primaps.config import CrfTile, Size
 from primaps.scenes.crops import Crops, plan_crops
@@ -14,9 +16,9 @@ from primaps.scenes.stretch import stretch_limits
 from primaps.scenes.view import View, view_scale
 from primaps.utils.errors import InputError
 from primaps.utils.parallel import lane_count
-from primaps.utils.typed import Range, check_fields
+from primaps.utils.validation import validate_fields
 
-Bands = list[Annotated[int, Range(1)]]
+Bands = list[Annotated[int, Ge(1)]]
 Limits = tuple[float, float]
 
 
@@ -46,15 +48,15 @@ class TilingOptions:
     """
 
     size: Size | None = None
-    tile_overlap: Annotated[int, Range(0)] | None = None
+    tile_overlap: Annotated[int, Ge(0)] | None = None
     crf_tile: CrfTile | None = None
-    scale: Annotated[float, Range(above=0)] | None = None
-    mpp: Annotated[float, Range(above=0)] | None = None
+    scale: Annotated[float, Gt(0)] | None = None
+    mpp: Annotated[float, Gt(0)] | None = None
     bands: Bands | None = None
     stretch: Limits | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        validate_fields(self)
         if self.stretch is not None and not self.stretch[0] < self.stretch[1]:
             low, high = self.stretch
             raise InputError(f"stretch {low:g},{high:g} must rise from black to white")

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
+from annotated_types import Interval, Len
 from anyio.to_thread import run_sync
 from jaxtyping import Integer
+from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -19,11 +21,11 @@ from starlette.responses import JSONResponse, Response
 from primaps.studio.edits import ConflictError
 from primaps.studio.security import TooLargeError
 from primaps.utils.errors import InputError, NotFoundError
-from primaps.utils.typed import Range, conform
+from primaps.utils.inputs import parse_json
 
 T = TypeVar("T")
-Text = Annotated[str, Range(0, 4000)]
-Natural = Annotated[int, Range(0, 10**9)]
+Text = Annotated[str, Len(0, 4000)]
+Natural = Annotated[int, Interval(ge=0, le=10**9)]
 Edit = dict[str, str | list[str]]
 MAX_WAITING = 64
 """Events that wait for one tab. A slower tab loses the oldest ones."""
@@ -42,7 +44,7 @@ class FolderBody:
 class FitBody:
     """Body of ``POST fit``."""
 
-    classes: Annotated[int, Range(2, 256)] | Literal["auto"]
+    classes: Annotated[int, Interval(ge=2, le=256)] | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class EditsBody:
     """Body of ``POST classes``."""
 
     revision: Text
-    edits: Annotated[list[Edit], Range(1, 1000)]
+    edits: Annotated[list[Edit], Len(1, 1000)]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class CutBody:
     """Body of ``POST classes/cut``."""
 
     revision: Text
-    classes: Annotated[int, Range(1, 65535)]
+    classes: Annotated[int, Interval(ge=1, le=65535)]
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class RevisionBody:
 class AuditBody:
     """Body of ``POST audit``."""
 
-    answers: Annotated[int, Range(2, 2000)] = 80
+    answers: Annotated[int, Interval(ge=2, le=2000)] = 80
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ class CorrectionBody:
     """Body of ``POST images/N/correction``; the page sends ``name`` as ``class``."""
 
     revision: Text
-    name: Text
-    runs: Annotated[list[tuple[Natural, Natural]], Range(1, 2_000_000)]
+    name: Annotated[Text, Field(alias="class")]
+    runs: Annotated[list[tuple[Natural, Natural]], Len(1, 2_000_000)]
 
 
 async def read_body(request: Request, kind: type[T]) -> T:
@@ -108,19 +110,7 @@ async def read_body(request: Request, kind: type[T]) -> T:
         InputError: The body is not JSON, or not of this type.
     """
     # In a thread: a correction has up to two million runs.
-    return await run_sync(_parse, await request.body(), kind)
-
-
-def _parse(data: bytes, kind: type[T]) -> T:
-    try:
-        content: Any = json.loads(data)
-    except RecursionError:
-        raise InputError("the request is nested too deeply") from None
-    except ValueError as error:
-        raise InputError(f"the request is not JSON ({error})") from None
-    if kind is CorrectionBody and isinstance(content, dict) and "class" in content:
-        content["name"] = content.pop("class")
-    return conform(content, kind, "the request")
+    return await run_sync(parse_json, await request.body(), kind, "the request")
 
 
 def image_number(request: Request) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from primaps.config import Config, check_names, check_used
 from primaps.utils.errors import InputError, MissingPackageError
-from primaps.utils.typed import conform
+from primaps.utils.validation import validate
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -66,7 +66,7 @@ def run_studio(
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise MissingPackageError("the studio needs more packages: pip install 'primaps[studio]'")
     check_names(options)
-    check_used(Config(2 if classes == "auto" else conform(classes, int, "classes"), **options))
+    check_used(Config(2 if classes == "auto" else validate(classes, int, "classes"), **options))
     host = host.strip("[]")
     local = _is_loopback(host)
     if not local and not allow_host:

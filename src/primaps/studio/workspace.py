@@ -12,16 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Interval
+
 from primaps.data import ImageError, ImageFile, find_images
 from primaps.data.folder import IMAGE_SUFFIXES
 from primaps.data.reading import image_size
 from primaps.utils.errors import InputError, NotFoundError
 from primaps.utils.files import locked, write_json
 from primaps.utils.inputs import read_json
-from primaps.utils.typed import Range
 
 NAME = "studio.json"
-Classes = Annotated[int, Range(2, 256)] | Literal["auto"]
+Classes = Annotated[int, Interval(ge=2, le=256)] | Literal["auto"]
 MAX_FOLDERS = 2000
 """Maximum number of folders that the page lists."""
 
@@ -38,8 +39,8 @@ class ListedImage:
 
     key: str
     path: str
-    width: Annotated[int, Range(0)]
-    height: Annotated[int, Range(0)]
+    width: Annotated[int, Ge(0)]
+    height: Annotated[int, Ge(0)]
 
 
 @dataclass(frozen=True)
