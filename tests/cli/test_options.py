@@ -1,5 +1,7 @@
 """Every option of every command with values that it cannot have."""
 
+import re
+
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -118,4 +120,4 @@ def test_the_choices_of_an_option_are_said_before_any_work(tmp_path):
         command = COMMANDS[name]
         given = next(parameter for parameter in command.params if option in parameter.opts)
         text = call(name, command, tmp_path, given, value)
-        assert f"{value!r} is not one of '" in text or f"{option[2:]} is {value!r}" in text
+        assert re.search(rf"'{value}'(; it)? (is not|must be) (one of )?'?\w+", text), (name, text)
