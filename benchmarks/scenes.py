@@ -284,9 +284,9 @@ def pictures(out: Path, aerial: Path | None = None) -> None:
 
 def seams(labels: np.ndarray, overlap: int) -> str:
     """How often neighbors differ in class across the rims of crops, and anywhere."""
-    from primaps.scenes.crops import plan_crops
+    from primaps.scenes.tiling import plan_tiles
 
-    plan = plan_crops(*labels.shape, 14, 322, overlap)
+    plan = plan_tiles(*labels.shape, 14, 322, overlap)
     across = [at * 14 for at in plan.lefts[1:]] + [at * 14 + 322 for at in plan.lefts[:-1]]
     down = [at * 14 for at in plan.tops[1:]] + [at * 14 + 322 for at in plan.tops[:-1]]
     changes = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]

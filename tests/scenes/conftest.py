@@ -1,4 +1,4 @@
-"""Scenes that are small but not in one piece: tiles, gaps, several windows."""
+"""Small scenes of several tiles, with gaps."""
 
 import warnings
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.conftest import Colors, painted
 
 @pytest.fixture(scope="session")
 def model():
-    """Three classes of colors in windows of 64 pixels, with a tree."""
+    """Three classes of colors, fitted at 64 pixels, with a tree."""
     quick = {"min_init_steps": 30, "batch_size": 4, "mask_crf": False}
     found = PriMaPsEM(3, backbone=Colors(), patch_size=8, size=64, device="cpu", **quick)
     return found.fit([painted(seed)[0] for seed in range(8)])
@@ -20,7 +20,7 @@ def model():
 
 @pytest.fixture(scope="session")
 def picture():
-    """Larger than four windows, and no multiple of the patch size."""
+    """Larger than four tiles, and not a multiple of the patch size."""
     return painted(3, 256, 192)[0].crop((0, 0, 250, 187))
 
 
@@ -31,7 +31,7 @@ def geotiff(path: Path, values: np.ndarray, **options) -> Path:
     settings |= {"tiled": True, "blockxsize": 64, "blockysize": 64} | options
     size = {"count": len(values), "height": values.shape[1], "width": values.shape[2]}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a scene without a place, which is meant
+        warnings.simplefilter("ignore")  # a scene without a georeference is intended
         with rasterio.open(
             path, "w", driver="GTiff", dtype=values.dtype, **size, **settings
         ) as new:

@@ -1,4 +1,4 @@
-"""Class maps of scenes, against predictions of whole images."""
+"""Class maps of scenes, compared with predictions of whole images."""
 
 import copy
 from dataclasses import replace
@@ -13,7 +13,7 @@ import primaps
 from primaps.classes.edits import legend
 from primaps.classes.tree import Tree
 from primaps.crf import CLASS_CRF
-from primaps.scenes import refine
+from primaps.scenes import tile_inference
 from tests.conftest import painted
 from tests.scenes.conftest import bands, geotiff
 
@@ -32,15 +32,15 @@ def even():
 
 
 @pytest.mark.parametrize("crf", [True, False])
-def test_one_crop_over_everything_is_plain_predict(large, even, crf):
+def test_one_tile_over_the_image_equals_predict(large, even, crf):
     whole = large.segment(even, crf)
     found = primaps.predict_image(large, even, crf, size=256, tile_overlap=0)
-    tie = (whole.margin < 1e-3).numpy()  # logits of scenes are kept in half precision
+    tie = (whole.margin < 1e-3).numpy()  # logits of scenes are stored in half precision
     assert (found == whole.labels.numpy())[~tie].all()
     assert tie.mean() < 1e-3
 
 
-def test_another_window_gives_the_same_classes(large, even, monkeypatch):
+def test_smaller_crf_tiles_give_the_same_classes(large, even, monkeypatch):
     refined = []
 
     def watched(images, logits):
@@ -48,14 +48,14 @@ def test_another_window_gives_the_same_classes(large, even, monkeypatch):
         return CLASS_CRF(images, logits=logits)
 
     whole = primaps.predict_image(large, even, size=256)
-    monkeypatch.setattr(refine, "CLASS_CRF", watched)
+    monkeypatch.setattr(tile_inference, "CLASS_CRF", watched)
     parts = primaps.predict_image(large, even, size=256, crf_tile=168)
     assert len(refined) == 6
     assert max(map(max, refined)) <= 168
     assert (parts != whole).mean() < 0.001
 
 
-def test_another_size_of_crops_gives_nearly_the_same_classes(model, picture):
+def test_another_tile_size_gives_nearly_the_same_classes(model, picture):
     one = primaps.predict_image(model, picture, size=64)
     other = primaps.predict_image(model, picture, size=96, tile_overlap=40)
     assert (one != other).mean() < 0.005
@@ -70,7 +70,7 @@ def test_a_scale_keeps_the_size_and_nearly_all_classes(model, picture, scale):
 
 
 def test_cuts_hidden_and_divided_classes_are_those_of_predict(large, even):
-    # A tree in which class 0 has two parts, along the way in which its places differ most.
+    # A tree in which class 0 has two leaves, split along its largest principal component.
     features = large.segment(even, crf=False).features
     classes = large.logits(features[None])[0].argmax(0)
     own = features[:, classes == 0].T
@@ -86,11 +86,13 @@ def test_cuts_hidden_and_divided_classes_are_those_of_predict(large, even):
         found = primaps.predict_image(split, even, size=256, tile_overlap=0)
         assert (found == split.predict(even).numpy()).mean() > 0.999
         assert len(np.unique(found)) == count
-    by_windows = primaps.predict_image(split.cut(4), even, size=64)
-    assert (by_windows == split.cut(4).predict(even).numpy()).mean() > 0.99
+    by_tiles = primaps.predict_image(split.cut(4), even, size=64)
+    assert (by_tiles == split.cut(4).predict(even).numpy()).mean() > 0.99
 
 
-def test_what_has_no_value_is_255_and_spoils_nothing_around(model, picture, tmp_path):
+def test_pixels_without_a_value_are_255_and_do_not_change_their_surroundings(
+    model, picture, tmp_path
+):
     whole = primaps.predict_image(model, picture)
     values = bands(picture).astype(np.int16)
     values[:, 70:120, 80:150] = -999
@@ -104,7 +106,7 @@ def test_what_has_no_value_is_255_and_spoils_nothing_around(model, picture, tmp_
     assert (found[~gap] == whole[~gap]).mean() > 0.98
 
 
-def test_transparent_pixels_of_a_photograph_are_255(model, picture, tmp_path):
+def test_transparent_pixels_of_an_image_are_255(model, picture, tmp_path):
     clear = picture.copy()
     alpha = np.full((picture.height, picture.width), 255, np.uint8)
     alpha[:100] = 0
@@ -113,7 +115,7 @@ def test_transparent_pixels_of_a_photograph_are_255(model, picture, tmp_path):
     assert ((found == 255) == (alpha == 0)).all()
 
 
-def test_a_photograph_by_tiles_keeps_its_own_pixels(model, tmp_path):
+def test_an_image_in_tiles_keeps_its_resolution(model, tmp_path):
     picture, label = painted(11, 256, 192)
     picture.save(tmp_path / "a.png")
     done = primaps.predict_files(

@@ -20,7 +20,7 @@ def labels_of(path):
 
 def test_masks_that_agree_on_the_overlap_become_one(backbone, tmp_path):
     pytest.importorskip("rasterio")
-    shades = np.repeat([[[220, 40, 40]], [[40, 40, 220]]], 120, 0)  # two bands over all crops
+    shades = np.repeat([[[220, 40, 40]], [[40, 40, 220]]], 120, 0)  # two stripes over all tiles
     noise = np.random.default_rng(0).integers(-6, 7, (240, 400, 3))
     picture = Image.fromarray((shades + noise).clip(0, 255).astype(np.uint8))
     path = geotiff(tmp_path / "a.tif", bands(picture))
@@ -35,7 +35,7 @@ def test_masks_that_agree_on_the_overlap_become_one(backbone, tmp_path):
     assert primaps.propose_scene(path, tmp_path / "out.tif", backbone=backbone, **look) is None
 
 
-def test_a_run_that_stops_anywhere_goes_on_to_the_same_masks(backbone, tmp_path):
+def test_an_interrupted_run_resumes_to_identical_masks(backbone, tmp_path):
     pytest.importorskip("rasterio")
     values = bands(painted(4, 256, 320)[0])
     values[:, 100:150, 30:90] = 0
@@ -58,7 +58,7 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_masks(backbone, tmp_path)
     assert (labels_of(tmp_path / "whole.tif")[100:150, 30:90] == 0).all()
 
 
-def test_masks_agree_by_their_share_of_both():
+def test_masks_agree_by_their_iou():
     one = np.array([[1, 1, 1, 2, 2, 0]])
     assert agreeing(one, np.array([[4, 4, 4, 4, 5, 5]])) == [[1, 4]]  # 3 of 4, and 1 of 3
     assert agreeing(one[:, :0], one[:, :0]) == []

@@ -1,15 +1,19 @@
-"""The same pixels through every reader, whatever way they lie in the file."""
+"""Every reader returns the same pixels, for every layout of the file."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from primaps.scenes.geotiff import open_geotiff
-from primaps.scenes.reader import GDAL_TAGS, in_memory, open_scene, tiff_tags
+from primaps.scenes.readers import (
+    GDAL_TAGS,
+    in_memory,
+    open_geotiff,
+    open_scene,
+    open_tiff,
+    tiff_tags,
+)
 from primaps.scenes.source import Box
-from primaps.scenes.stretch import stretch_limits
-from primaps.scenes.tiff import open_tiff
-from primaps.scenes.view import View
+from primaps.scenes.view import View, stretch_limits
 from tests.scenes.conftest import bands, geotiff
 
 BOX = Box(37, 141, 13, 203)
@@ -21,7 +25,7 @@ def noise():
     return random.integers(0, 4000, (187, 250, 3)).astype(np.uint16)
 
 
-def crop(values, box=BOX):
+def part_of(values, box=BOX):
     return values[box.top : box.bottom, box.left : box.right].transpose(2, 0, 1)
 
 
@@ -40,7 +44,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_of_a_tiff_gives_its_pixels(noise, tmp_path, layout):
+def test_every_tiff_layout_returns_the_same_pixels(noise, tmp_path, layout):
     tifffile = pytest.importorskip("tifffile")
     planes = LAYOUTS[layout].get("planarconfig") == "separate"
     values = noise.transpose(2, 0, 1) if planes else noise
@@ -48,16 +52,16 @@ def test_every_layout_of_a_tiff_gives_its_pixels(noise, tmp_path, layout):
     tifffile.imwrite(path, values, photometric="rgb", **LAYOUTS[layout])
     scene = open_tiff(path)
     found, valid = scene.read(0, BOX)
-    assert (found == crop(noise)).all()
+    assert (found == part_of(noise)).all()
     assert valid.all()
     assert not scene.eight_bit
     scene.close()
     turned = open_tiff(path, [3, 1, 2])
-    assert (turned.read(0, BOX)[0] == crop(noise)[[2, 0, 1]]).all()
+    assert (turned.read(0, BOX)[0] == part_of(noise)[[2, 0, 1]]).all()
     turned.close()
 
 
-def test_rasterio_and_tifffile_read_one_file_alike(noise, tmp_path):
+def test_rasterio_and_tifffile_return_the_same_pixels(noise, tmp_path):
     pytest.importorskip("tifffile")
     path = geotiff(tmp_path / "a.tif", noise.transpose(2, 0, 1), photometric="RGB")
     one, other = open_geotiff(path), open_tiff(path)
@@ -69,7 +73,7 @@ def test_rasterio_and_tifffile_read_one_file_alike(noise, tmp_path):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("big", [False, True])
-def test_a_tiff_is_a_map_if_its_tags_say_so(tmp_path, order, big):
+def test_georeference_is_detected_by_tiff_tags(tmp_path, order, big):
     tifffile = pytest.importorskip("tifffile")
     options = {"byteorder": order, "bigtiff": big, "photometric": "minisblack"}
     nodata = [(42113, "s", 0, "0", True)]
@@ -83,7 +87,7 @@ def test_a_tiff_is_a_map_if_its_tags_say_so(tmp_path, order, big):
     assert open_scene(tmp_path / "a.tif").sizes == ((9, 8),)
 
 
-def test_a_pyramid_is_read_at_the_level_that_is_just_enough(tmp_path):
+def test_a_pyramid_is_read_at_the_smallest_sufficient_level(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     levels = [np.full((512 >> i, 512 >> i, 3), 40 * i, np.uint8) for i in range(4)]
     path = tmp_path / "slide.svs"
@@ -110,7 +114,7 @@ def test_overviews_of_a_geotiff_are_used(tmp_path):
     assert View(scene, 4.5).level == 2
 
 
-def test_alpha_masks_nodata_and_nan_are_no_values(tmp_path):
+def test_alpha_masks_nodata_and_nan_make_pixels_invalid(tmp_path):
     pytest.importorskip("rasterio")
     random = np.random.default_rng(1)
     gap = np.zeros((100, 90), bool)
@@ -128,7 +132,7 @@ def test_alpha_masks_nodata_and_nan_are_no_values(tmp_path):
     ]
     for path in files:
         scene = open_scene(path)
-        assert not scene.whole
+        assert not scene.all_valid
         assert (scene.read(0, Box(0, 100, 0, 90))[1] == ~gap).all(), path.name
         colors, valid = View(scene, 1.0, stretch_limits(scene)).rows(0, 100)
         assert (colors[gap] == (124, 116, 104)).all()
@@ -136,7 +140,7 @@ def test_alpha_masks_nodata_and_nan_are_no_values(tmp_path):
         scene.close()
 
 
-def test_palettes_and_white_that_counts_from_zero_are_colors(tmp_path):
+def test_palettes_and_miniswhite_become_colors(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     indices = np.array([[0, 1], [2, 1]], np.uint8)
     table = np.zeros((3, 256), np.uint16)
@@ -152,7 +156,7 @@ def test_palettes_and_white_that_counts_from_zero_are_colors(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0, 2.6, 0.7])
-def test_pieces_of_a_view_are_those_of_the_whole(scale):
+def test_a_piece_of_a_view_equals_the_same_part_of_the_whole(scale):
     random = np.random.default_rng(2)
     small = random.integers(0, 256, (20, 25, 3), dtype=np.uint8)
     image = Image.fromarray(small).resize((250, 187), Image.Resampling.BICUBIC)
@@ -165,7 +169,7 @@ def test_pieces_of_a_view_are_those_of_the_whole(scale):
         assert np.abs(whole[5:80, 5:-5].astype(int) - plain[5:80, 5:-5]).mean() < 4
 
 
-def test_one_stretch_serves_the_whole_scene_and_follows_a_seed(tmp_path):
+def test_the_stretch_is_one_for_the_scene_and_seeded(tmp_path):
     ramp = np.linspace(100, 3100, 800 * 900).reshape(1, 800, 900).astype(np.uint16)
     values = np.concatenate([ramp, 2 * ramp, ramp])
     path = geotiff(tmp_path / "a.tif", values)
@@ -181,7 +185,7 @@ def test_one_stretch_serves_the_whole_scene_and_follows_a_seed(tmp_path):
     assert (np.diff(np.concatenate(rows)[:, 450].astype(int), axis=0) >= 0).all()
 
 
-def test_eight_bits_stay_as_they_are(picture, tmp_path):
+def test_eight_bit_values_are_not_stretched(picture, tmp_path):
     scene = open_scene(geotiff(tmp_path / "a.tif", bands(picture)))
     assert stretch_limits(scene) is None
     assert (View(scene).rows(0, 187)[0] == np.asarray(picture)).all()

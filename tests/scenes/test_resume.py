@@ -1,4 +1,4 @@
-"""A scene whose run is killed, and files that are not ours."""
+"""Killed runs are resumed, and foreign files are never overwritten."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ primaps.predict_scene(model, sys.argv[2], sys.argv[3], progress=progress, **look
 """
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(vit, painted_folder, tmp_path, picture):
+def test_a_killed_run_resumes_to_identical_bytes(vit, painted_folder, tmp_path, picture):
     pytest.importorskip("rasterio")
     quick = {"min_init_steps": 10, "mask_crf": False}
     model = primaps.PriMaPsEM(3, backbone=vit, size=64, device="cpu", **quick)
@@ -34,7 +34,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(vit, painted_folder, tmp_path, p
     look = {"size": 64, "tile_overlap": 16, "crf_tile": 168}
     primaps.predict_scene(model, path, tmp_path / "whole.tif", **look)
     words = [str(tmp_path / "model"), str(path), str(tmp_path / "parts.tif")]
-    for stage, place in (("crops", 8), ("labels", 4)):
+    for stage, place in (("tiles", 8), ("labels", 4)):
         done = subprocess.run([sys.executable, "-c", CHILD, *words, stage, str(place)], check=False)
         assert done.returncode == -9
         assert not (tmp_path / "parts.tif").exists()
@@ -42,13 +42,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(vit, painted_folder, tmp_path, p
     primaps.predict_scene(
         model, path, tmp_path / "parts.tif", progress=lambda *a: seen.append(a), **look
     )
-    assert "crops" not in {stage for stage, *_ in seen}  # they were done
+    assert "tiles" not in {stage for stage, *_ in seen}  # they were finished
     assert [each[1:3] for each in seen if each[0] == "labels"] == [(n, 6) for n in (4, 5, 6)]
     assert (tmp_path / "parts.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
     assert not list(tmp_path.glob(".*"))
 
 
-def test_files_of_others_and_other_options_are_refused(model, picture, tmp_path):
+def test_foreign_files_and_results_of_other_options_are_refused(model, picture, tmp_path):
     pytest.importorskip("rasterio")
     path = geotiff(tmp_path / "scene.tif", bands(picture))
     before = path.read_bytes()
@@ -77,7 +77,7 @@ def test_files_of_others_and_other_options_are_refused(model, picture, tmp_path)
     assert (tmp_path / ".new.tif.primaps" / "letter.txt").read_text() == "keep me"
 
 
-def test_other_options_start_what_was_left_anew(model, picture, tmp_path):
+def test_other_options_start_over(model, picture, tmp_path):
     pytest.importorskip("rasterio")
     path = geotiff(tmp_path / "scene.tif", bands(picture))
 
@@ -93,7 +93,7 @@ def test_other_options_start_what_was_left_anew(model, picture, tmp_path):
     assert (tmp_path / "out.tif").read_bytes() == (tmp_path / "other.tif").read_bytes()
 
 
-def test_raw_files_keep_rectangles_and_rows(tmp_path):
+def test_arrays_on_disk_return_what_was_written(tmp_path):
     path = tmp_path / "a.raw"
     path.write_bytes(bytes(5 * 7 * 2))
     raw, wanted = RawFile(path, (5, 7), np.dtype("uint16")), np.zeros((5, 7), np.uint16)

@@ -20,7 +20,7 @@ def scenes(tmp_path):
     return tmp_path / "scenes"
 
 
-def test_windows_are_seeded_by_area_and_never_empty(scenes, tmp_path):
+def test_tiles_are_seeded_proportional_to_area_and_at_least_half_valid(scenes, tmp_path):
     found = primaps.scene_tiles(scenes, 20, 64, folder=tmp_path / "w")
     again = primaps.scene_tiles(scenes, 20, 64, folder=tmp_path / "w")
     other = primaps.scene_tiles(scenes, 20, 64, seed=1, folder=tmp_path / "w")
@@ -37,19 +37,19 @@ def test_windows_are_seeded_by_area_and_never_empty(scenes, tmp_path):
         assert (shown == whole[top : top + 64, left : min(200, left + 64)]).all()
 
 
-def test_a_model_is_fitted_on_windows_at_a_scale(scenes, tmp_path, colors):
-    windows = primaps.scene_tiles(scenes, 12, 64, scale=2, folder=tmp_path / "w")
-    assert {Image.open(f.source).size for f in windows} == {(64, 64)}
+def test_a_model_is_fitted_on_tiles_at_a_scale(scenes, tmp_path, colors):
+    tiles = primaps.scene_tiles(scenes, 12, 64, scale=2, folder=tmp_path / "w")
+    assert {Image.open(f.source).size for f in tiles} == {(64, 64)}
     quick = {"min_init_steps": 20, "mask_crf": False}
     model = primaps.PriMaPsEM(3, backbone=colors, patch_size=8, size=64, device="cpu", **quick)
-    assert model.fit(windows).prototypes_ is not None
+    assert model.fit(tiles).prototypes_ is not None
 
 
-def test_what_cannot_be_drawn_is_said(scenes, tmp_path):
-    with pytest.raises(InputError, match="less than a window"):
+def test_tiles_that_cannot_be_sampled_are_refused(scenes, tmp_path):
+    with pytest.raises(InputError, match="less than a tile"):
         primaps.scene_tiles(scenes, 4, 256, folder=tmp_path / "w")
     with pytest.raises(InputError, match="at least 1"):
         primaps.scene_tiles(scenes, 0, 64, folder=tmp_path / "w")
     blank = geotiff(tmp_path / "blank.tif", np.zeros((3, 90, 90), np.uint8), nodata=0)
-    with pytest.raises(SceneError, match="room for 0 of 3"):
+    with pytest.raises(SceneError, match="has only 0 of 3 tiles"):
         primaps.scene_tiles(blank, 3, 64, folder=tmp_path / "w")

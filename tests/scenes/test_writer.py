@@ -1,4 +1,4 @@
-"""Results opened again by the tools that they are for."""
+"""Written class maps are read by other tools."""
 
 import importlib.util
 import warnings
@@ -8,13 +8,12 @@ import pytest
 from PIL import Image
 
 import primaps
-from primaps.scenes import writer
 from tests.scenes.conftest import bands, geotiff
 
 NAMES = ["water & ice", "<trees>", "Straße"]
 
 
-def test_a_geotiff_comes_back_with_place_colors_and_names(model, picture, tmp_path):
+def test_a_geotiff_has_georeference_colors_and_names(model, picture, tmp_path):
     rasterio = pytest.importorskip("rasterio")
     path = geotiff(tmp_path / "scene.tif", bands(picture))
     out = tmp_path / "classes.tif"
@@ -34,14 +33,14 @@ def test_a_geotiff_comes_back_with_place_colors_and_names(model, picture, tmp_pa
 
         shutil.copy(found, tmp_path / "seen.vrt", driver="VRT")
     assert (labels == primaps.predict_image(model, picture)).all()
-    # What GDAL itself takes for names of classes, out of the file beside.
+    # GDAL reads the class names from the side file.
     text = (tmp_path / "seen.vrt").read_text("utf-8")
     assert "<Category>water &amp; ice</Category>" in text
     assert "Straße" in text
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_scene_without_a_place_stays_without(model, picture, tmp_path):
+def test_the_georeference_of_the_scene_is_kept_or_absent(model, picture, tmp_path):
     rasterio = pytest.importorskip("rasterio")
     path = geotiff(tmp_path / "a.tif", bands(picture), crs=None, transform=None)
     primaps.predict_scene(model, path, tmp_path / "out.tif")
@@ -76,7 +75,3 @@ def test_without_rasterio_a_plain_tiff_is_written(model, picture, tmp_path, monk
     assert (labels == primaps.predict_image(model, picture)).all()
     assert Image.open(out).convert("RGB").getpixel((0, 0)) in {(243, 195, 0), (135, 86, 146),
                                                                (243, 132, 0)}  # fmt: skip
-    with writer.written_labels(out) as (read, shape, place):
-        assert shape == labels.shape
-        assert place is None
-        assert (read(100, 160) == labels[100:160]).all()

@@ -1,4 +1,4 @@
-"""The way of a scene from a file of any size to a map of its classes."""
+"""Predict class maps of scenes, and of images at their own resolution."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from PIL import Image
 
 from primaps.classes.legend import HIDDEN
 from primaps.model import ModelError, PriMaPsEM
-from primaps.scenes.logits import blend, model_values
-from primaps.scenes.reader import in_memory, open_scene
-from primaps.scenes.refine import refine
+from primaps.scenes.readers import in_memory, open_scene
 from primaps.scenes.source import Scene
+from primaps.scenes.tile_inference import blend, model_values, refine
 from primaps.scenes.tiling import TilingOptions
 from primaps.scenes.work import RawFile, Work, result_of
 from primaps.scenes.writer import Labels, check_sidecar, write_labels, written_digest
@@ -38,116 +37,119 @@ def predict_scene(
     names: Sequence[str] | None = None,
     polygons: str | Path | None = None,
     progress: ProgressCallback = silent,
-    **fields: Any,
+    **tiling: Any,
 ) -> bool:
-    """Class map of an image of any size: ``primaps predict MODEL scene.tif --out classes.tif``.
+    """Write the class map of an image of any size: ``primaps predict MODEL scene.tif --out c.tif``.
 
-    Overlapping crops are read one row at a time; their class logits are blended on the feature
-    grid; the CRF runs on overlapping windows and keeps their cores. ``out`` has the size, place and
-    CRS of the scene, class 0..K-1 of every pixel, 255 where the scene has no value or a class is
-    hidden, colors and names; it is a cloud-optimized GeoTIFF, or a tiled TIFF if rasterio is not
-    installed. What a killed run did is kept beside it: the same call goes on, to the same bytes.
+    The scene is processed in overlapping tiles. Their class logits are blended on the token grid,
+    and the CRF refines overlapping tiles of the result. ``out`` has the size and the georeference
+    of the scene, the class 0..K-1 of every pixel, 255 for pixels without a value and hidden
+    classes, and the colors and names of classes. It is a cloud-optimized GeoTIFF, or a tiled TIFF
+    if rasterio is not installed. A run that was killed is resumed by the same call, with
+    bit-identical results.
 
     Args:
-        names: of the classes; those of ``classes.json`` or the cut if None.
-        polygons: also write regions with class, name and area to this GeoPackage.
-        **fields: of :class:`primaps.scenes.tiling.TilingOptions`.
+        crf: refine classes by the dense CRF.
+        names: class names; None means those of ``classes.json`` or of the cut.
+        polygons: GeoPackage to write as well: regions with class, name and area.
+        **tiling: fields of :class:`primaps.scenes.tiling.TilingOptions`.
 
     Returns:
-        Whether anything had to be written: False if an earlier call had done all.
+        Whether anything was written: False if an earlier call had written all of it.
 
     Raises:
-        SceneError: the scene is damaged, or nothing says which of its bands to show.
-        ResultError: ``out`` or ``polygons`` exists and is of something else.
+        SceneError: the scene is damaged, or has five or more bands and none are selected.
+        ResultError: ``out`` or ``polygons`` exists and is not the result of this call.
         ModelError: the model is not fitted.
-        InputError: options do not fit the scene.
+        InputError: an option does not fit the scene.
         MissingPackageError: the scene needs a package that is not installed.
     """
-    tiling, path, out = TilingOptions(**fields), Path(path).expanduser(), Path(out).expanduser()
+    options, path, out = TilingOptions(**tiling), Path(path).expanduser(), Path(out).expanduser()
     titles, colors = shown_classes(model, names)
     if len(titles) > HIDDEN:
         raise InputError(
-            f"the model has {len(titles)} classes; maps of scenes hold {HIDDEN} and no value"
+            f"the model has {len(titles)} classes; a class map of a scene holds at most {HIDDEN}"
         )
     if polygons is not None:
         from primaps.scenes.polygons import check_geopackage, write_polygons  # scipy, 0.3 s
 
         check_geopackage(Path(polygons).expanduser())
     check_sidecar(out, titles)
-    options = {
+    manifest = {
         "primaps": VERSION,
         "command": "predict scene",
         "model": model.prediction_digest(),
         "crf": crf,
         "names": titles,
         "colors": colors.tolist(),
-        **tiling.to_dict(),
+        **options.to_dict(),
     }
     with (
-        closing(open_scene(path, tiling.bands)) as scene,
-        result_of(out, path, options, written_digest) as (work, digest),
+        closing(open_scene(path, options.bands)) as scene,
+        result_of(out, path, manifest, written_digest) as (work, digest),
     ):
         if work is not None:
-            raw = scene_classes(model, scene, tiling, crf, work, progress)
+            raw = scene_classes(model, scene, options, crf, work, progress)
             labels = Labels(raw, HIDDEN, titles, colors, scene.place)
             write_labels(labels, out, digest, progress)
-    done = work is not None
+    written = work is not None
     if polygons is not None:
-        done |= write_polygons(out, Path(polygons).expanduser(), titles, colors, progress)
-    return done
+        written |= write_polygons(out, Path(polygons).expanduser(), titles, colors, progress)
+    return written
 
 
 @validated
 def predict_image(
-    model: PriMaPsEM, image: Image.Image, crf: bool = True, **fields: Any
+    model: PriMaPsEM, image: Image.Image, crf: bool = True, **tiling: Any
 ) -> UInt8[np.ndarray, "H W"]:
-    """Class of every pixel of a image, looked at by crops as a scene is, not scaled to the
-    model's size.
+    """Predict the class of every pixel of an image in tiles, at the image's own resolution.
+
+    :meth:`primaps.PriMaPsEM.predict` scales the image to the size of the model instead.
 
     Args:
-        **fields: of :class:`primaps.scenes.tiling.TilingOptions`.
+        **tiling: fields of :class:`primaps.scenes.tiling.TilingOptions`.
 
     Raises:
         ModelError: the model is not fitted.
-        InputError: options do not fit the image.
+        InputError: an option does not fit the image.
     """
-    tiling = TilingOptions(**fields)
-    if tiling.bands is not None:
+    options = TilingOptions(**tiling)
+    if options.bands is not None:
         raise InputError("bands applies to scenes, not to images; leave it out")
     with temporary_folder() as folder:
-        raw = scene_classes(model, in_memory(image), tiling, crf, Work(folder), silent)
+        raw = scene_classes(model, in_memory(image), options, crf, Work(folder), silent)
         return raw.rows(0, image.height)
 
 
 def scene_classes(
     model: PriMaPsEM,
     scene: Scene,
-    tiling: TilingOptions,
+    options: TilingOptions,
     crf: bool,
     work: Work,
     progress: ProgressCallback,
 ) -> RawFile:
-    """Classes of every pixel of a scene, on disk: crops, blended logits, CRF."""
+    """Predict the class of every pixel of a scene, (height, width) on disk."""
     if model.prototypes_ is None:
-        raise ModelError("the model is not fitted: call fit first, or load one")
-    view, network = tiling.view(scene), model.network
-    crops = tiling.crops(view, network, model.size, model.config.classes)
+        raise ModelError("the model is not fitted; fit or load it first")
+    view, network = options.view(scene), model.network
+    tiles = options.tiles(view, network, model.size, model.config.classes)
     values, groups = model_values(model)
-    blended = blend(values, groups, view, crops, network.patch_size, work, progress, network.device)
-    return refine(model, view, crops, blended, crf, tiling.crf_tile, work, progress)
+    blended = blend(values, groups, view, tiles, work, progress, network.device)
+    return refine(model, view, tiles, blended, crf, options.crf_tile, work, progress)
 
 
 def shown_classes(
     model: PriMaPsEM, names: Sequence[str] | None
 ) -> tuple[list[str], UInt8[np.ndarray, "k 3"]]:
-    """Names and colors of the classes that a model predicts.
+    """Return the names and colors of the classes that a model predicts.
 
     Raises:
-        InputError: there are more or fewer names than classes.
+        InputError: the number of names is not the number of classes.
     """
     legend, count = model.legend_, model.classes
     titles = legend.names if legend else [f"class {k}" for k in range(count)]
     titles = list(names) if names else titles
     if len(titles) != count:
-        raise InputError(f"{len(titles)} names were given for {count} classes")
+        raise InputError(f"names has {len(titles)} entries for {count} classes; give one per class")
     return titles, legend.colors if legend else palette(count)

@@ -1,9 +1,9 @@
-"""Mask proposals of a scene: those of crops, joined where neighbors agree on them."""
+"""Propose masks of scenes: masks of tiles, joined where neighboring tiles agree."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,19 @@ from torch import Tensor
 from primaps.backbones.backbone import Backbone, image_features
 from primaps.backbones.load import load_backbone
 from primaps.proposals.image_size import mask_probabilities
-from primaps.scenes.crops import Crops, cores
-from primaps.scenes.logits import crop_row, on_lanes
-from primaps.scenes.pixels import scene_labels, scene_valid
-from primaps.scenes.reader import open_scene
-from primaps.scenes.source import Box
-from primaps.scenes.tiling import TilingOptions
-from primaps.scenes.view import View, ahead
+from primaps.scenes.readers import open_scene
+from primaps.scenes.tile_inference import map_tiles, scene_labels, tile_row, valid_tiles, view_box
+from primaps.scenes.tiling import Tiles, TilingOptions
+from primaps.scenes.view import View, prefetched
 from primaps.scenes.work import RawFile, Work, result_of
 from primaps.scenes.writer import Labels, write_labels, written_digest
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.validation import validated
 from primaps.version import VERSION
 
-AGREE = 0.5
-"""Intersection over union, inside the overlap of two crops, above which two masks are one: a mask
-then agrees with one other at most."""
+MIN_OVERLAP = 0.5
+"""IoU inside the overlap of two tiles above which two masks are joined. Above one half, a mask
+matches at most one mask of the other tile."""
 
 
 @validated
@@ -46,144 +43,128 @@ def propose_scene(
     device: str | torch.device = "auto",
     engine: str | None = None,
     progress: ProgressCallback = silent,
-    **fields: Any,
+    **tiling: Any,
 ) -> int | None:
-    """Mask proposals of an image of any size: ``primaps propose scene.tif --out masks.tif``.
+    """Write mask proposals of an image of any size: ``primaps propose scene.tif --out masks.tif``.
 
-    Masks of crops cannot be blended as class logits can. Each crop has masks of its own; two
-    masks of neighboring crops become one if they agree on the overlap; each pixel takes its mask
-    from the crop whose middle is nearest. Masks are numbered 1, 2, ... over the scene, 0 = ignore
-    or no value. What a killed run did is kept beside ``out``: the same call goes on.
+    Masks cannot be blended as logits can. Every tile has masks of its own; two masks of neighboring
+    tiles become one if they agree on the overlap; every pixel takes its mask from the tile with the
+    nearest center. Masks are numbered 1, 2, ... over the scene; 0 is no mask or no value. A run
+    that was killed is resumed by the same call.
 
     Args:
         threshold: psi of Eq. 6, in [0, 1).
-        mask_crf: refine the masks of each crop by the dense CRF.
-        engine: of :func:`primaps.load_backbone`.
-        **fields: of :class:`primaps.scenes.tiling.TilingOptions`; a window plays no part.
+        mask_crf: refine the masks of each tile by the dense CRF.
+        engine: see :func:`primaps.load_backbone`.
+        **tiling: fields of :class:`primaps.scenes.tiling.TilingOptions`; ``crf_tile`` has no
+            effect.
 
     Returns:
-        Number of masks; None if an earlier call had done all.
+        Number of masks; None if an earlier call had written them.
 
     Raises:
-        SceneError: the scene is damaged, or nothing says which of its bands to show.
-        ResultError: ``out`` exists and is of something else.
-        WeightsError: the backbone has no weights here.
-        InputError: options do not fit the scene.
+        SceneError: the scene is damaged, or has five or more bands and none are selected.
+        ResultError: ``out`` exists and is not the result of this call.
+        WeightsError: the weights of the backbone are not available.
+        InputError: an option does not fit the scene.
         MissingPackageError: the scene needs a package that is not installed.
     """
-    tiling, path, out = TilingOptions(**fields), Path(path).expanduser(), Path(out).expanduser()
+    options, path, out = TilingOptions(**tiling), Path(path).expanduser(), Path(out).expanduser()
     network = load_backbone(backbone, device, engine=engine)
-    options = {
+    manifest = {
         "primaps": VERSION,
         "command": "propose scene",
         "backbone": network.digest or network.name,
         "precision": network.arithmetic,
         "threshold": threshold,
         "mask_crf": mask_crf,
-        **tiling.to_dict(),
+        **options.to_dict(),
     }
     with (
-        closing(open_scene(path, tiling.bands)) as scene,
-        result_of(out, path, options, written_digest) as (work, digest),
+        closing(open_scene(path, options.bands)) as scene,
+        result_of(out, path, manifest, written_digest) as (work, digest),
     ):
         if work is None:
             return None
-        view = tiling.view(scene)
-        crops = tiling.crops(view, network, network.default_size)
+        view = options.view(scene)
+        tiles = options.tiles(view, network, network.default_size)
         mask_options = {"threshold": threshold, "crf": "dense" if mask_crf else None}
-        raw = crop_masks(network, view, crops, mask_options, work, progress)
-        table = joined(work)
-        count, kind = int(table.max()), "uint16" if table.max() < 1 << 16 else "uint32"
-        none = np.zeros((0, 3), np.uint8)
+        raw = tile_masks(network, view, tiles, mask_options, work, progress)
+        table = scene_numbers(work)
+        count, dtype = int(table.max()), "uint16" if table.max() < 1 << 16 else "uint32"
+        colors = np.zeros((0, 3), np.uint8)
         labels = Labels(
-            raw, 0, [], none, scene.place, lambda values: table[values].astype(kind), kind
+            raw, 0, [], colors, scene.place, lambda masks: table[masks].astype(dtype), dtype
         )
         write_labels(labels, out, digest, progress)
     return count
 
 
-def crop_masks(
+def tile_masks(
     network: Backbone,
     view: View,
-    crops: Crops,
+    tiles: Tiles,
     options: dict[str, Any],
     work: Work,
     progress: ProgressCallback,
 ) -> RawFile:
-    """Masks of all crops on disk, each with a number of its own, at the scene's size; and in the
-    state of the work which of them show, and which agree, row by row of crops."""
+    """Write the masks of all tiles to disk at the scene's size, each mask with its own number.
+
+    For every row of tiles the state of ``work`` gets the first number, the numbers that are visible
+    in the map, and the pairs of masks that agree.
+    """
     raw = work.file("masks.u32", (view.scene.height, view.scene.width), np.uint32)
     rows: list[dict[str, Any]] = work.get("rows", [])
-    patch, done = network.patch_size, len(rows)
-    # The row before the first new one is found again, to be compared with it.
+    patch, done = tiles.patch, len(rows)
+    # A resumed run repeats the last finished row, which the next row is compared with.
     begin = max(0, done - 1)
     following: int = rows[begin]["first"] if rows else 1
     above: dict[int, np.ndarray] = {}
-
-    def load(i: int) -> tuple[np.ndarray, np.ndarray]:
-        return crop_row(view, crops, i, patch)
-
-    for i, (colors, valid) in ahead(load, range(begin, len(crops.tops))):
-        line: dict[str, Any] = {"first": following, "shown": [], "pairs": []}
-        here: dict[int, np.ndarray] = {}
-        for j, probabilities in _row_probabilities(network, crops, colors, valid, options):
-            masks = probabilities.argmax(0).cpu().numpy().astype(np.int64)
-            here[j] = np.where(masks > 0, masks + following - 1, 0)
-            if i >= done:
-                core, top = _core(view, crops, i, j, patch), crops.tops[i] * patch
-                origin = (top, crops.lefts[j] * patch)
-                for part, found in scene_labels(view, probabilities, origin, core):
-                    numbers = found.cpu().numpy().astype(np.int64)
-                    numbers = np.where(numbers > 0, numbers + following - 1, 0)
-                    numbers[~scene_valid(view, part, valid, top)] = 0
-                    line["shown"] += np.unique(numbers).tolist()
-                    raw.put(numbers, part.top, part.left)
-                if j - 1 in here:
-                    step = (crops.lefts[j] - crops.lefts[j - 1]) * patch
-                    line["pairs"] += agreeing(here[j - 1][:, step:], here[j][:, : -step or None])
-                if j in above:
-                    step = (crops.tops[i] - crops.tops[i - 1]) * patch
-                    line["pairs"] += agreeing(above[j][step:], here[j][:-step])
-            following += len(probabilities) - 1
-        above = here
-        if i >= done:
-            line["shown"] = sorted(set(line["shown"]) - {0})
-            rows.append(line)
-            work.keep(rows=rows)
-        each = len(crops.lefts)
-        progress("crops", (i + 1) * each, len(crops.tops) * each, {})
-    return raw
-
-
-def _row_probabilities(
-    network: Backbone,
-    crops: Crops,
-    colors: np.ndarray,
-    valid: np.ndarray,
-    options: dict[str, Any],
-) -> Iterator[tuple[int, Tensor]]:
-    """Number in its row, and probabilities of masks, of every crop that shows something."""
-    patch = network.patch_size
-    spans = [slice(at * patch, (at + crops.side[1]) * patch) for at in crops.lefts]
-    shown = [(j, colors[:, span]) for j, span in enumerate(spans) if valid[:, span].any()]
 
     def masks(images: Tensor) -> list[Tensor]:
         images = images.to(network.device)
         return list(mask_probabilities(image_features(network, images), images, **options))
 
-    yield from on_lanes(masks, shown, network.device)
+    rows_of_tiles = prefetched(partial(tile_row, view, tiles), range(begin, len(tiles.tops)))
+    for i, (colors, valid) in rows_of_tiles:
+        row: dict[str, Any] = {"first": following, "shown": [], "pairs": []}
+        here: dict[int, np.ndarray] = {}
+        top = tiles.tops[i] * patch
+        for j, probabilities in map_tiles(masks, valid_tiles(tiles, colors, valid), network.device):
+            here[j] = _numbered(probabilities.argmax(0), following)
+            if i >= done:
+                inner = view_box(view, patch, *tiles.inner(i, j))
+                origin = (top, tiles.lefts[j] * patch)
+                for block, labels in scene_labels(view, probabilities, origin, inner):
+                    numbers = _numbered(labels, following)
+                    numbers[~view.scene_valid(block, valid, top)] = 0
+                    row["shown"] += np.unique(numbers).tolist()
+                    raw.put(numbers, block.top, block.left)
+                if j - 1 in here:
+                    step = (tiles.lefts[j] - tiles.lefts[j - 1]) * patch
+                    row["pairs"] += agreeing(here[j - 1][:, step:], here[j][:, : -step or None])
+                if j in above:
+                    step = (tiles.tops[i] - tiles.tops[i - 1]) * patch
+                    row["pairs"] += agreeing(above[j][step:], here[j][:-step])
+            following += len(probabilities) - 1
+        above = here
+        if i >= done:
+            row["shown"] = sorted(set(row["shown"]) - {0})
+            rows.append(row)
+            work.keep(rows=rows)
+        each = len(tiles.lefts)
+        progress("tiles", (i + 1) * each, len(tiles.tops) * each, {})
+    return raw
 
 
-def _core(view: View, crops: Crops, i: int, j: int, patch: int) -> Box:
-    """What a crop keeps, in pixels of the view."""
-    rows = cores(crops.rows, crops.tops, crops.side[0])[i]
-    columns = cores(crops.columns, crops.lefts, crops.side[1])[j]
-    return Box(*(min(end * patch, view.height) for end in rows),
-               *(min(end * patch, view.width) for end in columns))  # fmt: skip
+def _numbered(masks: Integer[Tensor, "h w"], first: int) -> Integer[np.ndarray, "h w"]:
+    """Number the masks 1, 2, ... of a tile from ``first``; 0 stays 0."""
+    numbers = masks.cpu().numpy().astype(np.int64)
+    return np.where(numbers > 0, numbers + first - 1, 0)
 
 
 def agreeing(one: Integer[np.ndarray, "h w"], other: Integer[np.ndarray, "h w"]) -> list[list[int]]:
-    """Pairs of masks, one of each map, whose intersection over union exceeds :data:`AGREE`.
+    """Return the pairs of masks, one of each map, whose IoU exceeds :data:`MIN_OVERLAP`.
 
     Examples:
         >>> agreeing(np.array([[1, 1, 2, 0]]), np.array([[5, 5, 6, 6]]))
@@ -196,13 +177,15 @@ def agreeing(one: Integer[np.ndarray, "h w"], other: Integer[np.ndarray, "h w"])
     return [
         [int(a), int(b)]
         for (a, b), n in zip(pairs.T, common, strict=True)
-        if a and b and n > AGREE * (sizes[0][a] + sizes[1][b] - n)
+        if a and b and n > MIN_OVERLAP * (sizes[0][a] + sizes[1][b] - n)
     ]
 
 
-def joined(work: Work) -> Integer[np.ndarray, " n"]:
-    """Number of each mask of a crop over the whole scene, in the order in which crops show
-    them; 0 stays 0."""
+def scene_numbers(work: Work) -> Integer[np.ndarray, " n"]:
+    """Return the number in the scene of every mask of a tile; 0 stays 0.
+
+    Joined masks have one number; numbers follow the order in which tiles show masks.
+    """
     rows = work.get("rows", [])
     pairs = np.array([pair for row in rows for pair in row["pairs"]], np.int64).reshape(-1, 2)
     shown = np.array([number for row in rows for number in row["shown"]], np.int64)

@@ -1,4 +1,4 @@
-"""Windows of scenes at random places, for a model to be fitted on."""
+"""Sample tiles of scenes at random positions, to fit a model on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from primaps.data import ImageFile, find_images
-from primaps.scenes.reader import open_scene
+from primaps.scenes.readers import open_scene
 from primaps.scenes.source import Box, SceneError
 from primaps.scenes.tiling import TilingOptions
 from primaps.scenes.view import View
@@ -24,10 +24,10 @@ from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.validation import validated
 from primaps.version import VERSION
 
-FULL = 0.5
-"""Share of a window that has to have a value."""
-TRIES = 50
-"""Places that are looked at for each window before a scene counts as empty."""
+MIN_VALID = 0.5
+"""Minimum share of valid pixels in a sampled tile."""
+MAX_TRIES = 50
+"""Positions that are tried per tile before a scene counts as empty."""
 
 
 @validated
@@ -39,49 +39,51 @@ def scene_tiles(
     seed: int = 0,
     folder: str | Path | None = None,
     progress: ProgressCallback = silent,
-    **fields: Any,
+    **tiling: Any,
 ) -> list[ImageFile]:
-    """Windows at random places of scenes: ``primaps fit scene.tif --scene-tiles 500``.
+    """Sample tiles at random positions of scenes: ``primaps fit scene.tif --scene-tiles 500``.
 
-    Scenes have windows by their area. A window more than half of which has no value is left out,
-    and another place is drawn.
+    The number of tiles of a scene is proportional to its area. At least half of the pixels of a
+    tile have a value.
 
     Args:
         scenes: files, folders (searched recursively) or globs.
-        count: number of windows.
-        size: of their sides, in pixels that the network sees.
-        folder: where they are kept as PNG; None is the cache. Those that are there are taken.
-        **fields: of :class:`primaps.scenes.tiling.TilingOptions`.
+        count: number of tiles.
+        size: side of a tile in network pixels.
+        seed: seed of the positions and of the stretch.
+        folder: folder of the PNG files, which are reused; None is the cache.
+        **tiling: fields of :class:`primaps.scenes.tiling.TilingOptions`; only ``scale``, ``mpp``,
+            ``bands`` and ``stretch`` have an effect.
 
     Returns:
         Images for :meth:`primaps.PriMaPsEM.fit`.
 
     Raises:
-        SceneError: a scene is damaged, or too empty to draw windows from.
-        InputError: options do not fit a scene, or it is smaller than a window.
-        NotFoundError: there is no scene.
+        SceneError: a scene is damaged, or has too few valid pixels.
+        InputError: an option does not fit a scene, or a scene is smaller than a tile.
+        NotFoundError: no scene was found.
     """
-    tiling, files = TilingOptions(**fields), find_images(scenes)
+    options, files = TilingOptions(**tiling), find_images(scenes)
     if count < 1:
-        raise InputError(f"--scene-tiles {count} must be at least 1")
+        raise InputError(f"--scene-tiles must be at least 1, got {count}")
     areas = np.zeros(len(files))
     for number, file in enumerate(files):
-        with _view(file, tiling) as view:
+        with _view(file, options) as view:
             if min(view.height, view.width) < size:
                 raise InputError(
                     f"{view.scene.path} has {view.width}x{view.height} pixels at scale "
-                    f"{view.scale:g}, less than a window of {size}: choose a smaller scale or size"
+                    f"{view.scale:g}, less than a tile of {size}; give a smaller --scale or --size"
                 )
             areas[number] = view.height * view.width
     ends = np.rint(areas.cumsum() / areas.sum() * count).astype(int).tolist()
-    root = Path(folder).expanduser() if folder is not None else cache_dir() / "windows"
+    root = Path(folder).expanduser() if folder is not None else cache_dir() / "scene-tiles"
     found: list[ImageFile] = []
     for number, (file, begin, end) in enumerate(zip(files, [0, *ends], ends, strict=False)):
-        own = json.dumps([VERSION, seed, number, size, tiling.to_dict(), sha256(_path(file))])
-        place = root / hashlib.sha256(own.encode()).hexdigest()[:16]
-        with _view(file, tiling) as view:
-            for colors, name in _places(view, end - begin, size, seed + number):
-                path = place / f"{name}.png"
+        key = json.dumps([VERSION, seed, number, size, options.to_dict(), sha256(_path(file))])
+        subfolder = root / hashlib.sha256(key.encode()).hexdigest()[:16]
+        with _view(file, options) as view:
+            for colors, name in _random_tiles(view, end - begin, size, seed + number):
+                path = subfolder / f"{name}.png"
                 if not path.exists():
                     with atomic_path(path) as temporary:
                         save_picture(Image.fromarray(colors), temporary)
@@ -95,32 +97,31 @@ def _path(file: ImageFile) -> Path:
 
 
 @contextmanager
-def _view(file: ImageFile, tiling: TilingOptions) -> Iterator[View]:
-    """A scene, open: one at a time, as there may be thousands."""
-    with closing(open_scene(_path(file), tiling.bands)) as scene:
-        yield tiling.view(scene)
+def _view(file: ImageFile, options: TilingOptions) -> Iterator[View]:
+    """Open a scene; one at a time, because a collection may have thousands."""
+    with closing(open_scene(_path(file), options.bands)) as scene:
+        yield options.view(scene)
 
 
-def _places(
+def _random_tiles(
     view: View, count: int, size: int, seed: int
 ) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], str]]:
-    """Windows at random places that have enough to show, each another one, and their names."""
+    """Yield tiles at distinct random positions with enough valid pixels, and their names."""
     random = np.random.default_rng(seed)
-    seen: set[tuple[int, int]] = set()
-    for _ in range(count * TRIES):
-        if len(seen) == count:
+    positions: set[tuple[int, int]] = set()
+    for _ in range(count * MAX_TRIES):
+        if len(positions) == count:
             return
         top = int(random.integers(view.height - size + 1))
         left = int(random.integers(view.width - size + 1))
-        box = Box(top, top + size, left, left + size)
-        if (top, left) in seen:
+        if (top, left) in positions:
             continue
-        colors, valid = view.piece(box)
-        if valid.mean() >= FULL:
-            seen.add((top, left))
+        colors, valid = view.piece(Box(top, top + size, left, left + size))
+        if valid.mean() >= MIN_VALID:
+            positions.add((top, left))
             yield colors, f"{top:06}-{left:06}"
-    if len(seen) < count:
+    if len(positions) < count:
         raise SceneError(
-            f"{view.scene.path} has room for {len(seen)} of {count} windows of {size} pixels that "
-            "are at least half full: ask for fewer"
+            f"{view.scene.path} has only {len(positions)} of {count} tiles of {size} pixels in "
+            "which half of the pixels have a value; sample fewer tiles"
         )

@@ -1,4 +1,4 @@
-"""What a scene is, whatever kind of file it is in: its size, bands, and a way to read blocks."""
+"""What a scene is, independent of its file format: size, bands and a function that reads blocks."""
 
 from __future__ import annotations
 
@@ -15,31 +15,36 @@ from primaps.utils.errors import InputError, PrimapsError
 
 
 class SceneError(PrimapsError, ValueError):
-    """A scene cannot be read or written; the message names the file, the reason and what to do."""
+    """A scene cannot be read; the message names the file, the reason and the remedy."""
 
 
 class Box(NamedTuple):
-    """A rectangle of pixels: rows ``top`` to ``bottom``, columns ``left`` to ``right``, ends not
-    included."""
+    """A rectangle of pixels: rows ``top`` to ``bottom``, columns ``left`` to ``right``, with the
+    ends excluded."""
 
     top: int
     bottom: int
     left: int
     right: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.bottom - self.top, self.right - self.left
+
 
 Block = tuple[Shaped[np.ndarray, "bands h w"], Bool[np.ndarray, "h w"]]
-"""Values of the bands of a rectangle as the file has them, and which pixels have any."""
+"""Band values of a rectangle, unchanged from the file, and its valid pixels."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the pixels of a scene lie on a map.
+    """Georeference of a scene.
 
     Attributes:
-        matrix: x, y of the map = matrix @ (column, row, 1).
-        wkt: the coordinate reference system as WKT; empty if the file names none.
-        code: its EPSG code; 0 if it has none.
+        matrix: affine transform: (x, y) on the map = matrix @ (column, row, 1).
+        wkt: coordinate reference system as WKT; empty if the file has none.
+        code: EPSG code of the coordinate reference system; 0 if it has none.
     """
 
     matrix: Float[np.ndarray, "2 3"]
@@ -48,90 +53,98 @@ class Place:
 
     @property
     def pixel_area(self) -> float:
-        """Of a pixel, in square units of the map."""
+        """Area of a pixel in square units of the map."""
         return float(abs(np.linalg.det(self.matrix[:, :2])))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An image that is read block by block.
+    """An image of any size that is read block by block.
 
     Attributes:
         path: the file.
-        sizes: height and width, and those of every smaller copy that the file keeps (overviews,
-            levels of a pyramid), the largest first.
-        read: values of the bands in use, (B, h, w), and the valid pixels of a :class:`Box` of the
-            level with this number.
-        eight_bit: whether values are shown as they are.
-        whole: whether every pixel is known to be valid.
-        strips: whether a row of pixels lies together in the file, so that whole rows are read.
-        item: bytes of a pixel in memory.
-        place: on a map, if known.
+        sizes: height and width of every resolution level in the file, the full size first. The
+            other levels are overviews, or the levels of a pyramid.
+        read: returns the values of the selected bands, (B, h, w), and the valid pixels of a
+            :class:`Box` of the level with this number.
+        eight_bit: whether values are 8-bit colors, which need no stretch.
+        all_valid: whether every pixel is known to be valid.
+        by_rows: whether the file stores whole rows of pixels, instead of tiles.
+        pixel_bytes: bytes of a pixel in memory.
+        place: georeference, if known.
         meters: ground size of a pixel, if known.
-        close: let go of the file.
+        close: closes the file.
     """
 
     path: Path
     sizes: tuple[tuple[int, int], ...]
     read: Callable[[int, Box], Block]
     eight_bit: bool
-    whole: bool = False
-    strips: bool = False
-    item: int = 3
+    all_valid: bool = False
+    by_rows: bool = False
+    pixel_bytes: int = 3
     place: Place | None = None
     meters: float | None = None
     close: Callable[[], None] = field(default=lambda: None)
 
     @property
     def height(self) -> int:
-        """In pixels."""
+        """Height in pixels."""
         return self.sizes[0][0]
 
     @property
     def width(self) -> int:
-        """In pixels."""
+        """Width in pixels."""
         return self.sizes[0][1]
 
 
-def chosen_bands(
-    path: Path, count: int, asked: Sequence[int] | None, known: Sequence[int] | None = None
+def select_bands(
+    path: Path, count: int, requested: Sequence[int] | None, declared: Sequence[int] | None = None
 ) -> list[int]:
-    """The bands that are shown as red, green and blue, counted from 1: what was asked for, or what
-    the file says, or all there is.
+    """Select the bands that become red, green and blue, counted from 1.
+
+    Args:
+        count: number of bands in the file.
+        requested: bands that the user selected, if any.
+        declared: red, green and blue as the file declares them, if it does.
 
     Raises:
         InputError: the scene has no such band.
-        SceneError: it has many bands, and nothing says which are red, green and blue.
+        SceneError: the scene has five or more bands, and neither the user nor the file selects
+            among them.
 
     Examples:
-        >>> chosen_bands(Path("a.tif"), 3, None), chosen_bands(Path("a.tif"), 1, None)
+        >>> select_bands(Path("a.tif"), 3, None), select_bands(Path("a.tif"), 1, None)
         ([1, 2, 3], [1])
-        >>> chosen_bands(Path("a.tif"), 13, [4, 3, 2])
+        >>> select_bands(Path("a.tif"), 13, [4, 3, 2])
         [4, 3, 2]
     """
-    if asked is not None:
-        if len(asked) not in (1, 3):
-            raise InputError(f"--bands names {len(asked)} bands; it takes one, or three: 4,3,2")
-        if wrong := [band for band in asked if not 1 <= band <= count]:
-            raise InputError(f"{path} has bands 1 to {count}, none of {wrong[0]} (--bands)")
-        return list(asked)
-    if known:
-        return list(known)
+    if requested is not None:
+        if len(requested) not in (1, 3):
+            raise InputError(
+                f"--bands names {len(requested)} bands; name one, or three such as 4,3,2"
+            )
+        if wrong := [band for band in requested if not 1 <= band <= count]:
+            raise InputError(f"--bands: {path} has bands 1 to {count}, got {wrong[0]}")
+        return list(requested)
+    if declared:
+        return list(declared)
     if count in (1, 2):
         return [1]
     if count in (3, 4):
         return [1, 2, 3]
     raise SceneError(
-        f"{path} has {count} bands: say which are red, green and blue, such as --bands 4,3,2"
+        f"{path} has {count} bands and does not declare red, green and blue; select them, such as "
+        "--bands 4,3,2"
     )
 
 
 @contextmanager
-def damage_named(path: Path) -> Iterator[None]:
-    """Whatever a decoder raises over a broken byte, as one sentence about the file.
+def decoding_errors(path: Path) -> Iterator[None]:
+    """Turn every error that a decoder raises into a :class:`SceneError` that names the file.
 
     Raises:
-        SceneError: something went wrong in the block.
+        SceneError: the block raised an error.
     """
     try:
         yield
@@ -142,5 +155,6 @@ def damage_named(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SceneError(
-            f"{path} is damaged or no image that can be read ({reason}); restore it"
+            f"{path} is damaged or not in a supported image format ({reason}); restore or convert "
+            "it"
         ) from None

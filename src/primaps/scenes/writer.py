@@ -15,9 +15,8 @@ from xml.sax.saxutils import escape
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from primaps.scenes.geotiff import CACHE_BYTES, dataset_place, rasterio_module
+from primaps.scenes.readers import CACHE_BYTES, dataset_place, rasterio_module, tifffile_module
 from primaps.scenes.source import Place
-from primaps.scenes.tiff import tiff_indices, tifffile_module
 from primaps.scenes.work import RawFile, ResultError
 from primaps.utils.files import atomic_path
 from primaps.utils.progress import ProgressCallback, silent
@@ -104,19 +103,15 @@ def written_labels(
     path: Path,
 ) -> Iterator[tuple[Callable[[int, int], np.ndarray], tuple[int, int], Place | None]]:
     """A result opened to be read by rows: labels of rows, height and width, and place."""
-    if importlib.util.find_spec("rasterio") is not None:
-        rasterio = rasterio_module()
-        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(path) as data:
-                yield (
-                    lambda top, bottom: data.read(1, window=((top, bottom), (0, data.width))),
-                    data.shape,
-                    dataset_place(data),
-                )
-        return
-    with tiff_indices(path) as (rows, shape):
-        yield rows, shape, None
+    rasterio = rasterio_module()
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path) as data:
+            yield (
+                lambda top, bottom: data.read(1, window=((top, bottom), (0, data.width))),
+                data.shape,
+                dataset_place(data),
+            )
 
 
 def _write_cog(labels: Labels, out: Path, digest: str, progress: ProgressCallback) -> None:

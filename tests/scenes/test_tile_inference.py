@@ -1,13 +1,13 @@
-"""Logits that are streamed by rows of crops, against the same in one piece."""
+"""Logits that are blended row by row, compared with all tiles at once."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from primaps.scenes.crops import cosine_weights, plan_crops
-from primaps.scenes.logits import blend
-from primaps.scenes.reader import in_memory
+from primaps.scenes.readers import in_memory
+from primaps.scenes.tile_inference import blend
+from primaps.scenes.tiling import cosine_weights, plan_tiles
 from primaps.scenes.view import View
 from primaps.scenes.work import Work
 from primaps.utils.progress import silent
@@ -16,7 +16,7 @@ PATCH, CPU = 8, torch.device("cpu")
 
 
 def odd_values(images):
-    """Values of two channels that depend on the place in the crop, as a network's do."""
+    """Values of two channels that depend on the position in the tile, as a network's do."""
     found = torch.nn.functional.avg_pool2d(images.float(), PATCH)[:, :2] / 50
     rows, columns = found.shape[2:]
     bend = torch.linspace(-1, 1, rows)[:, None] ** 2 + torch.linspace(-1, 1, columns) ** 2
@@ -48,21 +48,21 @@ def in_one_piece(view, pixels, plan):
 
 
 @pytest.mark.parametrize(("width", "height"), [(150, 210), (30, 20), (64, 300), (301, 64)])
-def test_rows_of_crops_give_the_mean_of_all_windows(tmp_path, width, height):
+def test_streaming_rows_of_tiles_gives_the_weighted_mean_of_all_tiles(tmp_path, width, height):
     view, pixels = view_of(width, height)
-    plan = plan_crops(height, width, PATCH, 64, 24)
-    raw = blend(odd_values, [2], view, plan, PATCH, Work(tmp_path), silent, CPU)
+    plan = plan_tiles(height, width, PATCH, 64, 24)
+    raw = blend(odd_values, [2], view, plan, Work(tmp_path), silent, CPU)
     found = torch.from_numpy(raw.rows(0, plan.rows)).float().permute(1, 0, 2)
     assert torch.allclose(found, in_one_piece(view, pixels, plan), atol=3e-3)
 
 
-def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(tmp_path):
+def test_an_interrupted_run_resumes_to_identical_bytes(tmp_path):
     view, _ = view_of(150, 210)
-    plan = plan_crops(210, 150, PATCH, 64, 24)
+    plan = plan_tiles(210, 150, PATCH, 64, 24)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    wanted = blend(odd_values, [2], view, plan, PATCH, Work(whole), silent, CPU).path.read_bytes()
+    wanted = blend(odd_values, [2], view, plan, Work(whole), silent, CPU).path.read_bytes()
     calls = 0
 
     def stopping(images):
@@ -74,7 +74,7 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(tmp_path):
 
     for _ in range(30):
         try:
-            raw = blend(stopping, [2], view, plan, PATCH, Work(parts), silent, CPU)
+            raw = blend(stopping, [2], view, plan, Work(parts), silent, CPU)
             break
         except KeyboardInterrupt:
             continue
@@ -82,16 +82,16 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(tmp_path):
     assert raw.path.read_bytes() == wanted
 
 
-def test_crops_that_show_nothing_are_never_looked_at(tmp_path):
+def test_tiles_without_a_valid_pixel_are_skipped(tmp_path):
     pixels = np.zeros((200, 400, 4), np.uint8)
     pixels[70:130, 70:130] = 200
     view = View(in_memory(Image.fromarray(pixels)))
-    plan = plan_crops(200, 400, PATCH, 64, 0)
+    plan = plan_tiles(200, 400, PATCH, 64, 0)
     seen = []
 
     def values(images):
         seen.append(len(images))
         return odd_values(images)
 
-    blend(values, [2], view, plan, PATCH, Work(tmp_path), silent, CPU)
+    blend(values, [2], view, plan, Work(tmp_path), silent, CPU)
     assert sum(seen) == 4 < len(plan.tops) * len(plan.lefts)

@@ -4,15 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from primaps.scenes.crops import cores, cosine_weights, plan_crops, starts
-from primaps.scenes.refine import _windows
+from primaps.scenes.tiling import (
+    cosine_weights,
+    crf_spans,
+    inner_spans,
+    plan_tiles,
+    tile_starts,
+)
 from primaps.utils.errors import InputError
 
 
-def test_crops_cover_every_place_overlap_enough_and_stay_inside():
+def test_tiles_cover_every_token_overlap_enough_and_stay_inside():
     for length in range(1, 70):
         for side, overlap in ((1, 0), (4, 0), (5, 2), (8, 4), (23, 3)):
-            begins = starts(length, side, overlap)
+            begins = tile_starts(length, side, overlap)
             covered = np.zeros(length, int)
             for begin in begins:
                 covered[begin : begin + side] += 1
@@ -25,17 +30,17 @@ def test_crops_cover_every_place_overlap_enough_and_stay_inside():
             assert len(begins) == fewest
 
 
-def test_cores_are_a_partition_inside_their_windows():
+def test_tiles_without_their_margins_are_a_partition():
     for length in range(1, 60):
-        begins = starts(length, 7, 3)
-        kept = cores(length, begins, min(7, length))
-        assert [place for core in kept for place in range(*core)] == list(range(length))
+        begins = tile_starts(length, 7, 3)
+        kept = inner_spans(length, begins, min(7, length))
+        assert [cell for inner in kept for cell in range(*inner)] == list(range(length))
         for (low, high), begin in zip(kept, begins, strict=True):
             assert begin <= low < high <= begin + 7
 
 
 def test_blending_weights_sum_to_one_and_change_slowly():
-    plan = plan_crops(8 * 40, 8 * 50, 8, 64, 24)
+    plan = plan_tiles(8 * 40, 8 * 50, 8, 64, 24)
     total, own = torch.zeros(plan.rows, plan.columns), []
     weights = cosine_weights(plan.side)
     for top in plan.tops:
@@ -52,23 +57,23 @@ def test_blending_weights_sum_to_one_and_change_slowly():
 
 
 @pytest.mark.parametrize(
-    ("overlap", "words"),
+    ("overlap", "message"),
     [(40, "half of the size 64"), (-8, "between 0")],
 )
-def test_overlaps_that_cannot_be_are_refused(overlap, words):
-    with pytest.raises(InputError, match=words):
-        plan_crops(200, 200, 8, 64, overlap)
+def test_overlaps_out_of_range_are_refused(overlap, message):
+    with pytest.raises(InputError, match=message):
+        plan_tiles(200, 200, 8, 64, overlap)
 
 
-def test_windows_are_as_few_as_their_side_allows_and_no_longer_than_that_takes():
+def test_crf_tiles_are_as_few_as_their_side_allows_and_no_longer_than_needed():
     for length in range(1, 90):
         for side, margin in ((13, 4), (22, 7), (43, 4)):
-            windows = _windows(length, side, margin)
-            assert len(windows) == len(starts(length, side, 2 * margin))
-            assert [c for _, core in windows for c in range(*core)] == list(range(length))
-            for (begin, end), (first, last) in windows:
+            tiles = crf_spans(length, side, margin)
+            assert len(tiles) == len(tile_starts(length, side, 2 * margin))
+            assert [c for _, inner in tiles for c in range(*inner)] == list(range(length))
+            for (begin, end), (first, last) in tiles:
                 assert end - begin <= side
                 assert first == 0 or first - begin >= margin
                 assert last == length or end - last >= margin
-            together = sum(end - begin for (begin, end), _ in windows)
-            assert together < length + 2 * margin * (len(windows) - 1) + len(windows)
+            together = sum(end - begin for (begin, end), _ in tiles)
+            assert together < length + 2 * margin * (len(tiles) - 1) + len(tiles)

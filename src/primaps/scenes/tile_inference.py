@@ -1,0 +1,311 @@
+"""From tiles to labels: logits of tiles are blended on disk, then the CRF refines them by tiles.
+
+Logits are blended because labels cannot be averaged. Tiles are processed one row at a time, and
+memory does not depend on the height of the scene.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Integer, UInt8
+from torch import Tensor
+
+from primaps.backbones.backbone import image_features
+from primaps.classes.apply import legend_values, needs_parts
+from primaps.classes.legend import HIDDEN
+from primaps.classes.tree import Tree, best_parts, part_cosines
+from primaps.crf import CLASS_CRF
+from primaps.data import chunks
+from primaps.em.pixels import interpolate, largest_channel_at, upsample
+from primaps.model import PriMaPsEM
+from primaps.scenes.source import Box
+from primaps.scenes.tiling import Tiles, cosine_weights, crf_spans
+from primaps.scenes.view import View, centers, prefetched
+from primaps.scenes.work import RawFile, Work
+from primaps.utils.parallel import lanes, overlapped
+from primaps.utils.progress import ProgressCallback
+
+R = TypeVar("R")
+Values = Callable[[UInt8[Tensor, "b 3 H W"]], Float[Tensor, "b c h w"]]
+Finish = Callable[[Integer[Tensor, "h w"], Box], Integer[Tensor, "h w"]]
+"""Converts model classes of a box of the scene to the labels that are written."""
+CRF_TILE = 840
+"""Largest default side of CRF tiles. Larger tiles spend less area on margins but miss the cache."""
+CRF_VALUES = 9_000_000
+"""Maximum marginals of a CRF tile: classes times pixels. It bounds the memory of the CRF."""
+CRF_TOGETHER = 2
+"""CRF tiles that a CPU refines at the same time."""
+CRF_MARGIN = 42
+"""Margin of CRF tiles in network pixels. Wider margins hardly change the classes of a scene that
+the model was fitted to."""
+
+
+def divided_tree(model: PriMaPsEM) -> Tree | None:
+    """Return the class tree if edits or a cut divide a class of the model, else None."""
+    tree = model.inventory_ and model.inventory_.tree
+    return tree if tree and model.legend_ and needs_parts(tree, model.legend_) else None
+
+
+def model_values(model: PriMaPsEM) -> tuple[Values, list[int]]:
+    """Return the function whose values are blended, and the sizes of its groups of channels.
+
+    The first group holds the K logits. If classes are divided, one more group per class holds the
+    cosines with its leaves.
+    """
+    tree = divided_tree(model)
+    groups = [model.config.classes] + (tree.owner.bincount().tolist() if tree else [])
+
+    @torch.no_grad()
+    def values(images: Tensor) -> Tensor:
+        features = image_features(model.encoder, images)
+        logits = model.logits(features)
+        if tree is None:
+            return logits
+        return torch.cat([logits, torch.stack([part_cosines(tree, each) for each in features])], 1)
+
+    return values, groups
+
+
+def blend(
+    values: Values,
+    groups: Sequence[int],
+    view: View,
+    tiles: Tiles,
+    work: Work,
+    progress: ProgressCallback,
+    device: torch.device,
+) -> RawFile:
+    """Average the values of overlapping tiles with cosine weights, and write them to disk.
+
+    Tiles without a valid pixel are skipped; values that no tile covers are zero.
+
+    Args:
+        values: maps images to values on the token grid; several threads call it.
+        groups: numbers of consecutive channels of which only differences matter. Each group is
+            stored in half precision after its maximum was subtracted, which keeps the largest
+            values exact.
+
+    Returns:
+        (rows, channels, columns) of the token grid.
+    """
+    channels = sum(groups)
+    out = work.file("blended.f16", (tiles.rows, channels, tiles.columns), np.float16)
+    done: int = work.get("blended", 0)
+    high, wide = tiles.side
+    weights = cosine_weights(tiles.side)
+    sums = torch.zeros(high, channels, tiles.columns)
+    total = torch.zeros(high, 1, tiles.columns)
+    # A resumed run repeats the tiles that reach into rows that are not finished.
+    left = [i for i, top in enumerate(tiles.tops) if top + high > done]
+    number, before = len(tiles.lefts), tiles.tops[left[0]] if left else 0
+    for i, (colors, valid) in prefetched(partial(tile_row, view, tiles), left):
+        top = tiles.tops[i]
+        sums, total = (_shifted(each, top - before) for each in (sums, total))
+        before = top
+        for j, each in map_tiles(values, valid_tiles(tiles, colors, valid), device):
+            columns = slice(tiles.lefts[j], tiles.lefts[j] + wide)
+            sums[:, :, columns] += (each.cpu() * weights).permute(1, 0, 2)
+            total[:, :, columns] += weights[:, None]
+        end = tiles.tops[i + 1] if i + 1 < len(tiles.tops) else tiles.rows
+        if end > done:
+            finished = slice(max(done, top) - top, end - top)
+            mean = sums[finished] / total[finished].clamp_min(1e-20)
+            relative = [part - part.amax(1, keepdim=True) for part in mean.split(list(groups), 1)]
+            out.put(torch.cat(relative, 1).clamp_min(-65504).half().numpy(), max(done, top))
+            done = end
+            work.keep(blended=done)
+        progress("tiles", (i + 1) * number, len(tiles.tops) * number, {})
+    return out
+
+
+def tile_row(
+    view: View, tiles: Tiles, i: int
+) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
+    """Return the colors and valid pixels of a row of tiles; colors beyond the view are reflected,
+    and invalid."""
+    top = tiles.tops[i] * tiles.patch
+    bottom = top + tiles.side[0] * tiles.patch
+    colors, valid = view.rows(top, min(bottom, view.height))
+    padding = ((0, max(0, bottom - view.height)), (0, tiles.columns * tiles.patch - view.width))
+    return np.pad(colors, (*padding, (0, 0)), "symmetric"), np.pad(valid, padding)
+
+
+def valid_tiles(
+    tiles: Tiles, colors: UInt8[np.ndarray, "h w 3"], valid: Bool[np.ndarray, "h w"]
+) -> list[tuple[int, UInt8[np.ndarray, "h tw 3"]]]:
+    """Return the tiles of a row that have a valid pixel, with their numbers in the row."""
+    starts = [left * tiles.patch for left in tiles.lefts]
+    spans = [slice(start, start + tiles.side[1] * tiles.patch) for start in starts]
+    return [(j, colors[:, span]) for j, span in enumerate(spans) if valid[:, span].any()]
+
+
+def map_tiles(
+    function: Callable[[UInt8[Tensor, "b 3 H W"]], Iterable[R]],
+    tiles: Sequence[tuple[int, UInt8[np.ndarray, "H W 3"]]],
+    device: torch.device,
+) -> Iterator[tuple[int, R]]:
+    """Apply a function to numbered tiles; yield the results in order, with their numbers.
+
+    On a CPU every core processes one tile; an accelerator processes batches of eight.
+    """
+
+    def apply(numbered: list[tuple[int, np.ndarray]]) -> list[tuple[int, R]]:
+        images = torch.from_numpy(np.stack([image for _, image in numbered]))
+        found = function(images.permute(0, 3, 1, 2).contiguous())
+        return [(number, one) for (number, _), one in zip(numbered, found, strict=True)]
+
+    # No writer threads: nothing is written here, and every thread keeps memory.
+    with lanes(device, writers=0) as threads:
+        batches = chunks(tiles, 1 if device.type == "cpu" else 8)
+        for batch in overlapped(batches, apply, threads):
+            yield from batch
+
+
+def _shifted(rows: Tensor, steps: int) -> Tensor:
+    """Drop the first ``steps`` rows and append as many rows of zeros."""
+    return F.pad(rows[steps:], (0, 0, 0, 0, 0, min(steps, len(rows)))) if steps else rows
+
+
+def refine(
+    model: PriMaPsEM,
+    view: View,
+    tiles: Tiles,
+    blended: RawFile,
+    crf: bool,
+    crf_tile: int | None,
+    work: Work,
+    progress: ProgressCallback,
+) -> RawFile:
+    """Label every pixel of the scene: the CRF runs on overlapping tiles, which lose their margin.
+
+    Args:
+        blended: result of :func:`blend`.
+        crf_tile: side of CRF tiles in network pixels; None is :data:`CRF_TILE`, or less for many
+            classes.
+
+    Returns:
+        (height, width) of the scene, 8 bits; 255 for pixels without a value and hidden classes.
+    """
+    patch, classes = tiles.patch, model.config.classes
+    out = work.file("labels.u8", (view.scene.height, view.scene.width), np.uint8)
+    margin = math.ceil(CRF_MARGIN / patch) if crf else 1
+    side = max(3 * margin, (crf_tile or min(CRF_TILE, math.isqrt(CRF_VALUES // classes))) // patch)
+    rows, columns = (crf_spans(n, side, margin) for n in (tiles.rows, tiles.columns))
+    done: int = work.get("refined", 0)
+
+    def load(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        (top, bottom), _ = rows[i]
+        colors, valid = view.rows(top * patch, min(bottom * patch, view.height))
+        # Tokens at the border may extend beyond the scene, where pixels are reflected.
+        padding = ((0, (bottom - top) * patch - len(colors)),
+                   (0, tiles.columns * patch - view.width))  # fmt: skip
+        return blended.rows(top, bottom), np.pad(colors, (*padding, (0, 0)), "symmetric"), valid
+
+    def steps() -> Iterator[list[Callable[[], None]]]:
+        for i, (stored, colors, valid) in prefetched(load, range(done, len(rows))):
+            tall, inner_rows = rows[i]
+            for wide, inner_columns in columns:
+                inner = view_box(view, patch, inner_rows, inner_columns)
+                box = Box(*tall, *wide)
+                yield [partial(_label, model, view, stored, colors, valid, box, inner, crf, out)]
+
+    with lanes(model.backbone.device, CRF_TOGETHER, writers=0) as threads:
+        labeled = overlapped(steps(), lambda step: step[0](), threads)
+        for number, _ in enumerate(labeled, done * len(columns) + 1):
+            if number % len(columns) == 0:
+                work.keep(refined=number // len(columns))
+            progress("labels", number, len(rows) * len(columns), {})
+    return out
+
+
+def view_box(view: View, patch: int, rows: tuple[int, int], columns: tuple[int, int]) -> Box:
+    """Return the pixels of a view that tokens cover."""
+    return Box(*(min(end * patch, view.height) for end in rows),
+               *(min(end * patch, view.width) for end in columns))  # fmt: skip
+
+
+def _label(
+    model: PriMaPsEM,
+    view: View,
+    stored: Float[np.ndarray, "rows channels columns"],
+    colors: UInt8[np.ndarray, "H W 3"],
+    valid: Bool[np.ndarray, "h w"],
+    box: Box,
+    inner: Box,
+    crf: bool,
+    out: RawFile,
+) -> None:
+    """Label a CRF tile without its margin.
+
+    Args:
+        stored: blended values of the rows of tokens of the tile.
+        colors, valid: the same rows of the view; colors cover the whole token grid.
+        box: the tile in tokens.
+        inner: the tile without its margin, in pixels of the view.
+    """
+    patch, classes = model.network.patch_size, model.config.classes
+    top, left = box.top * patch, box.left * patch
+    if not valid[inner.top - top : inner.bottom - top, inner.left : inner.right].any():
+        for block in view.scene_blocks(inner):
+            out.put(np.full(block.shape, HIDDEN), block.top, block.left)
+        return
+    # Interpolation differs from that of the whole scene only at the border, within the margin.
+    values = torch.from_numpy(stored[:, :, box.left : box.right]).float().permute(1, 0, 2)
+    logits = values[None, :classes].to(model.backbone.device)
+    pixels = np.ascontiguousarray(colors[:, left : box.right * patch].transpose(2, 0, 1))
+    if crf:
+        probabilities = CLASS_CRF(torch.from_numpy(pixels)[None].to(logits.device), logits=logits)
+    else:
+        probabilities = upsample(logits, pixels.shape[1:]).softmax(1)
+    finish = _finish(model, values[classes:], (box.top, box.left), view.scale * patch)
+    for block, labels in scene_labels(view, probabilities[0], (top, left), inner):
+        shown = finish(labels, block).cpu().numpy().astype(np.uint8)
+        shown[~view.scene_valid(block, valid, top)] = HIDDEN
+        out.put(shown, block.top, block.left)
+
+
+def scene_labels(
+    view: View, probabilities: Float[Tensor, "k h w"], origin: tuple[int, int], inner: Box
+) -> Iterator[tuple[Box, Integer[Tensor, "bh bw"]]]:
+    """Yield blocks of the scene with the largest channel of each pixel.
+
+    Args:
+        probabilities: of a tile of the view whose first pixel is ``origin``.
+        inner: the tile without its margin, in pixels of the view.
+    """
+    for block in view.scene_blocks(inner):
+        y = centers(block.top, block.bottom, view.scale) - origin[0]
+        x = centers(block.left, block.right, view.scale) - origin[1]
+        yield block, largest_channel_at(probabilities, y, x)
+
+
+def _finish(
+    model: PriMaPsEM, cosines: Float[Tensor, "l h w"], first: tuple[int, int], step: float
+) -> Finish:
+    """Return the function from the classes of the model to those of its legend.
+
+    Args:
+        cosines: with the leaves of the tree, on tokens; empty if no class is divided.
+        first: row and column of the first token.
+        step: scene pixels per token.
+    """
+    if model.legend_ is None or model.inventory_ is None:
+        return lambda classes, box: classes
+    legend, tree, divided = model.legend_, model.inventory_.tree, divided_tree(model)
+    if divided is None:
+        return lambda classes, box: legend_values(tree, legend, classes)
+
+    def divide(classes: Tensor, box: Box) -> Tensor:
+        rows = centers(box.top, box.bottom, step) - first[0]
+        columns = centers(box.left, box.right, step) - first[1]
+        leaves = best_parts(tree, classes, lambda leaf: interpolate(cosines[leaf], rows, columns))
+        return legend.table().to(leaves.device)[leaves.long()]
+
+    return divide
