@@ -34,13 +34,13 @@ from primaps.classes.stability import class_trust
 from primaps.classes.tree import Tree, part_map
 from primaps.crf import CLASS_CRF
 from primaps.data import find_images, load_pair, pair_up, read
-from primaps.em.pixels import upsample
-from primaps.em.prototypes import mask_classes
+from primaps.em.kmeans import mask_classes
 from primaps.evaluation.audit_questions import POOL
 from primaps.evaluation.metrics import confusion_matrix, majority, match, scores
 from primaps.features.extract import extract
-from primaps.features.mask_table import MaskTable, mask_table
+from primaps.features.training_data import MaskTable, mask_table
 from primaps.model import PriMaPsEM
+from primaps.utils.bilinear import upsample
 from primaps.utils.files import cache_dir
 from primaps.utils.progress import ProgressDisplay
 from primaps.utils.seeding import generator

@@ -31,10 +31,9 @@ from rich.console import Console
 from primaps.config import Config
 from primaps.data import find_images
 from primaps.em.em import fit_em, focal_weights, momentum_update
-from primaps.em.kmeans import pca_start
-from primaps.em.prototypes import Prototypes
+from primaps.em.kmeans import Prototypes, pca_init
 from primaps.features.extract import extract
-from primaps.features.views import batch_indices
+from primaps.features.training_data import batch_indices
 from primaps.model import PriMaPsEM
 from primaps.utils.files import cache_dir
 from primaps.utils.progress import ProgressDisplay
@@ -58,7 +57,7 @@ def straightforward(views, masks, start: Prototypes, steps: int, config: Config)
             for z in inside.unique().tolist():
                 if z:
                     label[inside == z] = one[inside == z].bincount().argmax()
-        logits = student(F.interpolate(batch.seen, size=size, mode="bilinear"))
+        logits = student(F.interpolate(batch.augmented, size=size, mode="bilinear"))
         confidence = logits.detach().softmax(1).mean((0, 2, 3))
         losses = F.cross_entropy(
             logits, pseudo, focal_weights(confidence), ignore_index=-1, reduction="none"
@@ -85,7 +84,7 @@ def child(arguments: argparse.Namespace) -> None:
     """One epoch in this process; prints seconds and by how much memory rose."""
     _, found = prepared(arguments)
     config = Config(arguments.classes, recipe="paper")
-    start = pca_start(found.views, arguments.classes)
+    start = pca_init(found.views, arguments.classes)
     steps = len(found.keys) // config.batch_size
     if arguments.kind == "ours":
         fit_em(found.views, found.masks, start, 1, config)  # loads the compiled functions

@@ -29,12 +29,12 @@ from primaps.data import load_dataset, load_image, load_label
 from primaps.data.check import check_dataset
 from primaps.data.prepare_cocostuff import prepare_cocostuff
 from primaps.data.reading import image_size, label_mode, read_mat
-from primaps.em.recorder import Recorder
+from primaps.em.training import Recorder
 from primaps.evaluation.audit import Audit, AuditRecord, Question
 from primaps.exchange import FORMATS, Classes, export_labels, import_labels
 from primaps.exchange.classes import read_classes
 from primaps.exchange.hub import model_card
-from primaps.features.feature_cache import Store
+from primaps.features.feature_cache import ArrayCache
 from primaps.model import PriMaPsEM
 from primaps.model_folder import BackboneRecord, TrainingRecord, read_model, write_model
 from primaps.projections import Head, Projection, read_checkpoint
@@ -257,12 +257,12 @@ def _audit(folder: Path) -> None:
 
 
 def _store(folder: Path) -> None:
-    store = Store((4, 3), np.float16, folder)
+    store = ArrayCache((4, 3), np.float16, folder)
     store.append(["a", "b"], np.ones((2, 4, 3)))
 
 
 def _read_store(folder: Path) -> None:
-    store = Store((4, 3), np.float16, folder)
+    store = ArrayCache((4, 3), np.float16, folder)
     missing = store.missing(["a", "b"])
     kept = [key for key in ("a", "b") if key not in missing]
     for key in kept:

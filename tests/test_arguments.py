@@ -222,9 +222,9 @@ def test_results_are_the_same_whatever_the_defaults_of_torch(colors, name, optio
 
 
 def test_a_projection_is_trained_without_gradients_around_it():
-    from primaps.features.feature_cache import Rows
+    from primaps.features.training_data import ImageArrays
 
-    rows = Rows(torch.randn(6, 2, 8, 5, 5, generator=torch.Generator().manual_seed(1)))
+    rows = ImageArrays(torch.randn(6, 2, 8, 5, 5, generator=torch.Generator().manual_seed(1)))
     options = {"classes": 2, "steps": 2}
     expected = primaps.train_projection(rows, "stego", **options).digest
     for surroundings in SURROUNDINGS.values():

@@ -40,11 +40,11 @@ def command(arguments, environment):
 
     import torch
 
-    from primaps.em import recorder
+    from primaps.em import training
 
     torch.set_num_threads(1)
     tempfile.tempdir = None  # of the process that this one was made from
-    recorder.SAVE_SECONDS = 0.0
+    training.SAVE_SECONDS = 0.0
     sys.argv = ["primaps", *arguments]
     with Path(os.devnull).open("w") as nothing, contextlib.redirect_stdout(nothing):
         os.dup2(nothing.fileno(), 2)

@@ -7,11 +7,15 @@ from PIL import Image
 
 from primaps.backbones.load import load_backbone
 from primaps.data import find_images
-from primaps.em.pixels import largest_channel, largest_channel_at, largest_channel_at_torch
 from primaps.features.extract import extract
 from primaps.model import PriMaPsEM
 from primaps.model_folder import ModelError
-from primaps.utils.bilinear import middles
+from primaps.utils.bilinear import (
+    centers,
+    largest_channel,
+    largest_channel_at,
+    largest_channel_at_torch,
+)
 from tests.conftest import painted
 
 OWN = {
@@ -237,7 +241,7 @@ def test_options_out_of_range_are_named(colors, options, words):
 
 def test_more_classes_than_features_are_refused(colors, painted_folder):
     model = PriMaPsEM(200, backbone=colors, **QUICK)
-    with pytest.raises(ValueError, match="200 classes cannot be started from"):
+    with pytest.raises(ValueError, match="200 classes cannot be initialized from"):
         model.fit(painted_folder / "images")
 
 
@@ -251,7 +255,7 @@ def test_largest_channel_is_the_argmax_of_the_upsampled_map():
     probabilities = torch.rand(5, 6, 7)
     large = torch.nn.functional.interpolate(probabilities[None], size=(40, 33), mode="bilinear")
     assert torch.equal(largest_channel(probabilities, (40, 33)).long(), large[0].argmax(0))
-    rows, columns = middles(6, 40), middles(7, 33)
+    rows, columns = centers(6, 40), centers(7, 33)
     found = largest_channel_at_torch(probabilities, rows, columns)
     assert torch.equal(found.long(), large[0].argmax(0))
     part = largest_channel_at(probabilities, rows[9:30], columns[5:])
@@ -285,8 +289,8 @@ def test_a_sample_fits_as_its_images_alone_and_another_seed_draws_others(colors,
 def test_features_of_masks_alone_give_the_same_model(
     colors, painted_folder, tmp_path, monkeypatch, starts
 ):
-    monkeypatch.setattr("primaps.features.extract.START_IMAGES", starts)
-    monkeypatch.setattr("primaps.em.fit.START_IMAGES", starts)
+    monkeypatch.setattr("primaps.features.extract.RESTART_IMAGES", starts)
+    monkeypatch.setattr("primaps.em.fit.RESTART_IMAGES", starts)
     options = {"patch_size": 8, "size": 64, "device": "cpu", "min_init_steps": 20}
     found = {}
     for keep in ("features", "masks", "auto"):

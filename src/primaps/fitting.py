@@ -13,9 +13,9 @@ from primaps.classes.choose import Evidence, curve, parse_range
 from primaps.config import CacheContent
 from primaps.data import Dataset, ImageFile, LogCallback
 from primaps.em.fit import resolve_cache_content
-from primaps.em.recorder import HistoryLine, clear_states
+from primaps.em.training import HistoryLine, clear_checkpoints
 from primaps.features.extract import extract
-from primaps.features.mask_table import gathered
+from primaps.features.training_data import gather_table
 from primaps.model import PriMaPsEM
 from primaps.model_folder import model_writing
 from primaps.pictures.preview import model_preview
@@ -57,7 +57,7 @@ def class_evidence(
     )  # fmt: skip
     table = extracted.mask_table(model.projection)
     assert table is not None
-    masks = gathered(table, SAMPLE)
+    masks = gather_table(table, SAMPLE)
     return curve(
         masks.features, masks.images, candidates, seed=model.config.seed, progress=progress
     )
@@ -98,4 +98,4 @@ def fit_folder(
         if rank() == 0:
             model.save_pretrained(out)
             model_preview(model, out / "preview.png")
-            clear_states(out)
+            clear_checkpoints(out)

@@ -50,13 +50,12 @@ from primaps.data import (
 )
 from primaps.data.sampling import drawn
 from primaps.em.fit import fit_prototypes, resolve_cache_content, schedule
+from primaps.em.kmeans import Prototypes
 from primaps.em.orthogonal import CONSENSUS
-from primaps.em.pixels import largest_channel, upsample
 from primaps.em.probe import LinearProbe
-from primaps.em.prototypes import Prototypes
-from primaps.em.recorder import HistoryLine, Recorder
-from primaps.features.collection import MaskMaker
+from primaps.em.training import HistoryLine, Recorder
 from primaps.features.extract import BACKBONE_BATCH, Extracted, extract
+from primaps.features.feature_cache import MaskMaker
 from primaps.model_folder import (
     ModelError,
 )
@@ -65,6 +64,7 @@ from primaps.projections.checkpoints import as_projection
 from primaps.projections.encoder import code_network, encoder
 from primaps.projections.projection import Projection
 from primaps.proposals.image_size import image_masks
+from primaps.utils.bilinear import largest_channel, upsample
 from primaps.utils.distributed import processes
 from primaps.utils.errors import InputError
 from primaps.utils.progress import ProgressCallback, silent
@@ -280,7 +280,7 @@ class PriMaPsEM:
         if extracted.table is not None:
             resolve_cache_content("masks", self.config, self._images, self.projection is not None)
         projection, masks = self.projection, extracted.mask_table(self.projection)
-        seen = extracted.starts if self.config.orthogonal else extracted.views
+        seen = extracted.restart_views if self.config.orthogonal else extracted.views
         recorder = Recorder(
             max(1, len(seen) // self.config.batch_size),
             progress,

@@ -15,12 +15,11 @@ from primaps.data import ImageCollection, ImageFile, image_files, read
 from primaps.data.stream import content_digest
 from primaps.em.em import fit_em
 from primaps.em.fit import resolve_cache_content, schedule
-from primaps.em.kmeans import POSITIONS, fit_kmeans, fit_starts
-from primaps.em.orthogonal import start_seeds
-from primaps.em.prototypes import Prototypes
-from primaps.features.collection import CollectionStores, bytes_kept
-from primaps.features.extract import BACKBONE_BATCH, START_IMAGES, extract, start_contents
-from primaps.features.positions import draw_positions
+from primaps.em.kmeans import TOKENS_PER_STEP, Prototypes, fit_kmeans, fit_restarts
+from primaps.em.orthogonal import restart_seeds
+from primaps.features.extract import BACKBONE_BATCH, RESTART_IMAGES, extract, restart_sample
+from primaps.features.feature_cache import FeatureCache, cache_bytes
+from primaps.features.training_data import sample_tokens
 from primaps.model import PriMaPsEM
 from primaps.utils.errors import InputError
 from primaps.utils.parallel import lane_count
@@ -63,7 +62,7 @@ class Plan:
     def bytes_of(self, kept: CachedContent, images: int) -> int:
         """What a number of images takes."""
         each, start = self.costs[kept]
-        return images * each + min(images, START_IMAGES) * start
+        return images * each + min(images, RESTART_IMAGES) * start
 
     def lines(self) -> list[str]:
         """The plan in words."""
@@ -125,8 +124,8 @@ def plan(
     for done, (file, content) in enumerate(read(files, content_digest, _ignore), 1):
         contents[file.key] = content
         progress("reading", done, len(files), {})
-    whole = start_contents([*contents.values()]) if kept == "masks" else None
-    stores = CollectionStores(model.network, model.size, len(files), views, maker, cache, whole)
+    whole = restart_sample([*contents.values()]) if kept == "masks" else None
+    stores = FeatureCache(model.network, model.size, len(files), views, maker, cache, whole)
     missing = len(stores.missing(list(contents.values())))
     few = min(BACKBONE_BATCH * lane_count(model.backbone.device), len(files))
     sample = [files[i * len(files) // few] for i in range(few)]
@@ -154,12 +153,12 @@ def plan(
         existing = existing.parent
     shape = stores.shape
     costs: dict[CachedContent, tuple[int, int]] = {
-        "features": (bytes_kept(shape, model.size, 1, views, em), 0)
+        "features": (cache_bytes(shape, model.size, 1, views, em), 0)
     }
     if config.orthogonal and not projected:
         costs["masks"] = (
-            bytes_kept(shape, model.size, 1, whole=0),
-            bytes_kept(shape, model.size, 0, whole=1),
+            cache_bytes(shape, model.size, 1, full=0),
+            cache_bytes(shape, model.size, 0, full=1),
         )
     expected = Plan(
         images=len(files),
@@ -199,8 +198,8 @@ def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float,
 
     views = extracted.views
     if config.orthogonal:
-        seen, seeds = draw_positions(views, POSITIONS, config.seed), start_seeds(config.seed)
-        kmeans = timed(lambda: fit_starts(seen, start, seeds, 1, whole))
+        seen, seeds = sample_tokens(views, TOKENS_PER_STEP, config.seed), restart_seeds(config.seed)
+        kmeans = timed(lambda: fit_restarts(seen, start, seeds, 1, whole))
     else:
         kmeans = timed(lambda: fit_kmeans(views, start, 1, whole))
     masks = extracted.masks

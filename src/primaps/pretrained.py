@@ -23,9 +23,9 @@ from primaps.classes.legend import EditError
 from primaps.classes.tree import TreeError
 from primaps.config import Config
 from primaps.em.fit import Schedule
+from primaps.em.kmeans import Prototypes
 from primaps.em.probe import LinearProbe
-from primaps.em.prototypes import Prototypes
-from primaps.em.recorder import HistoryLine
+from primaps.em.training import HistoryLine
 from primaps.model_folder import (
     BackboneRecord,
     ModelError,

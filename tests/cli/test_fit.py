@@ -19,7 +19,7 @@ from tests.conftest import painted
 OWN = ["--classes", "3", "--size", "64"]
 QUICK = [*OWN, "--epochs", "1", "--recipe", "paper"]
 # A state after every step, so that the kill finds training under way however quick it is.
-SAVING = "import primaps.em.recorder as t; t.SAVE_SECONDS = 0; from primaps.cli import main; main()"
+SAVING = "import primaps.em.training as t; t.SAVE_SECONDS = 0; from primaps.cli import main; main()"
 FILES = ("model.safetensors", "history.json", "config.json", "tree.safetensors", "preview.png")
 
 

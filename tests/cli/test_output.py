@@ -205,14 +205,14 @@ def test_a_tilde_is_the_home_of_a_user(fitted, painted_folder, tmp_path, monkeyp
 def test_a_store_that_has_everything_is_only_read(
     fitted, vit, painted_folder, tmp_path, monkeypatch
 ):
-    from primaps.features.feature_cache import Store
+    from primaps.features.feature_cache import ArrayCache
     from primaps.utils import files
 
     def refused(*_, **__):
         raise PermissionError(13, "Permission denied", "the store")
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")}
-    monkeypatch.setattr(Store, "writing", refused)
+    monkeypatch.setattr(ArrayCache, "writing", refused)
     real = files.tempfile.mkstemp
 
     def outside(dir=None, **options):

@@ -5,12 +5,11 @@ import torch
 
 from primaps.config import Config
 from primaps.crf import dense_crf
-from primaps.em.kmeans import fit_kmeans, pca_start
-from primaps.em.pixels import upsample
-from primaps.features.feature_cache import Rows
-from primaps.features.views import Views
+from primaps.em.kmeans import fit_kmeans, pca_init
+from primaps.features.training_data import ImageArrays, Views
 from primaps.proposals.image_size import mask_logits
 from primaps.proposals.principal_masks import propose
+from primaps.utils.bilinear import upsample
 from tests.crf.test_parity import PHOTOS, agreement, photo, reference
 
 
@@ -34,8 +33,8 @@ def test_masks_of_real_proposals(features, size):
 
 @pytest.mark.parametrize("classes", [3, 12, 27])
 def test_classes_of_real_predictions(features, classes):
-    views = Views(Rows(features.transpose(0, 1).half()))
-    prototypes = fit_kmeans(views, pca_start(views, classes), 30, Config(classes))
+    views = Views(ImageArrays(features.transpose(0, 1).half()))
+    prototypes = fit_kmeans(views, pca_init(views, classes), 30, Config(classes))
     with torch.no_grad():
         logits = prototypes(features[0])
     for name, small in zip(PHOTOS, logits, strict=True):

@@ -5,15 +5,11 @@ import torch
 
 from primaps.config import Config
 from primaps.em import fit, kmeans
-from primaps.em.em import diagnostics, fit_em, focal_weights, momentum_update
-from primaps.em.kmeans import fit_kmeans, pca_start
+from primaps.em.em import diagnostics, fit_em, focal_weights, momentum_update, vote
+from primaps.em.kmeans import Prototypes, fit_kmeans, pca_init
 from primaps.em.orthogonal import RESTARTS
-from primaps.em.pixels import vote
-from primaps.em.prototypes import Prototypes
-from primaps.em.recorder import Recorder
-from primaps.features.feature_cache import Rows
-from primaps.features.mask_table import mask_table
-from primaps.features.views import Views, batch_indices
+from primaps.em.training import Recorder
+from primaps.features.training_data import ImageArrays, Views, batch_indices, mask_table
 
 
 def stripes() -> torch.Tensor:
@@ -32,16 +28,16 @@ TRUTH = CLEAN[:, 0, :3].float().argmax(1)
 
 @pytest.fixture
 def views() -> Views:
-    return Views(Rows(CLEAN))
+    return Views(ImageArrays(CLEAN))
 
 
-def enlarged(labels: torch.Tensor) -> Rows:
-    return Rows(labels.repeat_interleave(4, 1).repeat_interleave(4, 2).to(torch.uint8))
+def enlarged(labels: torch.Tensor) -> ImageArrays:
+    return ImageArrays(labels.repeat_interleave(4, 1).repeat_interleave(4, 2).to(torch.uint8))
 
 
-def random_masks() -> Rows:
+def random_masks() -> ImageArrays:
     generator = torch.Generator().manual_seed(1)
-    return Rows(torch.randint(0, 4, (8, 24, 24), generator=generator).to(torch.uint8))
+    return ImageArrays(torch.randint(0, 4, (8, 24, 24), generator=generator).to(torch.uint8))
 
 
 def purity(prediction: torch.Tensor) -> float:
@@ -50,7 +46,7 @@ def purity(prediction: torch.Tensor) -> float:
 
 
 def test_kmeans_finds_separated_classes(views):
-    prototypes = fit_kmeans(views, pca_start(views, 3), 60, Config(3))
+    prototypes = fit_kmeans(views, pca_init(views, 3), 60, Config(3))
     assert purity(prototypes(CLEAN[:, 0].float()).argmax(1)) > 0.99
     assert (prototypes.scale == 1).all()
 
@@ -68,7 +64,7 @@ def test_starts_of_the_recipe_look_at_some_positions_and_the_baseline_at_all(
         return forward(self, features)
 
     monkeypatch.setattr(Prototypes, "forward", noted)
-    monkeypatch.setattr(kmeans, "POSITIONS", 20)
+    monkeypatch.setattr(kmeans, "TOKENS_PER_STEP", 20)
     masks = enlarged(TRUTH + 1)
     config = Config(3, method=method, min_init_steps=7, min_steps=0, epochs=1, init_epochs=1)
     fit.fit_prototypes(config, views, masks, None, Recorder(), table=mask_table(views, masks))
@@ -79,7 +75,7 @@ def test_starts_of_the_recipe_look_at_some_positions_and_the_baseline_at_all(
 
 @pytest.mark.parametrize("loss_size", ["image", "feature"])
 def test_em_keeps_separated_classes_and_grows_confident(views, loss_size):
-    start = fit_kmeans(views, pca_start(views, 3), 60, Config(3))
+    start = fit_kmeans(views, pca_init(views, 3), 60, Config(3))
     before = copy.deepcopy(start.state_dict())
     config = Config(3, recipe="paper", loss_size=loss_size)
     result = fit_em(views, enlarged(TRUTH + 1), start, 40, config)
@@ -89,7 +85,7 @@ def test_em_keeps_separated_classes_and_grows_confident(views, loss_size):
 
 
 def test_feature_size_equals_image_size_on_an_image_as_small_as_its_features(views):
-    masks = Rows((TRUTH + 1).to(torch.uint8))
+    masks = ImageArrays((TRUTH + 1).to(torch.uint8))
     start = Prototypes(torch.randn(3, 12, generator=torch.Generator().manual_seed(2)))
     image, feature = (
         fit_em(views, masks, start, 12, Config(3, recipe="paper", loss_size=size))
@@ -101,7 +97,7 @@ def test_feature_size_equals_image_size_on_an_image_as_small_as_its_features(vie
 def test_a_seed_gives_the_same_bytes_and_another_seed_does_not(views):
     def run(seed):
         config = Config(3, batch_size=4, seed=seed)
-        start = fit_kmeans(views, pca_start(views, 3), 5, config)
+        start = fit_kmeans(views, pca_init(views, 3), 5, config)
         return fit_em(views, random_masks(), start, 15, config)
 
     first, again, other = run(0), run(0), run(1)
@@ -150,17 +146,19 @@ def test_em_step_by_step_against_the_equations(views):
 def test_augmented_views_are_what_the_student_sees():
     """With views of zeros the student learns nothing from the features: directions stay."""
     blind = Views(
-        Rows(CLEAN),
-        augmented=(Rows(torch.zeros_like(CLEAN[:, 0])),),
+        ImageArrays(CLEAN),
+        augmented=(ImageArrays(torch.zeros_like(CLEAN[:, 0])),),
         flipped=torch.zeros(1, 8, dtype=torch.bool),
     )
     start = Prototypes(torch.randn(3, 12))
-    result = fit_em(blind, Rows(torch.ones(8, 24, 24, dtype=torch.uint8)), start, 12, Config(3))
+    result = fit_em(
+        blind, ImageArrays(torch.ones(8, 24, 24, dtype=torch.uint8)), start, 12, Config(3)
+    )
     torch.testing.assert_close(result.direction.data, start.direction.data, rtol=1e-5, atol=1e-6)
 
 
 def test_constant_momentum_is_equation_11(views):
-    masks = Rows(torch.ones(8, 24, 24, dtype=torch.uint8))
+    masks = ImageArrays(torch.ones(8, 24, 24, dtype=torch.uint8))
     start = Prototypes(torch.randn(3, 12))
     student = fit_em(
         views, masks, start, 10, Config(3, recipe="paper", momentum=0.0, momentum_ramp=False)
@@ -224,6 +222,8 @@ def test_diagnostics_of_an_epoch_are_those_of_its_masks_and_predictions(views):
     assert line["agreement"] > 0.9  # the classes of the start are those of the masks
     assert line["empty"] == []
     recorder = Recorder(per_epoch=1)
-    fit_em(views, Rows(torch.zeros(8, 24, 24, dtype=torch.uint8)), start, 1, Config(3), recorder)
+    fit_em(
+        views, ImageArrays(torch.zeros(8, 24, 24, dtype=torch.uint8)), start, 1, Config(3), recorder
+    )
     assert recorder.epochs[0]["ignored"] == 1
     assert recorder.epochs[0]["loss"] == 0

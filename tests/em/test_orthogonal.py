@@ -5,20 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from primaps.config import Config
-from primaps.em.kmeans import fit_starts, pca_start
-from primaps.em.orthogonal import (
-    consensus,
-    fit_orthogonal,
-    orthogonal_kmeans,
-    polar,
-    start_seeds,
-)
-from primaps.em.prototypes import Prototypes
-from primaps.em.recorder import Recorder
-from primaps.features.feature_cache import Rows
-from primaps.features.mask_table import mask_table
-from primaps.features.positions import draw_positions
-from primaps.features.views import Views
+from primaps.em.kmeans import Prototypes, fit_restarts, pca_init
+from primaps.em.orthogonal import consensus, fit_orthogonal, orthogonal_kmeans, polar, restart_seeds
+from primaps.em.training import Recorder
+from primaps.features.training_data import ImageArrays, Views, mask_table, sample_tokens
 from tests.em.test_em import CLEAN, TRUTH, enlarged, purity
 
 
@@ -81,7 +71,7 @@ def test_mask_features_against_a_loop_over_pixels():
     torch.manual_seed(3)
     clean = torch.randn(2, 2, 4, 3, 3).half()
     masks = torch.randint(0, 4, (2, 12, 12)).to(torch.uint8)
-    found = mask_table(Views(Rows(clean)), Rows(masks)).features
+    found = mask_table(Views(ImageArrays(clean)), ImageArrays(masks)).features
     expected = []
     for i in range(2):
         mean = (clean[i, 0].double() + clean[i, 1].double().flip(-1)) / 2
@@ -120,11 +110,11 @@ def test_consensus_is_of_those_that_agree_and_not_of_the_most_central():
 
 def test_separated_classes_are_found_and_the_history_tells():
     recorder = Recorder()
-    views, masks = Views(Rows(CLEAN)), enlarged(TRUTH + 1)
+    views, masks = Views(ImageArrays(CLEAN)), enlarged(TRUTH + 1)
 
     features = mask_table(views, masks).features
-    seen, seeds = draw_positions(views, 20, 0), start_seeds(0)
-    starts = fit_starts(seen, pca_start(views, 3), seeds, 40, Config(3), recorder)
+    seen, seeds = sample_tokens(views, 20, 0), restart_seeds(0)
+    starts = fit_restarts(seen, pca_init(views, 3), seeds, 40, Config(3), recorder)
     model = fit_orthogonal(features, starts, recorder)
     assert purity(model(F.normalize(CLEAN[:, 0].float(), dim=1)).argmax(1)) > 0.99
     gram = model.direction @ model.direction.T
@@ -138,11 +128,11 @@ def test_separated_classes_are_found_and_the_history_tells():
 
 
 def test_starts_side_by_side_are_what_each_is_alone():
-    seen = draw_positions(Views(Rows(CLEAN)), 20, 0)
+    seen = sample_tokens(Views(ImageArrays(CLEAN)), 20, 0)
     first = Prototypes(torch.randn(3, 12, generator=torch.Generator().manual_seed(0)))
-    together = fit_starts(seen, first, [4, 5, 6], 7, Config(3))
+    together = fit_restarts(seen, first, [4, 5, 6], 7, Config(3))
     for seed, one in zip([4, 5, 6], together, strict=True):
-        (alone,) = fit_starts(seen, first, [seed], 7, Config(3))
+        (alone,) = fit_restarts(seen, first, [seed], 7, Config(3))
         assert torch.equal(one.direction, alone.direction)
     assert not torch.equal(together[0].direction, together[1].direction)
     assert not torch.equal(together[0].direction, first.direction)  # which is left alone

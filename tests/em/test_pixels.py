@@ -1,9 +1,13 @@
 import pytest
 import torch
 
-from primaps.em import pixels_compiled
-from primaps.em.em import focal_weights
-from primaps.em.pixels import assign_torch, confidence_sum_torch, weighted_cross_entropy_torch
+from primaps.em import em_compiled
+from primaps.em.em import (
+    assign_torch,
+    confidence_sum_torch,
+    focal_weights,
+    weighted_cross_entropy_torch,
+)
 
 
 @pytest.mark.parametrize("k", [2, 3, 27])
@@ -15,16 +19,16 @@ def test_compiled_steps_equal_torch_operations(k, small, size):
     logits = torch.randn(3, k, *small) * 8
     labels = torch.randint(-1, k, (3, *size)).to(torch.int16)
     masks = torch.randint(0, 6, (3, *size)).to(torch.uint8)
-    confidence = pixels_compiled.confidence_sum(logits, size)
+    confidence = em_compiled.confidence_sum(logits, size)
     torch.testing.assert_close(
         confidence, confidence_sum_torch(logits.double(), size), rtol=1e-5, atol=0
     )
     weights = focal_weights(confidence / labels.numel())
-    loss, gradient = pixels_compiled.weighted_cross_entropy(logits, labels, weights)
+    loss, gradient = em_compiled.weighted_cross_entropy(logits, labels, weights)
     expected, reference = weighted_cross_entropy_torch(logits.double(), labels, weights)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert (gradient - reference).abs().max() < 1e-5 * reference.abs().max()
-    pseudo, counts = pixels_compiled.assign(logits, masks)
+    pseudo, counts = em_compiled.assign(logits, masks)
     wanted, table = assign_torch(logits.double(), masks)
     assert (counts - table).abs().sum() <= 2e-3 * masks.numel()  # ties up to rounding
     assert (pseudo != wanted).float().mean() < 0.05  # a tie may decide over a mask
@@ -53,14 +57,14 @@ def test_gradient_equals_that_of_features_upsampled_first():
 def test_extreme_logits_stay_finite():
     logits = torch.tensor([1e4, -1e4]).view(1, 2, 1, 1)
     labels = torch.ones(1, 2, 2, dtype=torch.int16)
-    loss, gradient = pixels_compiled.weighted_cross_entropy(logits, labels, torch.ones(2))
+    loss, gradient = em_compiled.weighted_cross_entropy(logits, labels, torch.ones(2))
     assert torch.isfinite(gradient).all()
     assert loss > 0
 
 
 def test_ignored_images_have_no_gradient():
     labels = torch.full((1, 8, 8), -1, dtype=torch.int16)
-    loss, gradient = pixels_compiled.weighted_cross_entropy(
+    loss, gradient = em_compiled.weighted_cross_entropy(
         torch.randn(1, 3, 2, 2), labels, torch.ones(3)
     )
     assert loss == 0
@@ -71,13 +75,13 @@ def test_empty_batches_are_zero():
     """A process may have none of the images of a batch."""
     logits, labels = torch.zeros(0, 3, 2, 2), torch.zeros(0, 8, 8, dtype=torch.int16)
     weights = torch.ones(3)
-    for function in (pixels_compiled.weighted_cross_entropy, weighted_cross_entropy_torch):
+    for function in (em_compiled.weighted_cross_entropy, weighted_cross_entropy_torch):
         loss, gradient = function(logits, labels, weights)
         assert loss == 0
         assert gradient.shape == logits.shape
-    for function in (pixels_compiled.confidence_sum, confidence_sum_torch):
+    for function in (em_compiled.confidence_sum, confidence_sum_torch):
         assert function(logits, (8, 8)).tolist() == [0, 0, 0]
-    assert pixels_compiled.assign(logits, labels)[1].shape == (0, 256, 3)
+    assert em_compiled.assign(logits, labels)[1].shape == (0, 256, 3)
 
 
 def test_the_number_of_threads_does_not_change_the_bytes():
@@ -88,7 +92,7 @@ def test_the_number_of_threads_does_not_change_the_bytes():
         results = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(pixels_compiled.weighted_cross_entropy(logits, labels, torch.ones(4)))
+            results.append(em_compiled.weighted_cross_entropy(logits, labels, torch.ones(4)))
     finally:
         torch.set_num_threads(threads)
     assert all(loss == results[0][0] for loss, _ in results)

@@ -2,10 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from primaps.em.em import focal_weights, momentum_update
-from primaps.em.kmeans import kmeans_loss, moments, principal_directions
-from primaps.em.pixels import confidence_sum_torch, vote, weighted_cross_entropy_torch
-from primaps.em.prototypes import Prototypes
+from primaps.em.em import (
+    confidence_sum_torch,
+    focal_weights,
+    momentum_update,
+    vote,
+    weighted_cross_entropy_torch,
+)
+from primaps.em.kmeans import Prototypes, kmeans_loss, moments, principal_directions
 
 
 def test_prototypes_are_a_weight_normalized_convolution():
@@ -39,7 +43,7 @@ def test_more_classes_than_directions_continue_with_the_opposite_sign():
 
 @pytest.mark.parametrize("k", [7, 100])
 def test_too_many_classes_are_refused(k):
-    with pytest.raises(ValueError, match="classes cannot be started"):
+    with pytest.raises(ValueError, match="classes cannot be initialized"):
         principal_directions(*moments([torch.randn(2, 3, 4, 4)]), k)
 
 

@@ -5,17 +5,16 @@ import torch
 
 from primaps.config import Config
 from primaps.em.em import fit_em
-from primaps.em.kmeans import fit_kmeans, pca_start
-from primaps.em.recorder import Recorder
-from primaps.features.feature_cache import Rows
-from primaps.features.views import Views
+from primaps.em.kmeans import fit_kmeans, pca_init
+from primaps.em.training import Recorder
+from primaps.features.training_data import ImageArrays, Views
 
 SETTINGS = Config(3, recipe="paper", batch_size=4, momentum_every=3)
 
 
 @pytest.fixture(autouse=True)
 def save_every_step(monkeypatch):
-    monkeypatch.setattr("primaps.em.recorder.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("primaps.em.training.SAVE_SECONDS", 0.0)
 
 
 def stop_after(steps):
@@ -32,9 +31,9 @@ def run(folder, progress=lambda *_: None, fingerprint="a"):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(10, 2, 6, 5, 5, generator=generator).half()
     masks = torch.randint(0, 4, (10, 20, 20), generator=generator).to(torch.uint8)
-    views, recorder = Views(Rows(features)), Recorder(2, progress, folder, fingerprint)
-    start = fit_kmeans(views, pca_start(views, 3), 7, SETTINGS, recorder)
-    return fit_em(views, Rows(masks), start, 11, SETTINGS, recorder), recorder.epochs
+    views, recorder = Views(ImageArrays(features)), Recorder(2, progress, folder, fingerprint)
+    start = fit_kmeans(views, pca_init(views, 3), 7, SETTINGS, recorder)
+    return fit_em(views, ImageArrays(masks), start, 11, SETTINGS, recorder), recorder.epochs
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7, 8, 12, 17, 18])
@@ -73,7 +72,7 @@ def test_a_damaged_state_is_found(tmp_path, at, caplog):
     path.write_bytes(content)
     found, _ = run(tmp_path)
     assert torch.equal(found.direction, expected.direction)
-    assert "a state is damaged" in caplog.text
+    assert "the checkpoint is damaged" in caplog.text
     assert str(path) in caplog.text
 
 
@@ -91,18 +90,18 @@ def test_a_state_of_another_shape_is_left_alone(tmp_path, caplog):
     before = other.weight.clone()
     assert Recorder(folder=tmp_path, fingerprint="a").restore("em", other, optimizer) == 0
     assert torch.equal(other.weight, before)
-    assert "is of another model: em starts anew" in caplog.text
+    assert "is of another model: em starts over" in caplog.text
     same, optimizer = network(2)
     assert Recorder(folder=tmp_path, fingerprint="a").restore("em", same, optimizer) == 4
     assert torch.equal(same.weight, first[0].weight)
 
 
 def test_a_class_that_dies_is_reported_once(caplog):
-    views = Views(Rows(torch.ones(4, 2, 3, 5, 5).half()))
-    start = pca_start(Views(Rows(torch.randn(4, 2, 3, 5, 5).half())), 3)
+    views = Views(ImageArrays(torch.ones(4, 2, 3, 5, 5).half()))
+    start = pca_init(Views(ImageArrays(torch.randn(4, 2, 3, 5, 5).half())), 3)
     start.direction.data = torch.tensor([[1.0, 1, 1], [-1, -1, -1], [-1, 1, -1]])
     recorder = Recorder()
-    masks = Rows(torch.ones(4, 20, 20, dtype=torch.uint8))
+    masks = ImageArrays(torch.ones(4, 20, 20, dtype=torch.uint8))
     fit_em(views, masks, start, 3, SETTINGS, recorder)
     assert caplog.text.count("no pixel has class 1, 2") == 1
     assert recorder.epochs[0]["empty"] == [1, 2]
@@ -112,7 +111,7 @@ def test_processes_sum_each_figure_with_its_own_whatever_order_a_state_is_read_i
     """Otherwise they wait for ever, or keep the sum of two figures as one of them."""
     summed = []
     monkeypatch.setattr(
-        "primaps.em.recorder.total", lambda value: summed.append(len(value)) or value
+        "primaps.em.training.total", lambda value: summed.append(len(value)) or value
     )
     figures = {"classes": torch.ones(3), "count": torch.ones(1), "loss": torch.ones(2)}
     for order in (list(figures), list(figures)[::-1]):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from primaps.backbones.load import load_backbone
 from primaps.cli import app
 from primaps.data import load_dataset, load_pair
-from primaps.em.prototypes import Prototypes
+from primaps.em.kmeans import Prototypes
 from primaps.evaluation.metrics import majority, match, scores
 from primaps.evaluation.oracle import evaluate_oracle
 from primaps.evaluation.protocol import evaluate, model_predictions

@@ -9,8 +9,8 @@ from PIL import Image
 from primaps.backbones.backbone import flip_average
 from primaps.backbones.load import load_backbone
 from primaps.data import ImageError, ImageFile, find_images
-from primaps.features.collection import MaskMaker
-from primaps.features.extract import extract, start_contents
+from primaps.features.extract import extract, restart_sample
+from primaps.features.feature_cache import MaskMaker
 from primaps.model import PriMaPsEM
 from primaps.utils.memory import give_back
 from tests.conftest import painted
@@ -88,7 +88,7 @@ def test_nothing_is_computed_twice(folder, counting, tmp_path_factory):
 
     def passes(**options):
         network.seen = 0
-        options = {"views": 1, "masks": MAKER, "store": store, **options}
+        options = {"views": 1, "masks": MAKER, "cache": store, **options}
         found = extract(files, counting, 64, **options)
         return network.seen - 1, found  # one tells the shape of the features
 
@@ -164,10 +164,10 @@ def test_fresh_augmentation_differs_between_steps_and_repeats_with_them(folder, 
     found = extract(find_images(folder), counting, 64, views="fresh", cache=None)
     index = torch.tensor([4, 0])
     first, again = found.views.batch(index, 7, 0), found.views.batch(index, 7, 0)
-    assert torch.equal(first.seen, again.seen)
-    assert not torch.equal(first.seen, first.clean)
+    assert torch.equal(first.augmented, again.augmented)
+    assert not torch.equal(first.augmented, first.clean)
     later = found.views.fresh(first.rows, first.flip, 8)
-    assert not torch.equal(first.seen, later)
+    assert not torch.equal(first.augmented, later)
 
 
 def test_unreadable_images_are_reported_every_time(folder, counting, tmp_path_factory):
@@ -222,27 +222,31 @@ def test_features_of_masks_alone_are_those_of_features_and_masks(
     folder, counting, tmp_path_factory, monkeypatch, store
 ):
     """And features are kept of the images alone that k-means starts look at."""
-    monkeypatch.setattr("primaps.features.extract.START_IMAGES", 4)
+    monkeypatch.setattr("primaps.features.extract.RESTART_IMAGES", 4)
     (folder / "04.png").write_bytes(b"no image")
     files, kept = find_images(folder), tmp_path_factory.mktemp("kept")
 
     def found(keep, root):
-        return extract(files, counting, 64, masks=MAKER, cache=root if store else None,
-                       cache_content=keep, log=lambda sentence: None)  # fmt: skip
+        return extract(
+            files, counting, 64, masks=MAKER, cache=root if store else None,
+            cache_content=keep, log=lambda sentence: None,
+        )  # fmt: skip
 
     whole, alone = found("features", kept / "features"), found("masks", kept / "masks")
     assert alone.masks is None
     assert len(whole.views) == 10
-    assert 3 <= len(alone.views) == len(alone.starts) == len(whole.starts) <= 4
-    with pytest.raises(ValueError, match="masks and no views"):
+    assert 3 <= len(alone.views) == len(alone.restart_views) == len(whole.restart_views) <= 4
+    with pytest.raises(ValueError, match="needs masks"):
         extract(files, counting, 64, cache_content="masks")
     expected, table = whole.mask_table(), alone.mask_table()
     for name in ("features", "areas", "images", "numbers"):
         assert torch.equal(getattr(table, name), getattr(expected, name)), name
-    for one, other in zip(whole.starts.chunks(), alone.starts.chunks(), strict=True):
+    for one, other in zip(whole.restart_views.chunks(), alone.restart_views.chunks(), strict=True):
         assert torch.equal(one, other)
-    index = torch.arange(len(alone.starts))
-    assert torch.equal(whole.starts.batch(index, 1, 0).clean, alone.starts.batch(index, 1, 0).clean)
+    index = torch.arange(len(alone.restart_views))
+    assert torch.equal(
+        whole.restart_views.batch(index, 1, 0).clean, alone.restart_views.batch(index, 1, 0).clean
+    )
     if store:
         names = {path.parent.name.partition("-")[0] for path in (kept / "masks").rglob("rows.bin")}
         assert names == {"features", "table"}
@@ -257,7 +261,7 @@ def test_the_same_image_in_many_batches_is_kept_once_whatever_is_there(
     counting, tmp_path, monkeypatch
 ):
     """Batches of one content are computed at the same time, over a store that has it, too."""
-    monkeypatch.setattr("primaps.features.extract.START_IMAGES", 1)
+    monkeypatch.setattr("primaps.features.extract.RESTART_IMAGES", 1)
     pictures = [painted(seed % 3)[0] for seed in range(64)]
     files = [ImageFile(picture, f"{n:02}") for n, picture in enumerate(pictures)]
     extract(files, counting, 64, masks=MAKER, cache=tmp_path)
@@ -291,7 +295,7 @@ def test_a_run_that_keeps_masks_alone_goes_on_with_the_same_bytes(folder, counti
             raise KeyboardInterrupt
         return halves(features, images)
 
-    files, options = find_images(folder), {"keep": "masks"}
+    files, options = find_images(folder), {"cache_content": "masks"}
     with pytest.raises(KeyboardInterrupt):
         extract(files, counting, 64, masks=MaskMaker(dying, MAKER.options),
                 cache=tmp_path / "stopped", **options)  # fmt: skip
@@ -305,9 +309,9 @@ def test_a_run_that_keeps_masks_alone_goes_on_with_the_same_bytes(folder, counti
 
 
 def test_a_few_more_images_change_a_few_of_those_that_starts_look_at(monkeypatch):
-    monkeypatch.setattr("primaps.features.extract.START_IMAGES", 100)
+    monkeypatch.setattr("primaps.features.extract.RESTART_IMAGES", 100)
     digests = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(1000)]
-    before, after = start_contents(digests[:990]), start_contents(digests)
+    before, after = restart_sample(digests[:990]), restart_sample(digests)
     assert len(before) == len(after) == 100
     assert len(before & after) >= 90
-    assert start_contents(digests[::-1]) == after
+    assert restart_sample(digests[::-1]) == after

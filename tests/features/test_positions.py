@@ -2,10 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from primaps.features import positions
-from primaps.features.feature_cache import Rows
-from primaps.features.positions import draw_positions
-from primaps.features.views import Views
+from primaps.features import training_data
+from primaps.features.training_data import ImageArrays, Views, sample_tokens
 
 MAPS = torch.randn(9, 2, 4, 2, 3, generator=torch.Generator().manual_seed(0)).half()
 
@@ -17,9 +15,9 @@ def directions(maps: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("projection", [None, lambda features: features.cumsum(-1)])
 def test_positions_are_those_of_images_and_mirror_images_each_once(monkeypatch, projection):
-    monkeypatch.setattr(positions, "KEPT", 9 * 7)
+    monkeypatch.setattr(training_data, "MAX_TOKENS", 9 * 7)
     seen = MAPS if projection is None else projection(MAPS.float())  # one that sees neighbors
-    found = draw_positions(Views(Rows(MAPS), projection=projection), 2, seed=0)
+    found = sample_tokens(Views(ImageArrays(MAPS), projection=projection), 2, seed=0)
     assert found.directions.shape == (9, 7, 4)
     for drawn, every in zip(found.directions, directions(seen), strict=True):
         same = (drawn[:, None] == every).all(2)
@@ -31,25 +29,25 @@ def test_positions_are_those_of_images_and_mirror_images_each_once(monkeypatch, 
 
 
 def test_how_many_there_are(monkeypatch):
-    monkeypatch.setattr(positions, "KEPT", 20)
+    monkeypatch.setattr(training_data, "MAX_TOKENS", 20)
     for least, expected in ((1, 2), (5, 5), (99, 12)):
-        assert draw_positions(Views(Rows(MAPS)), least, 0).directions.shape[1] == expected
+        assert sample_tokens(Views(ImageArrays(MAPS)), least, 0).directions.shape[1] == expected
 
 
 def test_they_depend_on_the_seed_and_differ_between_images():
     maps = torch.arange(12.0).view(1, 2, 1, 2, 3).expand(5, 2, 1, 2, 3)
     maps = torch.cat([maps.cos(), maps.sin()], 2).half()
-    views = Views(Rows(maps))
-    one, again, other = (draw_positions(views, 4, seed).directions for seed in (0, 0, 1))
+    views = Views(ImageArrays(maps))
+    one, again, other = (sample_tokens(views, 4, seed).directions for seed in (0, 0, 1))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
     assert not torch.equal(one[0], one[1])
 
 
 def test_processes_have_the_positions_of_their_images():
-    whole, index = draw_positions(Views(Rows(MAPS)), 3, 0), torch.tensor([8, 1, 0, 3])
+    whole, index = sample_tokens(Views(ImageArrays(MAPS)), 3, 0), torch.tensor([8, 1, 0, 3])
     cells = torch.tensor([2, 0])
-    rows, here = whole.here(index)
+    rows, here = whole.local_rows(index)
     every = whole.features(rows, cells)
     assert here.all()
     assert every.shape == (1, 4, 1, 8)
@@ -58,8 +56,8 @@ def test_processes_have_the_positions_of_their_images():
         # Two processes; each has an image before its own that is of no use to this collection.
         place = torch.where(torch.arange(9) % 2 == rank, 1 + torch.arange(9) // 2, -1)
         clean = torch.cat([torch.zeros_like(MAPS[:1]), MAPS[rank::2]])
-        part = draw_positions(Views(Rows(clean), place=place), 3, 0)
-        rows, here = part.here(index)
+        part = sample_tokens(Views(ImageArrays(clean), row_of=place), 3, 0)
+        rows, here = part.local_rows(index)
         assert here.tolist() == (index % 2 == rank).tolist()
         assert torch.equal(part.directions, whole.directions[rank::2])
         assert torch.equal(part.directions[rows], whole.directions[index[here]])
@@ -67,6 +65,6 @@ def test_processes_have_the_positions_of_their_images():
 
 def test_a_process_without_images_has_none():
     place = torch.full((9,), -1)
-    none = draw_positions(Views(Rows(MAPS), place=place), 3, 0)
+    none = sample_tokens(Views(ImageArrays(MAPS), row_of=place), 3, 0)
     assert len(none) == 9
-    assert len(none.here(torch.arange(9))[0]) == 0
+    assert len(none.local_rows(torch.arange(9))[0]) == 0

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from primaps.features.feature_cache import Rows, Store
+from primaps.features.feature_cache import ArrayCache
+from primaps.features.training_data import ImageArrays
 
 SHAPE = (3, 5)
 
 
 def filled(folder, count=4):
-    store = Store(SHAPE, np.float16, folder)
+    store = ArrayCache(SHAPE, np.float16, folder)
     with store.writing():
         store.append([f"key{i}" for i in range(count)], rows(count))
     return store
@@ -29,7 +30,7 @@ def content(store, keys):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_rows_come_back_by_key_in_any_order(tmp_path, kept):
-    store = Store(SHAPE, np.float16, tmp_path if kept else None)
+    store = ArrayCache(SHAPE, np.float16, tmp_path if kept else None)
     with store.writing():
         store.append(["a", "b"], rows(2))
         store.append(["c"], rows(1, seed=1))
@@ -42,7 +43,7 @@ def test_rows_come_back_by_key_in_any_order(tmp_path, kept):
 
 def test_another_process_finds_them(tmp_path):
     filled(tmp_path)
-    again = Store(SHAPE, np.float16, tmp_path)
+    again = ArrayCache(SHAPE, np.float16, tmp_path)
     assert again.missing([f"key{i}" for i in range(5)]) == ["key4"]
     assert np.array_equal(content(again, ["key2"])[0], rows(4)[2])
 
@@ -53,14 +54,14 @@ def test_rows_cut_short_are_missing_and_are_made_anew(tmp_path, cut):
     data = tmp_path / "rows.bin"
     with data.open("r+b") as file:
         file.truncate(data.stat().st_size - min(cut, data.stat().st_size))
-    store = Store(SHAPE, np.float16, tmp_path)
+    store = ArrayCache(SHAPE, np.float16, tmp_path)
     with store.writing():
         missing = store.missing([f"key{i}" for i in range(4)])
         assert missing
         assert "key0" in missing or cut < 90
         store.append(missing, rows(4)[[int(key[-1]) for key in missing]])
     assert np.array_equal(content(store, [f"key{i}" for i in range(4)]), rows(4))
-    again = Store(SHAPE, np.float16, tmp_path)
+    again = ArrayCache(SHAPE, np.float16, tmp_path)
     assert np.array_equal(content(again, [f"key{i}" for i in range(4)]), rows(4))
 
 
@@ -70,11 +71,11 @@ def test_half_a_line_of_the_journal_does_not_count(tmp_path):
         journal.write("key4 12")
     with (tmp_path / "rows.bin").open("ab") as file:
         file.write(b"half a row")
-    store = Store(SHAPE, np.float16, tmp_path)
+    store = ArrayCache(SHAPE, np.float16, tmp_path)
     with store.writing():
         assert store.missing(["key4", "key3"]) == ["key4"]
         store.append(["key4"], rows(1, seed=9))
-    again = Store(SHAPE, np.float16, tmp_path)
+    again = ArrayCache(SHAPE, np.float16, tmp_path)
     assert np.array_equal(content(again, ["key3", "key4"])[1], rows(1, seed=9)[0])
 
 
@@ -83,11 +84,11 @@ def test_a_damaged_row_is_missing_and_its_neighbors_are_not(tmp_path):
     with (tmp_path / "rows.bin").open("r+b") as file:
         file.seek(2 * 30 + 7)
         file.write(b"\xff")
-    store = Store(SHAPE, np.float16, tmp_path)
+    store = ArrayCache(SHAPE, np.float16, tmp_path)
     with store.writing():
         assert store.missing([f"key{i}" for i in range(4)]) == ["key2"]
         store.append(["key2"], rows(4)[2:3])
-    again = Store(SHAPE, np.float16, tmp_path)
+    again = ArrayCache(SHAPE, np.float16, tmp_path)
     assert np.array_equal(content(again, ["key2", "key3"]), rows(4)[2:4])
 
 
@@ -96,13 +97,13 @@ def test_a_damaged_line_costs_its_row_only(tmp_path):
     journal = tmp_path / "rows.txt"
     lines = journal.read_text().splitlines()
     journal.write_text("\n".join([lines[0], "nonsense", *lines[2:], ""]))
-    store = Store(SHAPE, np.float16, tmp_path)
+    store = ArrayCache(SHAPE, np.float16, tmp_path)
     assert store.missing([f"key{i}" for i in range(4)]) == ["key1"]
     assert np.array_equal(content(store, ["key3"])[0], rows(4)[3])
 
 
 def append_for_ever(folder):
-    store = Store(SHAPE, np.float16, folder)
+    store = ArrayCache(SHAPE, np.float16, folder)
     with store.writing():
         for i in range(10**6):
             store.append([f"key{i}"], np.full((1, *SHAPE), i % 1000, np.float16))
@@ -120,7 +121,7 @@ def test_a_process_killed_while_it_writes_loses_no_row_that_was_whole(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         before = journal.stat().st_size
-    store = Store(SHAPE, np.float16, tmp_path)
+    store = ArrayCache(SHAPE, np.float16, tmp_path)
     with store.writing():  # the lock of a killed process is free
         keys = [line.split()[0] for line in journal.read_text().splitlines()]
         assert not store.missing(keys)
@@ -129,7 +130,7 @@ def test_a_process_killed_while_it_writes_loses_no_row_that_was_whole(tmp_path):
 
 
 def test_wrong_shapes_are_refused(tmp_path):
-    store = Store(SHAPE, np.float16)
+    store = ArrayCache(SHAPE, np.float16)
     with pytest.raises(ValueError, match="2 keys and rows"):
         store.append(["a", "b"], rows(1))
 
@@ -137,7 +138,7 @@ def test_wrong_shapes_are_refused(tmp_path):
 def test_rows_of_tensors_and_arrays_are_alike():
     values = torch.randn(6, 2, 3)
     index, inner = torch.tensor([5, 0, 3]), torch.tensor([1, 0, 1])
-    for source in (Rows(values), Rows(list(values.numpy()))):
+    for source in (ImageArrays(values), ImageArrays(list(values.numpy()))):
         assert torch.equal(source.take(index), values[index])
         assert torch.equal(source.take(index, inner), values[index, inner])
         assert torch.equal(torch.cat(list(source.chunks(4))), values)
@@ -150,13 +151,13 @@ def test_rows_of_arrays_are_gathered_as_those_of_a_tensor(inner):
     whole = np.random.default_rng(0).random((5, 2, 3, 2, 4)).astype(np.float16)
     index, part = torch.tensor([4, 0, 4]), inner and torch.tensor(inner)
     found, expected = (
-        Rows(arrays).take(index, part) for arrays in (list(whole), torch.from_numpy(whole))
+        ImageArrays(arrays).take(index, part) for arrays in (list(whole), torch.from_numpy(whole))
     )
     assert torch.equal(found, expected)
 
 
 def several(folder):
-    return Store((2,), np.float32, folder, several=True)
+    return ArrayCache((2,), np.float32, folder, several=True)
 
 
 def test_keys_with_several_rows_come_back_and_damage_costs_what_it_hit(tmp_path):

@@ -1,7 +1,6 @@
 import torch
 
-from primaps.features.feature_cache import Rows
-from primaps.features.views import Views, batch_indices
+from primaps.features.training_data import ImageArrays, Views, batch_indices
 
 CLEAN = torch.arange(10 * 2 * 3).view(10, 2, 3, 1, 1).half()
 
@@ -19,7 +18,7 @@ def test_fewer_images_than_a_batch():
 
 
 def test_a_batch_depends_on_its_step_and_seed_alone():
-    views, index = Views(Rows(CLEAN)), torch.arange(10)
+    views, index = Views(ImageArrays(CLEAN)), torch.arange(10)
     first, again = views.batch(index, 5, seed=0), views.batch(index, 5, seed=0)
     assert torch.equal(first.clean, again.clean)
     others = [views.batch(index, 6, seed=0), views.batch(index, 5, seed=1)]
@@ -30,19 +29,19 @@ def test_a_batch_depends_on_its_step_and_seed_alone():
 
 def test_each_image_comes_from_a_view_of_its_own_with_its_mirror_flag():
     flags = torch.rand(3, 10) < 0.5
-    kept = tuple(Rows(torch.full((10, 3, 1, 1), float(v)).half()) for v in range(3))
-    batch = Views(Rows(CLEAN), augmented=kept, flipped=flags).batch(torch.arange(10), 1, 0)
-    view = batch.seen[:, 0, 0, 0].long()
+    kept = tuple(ImageArrays(torch.full((10, 3, 1, 1), float(v)).half()) for v in range(3))
+    batch = Views(ImageArrays(CLEAN), augmented=kept, flipped=flags).batch(torch.arange(10), 1, 0)
+    view = batch.augmented[:, 0, 0, 0].long()
     assert len(view.unique()) == 3
     assert torch.equal(batch.flip, flags[view, torch.arange(10)])
     assert torch.equal(batch.clean, CLEAN[torch.arange(10), batch.flip.long()].float())
 
 
 def test_processes_share_a_batch_as_one_would_see_it():
-    whole = Views(Rows(CLEAN)).batch(torch.arange(10), 3, 0)
+    whole = Views(ImageArrays(CLEAN)).batch(torch.arange(10), 3, 0)
     index = torch.arange(10)
     for rank in range(2):
         place = torch.where(index % 2 == rank, index // 2, -1)
-        part = Views(Rows(CLEAN[rank::2]), place=place).batch(index, 3, 0)
+        part = Views(ImageArrays(CLEAN[rank::2]), row_of=place).batch(index, 3, 0)
         assert torch.equal(part.clean, whole.clean[rank::2])
         assert torch.equal(part.flip, whole.flip[rank::2])

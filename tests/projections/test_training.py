@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from primaps.config import Config
-from primaps.em.kmeans import fit_kmeans, pca_start
-from primaps.features.feature_cache import Rows
-from primaps.features.views import Views
+from primaps.em.kmeans import fit_kmeans, pca_init
+from primaps.features.training_data import ImageArrays, Views
 from primaps.projections import Head, Projection
 from primaps.projections.hp import (
     HPSettings,
@@ -44,7 +43,7 @@ def blocks(images=12, channels=16, side=6, noise=0.1, classes=3, across=2):
     clean = directions[label].permute(0, 3, 1, 2) + 0.5  # a common part, as real features have
     both = torch.stack([clean, clean.flip(-1)], 1)
     noisy = both + noise * torch.randn(both.shape, generator=generator)
-    return Rows(noisy.half()), label
+    return ImageArrays(noisy.half()), label
 
 
 def separation(projection, features, label):
@@ -124,7 +123,7 @@ def test_automatic_shifts_let_twice_as_many_pairs_attract_as_are_of_one_class(cl
     features, _ = blocks(images=40, side=12, noise=0.5, classes=classes, across=across)
     shifts = automatic_shifts(features, StegoSettings(batch_size=8, points=60), classes)
     views = Views(features)
-    prototypes = fit_kmeans(views, pca_start(views, classes), 184, Config(classes))
+    prototypes = fit_kmeans(views, pca_init(views, classes), 184, Config(classes))
     points = random_points(40, 200, torch.Generator().manual_seed(5))
     one = sample(features.arrays[:, 0].float(), points)
     label = prototypes(one[..., None]).argmax(1)[..., 0]

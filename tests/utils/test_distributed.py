@@ -26,7 +26,7 @@ from tests.conftest import Colors
 images, out, method, labels = sys.argv[1:5]
 keep = {}
 if method.startswith("masks"):  # of one image, one process has nothing for k-means
-    primaps.features.extract.START_IMAGES = int(method.split()[-1])
+    primaps.features.extract.RESTART_IMAGES = int(method.split()[-1])
     method, keep = "orthogonal", {"cache_content": "masks"}
 steps = {"min_steps": 12, "epochs": 1}
 options = {"em": {"recipe": "paper", "views": 2, **steps}, "probe": steps, "orthogonal": {}}
@@ -105,25 +105,25 @@ def test_two_processes_give_the_model_of_one(folder, method):
 
 RESUMED = """
 import sys, time
-import primaps.em.recorder as recorder
+import primaps.em.training as training
 from primaps.utils import distributed
 from primaps.model import PriMaPsEM
 from tests.conftest import Colors
 
 images, out = sys.argv[1:3]
-recorder.SAVE_SECONDS = 0.0
-save = recorder.atomic_path
+training.SAVE_SECONDS = 0.0
+save = training.atomic_path
 def slowly(path):  # so that kills come amid writing, too
     time.sleep(0.01 * distributed.rank() + 0.005)
     return save(path)
-recorder.atomic_path = slowly
+training.atomic_path = slowly
 with distributed.group("cpu") as device:
     model = PriMaPsEM(3, backbone=Colors(), patch_size=8, size=64, batch_size=5, mask_crf=False,
                       recipe="paper", min_init_steps=40, min_steps=60, epochs=1, device=device)
     model.fit(images, cache=out + ".store", checkpoints=out, log=lambda sentence: None)
     if distributed.rank() == 0:
         model.save_pretrained(out)
-        recorder.clear_states(out)
+        training.clear_states(out)
 """
 
 

@@ -22,8 +22,8 @@ from primaps.classes.build_tree import SAMPLE, grow
 from primaps.classes.choose import Evidence
 from primaps.classes.stability import ClassTrust, class_trust
 from primaps.classes.tree import Tree, TreeError
-from primaps.em.prototypes import mask_classes
-from primaps.features.mask_table import MaskTable, gathered
+from primaps.em.kmeans import mask_classes
+from primaps.features.training_data import MaskTable, gather_table
 from primaps.utils.errors import InputError
 from primaps.utils.files import atomic_path
 from primaps.utils.inputs import parse_json, read_tensors
@@ -135,7 +135,7 @@ def take_inventory(
     Returns:
         None if there are too few masks to tell anything: fewer than two for each class.
     """
-    masks = gathered(masks, SAMPLE, seed)
+    masks = gather_table(masks, SAMPLE, seed)
     classes = len(direction)
     if len(masks) < 2 * classes:
         return None

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from primaps.em.pixels import upsample
+from primaps.utils.bilinear import upsample
 from primaps.utils.errors import InputError, PrimapsError
 from primaps.utils.inputs import need_tensor
 

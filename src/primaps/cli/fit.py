@@ -103,7 +103,7 @@ def fit(
         number = model.config.classes
         text = f"{len(files)} images of {model.size} px, {number} classes: "
         text += f"k-means {steps.init_steps} steps"
-        text += f" of each of {steps.starts} starts" if steps.starts > 1 else ""
+        text += f" of each of {steps.restarts} restarts" if steps.restarts > 1 else ""
         if not steps.init_steps:
             text = f"{text.partition(': ')[0]}: from the {number} clusters of the projection"
         text += f", EM {steps.steps} steps" if steps.steps else ""

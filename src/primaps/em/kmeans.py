@@ -1,4 +1,4 @@
-"""The baseline, and where EM starts: spherical k-means (Eq. 9) from principal components."""
+"""Prototypes and spherical k-means (Eq. 9): the baseline, and the initialization of all recipes."""
 
 from __future__ import annotations
 
@@ -6,32 +6,65 @@ import copy
 from collections.abc import Iterable, Sequence
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from primaps.config import Config
 from primaps.data import chunks
-from primaps.em.loop import optimize
-from primaps.em.prototypes import Prototypes
-from primaps.em.recorder import Recorder
-from primaps.features.positions import Positions
-from primaps.features.views import Views, batch_indices
+from primaps.em.training import Recorder, optimize
+from primaps.features.training_data import SampledTokens, Views, batch_indices
 from primaps.utils.distributed import total
 from primaps.utils.errors import InputError
 from primaps.utils.parallel import lane_count, lanes, one_thread, overlapped
 from primaps.utils.seeding import generator
 
-POSITIONS = 64
-"""Of each image, that a step of a start of the recipe "orthogonal" looks at: all of them give no
+TOKENS_PER_STEP = 64
+"""Patch tokens of each image that a step of a k-means restart reads. All tokens of an image give no
 better classes."""
+
+
+class Prototypes(nn.Module):
+    """K class directions in feature space with one scale each: a 1x1 convolution without bias.
+
+    The logit of class k at a patch token with feature f is
+    ``scale_k * <direction_k / |direction_k|, f>``. With scale 1 the argmax is the class with the
+    largest cosine similarity.
+
+    Attributes:
+        direction: (K, C), normalized in ``forward``.
+        scale: (K,).
+    """
+
+    def __init__(self, direction: Float[Tensor, "k c"]) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(direction.detach().clone())
+        self.scale = nn.Parameter(torch.ones(len(direction), device=direction.device))
+
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
+        weight = self.scale[:, None] * F.normalize(self.direction, dim=1)
+        return (weight @ features.flatten(2)).unflatten(2, features.shape[-2:])
+
+
+def mask_classes(
+    features: Float[Tensor, "m c"], direction: Float[Tensor, "k c"], scale: Float[Tensor, " k"]
+) -> Integer[Tensor, " m"]:
+    """Return the class of each mask: the prototype with the largest scaled cosine similarity.
+
+    Examples:
+        >>> mask_classes(torch.tensor([[0.6, 0.8]]), torch.eye(2), torch.tensor([2.0, 1.0]))
+        tensor([0])
+    """
+    weight = scale[:, None] * F.normalize(direction, dim=1)
+    return (features @ weight.to(features).T).argmax(1)
 
 
 def moments(
     chunks: Iterable[Float[Tensor, "_ c h w"]],
 ) -> tuple[int, Float[Tensor, " c"], Float[Tensor, "c c"]]:
-    """Number of features, their sum, and the sum of their outer products, in double precision.
+    """Return the number of features, their sum, and the sum of their outer products, in float64.
 
-    Sums of several collections add up to those of all.
+    Moments of several collections can be added.
 
     Examples:
         >>> count, total, second = moments([torch.ones(1, 2, 3, 3)])
@@ -49,21 +82,21 @@ def moments(
 def principal_directions(
     count: int, total: Float[Tensor, " c"], second: Float[Tensor, "c c"], k: int
 ) -> Float[Tensor, "k c"]:
-    """The first ``k`` principal components of the centered features: where the prototypes start.
+    """Return the first ``k`` principal components of the centered features.
 
-    Signs are fixed: the entry of largest magnitude is positive. Beyond the number of components
-    the components follow again with the opposite sign.
+    The entry of largest magnitude of each component is positive. If ``k`` exceeds the number of
+    components, the components follow again with opposite sign.
 
     Args:
         count, total, second: :func:`moments` of the features.
 
     Raises:
-        InputError: ``k`` exceeds twice the rank that the features can have, or NaN.
+        InputError: ``k`` exceeds twice the maximum rank of the features, or they contain NaN.
     """
     rank = min(count - 1, len(total))
     if k > 2 * rank:
         raise InputError(
-            f"{k} classes cannot be started from {count} features of {len(total)} channels: "
+            f"{k} classes cannot be initialized from {count} features of {len(total)} channels: "
             "use fewer classes, more images or a larger size"
         )
     if not torch.isfinite(second).all():
@@ -76,40 +109,40 @@ def principal_directions(
     return torch.cat([directions, -directions])[:k].float()
 
 
-def kmeans_loss(cosines: Float[Tensor, "b k h w"]) -> Float[Tensor, ""]:
-    """Eq. 9: minus the mean over positions of the largest cosine to a prototype."""
-    return -cosines.amax(1).mean()
-
-
-def pca_start(views: Views, classes: int) -> Prototypes:
-    """The first principal components of the clean features of all images, as prototypes."""
+def pca_init(views: Views, classes: int) -> Prototypes:
+    """Return the first principal components of the clean features of all images as prototypes."""
     count, summed, second = moments(views.project(chunk[:, 0]) for chunk in views.chunks())
     number = total(torch.tensor([count], device=views.device))
     directions = principal_directions(int(number), total(summed), total(second), classes)
     return Prototypes(directions).to(views.device)
 
 
+def kmeans_loss(cosines: Float[Tensor, "b k h w"]) -> Float[Tensor, ""]:
+    """Eq. 9: minus the mean over patch tokens of the largest cosine to a prototype."""
+    return -cosines.amax(1).mean()
+
+
 def kmeans_step(
-    views: Views | Positions, prototypes: Prototypes, number: int, batch_size: int, seed: int
+    data: Views | SampledTokens, prototypes: Prototypes, number: int, batch_size: int, seed: int
 ) -> Float[Tensor, ""]:
-    """Eq. 9 over those images of the batch of a step that this process has, and its gradient.
+    """Compute Eq. 9 and its gradient for those images of a batch that this process has.
 
     Args:
-        views: the step looks at all of each image of its batch, or at :data:`POSITIONS` of these
-            positions.
-        number: of the step, from 1; with the seed it decides everything random.
+        data: feature maps, or sampled tokens, of which a step reads :data:`TOKENS_PER_STEP` per
+            image.
+        number: number of the step, from 1; with ``seed`` it determines everything random.
     """
-    index = batch_indices(number, len(views), batch_size, "k-means", seed)
-    random = generator("k-means mirror", seed, number)
-    rows, here = views.here(index)
+    index = batch_indices(number, len(data), batch_size, "k-means", seed)
+    random = generator("k-means mirror", seed, number)  # a seed: the text must not change
+    rows, local = data.local_rows(index)
     if not len(rows):
-        return torch.zeros((), device=views.device)
-    if isinstance(views, Positions):
-        cells = torch.randperm(views.directions.shape[1], generator=random)[:POSITIONS]
-        features = views.features(rows, cells)
+        return torch.zeros((), device=data.device)
+    if isinstance(data, SampledTokens):
+        tokens = torch.randperm(data.directions.shape[1], generator=random)[:TOKENS_PER_STEP]
+        features = data.features(rows, tokens)
     else:
         flip = torch.rand(len(index), generator=random) < 0.5
-        features = views.features(rows, flip[here])
+        features = data.features(rows, flip[local])
     cosines = prototypes(features) / features.norm(dim=1, keepdim=True)
     loss = kmeans_loss(cosines) * (len(rows) / len(index))
     loss.backward()
@@ -118,21 +151,22 @@ def kmeans_step(
 
 def fit_kmeans(
     views: Views,
-    start: Prototypes,
+    init: Prototypes,
     steps: int,
     config: Config,
     recorder: Recorder | None = None,
 ) -> Prototypes:
-    """Spherical k-means by stochastic gradient descent on Eq. 9.
+    """Run spherical k-means by stochastic gradient descent on Eq. 9.
 
     Args:
-        steps: of Adam.
-        config: batch size, learning rate and seed are used.
+        init: initial prototypes; they are not changed.
+        steps: number of steps of Adam.
+        config: only batch size, learning rate and seed are used.
 
     Returns:
-        Prototypes with scale 1: the baseline of the paper, and where EM starts.
+        Prototypes with scale 1: the baseline of the paper, and the initialization of EM.
     """
-    prototypes = copy.deepcopy(start)
+    prototypes = copy.deepcopy(init)
     prototypes.scale.requires_grad_(False)
 
     def step(number: int) -> dict[str, Tensor]:
@@ -144,37 +178,38 @@ def fit_kmeans(
     return prototypes
 
 
-def fit_starts(
-    positions: Positions,
-    start: Prototypes,
+def fit_restarts(
+    tokens: SampledTokens,
+    init: Prototypes,
     seeds: Sequence[int],
     steps: int,
     config: Config,
     recorder: Recorder | None = None,
 ) -> list[Prototypes]:
-    """Several runs of k-means from the same start, side by side, that see other batches.
+    """Run k-means several times from one initialization, with different batches.
 
-    Each is small, so on a CPU every core takes a share of the runs.
+    The products of one run are too small for several threads; on a CPU the runs are shared among
+    the cores instead.
 
     Args:
-        seeds: one for each run.
-        steps: of Adam, in each of them.
-        config: batch size and learning rate are used.
+        seeds: one seed per run.
+        steps: number of steps of Adam per run.
+        config: only batch size and learning rate are used.
     """
-    runs = [copy.deepcopy(start) for _ in seeds]
+    runs = [copy.deepcopy(init) for _ in seeds]
     for run in runs:
         run.scale.requires_grad_(False)
     modules = nn.ModuleDict({"trained": nn.ModuleList(runs)})
-    share = -(-len(seeds) // lane_count(positions.device))
-    with lanes(positions.device) as threads, one_thread():
+    share = -(-len(seeds) // lane_count(tokens.device))
+    with lanes(tokens.device) as threads, one_thread():
 
         def step(number: int) -> dict[str, Tensor]:
-            def work(some: list[tuple[Prototypes, int]]) -> list[Tensor]:
+            def work(pairs: list[tuple[Prototypes, int]]) -> list[Tensor]:
                 size = config.batch_size
-                return [kmeans_step(positions, run, number, size, seed) for run, seed in some]
+                return [kmeans_step(tokens, run, number, size, seed) for run, seed in pairs]
 
             shares = chunks(list(zip(runs, seeds, strict=True)), share)
-            losses = [each for some in overlapped(shares, work, threads) for each in some]
+            losses = [loss for each in overlapped(shares, work, threads) for loss in each]
             return {"loss": torch.stack(losses).mean()}
 
         optimize("k-means", modules, step, steps, config.learning_rate, recorder or Recorder())

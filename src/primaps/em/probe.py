@@ -1,4 +1,4 @@
-"""The supervised linear probe: the upper bound that the paper compares with."""
+"""The supervised linear probe, the upper bound that the paper compares with."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from primaps.config import Config
-from primaps.em.loop import optimize
-from primaps.em.pixels import weighted_cross_entropy
-from primaps.em.recorder import Recorder
-from primaps.features.collection import UNLABELED
-from primaps.features.feature_cache import Rows
-from primaps.features.views import Views, batch_indices
+from primaps.em.em import weighted_cross_entropy
+from primaps.em.training import Recorder, optimize
+from primaps.features.extract import UNLABELED
+from primaps.features.training_data import ImageArrays, Views, batch_indices
 from primaps.utils.distributed import total
 from primaps.utils.seeding import generator
 
@@ -37,17 +35,19 @@ class LinearProbe(nn.Module):
 
 def fit_probe(
     views: Views,
-    labels: Rows,
+    labels: ImageArrays,
     steps: int,
     config: Config,
     recorder: Recorder | None = None,
 ) -> LinearProbe:
-    """Cross-entropy at image size by Adam from zero, on clean features of (flipped) images.
+    """Minimize the cross-entropy at image size with Adam, initialized with zeros.
+
+    Half of the images of a batch are flipped; none are augmented.
 
     Args:
         labels: classes (H, W) of each image at image size, 255 = not counted.
-        steps: of Adam.
-        config: classes, batch size, learning rate and seed are used.
+        steps: number of steps of Adam.
+        config: only classes, batch size, learning rate and seed are used.
     """
     classes, channels = config.classes, len(views.flip_average(0))
     probe = LinearProbe(torch.zeros(classes, channels)).to(views.device)
@@ -55,10 +55,9 @@ def fit_probe(
 
     def step(number: int) -> dict[str, Tensor]:
         index = batch_indices(number, len(views), config.batch_size, "probe", config.seed)
-        random = generator("probe mirror", config.seed, number)
-        flip = torch.rand(len(index), generator=random) < 0.5
-        rows, here = views.here(index)
-        flip = flip[here]
+        random = generator("probe mirror", config.seed, number)  # a seed: the text must not change
+        rows, local = views.local_rows(index)
+        flip = (torch.rand(len(index), generator=random) < 0.5)[local]
         label = labels.take(rows).long()
         label = torch.where(flip.view(-1, 1, 1), label.flip(-1), label).to(views.device)
         counted = label != UNLABELED

@@ -17,7 +17,7 @@ from primaps.classes.audit import asking_order, strips
 from primaps.classes.legend import HIDDEN
 from primaps.config import Seed
 from primaps.data import LogCallback, find_images, load_image, read
-from primaps.em.pixels import upsample
+from primaps.utils.bilinear import upsample
 from primaps.evaluation.audit import NAME, PICTURE, Audit, AuditRecord, Question
 from primaps.model import PriMaPsEM
 from primaps.utils.errors import InputError

@@ -1,1 +1,1 @@
-"""Features, masks and labels of a collection, computed once: what training reads."""
+"""Features, masks and labels of a collection: everything that training reads, computed once."""

@@ -1,4 +1,4 @@
-"""The student's augmentation: Gaussian blur, then color jitter or gray, as in the program."""
+"""Photometric augmentation of the student's images, as in the authors' program."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from primaps.backbones.backbone import Backbone, network_input
 from primaps.utils.seeding import generator
 
 CHANCES = 7
-"""Uniform random numbers that the augmentation of one image takes."""
+"""Number of uniform random numbers that :func:`photometric` needs per image."""
 
 
 def photometric(
     images: Float[Tensor, "b 3 H W"], chances: Float[Tensor, "b 7"]
 ) -> Float[Tensor, "b 3 H W"]:
-    """Blur and recolor images; the same chances give the same image in any batch.
+    """Blur and recolor images; the result for an image does not depend on its batch.
 
-    The blur has 21 pixels and a deviation in [0.1, 2]. Then with equal chance either brightness,
-    contrast, saturation and hue are jittered by up to 0.1 (in 3 of 10 images) or the image becomes
-    gray (in 1 of 10).
+    Every image is blurred with a 21 x 21 Gaussian of standard deviation 0.1 to 2. With equal
+    probability either brightness, contrast, saturation and hue are jittered by up to 0.1 (in 30 %
+    of these images) or the image becomes gray (in 10 %).
 
     Args:
         images: RGB in [0, 1].
-        chances: uniform in [0, 1): blur, branch, whether, brightness, contrast, saturation, hue.
+        chances: uniform in [0, 1): blur, branch, apply, brightness, contrast, saturation, hue.
 
     Examples:
         >>> photometric(torch.rand(2, 3, 32, 32), torch.rand(2, CHANCES)).shape
@@ -34,7 +34,7 @@ def photometric(
     from kornia.color import rgb_to_grayscale
     from kornia.filters import gaussian_blur2d
 
-    blur, branch, whether, *amounts = chances.to(images).T
+    blur, branch, apply, *amounts = chances.to(images).T
     brightness, contrast, saturation, hue = (0.2 * amount - 0.1 for amount in amounts)
     images = gaussian_blur2d(images, (21, 21), (0.1 + 1.9 * blur)[:, None].expand(-1, 2))
     jittered = enhance.adjust_brightness_accumulative(images, 1 + brightness)
@@ -42,8 +42,8 @@ def photometric(
     jittered = enhance.adjust_saturation_with_gray_subtraction(jittered, 1 + saturation)
     jittered = enhance.adjust_hue(jittered, hue * 2 * torch.pi)
     gray = rgb_to_grayscale(images).expand_as(images)
-    jitter = ((branch < 0.5) & (whether < 0.3)).view(-1, 1, 1, 1)
-    to_gray = ((branch >= 0.5) & (whether < 0.1)).view(-1, 1, 1, 1)
+    jitter = ((branch < 0.5) & (apply < 0.3)).view(-1, 1, 1, 1)
+    to_gray = ((branch >= 0.5) & (apply < 0.1)).view(-1, 1, 1, 1)
     return torch.where(jitter, jittered, torch.where(to_gray, gray, images)).clamp(0, 1)
 
 
@@ -53,16 +53,15 @@ def augmented(
     flip: Bool[Tensor, " b"],
     chances: Float[Tensor, "b 7"],
 ) -> Float[Tensor, "b c h w"]:
-    """Features of images, flipped where ``flip`` and augmented with ``chances``; see
-    :func:`photometric`."""
+    """Compute features of images, flipped where ``flip`` is set and augmented with ``chances``."""
     inputs = network_input(backbone, images)
     flip = flip.to(inputs.device).view(-1, 1, 1, 1)
     return backbone(photometric(torch.where(flip, inputs.flip(-1), inputs), chances))
 
 
 def view_chances(view: int, content: str) -> Float[Tensor, " 8"]:
-    """Uniform random numbers of a view of an image: whether to flip (< 1/2), and the rest.
+    """Return the random numbers of a view of an image: flip if below 0.5, then the chances.
 
-    They are the same for every seed of a fit, so that fits share the views.
+    They depend on the content of the image and not on the seed, so all fits share the views.
     """
     return torch.rand(1 + CHANCES, generator=generator("view", view, content))

@@ -1,4 +1,4 @@
-"""Images in, features and masks out: everything that training needs, computed once."""
+"""From images to everything that training reads: features, augmented views and masks."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from primaps.data import (
     square,
 )
 from primaps.features.augmentation import CHANCES, augmented, view_chances
-from primaps.features.collection import (
-    UNLABELED,
-    CollectionStores,
-    Made,
-    MaskMaker,
+from primaps.features.feature_cache import Computed, FeatureCache, MaskMaker
+from primaps.features.training_data import (
+    Augment,
+    Coding,
+    ImageArrays,
+    MaskTable,
+    Views,
+    mask_table,
 )
-from primaps.features.feature_cache import Rows
-from primaps.features.mask_table import MaskTable, mask_table
-from primaps.features.views import AugmentAnew, Coding, Views
 from primaps.utils.distributed import gather, processes, rank
 from primaps.utils.errors import InputError
 from primaps.utils.parallel import lanes, overlapped
@@ -49,43 +49,45 @@ from primaps.utils.seeding import generator
 
 logger = logging.getLogger("primaps")
 BACKBONE_BATCH = 8
-"""Images that are computed together. Fixed, and counted from the first file, because the last
-bits of what is computed may depend on it."""
-START_IMAGES = 3000
-"""Images that k-means starts look at, at most: as many as Cityscapes has for training. They are the
-same for every seed, so that fits share them."""
+"""Images that go through the backbone together. The size is fixed and batches are counted from the
+first file, because the last bits of features can depend on the batch."""
+RESTART_IMAGES = 3000
+"""Maximum number of images that k-means restarts read: as many as Cityscapes has for training.
+The sample is the same for every seed, and fits with different seeds share its features."""
 PREVIEW_IMAGES = 6
-"""Images that are kept to be shown."""
+"""Images that are returned for the preview."""
+UNLABELED = 255
+"""Label of pixels that are not counted, in cached label maps."""
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """What a collection of images becomes before training.
+    """Everything that training reads of a collection of images.
 
     Attributes:
-        keys: names of the images used, in order, of all processes.
+        keys: names of the images of all processes, in order.
         content_digest: SHA-256 of the content of these images, and of their labels if any.
-        views: feature maps of those that this process has; if features of masks alone are kept,
-            as far as ``starts`` has them.
-        starts: feature maps of the images that k-means starts look at: of all, or of a sample of
-            :data:`START_IMAGES`.
-        masks: their proposals at image size, 0 = ignore; None if not asked for or not kept.
-        table: the table of masks, if they alone are kept; see :meth:`mask_table`.
-        labels: their label maps at image size, 255 = not counted; None if not asked for.
-        samples: a few images at even distances, to show.
+        views: feature maps of the images of this process. If only the features of masks are
+            cached, these are the images of ``restart_views``.
+        restart_views: feature maps of the images that k-means restarts read: all images, or a
+            sample of :data:`RESTART_IMAGES`.
+        masks: mask proposals at image size, 0 = ignore; None if not requested or not cached.
+        table: table of masks, if only the features of masks are cached; see :meth:`mask_table`.
+        labels: label maps at image size, 255 = not counted; None if not requested.
+        samples: a few evenly spaced images, for the preview.
     """
 
     keys: list[str]
     content_digest: str
     views: Views
-    starts: Views
-    masks: Rows | None
+    restart_views: Views
+    masks: ImageArrays | None
     table: MaskTable | None
-    labels: Rows | None
+    labels: ImageArrays | None
     samples: UInt8[Tensor, "s 3 H W"]
 
     def mask_table(self, projection: Coding | None = None) -> MaskTable | None:
-        """Features, or codes of them, of the masks of this process; None if there are no masks."""
+        """Return features, or codes, of the masks of this process; None if there are no masks."""
         if self.table is not None or self.masks is None:
             return self.table
         return mask_table(replace(self.views, projection=projection), self.masks)
@@ -105,30 +107,31 @@ def extract(
     progress: ProgressCallback = silent,
     log: LogCallback = logger.warning,
 ) -> Extracted:
-    """Features (clean, flipped and augmented) and masks of the centered squares of images.
+    """Compute features (clean, flipped, augmented) and masks of the centered squares of images.
 
-    Each is computed once for an image; with ``cache`` once and for all. Under ``torchrun`` every
-    process takes its share of the images.
+    Under ``torchrun`` every process computes its share of the images.
 
     Args:
         size: side of the square in pixels.
         views: augmented feature maps per image; ``fresh`` computes them anew in every step.
-        labels: the data set whose samples the files are, to train a linear probe on.
-        seed: of augmentation in every step.
-        cache: folder to keep them in; ``auto`` is memory if they take less than 2 GB, else the
-            cache; None is memory.
-        cache_content: ``masks`` keeps of every image what the recipe "orthogonal" takes, the
-            features of its masks, and the features of a sample for k-means starts.
-        log: called with a sentence about every image that cannot be read; the others go on.
+        labels: data set whose samples are the files, to train a linear probe on.
+        seed: random seed of the augmentation in every step.
+        cache: cache folder; ``auto`` is memory below 2 GB and the default folder otherwise; None is
+            memory.
+        cache_content: ``features`` caches feature maps and masks of all images. ``masks`` caches
+            the features of masks, and the feature maps of a sample for k-means restarts: enough for
+            the recipe "orthogonal".
+        log: called with one sentence about every image that is skipped because it is not readable.
 
     Raises:
-        ImageError: no image could be read.
+        ImageError: no image is readable.
         InputError: there are fewer images than processes.
     """
     if cache_content == "masks" and (masks is None or views):
-        raise InputError("features of masks alone are kept where there are masks and no views")
+        raise InputError("cache_content='masks' needs masks and no augmented views")
     share = files[rank() :: processes()]
     label_maps: dict[str, np.ndarray] = {}
+    skipped: list[str] = []
 
     def content_and_label(file: ImageFile) -> str:
         content = content_digest(file)
@@ -138,106 +141,94 @@ def extract(
             label_maps[file.key] = label.byte().numpy()
         return content
 
-    unusable: list[str] = []
-
     def skip(sentence: str) -> None:
-        unusable.append(sentence)
+        skipped.append(sentence)
         log(sentence)
 
+    # Digests of the images: the keys of the cache, and the sample that k-means restarts read.
     contents: dict[str, str] = {}
     for file, content in read(share, content_and_label, skip):
         contents[file.key] = content
         progress("reading", len(contents), len(share), {})
-    starts = start_contents([one for part in gather(list(contents.values())) for one in part])
-    whole = starts & {*contents.values()} if cache_content == "masks" else None
-    stores = CollectionStores(backbone, size, len(share), views, masks, cache, whole)
-    with stores.writing(list(contents.values())):
-        used = _fill(stores, [f for f in share if f.key in contents], contents, progress, skip)
-    order = {file.key: place for place, file in enumerate(files)}
-    both = [(key, contents[key] + _mark(label_maps.get(key))) for key in used]
-    everyone = [pair for part in gather(both) for pair in part]
+    sample = restart_sample([one for part in gather(list(contents.values())) for one in part])
+
+    # Features and masks that are not cached.
+    full = sample & {*contents.values()} if cache_content == "masks" else None
+    feature_cache = FeatureCache(backbone, size, len(share), views, masks, cache, full)
+    with feature_cache.writing(list(contents.values())):
+        readable = [file for file in share if file.key in contents]
+        used = _compute_missing(feature_cache, readable, contents, progress, skip)
+
+    # The images of all processes, in the order of the files.
+    order = {file.key: number for number, file in enumerate(files)}
+    pairs = [(key, contents[key] + _label_digest(label_maps.get(key))) for key in used]
+    everyone = [pair for part in gather(pairs) for pair in part]
     everyone.sort(key=lambda pair: order[pair[0]])
     if not everyone:
-        reason = f"; first: {unusable[0]}" if unusable else ""
+        reason = f"; first: {skipped[0]}" if skipped else ""
         raise ImageError(f"none of the {len(files)} images could be read{reason}")
     if not used:
         raise InputError(f"process {rank()} has no image: start fewer processes")
     keys = [key for key, _ in everyone]
-    here = [contents[key] for key in used]
-    chosen = {key for key, content in everyone if content.partition(" ")[0] in starts}
-    whole_here = [key for key in used if cache_content == "features" or key in chosen]
-    row = {key: place for place, key in enumerate(whole_here)}
-
-    def places(of: Sequence[str]) -> Tensor | None:
-        """Their rows in the features of this process; None if these are all and in order."""
-        found = [row.get(key, -1) for key in of]
-        return None if found == list(range(len(whole_here))) else torch.tensor(found)
-
-    device = backbone.device
-    flipped = [
-        [bool(view_chances(v, content)[0] < 0.5) for content in here]
-        for v in range(0 if views == "fresh" else views)
-    ]
-    few = min(PREVIEW_IMAGES, len(keys))
-    shown = {keys[i * len(keys) // few] for i in range(few)}  # neighbors are often alike
-    samples = [square(load_image(file.source), size) for file in files if file.key in shown]
-    feature_maps = Views(
-        clean=stores.features.rows([contents[key] for key in whole_here]).to(device),
-        place=places([key for key in keys if cache_content == "features" or key in chosen]),
-        augmented=tuple(view.rows(here).to(device) for view in stores.views),
-        flipped=torch.tensor(flipped) if flipped else None,
-        fresh=_fresh(stores, here, seed) if views == "fresh" else None,
-        device=device,
-    )
+    sampled = [key for key, content in everyone if content.partition(" ")[0] in sample]
+    maps, restart_maps = _views(feature_cache, keys, sampled, used, contents, seed)
+    count = min(PREVIEW_IMAGES, len(keys))
+    shown = {keys[i * len(keys) // count] for i in range(count)}  # neighbors are often similar
+    local = [contents[key] for key in used]
+    digests = "".join(digest for _, digest in everyone)
     return Extracted(
         keys=keys,
-        content_digest=hashlib.sha256(
-            "".join(content for _, content in everyone).encode()
-        ).hexdigest(),
-        views=feature_maps,
-        starts=replace(feature_maps, place=places([key for key in keys if key in chosen])),
-        masks=stores.masks.rows(here) if stores.masks else None,
-        table=stores.mask_table(here),
-        labels=Rows([label_maps[key] for key in used]) if label_maps else None,
-        samples=torch.stack(samples),
+        content_digest=hashlib.sha256(digests.encode()).hexdigest(),
+        views=maps,
+        restart_views=restart_maps,
+        masks=feature_cache.masks.rows(local) if feature_cache.masks else None,
+        table=feature_cache.mask_table(local),
+        labels=ImageArrays([label_maps[key] for key in used]) if label_maps else None,
+        samples=torch.stack(
+            [square(load_image(file.source), size) for file in files if file.key in shown]
+        ),
     )
 
 
-def start_contents(contents: Sequence[str]) -> set[str]:
-    """Which images k-means starts look at: those whose digests come first, whatever the order and
-    the names of the images, so that a few more images change a few of them.
+def restart_sample(contents: Sequence[str]) -> set[str]:
+    """Return the images that k-means restarts read: those with the smallest digests.
+
+    The sample does not depend on the order and names of the images, and a few additional images
+    change only a few of the sample.
 
     Args:
         contents: SHA-256 of each image of the collection.
 
     Examples:
-        >>> sorted(start_contents(["c0", "1f", "c0"]))
+        >>> sorted(restart_sample(["c0", "1f", "c0"]))
         ['1f', 'c0']
     """
-    return set(nsmallest(START_IMAGES, set(contents)))
+    return set(nsmallest(RESTART_IMAGES, set(contents)))
 
 
-def _mark(label: np.ndarray | None) -> str:
-    """Tells a label map from another, so that a changed one starts training anew."""
+def _label_digest(label: np.ndarray | None) -> str:
+    """Return a suffix for the digest of an image: with a new label map, training starts over."""
     return "" if label is None else f" {zlib.crc32(label.tobytes()):08x}"
 
 
-def _fill(
-    stores: CollectionStores,
+def _compute_missing(
+    feature_cache: FeatureCache,
     files: Sequence[ImageFile],
     contents: dict[str, str],
     progress: ProgressCallback,
     log: LogCallback,
 ) -> list[str]:
-    """Compute what the stores lack, one batch to each core; returns the keys of the images that
-    could be read. Batches are stored in order, whichever is done first."""
+    """Compute what the cache lacks, one batch per CPU core, and return the keys of the images used.
+
+    Batches are cached in order, whichever is finished first.
+    """
     group = {file.key: number // BACKBONE_BATCH for number, file in enumerate(files)}
-    missing = stores.missing([contents[file.key] for file in files])
-    lacking = {group[file.key] for file in files if contents[file.key] in missing}
+    missing = feature_cache.missing([contents[file.key] for file in files])
+    incomplete = {group[file.key] for file in files if contents[file.key] in missing}
 
     def load(file: ImageFile) -> Tensor | None:
-        needed = group[file.key] in lacking
-        return square(load_image(file.source), stores.size) if needed else None
+        needed = group[file.key] in incomplete
+        return square(load_image(file.source), feature_cache.size) if needed else None
 
     Batch = list[tuple[ImageFile, Tensor | None]]
 
@@ -247,18 +238,19 @@ def _fill(
             yield list(together)
 
     used: list[str] = []
-    with lanes(stores.backbone.device) as own:
+    with lanes(feature_cache.backbone.device) as threads:
 
-        def work(batch: Batch) -> tuple[list[str], list[Made]]:
+        def compute(batch: Batch) -> tuple[list[str], list[Computed]]:
             keys = [file.key for file, _ in batch]
             images = [image for _, image in batch if image is not None]
             if not images:
                 return keys, []
-            with own.turn:
-                return keys, stores.compute(torch.stack(images), [contents[key] for key in keys])
+            with threads.turn:
+                digests = [contents[key] for key in keys]
+                return keys, feature_cache.compute(torch.stack(images), digests)
 
-        for keys, made in overlapped(batches(), work, own):
-            stores.keep(made, [contents[key] for key in keys])
+        for keys, computed in overlapped(batches(), compute, threads):
+            feature_cache.add(computed, [contents[key] for key in keys])
             used += keys
             progress("features", group[used[-1]] * BACKBONE_BATCH + len(keys), len(files), {})
     if files:
@@ -266,16 +258,56 @@ def _fill(
     return used
 
 
-def _fresh(stores: CollectionStores, contents: Sequence[str], seed: int) -> AugmentAnew:
-    """Augmented features of rows of images, new ones in every step."""
-    assert stores.images is not None
-    images = stores.images.rows(contents)
+def _views(
+    feature_cache: FeatureCache,
+    keys: Sequence[str],
+    sampled: Sequence[str],
+    used: Sequence[str],
+    contents: dict[str, str],
+    seed: int,
+) -> tuple[Views, Views]:
+    """Return the feature maps of this process: for training, and for k-means restarts.
+
+    Args:
+        keys: images of all processes, in order.
+        sampled: those of them that k-means restarts read.
+        used: images of this process.
+    """
+    with_maps = keys if feature_cache.full is None else sampled
+    in_cache = set(with_maps)
+    local = [key for key in used if key in in_cache]
+    row = {key: number for number, key in enumerate(local)}
+
+    def row_of(images: Sequence[str]) -> Tensor | None:
+        rows = [row.get(key, -1) for key in images]
+        return None if rows == list(range(len(local))) else torch.tensor(rows)
+
+    device, digests = feature_cache.backbone.device, [contents[key] for key in used]
+    flipped = [
+        [bool(view_chances(number, digest)[0] < 0.5) for digest in digests]
+        for number in range(len(feature_cache.views))
+    ]
+    views = Views(
+        clean=feature_cache.features.rows([contents[key] for key in local]).to(device),
+        row_of=row_of(with_maps),
+        augmented=tuple(view.rows(digests).to(device) for view in feature_cache.views),
+        flipped=torch.tensor(flipped) if flipped else None,
+        fresh=_fresh_views(feature_cache, digests, seed) if feature_cache.images else None,
+        device=device,
+    )
+    return views, replace(views, row_of=row_of(sampled))
+
+
+def _fresh_views(feature_cache: FeatureCache, digests: Sequence[str], seed: int) -> Augment:
+    """Return a function that computes newly augmented features of rows of images."""
+    assert feature_cache.images is not None
+    images = feature_cache.images.rows(digests)
 
     def features(rows: Tensor, flip: Tensor, step: int) -> Tensor:
         chances = torch.zeros(len(rows), CHANCES)
         for chance, row in zip(chances, rows.tolist(), strict=True):
-            random = generator("fresh", seed, step, contents[row])
+            random = generator("fresh", seed, step, digests[row])
             chance.copy_(torch.rand(CHANCES, generator=random))
-        return augmented(stores.backbone, images.take(rows), flip, chances)
+        return augmented(feature_cache.backbone, images.take(rows), flip, chances)
 
     return features

@@ -1,116 +1,78 @@
-"""Rows of one shape under keys: the store of features and masks, in memory or on disk.
+"""The cache of a collection: features, augmented views and masks of each image, computed once.
 
-On disk a store is a folder with ``rows.bin``, the rows one after the other, and ``rows.txt``, a
-line ``key checksum`` for each, written after the row; where a key has several rows, the line says
-which: ``key checksum first count``. A process can be killed at any moment: a row
-without its line, or half a line, is cut off when the next one appends, and a row that does not
-have its checksum counts as missing and is made anew. Files are only ever appended to, so that
-others can read meanwhile, and they are memory-mapped: what is read often stays in the system's
-page cache, as far as there is room.
+An :class:`ArrayCache` holds arrays of one shape under keys, in memory or on disk. On disk it is a
+folder with ``rows.bin``, the arrays one after the other, and ``rows.txt``, one line
+``key checksum`` per array, written after the array. If a key has several rows, its line is
+``key checksum first count``. A process can be killed at any moment: the next writer cuts off a row
+without a line and an incomplete line, and a row with a wrong checksum counts as missing. Files are
+only appended to, so other processes can read them meanwhile, and they are memory-mapped.
+
+A :class:`FeatureCache` holds the array caches of one backbone and image size. Their folder names
+contain everything that an array depends on besides the image (backbone, precision, size, mask
+options); the key is the SHA-256 of the image file.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Integer, Shaped
+from jaxtyping import Float, Float16, Integer, UInt8
 from torch import Tensor
 
+from primaps.backbones.backbone import Backbone, both_features, image_features, mean_of_both
+from primaps.features.augmentation import augmented, view_chances
+from primaps.features.training_data import (
+    EXTRA_COLUMNS,
+    ImageArrays,
+    MaskTable,
+    mask_rows,
+    table_of,
+)
+from primaps.utils.distributed import processes, rank
 from primaps.utils.errors import InputError
-from primaps.utils.files import named
+from primaps.utils.files import cache_dir, named, write_json
 
 logger = logging.getLogger("primaps")
+FORMAT = 1
+"""Version of the cached arrays; increase it when features or masks change their meaning."""
+MEMORY_LIMIT = 2e9
+"""With ``auto``, smaller caches stay in memory. In bytes."""
+MASKS = 256
+"""Mask numbers of an 8-bit mask map: 0 = ignore, 1..255."""
+EXPECTED_MASKS = 6
+"""Approximate number of masks per image, to estimate the size of the cache."""
 
 
-class Rows:
-    """A sequence of arrays of one shape, gathered by index as tensors.
-
-    Args:
-        arrays: a list of arrays (views of a memory-mapped file among them), or a tensor, whose
-            device the gathered rows then have.
-
-    Examples:
-        >>> rows = Rows(torch.arange(6).view(3, 2))
-        >>> rows.take(torch.tensor([2, 0])).tolist()
-        [[4, 5], [0, 1]]
-        >>> rows.take(torch.tensor([2, 0]), torch.tensor([0, 1])).tolist()
-        [4, 1]
-    """
-
-    def __init__(self, arrays: Sequence[np.ndarray] | np.ndarray | Tensor) -> None:
-        self.arrays = arrays
-
-    def __len__(self) -> int:
-        return len(self.arrays)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one row."""
-        if isinstance(self.arrays, np.ndarray | Tensor):
-            return tuple(self.arrays.shape[1:])
-        return tuple(self.arrays[0].shape)
-
-    def take(
-        self, index: Integer[Tensor, " b"], inner: Integer[Tensor, " b"] | None = None
-    ) -> Shaped[Tensor, "b ..."]:
-        """Rows at ``index``, or of each only the part at ``inner`` of its first axis."""
-        arrays = self.arrays
-        if isinstance(arrays, Tensor):
-            where = (index,) if inner is None else (index, inner)
-            return arrays[tuple(place.to(arrays.device) for place in where)]
-
-        def part(row: int, place: int) -> np.ndarray:
-            one = arrays[row] if len(arrays) else np.empty(self.shape, np.float16)
-            return one if inner is None else one[place]
-
-        first = part(0, 0)
-        out = np.empty((len(index), *first.shape), first.dtype)
-        places = [0] * len(index) if inner is None else inner.tolist()
-        for i, (row, place) in enumerate(zip(index.tolist(), places, strict=True)):
-            out[i] = part(row, place)
-        return torch.from_numpy(out)
-
-    def chunks(self, size: int = 64) -> Iterator[Tensor]:
-        """All rows in order, ``size`` at a time."""
-        for start in range(0, len(self), size):
-            yield self.take(torch.arange(start, min(start + size, len(self))))
-
-    def to(self, device: torch.device) -> Rows:
-        """These rows as one tensor on an accelerator, if they fit into half of its free memory."""
-        if device.type != "cuda" or isinstance(self.arrays, Tensor) or not len(self):
-            return self
-        need = len(self) * self.arrays[0].nbytes
-        if need > torch.cuda.mem_get_info(device)[0] // 2:
-            return self
-        return Rows(torch.cat([chunk.to(device) for chunk in self.chunks()]))
-
-
-class Store:
-    r"""Rows under keys that outlive the process if a folder is given.
+class ArrayCache:
+    r"""Arrays under keys, in memory or in a folder.
 
     Args:
-        shape: of a row.
-        dtype: of a row.
-        folder: None keeps the rows in memory.
-        several: a key has an array (n, \*shape) with any number n of rows, and not one row.
+        shape: shape of a row.
+        dtype: data type of a row.
+        folder: folder of the cache; None keeps the rows in memory.
+        several: each key has an array (n, \*shape) with any number n of rows instead of one row.
 
     Examples:
-        >>> store = Store((2,), np.float16)
-        >>> store.append(["a", "b"], np.ones((2, 2)))
-        >>> store.missing(["a", "c"])
+        >>> cache = ArrayCache((2,), np.float16)
+        >>> cache.append(["a", "b"], np.ones((2, 2)))
+        >>> cache.missing(["a", "c"])
         ['c']
-        >>> len(store.rows(["b", "a", "b"]))
+        >>> len(cache.rows(["b", "a", "b"]))
         3
-        >>> several = Store((2,), np.float16, several=True)
+        >>> several = ArrayCache((2,), np.float16, several=True)
         >>> several.append(["a", "b"], [np.ones((3, 2)), np.ones((0, 2))])
         >>> [len(rows) for rows in several.rows(["b", "a"]).arrays]
         [0, 3]
@@ -123,48 +85,48 @@ class Store:
         folder: str | Path | None = None,
         several: bool = False,
     ) -> None:
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.shape, self.dtype, self.several = tuple(shape), np.dtype(dtype), several
         self.row_bytes = math.prod(self.shape) * self.dtype.itemsize
         self.folder = None if folder is None else Path(folder)
-        self.several = several
-        self._lock = RLock()  # batches are computed on threads
+        self._lock = RLock()  # batches are computed on several threads
         self._memory: dict[str, np.ndarray] = {}
         self._count = 0  # rows
         self._intact: dict[str, slice] = {}  # key -> rows
-        self._claimed: dict[str, tuple[slice, int]] = {}  # not verified yet: rows and checksum
+        self._unverified: dict[str, tuple[slice, int]] = {}  # key -> rows and checksum
         if self.folder is not None:
             self._read_journal()
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of ``keys`` that have no intact row, each once."""
+        """Return those ``keys`` that have no intact row, each once."""
         with self._lock:
-            return self._missing(keys)
-
-    def _missing(self, keys: Iterable[str]) -> list[str]:
-        wanted = list(dict.fromkeys(keys))
-        claimed = [key for key in wanted if key in self._claimed]
-        if claimed:
-            arrays = self._arrays()
-            with ThreadPoolExecutor(2) as pool:
-                sums = pool.map(lambda key: zlib.crc32(arrays[self._claimed[key][0]].data), claimed)
-                for key, found in zip(claimed, sums, strict=True):
-                    where, checksum = self._claimed.pop(key)
-                    if found == checksum:
-                        self._intact[key] = where
-        return [key for key in wanted if key not in self._intact]
+            wanted = list(dict.fromkeys(keys))
+            unverified = [key for key in wanted if key in self._unverified]
+            if unverified:
+                arrays = self._arrays()
+                with ThreadPoolExecutor(2) as pool:
+                    sums = pool.map(
+                        lambda key: zlib.crc32(arrays[self._unverified[key][0]].data), unverified
+                    )
+                    for key, found in zip(unverified, sums, strict=True):
+                        where, checksum = self._unverified.pop(key)
+                        if found == checksum:
+                            self._intact[key] = where
+            return [key for key in wanted if key not in self._intact]
 
     def append(self, keys: Sequence[str], rows: Sequence[np.ndarray] | np.ndarray) -> None:
-        """Add what belongs to each key; a key that is there already gets it anew.
+        """Add the rows of each key; a key that exists gets the new rows.
 
         Raises:
-            OSError: the disk is full or cannot be written; what was there before stays intact.
+            OSError: the disk is full or not writable; rows that were cached before stay intact.
         """
         values = [np.ascontiguousarray(row, self.dtype) for row in rows]
         shapes = {value.shape[1:] if self.several else value.shape for value in values}
         if len(values) != len(keys) or shapes - {self.shape}:
-            raise InputError(f"{len(keys)} keys and rows {shapes} for a store of {self.shape}")
+            raise InputError(
+                f"got {len(keys)} keys and rows of shapes {shapes} for a cache of {self.shape}"
+            )
         counts = [len(value) if self.several else 1 for value in values]
-        places = [self._count + sum(counts[:i]) for i in range(len(counts))]
+        firsts = [self._count + sum(counts[:i]) for i in range(len(counts))]
         if self.folder is None:
             self._memory |= {key: row.copy() for key, row in zip(keys, values, strict=True)}
         else:
@@ -172,37 +134,39 @@ class Store:
                 for value in values:
                     file.write(value.tobytes())
             lines = []
-            for key, value, first, count in zip(keys, values, places, counts, strict=True):
+            for key, value, first, count in zip(keys, values, firsts, counts, strict=True):
                 where = f" {first} {count}" if self.several else ""
                 lines.append(f"{key} {zlib.crc32(value.data):08x}{where}\n")
             path = self.folder / "rows.txt"
-            with named(path), path.open("a") as journal:  # only now do the rows count
+            with named(path), path.open("a") as journal:  # the rows count from here on
                 journal.write("".join(lines))
         with self._lock:
             self._count += sum(counts)
             self._intact |= {
                 key: slice(first, first + count)
-                for key, first, count in zip(keys, places, counts, strict=True)
+                for key, first, count in zip(keys, firsts, counts, strict=True)
             }
 
-    def rows(self, keys: Sequence[str]) -> Rows:
-        """What belongs to each of ``keys``, in their order.
+    def rows(self, keys: Sequence[str]) -> ImageArrays:
+        """Return the rows of ``keys`` in their order.
 
         Raises:
             KeyError: a key has no intact row.
         """
         if not keys:
-            return Rows(np.empty((0, *self.shape), self.dtype))
+            return ImageArrays(np.empty((0, *self.shape), self.dtype))
         with self._lock:
-            self._missing(keys)
+            self.missing(keys)
             if self.folder is None:
-                return Rows([self._memory[key] for key in keys])
+                return ImageArrays([self._memory[key] for key in keys])
             arrays, places = self._arrays(), [self._intact[key] for key in keys]
-        return Rows([arrays[where] if self.several else arrays[where.start] for where in places])
+        return ImageArrays(
+            [arrays[where] if self.several else arrays[where.start] for where in places]
+        )
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the store for appending; whoever comes second waits. Cuts off incomplete rows."""
+        """Lock the cache for appending and cut off incomplete rows; a second writer waits."""
         if self.folder is None:
             yield
             return
@@ -213,7 +177,7 @@ class Store:
         try:
             lock.acquire(timeout=1)
         except Timeout:
-            logger.info("waiting for another run that writes to %s", self.folder)
+            logger.info("waiting for another process that writes to %s", self.folder)
             lock.acquire()
         try:
             self._read_journal(repair=True)
@@ -222,7 +186,7 @@ class Store:
             lock.release()
 
     def _arrays(self) -> np.ndarray:
-        """All rows on disk."""
+        """Map all rows on disk into memory."""
         shape = (self._count, *self.shape)
         if not self._count:
             return np.empty(shape, self.dtype)
@@ -230,17 +194,17 @@ class Store:
         return np.memmap(self.folder / "rows.bin", self.dtype, "r", shape=shape).view(np.ndarray)
 
     def _read_journal(self, repair: bool = False) -> None:
-        """Rows that both files have; with ``repair``, cut off what only one of them has."""
+        """Find the rows that both files have; with ``repair``, cut off the incomplete ones."""
         assert self.folder is not None
         data, journal = self.folder / "rows.bin", self.folder / "rows.txt"
         lines = journal.read_bytes().split(b"\n")[:-1] if journal.is_file() else []
-        there = data.stat().st_size // self.row_bytes if data.is_file() else 0
-        self._count, self._intact, self._claimed = 0, {}, {}
-        read = whole = 0  # bytes of the journal, and up to the last line whose rows are there
+        rows_on_disk = data.stat().st_size // self.row_bytes if data.is_file() else 0
+        self._count, self._intact, self._unverified = 0, {}, {}
+        read = valid = 0  # bytes of the journal, and up to the last line whose rows exist
         for line in lines:
             read += len(line) + 1
             key, *rest = line.decode("ascii", "replace").split(" ")
-            # A damaged line costs its own rows: others are the next, or say where theirs are.
+            # A damaged line loses only its own rows.
             checksum, first, count = None, self._count, int(not self.several)
             try:
                 found, *where = int(rest[0], 16), *map(int, rest[1:])
@@ -248,13 +212,244 @@ class Store:
                 checksum = found
             except (ValueError, IndexError):
                 pass
-            if not 0 <= first <= first + count <= there:
+            if not 0 <= first <= first + count <= rows_on_disk:
                 continue
-            whole, self._count = read, max(self._count, first + count)
+            valid, self._count = read, max(self._count, first + count)
             if checksum is not None:
-                self._claimed[key] = (slice(first, first + count), checksum)
+                self._unverified[key] = (slice(first, first + count), checksum)
         if repair:
             with journal.open("ab") as file:
-                file.truncate(whole)
+                file.truncate(valid)
             with data.open("ab") as file:
                 file.truncate(self._count * self.row_bytes)
+
+
+@dataclass(frozen=True)
+class MaskMaker:
+    """A function that computes masks, and the options that its result depends on.
+
+    Attributes:
+        make: features (B, C, h, w) and 8-bit images (B, 3, H, W) to masks (B, H, W), 0 = ignore.
+        options: everything else that the masks depend on; names their folder in the cache.
+    """
+
+    make: Callable[[Tensor, Tensor], Tensor]
+    options: dict[str, Any]
+
+
+Computed = tuple[ArrayCache, Sequence[np.ndarray]]
+"""A cache and one new array for each image of a batch."""
+
+
+class FeatureCache:
+    """All that training reads of the images of a collection, for one backbone and image size.
+
+    Args:
+        images: approximate number of images, to choose between memory and disk.
+        views: augmented feature maps per image; ``fresh`` caches the images instead, to augment
+            them anew in every step.
+        masks: how to compute masks; None for no masks.
+        full: keys of the images whose feature maps are cached; of the other images only the
+            features of their masks are. None caches the feature maps and masks of all images.
+        root: folder of all caches; ``auto`` is memory below 2 GB and the cache folder otherwise;
+            None is memory.
+
+    Attributes:
+        shape: (C, h, w) of the features of an image.
+        features: (2, C, h, w) in half precision, of the image and the flipped image.
+        views: (C, h, w) in half precision, one cache per view.
+        images: (3, size, size) 8-bit, if views are computed anew in every step.
+        masks: (size, size) 8-bit, 0 = ignore.
+        table: :func:`primaps.features.training_data.mask_rows`, instead of ``masks``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        size: int,
+        images: int,
+        views: int | Literal["fresh"] = 0,
+        masks: MaskMaker | None = None,
+        root: str | Path | None = "auto",
+        full: Collection[str] | None = None,
+    ) -> None:
+        self.backbone, self.size, self.maker, self.full = backbone, size, masks, full
+        blank = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+        self.shape = tuple(image_features(backbone, blank).shape[1:])
+        if root == "auto":
+            count = None if full is None else len(full)
+            need = cache_bytes(self.shape, size, images, views, masks is not None, count)
+            root = None if need < MEMORY_LIMIT else cache_dir() / "features"
+        self.folder = self._folder(root)
+        half, cached = np.float16, range(0 if views == "fresh" else views)
+        options = masks and _short_digest(masks.options)
+        self.features = self._cache("features", (2, *self.shape), half)
+        self.views = [self._cache(f"view-{view}", self.shape, half) for view in cached]
+        self.images = self._cache("images", (3, size, size), np.uint8) if views == "fresh" else None
+        self.masks = self.table = None
+        if masks and full is None:
+            self.masks = self._cache(f"masks-{options}", (size, size), np.uint8, masks)
+        elif masks:
+            columns = self.shape[0] + EXTRA_COLUMNS
+            self.table = self._cache(f"table-{options}", (columns,), np.float32, masks)
+        others = [cache for cache in (self.images, self.masks, self.table) if cache is not None]
+        self.all = [self.features, *self.views, *others]
+
+    def _cache(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: type[np.generic],
+        masks: MaskMaker | None = None,
+    ) -> ArrayCache:
+        folder = self.folder and self.folder / name
+        if folder and masks:
+            _describe(folder, masks.options)
+        return ArrayCache(shape, dtype, folder, several=name.startswith("table-"))
+
+    def _folder(self, root: str | Path | None) -> Path | None:
+        """Return the folder for this backbone, precision, size and, of several, this process."""
+        backbone = self.backbone
+        if root is None or backbone.digest is None:
+            if root is not None:
+                logger.info(
+                    "%s has no weights that identify it: features stay in memory", backbone.name
+                )
+            return None
+        description = {
+            "format": FORMAT,
+            "backbone": backbone.digest,
+            "precision": backbone.arithmetic,
+            "size": self.size,
+        }
+        share = f"part-{rank()}-of-{processes()}" if processes() > 1 else ""
+        name = f"{backbone.name.replace('/', '--')}-{self.size}-{_short_digest(description)}"
+        folder = Path(root).expanduser() / name / share
+        _describe(folder, {"name": backbone.name, **description})
+        return folder
+
+    @contextmanager
+    def writing(self, keys: Sequence[str]) -> Iterator[None]:
+        """Lock all caches for appending; a complete cache is not locked and can be read-only."""
+        if not self.missing(keys):
+            yield
+            return
+        with ExitStack() as stack:
+            for cache in self.all:
+                stack.enter_context(cache.writing())
+            yield
+
+    def missing(self, keys: Sequence[str]) -> set[str]:
+        """Return those images that are missing in at least one cache."""
+        return set().union(*(cache.missing(self._wanted(cache, keys)) for cache in self.all))
+
+    def compute(self, images: UInt8[Tensor, "b 3 H W"], keys: Sequence[str]) -> list[Computed]:
+        """Compute what is missing of a batch of images, for :meth:`add`; safe on several threads.
+
+        Masks are computed from features in half precision, as they are cached. They are the same
+        whether the features are new or were cached before.
+        """
+        if not self.missing(keys):
+            return []
+        images = images.to(self.backbone.device)
+        both = self._both_features(images, keys)
+        computed: list[tuple[ArrayCache, Iterable[Tensor]]] = [(self.features, both)]
+        for number, cache in enumerate(self.views):
+            if cache.missing(keys):
+                chances = torch.stack([view_chances(number, key) for key in keys])
+                view = augmented(self.backbone, images, chances[:, 0] < 0.5, chances[:, 1:])
+                computed.append((cache, view))
+        if self.images:
+            computed.append((self.images, images))
+        if self.masks and self.masks.missing(keys):
+            computed.append((self.masks, self._make_masks(both[:, 0], images)))
+        if self.table and self.table.missing(keys):
+            masks = self._make_masks(both[:, 0], images)
+            means = mean_of_both(both.float())
+            computed.append((self.table, list(map(mask_rows, means, masks))))
+        return [(cache, [array.cpu().numpy() for array in arrays]) for cache, arrays in computed]
+
+    def add(self, computed: Sequence[Computed], keys: Sequence[str]) -> None:
+        """Cache what was computed of a batch of images, each image once."""
+        for cache, arrays in computed:
+            missing = cache.missing(self._wanted(cache, keys))
+            if missing:
+                cache.append(missing, [arrays[keys.index(key)] for key in missing])
+
+    def _wanted(self, cache: ArrayCache, keys: Sequence[str]) -> Sequence[str]:
+        if self.full is None or cache is not self.features:
+            return keys
+        return [key for key in keys if key in self.full]
+
+    def _both_features(
+        self, images: UInt8[Tensor, "b 3 H W"], keys: Sequence[str]
+    ) -> Float16[Tensor, "b 2 c h w"]:
+        """Compute or read the features of images and flipped images."""
+        if not self.features.missing(keys):  # cached by a fit with other masks
+            rows = self.features.rows(keys)
+            return rows.take(torch.arange(len(rows))).to(images.device)
+        # The cache of a CPU core holds one image; an accelerator is faster with a whole batch.
+        together = 1 if images.device.type == "cpu" else len(images)
+        parts = [both_features(self.backbone, part).half() for part in images.split(together)]
+        return torch.cat(parts)
+
+    def _make_masks(
+        self, features: Float[Tensor, "b c h w"], images: UInt8[Tensor, "b 3 H W"]
+    ) -> Integer[Tensor, "b H W"]:
+        assert self.maker is not None
+        numbers = self.maker.make(features.to(images.device).float(), images)
+        # Mask maps are 8-bit. Masks beyond 255 are single patch tokens, proposed last: ignored.
+        return torch.where(numbers < MASKS, numbers, 0)
+
+    def mask_table(self, keys: Sequence[str]) -> MaskTable | None:
+        """Return the table of the masks of images on the backbone's device; None if not cached."""
+        if self.table is None:
+            return None
+        rows = self.table.rows(keys).arrays
+        table = table_of(
+            (torch.from_numpy(np.array(array)) for array in rows), [len(array) for array in rows]
+        )
+        return table.to(self.backbone.device)
+
+
+def cache_bytes(
+    shape: tuple[int, ...],
+    size: int,
+    images: int,
+    views: int | Literal["fresh"] = 0,
+    masks: bool = True,
+    full: int | None = None,
+) -> int:
+    """Estimate the bytes of the cache of a number of images.
+
+    Args:
+        shape: (C, h, w) of the features of an image.
+        full: number of images whose feature maps are cached, if only the features of masks are
+            cached of the others; None is all images, with masks as maps.
+
+    Examples:
+        >>> cache_bytes((384, 23, 23), 322, 10**6) / 1e9
+        916.228
+        >>> cache_bytes((384, 23, 23), 322, 10**6, full=3000) / 1e9
+        11.701632
+    """
+    half = 2 * math.prod(shape)
+    if full is not None:
+        return images * EXPECTED_MASKS * 4 * (shape[0] + EXTRA_COLUMNS) + full * 2 * half
+    more = 3 * size**2 if views == "fresh" else views * half
+    return images * (2 * half + more + masks * size**2)
+
+
+def _describe(folder: Path, description: dict[str, Any]) -> None:
+    """Write ``about.json``, which tells a reader what the folder holds."""
+    path = folder / "about.json"
+    try:
+        if json.loads(path.read_text("utf-8")) == description:
+            return
+    except (OSError, ValueError, RecursionError):
+        pass
+    write_json(path, description)
+
+
+def _short_digest(options: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]

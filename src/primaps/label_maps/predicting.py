@@ -17,7 +17,7 @@ from primaps.backbones.backbone import image_features, image_side
 from primaps.classes.legend import HIDDEN
 from primaps.config import Size
 from primaps.data import LogCallback, find_images
-from primaps.em.pixels import largest_channel
+from primaps.utils.bilinear import largest_channel
 from primaps.label_maps.collection import Inputs, Picture, Written, write_maps
 from primaps.label_maps.labeler import ImageSize, Labeler
 from primaps.model import PriMaPsEM

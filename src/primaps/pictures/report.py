@@ -30,11 +30,11 @@ from primaps.data import (
     read,
 )
 from primaps.data.folder import IgnoreIndex
-from primaps.em.pixels import upsample
 from primaps.evaluation.protocol import Evaluation, evaluate
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import overlay
 from primaps.pictures.report_page import Look, Seen, page
+from primaps.utils.bilinear import upsample
 from primaps.utils.colors import palette
 from primaps.utils.files import user_path
 from primaps.utils.ours import need_own, own_path

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from primaps.em.em import momentum_update
-from primaps.features.feature_cache import Rows
+from primaps.features.training_data import ImageArrays
 from primaps.projections.projection import Head, Projection
 from primaps.projections.sampling import batches, check, finite
 from primaps.utils.errors import InputError
@@ -161,7 +161,7 @@ def neighborhood(
 
 
 def train_hp(
-    features: Rows,
+    features: ImageArrays,
     steps: int,
     settings: HPSettings = HPSettings(),
     seed: int = 0,
@@ -246,7 +246,10 @@ class _Drawn(NamedTuple):
 
 
 def _draw(
-    features: Rows, index: Int[Tensor, " b"], settings: HPSettings, generator: torch.Generator
+    features: ImageArrays,
+    index: Int[Tensor, " b"],
+    settings: HPSettings,
+    generator: torch.Generator,
 ) -> _Drawn:
     which = torch.randint(2, (len(index),), generator=generator)
     maps, flipped = (features.take(index, i).float() for i in (which, 1 - which))
@@ -262,7 +265,9 @@ def _draw(
     return _Drawn(tokens, first, near, weights, opposite)
 
 
-def _references(features: Rows, count: int, generator: torch.Generator) -> Float[Tensor, "m c"]:
+def _references(
+    features: ImageArrays, count: int, generator: torch.Generator
+) -> Float[Tensor, "m c"]:
     """Features of random positions of random images: the pool. The same ones serve to the end."""
     found = []
     for index in torch.randint(len(features), (count,), generator=generator).split(64):

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from primaps.features.feature_cache import Rows
-from primaps.features.views import batch_indices
+from primaps.features.training_data import ImageArrays, batch_indices
 from primaps.utils.errors import InputError
 
 # Cached features are rows (2, C, h, w): [0] of an image itself and [1] of its flipped image.
@@ -20,13 +19,13 @@ from primaps.utils.errors import InputError
 def batches(
     count: int, batch_size: int, steps: int, purpose: str, seed: int
 ) -> Iterator[Int[Tensor, " b"]]:
-    """Indices of the images of each step; see :func:`primaps.features.views.batch_indices`."""
+    """Yield the image indices of each step (``batch_indices`` of ``features/training_data.py``)."""
     for step in range(1, steps + 1):
         yield batch_indices(step, count, batch_size, purpose, seed)
 
 
 def draw(
-    features: Rows, index: Int[Tensor, " b"], generator: torch.Generator
+    features: ImageArrays, index: Int[Tensor, " b"], generator: torch.Generator
 ) -> Float[Tensor, "b c h w"]:
     """Features of some images in single precision, each image flipped or not by chance."""
     which = torch.randint(2, (len(index),), generator=generator)
@@ -51,7 +50,7 @@ def sample(
     return F.grid_sample(maps, grid, align_corners=True, padding_mode="border")[:, :, 0]
 
 
-def descriptors(features: Rows, batch_size: int = 64) -> Float[Tensor, "n c"]:
+def descriptors(features: ImageArrays, batch_size: int = 64) -> Float[Tensor, "n c"]:
     """One direction per image: its features averaged over positions, of length 1."""
     means = []
     for index in torch.arange(len(features)).split(batch_size):

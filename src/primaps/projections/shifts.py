@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from primaps.config import Config
-from primaps.em.kmeans import fit_kmeans, pca_start
-from primaps.em.recorder import Recorder
-from primaps.features.feature_cache import Rows
-from primaps.features.views import Views
+from primaps.em.kmeans import fit_kmeans, pca_init
+from primaps.em.training import Recorder
+from primaps.features.training_data import ImageArrays, Views
 from primaps.projections.sampling import batches, descriptors, nearest_images
 from primaps.projections.stego import Pairs, StegoSettings, centered, correlation, draw_points
 from primaps.utils.progress import ProgressCallback, silent
@@ -22,7 +21,7 @@ FACTOR, LARGEST_SHARE = 2.0, 0.7
 
 
 def automatic_shifts(
-    features: Rows,
+    features: ImageArrays,
     settings: StegoSettings,
     classes: int,
     seed: int = 0,
@@ -53,7 +52,7 @@ def automatic_shifts(
     images = descriptors(features)
     views = Views(features, device=images.device)
     recorder = Recorder(progress=progress)
-    start = pca_start(views, classes)
+    start = pca_init(views, classes)
     prototypes = fit_kmeans(views, start, STEPS, Config(classes, seed=seed), recorder)
     directions = F.normalize(prototypes.direction.detach(), dim=1)
     generator = torch.Generator().manual_seed(seed)

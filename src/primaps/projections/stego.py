@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from primaps.features.feature_cache import Rows
+from primaps.features.training_data import ImageArrays
 from primaps.projections.projection import Head, Projection
 from primaps.projections.sampling import (
     batches,
@@ -120,7 +120,7 @@ def correspondence_loss(
 
 
 def train_stego(
-    features: Rows,
+    features: ImageArrays,
     steps: int,
     settings: StegoSettings,
     seed: int = 0,
@@ -182,7 +182,7 @@ def train_stego(
 
 
 def draw_points(
-    features: Rows,
+    features: ImageArrays,
     index: Tensor,
     neighbors: Tensor,
     settings: StegoSettings,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from primaps.config import Classes, Seed, Steps
-from primaps.features.feature_cache import Rows
+from primaps.features.training_data import ImageArrays
 from primaps.projections.hp import HP_PRESETS, HPSettings, train_hp
 from primaps.projections.projection import Projection
 from primaps.projections.shifts import automatic_shifts
@@ -54,7 +54,7 @@ def projection_settings(
 @validated
 @torch.enable_grad()
 def train_projection(
-    features: Rows,
+    features: ImageArrays,
     method: str,
     *,
     classes: Classes | None = None,

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, both_features, flip_average, mean_of_both
-from primaps.features.feature_cache import Store
+from primaps.features.feature_cache import ArrayCache
 from primaps.projections import Projection
 
 FORMAT = 1
@@ -44,13 +44,13 @@ class KeptFeatures:
         self.backbone, self.folder = backbone, Path(folder).expanduser()
         self.projection = projection
         self.compute = flip_average if projection is None else both_features
-        self.stores: dict[tuple[int, ...], Store] = {}
+        self.stores: dict[tuple[int, ...], ArrayCache] = {}
 
     def __call__(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         size = tuple(images.shape[-2:])
         if size not in self.stores:
             shape = self.compute(self.backbone, torch.zeros(1, 3, *size).byte()).shape[1:]
-            self.stores[size] = Store(shape, np.float32, self._folder(size))
+            self.stores[size] = ArrayCache(shape, np.float32, self._folder(size))
         store = self.stores[size]
         keys = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images]
         if store.missing(keys):

@@ -13,7 +13,7 @@ from annotated_types import Ge
 from primaps.backbones.backbone import Backbone
 from primaps.backbones.load import resolve_device
 from primaps.data import LogCallback
-from primaps.em.recorder import clear_states
+from primaps.em.training import clear_checkpoints
 from primaps.evaluation.oracle import evaluate_oracle
 from primaps.evaluation.protocol import evaluate
 from primaps.model import PriMaPsEM
@@ -244,7 +244,7 @@ def _fitted(
     seconds = round(time.monotonic() - began, 1)
     model.save_pretrained(folder)
     write_json(done, asdict(FitRecord(seconds, run.fit)))
-    clear_states(folder)
+    clear_checkpoints(folder)
     return model, seconds
 
 

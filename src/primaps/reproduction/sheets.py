@@ -14,10 +14,10 @@ from torch import Tensor
 
 from primaps.backbones.backbone import image_features
 from primaps.data import Dataset, ImageError, Sample, load_pair
-from primaps.em.pixels import assign
+from primaps.em.em import assign
 from primaps.evaluation.oracle import oracle_classes
 from primaps.evaluation.protocol import Evaluation, model_predictions
-from primaps.features.collection import MASKS
+from primaps.features.feature_cache import MASKS
 from primaps.model import PriMaPsEM
 from primaps.pictures.explain import masks_picture, similarity_pictures
 from primaps.pictures.overlays import grid, overlay, with_legend

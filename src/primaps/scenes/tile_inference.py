@@ -23,7 +23,7 @@ from primaps.classes.legend import HIDDEN
 from primaps.classes.tree import Tree, best_parts, part_cosines
 from primaps.crf import CLASS_CRF
 from primaps.data import chunks
-from primaps.em.pixels import interpolate, largest_channel_at, upsample
+from primaps.utils.bilinear import interpolate, largest_channel_at, upsample
 from primaps.model import PriMaPsEM
 from primaps.scenes.source import Box
 from primaps.scenes.tiling import Tiles, cosine_weights, crf_spans

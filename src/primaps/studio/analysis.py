@@ -25,10 +25,10 @@ from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, image_features
 from primaps.data import fit_to_patches, to_tensor
-from primaps.em.pixels import largest_channel, upsample
 from primaps.model import PriMaPsEM
 from primaps.proposals.image_size import mask_probabilities
 from primaps.proposals.principal_masks import propose
+from primaps.utils.bilinear import largest_channel, upsample
 from primaps.utils.files import atomic_path
 from primaps.version import VERSION
 

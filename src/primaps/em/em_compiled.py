@@ -1,12 +1,13 @@
-"""The steps of EM at image size for CPUs, compiled: upsampling, softmax and loss in one pass.
+"""The steps of EM at image size, compiled for CPUs: upsampling, softmax and loss in one pass.
 
-A row of the image is handled for all classes at once and nothing of image size is ever stored but
-classes and labels. Bilinear upsampling is separable: columns are expanded first (h x K x W
-numbers, which stay in cache), rows are blended when they are needed, and the gradient goes back
-the same way. Pixels are innermost, so every loop is one of vector instructions for any K.
+A row of the image is computed for all classes at once, and only classes and labels are stored at
+image size. Bilinear upsampling is separable: columns are expanded first (h x K x W numbers, which
+stay in the CPU cache), rows are blended when needed, and the gradient is summed the same way. The
+innermost loop runs over pixels and compiles to vector instructions for any K.
 
-The same numbers as the torch operations of :mod:`primaps.em.pixels`, up to rounding. Images are
-spread over threads; sums are taken in a fixed order, so results do not depend on their number.
+The results equal the torch operations of :mod:`primaps.em.em` up to rounding. Images are computed
+on several threads; the order of all sums is fixed, and results do not depend on the number of
+threads.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from primaps.features.collection import MASKS
-from primaps.utils.bilinear import axes, neighbors
+from primaps.features.feature_cache import MASKS
+from primaps.utils.bilinear import axes
 from primaps.utils.compiled import compiled, exponential, in_threads
 
 Floats = NDArray[np.float32]
 
 
 def assign(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """See :func:`primaps.em.pixels.assign`."""
+    """See :func:`primaps.em.em.assign`."""
     small, mask = _numpy(logits), masks.to(torch.uint8).contiguous().numpy()
     spans = axes(small.shape[-2:], mask.shape[1:])
     pseudo = np.empty(mask.shape, np.int16)
@@ -33,16 +34,8 @@ def assign(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pseudo), torch.from_numpy(counts)
 
 
-def largest_channel_at(probabilities: Tensor, rows: NDArray, columns: NDArray) -> Tensor:
-    """See :func:`primaps.em.pixels.largest_channel_at`."""
-    maps, winner = _numpy(probabilities), np.empty((len(rows), len(columns)), np.int16)
-    down, across = neighbors(rows, maps.shape[1]), neighbors(columns, maps.shape[2])
-    _largest(maps, *down, *across, winner)
-    return torch.from_numpy(winner)
-
-
 def confidence_sum(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """See :func:`primaps.em.pixels.confidence_sum`."""
+    """See :func:`primaps.em.em.confidence_sum`."""
     small, spans = _numpy(logits), axes(logits.shape[-2:], size)
     sums = in_threads(len(small), lambda i: _confidence(small[i], *spans))
     return torch.from_numpy(np.sum([np.zeros(small.shape[1]), *sums], axis=0))
@@ -51,7 +44,7 @@ def confidence_sum(logits: Tensor, size: tuple[int, int]) -> Tensor:
 def weighted_cross_entropy(
     logits: Tensor, labels: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`primaps.em.pixels.weighted_cross_entropy`."""
+    """See :func:`primaps.em.em.weighted_cross_entropy`."""
     small, label = _numpy(logits), labels.to(torch.int16).contiguous().numpy()
     spans = axes(small.shape[-2:], label.shape[1:])
     weight, gradient = weights.float().numpy(), np.zeros_like(small)
@@ -67,7 +60,7 @@ def _numpy(logits: Tensor) -> Floats:
 
 @compiled
 def _expand(logits, x0, x1, fx):  # type: ignore[no-untyped-def]
-    """Columns upsampled: (h, K, W)."""
+    """Upsample the columns of logits (K, h, w) to (h, K, W)."""
     classes, height = logits.shape[:2]
     out = np.empty((height, classes, len(x0)), np.float32)
     for y in range(height):
@@ -79,34 +72,8 @@ def _expand(logits, x0, x1, fx):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _largest(maps, y0, y1, fy, x0, x1, fx, winner):  # type: ignore[no-untyped-def]
-    """Channel of the largest value per pixel; of equal ones the first."""
-    classes, width = len(maps), len(x0)
-    rows = np.empty((2, classes, width), np.float32)  # the two source rows in use, upsampled
-    held = np.full(2, -1)
-    top, best = np.empty(width, np.float32), np.empty(width, np.int16)
-    for i in range(len(y0)):
-        for y in (y0[i], y1[i]):
-            if held[y % 2] != y:
-                held[y % 2] = y
-                for k in range(classes):
-                    row, target = maps[k, y], rows[y % 2, k]
-                    for j in range(width):
-                        target[j] = row[x0[j]] + fx[j] * (row[x1[j]] - row[x0[j]])
-        low, high, blend = rows[y0[i] % 2], rows[y1[i] % 2], fy[i]
-        for k in range(classes):
-            a, b = low[k], high[k]
-            for j in range(width):
-                value = a[j] + blend * (b[j] - a[j])
-                larger = k == 0 or value > top[j]
-                top[j] = value if larger else top[j]
-                best[j] = np.int16(k) if larger else best[j]
-        winner[i] = best
-
-
-@compiled
 def _row(low, high, blend, z, top):  # type: ignore[no-untyped-def]
-    """One row of logits (K, W) and their largest value per pixel."""
+    """Blend one row of logits z (K, W) and find the largest value per pixel."""
     for k in range(len(z)):
         a, b, target = low[k], high[k], z[k]
         if k == 0:
@@ -122,7 +89,7 @@ def _row(low, high, blend, z, top):  # type: ignore[no-untyped-def]
 
 @compiled
 def _softmax(z, top, total):  # type: ignore[no-untyped-def]
-    """z becomes e^(z - top); total its sum over classes."""
+    """Replace z by e^(z - top), and total by its sum over classes."""
     total[:] = 0
     for k in range(len(z)):
         row = z[k]
@@ -151,7 +118,7 @@ def _classes(logits, y0, y1, fy, x0, x1, fx, out):  # type: ignore[no-untyped-de
 
 @compiled
 def _assign(logits, y0, y1, fy, x0, x1, fx, masks, pseudo, counts):  # type: ignore[no-untyped-def]
-    """Classes, counted per mask; then the mask's most frequent class at each of its pixels."""
+    """E-step: count the predicted classes per mask, and give each mask its most frequent class."""
     _classes(logits, y0, y1, fy, x0, x1, fx, pseudo)
     for i in range(len(y0)):
         for j in range(len(x0)):
@@ -167,7 +134,7 @@ def _assign(logits, y0, y1, fy, x0, x1, fx, masks, pseudo, counts):  # type: ign
 
 @compiled
 def _confidence(logits, y0, y1, fy, x0, x1, fx):  # type: ignore[no-untyped-def]
-    """Sum of the softmax probability of each class over the pixels: chi of Eq. 10."""
+    """Sum the softmax probability of each class over the pixels: chi of Eq. 10, times pixels."""
     classes = len(logits)
     wide = _expand(logits, x0, x1, fx)
     z = np.empty((classes, len(x0)), np.float32)
@@ -188,7 +155,7 @@ def _confidence(logits, y0, y1, fy, x0, x1, fx):  # type: ignore[no-untyped-def]
 
 @compiled
 def _gradient(logits, y0, y1, fy, x0, x1, fx, labels, weights, out):  # type: ignore[no-untyped-def]
-    """Sum of the weighted cross-entropy of Eq. 10; adds its gradient to ``out`` (K, h, w)."""
+    """Sum the weighted cross-entropy of Eq. 10; add its gradient to ``out`` (K, h, w)."""
     classes = len(logits)
     wide = _expand(logits, x0, x1, fx)
     back = np.zeros_like(wide)

@@ -1,4 +1,4 @@
-"""What training leaves behind: a history, and a state to go on from where a run was killed."""
+"""Steps of Adam with a history of metrics, and checkpoints from which a stopped fit resumes."""
 
 from __future__ import annotations
 
@@ -23,21 +23,58 @@ from primaps.utils.progress import ProgressCallback, silent
 
 logger = logging.getLogger("primaps")
 HistoryLine = dict[str, Any]
-"""Stage, epoch and step, with the figures of the epoch."""
+"""Stage, epoch and step, and the metrics of the epoch."""
 Summary = Callable[[Mapping[str, Tensor], int], HistoryLine]
-"""Sums over the steps of an epoch, and their number, to the figures of its line in the history."""
+"""Maps sums over the steps of an epoch, and the number of steps, to the metrics of the epoch."""
 SAVE_SECONDS = 2.0
-"""Between two states on disk; what was done since is done again after a kill."""
+"""Interval between two checkpoints in seconds; a resumed fit repeats the steps since the last."""
+
+
+def optimize(
+    stage: str,
+    modules: nn.ModuleDict,
+    step: Callable[[int], Mapping[str, Tensor]],
+    steps: int,
+    learning_rate: float,
+    recorder: Recorder,
+    summary: Summary | None = None,
+    after: Callable[[int], None] | None = None,
+) -> None:
+    """Run ``steps`` steps of Adam on ``modules["trained"]``, in place.
+
+    Args:
+        stage: name of the stage in progress, history and checkpoint.
+        modules: everything that changes, including ``trained``.
+        step: computes gradients from the number of the step (from 1) and returns metrics; both are
+            summed over processes.
+        summary: from sums of the metrics to a line of the history; None takes their means.
+        after: called after each step of Adam, to update what follows the trained module.
+    """
+    trained = [p for p in modules["trained"].parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=learning_rate)
+    done = recorder.restore(stage, modules, optimizer)
+    for number in range(done + 1, steps + 1):
+        optimizer.zero_grad()
+        metrics = step(number)
+        for parameter in trained:
+            if parameter.grad is None:  # this process has no image of the batch
+                parameter.grad = torch.zeros_like(parameter)
+            total(parameter.grad)
+        optimizer.step()
+        if after:
+            after(number)
+        recorder.record(stage, number, steps, metrics, summary or mean_of_steps)
+        recorder.save(stage, number, steps, modules, optimizer)
 
 
 def mean_of_steps(sums: Mapping[str, Tensor], steps: int) -> HistoryLine:
-    """The mean of each figure over an epoch."""
+    """Average each metric over the steps of an epoch."""
     return {name: float(value) / steps for name, value in sums.items()}
 
 
 @dataclass(frozen=True)
-class StateRecord:
-    """What a state says beside its tensors: steps done, those of this epoch, and the history."""
+class CheckpointRecord:
+    """The JSON part of a checkpoint: steps done, steps of this epoch, and the history."""
 
     step: int
     steps: int
@@ -45,17 +82,18 @@ class StateRecord:
 
 
 class Recorder:
-    """What training leaves behind: figures per epoch, and the state to go on from.
+    """Records metrics per epoch, and writes and restores checkpoints.
 
     Args:
-        per_epoch: steps of an epoch.
-        progress: called after each unit of work.
-        folder: of the state files; None keeps none.
-        fingerprint: of everything that decides the result; other states are left alone.
+        per_epoch: number of steps of an epoch.
+        progress: called after each step.
+        folder: folder of the checkpoints; None writes none.
+        fingerprint: digest of everything that determines the result; a checkpoint with another
+            fingerprint is ignored.
         on_epoch: called with each line of the history when its epoch ends.
 
     Attributes:
-        epochs: a line per stage and epoch.
+        epochs: one line per stage and epoch.
     """
 
     def __init__(
@@ -75,34 +113,34 @@ class Recorder:
         self._saved = time.monotonic()
 
     def record(
-        self, stage: str, step: int, steps: int, figures: Mapping[str, Tensor], summary: Summary
+        self, stage: str, step: int, steps: int, metrics: Mapping[str, Tensor], summary: Summary
     ) -> None:
-        """Add the figures of a step; at the end of an epoch they become a line of the history.
+        """Add the metrics of a step; the last step of an epoch adds a line to the history.
 
-        Figures stay on their device until then, so that an accelerator is not waited for.
+        Metrics stay on their device until then, to avoid waiting for an accelerator.
         """
-        for name, value in figures.items():
+        for name, value in metrics.items():
             value = value.detach().double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._steps += 1
         if step % self.per_epoch == 0 or step == steps:
-            # Sorted, since processes must sum the same figure, and states are read in any order.
+            # Sorted, because all processes must sum the same metric, and a restored checkpoint
+            # can list them in another order.
             sums = {name: total(self._sums[name]).cpu() for name in sorted(self._sums)}
             line = {"stage": stage, "epoch": -(-step // self.per_epoch), "step": step}
             line |= summary(sums, self._steps)
-            self._report_dead(line)
+            self._warn_empty(line)
             self.epochs.append(line)
             self._sums, self._steps = {}, 0
             if self.on_epoch and rank() == 0:
                 self.on_epoch(line)
         last = self.epochs[-1] if self.epochs and self.epochs[-1]["stage"] == stage else {}
-        shown = {k: v for k, v in last.items() if isinstance(v, float)}
-        self.progress(stage, step, steps, shown)
+        self.progress(stage, step, steps, {k: v for k, v in last.items() if isinstance(v, float)})
 
-    def _report_dead(self, line: HistoryLine) -> None:
+    def _warn_empty(self, line: HistoryLine) -> None:
         before = self.epochs[-1].get("empty", []) if self.epochs else []
-        if dead := sorted(set(line.get("empty", [])) - set(before)):
-            classes = ", ".join(map(str, dead))
+        if empty := sorted(set(line.get("empty", [])) - set(before)):
+            classes = ", ".join(map(str, empty))
             logger.warning(
                 "%s, epoch %d: no pixel has class %s", line["stage"], line["epoch"], classes
             )
@@ -115,10 +153,10 @@ class Recorder:
         modules: nn.Module,
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        """Write the state, whole or not at all, every few seconds and after the last step.
+        """Write a checkpoint atomically, every few seconds and after the last step.
 
-        The first process decides when, and writes for all; so the state is of one step, whatever
-        moment a kill comes at.
+        The first process decides when, and writes for all processes: the checkpoint is of one
+        step, whenever the fit is stopped.
         """
         if self.folder is None:
             return
@@ -132,29 +170,32 @@ class Recorder:
         tensors = {f"module.{name}": value for name, value in modules.state_dict().items()}
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": value for name, value in state.items()}
-        for process, own in enumerate(sums):
-            tensors |= {f"sum.{process}.{name}": value for name, value in own.items()}
+        for process, process_sums in enumerate(sums):
+            tensors |= {f"sum.{process}.{name}": value for name, value in process_sums.items()}
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        about = {"step": step, "steps": self._steps, "epochs": self.epochs}
-        note = {"fingerprint": self.fingerprint, "about": json.dumps(about)}
+        record = {"step": step, "steps": self._steps, "epochs": self.epochs}
+        note = {"fingerprint": self.fingerprint, "about": json.dumps(record)}
         with atomic_path(self._path(stage)) as temporary:
-            # Not save_file, which has a temporary file of its own that a kill would leave.
+            # save_file of safetensors writes a temporary file of its own, which a kill would leave.
             temporary.write_bytes(save(tensors, {**note, "sha256": _digest(tensors, note)}))
 
     def restore(self, stage: str, modules: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Load the state of a stage, if there is one of the same run; returns the steps done.
+        """Load the checkpoint of a stage, if one with this fingerprint exists.
 
-        The first process reads it, and gives it to the others.
+        The first process reads it and sends it to the others.
+
+        Returns:
+            The number of steps done, 0 without a checkpoint.
         """
         if self.folder is None:
             return 0
         saved = from_first(self._read(stage) if rank() == 0 else None)
         if saved is None:
             return 0
-        about, tensors = saved
+        record, tensors = saved
         shapes = {f"module.{name}": value.shape for name, value in modules.state_dict().items()}
         if shapes != {k: v.shape for k, v in tensors.items() if k.startswith("module.")}:
-            logger.warning("%s is of another model: %s starts anew", self._path(stage), stage)
+            logger.warning("%s is of another model: %s starts over", self._path(stage), stage)
             return 0
         parts: dict[str, dict[str, Tensor]] = {"module": {}, "adam": {}, "sum": {}}
         for name, value in tensors.items():
@@ -167,38 +208,38 @@ class Recorder:
             state.setdefault(int(number), {})[rest] = value
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-        device, own = next(modules.parameters()).device, f"{rank()}."
+        device, prefix = next(modules.parameters()).device, f"{rank()}."
         self._sums = {
-            name.removeprefix(own): value.to(device)
+            name.removeprefix(prefix): value.to(device)
             for name, value in parts["sum"].items()
-            if name.startswith(own)
+            if name.startswith(prefix)
         }
-        self._steps, self.epochs = about.steps, about.epochs
-        return about.step
+        self._steps, self.epochs = record.steps, record.epochs
+        return record.step
 
-    def _read(self, stage: str) -> tuple[StateRecord, dict[str, Tensor]] | None:
-        """What is kept of a stage and its tensors; None if there is nothing of this run."""
+    def _read(self, stage: str) -> tuple[CheckpointRecord, dict[str, Tensor]] | None:
+        """Read the checkpoint of a stage; None if this fit has none."""
         path = self._path(stage)
         if not path.is_file():
             return None
         try:
             tensors, note = read_tensors(path)
             if note.pop("sha256", "") != _digest(tensors, note):
-                raise InputError(f"{path} does not have its checksum")
+                raise InputError(f"{path} has a wrong checksum")
             if note.get("fingerprint") != self.fingerprint:
-                return None  # of other images or options
-            about = parse_json(note.get("about", ""), StateRecord, str(path))
+                return None  # other images or options
+            record = parse_json(note.get("about", ""), CheckpointRecord, str(path))
         except (InputError, OSError) as error:
-            logger.warning("a state is damaged (%s): %s starts anew", error, stage)
+            logger.warning("the checkpoint is damaged (%s): %s starts over", error, stage)
             return None
-        return about, tensors
+        return record, tensors
 
     def _path(self, stage: str) -> Path:
         return (self.folder or Path()) / f"training-{stage}.safetensors"
 
 
-def clear_states(folder: str | Path) -> None:
-    """Remove the states of training: the model that they led to is saved."""
+def clear_checkpoints(folder: str | Path) -> None:
+    """Remove the checkpoints of a fit whose model is saved."""
     if rank() == 0:
         for path in Path(folder).glob("training-*.safetensors"):
             path.unlink(missing_ok=True)
