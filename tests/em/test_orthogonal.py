@@ -54,7 +54,7 @@ def test_the_assignments_of_an_oblique_start_count():
     take one of them."""
     features = F.normalize(torch.tensor([[1.0, 0.5], [1.0, 0.9]]), dim=1)
     start = F.normalize(torch.tensor([[1.0, 2.0], [1.0, 0.7]]), dim=1)
-    found = orthogonal_kmeans(features, start, most=1)
+    found = orthogonal_kmeans(features, start, iterations=1)
     sums = torch.stack([torch.zeros(2), features.sum(0)])
     weak = 1e-3 * sums.norm(dim=1).max() * start
     expected = polar(torch.where(torch.tensor([[True], [False]]), weak, sums).double())
