@@ -123,7 +123,7 @@ with distributed.group("cpu") as device:
     model.fit(images, cache=out + ".store", checkpoints=out, log=lambda sentence: None)
     if distributed.rank() == 0:
         model.save_pretrained(out)
-        training.clear_states(out)
+        training.clear_checkpoints(out)
 """
 
 

@@ -17,9 +17,9 @@ from primaps.classes.audit import asking_order, strips
 from primaps.classes.legend import HIDDEN
 from primaps.config import Seed
 from primaps.data import LogCallback, find_images, load_image, read
-from primaps.utils.bilinear import upsample
 from primaps.evaluation.audit import NAME, PICTURE, Audit, AuditRecord, Question
 from primaps.model import PriMaPsEM
+from primaps.utils.bilinear import upsample
 from primaps.utils.errors import InputError
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.seeding import generator

@@ -61,7 +61,7 @@ class ImageArrays:
     def take(
         self, index: Integer[Tensor, " b"], inner: Integer[Tensor, " b"] | None = None
     ) -> Shaped[Tensor, "b ..."]:
-        """Return the rows at ``index``, or with ``inner`` one entry of each along its first axis."""
+        """Return the rows at ``index``, or one entry of each row at ``inner``."""
         arrays = self.arrays
         if isinstance(arrays, Tensor):
             where = (index,) if inner is None else (index, inner)

@@ -17,12 +17,12 @@ from primaps.backbones.backbone import image_features, image_side
 from primaps.classes.legend import HIDDEN
 from primaps.config import Size
 from primaps.data import LogCallback, find_images
-from primaps.utils.bilinear import largest_channel
 from primaps.label_maps.collection import Inputs, Picture, Written, write_maps
 from primaps.label_maps.labeler import ImageSize, Labeler
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import overlay, with_legend
 from primaps.scenes.predict import predict_image, shown_classes
+from primaps.utils.bilinear import largest_channel
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.validation import validated
 from primaps.version import VERSION

@@ -15,11 +15,11 @@ from primaps.backbones.backbone import Backbone, image_features, image_side
 from primaps.backbones.load import load_backbone
 from primaps.config import Size, Threshold
 from primaps.data import LogCallback, find_images
-from primaps.utils.bilinear import largest_channel
 from primaps.label_maps.collection import Inputs, Written, write_maps
 from primaps.label_maps.labeler import ImageSize, Labeler
 from primaps.pictures.overlays import overlay_masks
 from primaps.proposals.image_size import mask_probabilities
+from primaps.utils.bilinear import largest_channel
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.validation import validated
 from primaps.version import VERSION

@@ -23,12 +23,12 @@ from primaps.classes.legend import HIDDEN
 from primaps.classes.tree import Tree, best_parts, part_cosines
 from primaps.crf import CLASS_CRF
 from primaps.data import chunks
-from primaps.utils.bilinear import interpolate, largest_channel_at, upsample
 from primaps.model import PriMaPsEM
 from primaps.scenes.source import Box
 from primaps.scenes.tiling import Tiles, cosine_weights, crf_spans
 from primaps.scenes.view import View, centers, prefetched
 from primaps.scenes.work import RawFile, Work
+from primaps.utils.bilinear import interpolate, largest_channel_at, upsample
 from primaps.utils.parallel import lanes, overlapped
 from primaps.utils.progress import ProgressCallback
 
