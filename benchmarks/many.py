@@ -46,8 +46,8 @@ from primaps.label_maps.predicting import class_picture
 from primaps.label_maps.proposing import consecutive
 from primaps.pictures.overlays import overlay_masks
 from primaps.proposals.image_size import mask_probabilities
+from primaps.results import OutputFolder
 from primaps.utils.files import sha256
-from primaps.utils.outputs import OutputFolder
 
 
 def largest(probabilities: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "src" / "primaps"
 PICTURE = Path(__file__).parent / "images" / "architecture.png"
 LAYERS = (
-    ("version", "utils"),
+    ("version", "utils", "results"),
     ("config", "crf", "geometry"),
     ("data", "proposals", "backbones"),
     ("features",),
@@ -29,6 +29,7 @@ LAYERS = (
 """From the ground up. In a layer, what stands later may import what stands earlier."""
 WORDS = {
     "utils": "files, errors, processes",
+    "results": "may I write here?",
     "version": "a constant",
     "demo": "six images",
     "config": "every option",

@@ -38,9 +38,9 @@ from primaps.features.feature_cache import ArrayCache
 from primaps.model import PriMaPsEM
 from primaps.model_folder import BackboneRecord, TrainingRecord, read_model, write_model
 from primaps.projections import Head, Projection, read_checkpoint
+from primaps.results import OutputFolder
 from primaps.utils.errors import InputError
 from primaps.utils.files import sha256, write_json
-from primaps.utils.outputs import OutputFolder
 from tests.backbones.test_backbones import original_names
 from tests.exchange.samples import blocks, collection
 from tests.fuzz import Target

@@ -173,7 +173,7 @@ def test_other_weights_are_refused(fitted, colors, tmp_path):
         PriMaPsEM.from_pretrained(tmp_path, backbone=colors)
 
 
-@pytest.mark.parametrize("content", ["{}", "not json", '{"library": "other"}', "[]"])
+@pytest.mark.parametrize("content", ["{}", "not json", '{"generator": "other 1"}', "[]"])
 def test_foreign_folders_are_one_sentence(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelError, match="holds no model of primaps"):

@@ -12,9 +12,9 @@ from primaps.label_maps import predict_files, propose_files
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import grid
 from primaps.pictures.preview import model_preview
+from primaps.results import check_file, write_own_png
 from primaps.utils.errors import MissingPackageError
 from primaps.utils.files import user_path
-from primaps.utils.ours import need_own, write_png
 from primaps.utils.progress import ProgressCallback, silent
 
 PHOTOS = (
@@ -42,7 +42,7 @@ def demo(
         ImportError: scikit-image or scikit-learn is not installed.
     """
     out = user_path(out)
-    need_own(out / "demo.png")
+    check_file(out / "demo.png")
     paths = [_packaged(package, name) for package, name in PHOTOS]
     model = PriMaPsEM(CLASSES, device=device)
     propose_files(paths, out / "proposals", backbone=model.backbone, progress=progress)
@@ -75,5 +75,5 @@ def _picture(paths: list[Path], out: Path) -> Path:
                 row.append(shown.crop((0, 0, *photo.size)))
         rows.append(row)
     target = out / "demo.png"
-    write_png(grid(rows, height=200), target)
+    write_own_png(grid(rows, height=200), target)
     return target

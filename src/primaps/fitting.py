@@ -86,7 +86,7 @@ def fit_folder(
         on_epoch: called with a line of figures per epoch.
 
     Raises:
-        ModelError: the folder has files that are not of a model, or is that of the images.
+        OutputError: The folder has files that this package did not write, or contains an image.
     """
     with model_writing(out, files):
         model.fit(

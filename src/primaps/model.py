@@ -479,8 +479,8 @@ class PriMaPsEM:
         """Write ``model.safetensors``, ``config.json`` and ``history.json``, each atomically.
 
         Raises:
-            ModelError: the model is not fitted, or the folder has files of these names that are
-                not of a model of this package.
+            ModelError: the model is not fitted.
+            OutputError: the folder has files with these names that this package did not write.
             EditError: the model has edits, and the folder a ``classes.json`` of another fit.
         """
         if self.prototypes_ is None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from primaps.config import Config, Positions
 from primaps.data import ImageFile
+from primaps.results import GENERATOR, check_file, check_inputs, check_set, is_marked
 from primaps.utils.distributed import rank
 from primaps.utils.errors import InputError, PrimapsError
 from primaps.utils.files import atomic_path, locked, write_json
@@ -31,7 +32,6 @@ from primaps.utils.inputs import (
     read_bytes,
     read_json,
 )
-from primaps.utils.ours import need_own
 from primaps.version import VERSION
 
 FORMAT: Literal[2] = 2
@@ -40,7 +40,7 @@ LARGEST_HISTORY = 256 << 20
 """Bytes of the largest ``history.json``: that of a very long fit is a tenth of it."""
 Line = dict[str, str | int | float | Annotated[list[int | float], Len(0, 4096)] | None]
 """Of the history: figures of an epoch by their names."""
-FILES = ("config.json", "model.safetensors", "history.json", "tree.safetensors", "preview.png")
+FILES = ("model.safetensors", "history.json", "tree.safetensors", "preview.png")
 
 
 class ModelError(PrimapsError, RuntimeError):
@@ -94,7 +94,7 @@ class ModelRecord:
 
     Attributes:
         format: of the folder.
-        library: always ``primaps``.
+        generator: package and version that wrote the file; the mark of :mod:`primaps.results`.
         config: all options.
         weights: SHA-256 of ``model.safetensors``, so that files of two fits are told apart.
         backbone: what features are from.
@@ -104,7 +104,7 @@ class ModelRecord:
     """
 
     format: Literal[2]
-    library: Literal["primaps"]
+    generator: str
     config: Config
     weights: str
     backbone: BackboneRecord
@@ -125,16 +125,16 @@ def write_model(
     """Write ``config.json``, ``model.safetensors`` and ``history.json``, each atomically.
 
     Raises:
-        ModelError: the folder has one of these files, but not from this package.
+        OutputError: The folder has one of these files, but this package did not write it.
     """
     folder = Path(folder).expanduser()
-    refuse_foreign_files(folder)
+    check_model_folder(folder)
     weights = save({k: v.cpu().contiguous() for k, v in tensors.items()}, {"format": "pt"})
     versions = {"primaps": VERSION, "torch": torch.__version__}
     versions["python"] = platform.python_version()
     digest = hashlib.sha256(weights).hexdigest()
     record = ModelRecord(
-        FORMAT, "primaps", config, digest, backbone, projection, training, versions
+        FORMAT, GENERATOR, config, digest, backbone, projection, training, versions
     )
     # First the record: then weights of an earlier fit do not pass for those of this one.
     write_json(folder / "config.json", asdict(record))
@@ -143,42 +143,27 @@ def write_model(
     write_json(folder / "history.json", history)
 
 
-def refuse_foreign_files(folder: Path) -> None:
-    """Refuse to write a model where files of its names are somebody else's.
+def check_model_folder(folder: Path) -> None:
+    """Check that a model may be written to a folder.
 
     Raises:
-        ModelError: the folder is a file, or has a ``config.json``, ``preview.png``, ... that is not
-            of a model of this package.
+        OutputError: The folder is a file, or has files with the names of a model that this package
+            did not write.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ModelError(f"{folder} is a file: give a folder to write the model to")
-    if is_model(folder):
-        need_own(folder / "preview.png")
-        return
-    for name in FILES:
-        if (folder / name).exists():
-            raise ModelError(
-                f"{folder / name} is not of a model of primaps: it is not replaced; write the "
-                "model to another folder"
-            )
+    check_set(folder, "config.json", FILES)
+    check_file(folder / "preview.png")
 
 
 @contextmanager
 def model_writing(folder: Path, images: Sequence[ImageFile]) -> Iterator[None]:
-    """Hold a folder for the model of some images; whoever comes second waits.
+    """Hold a folder for the model of some images; another process that wants it waits.
 
     Raises:
-        ModelError: an image lies in the folder itself, or the folder has files of the names of a
-            model that are not of one.
+        OutputError: An image lies in the folder itself, or the folder has files with the names of
+            a model that this package did not write.
     """
-    inside = folder.resolve()
-    for image in images:
-        if isinstance(image.source, Path) and image.source.resolve().parent == inside:
-            raise ModelError(
-                f"{folder} holds the image {image.source}: write the model to another folder, so "
-                "that its pictures and the images do not mix"
-            )
-    refuse_foreign_files(folder)
+    check_inputs([folder], (image.source for image in images if isinstance(image.source, Path)))
+    check_model_folder(folder)
     if rank() > 0:  # the first process holds it for all
         yield
         return
@@ -187,11 +172,8 @@ def model_writing(folder: Path, images: Sequence[ImageFile]) -> Iterator[None]:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder has the ``config.json`` of a model of this package, of any version."""
-    try:
-        return read_json(folder / "config.json", dict[str, Any]).get("library") == "primaps"
-    except (OSError, InputError):
-        return False
+    """Return whether a folder has a model of this package, of any version."""
+    return is_marked(folder / "config.json")
 
 
 def read_model(
@@ -231,8 +213,8 @@ def read_record(folder: Path) -> ModelRecord:
     path = folder / "config.json"
     data = read_bytes(path)
     content = parse_json(data, dict[str, Any], str(path))
-    if content.get("library") != "primaps":
-        raise InputError(f"{path} is of another program")
+    if not str(content.get("generator")).startswith("primaps "):
+        raise InputError(f"{path} was not written by primaps")
     if (written := content.get("format")) != FORMAT:
         raise InputError(
             f"{path} has the format {written!r} and this version reads {FORMAT}: fit again, or "

@@ -32,8 +32,8 @@ from primaps.model_folder import (
     ModelRecord,
     ProjectionRecord,
     TrainingRecord,
+    check_model_folder,
     read_model,
-    refuse_foreign_files,
     write_model,
 )
 from primaps.projections.projection import Projection
@@ -163,11 +163,11 @@ def write_pretrained(
         plan: the steps that it took.
 
     Raises:
-        ModelError: the folder has files of these names that are not of a model of this package.
+        OutputError: The folder has files with these names that this package did not write.
         EditError: there are edits, and the folder has a ``classes.json`` of another fit.
     """
     path = user_path(folder)
-    refuse_foreign_files(path)
+    check_model_folder(path)
     if inventory is not None:
         _look_at_edits(path, inventory, edits)
     if projection is not None and projection.own:

@@ -264,7 +264,7 @@ def test_a_model_is_not_written_over_files_of_others(images, vit, tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text('{"mine": 1}')
     for out, words in (
-        (tmp_path / "m", "config.json is not of a model of primaps: it is not replaced"),
+        (tmp_path / "m", "config.json was not written by primaps"),
         (images, "holds the image"),
     ):
         before = {path: path.read_bytes() for path in out.iterdir()}

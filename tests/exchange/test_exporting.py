@@ -90,10 +90,10 @@ def test_an_earlier_export_is_replaced_unless_someone_worked_on_it(street):
     assert (out / "annotations.xml").exists()
     with (out / "annotations.xml").open("a") as file:
         file.write("<!-- corrected -->")
-    refused(street, "was changed since it was made", "coco")
+    refused(street, "was changed since primaps wrote it", "coco")
     export_labels(street.result, street.images, "labelme", street.root / "other")
     (street.root / "other" / "new.json").write_text("{}")
-    refused(street, "was changed since it was made", out=street.root / "other")
+    refused(street, "was changed since primaps wrote it", out=street.root / "other")
 
 
 def test_what_stops_an_export_half_way_leaves_the_earlier_one(street):

@@ -76,7 +76,7 @@ def test_a_foreign_geopackage_is_refused_before_prediction(model, scene, tmp_pat
     with sqlite3.connect(other) as database:  # a GeoPackage without a layer
         database.execute("CREATE TABLE gpkg_contents (description TEXT)")
     before = other.read_bytes()
-    with pytest.raises(PrimapsError, match=r"mine.gpkg exists, and is not of primaps"):
+    with pytest.raises(PrimapsError, match=r"mine.gpkg was not written by primaps"):
         primaps.predict_scene(model, scene, tmp_path / "out.tif", polygons=other)
     assert other.read_bytes() == before
     assert not (tmp_path / "out.tif").exists()

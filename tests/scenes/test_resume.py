@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import primaps
-from primaps.scenes.work import RawFile, ResultError
+from primaps.results import OutputError, RawFile
 from tests.scenes.conftest import bands, geotiff
 
 CHILD = """
@@ -52,25 +52,25 @@ def test_foreign_files_and_results_of_other_options_are_refused(model, picture, 
     pytest.importorskip("rasterio")
     path = geotiff(tmp_path / "scene.tif", bands(picture))
     before = path.read_bytes()
-    with pytest.raises(ResultError, match="is the scene itself"):
+    with pytest.raises(OutputError, match="is the input itself"):
         primaps.predict_scene(model, path, path)
     mine = tmp_path / "mine.tif"
     mine.write_bytes(b"a map")
-    with pytest.raises(ResultError, match="exists, and is not the result"):
+    with pytest.raises(OutputError, match="exists and is not the result"):
         primaps.predict_scene(model, path, mine)
     assert primaps.predict_scene(model, path, tmp_path / "out.tif", crf=False)
-    with pytest.raises(ResultError, match="exists, and is not the result"):
+    with pytest.raises(OutputError, match="exists and is not the result"):
         primaps.predict_scene(model, path, tmp_path / "out.tif")
-    with pytest.raises(ResultError, match=r"name .*regions\.gpkg"):
+    with pytest.raises(OutputError, match=r"name .*regions\.gpkg"):
         primaps.predict_scene(
             model, path, tmp_path / "out.tif", crf=False, polygons=tmp_path / "regions.shp"
         )
     (tmp_path / ".new.tif.primaps").mkdir()
     (tmp_path / ".new.tif.primaps" / "letter.txt").write_text("keep me")
-    with pytest.raises(ResultError, match="not of primaps"):
+    with pytest.raises(OutputError, match="was not written by primaps"):
         primaps.predict_scene(model, path, tmp_path / "new.tif")
     (tmp_path / "b.tif.aux.xml").write_text("<PAMDataset/>")
-    with pytest.raises(ResultError, match="aux.xml exists"):
+    with pytest.raises(OutputError, match="aux.xml exists"):
         primaps.predict_scene(model, path, tmp_path / "b.tif")
     assert path.read_bytes() == before
     assert mine.read_bytes() == b"a map"

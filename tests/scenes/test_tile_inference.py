@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from primaps.results import WorkFolder
 from primaps.scenes.readers import in_memory
 from primaps.scenes.tile_inference import blend
 from primaps.scenes.tiling import cosine_weights, plan_tiles
 from primaps.scenes.view import View
-from primaps.scenes.work import Work
 from primaps.utils.progress import silent
 
 PATCH, CPU = 8, torch.device("cpu")
@@ -51,7 +51,7 @@ def in_one_piece(view, pixels, plan):
 def test_streaming_rows_of_tiles_gives_the_weighted_mean_of_all_tiles(tmp_path, width, height):
     view, pixels = view_of(width, height)
     plan = plan_tiles(height, width, PATCH, 64, 24)
-    raw = blend(odd_values, [2], view, plan, Work(tmp_path), silent, CPU)
+    raw = blend(odd_values, [2], view, plan, WorkFolder(tmp_path), silent, CPU)
     found = torch.from_numpy(raw.rows(0, plan.rows)).float().permute(1, 0, 2)
     assert torch.allclose(found, in_one_piece(view, pixels, plan), atol=3e-3)
 
@@ -62,7 +62,7 @@ def test_an_interrupted_run_resumes_to_identical_bytes(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    wanted = blend(odd_values, [2], view, plan, Work(whole), silent, CPU).path.read_bytes()
+    wanted = blend(odd_values, [2], view, plan, WorkFolder(whole), silent, CPU).path.read_bytes()
     calls = 0
 
     def stopping(images):
@@ -74,7 +74,7 @@ def test_an_interrupted_run_resumes_to_identical_bytes(tmp_path):
 
     for _ in range(30):
         try:
-            raw = blend(stopping, [2], view, plan, Work(parts), silent, CPU)
+            raw = blend(stopping, [2], view, plan, WorkFolder(parts), silent, CPU)
             break
         except KeyboardInterrupt:
             continue
@@ -93,5 +93,5 @@ def test_tiles_without_a_valid_pixel_are_skipped(tmp_path):
         seen.append(len(images))
         return odd_values(images)
 
-    blend(values, [2], view, plan, Work(tmp_path), silent, CPU)
+    blend(values, [2], view, plan, WorkFolder(tmp_path), silent, CPU)
     assert sum(seen) == 4 < len(plan.tops) * len(plan.lefts)

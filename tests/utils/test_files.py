@@ -1,10 +1,13 @@
 import json
+import os
 
 import pytest
+from PIL import Image
+from safetensors import SafetensorError
 
 from primaps.config import Config
 from primaps.em.fit import schedule
-from primaps.utils.files import atomic_path, cache_dir, sha256, write_json
+from primaps.utils.files import atomic_path, cache_dir, sha256, temporary_folder, write_json
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -42,3 +45,42 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 )
 def test_schedules(images, steps):
     assert schedule(Config(classes=27, recipe="paper"), images)[1:] == steps
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")  # noqa: PTH110
+def test_a_full_disk_names_the_file_whoever_writes(tmp_path):
+    def plain(path):
+        with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
+            full.write(b"a")
+
+    def tensors(path):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    def picture(path):
+        with open("/dev/full", "wb") as full:  # noqa: PTH123
+            Image.effect_noise((400, 400), 90).save(full, "PNG")
+
+    for write in (plain, tensors, picture):
+        target = tmp_path / "masks.bin"
+        named = pytest.raises(OSError, match="No space left on device: '.*masks.bin'")
+        with named, atomic_path(target) as temporary:
+            write(temporary)
+        assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_a_file_that_is_read_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="source.png"), atomic_path(tmp_path / "a"):
+        (tmp_path / "source.png").read_bytes()
+
+
+def test_what_a_killed_process_left_in_a_folder_is_removed_by_the_next(tmp_path):
+    from primaps.utils import files
+
+    dead = tmp_path / f".writing-{files._HOST}-{2**22 + 1}-abc"
+    (dead / "below").mkdir(parents=True)
+    (dead / "below" / "a.png").write_bytes(b"a")
+    mine = tmp_path / ".writing-notes"
+    mine.mkdir()
+    with temporary_folder(tmp_path):
+        assert not dead.exists()
+    assert list(tmp_path.iterdir()) == [mine]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from primaps.utils.outputs import JOURNAL, OutputFolder
+from primaps.results import JOURNAL, OutputFolder
 from primaps.utils.shards import Shard, read_shard
 
 

@@ -65,10 +65,10 @@ def evaluate(
     """Accuracy, mean IoU and IoU per class after Hungarian matching."""
     with running() as progress:
         from primaps.evaluation.protocol import evaluate as run
-        from primaps.utils.ours import need_own, write_scores
+        from primaps.results import check_file, write_own_json
 
         if json_file:
-            need_own(json_file)  # before the work
+            check_file(json_file)  # before the work
         data = labeled_images(images, labels, dataset, split, "val", ignore_index)
         network = fitted_model(model, device, classes)
         found = run(
@@ -86,7 +86,7 @@ def evaluate(
         table.add_row("accuracy", f"{100 * found.accuracy:.1f}")
         show(table)
         if json_file:
-            write_scores(json_file, found.to_dict())
+            write_own_json(json_file, found.to_dict())
         if pictures:
             from primaps.pictures.scores import draw_result
 
@@ -112,10 +112,10 @@ def oracle(
     with running() as progress:
         from primaps.backbones.load import load_backbone
         from primaps.evaluation.oracle import evaluate_oracle
-        from primaps.utils.ours import need_own, write_scores
+        from primaps.results import check_file, write_own_json
 
         if json_file:
-            need_own(json_file)
+            check_file(json_file)
         data = labeled_images(images, labels, dataset, split, "val", ignore_index)
         network = load_backbone(backbone, device)
         found = evaluate_oracle(
@@ -123,7 +123,7 @@ def oracle(
             crf="dense" if mask_crf else None, progress=progress, log=warn,
         )  # fmt: skip
         if json_file:
-            write_scores(json_file, found.to_dict())
+            write_own_json(json_file, found.to_dict())
         title = f"{found.images} images, {found.masks_per_image:.1f} masks per image"
         title += f", {100 * found.ignored:.1f} % of the pixels in none"
         table = Table("", "accuracy", "mean IoU", title=title)

@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw
 
 from primaps.classes.audit import Estimate, estimate
 from primaps.data import load_image
+from primaps.results import write_own_png
 from primaps.utils.errors import InputError
 from primaps.utils.files import write_json
 from primaps.utils.inputs import read_json
-from primaps.utils.ours import write_png
 
 logger = logging.getLogger("primaps")
 SIDE = 900
@@ -164,7 +164,7 @@ class Audit:
                 f"{question.path} has {image.width}x{image.height} pixels, and {NAME} asks "
                 f"about ({question.x}, {question.y}): it is another image now"
             )
-        write_png(picture(image, question), self.picture)
+        write_own_png(picture(image, question), self.picture)
         return self.picture
 
 

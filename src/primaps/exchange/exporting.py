@@ -17,10 +17,10 @@ from primaps.data.folder import ImageFile, find_images
 from primaps.data.reading import ImageError, opened, upright_size
 from primaps.exchange.classes import Classes, read_classes
 from primaps.exchange.errors import check_text
-from primaps.exchange.folders import check_free, whole_folder
 from primaps.exchange.formats import find_format
 from primaps.exchange.labeled import LabeledImage, proposals
 from primaps.exchange.source import one_sentence
+from primaps.results import check_folder, own_folder
 from primaps.utils.errors import InputError
 from primaps.utils.inputs import read_json
 from primaps.utils.progress import ProgressCallback, silent
@@ -93,7 +93,7 @@ def export_labels(
         raise InputError(
             f"{result} does not say what its classes are: give a classes.json or the model"
         )
-    check_free(out.absolute())
+    check_folder(out.absolute())
     files = _with_maps(find_images(images, exclude=out), result, log)
 
     def labeled() -> Generator[LabeledImage]:
@@ -115,7 +115,7 @@ def export_labels(
                 yield LabeledImage(name, file.key, chosen.normalized(labels, where), source)
             progress("export", done + 1, len(files), {})
 
-    with whole_folder(out) as folder, contextlib.closing(labeled()) as stream:
+    with own_folder(out) as folder, contextlib.closing(labeled()) as stream:
         form.write(stream, chosen, folder, per or form.per or "class")
     names = ", ".join(chosen.names)
     return Exported(len(files), out, form.next.format(out=out, names=names))

@@ -12,9 +12,9 @@ from PIL import Image
 from primaps.data.folder import IMAGE_SUFFIXES
 from primaps.exchange.classes import NOTHING, Classes, read_classes
 from primaps.exchange.exporting import write_classes
-from primaps.exchange.folders import check_free, whole_folder
 from primaps.exchange.formats import find_format
 from primaps.exchange.source import open_source, safe_name
+from primaps.results import check_folder, own_folder
 from primaps.utils.errors import InputError
 from primaps.utils.progress import ProgressCallback, silent
 
@@ -59,8 +59,8 @@ def import_labels(
     """
     form, out = find_format(source_format, reading=True), Path(out)
     wanted = read_classes(classes) if isinstance(classes, str | Path) else classes
-    check_free(out.absolute())
-    with open_source(path) as source, whole_folder(out) as folder:
+    check_folder(out.absolute())
+    with open_source(path) as source, own_folder(out) as folder:
         if form.read is None:
             raise InputError(f"{source_format} cannot be read")
         found, total, images = form.read(source)

@@ -43,7 +43,7 @@ from primaps.features.training_data import (
 )
 from primaps.utils.distributed import processes, rank
 from primaps.utils.errors import InputError
-from primaps.utils.files import cache_dir, named, write_json
+from primaps.utils.files import cache_dir, locked, named, write_json
 
 logger = logging.getLogger("primaps")
 FORMAT = 1
@@ -170,20 +170,9 @@ class ArrayCache:
         if self.folder is None:
             yield
             return
-        from filelock import FileLock, Timeout
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / "lock")
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            logger.info("waiting for another process that writes to %s", self.folder)
-            lock.acquire()
-        try:
+        with locked(self.folder, self.folder / "lock"):
             self._read_journal(repair=True)
             yield
-        finally:
-            lock.release()
 
     def _arrays(self) -> np.ndarray:
         """Map all rows on disk into memory."""

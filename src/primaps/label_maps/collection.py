@@ -18,8 +18,8 @@ from primaps.data.folder import files_here
 from primaps.data.stream import content_digest, in_memory
 from primaps.label_maps.batches import alike
 from primaps.label_maps.labeler import ImageSize, Labeler
+from primaps.results import OutputFolder
 from primaps.utils.files import save_picture
-from primaps.utils.outputs import OutputFolder
 from primaps.utils.parallel import lanes, overlapped
 from primaps.utils.progress import ProgressCallback
 from primaps.utils.shards import read_shard

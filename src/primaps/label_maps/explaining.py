@@ -26,8 +26,8 @@ from primaps.data.stream import content_digest, in_memory
 from primaps.label_maps.collection import Inputs
 from primaps.label_maps.proposing import propose_options
 from primaps.pictures.explain import steps_picture, threshold_picture
+from primaps.results import OutputFolder
 from primaps.utils.files import save_picture
-from primaps.utils.outputs import OutputFolder
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.shards import read_shard
 from primaps.utils.validation import validated

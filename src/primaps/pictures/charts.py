@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from primaps.evaluation.metrics import by_class
-from primaps.utils.ours import GENERATOR, own_path
+from primaps.results import GENERATOR, own_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -172,5 +172,5 @@ def _layout() -> ConstrainedLayoutEngine:
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure, in the format of the suffix of ``path``, atomically."""
     png = Path(path).suffix.lower() == ".png"
-    with own_path(path) as temporary:
+    with own_file(path) as temporary:
         figure.savefig(temporary, dpi=150, metadata={"Software" if png else "Creator": GENERATOR})

@@ -9,9 +9,9 @@ from PIL import Image
 
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import grid, overlay, overlay_masks, with_legend
+from primaps.results import write_own_png
 from primaps.utils.colors import palette
 from primaps.utils.errors import InputError
-from primaps.utils.ours import write_png
 
 
 def model_preview(model: PriMaPsEM, path: str | Path, crf: bool = True) -> None:
@@ -39,4 +39,4 @@ def model_preview(model: PriMaPsEM, path: str | Path, crf: bool = True) -> None:
     sheet = grid(rows, ("image", "mask proposals", "classes found"))
     present = np.flatnonzero(np.bincount(labels.flatten(), minlength=len(colors)))
     sheet = with_legend(sheet, [f"class {k}" for k in present], colors[present])
-    write_png(sheet, path)
+    write_own_png(sheet, path)

@@ -34,10 +34,10 @@ from primaps.evaluation.protocol import Evaluation, evaluate
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import overlay
 from primaps.pictures.report_page import Look, Seen, page
+from primaps.results import check_file, own_file
 from primaps.utils.bilinear import upsample
 from primaps.utils.colors import palette
 from primaps.utils.files import user_path
-from primaps.utils.ours import need_own, own_path
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.seeding import generator
 from primaps.utils.validation import validated
@@ -98,7 +98,7 @@ def write_report(
         OutputError: the file is there, and not a report of this package.
     """
     path = user_path(path)
-    need_own(path)
+    check_file(path)
     files = find_images(images, exclude=path.parent)
     if len(files) > most:
         random = generator("report", model.config.seed)
@@ -125,7 +125,7 @@ def write_report(
     looks.sort(key=lambda look: look.margin)
     ends = looks if len(looks) <= 2 * ENDS else looks[:ENDS] + looks[-ENDS:]
     text = page(model, classes, seen, ends, len(looks), scores)
-    with own_path(path) as temporary:
+    with own_file(path) as temporary:
         temporary.write_text(text, "utf-8")
     return path
 

@@ -16,7 +16,7 @@ from primaps.classes.tree import Tree
 from primaps.evaluation.protocol import Evaluation
 from primaps.model import PriMaPsEM
 from primaps.pictures.report_style import STYLE
-from primaps.utils.ours import GENERATOR
+from primaps.results import GENERATOR
 from primaps.version import VERSION
 
 

@@ -18,9 +18,9 @@ from primaps.evaluation.protocol import Evaluation, model_predictions
 from primaps.model import PriMaPsEM
 from primaps.pictures.charts import confusion_chart, iou_chart, save
 from primaps.pictures.overlays import examples
+from primaps.results import check_file, write_own_png
 from primaps.utils.colors import palette
 from primaps.utils.files import user_path
-from primaps.utils.ours import need_own, write_png
 
 
 def class_colors(data: Dataset) -> UInt8[np.ndarray, "k 3"]:
@@ -41,13 +41,13 @@ def draw_result(
     shown = f"accuracy {100 * result.accuracy:.1f} %, mean IoU {100 * result.mean_iou:.1f} %"
     folder = user_path(folder)
     for name in ("confusion.png", "iou.png", "examples.png"):
-        need_own(folder / name)
+        check_file(folder / name)
     save(result_confusion(result, shown), folder / "confusion.png")
     method = {"em": "PriMaPs-EM", "kmeans": "k-means", "probe": "linear probe"}[model.config.method]
     method = f"recipe {model.config.recipe}" if model.config.unused else method
     save(iou_chart({method: result.iou}, shown), folder / "iou.png")
     sheet = example_sheet({"prediction": (model, result)}, data, evenly(data, number))
-    write_png(sheet, folder / "examples.png")
+    write_own_png(sheet, folder / "examples.png")
 
 
 def result_confusion(result: Evaluation, title: str = "") -> Figure:

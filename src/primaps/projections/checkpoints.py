@@ -23,7 +23,7 @@ from torch import Tensor
 from primaps.backbones.backbone import tensors_digest
 from primaps.backbones.convert import WeightsError, to_hub_names, write_folder
 from primaps.projections.projection import Projection, ProjectionError, from_tensors
-from primaps.utils.files import cache_dir, sha256
+from primaps.utils.files import cache_dir, sha256, temporary_folder
 from primaps.utils.foreign import read_foreign
 from primaps.utils.validation import validate, validated
 
@@ -150,7 +150,8 @@ def convert_projection(path: str | Path, out: str | Path, kind: str | None = Non
         ProjectionError, UnsafeFileError: as in :func:`load_projection`.
     """
     out = Path(out)
-    _carrying(read_checkpoint(kind, path), out / "backbone", path).save(out)
+    with temporary_folder() as folder:
+        _carrying(read_checkpoint(kind, path), folder, path).save(out)
     return out
 
 

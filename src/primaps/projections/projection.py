@@ -7,7 +7,6 @@ the codes.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from primaps.backbones.backbone import weights_digest
+from primaps.results import GENERATOR, check_set
 from primaps.utils.errors import InputError, PrimapsError
 from primaps.utils.files import atomic_path, user_path, write_json
 from primaps.utils.inputs import need_tensor, read_json, read_tensors
-from primaps.utils.ours import GENERATOR, own_path
 
 FORMAT = 1
 
@@ -37,6 +36,7 @@ class ProjectionRecord:
     """The content of ``projection.json``; see :class:`Projection`."""
 
     format: Literal[1]
+    generator: str
     name: str
     digest: str | None
     about: dict[str, Any]
@@ -172,7 +172,7 @@ class Projection(nn.Module):
 
         Raises:
             InputError: the codes come from a callable, whose program cannot be written.
-            OutputError: the files are there, and not of this package.
+            OutputError: The files exist and were not written by this package.
         """
         if not self.own:
             raise InputError(
@@ -180,22 +180,21 @@ class Projection(nn.Module):
                 "and give it again when the model is loaded"
             )
         folder = user_path(folder)
-        weights, description = folder / "projection.safetensors", folder / "projection.json"
-        if not weights.exists() and description.exists():
-            raise ProjectionError(f"{description} is not of a projection: it is not replaced")
         carried = folder / "backbone"
-        foreign = os.path.lexists(carried) and not description.exists()
-        if backbone and self.backbone not in (None, carried) and foreign:
-            raise ProjectionError(f"{carried} is not of a projection: it is not replaced")
-        if backbone and self.backbone is not None and self.backbone != carried:
-            for name in ("model.safetensors", "config.json"):  # the second says that both are there
+        copied = backbone and self.backbone not in (None, carried)
+        names = ["projection.safetensors", *(["backbone"] if copied else [])]
+        check_set(folder, "projection.json", names)
+        content = {"format": FORMAT, "generator": GENERATOR, "name": self.name}
+        content |= {"digest": self.digest, "about": self.about}
+        # First the description, which marks the other files; its digest tells if they are missing.
+        write_json(folder / "projection.json", content)
+        if copied and self.backbone is not None:
+            for name in ("model.safetensors", "config.json"):  # the second says that both exist
                 with atomic_path(carried / name) as temporary:
                     shutil.copyfile(self.backbone / name, temporary)
         tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
-        with own_path(weights) as temporary:
-            temporary.write_bytes(save(tensors, {"format": "pt", "generator": GENERATOR}))
-        content = {"format": FORMAT, "name": self.name, "digest": self.digest, "about": self.about}
-        write_json(description, content)  # last: then the folder is whole
+        with atomic_path(folder / "projection.safetensors") as temporary:
+            temporary.write_bytes(save(tensors, {"format": "pt"}))
 
     @classmethod
     def load(cls, folder: str | Path) -> Projection:

@@ -12,7 +12,7 @@ from primaps.pictures.scores import result_confusion
 from primaps.reproduction.rows import Experiment, Picture
 from primaps.reproduction.run_context import Laboratory, Outcome
 from primaps.reproduction.sheets import SHEETS, as_evaluation
-from primaps.utils.ours import write_png
+from primaps.results import write_own_png
 
 NOT_CHARTED = ("without CRF", "baseline + CRF", "oracle, all pixels")
 """Parts of labels of rows that would clutter a chart beside those that they hardly differ from."""
@@ -117,7 +117,7 @@ def _sheet(
         return
     picture, caption = sheet
     file = f"{_slug(kind)}-{name}.png"
-    write_png(picture, folder / file)
+    write_own_png(picture, folder / file)
     yield file, f"{caption}; {where}, seed {next(iter(outcomes[0].results))}."
 
 

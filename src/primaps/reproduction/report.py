@@ -15,8 +15,8 @@ from primaps.reproduction.paper import IOU, IOU_METHODS, IOU_OF
 from primaps.reproduction.pictures import draw
 from primaps.reproduction.rows import Experiment
 from primaps.reproduction.run_context import Laboratory, Outcome
+from primaps.results import GENERATOR, own_file
 from primaps.utils.files import write_json
-from primaps.utils.ours import GENERATOR, own_path
 
 ORDER = ("baseline", "PriMaPs-EM", "linear probe", "oracle, pixels in masks")
 """In mean IoU, as the paper finds it."""
@@ -44,7 +44,7 @@ def write_report(
         **about,
     }
     write_lists(laboratory, folder)
-    with own_path(folder / "report.json") as temporary:
+    with own_file(folder / "report.json") as temporary:
         write_json(temporary, content)
     lines = [f"# {experiment.title}", "", " ".join(_introduction(outcomes, laboratory)), ""]
     lines += [*table(outcomes), ""]
@@ -57,7 +57,7 @@ def write_report(
     for picture, caption in captions:
         lines += [f"![{Path(picture).stem}]({picture})", "", caption, ""]
     lines += ["## Environment", "", *environment_lines(about)]
-    with own_path(folder / "report.md") as temporary:
+    with own_file(folder / "report.md") as temporary:
         text = "\n".join(lines).rstrip()
         temporary.write_text(f"<!-- generator: {GENERATOR} -->\n\n{text}\n", "utf-8")
     return folder / "report.md"

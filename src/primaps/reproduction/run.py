@@ -25,10 +25,10 @@ from primaps.reproduction.reproduction import Reproduction
 from primaps.reproduction.rows import TableRow
 from primaps.reproduction.run_context import Laboratory, Outcome, Run
 from primaps.reproduction.training import projection_name, trained_projection
+from primaps.results import check_file
 from primaps.utils.errors import InputError, PrimapsError
 from primaps.utils.files import write_json
 from primaps.utils.inputs import read_json
-from primaps.utils.ours import need_own
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.validation import validate
 
@@ -83,7 +83,7 @@ def reproduce(
         asked = " ".join(f"--root {dataset}=FOLDER" for dataset in known)
         raise InputError(f"{name} needs data: give {asked}, or see --plan")
     for file in ("report.json", "report.md"):
-        need_own(reproduction.out / name / file)
+        check_file(reproduction.out / name / file)
     resolve_device(reproduction.device)
     laboratory = Laboratory(reproduction)
     for dataset in dict.fromkeys(row.dataset for row in experiment.rows):

@@ -30,7 +30,7 @@ def trained_projection(
     row did; it is kept beside the models, as :func:`projection_name` says."""
     row, model, train = run.row, run.model, run.source.train
     folder = reproduction.out / "models" / projection_name(run)
-    if not (folder / "projection.json").is_file():
+    if not (folder / "projection.safetensors").is_file():
         extracted = extract(
             train.samples, model.backbone, model.size, cache=reproduction.cache,
             progress=progress, log=log,

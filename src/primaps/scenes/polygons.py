@@ -20,8 +20,8 @@ from primaps.exchange.geopackage import (
     polygon,
     set_extent,
 )
+from primaps.results import OutputError, resumable_file
 from primaps.scenes.outlines import outlines
-from primaps.scenes.work import ResultError, result_of
 from primaps.scenes.writer import written_labels
 from primaps.utils.files import atomic_path
 from primaps.utils.progress import ProgressCallback
@@ -52,12 +52,12 @@ def write_polygons(
         Whether anything had to be written: False if an earlier call had done it.
 
     Raises:
-        ResultError: ``out`` is no ``.gpkg``, or exists and is of something else.
+        OutputError: ``out`` is no ``.gpkg``, or exists and is of something else.
     """
     check_geopackage(out)
     options = {"primaps": VERSION, "names": list(names), "colors": colors.tolist()}
     with (
-        result_of(out, labels, options, _digest) as (work, digest),
+        resumable_file(out, labels, options, _digest) as (work, digest),
         written_labels(labels) as (read, shape, place),
     ):
         if work is None:
@@ -90,12 +90,14 @@ def check_geopackage(out: Path) -> None:
     """Refuse a file that polygons cannot be written to; before the work, which may take hours.
 
     Raises:
-        ResultError: it is no ``.gpkg``, or exists and was not written by this package.
+        OutputError: it is no ``.gpkg``, or exists and was not written by this package.
     """
     if out.suffix.lower() != ".gpkg":
-        raise ResultError(f"polygons are written as a GeoPackage: name {out.with_suffix('.gpkg')}")
+        raise OutputError(f"polygons are written as a GeoPackage: name {out.with_suffix('.gpkg')}")
     if os.path.lexists(out) and _digest(out) is None:
-        raise ResultError(f"{out} exists, and is not of primaps: move it away, or name another")
+        raise OutputError(
+            f"{out} was not written by primaps; move it away, or choose another output path"
+        )
 
 
 def _digest(path: Path) -> str | None:

@@ -13,11 +13,11 @@ from PIL import Image
 
 from primaps.classes.legend import HIDDEN
 from primaps.model import ModelError, PriMaPsEM
+from primaps.results import RawFile, WorkFolder, resumable_file
 from primaps.scenes.readers import in_memory, open_scene
 from primaps.scenes.source import Scene
 from primaps.scenes.tile_inference import blend, model_values, refine
 from primaps.scenes.tiling import TilingOptions
-from primaps.scenes.work import RawFile, Work, result_of
 from primaps.scenes.writer import Labels, check_sidecar, write_labels, written_digest
 from primaps.utils.colors import palette
 from primaps.utils.errors import InputError
@@ -59,7 +59,7 @@ def predict_scene(
 
     Raises:
         SceneError: the scene is damaged, or has five or more bands and none are selected.
-        ResultError: ``out`` or ``polygons`` exists and is not the result of this call.
+        OutputError: ``out`` or ``polygons`` exists and is not the result of this call.
         ModelError: the model is not fitted.
         InputError: an option does not fit the scene.
         MissingPackageError: the scene needs a package that is not installed.
@@ -86,7 +86,7 @@ def predict_scene(
     }
     with (
         closing(open_scene(path, options.bands)) as scene,
-        result_of(out, path, manifest, written_digest) as (work, digest),
+        resumable_file(out, path, manifest, written_digest) as (work, digest),
     ):
         if work is not None:
             raw = scene_classes(model, scene, options, crf, work, progress)
@@ -117,7 +117,7 @@ def predict_image(
     if options.bands is not None:
         raise InputError("bands applies to scenes, not to images; leave it out")
     with temporary_folder() as folder:
-        raw = scene_classes(model, in_memory(image), options, crf, Work(folder), silent)
+        raw = scene_classes(model, in_memory(image), options, crf, WorkFolder(folder), silent)
         return raw.rows(0, image.height)
 
 
@@ -126,7 +126,7 @@ def scene_classes(
     scene: Scene,
     options: TilingOptions,
     crf: bool,
-    work: Work,
+    work: WorkFolder,
     progress: ProgressCallback,
 ) -> RawFile:
     """Predict the class of every pixel of a scene, (height, width) on disk."""

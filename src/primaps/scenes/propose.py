@@ -17,11 +17,11 @@ from torch import Tensor
 from primaps.backbones.backbone import Backbone, image_features
 from primaps.backbones.load import load_backbone
 from primaps.proposals.image_size import mask_probabilities
+from primaps.results import RawFile, WorkFolder, resumable_file
 from primaps.scenes.readers import open_scene
 from primaps.scenes.tile_inference import map_tiles, scene_labels, tile_row, valid_tiles, view_box
 from primaps.scenes.tiling import Tiles, TilingOptions
 from primaps.scenes.view import View, prefetched
-from primaps.scenes.work import RawFile, Work, result_of
 from primaps.scenes.writer import Labels, write_labels, written_digest
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.validation import validated
@@ -64,7 +64,7 @@ def propose_scene(
 
     Raises:
         SceneError: the scene is damaged, or has five or more bands and none are selected.
-        ResultError: ``out`` exists and is not the result of this call.
+        OutputError: ``out`` exists and is not the result of this call.
         WeightsError: the weights of the backbone are not available.
         InputError: an option does not fit the scene.
         MissingPackageError: the scene needs a package that is not installed.
@@ -82,7 +82,7 @@ def propose_scene(
     }
     with (
         closing(open_scene(path, options.bands)) as scene,
-        result_of(out, path, manifest, written_digest) as (work, digest),
+        resumable_file(out, path, manifest, written_digest) as (work, digest),
     ):
         if work is None:
             return None
@@ -105,7 +105,7 @@ def tile_masks(
     view: View,
     tiles: Tiles,
     options: dict[str, Any],
-    work: Work,
+    work: WorkFolder,
     progress: ProgressCallback,
 ) -> RawFile:
     """Write the masks of all tiles to disk at the scene's size, each mask with its own number.
@@ -151,7 +151,7 @@ def tile_masks(
         if i >= done:
             row["shown"] = sorted(set(row["shown"]) - {0})
             rows.append(row)
-            work.keep(rows=rows)
+            work.save(rows=rows)
         each = len(tiles.lefts)
         progress("tiles", (i + 1) * each, len(tiles.tops) * each, {})
     return raw
@@ -181,7 +181,7 @@ def agreeing(one: Integer[np.ndarray, "h w"], other: Integer[np.ndarray, "h w"])
     ]
 
 
-def scene_numbers(work: Work) -> Integer[np.ndarray, " n"]:
+def scene_numbers(work: WorkFolder) -> Integer[np.ndarray, " n"]:
     """Return the number in the scene of every mask of a tile; 0 stays 0.
 
     Joined masks have one number; numbers follow the order in which tiles show masks.

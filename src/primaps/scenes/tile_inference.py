@@ -24,10 +24,10 @@ from primaps.classes.tree import Tree, best_parts, part_cosines
 from primaps.crf import CLASS_CRF
 from primaps.data import chunks
 from primaps.model import PriMaPsEM
+from primaps.results import RawFile, WorkFolder
 from primaps.scenes.source import Box
 from primaps.scenes.tiling import Tiles, cosine_weights, crf_spans
 from primaps.scenes.view import View, centers, prefetched
-from primaps.scenes.work import RawFile, Work
 from primaps.utils.bilinear import interpolate, largest_channel_at, upsample
 from primaps.utils.parallel import lanes, overlapped
 from primaps.utils.progress import ProgressCallback
@@ -78,7 +78,7 @@ def blend(
     groups: Sequence[int],
     view: View,
     tiles: Tiles,
-    work: Work,
+    work: WorkFolder,
     progress: ProgressCallback,
     device: torch.device,
 ) -> RawFile:
@@ -120,7 +120,7 @@ def blend(
             relative = [part - part.amax(1, keepdim=True) for part in mean.split(list(groups), 1)]
             out.put(torch.cat(relative, 1).clamp_min(-65504).half().numpy(), max(done, top))
             done = end
-            work.keep(blended=done)
+            work.save(blended=done)
         progress("tiles", (i + 1) * number, len(tiles.tops) * number, {})
     return out
 
@@ -180,7 +180,7 @@ def refine(
     blended: RawFile,
     crf: bool,
     crf_tile: int | None,
-    work: Work,
+    work: WorkFolder,
     progress: ProgressCallback,
 ) -> RawFile:
     """Label every pixel of the scene: the CRF runs on overlapping tiles, which lose their margin.
@@ -220,7 +220,7 @@ def refine(
         labeled = overlapped(steps(), lambda step: step[0](), threads)
         for number, _ in enumerate(labeled, done * len(columns) + 1):
             if number % len(columns) == 0:
-                work.keep(refined=number // len(columns))
+                work.save(refined=number // len(columns))
             progress("labels", number, len(rows) * len(columns), {})
     return out
 

@@ -15,9 +15,9 @@ from xml.sax.saxutils import escape
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from primaps.results import OutputError, RawFile, own_file
 from primaps.scenes.readers import CACHE_BYTES, dataset_place, rasterio_module, tifffile_module
 from primaps.scenes.source import Place
-from primaps.scenes.work import RawFile, ResultError
 from primaps.utils.files import atomic_path
 from primaps.utils.progress import ProgressCallback, silent
 
@@ -64,12 +64,12 @@ def write_labels(labels: Labels, out: Path, digest: str, progress: ProgressCallb
     look for them; both atomically.
 
     Raises:
-        ResultError: there is a file of others under the second name.
+        OutputError: there is a file of others under the second name.
         MissingPackageError: neither rasterio nor tifffile is installed.
     """
     georeferenced = labels.place is not None or importlib.util.find_spec("rasterio") is not None
     if labels.names:
-        with atomic_path(check_sidecar(out, labels.names)) as temporary:
+        with own_file(check_sidecar(out, labels.names)) as temporary:
             temporary.write_text(_names_xml(labels.names), "utf-8")
     with atomic_path(out) as temporary:
         (_write_cog if georeferenced else _write_tiff)(labels, temporary, digest, progress)
@@ -79,11 +79,11 @@ def check_sidecar(out: Path, names: Sequence[str]) -> Path:
     """Where the names of classes go, beside ``out``.
 
     Raises:
-        ResultError: there is a file of others.
+        OutputError: there is a file of others.
     """
     path = out.with_name(out.name + ".aux.xml")
     if path.exists() and path.read_text("utf-8", "replace") != _names_xml(names):
-        raise ResultError(f"{path} exists, and is not of this result: move it away")
+        raise OutputError(f"{path} exists, and is not of this result: move it away")
     return path
 
 

@@ -147,21 +147,29 @@ def _elsewhere(error: OSError, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder or file; another process of this user that wants it waits. The lock is in the
-    cache, so that nothing is left in the folder."""
+def locked(path: Path, lock_file: Path | None = None) -> Iterator[None]:
+    """Hold a file or folder; another process or thread that wants it waits.
+
+    A process that is killed releases what it holds.
+
+    Args:
+        path: the file or folder; need not exist.
+        lock_file: file of the lock. None is a file in the cache, which leaves nothing next to
+            ``path`` and works among processes that share a cache. Folders that several machines
+            write to need a lock file of their own.
+    """
     from filelock import FileLock, Timeout
 
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    path = cache_dir() / "locks" / f"{name}.lock"
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    lock_file = lock_file or cache_dir() / "locks" / f"{name}.lock"
+    lock = FileLock(lock_file)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        lock.acquire(timeout=1)
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=1, poll_interval=0.01)
     except Timeout:
-        logger.info("waiting for another run that writes to %s", folder)
-        lock.acquire()
-    except OSError:  # no cache to write to: then nobody else of this machine has one either
+        logger.info("waiting for another run that writes to %s", path)
+        lock.acquire(poll_interval=0.01)
+    except OSError:  # a cache that cannot be written, or a file system without locks
         yield
         return
     try:

@@ -8,13 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from primaps.backbones.load import load_backbone
 from primaps.label_maps import propose_files
-from primaps.utils.outputs import OutputError, OutputFolder
+from primaps.pictures.charts import iou_chart, save
+from primaps.results import (
+    MARKS,
+    OutputError,
+    OutputFolder,
+    own_file,
+    write_own_json,
+    write_own_png,
+)
 from tests.conftest import Colors, painted
 
 
@@ -127,7 +135,7 @@ def test_a_link_under_the_name_of_a_result_is_not_followed(network, tmp_path):
         propose(network, tmp_path / "in", tmp_path / "out")
     (tmp_path / "out/a.png").unlink()
     (tmp_path / "out/a.png").hardlink_to(tmp_path / "in/a.jpg")
-    with pytest.raises(OutputError, match="is the image .* itself"):
+    with pytest.raises(OutputError, match="is the input .*a.jpg"):
         propose(network, tmp_path / "in", tmp_path / "out")
     (tmp_path / "out/a.png").unlink()
     before.pop("out/a.png")
@@ -200,7 +208,7 @@ def test_a_line_that_was_left_half_does_not_spoil_the_next(tmp_path):
 
 def test_a_file_of_the_name_of_our_record_is_refused(tmp_path):
     (tmp_path / "primaps.json").write_text(json.dumps({"mine": 1}))
-    with pytest.raises(OutputError, match="is not of primaps"):
+    with pytest.raises(OutputError, match="was not written by primaps"):
         OutputFolder(tmp_path, {"primaps": "1"}, [], ["a"])
     assert (tmp_path / "primaps.json").read_text() == '{"mine": 1}'
 
@@ -237,3 +245,61 @@ def test_special_files_are_told_apart_and_never_opened(tmp_path):
         find_images(str(tmp_path / "*"))
     picture(tmp_path / "a.png")
     assert [file.key for file in find_images([str(tmp_path / "*"), str(tmp_path)])] == ["a"]
+
+
+MARKED = list(MARKS)
+
+
+def test_pictures_and_charts_and_scores_carry_their_mark_and_are_replaced(tmp_path):
+    for _ in range(2):
+        write_own_png(Image.new("RGB", (2, 2)), tmp_path / "a.png")
+        save(iou_chart({"EM": {"a": 0.5}}), tmp_path / "b.png")
+        write_own_json(tmp_path / "c.json", {"accuracy": 1.0})
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("suffix", MARKED)
+@settings(max_examples=30, deadline=None)
+@given(content=st.binary(max_size=300))
+def test_what_others_wrote_stays_to_the_byte(tmp_path_factory, suffix, content):
+    path = tmp_path_factory.mktemp("own") / f"a{suffix}"
+    assume(MARKS[suffix] not in content)
+    path.write_bytes(content)
+    with (
+        pytest.raises(OutputError, match="was not written by primaps"),
+        own_file(path) as temporary,
+    ):
+        temporary.write_bytes(MARKS[suffix])
+    assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_appears_while_ours_is_written_stays(tmp_path):
+    path = tmp_path / "a.json"
+
+    def write(temporary):
+        temporary.write_bytes(MARKS[".json"])
+        path.write_text("mine")
+
+    with pytest.raises(OutputError), own_file(path) as temporary:
+        write(temporary)
+    assert path.read_text() == "mine"
+
+
+def test_links_and_folders_are_not_replaced(tmp_path):
+    (tmp_path / "mine.html").write_bytes(MARKS[".html"])
+    (tmp_path / "a.html").symlink_to(tmp_path / "mine.html")
+    (tmp_path / "b.html").mkdir()
+    for name in ("a.html", "b.html"):
+        with pytest.raises(OutputError, match="not a regular file"), own_file(tmp_path / name):
+            pass
+    assert (tmp_path / "a.html").is_symlink()
+
+
+def test_lists_without_a_mark_are_replaced_by_themselves_alone(tmp_path):
+    for content in ("a\nb\n", "a\nb\n"):
+        with own_file(tmp_path / "a.txt") as temporary:
+            temporary.write_text(content)
+    with pytest.raises(OutputError), own_file(tmp_path / "a.txt") as temporary:
+        temporary.write_text("c\n")
+    assert (tmp_path / "a.txt").read_text() == "a\nb\n"
