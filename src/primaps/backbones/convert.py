@@ -15,7 +15,7 @@ from torch import Tensor
 
 from primaps.utils.errors import PrimapsError
 from primaps.utils.files import atomic_path, cache_dir, sha256, write_json
-from primaps.utils.foreign import UnsafeFileError, read_foreign
+from primaps.utils.torch_files import UnsafeFileError, read_torch_file
 
 # Original name of a block's part -> the hub's name, for DINO (model type "vit") and DINOv2.
 _VIT_BLOCK = {
@@ -183,7 +183,7 @@ def read_pth(path: Path) -> dict[str, Tensor]:
         WeightsError: it holds no state dict of tensors.
     """
     try:
-        state = read_foreign(path)
+        state = read_torch_file(path)
     except UnsafeFileError as error:
         raise WeightsError(f"{path} cannot be read as PyTorch weights ({error})") from error
     for wrapper in ("teacher", "state_dict", "model"):  # training checkpoints
@@ -195,7 +195,7 @@ def read_pth(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{path} holds no state dict of tensors")
     state = {k.removeprefix("module.").removeprefix("backbone."): v for k, v in state.items()}
-    return {k: v for k, v in state.items() if not k.startswith(("head.", "dino_head."))}
+    return {k: v.detach() for k, v in state.items() if not k.startswith(("head.", "dino_head."))}
 
 
 def convert_pth(path: Path) -> Path:

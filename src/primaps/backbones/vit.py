@@ -20,7 +20,7 @@ from primaps.backbones.convert import WeightsError
 from primaps.config import Positions
 from primaps.utils.errors import InputError, reason
 from primaps.utils.inputs import read_json
-from primaps.utils.torch_archive import UnsafeFileError, checked_archive
+from primaps.utils.torch_files import UnsafeFileError, checked_archive
 
 # Heads that some checkpoints carry or lack; patch features do not depend on them.
 _HEADS = ("pooler.", "classifier.", "head.")

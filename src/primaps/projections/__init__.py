@@ -13,7 +13,7 @@ from primaps.projections.projection import Head, Projection, ProjectionError
 from primaps.projections.shifts import automatic_shifts
 from primaps.projections.stego import STEGO_PRESETS, Pairs, StegoSettings, train_stego
 from primaps.projections.train import projection_settings, train_projection
-from primaps.utils.foreign import UnsafeFileError
+from primaps.utils.torch_files import UnsafeFileError
 
 __all__ = [
     "HP_PRESETS",

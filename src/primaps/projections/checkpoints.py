@@ -24,7 +24,7 @@ from primaps.backbones.backbone import tensors_digest
 from primaps.backbones.convert import WeightsError, to_hub_names, write_folder
 from primaps.projections.projection import Projection, ProjectionError, from_tensors
 from primaps.utils.files import cache_dir, sha256, temporary_folder
-from primaps.utils.foreign import read_foreign
+from primaps.utils.torch_files import read_torch_file
 from primaps.utils.validation import validate, validated
 
 Kind = Literal["stego", "hp"]
@@ -102,7 +102,7 @@ def read_checkpoint(kind: str | None, path: str | Path) -> Checkpoint:
     path = Path(path).expanduser()
     if not path.is_file():
         raise ProjectionError(f"{path} does not exist: give a checkpoint of STEGO or HP")
-    content = read_foreign(path)
+    content = read_torch_file(path)
     found = _kind(content)
     if found is None:
         raise ProjectionError(
@@ -190,7 +190,7 @@ def _tensors(content: Mapping[str, Any], part: str, path: Path) -> dict[str, Ten
     if odd:
         raise ProjectionError(f"{path}: {odd[0]} in {part} is no tensor")
     # Training on several GPUs puts a prefix before every name.
-    return {str(k).removeprefix("module."): cast(Tensor, v) for k, v in state.items()}
+    return {str(k).removeprefix("module."): cast(Tensor, v).detach() for k, v in state.items()}
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
