@@ -157,7 +157,9 @@ def check_pickle(path: Path, archive: zipfile.ZipFile) -> set[str]:
         raise UnsafeFileError(f"{path} was written on a big-endian machine; save it again")
     names, copies, memo = set[str](), 0, dict[int, tuple[str, Any]]()
     recent: list[tuple[str, Any]] = [("", None)] * len(_PERSISTENT_ID)
-    for number, (code, value, _) in enumerate(pickletools.genops(archive.read(pickles[0]))):
+    instructions = pickletools.genops(archive.read(pickles[0]))
+    value: Any
+    for number, (code, value, _) in enumerate(instructions):
         # Numbers beyond 64 bits could be chosen to have one hash value in dictionaries.
         if number > MAX_INSTRUCTIONS or (isinstance(value, int) and abs(value) > 1 << 64):
             raise UnsafeFileError(f"{path} describes more objects than a file of weights needs")
