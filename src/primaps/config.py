@@ -5,6 +5,7 @@ Python, the command line and the ``config.json`` of a model read them from here.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -155,6 +156,7 @@ class Config:
         return EM_STEPS if self.orthogonal else ()
 
 
+@functools.cache
 def option_types() -> dict[str, Any]:
     """Return the annotated type of each option."""
     hints = get_type_hints(Config, include_extras=True)

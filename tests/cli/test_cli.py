@@ -118,7 +118,7 @@ def test_errors_of_others_are_named_and_debug_shows_where_they_come_from(
     command = ["propose", painted_folder / "images", "--out", tmp_path / "o", "--backbone", vit]
     done = call(*command)
     assert done.exit_code == 1
-    assert "ValueError: inside [somewhere] (unexpected: `primaps --debug" in done.output.replace(
+    assert "ValueError: inside [somewhere] (unexpected; `primaps --debug" in done.output.replace(
         "\n", " "
     )
     assert "Traceback" not in done.output
@@ -127,7 +127,7 @@ def test_errors_of_others_are_named_and_debug_shows_where_they_come_from(
 
 def test_commands_are_grouped_in_the_order_of_work():
     shown = call("--help").output
-    panels = ["Your images", "With labels", "Labeled data sets", "The paper"]
+    panels = ["Images without labels", "Evaluation with labels", "Labeled data sets", "Experiments"]
     assert sorted(panels, key=shown.index) == panels
     commands = ["demo", "propose", "fit", "predict", "evaluate", "oracle", "probe"]
     lines = [

@@ -143,7 +143,7 @@ def test_probe_and_evaluate(painted_folder, vit, tmp_path):
         Image.open(path).save(other / path.name)
     done = call("probe", images, "--labels", other, "--out", tmp_path / "n", *quick)
     assert done.exit_code == 1
-    assert "has no classes.json: give the number of --classes" in done.output.replace("\n", " ")
+    assert "has no classes.json; add it or give --classes" in done.output.replace("\n", " ")
 
 
 def test_data_sets_by_name_are_the_same_as_their_folders(painted_folder, vit, tmp_path):
@@ -176,7 +176,7 @@ def test_data_sets_by_name_are_the_same_as_their_folders(painted_folder, vit, tm
         assert done.output.splitlines()[-8:] == scored[split].splitlines()[-8:]
     assert scored["train"] != scored["val"]
     alone = call("fit", images, "--split", "val", "--classes", 3, "--out", tmp_path / "c")
-    assert "--split val is of a data set: give --dataset as well" in alone.output
+    assert "--split val needs a data set; add --dataset" in alone.output
     missing = call("oracle", images, *network)
     assert "give the folder of label maps, or the name of a data set" in missing.output
 

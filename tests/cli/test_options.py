@@ -13,9 +13,10 @@ NUMBERS = ("nan", "inf", "", "1e400", "9" * 30, "[red]7[/red]")
 MAY_BE_NEGATIVE = {"seed"}
 MAY_BE_ZERO = {
     "seed", "threshold", "views", "init_epochs", "min_steps", "min_init_steps", "momentum",
-    "ignore_index", "least", "budget", "port", "tile_overlap",
+    "ignore_index", "min_agreement", "budget", "port", "tile_overlap",
 }  # fmt: skip
-UNBOUNDED = {"most", "budget"}
+UNBOUNDED = {"max_images", "budget", "scale", "mpp", "tile_overlap"}
+"""Options without a maximum."""
 TEXTS = ("", "[/x]", "a\x1b[31mb")
 
 
@@ -90,7 +91,7 @@ def test_numbers_that_are_none_or_out_of_range_are_refused_by_name(name, tmp_pat
         values += ["14000000"] if option.name in ("size", "ignore_index", "views") else []
         for value in values:
             text = call(name, command, tmp_path, option, value)
-            assert spelled(option) in text or option.name in text or "least" in text, (value, text)
+            assert spelled(option) in text or f"{option.name} is " in text, (value, text)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

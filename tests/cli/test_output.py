@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from primaps.cli import console as words
-from primaps.cli.app import interrupt_again, interrupted
+from primaps.cli.app import interrupt_again, is_interruption
 from tests.cli.test_cli import call
 from tests.conftest import painted
 
@@ -91,10 +91,10 @@ def test_errors_of_many_lines_are_one():
 
 def test_an_interruption_is_seen_behind_what_compiled_code_makes_of_it():
     """CPython says SystemError where a compiled function returns with Ctrl-C pending."""
-    seen = SystemError("<function> returned a result with an exception set")
-    seen.__cause__ = KeyboardInterrupt()
-    assert interrupted(seen)
-    assert not interrupted(SystemError("another"))
+    error = SystemError("<function> returned a result with an exception set")
+    error.__cause__ = KeyboardInterrupt()
+    assert is_interruption(error)
+    assert not is_interruption(SystemError("another"))
 
 
 class Destroyed:
@@ -131,7 +131,7 @@ def test_ctrl_c_is_one_sentence_and_130(images, vit, tmp_path):
     run.send_signal(signal.SIGINT)
     said = run.communicate()[1]
     assert run.returncode == 130, said
-    assert said.splitlines()[-1] == "stopped: the same command goes on where it stopped"
+    assert said.splitlines()[-1] == "stopped; the same command continues from here"
     assert "Traceback" not in said
     assert not list(out.glob(".writing-*"))
 
@@ -169,7 +169,7 @@ def test_names_of_classes_are_text_wherever_they_are_shown(fitted, painted_folde
     (labels / "classes.json").write_text(json.dumps(names))
     scores, pictures, page = (tmp_path / name for name in ("a.json", "pictures", "report.html"))
     evaluate = ["evaluate", fitted, images, "--labels", labels, "--no-crf"]
-    report = ["report", fitted, images, "--out", tmp_path, "--no-crf", "--most", 2]
+    report = ["report", fitted, images, "--out", tmp_path, "--no-crf", "--max-images", 2]
     for _ in range(2):  # ours are replaced
         done = call(*evaluate, "--pictures", pictures, "--json", scores)
         assert done.exit_code == 0, done.output

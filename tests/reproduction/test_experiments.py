@@ -249,7 +249,7 @@ def test_all_passes_over_what_has_no_data(all_of_potsdam):
     assert {"table3", "table5", "figure3"} < set(begun)
     assert not {"table1", "table2", "table4a", "figure8"} & set(begun)
     words = " ".join(done.output.split())
-    assert "not run, there is no data: table1, table2, table4a, table4b, figure8" in words
+    assert "not run because of missing data: table1, table2, table4a, table4b, figure8" in words
     done, begun = all_of_potsdam("--dataset", "potsdam")
     assert done.exit_code == 0, done.output
     assert begun[:2] == ["table3", "table5"]
@@ -258,7 +258,7 @@ def test_all_passes_over_what_has_no_data(all_of_potsdam):
 def test_all_goes_on_after_what_failed_and_fails_if_nothing_else_is_left(all_of_potsdam, tmp_path):
     done, begun = all_of_potsdam(failing=("table5",))
     assert done.exit_code == 0, done.output
-    assert "table5: not run, no row could be run" in " ".join(done.output.split())
+    assert "table5: no row could be run" in " ".join(done.output.split())
     assert begun[-1] == "figure10"
     done, again = all_of_potsdam(failing=PAPER)
     assert done.exit_code == 1
@@ -360,7 +360,7 @@ def test_a_budget_stops_before_a_row_and_the_same_command_goes_on(table1, tmp_pa
     done, text = table1("--seeds", 0, "--budget", 0)
     for label in ("baseline", "oracle, pixels in masks"):
         assert "the budget ended before baseline, seed 0" in cells_of(text, label)[2]
-    assert done.output.count("the same command goes on") == 1
+    assert done.output.count("the same command continues") == 1
     assert not (tmp_path / "out" / "rows").exists()
     _, text = table1("--seeds", 0, "--budget", 60)
     assert "not run" not in text

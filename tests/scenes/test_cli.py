@@ -30,7 +30,7 @@ def test_fit_predict_and_propose_a_scene(vit, tmp_path, monkeypatch):
         assert found.shape == (192, 256)
     assert (tmp_path / "a.gpkg").stat().st_size
     done = call(*command, *own)
-    assert "kept from before" in done.output
+    assert "kept from an earlier run" in done.output
     done = call("propose", scene, "--out", tmp_path / "masks.tif", "--backbone", vit, *look,
                 "--size", 64, "--no-mask-crf")  # fmt: skip
     assert done.exit_code == 0, done.output

@@ -110,4 +110,4 @@ def test_torchrun_gives_each_process_its_share(vit, painted_folder, tmp_path):
     assert "shard 1/2" in said
     assert "shard 2/2" in said
     assert len(list((tmp_path / "out").glob("*.overlay.jpg"))) == 8
-    assert "8 kept from before" in call(*words).output
+    assert "8 kept from an earlier run" in call(*words).output

@@ -1,4 +1,4 @@
-"""The command that the others hang on, and how every one of them reports and fails."""
+"""The Typer application: registration of commands, error reporting and exit status."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ ORDER = (
     "demo", "studio", "propose", "fit", "predict", "classes", "name", "report", "audit", "export",
     "import", "push", "evaluate", "oracle", "probe", "data", "project", "projection", "reproduce",
 )  # fmt: skip
-"""Of the commands in `primaps --help`: that in which a person needs them."""
+"""Order of the commands in ``primaps --help``: that of a typical workflow."""
 
 
 class _Primaps(TyperGroup):
-    """Commands in the order of :data:`ORDER`; whatever goes wrong in one is a sentence."""
+    """A group that lists its commands in :data:`ORDER` and reports errors as one sentence."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=ORDER.index)
@@ -44,7 +44,7 @@ class _Primaps(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with reporting():
             found = super().invoke(ctx)
-            sys.stdout.flush()  # a full disk is noticed here, not after the end
+            sys.stdout.flush()  # detects a full disk before the exit status is decided
         return found
 
 
@@ -59,32 +59,32 @@ app = typer.Typer(
 )
 
 # Panels of `primaps --help`.
-IMAGES = "Your images"
+IMAGES = "Images without labels"
 CLASSES = "Classes"
-EXCHANGE = "Out and in"
-SCORES = "With labels"
+EXCHANGE = "Exchange with other tools"
+SCORES = "Evaluation with labels"
 DATA = "Labeled data sets"
-PAPER = "The paper, and features of other methods"
+PAPER = "Experiments of the paper"
 
 _USAGE: Any = (
     typer.Exit,
     typer.Abort,
     next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"),
 )
-"""What typer itself has a way to end by."""
+"""Exceptions that typer itself handles."""
 
-_OF_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO)
-"""Of errors that name no file, as those of all files that are written do."""
+_OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO)
+"""Errors of standard output: an OSError of a file has a file name."""
 
 debugging = False
-"""Whether errors that are none of ours show where they come from."""
+"""Whether unexpected errors are shown with a traceback."""
 
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show where an unexpected error comes from.")
+        bool, typer.Option("--debug", help="Show the traceback of unexpected errors.")
     ] = False,
 ) -> None:
     global debugging
@@ -97,10 +97,10 @@ def _root(
 
 
 def command(group: typer.Typer, *args: Any, **kwargs: Any) -> Callable[[Callable[..., None]], Any]:
-    """Register a command, as ``group.command`` does, whose options are declared by their types.
+    """Register a command as ``group.command`` does, with options declared by their types.
 
-    Help texts get the range of the type. Values are validated before any work, and ``~`` in a path
-    is the home folder.
+    Help texts include the range of the type. Values are validated before any work starts. ``~`` in
+    a path is replaced by the home folder.
     """
 
     def decorate(function: Callable[..., None]) -> Any:
@@ -109,11 +109,11 @@ def command(group: typer.Typer, *args: Any, **kwargs: Any) -> Callable[[Callable
 
         @functools.wraps(function)
         def wrapper(**given: Any) -> None:
-            read = {name: parsed(value, types[name]) for name, value in given.items()}
-            function(**validate_options(types, read))
+            values = {name: _parsed(value, types[name]) for name, value in given.items()}
+            function(**validate_options(types, values))
 
         parameters = [
-            one.replace(annotation=typer_annotation(one.annotation))
+            one.replace(annotation=_typer_annotation(one.annotation))
             for one in signature.parameters.values()
         ]
         wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -123,14 +123,14 @@ def command(group: typer.Typer, *args: Any, **kwargs: Any) -> Callable[[Callable
     return decorate
 
 
-def typer_annotation(kind: Any) -> Any:
-    """The annotation of an option for typer: a type that it can parse, and a complete help text."""
+def _typer_annotation(kind: Any) -> Any:
+    """Return the annotation for typer: a type that it can parse, and the complete help text."""
     plain, *notes = get_args(kind) if get_origin(kind) is Annotated else (kind,)
     shown = []
     for info in notes:
         if isinstance(info, ParameterInfo):
             info = copy.copy(info)
-            info.help = info.help or next(_texts(kind))
+            info.help = info.help or next(_descriptions(kind))
             if text := range_text(kind):
                 head, bracket, default = info.help.partition(" [default")
                 info.help = f"{head} [range: {text}]{bracket}{default}"
@@ -138,15 +138,15 @@ def typer_annotation(kind: Any) -> Any:
     return Annotated[(_plain(plain), *shown)] if shown else _plain(plain)
 
 
-def _texts(kind: Any) -> Iterator[str]:
-    """The strings in an annotated type, which describe it."""
+def _descriptions(kind: Any) -> Iterator[str]:
+    """Yield the descriptions in an annotated type, which are its strings."""
     if get_origin(kind) in (Annotated, Union, UnionType):
         for part in get_args(kind):
-            yield from (part,) if isinstance(part, str) else _texts(part)
+            yield from (part,) if isinstance(part, str) else _descriptions(part)
 
 
 def _plain(kind: Any) -> Any:
-    """A type without annotations, or str for a union that typer cannot parse."""
+    """Return a type without annotations, or str for a union that typer cannot parse."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _plain(parts[0])
@@ -157,22 +157,23 @@ def _plain(kind: Any) -> Any:
     return kind
 
 
-def parsed(value: Any, kind: Any) -> Any:
-    """A value from typer, with ``~`` expanded and the integer of a union with other types."""
+def _parsed(value: Any, kind: Any) -> Any:
+    """Expand ``~`` in a path, and convert the integer of a union that typer parses as str."""
     if isinstance(value, Path):
         return user_path(value)
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    integers = get_origin(plain) in (Union, UnionType) and int in map(_plain, get_args(plain))
-    if integers and isinstance(value, str) and re.fullmatch("-?[0-9]{1,18}", value):
+    accepts_int = get_origin(plain) in (Union, UnionType) and int in map(_plain, get_args(plain))
+    if accepts_int and isinstance(value, str) and re.fullmatch("-?[0-9]{1,18}", value):
         return int(value)
     return value
 
 
 @contextmanager
 def running(bars: bool = True) -> Iterator[Any]:
-    """Progress on the terminal, and what the package and its libraries have to say on the way.
+    """Show progress and log messages on the terminal; yield the progress callback.
 
-    Without ``bars`` the terminal is left alone, so that a person can be asked on it.
+    Args:
+        bars: show progress bars. Without them, a command can ask questions on the terminal.
     """
     from primaps.utils.progress import ProgressDisplay, silent
 
@@ -180,35 +181,32 @@ def running(bars: bool = True) -> Iterator[Any]:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     if not logger.handlers:
-        logger.addHandler(_Sentences())
-    with warnings.catch_warnings(), ProgressDisplay(err) if bars else nullcontext(silent) as told:
-        if not debugging and not sys.warnoptions:  # warnings of libraries are for programmers
+        logger.addHandler(_ConsoleHandler())
+    display = ProgressDisplay(err) if bars else nullcontext(silent)
+    with warnings.catch_warnings(), display as progress:
+        if not debugging and not sys.warnoptions:  # warnings of libraries address developers
             warnings.simplefilter("ignore")
             logging.lastResort = logging.NullHandler()
-        yield told
+        yield progress
 
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Every error becomes one sentence and exit status 1; Ctrl-C is exit status 130.
-
-    What is wrong with the input is said as it is. Anything else is a defect of ours or of the
-    machine: its kind is named, and ``--debug`` shows where it comes from.
-    """
+    """Report every error as one sentence with exit status 1, and Ctrl-C with exit status 130."""
     try:
         yield
     except BaseException as error:
-        if interrupted(error):
-            note("stopped: the same command goes on where it stopped")
+        if is_interruption(error):
+            note("stopped; the same command continues from here")
             raise typer.Exit(130) from None
         if not isinstance(error, Exception) or isinstance(error, _USAGE):
             raise
         text = sentence(error)
-        if isinstance(error, OSError) and not error.filename and error.errno in _OF_OUTPUT:
+        if isinstance(error, OSError) and not error.filename and error.errno in _OUTPUT_ERRORS:
             text = f"standard output: {text}"
-            # What could not be written is not tried again at the end of the process.
+            # Python flushes standard output once more at exit, which would fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if isinstance(error, BrokenPipeError):  # a reader who has gone, as `head` does
+            if isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `head` does
                 raise typer.Exit(1) from None
         if debugging:
             traceback.print_exc()
@@ -216,9 +214,11 @@ def reporting() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def interrupted(error: BaseException | None) -> bool:
-    """Whether an error is Ctrl-C, or comes of it: compiled code that it falls into says so by
-    another error."""
+def is_interruption(error: BaseException | None) -> bool:
+    """Return whether an error is Ctrl-C or was caused by it.
+
+    Compiled code that is interrupted may raise another error with Ctrl-C as its cause.
+    """
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -227,9 +227,11 @@ def interrupted(error: BaseException | None) -> bool:
 
 
 def interrupt_again(lost: sys.UnraisableHookArgs) -> None:
-    """Ctrl-C that comes amid a destructor or a callback, where Python drops it: as a hook for what
-    is dropped, it has Ctrl-C come once more as soon as that is over."""
-    if not interrupted(lost.exc_value):
+    """Repeat a Ctrl-C that Python dropped because it came in a destructor or a callback.
+
+    This is the ``sys.unraisablehook`` of the command line.
+    """
+    if not is_interruption(lost.exc_value):
         sys.__unraisablehook__(lost)
         return
     later = threading.Timer(0.05, _thread.interrupt_main)
@@ -237,15 +239,15 @@ def interrupt_again(lost: sys.UnraisableHookArgs) -> None:
     later.start()
 
 
-class _Sentences(logging.Handler):
-    """What the package has to say, as plain lines."""
+class _ConsoleHandler(logging.Handler):
+    """Print log messages of the package as plain lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         note(record.getMessage())
 
 
 def run() -> int:
-    """Run the command line; returns the exit status once everything is written."""
+    """Run the command line and return the exit status."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.unraisablehook = interrupt_again

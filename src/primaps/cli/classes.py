@@ -1,9 +1,9 @@
-"""Commands on the classes of a model: classes, name, report, audit."""
+"""Commands on the classes of a model: studio, classes, name, report, audit."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from annotated_types import Ge, Interval
@@ -16,12 +16,14 @@ from primaps.cli.options import (
     CrfOption,
     CutOption,
     DeviceOption,
+    FolderArgument,
     IgnoreIndexOption,
     ImagesArgument,
     LabelsOption,
+    config_options,
     fitted_model,
 )
-from primaps.config import Seed
+from primaps.config import Classes, Seed
 from primaps.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,8 +31,7 @@ if TYPE_CHECKING:
     from primaps.classes.legend import Legend
     from primaps.evaluation.audit import Audit
 
-Folder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that `fit --out` wrote.")]
-HOW = {
+EDITS = {
     "rename": ("CLASS NAME", 2),
     "color": ("CLASS #RRGGBB", 2),
     "merge": ("CLASS CLASS ...", 2),
@@ -39,16 +40,61 @@ HOW = {
     "show": ("CLASS", 1),
     "undo": ("[NUMBER]", 0),
 }
+"""Edits by their names, with their arguments and the minimum number of these."""
+
+
+@command(app, rich_help_panel=CLASSES)
+@config_options("backbone", "size", "recipe", "precision", "seed", optional=True)
+def studio(
+    images: Annotated[
+        Path,
+        typer.Argument(metavar="IMAGES", help="Image folder, searched recursively. Not modified."),
+    ],
+    options: dict[str, Any],
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder of the studio. [default: NAME-studio]")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of an existing model whose classes are edited.")
+    ] = None,
+    classes: Annotated[
+        Classes | Literal["auto"],
+        typer.Option(help="Number of classes that the page suggests, or auto."),
+    ] = "auto",
+    port: Annotated[
+        int, Interval(ge=0, le=65535), typer.Option(help="Port to listen on; 0 selects a free one.")
+    ] = 0,
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen on. Other than loopback also needs --allow-host."),
+    ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name under which other machines reach this one. May be repeated."),
+    ] = None,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
+    ] = True,
+    device: DeviceOption = "auto",
+) -> None:
+    """Name, correct, audit and export the classes of an image folder in the browser."""
+    with running(bars=False):
+        from primaps.studio.serve import run_studio
+
+        run_studio(
+            images, out, model=model, host=host, port=port, allow_host=allow_host or (),
+            classes=classes, browser=browser, device=device, log=note, **options,
+        )  # fmt: skip
 
 
 @command(app, rich_help_panel=CLASSES, context_settings={"ignore_unknown_options": True})
 def classes(
-    model: Folder,
+    model: FolderArgument,
     edit: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[EDIT ...]",
-            help="; ".join(f"{name} {what}" for name, (what, _) in HOW.items())
+            help="; ".join(f"{name} {arguments}" for name, (arguments, _) in EDITS.items())
             + ". CLASS is an id or a name.",
         ),
     ] = None,
@@ -61,13 +107,15 @@ def classes(
 
         found = _inventory(model)
         if edit and cut is not None:
-            raise InputError("edits are of the model's own classes: leave out --classes")
+            raise InputError("edits apply to the model without --classes; omit the option")
         if edit:
-            words = _edit(edit)
+            change = _parse_edit(edit)
             now = change_edits(
                 model,
                 found.tree,
-                lambda edits: [*edits, words] if isinstance(words, dict) else undone(edits, words),
+                lambda edits: (
+                    [*edits, change] if isinstance(change, dict) else undone(edits, change)
+                ),
             )
         else:
             now = read_edits(model, found.tree)
@@ -81,29 +129,30 @@ def _inventory(folder: Path) -> Inventory:
 
     found = Inventory.load(folder)
     if found is None:
-        raise TreeError(f"{folder} has no tree of classes: fit the model again to grow one")
+        raise TreeError(f"{folder} has no class tree; fit the model again to compute one")
     return found
 
 
-def _edit(words: list[str]) -> Any:
-    """The edit that words of the command line mean, or the number of the one to undo."""
+def _parse_edit(words: list[str]) -> Any:
+    """Return the edit from the command line, or the number of the edit to undo."""
     kind, given = words[0], words[1:]
-    if kind not in HOW:
-        raise InputError(f"there is no edit {kind!r}; there are {', '.join(HOW)}")
-    what, least = HOW[kind]
-    usage = f"{kind} takes {what}, as in `primaps classes MODEL {kind} {what}`"
+    if kind not in EDITS:
+        raise InputError(f"unknown edit {kind!r}; edits are {', '.join(EDITS)}")
+    arguments, minimum = EDITS[kind]
+    usage = f"{kind} takes {arguments}, as in `primaps classes MODEL {kind} {arguments}`"
     if kind == "undo":
         if len(given) > 1 or (given and not given[0].isdecimal()):
             raise InputError(usage)
         return int(given[0]) if given else None
-    if len(given) < least or (kind != "merge" and len(given) > least):
+    if len(given) < minimum or (kind != "merge" and len(given) > minimum):
         raise InputError(usage)
     if kind == "merge":
         return {kind: given}
-    return {kind: given[0], "to": given[1]} if least == 2 else {kind: given[0]}
+    return {kind: given[0], "to": given[1]} if minimum == 2 else {kind: given[0]}
 
 
 def _print(found: Inventory, shown: Legend, edits: list[dict[str, Any]]) -> None:
+    """Print a table of the classes and the list of edits."""
     table = Table("value", "", "id", "name", "share", "images", "stability", "nearest")
     values = {one.id: str(value) for value, one in enumerate(shown.shown)}
     names = {one.id: one.name for one in shown.classes}
@@ -123,28 +172,26 @@ def _print(found: Inventory, shown: Legend, edits: list[dict[str, Any]]) -> None
         )
     show(table)
     for number, edit in enumerate(edits):
-        result(f"edit {number}: {_words(edit)}")
-
-
-def _words(edit: dict[str, Any]) -> str:
-    parts = [edit[key] if isinstance(edit[key], list) else [edit[key]] for key in edit]
-    return " ".join([next(iter(edit)), *(str(word) for part in parts for word in part)])
+        words = [next(iter(edit))]
+        for value in edit.values():
+            words += map(str, value if isinstance(value, list) else [value])
+        result(f"edit {number}: {' '.join(words)}")
 
 
 @command(app, rich_help_panel=CLASSES)
 def name(
-    model: Folder,
+    model: FolderArgument,
     images: ImagesArgument,
     labels: LabelsOption = None,
     ignore_index: IgnoreIndexOption = None,
-    least: Annotated[
+    min_agreement: Annotated[
         float,
         Interval(ge=0, le=1),
-        typer.Option(help="Share of a class's labeled pixels that must agree, 0-1."),
+        typer.Option(help="Minimum fraction of the labeled pixels of a class with its label."),
     ] = 0.5,
     device: DeviceOption = "auto",
 ) -> None:
-    """Name classes after a few label maps: each gets the label that most of its pixels have."""
+    """Name classes from a few label maps: each gets the most frequent label of its pixels."""
     with running() as progress:
         from primaps.classes.classes_json import change_edits, read_legend
         from primaps.data import as_dataset
@@ -156,7 +203,7 @@ def name(
         data = as_dataset(images, labels, ignore_index)
         counts = count_labels(network, data, progress=progress, log=warn)
         before = read_legend(model, found.tree)
-        new = naming(counts, before, data.classes, least)
+        new = naming(counts, before, data.classes, min_agreement)
         now = change_edits(model, found.tree, lambda edits: [*edits, *new])
         after = read_legend(model, found.tree)
     note(f"{len(new)} of {len(before.shown)} classes named")
@@ -165,44 +212,46 @@ def name(
 
 @command(app, rich_help_panel=CLASSES)
 def report(
-    model: Folder,
+    model: FolderArgument,
     images: ImagesArgument,
-    out: Annotated[Path, typer.Option(help="Folder to write report.html to.")],
+    out: Annotated[Path, typer.Option(help="Output folder of report.html.")],
     labels: LabelsOption = None,
     ignore_index: IgnoreIndexOption = None,
     cut: CutOption = None,
-    most: Annotated[int, Ge(1), typer.Option(help="Images looked at, drawn at random.")] = 200,
+    max_images: Annotated[
+        int, Ge(1), typer.Option(help="Maximum number of images, sampled with a fixed seed.")
+    ] = 200,
     crf: CrfOption = True,
     device: DeviceOption = "auto",
 ) -> None:
-    """One HTML file about the classes of a model: crops, shares, trust, tree, images by doubt."""
-    with running() as told:
+    """Write an HTML report on the classes: examples, shares, stability, tree, uncertain images."""
+    with running() as progress:
         from primaps.pictures.report import write_report
 
         network = fitted_model(model, device, cut)
         path = write_report(
             network, images, out / "report.html", labels=labels, ignore_index=ignore_index,
-            most=most, crf=crf, progress=told, log=warn,
+            most=max_images, crf=crf, progress=progress, log=warn,
         )  # fmt: skip
     result(path)
 
 
 @command(app, rich_help_panel=CLASSES)
 def audit(
-    model: Folder,
+    model: FolderArgument,
     images: ImagesArgument,
-    out: Annotated[Path, typer.Option(help="Folder of questions, answers and pictures.")],
+    out: Annotated[Path, typer.Option(help="Folder of questions and answers.")],
     answers: Annotated[
         int,
         Interval(ge=2, le=2000),
-        typer.Option(help="Number of questions; 50 to 100 will do."),
+        typer.Option(help="Number of questions. 50 to 100 usually suffice."),
     ] = 80,
     crf: CrfOption = True,
-    seed: Annotated[Seed, typer.Option(help="Of the pixels that are drawn.")] = 0,
+    seed: Annotated[Seed, typer.Option(help="Random seed of the sampled pixels.")] = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Accuracy with a 95 % interval from your answers: is this pixel of that class, y or n?"""
-    with running() as told:
+    """Estimate the accuracy, with a 95 % interval, from your answers about single pixels."""
+    with running() as progress:
         from primaps.evaluation.audit import Audit
         from primaps.evaluation.audit_questions import about, prepare
         from primaps.model import PriMaPsEM
@@ -211,12 +260,12 @@ def audit(
         found = Audit.load(out)
         if found is not None and found.record.about != about(network):
             raise InputError(
-                f"{out} holds an audit of other classes or names than {model} has now: give "
+                f"{out} holds an audit of other classes or names than {model} has now; choose "
                 "another --out"
             )
         if found is None:
             found = prepare(
-                network, images, out, answers=answers, crf=crf, seed=seed, progress=told,
+                network, images, out, answers=answers, crf=crf, seed=seed, progress=progress,
                 log=warn,
             )  # fmt: skip
     with running(bars=False):
@@ -224,22 +273,22 @@ def audit(
 
 
 def _ask(found: Audit) -> None:
-    """Ask until all is answered or a person stops; what is answered is kept at once."""
-    note(f"The picture is {found.picture}; keep it open in a viewer that reloads it.")
+    """Ask the questions of an audit until all are answered or the user quits."""
+    note(f"The question is drawn in {found.picture}. Open it in a viewer that reloads the file.")
     while (question := found.next()) is not None:
         found.draw(question)
         done, total = found.progress
-        text = f"{done + 1}/{total}: the cross is {question.name!r} (y, n, ? = cannot tell, q)"
-        answer = typer.prompt(text, prompt_suffix=" ").strip().lower()
+        text = f"{done + 1}/{total}: is the pixel at the cross {question.name!r}? (y, n, ? = "
+        answer = typer.prompt(f"{text}cannot tell, q = quit)", prompt_suffix=" ").strip().lower()
         if answer == "q":
             break
         if answer not in ("y", "n", "?"):
-            note("please answer y, n, ? or q")
+            note("answer y, n, ? or q")
             continue
         found.answer(question, {"y": True, "n": False, "?": None}[answer])
     score = found.estimate()
     if score is None:
-        note("too few answers for an estimate; the same command goes on")
+        note("too few answers for an estimate; the same command continues")
         return
     result(
         f"accuracy {score.accuracy:.1%}, 95 % interval {score.low:.1%} to {score.high:.1%}, "

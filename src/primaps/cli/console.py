@@ -1,4 +1,7 @@
-"""What commands say: plain sentences, whatever the texts of others in them hold."""
+"""Output of the commands: results on standard output, messages on standard error.
+
+Names of files and classes may contain control characters and markup, and are escaped.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ err = Console(stderr=True)
 
 
 def visible(text: str) -> str:
-    """Text of others, such as names of files and classes, as it may go to a terminal.
+    """Escape characters that a terminal would not print.
 
     Examples:
         >>> visible("a\\x1b[31mb")
@@ -26,59 +29,59 @@ def visible(text: str) -> str:
 
 
 def note(text: str) -> None:
-    """Say something that is not a problem."""
+    """Print a message."""
     err.print(Text(visible(text)), soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    """Report an image that is left out."""
-    say("left out", "yellow", text)
+    """Print a sentence about an image that was skipped."""
+    say("skipped", "yellow", text)
 
 
-def say(what: str, color: str, text: str) -> None:
-    """A sentence behind a colored word."""
-    err.print(Text.assemble((what, color), f": {visible(text)}"), soft_wrap=True)
+def say(label: str, color: str, text: str) -> None:
+    """Print a sentence after a colored label."""
+    err.print(Text.assemble((label, color), f": {visible(text)}"), soft_wrap=True)
 
 
 def result(text: Any) -> None:
-    """Print a result: for a person escaped, for a program as it is."""
+    """Print a result on standard output, escaped if that is a terminal."""
     for line in str(text).split("\n"):
         print(visible(line) if sys.stdout.isatty() else line)
 
 
 def cell(text: Any) -> Text:
-    """Text of others in a table."""
+    """Return text for a table cell, escaped and without markup."""
     return Text(visible(str(text)))
 
 
 def show(table: Table) -> None:
-    """Print a table."""
+    """Print a table on standard output."""
     Console().print(table)
 
 
 def summary(done: Any, out: Path) -> None:
-    """What a run over files did."""
+    """Print how many files a command wrote, kept and skipped."""
     text = f"{len(done.written)} written"
-    text += f", {len(done.kept)} kept from before" if done.kept else ""
-    text += f", {len(done.problems)} left out" if done.problems else ""
+    text += f", {len(done.kept)} kept from an earlier run" if done.kept else ""
+    text += f", {len(done.problems)} skipped" if done.problems else ""
     note(f"{text}: {out}")
 
 
 def sentence(error: Exception) -> str:
-    """An error in one sentence: of ours as it is, of others with its kind."""
+    """Describe an error in one sentence; errors of other libraries include their type."""
     if isinstance(error, PrimapsError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if _of_memory(error):
-        return "there is not enough memory: a smaller --size or fewer --classes take less"
+    if _is_out_of_memory(error):
+        return "not enough memory; reduce --size or the number of --classes"
     return (
-        f"{type(error).__name__}: {reason(error)} (unexpected: `primaps --debug ...` shows where "
-        "it comes from)"
+        f"{type(error).__name__}: {reason(error)} (unexpected; `primaps --debug ...` shows the "
+        "traceback)"
     )
 
 
-def _of_memory(error: Exception) -> bool:
-    """Of Python, NumPy, and torch on any device."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out in Python, in NumPy, or in torch on any device."""
     names = ("MemoryError", "OutOfMemoryError", "_ArrayMemoryError")
     return type(error).__name__ in names or "DefaultCPUAllocator" in str(error)

@@ -1,4 +1,4 @@
-"""Commands to and from other tools: export, import, push."""
+"""Commands that exchange labels and models with other tools: export, import, push."""
 
 from __future__ import annotations
 
@@ -9,32 +9,35 @@ import typer
 
 from primaps.cli.app import EXCHANGE, app, command, running
 from primaps.cli.console import note, warn
-from primaps.cli.options import OutOption
+from primaps.cli.options import FolderArgument, OutOption
 
 FORMATS = "coco, coco-panoptic, cvat, cvat-mask, labelstudio, labelme, voc, yolo-semantic, yolo, hf"
 ClassesOf = Annotated[
     Path | None,
-    typer.Option("--classes", help="classes.json, or a model: names and colors of the values."),
+    typer.Option(
+        "--classes", help="classes.json or model folder with the names and colors of the classes."
+    ),
 ]
 
 
 @command(app, "export", rich_help_panel=EXCHANGE)
 def export_command(
     result: Annotated[
-        Path, typer.Argument(metavar="RESULT", help="What `predict --out` or `propose` wrote.")
+        Path, typer.Argument(metavar="RESULT", help="Folder that `predict` or `propose` wrote.")
     ],
-    images: Annotated[
-        list[str], typer.Option(help="The images that it was made of; may be repeated.")
-    ],
-    to: Annotated[str, typer.Option(help=f"{FORMATS}, geojson or gpkg.")],
+    images: Annotated[list[str], typer.Option(help="Image folder of the RESULT. May be repeated.")],
+    to: Annotated[str, typer.Option(help=f"Format: {FORMATS}, geojson or gpkg.")],
     out: OutOption,
     classes: ClassesOf = None,
     per: Annotated[
         str | None,
-        typer.Option(help="class or region: what a mask is [default: what suits the tool]."),
+        typer.Option(
+            help="What a mask covers: class (all pixels of a class) or region (connected pixels). "
+            "[default: depends on the format]"
+        ),
     ] = None,
 ) -> None:
-    """Label maps or proposals in the format of another tool."""
+    """Convert label maps or mask proposals to the format of another tool."""
     with running() as progress:
         from primaps.exchange import export_labels
 
@@ -48,13 +51,13 @@ def export_command(
 @command(app, "import", rich_help_panel=EXCHANGE)
 def import_command(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A file, folder or zip file of the tool.")
+        Path, typer.Argument(metavar="PATH", help="File, folder or zip file of the other tool.")
     ],
-    source_format: Annotated[str, typer.Option("--from", help=f"{FORMATS}.")],
+    source_format: Annotated[str, typer.Option("--from", help=f"Format: {FORMATS}.")],
     out: OutOption,
     classes: ClassesOf = None,
 ) -> None:
-    """Labels of another tool as label maps and classes.json, for `evaluate` and `export`."""
+    """Convert labels of another tool to label maps and classes.json."""
     with running() as progress:
         from primaps.exchange import import_labels
 
@@ -65,18 +68,25 @@ def import_command(
 
 @command(app, rich_help_panel=EXCHANGE)
 def push(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="What `fit --out` wrote.")],
-    repo: Annotated[str, typer.Argument(metavar="ID", help="owner/name on the hub.")],
-    private: Annotated[bool, typer.Option("--private", help="For you alone.")] = False,
+    model: FolderArgument,
+    repo: Annotated[
+        str, typer.Argument(metavar="ID", help="Repository on the hub, as owner/name.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repository private.")
+    ] = False,
     picture: Annotated[
         bool,
-        typer.Option("--picture/--no-picture", help="preview.png: six of your training images."),
+        typer.Option(
+            "--picture/--no-picture", help="Include preview.png, which shows six training images."
+        ),
     ] = True,
     scores: Annotated[
-        Path | None, typer.Option(help="What `evaluate --json` wrote, for the model card.")
+        Path | None,
+        typer.Option(help="JSON file that `evaluate --json` wrote, for the model card."),
     ] = None,
 ) -> None:
-    """A model to the Hugging Face hub, with a card; it loads by its id from then on."""
+    """Upload a model to the Hugging Face hub, with a model card."""
     with running():
         from primaps.exchange.hub import push_to_hub
 

@@ -1,4 +1,4 @@
-"""Commands that fit: fit, probe."""
+"""Commands that fit models: fit, probe."""
 
 from __future__ import annotations
 
@@ -19,72 +19,76 @@ from primaps.cli.options import (
     DatasetOption,
     DeviceOption,
     EngineOption,
-    IgnoreIndexOption,
     ImagesArgument,
-    LabelsOption,
-    ModelOutOption,
+    OutOption,
     ProjectionOption,
     SplitOption,
     TensorBoardOption,
     cache_folder,
     config_options,
     dataset_by_name,
+    label_options,
     labeled_images,
+    read_tiling,
+    tiling_options,
 )
-from primaps.cli.tiling import BandsOption, MppOption, ScaleOption, StretchOption, tiling_options
 from primaps.config import CacheContent, Classes
 from primaps.utils.errors import InputError, MissingPackageError
-
-PROBE_OPTIONS = (
-    "backbone", "size", "epochs", "min_steps", "batch_size", "learning_rate", "precision", "seed",
-)  # fmt: skip
 
 
 @command(app, rich_help_panel=IMAGES)
 @config_options()
+@tiling_options("scale", "mpp", "bands", "stretch")
 def fit(
     images: ImagesArgument,
-    out: ModelOutOption,
+    out: OutOption,
     classes: Annotated[
-        str, typer.Option(help="K, the number of classes to find; LOW-HIGH or auto to choose one.")
+        str,
+        typer.Option(
+            help="K, the number of classes to find. A range LOW-HIGH or auto selects K by the "
+            "stability of the classes."
+        ),
     ],
     options: dict[str, Any],
+    tiling: dict[str, Any],
     dataset: DatasetOption = None,
     split: SplitOption = None,
+    sample: Annotated[
+        Annotated[int, Interval(ge=1, le=10**9)] | None,
+        typer.Option(help="Number of images to fit on, sampled with --seed. [default: all]"),
+    ] = None,
     projection: ProjectionOption = None,
     cache: CacheOption = None,
     cache_content: CacheContentOption = "auto",
     scene_tiles: Annotated[
         Annotated[int, Interval(ge=1, le=10**8)] | None,
-        typer.Option(help="Fit on this many tiles, sampled from scenes by --seed."),
-    ] = None,
-    scale: ScaleOption = None,
-    mpp: MppOption = None,
-    bands: BandsOption = None,
-    stretch: StretchOption = None,
-    sample: Annotated[
-        Annotated[int, Interval(ge=1, le=10**9)] | None,
-        typer.Option(help="Fit to this many of the images, drawn by --seed."),
+        typer.Option(
+            help="Number of tiles to fit on, sampled with --seed from the scenes IMAGES.",
+            rich_help_panel="Scenes",
+        ),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Only say what it will take: bytes, memory, time.")
+        bool,
+        typer.Option("--plan", help="Only print the expected time, memory and disk space."),
     ] = False,
     tensorboard: TensorBoardOption = None,
     engine: EngineOption = "torch",
     device: DeviceOption = "auto",
 ) -> None:
-    """Find K classes in unlabeled images and write the model."""
+    """Find K classes in images without labels and write the model.
+
+    The folder --out can be used with `predict`, `classes`, `evaluate` and `studio`. After an
+    interruption, the same command continues the fit.
+    """
     with running() as progress, _process(device) as own:
         from primaps.data.sampling import drawn
-        from primaps.em.fit import schedule
         from primaps.model import PriMaPsEM
         from primaps.planning import plan as estimate
 
         data = dataset_by_name(dataset, images, split, "train")
         if data is not None and data.incomplete:
             warn(data.incomplete)
-        tiling = tiling_options(None, scale, mpp, bands, stretch)
-        found = _files(images, out, data, options, scene_tiles, tiling, own, progress)
+        found = _files(images, out, data, options, scene_tiles, read_tiling(tiling), own, progress)
         files = drawn(found, sample, options["seed"])
         options |= {"projection": projection, "engine": engine, "device": own}
         evidence: list[Any] = []
@@ -99,50 +103,45 @@ def fit(
             expected = estimate(model, files, cache_folder(cache), cache_content, progress)
             result("\n".join(replace(expected, collection=len(found)).lines()))
             return
-        steps = schedule(model.config, len(files), model.clusters)
-        number = model.config.classes
-        text = f"{len(files)} images of {model.size} px, {number} classes: "
-        text += f"k-means {steps.init_steps} steps"
-        text += f" of each of {steps.restarts} restarts" if steps.restarts > 1 else ""
-        if not steps.init_steps:
-            text = f"{text.partition(': ')[0]}: from the {number} clusters of the projection"
-        text += f", EM {steps.steps} steps" if steps.steps else ""
-        note(f"{text}, batches of {min(model.config.batch_size, len(files))} images")
+        note(_schedule_text(model, len(files)))
         _train(model, files, None, out, cache, tensorboard, progress, evidence, cache_content)
         last = model.history_[-1] if model.history_ else {}
         if empty := last.get("empty", []):
-            note(f"{len(empty)} of {number} classes are empty at the end; fewer classes may do")
+            note(
+                f"{len(empty)} of {model.config.classes} classes are empty after the fit; consider "
+                "fewer classes"
+            )
 
 
 @command(app, rich_help_panel=SCORES)
-@config_options(*PROBE_OPTIONS)
+@config_options(
+    "backbone", "size", "epochs", "min_steps", "batch_size", "learning_rate", "precision", "seed"
+)
+@label_options()
 def probe(
     images: ImagesArgument,
-    out: ModelOutOption,
+    out: OutOption,
     options: dict[str, Any],
-    labels: LabelsOption = None,
-    dataset: DatasetOption = None,
-    split: SplitOption = None,
-    ignore_index: IgnoreIndexOption = None,
+    located: dict[str, Any],
     classes: Annotated[
         Classes | None,
-        typer.Option(help="Number of classes [default: those of classes.json]."),
+        typer.Option(help="Number of classes. [default: that of classes.json]"),
     ] = None,
     projection: ProjectionOption = None,
     cache: CacheOption = None,
     tensorboard: TensorBoardOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train a linear probe on labels: the upper bound that the paper compares with."""
+    """Train a linear probe on labels, the upper bound in the paper."""
     with running() as progress, _process(device) as own:
         from primaps.model import PriMaPsEM
 
-        data = labeled_images(images, labels, dataset, split, "train", ignore_index)
+        data = labeled_images(images, "train", **located)
         if data.incomplete:
             warn(data.incomplete)
         if classes is None and data.layout.guessed:
             raise InputError(
-                f"{labels or images} has no classes.json: give the number of --classes"
+                f"{located['labels'] or images} has no classes.json; add it or give --classes"
             )
         model = PriMaPsEM(
             classes or len(data.classes), method="probe", projection=projection, device=own,
@@ -152,24 +151,41 @@ def probe(
 
 
 def _files(
-    images: str, out: Path, data: Any, options: dict[str, Any], count: int | None,
+    images: str, out: Path, data: Any, options: dict[str, Any], scene_tiles: int | None,
     tiling: dict[str, Any], device: str, progress: Any,
 ) -> Any:  # fmt: skip
-    """Return the images to fit on: of a data set, of a folder, or tiles of scenes."""
+    """Return the images to fit on: those of a data set, of a folder, or tiles of scenes."""
     from primaps.backbones.load import load_backbone
     from primaps.data import find_images
-    from primaps.scenes.sample import scene_tiles
+    from primaps.scenes.sample import scene_tiles as sample_tiles
 
-    if count is None:
+    if scene_tiles is None:
         if tiling:
-            raise InputError(f"--{min(tiling)} applies to scenes: give --scene-tiles N as well")
+            raise InputError(f"--{min(tiling)} applies to scenes; add --scene-tiles N")
         return find_images(images, exclude=out) if data is None else data.samples
     if data is not None:
-        raise InputError("--scene-tiles and --dataset exclude each other: give one of them")
+        raise InputError("--scene-tiles cannot be combined with --dataset; give one of them")
     size = options["size"] or load_backbone(options["backbone"], device).default_size
-    found = scene_tiles(images, count, size, seed=options["seed"], progress=progress, **tiling)
+    found = sample_tiles(
+        images, scene_tiles, size, seed=options["seed"], progress=progress, **tiling
+    )
     note(f"{len(found)} tiles of {size} px")
     return found
+
+
+def _schedule_text(model: Any, images: int) -> str:
+    """Describe the number of training steps of a fit."""
+    from primaps.em.fit import schedule
+
+    steps = schedule(model.config, images, model.clusters)
+    text = f"{images} images of {model.size} px, {model.config.classes} classes: "
+    if steps.init_steps:
+        text += f"{steps.init_steps} k-means steps"
+        text += f" in each of {steps.restarts} restarts" if steps.restarts > 1 else ""
+    else:
+        text += f"initialized with the {model.clusters} clusters of the projection"
+    text += f", {steps.steps} EM steps" if steps.steps else ""
+    return f"{text}, batches of {min(model.config.batch_size, images)} images"
 
 
 def _choose(
@@ -180,7 +196,7 @@ def _choose(
     cache_content: CacheContent,
     progress: Any,
 ) -> tuple[list[Any], int]:
-    """Evidence for several K, printed, and the middle one of the three that it speaks for."""
+    """Print the stability for several numbers of classes and select one of them."""
     from primaps.classes.choose import choice_of
     from primaps.fitting import class_evidence
 
@@ -193,15 +209,16 @@ def _choose(
         note(f"{one.classes:>4} classes: stability {one.stability:.2f} ± {one.error:.2f} {bar}")
     choice = choice_of(evidence)
     note(
-        f"coarse {choice.coarse}, middle {choice.middle}, fine {choice.fine}: taking the middle "
-        "one; the others are cuts of its tree (--classes) or fits of their own"
+        f"suggested numbers of classes: {choice.coarse} (coarse), {choice.middle} (middle), "
+        f"{choice.fine} (fine); using {choice.middle}. The others can be cut from its class tree "
+        "with --classes, or fitted."
     )
     return evidence, choice.middle
 
 
 @contextmanager
 def _process(device: str) -> Iterator[str]:
-    """Join the other processes under torchrun; only the first one speaks."""
+    """Join the processes of torchrun and yield the device; only the first process prints."""
     from primaps.utils import distributed
 
     with distributed.group(device) as own:
@@ -213,7 +230,7 @@ def _train(
     model: Any, files: Any, labels: Any, out: Path, cache: str | None, tensorboard: Path | None,
     progress: Any, evidence: Any = (), cache_content: CacheContent = "auto",
 ) -> None:  # fmt: skip
-    """Fit, with figures for TensorBoard if they are wanted, and say where the model is."""
+    """Fit the model, write it and print its folder."""
     from primaps.fitting import fit_folder
     from primaps.utils.distributed import rank
 
@@ -229,6 +246,7 @@ def _train(
 
 @contextmanager
 def _tensorboard(folder: Path | None) -> Iterator[Any]:
+    """Yield an ``on_epoch`` callback that writes to TensorBoard, or None without a folder."""
     if folder is None:
         yield None
         return
@@ -236,13 +254,13 @@ def _tensorboard(folder: Path | None) -> Iterator[Any]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise MissingPackageError(
-            "--tensorboard needs its package: pip install 'primaps[tensorboard]'"
+            "--tensorboard needs the package tensorboard: pip install 'primaps[tensorboard]'"
         ) from None
 
-    def write(line: dict[str, Any]) -> None:
-        for name, value in line.items():
+    def write(metrics: dict[str, Any]) -> None:
+        for name, value in metrics.items():
             if isinstance(value, float):
-                writer.add_scalar(f"{line['stage']}/{name}", value, line["step"])
+                writer.add_scalar(f"{metrics['stage']}/{name}", value, metrics["step"])
 
     with SummaryWriter(str(folder)) as writer:
         yield write

@@ -1,4 +1,4 @@
-"""Commands on images: demo, propose, predict."""
+"""Commands on images without labels: demo, propose, predict."""
 
 from __future__ import annotations
 
@@ -10,32 +10,21 @@ import typer
 from primaps.cli.app import IMAGES, app, command, running
 from primaps.cli.console import note, result, summary, warn
 from primaps.cli.options import (
-    BackboneOption,
     CrfOption,
     CutOption,
     DeviceOption,
     EngineOption,
     InputsArgument,
-    MaskCrfOption,
     ModelArgument,
     ModelSizeOption,
     PredictPrecisionOption,
     ResultOption,
     ShardOption,
-    SizeOption,
-    ThresholdOption,
+    config_options,
     fitted_model,
-)
-from primaps.cli.tiling import (
-    BandsOption,
-    CrfTileOption,
-    MppOption,
-    ScaleOption,
-    StretchOption,
-    TileOverlapOption,
+    read_tiling,
     tiling_options,
 )
-from primaps.config import Config
 from primaps.utils.errors import InputError
 
 TILED = {"tile_overlap", "scale", "crf_tile"}
@@ -44,40 +33,36 @@ TILED = {"tile_overlap", "scale", "crf_tile"}
 
 @command(app, rich_help_panel=IMAGES)
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("primaps-demo"),
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("primaps-demo"),
     device: DeviceOption = "auto",
 ) -> None:
-    """Propose, fit and predict on images that scikit-image and scikit-learn bring along."""
+    """Run propose, fit and predict on six sample images."""
     with running() as progress:
         from primaps.demo import demo as run
 
-        picture = run(out, device=device, progress=progress)
-        result(picture)
+        overlays = run(out, device=device, progress=progress)
+        result(overlays)
 
 
 @command(app, rich_help_panel=IMAGES)
+@config_options("backbone", "threshold", "mask_crf", "size")
+@tiling_options("tile_overlap", "scale", "mpp", "bands", "stretch")
 def propose(
     inputs: InputsArgument,
     out: ResultOption,
-    backbone: BackboneOption = Config.backbone,
-    threshold: ThresholdOption = Config.threshold,
-    mask_crf: MaskCrfOption = Config.mask_crf,
-    size: SizeOption = None,
+    options: dict[str, Any],
+    tiling: dict[str, Any],
     explain: Annotated[
-        bool, typer.Option("--explain", help="Also draw how the masks come about.")
+        bool, typer.Option("--explain", help="Also draw the steps that lead to the masks.")
     ] = False,
-    tile_overlap: TileOverlapOption = None,
-    scale: ScaleOption = None,
-    mpp: MppOption = None,
-    bands: BandsOption = None,
-    stretch: StretchOption = None,
     shard: ShardOption = "auto",
     engine: EngineOption = "torch",
     device: DeviceOption = "auto",
 ) -> None:
-    """Mask proposals (PriMaPs): per image a map of masks, 0 = ignore, and a picture.
+    """Compute mask proposals (PriMaPs) of images, with an overlay for each.
 
-    With one INPUT and an --out that ends in .tif: one map of the masks of this scene.
+    A mask map has the value 0 for ignored pixels and 1, 2, ... for the masks. For a scene of any
+    size, give one INPUT and an --out that ends in .tif.
     """
     with running() as progress:
         from primaps.backbones.load import load_backbone
@@ -86,63 +71,59 @@ def propose(
         from primaps.scenes.tiling import is_scene
         from primaps.utils.distributed import own_device
 
-        tiling = tiling_options(tile_overlap, scale, mpp, bands, stretch)
+        tiles = read_tiling(tiling)
         scene = is_scene(inputs, out)
-        _refuse_tiling(tiling, scene, shard)
-        network = load_backbone(backbone, own_device(device), engine=engine)
+        _refuse_tiling(tiles, scene, shard)
+        network = load_backbone(options["backbone"], own_device(device), engine=engine)
+        options["backbone"] = network
         note(f"backbone {network.name} from {network.source}")
         if scene:
             if explain:
-                raise InputError("--explain is for images: leave it out")
-            count = propose_scene(
-                inputs[0], out, backbone=network, threshold=threshold, mask_crf=mask_crf,
-                size=size, progress=progress, **tiling,
-            )  # fmt: skip
-            note(f"kept from before: {out}" if count is None else f"{count} masks: {out}")
+                raise InputError("--explain applies to images; omit it for a scene")
+            count = propose_scene(inputs[0], out, progress=progress, **options, **tiles)
+            note(f"kept from an earlier run: {out}" if count is None else f"{count} masks: {out}")
             return
-        shown = _share(shard, progress)
-        done = propose_files(
-            inputs, out, backbone=network, threshold=threshold, mask_crf=mask_crf, size=size,
-            shard=shard, progress=shown, log=warn,
-        )  # fmt: skip
+        shown = _shard_progress(shard, progress)
+        done = propose_files(inputs, out, shard=shard, progress=shown, log=warn, **options)
         if explain:
             explain_files(
-                inputs, out, backbone=network, threshold=threshold, mask_crf=mask_crf, size=size,
-                shard=shard, progress=shown, log=lambda sentence: None,
-            )  # fmt: skip
+                inputs, out, shard=shard, progress=shown, log=lambda sentence: None, **options
+            )
         summary(done, out)
 
 
 @command(app, rich_help_panel=IMAGES)
+@tiling_options("tile_overlap", "crf_tile", "scale", "mpp", "bands", "stretch")
 def predict(
     model: ModelArgument,
     inputs: InputsArgument,
     out: ResultOption,
+    tiling: dict[str, Any],
     crf: CrfOption = True,
     size: ModelSizeOption = None,
-    names: Annotated[str | None, typer.Option(help="Class names for the legend, a,b,c.")] = None,
+    names: Annotated[
+        str | None, typer.Option(help="Class names for the legend, separated by commas.")
+    ] = None,
     classes: CutOption = None,
     tiles: Annotated[
         bool,
         typer.Option("--tiles", help="Process images in tiles at their own resolution, as scenes."),
     ] = False,
     polygons: Annotated[
-        Path | None, typer.Option(help="Scenes: also write regions to this .gpkg.")
+        Path | None,
+        typer.Option(
+            help="GeoPackage (.gpkg) for the regions of the scene.", rich_help_panel="Scenes"
+        ),
     ] = None,
-    tile_overlap: TileOverlapOption = None,
-    scale: ScaleOption = None,
-    mpp: MppOption = None,
-    bands: BandsOption = None,
-    stretch: StretchOption = None,
-    crf_tile: CrfTileOption = None,
     shard: ShardOption = "auto",
     precision: PredictPrecisionOption = "auto",
     engine: EngineOption = "torch",
     device: DeviceOption = "auto",
 ) -> None:
-    """Class map of every image by a fitted model, with a picture and legend.
+    """Write a label map of every image, with an overlay and a legend.
 
-    With one INPUT and an --out that ends in .tif: one georeferenced map of this scene.
+    For a georeferenced label map of a scene of any size, give one INPUT and an --out that ends in
+    .tif.
     """
     with running() as progress:
         from primaps.label_maps import predict_files
@@ -150,22 +131,22 @@ def predict(
         from primaps.scenes.tiling import is_scene
         from primaps.utils.distributed import own_device
 
-        tiling = tiling_options(tile_overlap, scale, mpp, bands, stretch, crf_tile)
+        chosen = read_tiling(tiling)
         scene = is_scene(inputs, out)
-        _refuse_tiling(tiling | ({"polygons": polygons} if polygons else {}), scene, shard, tiles)
+        _refuse_tiling(chosen | ({"polygons": polygons} if polygons else {}), scene, shard, tiles)
         network = fitted_model(model, own_device(device), classes, precision, engine)
         titles = names.split(",") if names else None
         if scene:
             new = predict_scene(
                 network, inputs[0], out, crf=crf, names=titles, polygons=polygons,
-                size=size, progress=progress, **tiling,
+                size=size, progress=progress, **chosen,
             )  # fmt: skip
-            note(f"written: {out}" if new else f"kept from before: {out}")
+            note(f"written: {out}" if new else f"kept from an earlier run: {out}")
             return
-        shown = _share(shard, progress)
+        shown = _shard_progress(shard, progress)
         done = predict_files(
             network, inputs, out, crf=crf, size=size, names=titles,
-            tiles=tiling if tiles else None, shard=shard, progress=shown, log=warn,
+            tiles=chosen if tiles else None, shard=shard, progress=shown, log=warn,
         )  # fmt: skip
         summary(done, out)
 
@@ -175,24 +156,24 @@ def _refuse_tiling(
 ) -> None:
     """Refuse options that would have no effect; ``tiles`` is None for a command without it."""
     if scene and shard != "auto":
-        raise InputError(f"--shard {shard} applies to collections of images; leave it out")
+        raise InputError(f"--shard {shard} applies to image collections; omit it for a scene")
     if scene and tiles:
-        raise InputError("--tiles applies to images; scenes are always tiled: leave it out")
+        raise InputError("--tiles applies to images; scenes are always tiled, omit the option")
     unused = [] if scene else sorted({*tiling} - (TILED if tiles else set()))
     if unused:
         raise InputError(
-            f"--{unused[0].replace('_', '-')} applies to scenes: give one INPUT, and an --out that "
+            f"--{unused[0].replace('_', '-')} applies to scenes: give one INPUT and an --out that "
             "ends in .tif"
-            + ("; or add --tiles for images" if tiles is False and tiling.keys() <= TILED else "")
+            + (", or add --tiles for images" if tiles is False and tiling.keys() <= TILED else "")
         )
 
 
-def _share(shard: str, progress: Any) -> Any:
-    """Say which share this process has; the progress of the first one is shown."""
+def _shard_progress(shard: str, progress: Any) -> Any:
+    """Print the shard of this process; return the progress callback of the first shard only."""
     from primaps.utils.progress import silent
     from primaps.utils.shards import read_shard
 
     share = read_shard(shard)
     if share.total > 1:
-        note(f"shard {share} of the images; --shard 1/1 takes them all")
+        note(f"shard {share} of the images; --shard 1/1 processes all of them")
     return progress if share.number == 1 else silent

@@ -1,29 +1,29 @@
-"""Arguments and options that several commands share; those of a fit are the fields of Config."""
+"""Arguments and options that several commands share.
+
+The options of a fit and of inference are the fields of dataclasses in :mod:`primaps.config`.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from annotated_types import Interval
+from annotated_types import Ge, Gt, Interval
 
 from primaps.config import (
     CacheContent,
     Classes,
     Config,
+    CrfTile,
     Engine,
-    Precision,
     PredictPrecision,
     Resize,
-    Seed,
     Size,
-    Threshold,
-    option_help,
     option_types,
 )
 from primaps.utils.errors import InputError
@@ -32,176 +32,305 @@ if TYPE_CHECKING:
     from primaps.data import Dataset
     from primaps.model import PriMaPsEM
 
+Command = Callable[..., None]
 
 InputsArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="INPUT...", help="Image files, folders (recursive), globs, tar files or URLs."
+        metavar="INPUT...",
+        help="Image files, folders (searched recursively), globs, tar files or URLs.",
     ),
 ]
 ImagesArgument = Annotated[
-    str, typer.Argument(metavar="IMAGES", help="A folder (recursive) or a glob.")
+    str, typer.Argument(metavar="IMAGES", help="Image folder, searched recursively, or a glob.")
 ]
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="What `fit --out` wrote, or a hub id.")
+    str, typer.Argument(metavar="MODEL", help="Folder that `fit --out` wrote, or a hub id.")
 ]
-OutOption = Annotated[Path, typer.Option(help="Folder to write to.")]
+FolderArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder that `fit --out` wrote.")
+]
+OutOption = Annotated[Path, typer.Option(help="Output folder.")]
 ResultOption = Annotated[
-    Path, typer.Option("--out", help="Folder to write to; for a scene the .tif to write.")
-]
-ModelOutOption = Annotated[Path, typer.Option(help="Folder of the model.")]
-BackboneOption = Annotated[str, typer.Option(help=option_help("backbone"))]
-SizeOption = Annotated[Size | None, typer.Option(help=option_help("size"))]
-ModelSizeOption = Annotated[
-    Size | None,
-    typer.Option(help="Shorter side in pixels; of scenes side of crops [default: the model's]."),
-]  # fmt: skip
-ThresholdOption = Annotated[Threshold, typer.Option(help=option_help("threshold"))]
-MaskCrfOption = Annotated[
-    bool, typer.Option("--mask-crf/--no-mask-crf", help=option_help("mask_crf"))
+    Path, typer.Option("--out", help="Output folder, or for a scene the .tif file to write.")
 ]
 CrfOption = Annotated[
-    bool, typer.Option("--crf/--no-crf", help="Refine predictions by the dense CRF.")
+    bool, typer.Option("--crf/--no-crf", help="Refine class probabilities with the dense CRF.")
 ]
-PrecisionOption = Annotated[Precision, typer.Option(help=option_help("precision"))]
+ModelSizeOption = Annotated[
+    Size | None,
+    typer.Option(
+        help="Shorter side of the images in pixels, or for scenes the tile size. [default: that of "
+        "the fit]"
+    ),
+]
 PredictPrecisionOption = Annotated[
     PredictPrecision,
-    typer.Option(help="Of the backbone; auto: bfloat16 on processors with instructions for it."),
+    typer.Option(
+        help="Floating-point precision of the backbone. auto selects bfloat16 if the processor has "
+        "instructions for it."
+    ),
 ]
 EngineOption = Annotated[
     Engine,
-    typer.Option(help="Of the backbone; openvino, an extra, is 1.4 times as fast on a CPU."),
+    typer.Option(
+        help="Runtime of the backbone. openvino (an extra) is about 1.4 times as fast on a CPU."
+    ),
 ]
-SeedOption = Annotated[Seed, typer.Option(help=option_help("seed"))]
+DeviceOption = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1, ...")]
 CutOption = Annotated[
     Classes | None,
-    typer.Option("--classes", help="Cut the tree here [default: classes.json, or K]."),
+    typer.Option(
+        "--classes", help="Number of classes to cut the class tree at. [default: that of the fit]"
+    ),
 ]
 ShardOption = Annotated[
     str,
     typer.Option(
-        help="I/N: the I-th of N shares of the images; auto: that of torchrun or a Slurm array."
+        help="Shard I/N of the images for this process, or auto for the one that torchrun or a "
+        "Slurm array assigns."
     ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 LabelsOption = Annotated[
-    str | None, typer.Option(help="Folder of label maps, named like the images.")
-]
-DatasetOption = Annotated[
     str | None,
-    typer.Option(help="IMAGES is the root of a data set: cityscapes, cocostuff, potsdam, folder."),
-]
-SplitOption = Annotated[
-    str | None,
-    typer.Option(help="Of the data set [default: train where models are fitted, val for scores]."),
+    typer.Option(help="Folder of label maps, under the relative paths of the images."),
 ]
 IgnoreIndexOption = Annotated[
     Annotated[int, Interval(ge=0, le=65_535)] | None,
-    typer.Option(help="Label not counted [default: of classes.json, or 255]."),
+    typer.Option(help="Label value that is not counted. [default: that of classes.json, or 255]"),
+]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Data set with IMAGES as its root: cityscapes, cocostuff, potsdam or folder."
+    ),
+]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(help="Split of the data set. [default: train for fitting, val for evaluation]"),
 ]
 CacheOption = Annotated[
     str | None,
     typer.Option(
-        help="Folder that keeps features and masks between runs, or none: cache_content nothing "
-        "[default: features in the cache]."
+        help="Folder of cached features and masks, or none to cache nothing. [default: features "
+        "in the cache folder]"
     ),
 ]
 CacheContentOption = Annotated[
     CacheContent,
     typer.Option(
-        help="What is kept of every image: its features, or those of its masks alone, which is "
-        "enough for the recipe orthogonal and a hundredth: auto, features or masks.",
+        help="What is cached for each image: its features, or only the features of its masks, "
+        "which need about 1 % of the space and suffice for recipe orthogonal."
     ),
 ]
-TensorBoardOption = Annotated[Path | None, typer.Option(help="Write figures per epoch there.")]
 ProjectionOption = Annotated[
     str | None,
-    typer.Option(help="Fit to codes: a folder of `project`, or a checkpoint of STEGO or HP."),
+    typer.Option(
+        help="Projection of the features: a folder that `project` wrote, or a checkpoint of STEGO "
+        "or HP."
+    ),
+]
+TensorBoardOption = Annotated[
+    Path | None, typer.Option(help="Folder for TensorBoard logs of the metrics per epoch.")
 ]
 ResizeOption = Annotated[
     Resize,
-    typer.Option(help="pillow, or tensor: not antialiased, as the authors' program at evaluation."),
+    typer.Option(
+        help="Resampling of images: pillow (antialiased) or tensor (not antialiased, as in the "
+        "evaluation program of the authors)."
+    ),
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the scores here.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="JSON file for the scores.")]
+
+TILING = {
+    "tile_overlap": Annotated[
+        Annotated[int, Ge(0)] | None,
+        typer.Option(
+            help="Overlap of neighboring tiles in network pixels. [default: an eighth of --size]",
+            rich_help_panel="Scenes",
+        ),
+    ],
+    "crf_tile": Annotated[
+        CrfTile | None,
+        typer.Option(
+            help="Side of the tiles that the CRF refines, in network pixels. [default: 840, "
+            "smaller for more than 12 classes]",
+            rich_help_panel="Scenes",
+        ),
+    ],
+    "scale": Annotated[
+        Annotated[float, Gt(0)] | None,
+        typer.Option(
+            help="Scene pixels per network pixel, along each side. [default: 1]",
+            rich_help_panel="Scenes",
+        ),
+    ],
+    "mpp": Annotated[
+        Annotated[float, Gt(0)] | None,
+        typer.Option(
+            help="Ground size of a network pixel in meters, instead of --scale.",
+            rich_help_panel="Scenes",
+        ),
+    ],
+    "bands": Annotated[
+        str | None,
+        typer.Option(
+            help="Bands to use as red, green and blue, such as 4,3,2. [default: those that the "
+            "file declares]",
+            rich_help_panel="Scenes",
+        ),
+    ],
+    "stretch": Annotated[
+        str | None,
+        typer.Option(
+            help="Band values that become black and white, such as 0,3000. [default: 2nd and 98th "
+            "percentile of the scene]",
+            rich_help_panel="Scenes",
+        ),
+    ],
+}
+"""Fields of :class:`primaps.scenes.tiling.TilingOptions` on the command line."""
+CONFIG_PANELS = {
+    "Masks": ("threshold", "anchor", "iterative", "mask_crf"),
+    "Training": (
+        "epochs", "init_epochs", "min_steps", "min_init_steps", "batch_size", "learning_rate",
+        "momentum", "momentum_every", "momentum_ramp", "cosine_scale", "views", "loss_size",
+    ),
+}  # fmt: skip
+"""Panels of ``primaps fit --help``, with the options in them."""
 
 
-def config_options(
-    *names: str, optional: bool = False
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command options of :class:`primaps.Config`, in the parameter ``options``.
-
-    Names, types, defaults and help are those of the fields; a command has a parameter of its own
-    for whatever differs.
+def option_group(
+    parameter: str, group: Mapping[str, tuple[Any, Any]], given_only: bool = False
+) -> Callable[[Command], Command]:
+    """Give a command several options, which it receives as one dictionary.
 
     Args:
-        names: of the fields; none means all those that the command has no parameter for.
-        optional: without defaults; only what was given is in ``options``.
+        parameter: parameter of the command that receives the dictionary.
+        group: option name to its annotation and default. Options that the command has as
+            parameters of its own are left out.
+        given_only: leave out options that are None.
     """
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
-        own = [one for name, one in signature.parameters.items() if name != "options"]
-        taken = {one.name for one in own}
-        chosen = [f for f in fields(Config) if (f.name in names if names else f.name not in taken)]
-        types, extra = option_types(), []
-        for field in chosen:
-            required, kind = field.default is MISSING, types[field.name]
-            kind = kind | None if optional and not required else kind
-            extra.append(
-                inspect.Parameter(
-                    field.name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=None if optional and not required else field.default,
-                    annotation=Annotated[
-                        types[field.name] | None
-                        if optional and not required
-                        else types[field.name],
-                        typer.Option(),
-                    ],
-                )
+        parameters = {
+            name: one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, one in signature.parameters.items()
+            if name != parameter
+        }
+        names = [name for name in group if name not in parameters]
+        for name in names:
+            annotation, default = group[name]
+            parameters[name] = inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
             )
 
         @functools.wraps(command)
         def wrapper(**given: Any) -> None:
-            options = {field.name: given.pop(field.name) for field in chosen}
-            if optional:
+            options = {name: given.pop(name) for name in names}
+            if given_only:
                 options = {name: value for name, value in options.items() if value is not None}
-            command(**given, options=options)
+            command(**given, **{parameter: options})
 
-        keyword = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
-        parameters = [*keyword, *extra]
-        parameters.sort(key=lambda one: one.default is not inspect.Parameter.empty)
-        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            sorted(parameters.values(), key=lambda one: one.default is not one.empty)
+        )
         return wrapper
 
     return decorate
 
 
+def config_options(*names: str, optional: bool = False) -> Callable[[Command], Command]:
+    """Give a command options of :class:`primaps.Config`, in the parameter ``options``.
+
+    Args:
+        names: names of the options. Without names, all options.
+        optional: without defaults; ``options`` has those that were given.
+    """
+    types, group = option_types(), {}
+    panels = {name: panel for panel, members in CONFIG_PANELS.items() for name in members}
+    for field in fields(Config):
+        if names and field.name not in names:
+            continue
+        kind, required = types[field.name], field.default is MISSING
+        panel = panels.get(field.name) if not names else None
+        group[field.name] = (
+            Annotated[kind | None if optional else kind, typer.Option(rich_help_panel=panel)],
+            inspect.Parameter.empty if required else None if optional else field.default,
+        )
+    return option_group("options", group, given_only=optional)
+
+
+def tiling_options(*names: str) -> Callable[[Command], Command]:
+    """Give a command options of :data:`TILING`, in the parameter ``tiling``; see `read_tiling`."""
+    return option_group("tiling", {name: (TILING[name], None) for name in names}, given_only=True)
+
+
+def label_options() -> Callable[[Command], Command]:
+    """Give a command the options that locate labels, in the parameter ``located``.
+
+    The dictionary goes to :func:`labeled_images`.
+    """
+    options = {
+        "labels": LabelsOption,
+        "dataset": DatasetOption,
+        "split": SplitOption,
+        "ignore_index": IgnoreIndexOption,
+    }
+    return option_group("located", {name: (kind, None) for name, kind in options.items()})
+
+
+def read_tiling(tiling: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of :class:`primaps.scenes.tiling.TilingOptions` from options.
+
+    Raises:
+        InputError: bands or stretch are not numbers.
+    """
+    fields_ = dict(tiling)
+    try:
+        if "bands" in tiling:
+            fields_["bands"] = [int(band) for band in tiling["bands"].split(",")]
+    except ValueError:
+        raise InputError(
+            f"--bands: {tiling['bands']!r} is not a list of band numbers; write it as 4,3,2"
+        ) from None
+    try:
+        if "stretch" in tiling:
+            low, high = map(float, tiling["stretch"].split(","))
+            fields_["stretch"] = (low, high)
+    except ValueError:
+        raise InputError(
+            f"--stretch: {tiling['stretch']!r} is not two numbers; write it as 0,3000"
+        ) from None
+    return fields_
+
+
 def dataset_by_name(
     dataset: str | None, root: str, split: str | None, default_split: str
 ) -> Dataset | None:
-    """The data set of a name; None without one.
+    """Return a data set by its name, or None without a name.
 
     Raises:
-        InputError: there is a split without a data set.
-        DataError: it is not laid out as it should be.
+        InputError: a split is given without a data set.
+        DataError: the folder does not have the layout of the data set.
     """
     from primaps.data import load_dataset
 
     if dataset is None and split is not None:
-        raise InputError(f"--split {split} is of a data set: give --dataset as well")
+        raise InputError(f"--split {split} needs a data set; add --dataset")
     return load_dataset(dataset, root, split or default_split) if dataset else None
 
 
 def labeled_images(
     images: str,
+    default_split: str,
     labels: str | None,
     dataset: str | None,
     split: str | None,
-    default_split: str,
     ignore_index: int | None,
 ) -> Dataset:
-    """Images with labels: a data set by name, or two folders."""
+    """Return images with labels: a data set by its name, or the files of two folders."""
     from primaps.data import as_dataset
 
     data = dataset_by_name(dataset, images, split, default_split)
@@ -215,7 +344,7 @@ def fitted_model(
     precision: str | None = None,
     engine: str | None = None,
 ) -> PriMaPsEM:
-    """A fitted model, cut at another number of classes if one is given."""
+    """Return a fitted model, with its class tree cut at ``classes`` if a number is given."""
     from primaps.cli.console import note
     from primaps.model import PriMaPsEM
 
@@ -224,14 +353,14 @@ def fitted_model(
         return found
     if classes > found.config.classes:
         note(
-            f"{classes} classes are a split of the {found.config.classes} that the model was fitted"
-            f" with; `fit --classes {classes}` finds better ones"
+            f"{classes} classes are a split of the {found.config.classes} classes of the fit; "
+            f"`fit --classes {classes}` gives better ones"
         )
     return found.cut(classes)
 
 
 def cache_folder(text: str | None) -> str | Path | None:
-    """Of ``--cache``: None keeps nothing."""
+    """Return the folder of ``--cache``, or None to cache nothing."""
     from primaps.utils.files import cache_dir
 
     return None if text == "none" else text or cache_dir() / "features"

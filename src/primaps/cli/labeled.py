@@ -1,0 +1,201 @@
+"""Commands on labeled images: evaluate, oracle, data check, data prepare."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from primaps.cli.app import DATA, SCORES, app, command, running
+from primaps.cli.console import cell, note, result, show, visible, warn
+from primaps.cli.options import (
+    CrfOption,
+    CutOption,
+    DeviceOption,
+    ImagesArgument,
+    JsonOption,
+    ModelArgument,
+    ModelSizeOption,
+    ResizeOption,
+    config_options,
+    fitted_model,
+    label_options,
+    labeled_images,
+)
+from primaps.utils.errors import InputError
+
+
+@command(app, rich_help_panel=SCORES)
+@label_options()
+def evaluate(
+    model: ModelArgument,
+    images: ImagesArgument,
+    located: dict[str, Any],
+    size: ModelSizeOption = None,
+    crop: Annotated[
+        bool, typer.Option("--crop/--no-crop", help="Evaluate center crops or whole images.")
+    ] = True,
+    flip: Annotated[
+        bool,
+        typer.Option(
+            "--flip/--no-flip", help="Average features over the image and its horizontal flip."
+        ),
+    ] = True,
+    crf: CrfOption = True,
+    resize: ResizeOption = "pillow",
+    matching: Annotated[
+        Literal["hungarian", "majority"],
+        typer.Option(
+            help="Matching of clusters and classes: hungarian (one to one) or majority (for more "
+            "clusters than classes)."
+        ),
+    ] = "hungarian",
+    json_file: JsonOption = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Folder for figures: confusion matrix, IoU per class, examples."),
+    ] = None,
+    classes: CutOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Print accuracy, mean IoU and the IoU of each class."""
+    with running() as progress:
+        from primaps.evaluation.protocol import evaluate as run
+        from primaps.results import check_file, write_own_json
+
+        if json_file:
+            check_file(json_file)  # before the work
+        data = labeled_images(images, "val", **located)
+        network = fitted_model(model, device, classes)
+        found = run(
+            network, data, size=size, crop=crop, flip=flip, crf=crf, resize=resize,
+            matching=matching, progress=progress, log=warn,
+        )  # fmt: skip
+        options = ", ".join(f"{name} {value}" for name, value in asdict(found.options).items())
+        result(f"{found.images} images, {options}")
+        table = Table("class", "IoU")
+        for name, value in found.iou.items():
+            table.add_row(cell(name), "-" if value is None else f"{100 * value:.1f}")
+        table.add_section()
+        table.add_row("mean IoU", f"{100 * found.mean_iou:.1f}")
+        table.add_row("accuracy", f"{100 * found.accuracy:.1f}")
+        show(table)
+        if json_file:
+            write_own_json(json_file, found.to_dict())
+        if pictures:
+            from primaps.pictures.scores import draw_result
+
+            draw_result(network, data, found, pictures)
+
+
+@command(app, rich_help_panel=SCORES)
+@config_options("backbone", "threshold", "mask_crf", "size")
+@label_options()
+def oracle(
+    images: ImagesArgument,
+    options: dict[str, Any],
+    located: dict[str, Any],
+    resize: ResizeOption = "pillow",
+    json_file: JsonOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Evaluate mask proposals without a model: each mask gets its most frequent label (Table 5)."""
+    with running() as progress:
+        from primaps.backbones.load import load_backbone
+        from primaps.evaluation.oracle import evaluate_oracle
+        from primaps.results import check_file, write_own_json
+
+        if json_file:
+            check_file(json_file)
+        data = labeled_images(images, "val", **located)
+        network = load_backbone(options["backbone"], device)
+        found = evaluate_oracle(
+            data, backbone=network, size=options["size"], resize=resize,
+            threshold=options["threshold"], crf="dense" if options["mask_crf"] else None,
+            progress=progress, log=warn,
+        )  # fmt: skip
+        if json_file:
+            write_own_json(json_file, found.to_dict())
+        title = f"{found.images} images, {found.masks_per_image:.1f} masks per image"
+        title += f", {100 * found.ignored:.1f} % of the pixels outside of masks"
+        table = Table("", "accuracy", "mean IoU", title=title)
+        rows = {
+            "pixels in masks": found.assigned,
+            "all pixels": found.all_pixels,
+            "all pixels, those outside of masks as errors": found.all_wrong,
+        }
+        for name, row in rows.items():
+            table.add_row(name, f"{100 * row.accuracy:.1f}", f"{100 * row.mean_iou:.1f}")
+        show(table)
+
+
+data_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Check and prepare labeled data sets.",
+)
+app.add_typer(data_app, name="data", rich_help_panel=DATA)
+
+
+@command(data_app)
+def check(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="Data set: cityscapes, cocostuff, potsdam or folder."),
+    ],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Root folder of the data set.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Skip the values of the label maps.")
+    ] = False,
+) -> None:
+    """Check whether a data set is complete and has the expected layout.
+
+    The exit status is 1 if there is an error.
+    """
+    errors = 0
+    with running() as progress:
+        from primaps.data.check import check_dataset
+
+        for finding in check_dataset(name, root, quick, progress):
+            color = {"fine": "green", "odd": "yellow", "wrong": "red"}[finding.level]
+            line = Text.assemble((finding.level, color), f": {visible(finding.text)}")
+            Console(soft_wrap=True).print(line)
+            errors += finding.level == "wrong"
+    if errors:
+        raise typer.Exit(1)
+
+
+@command(data_app)
+def prepare(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set: potsdam or cocostuff.")],
+    raw: Annotated[Path, typer.Argument(metavar="RAW", help="Folder of the downloaded files.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of the data set.")],
+    make_lists: Annotated[
+        bool,
+        typer.Option(
+            "--make-lists",
+            help="For cocostuff: compute missing curated lists (images with at least 75 % stuff).",
+        ),
+    ] = False,
+) -> None:
+    """Convert downloads to the usual layout: cut the tiles of Potsdam, arrange COCO-Stuff."""
+    with running() as progress:
+        from primaps.data.prepare_cocostuff import prepare_cocostuff
+        from primaps.data.prepare_potsdam import prepare_potsdam
+
+        if name == "potsdam" and not make_lists:
+            done = prepare_potsdam(raw, out, progress, note)
+        elif name == "cocostuff":
+            done = prepare_cocostuff(raw, out, make_lists, progress, note)
+        else:
+            raise InputError(
+                "prepare supports potsdam and cocostuff, and --make-lists only cocostuff; "
+                "Cityscapes needs no preparation"
+            )
+    for part, number in done.items():
+        result(f"{out / part}: {number:,}")
