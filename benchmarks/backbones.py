@@ -17,7 +17,7 @@ import torch
 
 from primaps import load_backbone
 from primaps.backbones.backbone import Backbone
-from primaps.backbones.openvino import installed
+from primaps.backbones.engines import openvino_installed
 
 
 def seconds(backbone: Backbone, images: torch.Tensor) -> float:
@@ -43,9 +43,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     for precision in ("float32", "bfloat16"):
-        with mock.patch("primaps.backbones.load.quicken"):
+        with mock.patch("primaps.backbones.load.use_onednn"):
             ways = {"transformers": load_backbone(given.backbone, "cpu", precision=precision)}
-        for engine in ("torch", "openvino") if installed() else ("torch",):
+        for engine in ("torch", "openvino") if openvino_installed() else ("torch",):
             ways[engine] = load_backbone(given.backbone, "cpu", precision=precision, engine=engine)
         patch = ways["torch"].patch_size
         images = torch.rand(2, 3, 322 // patch * patch, 434 // patch * patch)

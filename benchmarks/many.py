@@ -197,7 +197,7 @@ def main() -> None:
             compare(ways, count, rounds)
             return
         if arguments.what == "predict":
-            with mock.patch("primaps.backbones.load.quicken"):
+            with mock.patch("primaps.backbones.load.use_onednn"):
                 model = PriMaPsEM.from_pretrained(arguments.model, device="cpu")
             label = partial(predict_one, model)
             picture = class_picture(model, [f"class {k}" for k in range(model.classes)])
@@ -210,7 +210,7 @@ def main() -> None:
             print(f"the backbone now computes in {now.backbone.arithmetic}")
             backbone, new = now.backbone, partial(predict_files, now, images)
         else:
-            with mock.patch("primaps.backbones.load.quicken"):
+            with mock.patch("primaps.backbones.load.use_onednn"):
                 usual = load_backbone(arguments.backbone, "cpu")
             backbone = load_backbone(arguments.backbone, "cpu", engine=arguments.engine)
             label, picture = partial(propose_one, usual), overlay_masks

@@ -67,8 +67,8 @@ def data_root() -> Path:
 @pytest.fixture(scope="session")
 def dinov2():
     """The real DINOv2 ViT-S/14."""
-    from primaps.backbones.convert import WeightsError
     from primaps.backbones.load import load_backbone
+    from primaps.backbones.weights import WeightsError
 
     try:
         return load_backbone("dinov2-vits14", device="cpu")
@@ -79,7 +79,7 @@ def dinov2():
 @pytest.fixture(scope="session")
 def vit(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a small random ViT of patch 8."""
-    from primaps.backbones.convert import write_folder
+    from primaps.backbones.weights import write_folder
     from tests.backbones.test_backbones import original_names
 
     return str(write_folder(tmp_path_factory.mktemp("vit"), original_names(patch=8, dinov2=False)))

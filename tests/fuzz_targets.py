@@ -17,9 +17,9 @@ from primaps.exchange.georeference import georeference
 from safetensors.torch import save
 from scipy.io import savemat
 
-from primaps.backbones.convert import read_pth, to_hub_names
 from primaps.backbones.load import load_backbone
 from primaps.backbones.vit import load_vit
+from primaps.backbones.weights import read_pth, to_hub_names
 from primaps.classes.build_tree import grow
 from primaps.classes.classes_json import read_edits
 from primaps.classes.inventory import Inventory

@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
-from primaps.backbones.convert import write_folder
 from primaps.backbones.load import load_backbone
+from primaps.backbones.weights import write_folder
 from primaps.model import PriMaPsEM
 from primaps.model_folder import ModelError
 from primaps.projections import Head, Projection, convert_projection

@@ -14,8 +14,8 @@ __version__ = VERSION
 
 if TYPE_CHECKING:
     from primaps.backbones.backbone import Backbone
-    from primaps.backbones.convert import WeightsError
     from primaps.backbones.load import load_backbone
+    from primaps.backbones.weights import WeightsError
     from primaps.config import Config
     from primaps.crf import DenseCRF, dense_crf
     from primaps.data import ImageError, find_images, load_dataset, load_image

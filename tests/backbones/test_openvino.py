@@ -18,7 +18,7 @@ from PIL import Image
 from primaps import PriMaPsEM, load_backbone
 from primaps.backbones import load
 from primaps.backbones.backbone import Backbone, weights_digest
-from primaps.backbones.openvino import Layers, by_openvino
+from primaps.backbones.engines import OpenVINOLayers, use_openvino
 from primaps.backbones.vit import PatchTokens
 from primaps.utils.errors import InputError, MissingPackageError
 
@@ -30,13 +30,13 @@ transformers = pytest.importorskip("transformers")
 
 def compiled(model: torch.nn.Module) -> torch.nn.Module:
     changed = copy.deepcopy(model)
-    assert by_openvino(changed)
+    assert use_openvino(changed)
     return changed
 
 
 def by_engine(model: torch.nn.Module) -> bool:
     """Whether OpenVINO has computed anything for a network."""
-    (layers,) = (module for module in model.modules() if isinstance(module, Layers))
+    (layers,) = (module for module in model.modules() if isinstance(module, OpenVINOLayers))
     return bool(layers._compiled)
 
 
@@ -98,7 +98,7 @@ def test_an_image_has_the_same_bytes_in_any_batch_and_on_any_thread():
 
 def test_threads_that_meet_a_size_for_the_first_time_take_turns(monkeypatch):
     """OpenVINO packs weights then, for all of its streams: two at once gave wrong features."""
-    (layers,) = (m for m in compiled(network()).modules() if isinstance(m, Layers))
+    (layers,) = (m for m in compiled(network()).modules() if isinstance(m, OpenVINOLayers))
     working, most, together = [], [0], Barrier(4)
 
     class Request:
@@ -110,7 +110,7 @@ def test_threads_that_meet_a_size_for_the_first_time_take_turns(monkeypatch):
             return given
 
     model = SimpleNamespace(create_infer_request=Request)
-    monkeypatch.setattr(layers, "_model", lambda *key: model)
+    monkeypatch.setattr(layers, "_compile", lambda *key: model)
 
     def work(_):
         torch.set_num_threads(1)
@@ -179,8 +179,8 @@ def test_networks_whose_layers_take_more_than_tokens_stay(kind):
     name = names.get(kind, kind)
     config = getattr(transformers, f"{name}Config")(image_size=56, patch_size=14, **sizes)
     model = getattr(transformers, f"{name}Model")._from_config(config).eval()
-    assert not by_openvino(model)
-    assert not any(isinstance(module, Layers) for module in model.modules())
+    assert not use_openvino(model)
+    assert not any(isinstance(module, OpenVINOLayers) for module in model.modules())
 
 
 def test_the_engine_is_chosen_by_name(folder):
@@ -199,16 +199,16 @@ def test_the_engine_is_chosen_by_name(folder):
 
 def test_what_cannot_be_had_is_told_in_one_sentence(folder, monkeypatch):
     pool = torch.nn.AvgPool2d(8)
-    with pytest.raises(InputError, match="chosen when weights are loaded"):
+    with pytest.raises(InputError, match="applies when weights are loaded"):
         load_backbone(pool, "cpu", patch_size=8, engine="openvino")
-    with pytest.raises(InputError, match="chosen when weights are loaded"):
+    with pytest.raises(InputError, match="applies when weights are loaded"):
         load_backbone(load_backbone(folder, "cpu", engine="openvino"), engine="torch")
     assert load_backbone(pool, "cpu", patch_size=8, engine="torch").engine == "torch"
     with pytest.raises(InputError, match="engine"):
         load_backbone(folder, "cpu", engine="fastest")
-    with pytest.raises(InputError, match="computes on the CPU"):
+    with pytest.raises(InputError, match="supports the CPU only"):
         load_backbone(folder, "meta", engine="openvino")
-    monkeypatch.setattr(load, "installed", lambda: False)
+    monkeypatch.setattr(load, "openvino_installed", lambda: False)
     with pytest.raises(MissingPackageError, match=r"pip install 'primaps\[openvino\]'"):
         load_backbone(folder, "cpu", engine="openvino")
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/sel
 PREAMBLE = """
 import ctypes, signal, threading
 import torch
-from primaps.backbones.openvino import by_openvino
+from primaps.backbones.engines import use_openvino
 from tests.backbones.test_onednn import network
 
 class Stack(ctypes.Structure):
@@ -41,7 +41,7 @@ signal.signal(signal.SIGUSR1, lambda *_: handled.append(1))
 def compile_and_drop():
     models = [network(), network("ViT"), network()]
     for model in models:
-        assert by_openvino(model)
+        assert use_openvino(model)
         with torch.no_grad():
             model(pixel_values=torch.rand(1, 3, 56, 56))
     while models:  # in the order in which they were compiled

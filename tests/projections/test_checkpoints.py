@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import primaps
-from primaps.backbones.convert import to_hub_names
+from primaps.backbones.weights import to_hub_names
 from primaps.projections import (
     Projection,
     ProjectionError,

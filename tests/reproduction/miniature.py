@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 
-from primaps.backbones.convert import write_folder
+from primaps.backbones.weights import write_folder
 from primaps.data import cocostuff
 from primaps.reproduction.registry import experiment
 from tests.backbones.test_backbones import original_names

@@ -31,7 +31,7 @@ def everything(tmp_path_factory):
     root = tmp_path_factory.mktemp("everything")
     patch = pytest.MonkeyPatch()
     patch.setenv("PRIMAPS_CACHE", str(root / "cache"))
-    patch.setattr("primaps.backbones.find._hub_reachable", lambda: False)
+    patch.setattr("primaps.backbones.weights._hub_reachable", lambda: False)
     miniature.backbones(root / "cache")
     roots = miniature.data_sets(root / "data")
     files = miniature.checkpoints(root / "checkpoints", PAPER)

@@ -1,1 +1,1 @@
-"""Frozen backbones: images in, features out. Names, hub ids, folders, files, or yours."""
+"""Frozen backbones, which map images to feature maps."""

@@ -1,4 +1,4 @@
-"""A frozen network and the ways from 8-bit images to features."""
+"""Frozen backbones, and the features of 8-bit images."""
 
 from __future__ import annotations
 
@@ -22,14 +22,21 @@ class Backbone(nn.Module):
     """A frozen network that maps an image batch to a feature map per image.
 
     Attributes:
-        name: what was asked for, or the callable's name.
-        patch_size: pixels per feature position; image sides must be multiples of it.
-        source: where the weights came from, in words.
-        weights: SHA-256 over the weights (independent of their names and order), or None for a
-            callable that has none.
-        digest: the same, of everything that decides features, how positions are scaled included.
-        positions: ``exact`` or ``scaled``; see :func:`primaps.load_backbone`.
-        precision: of the network's arithmetic, ``float32`` or ``bfloat16``; features are float32.
+        features: network or callable that maps normalized images (B, 3, H, W) to features
+            (B, C, h, w).
+        patch_size: side of a patch in pixels; image sides must be multiples of it.
+        name: name that was given to :func:`primaps.load_backbone`, or the name of the callable.
+        source: description of where the weights come from.
+        mean: mean of each channel, which is subtracted from images in [0, 1].
+        std: standard deviation of each channel, by which images are divided.
+        precision: precision of the network, ``float32`` or ``bfloat16``; features are float32.
+        positions: scaling of position embeddings, ``exact`` or ``scaled``; see
+            :func:`primaps.load_backbone`.
+        engine: library that computes the layers, ``torch`` or ``openvino`` (on a CPU only).
+        weights: SHA-256 of the weights, independent of their names and order; None for a callable
+            without weights.
+        digest: SHA-256 of everything that determines the features: the weights and the scaling of
+            position embeddings.
     """
 
     mean: Tensor
@@ -64,22 +71,22 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where images have to be."""
+        """Device of the network."""
         return self.mean.device
 
     @property
     def engine(self) -> Engine:
-        """What computes the layers of the network; OpenVINO does so on a CPU alone."""
+        """Library that computes the layers; OpenVINO computes on a CPU only."""
         return self._engine if self.device.type == "cpu" else "torch"
 
     @property
     def arithmetic(self) -> str:
-        """Precision and engine: with them the last bits of features change, but not the weights."""
+        """Precision and engine, which change the last bits of features."""
         return self.precision + (f" {self.engine}" if self.engine != "torch" else "")
 
     @property
     def _dtype(self) -> torch.dtype:
-        """Of a network that somebody made in double precision, say."""
+        """Type of the parameters, which a network of the user may have in double precision."""
         found = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
         return found or torch.float32
 
@@ -91,16 +98,16 @@ class Backbone(nn.Module):
     @validated
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        """Features of the last layer after its final layer norm, patch tokens only.
+        """Compute features of the last layer after its final layer norm, without special tokens.
 
         Args:
-            images: RGB in [0, 1], sides multiples of ``patch_size``.
+            images: RGB in [0, 1]; sides are multiples of ``patch_size``.
 
         Returns:
-            ``h = H / patch_size``, ``w = W / patch_size``; not normalized.
+            Features with ``h = H / patch_size`` and ``w = W / patch_size``, not normalized.
 
         Raises:
-            InputError: the image size or what the network returned has another shape.
+            InputError: images or features have a wrong shape.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise InputError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
@@ -121,38 +128,38 @@ class Backbone(nn.Module):
 def image_side(
     backbone: Backbone, size: int | None = None, images: int = 1, classes: int = 1
 ) -> int:
-    """The side of images in pixels, once it is sure that they may fit into memory.
+    """Return the shorter image side in pixels, after a check of the memory that it needs.
 
     Args:
-        size: None is that of the paper, :attr:`Backbone.default_size`.
-        images: squares of this side that go through the network together.
-        classes: probabilities of each pixel.
+        backbone: the network.
+        size: shorter side in pixels, 1 to 16384; None is :attr:`Backbone.default_size`.
+        images: number of images in a batch.
+        classes: number of classes, whose logits and probabilities are at image size.
 
     Raises:
-        InputError: the size is out of its range, or takes more memory than there is.
+        InputError: the size is out of its range, or needs more memory than is available.
 
     Examples:
         >>> image_side(Backbone(torch.nn.AvgPool2d(14), patch_size=14, name="pool"))
         322
     """
     side = backbone.default_size if size is None else validate(size, Size, "size")
-    position = getattr(backbone.features, "bytes_per_position", 0) / backbone.patch_size**2
-    # An image of 8 bits, the network's input before and after the normalization, and logits and
-    # probabilities.
-    pixel = 3 + 2 * 12 + 2 * 4 * classes + position
+    token = getattr(backbone.features, "bytes_per_token", 0) / backbone.patch_size**2
+    # 8-bit image, input of the network before and after normalization, logits and probabilities.
+    pixel = 3 + 2 * 12 + 2 * 4 * classes + token
     need_memory(int(images * side**2 * pixel), f"the size {side}", backbone.device)
     return side
 
 
 def network_input(backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
-    """8-bit images as a backbone takes them: in [0, 1], where it is."""
+    """Convert 8-bit images to the input of a backbone: in [0, 1], on its device."""
     return images.to(backbone.device).float() / 255
 
 
 def image_features(
     backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]
 ) -> Float[Tensor, "b c h w"]:
-    """Features of 8-bit images.
+    """Compute features of 8-bit images.
 
     Examples:
         >>> backbone = Backbone(torch.nn.AvgPool2d(8), patch_size=8, name="pool")
@@ -165,18 +172,21 @@ def image_features(
 def both_features(
     backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]
 ) -> Float[Tensor, "b 2 c h w"]:
-    """Features of 8-bit images and of their flipped images, as the network gives them."""
+    """Compute features of 8-bit images [:, 0] and of their horizontal flips [:, 1]."""
     inputs = network_input(backbone, images)
     return torch.stack([backbone(inputs), backbone(inputs.flip(-1))], dim=1)
 
 
 def flip_average(backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-    """Features averaged over each image and its flipped image, as at inference in the program."""
+    """Compute features of 8-bit images, averaged over each image and its horizontal flip."""
     return mean_of_both(both_features(backbone, images))
 
 
 def mean_of_both(both: Float[Tensor, "b 2 c h w"]) -> Float[Tensor, "b c h w"]:
-    """The mean of :func:`both_features`, or of codes of them, at each position of the image.
+    """Average the features of images and of their flips, which are flipped back.
+
+    Args:
+        both: from :func:`both_features`, or codes of these features.
 
     Examples:
         >>> mean_of_both(torch.tensor([[[[[1.0, 2.0]]], [[[4.0, 3.0]]]]])).tolist()
@@ -186,12 +196,12 @@ def mean_of_both(both: Float[Tensor, "b 2 c h w"]) -> Float[Tensor, "b c h w"]:
 
 
 def weights_digest(module: nn.Module) -> str | None:
-    """SHA-256 over the parameters, whatever their names and order; None if there are none."""
+    """Compute the SHA-256 of the parameters, independent of names and order; None without any."""
     return tensors_digest(module.parameters())
 
 
 def tensors_digest(tensors: Iterable[Tensor]) -> str | None:
-    """:func:`weights_digest` of the parameters that a module would have."""
+    """Compute :func:`weights_digest` of a module with these parameters."""
     each = sorted(
         hashlib.sha256(
             str(tuple(p.shape)).encode()

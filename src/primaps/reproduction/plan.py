@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from primaps.backbones.convert import WeightsError
-from primaps.backbones.find import find_weights
+from primaps.backbones.weights import WeightsError, find_weights
 from primaps.config import Config
 from primaps.planning import duration
 from primaps.reproduction.costs import GPU, Estimator, cpu_rate
