@@ -332,7 +332,7 @@ def original_changed(**changes):
     ("state", "words"),
     [
         (original_changed() | {"blocks.2000000000.norm1.weight": torch.zeros(64)}, "the numbers 0"),
-        (original_changed() | {"blocks.x.norm1.weight": torch.zeros(64)}, "the numbers 0, 1, ..."),
+        (original_changed() | {"blocks.x.norm1.weight": torch.zeros(64)}, "numbered 0, 1, ..."),
         (
             original_changed() | {"blocks": torch.zeros(64)},
             "1 tensors that the model lacks",
@@ -355,10 +355,10 @@ def original_changed(**changes):
         ),
         (original_changed() | {"norm.bias": torch.zeros(64).long()}, "norm.bias is torch.int64"),
         (original_changed() | {"norm.bias": torch.full((64,), torch.nan)}, "norm.bias has NaN"),
-        (original_changed() | {"norm.weight": torch.zeros(65)}, "a width of 65"),
+        (original_changed() | {"norm.weight": torch.zeros(65)}, "not a ViT: width 65"),
         (
             original_changed() | {"patch_embed.proj.weight": torch.zeros(64, 3, 0, 0)},
-            "are not of a ViT",
+            "not a ViT: width 64",
         ),
     ],
 )
@@ -370,7 +370,7 @@ def test_tensors_that_are_of_no_vit_are_named(state, words):
 def test_a_file_with_other_keys_than_names_is_no_state_dict(tmp_path, monkeypatch):
     monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path / "cache"))
     torch.save({1: torch.zeros(2)}, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match="holds no state dict"):
+    with pytest.raises(WeightsError, match="has no state dict"):
         load_backbone(tmp_path / "a.pth", device="cpu")
 
 
