@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Backbone": "backbones.backbone",
-    "WeightsError": "backbones.convert",
+    "WeightsError": "backbones.weights",
     "load_backbone": "backbones.load",
     "Config": "config",
     "DenseCRF": "crf",
