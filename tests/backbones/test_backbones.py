@@ -392,7 +392,10 @@ def test_truncated_weights_say_that_they_are_to_be_deleted(copied):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_hidden_layers": 2_000_000_000}, "num_hidden_layers is 2000000000, which is out of range"),
+        (
+            {"num_hidden_layers": 2_000_000_000},
+            "num_hidden_layers is 2000000000, which is out of range",
+        ),
         ({"hidden_size": 10**6, "num_attention_heads": 1}, "declares .* numbers, more than it has"),
         ({"image_size": 10**6}, "declares .* numbers, more than it has"),
         ({"intermediate_size": -1}, "intermediate_size is -1"),
