@@ -1,1 +1,1 @@
-"""What becomes of the K classes of a model: a tree of them, names and edits, trust, an audit."""
+"""Classes of a fitted model: tree, names and edits, stability, and their number."""

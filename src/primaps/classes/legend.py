@@ -1,106 +1,391 @@
-"""The classes as a person sees them: id, name, color, parts, and the values of label maps."""
+"""Classes after edits: names, colors, merges, splits and hidden classes, and their label maps.
+
+Edits never change the prototypes. They move leaves of the tree between classes, or change how a
+class is displayed. All edits together are a table from leaves to the values of a label map, with a
+name and a color per value. Edits are applied in their order, so an edit is undone by leaving it
+out.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Integer, UInt8
+from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
+from primaps.classes.tree import Tree, TreeError, leaf_map
+from primaps.utils.colors import palette
 from primaps.utils.errors import PrimapsError
 from primaps.utils.validation import short
 
 HIDDEN = 255
-"""Value of the pixels of hidden classes, as of pixels that are not counted."""
+"""Label of the pixels of hidden classes, and of pixels that are not counted."""
+RESERVED = re.compile(r"(class )?\d+(\.[12])*(\+\d+(\.[12])*)*")
+"""Names that are not allowed: they look like ids (``3``, ``3.1``, ``0+4``) or default names."""
+COLOR = re.compile(r"#[0-9a-fA-F]{6}")
+KINDS = ("rename", "color", "merge", "split", "cut", "hide", "show")
+MAX_NAME = 60
+"""Maximum number of characters of a name."""
 
 
 class EditError(PrimapsError, ValueError):
-    """An edit that cannot be made, or a class that is not there; the message says which and why."""
+    """An edit cannot be made, or a class does not exist; the message says which and why."""
 
 
 @dataclass(frozen=True)
 class Class:
-    """A class as a person sees it.
+    """A class after edits.
 
     Attributes:
-        id: which parts it has, in the tree's names: ``3``, ``3.1``, ``0+4``. No other edit and no
-            other cut changes it.
-        name: given, or made from the names of what it was split from or merged of.
+        id: nodes of the tree that the class consists of: ``3``, ``3.1``, ``0+4``. It does not
+            depend on other edits or on the cut.
+        name: name that a person gave, or one made of the names of merged or split classes.
         color: red, green and blue, 0..255.
-        parts: numbers of its parts.
-        hidden: its pixels have no class.
-        named: a person gave the name.
+        leaves: leaves of the tree.
+        hidden: whether its pixels have no class in label maps.
+        named: whether a person gave the name.
     """
 
     id: str
     name: str
     color: tuple[int, int, int]
-    parts: tuple[int, ...]
+    leaves: tuple[int, ...]
     hidden: bool = False
     named: bool = False
 
 
 @dataclass(frozen=True)
 class Legend:
-    """All classes after the edits, in the order of their first parts.
+    """All classes after the edits, ordered by their first leaves.
 
     Attributes:
         classes: the shown ones have the values 0, 1, ... of label maps, in this order.
-        parts: number of parts of the tree.
+        leaves: number of leaves of the tree.
     """
 
     classes: tuple[Class, ...]
-    parts: int
+    leaves: int
 
     @property
     def shown(self) -> tuple[Class, ...]:
-        """Those that label maps have."""
+        """Classes of label maps."""
         return tuple(one for one in self.classes if not one.hidden)
 
     @property
     def hides(self) -> bool:
-        """Whether label maps have pixels of the value 255, which are of no class."""
+        """Whether label maps have pixels of the value 255, which have no class."""
         return len(self.shown) < len(self.classes)
 
     @property
     def names(self) -> list[str]:
-        """Of the shown classes."""
+        """Names of the shown classes."""
         return [one.name for one in self.shown]
 
     @property
     def colors(self) -> UInt8[np.ndarray, "k 3"]:
-        """Of the shown classes."""
+        """Colors of the shown classes."""
         return np.array([one.color for one in self.shown], np.uint8).reshape(-1, 3)
 
     def table(self) -> Integer[Tensor, " l"]:
-        """Value of each part in a label map: a shown class, or 255 for hidden ones.
+        """Return the value of each leaf in a label map, 255 for hidden classes.
 
         Raises:
-            EditError: a shown class would have the value of hidden ones.
+            EditError: A shown class would have the value 255.
         """
         if self.hides and len(self.shown) > HIDDEN:
             raise EditError(
-                f"{len(self.shown)} classes are shown beside hidden ones; label maps have room for "
-                f"{HIDDEN}: hide or merge more, or cut at fewer classes"
+                f"{len(self.shown)} classes are shown besides hidden ones, and label maps have "
+                f"values for {HIDDEN}; hide or merge more classes, or cut at fewer"
             )
-        found = torch.full((self.parts,), HIDDEN, dtype=torch.long)
+        found = torch.full((self.leaves,), HIDDEN, dtype=torch.long)
         for value, one in enumerate(self.shown):
-            found[list(one.parts)] = value
+            found[list(one.leaves)] = value
         return found
 
     def find(self, text: str) -> Class:
-        """The class with this id or, if there is none, of this name.
+        """Return the class with this id or, if no class has it, with this name.
 
         Raises:
-            EditError: there is none.
+            EditError: The class does not exist.
         """
         for key in ("id", "name"):
             for one in self.classes:
                 if getattr(one, key) == text:
                     return one
-        there = ", ".join(
-            one.id if not one.named else f"{one.id} ({one.name})" for one in self.classes
-        )
-        raise EditError(f"there is no class {short(text)}; there are {there}")
+        known = ", ".join(f"{one.id} ({one.name})" if one.named else one.id for one in self.classes)
+        raise EditError(f"class {short(text)} does not exist; the classes are {known}")
+
+
+def legend(tree: Tree, edits: Sequence[Any] = (), classes: int | None = None) -> Legend:
+    """Return the classes of a cut after edits.
+
+    Args:
+        edits: ``{"rename": class, "to": name}``, ``{"color": class, "to": "#rrggbb"}``,
+            ``{"merge": [class, ...]}``, ``{"split": class}``, ``{"cut": number of classes}``,
+            ``{"hide": class}``, ``{"show": class}``, in their order. A class is its id or its name
+            at that point.
+        classes: number of classes of another cut than that of the model. It has the names, colors
+            and hidden classes of the edits, but not their merges, splits and cuts.
+
+    Raises:
+        EditError: An edit cannot be made.
+        TreeError: The tree does not have this cut.
+
+    Examples:
+        >>> import torch
+        >>> tree = Tree(torch.eye(3), torch.tensor([5, 2, 4]), torch.tensor([[0, 1], [3, 2]]),
+        ...             torch.tensor([0.1, 0.2]), classes=2)
+        >>> found = legend(tree, [{"rename": "0", "to": "car"}, {"split": "car"}, {"hide": "1"}])
+        >>> found.names, found.table().tolist()
+        (['car.1', 'car.2'], [0, 1, 255])
+        >>> legend(tree, [{"rename": "0", "to": "car"}], classes=3).names
+        ['car.1', 'car.2', 'class 1']
+    """
+    state = _after(tree, edits)
+    if classes is not None and classes != tree.classes:
+        state.groups = [tree.node_leaves[node] for node in tree.nodes(classes)]
+    return state.legend()
+
+
+def node_classes(tree: Tree, edits: Sequence[Any] = ()) -> list[Class]:
+    """Return every node of the tree as a class, after the edits.
+
+    Examples:
+        >>> import torch
+        >>> tree = Tree(torch.eye(3), torch.tensor([5, 2, 4]), torch.tensor([[0, 1], [3, 2]]),
+        ...             torch.tensor([0.1, 0.2]), classes=2)
+        >>> [node.name for node in node_classes(tree, [{"rename": "0", "to": "car"}])]
+        ['car.1', 'car.2', 'class 1', 'car', 'car + class 1']
+    """
+    state = _after(tree, edits)
+    return [state.as_class(leaves) for leaves in tree.node_leaves]
+
+
+def undone(edits: list[dict[str, Any]], number: int | None = None) -> list[dict[str, Any]]:
+    """Return the edits without the last one, or without the one with a number (from 0).
+
+    Raises:
+        EditError: The edit does not exist.
+
+    Examples:
+        >>> undone([{"hide": "1"}, {"hide": "2"}], 0)
+        [{'hide': '2'}]
+    """
+    if not edits:
+        raise EditError("the model has no edit to undo")
+    place = len(edits) - 1 if number is None else number
+    if not 0 <= place < len(edits):
+        raise EditError(f"edit {number} does not exist; edits are numbered 0 to {len(edits) - 1}")
+    return edits[:place] + edits[place + 1 :]
+
+
+def divides_classes(tree: Tree, legend: Legend) -> bool:
+    """Return whether a class of the model is divided, which requires the leaf of each pixel."""
+    table = legend.table()
+    return any(len(table[tree.owner == k].unique()) > 1 for k in range(tree.classes))
+
+
+def final_map(
+    tree: Tree,
+    legend: Legend,
+    classes: Integer[Tensor, "H W"],
+    features: Float[Tensor, "c h w"],
+) -> Integer[Tensor, "H W"]:
+    """Return the label map after a cut or edits: values of ``legend``, 255 for hidden classes.
+
+    Args:
+        classes: classes of the model, refined, at image size.
+        features: features that the prototypes are compared with, at any size.
+
+    Examples:
+        >>> tree = Tree(torch.eye(3), torch.tensor([5, 2, 4]), torch.tensor([[0, 1], [3, 2]]),
+        ...             torch.tensor([0.1, 0.2]), classes=2)
+        >>> inputs = torch.tensor([[0, 1]]), torch.ones(3, 1, 1)
+        >>> final_map(tree, legend(tree, [{"hide": "1"}]), *inputs).tolist()
+        [[0, 255]]
+    """
+    if not divides_classes(tree, legend):
+        return legend_values(tree, legend, classes)
+    return legend.table().to(features.device)[leaf_map(tree, classes, features).long()]
+
+
+def legend_values(
+    tree: Tree, legend: Legend, classes: Integer[Tensor, "*shape"]
+) -> Integer[Tensor, "*shape"]:
+    """Return :func:`final_map` where no class is divided."""
+    first = torch.tensor([int((tree.owner == k).nonzero()[0]) for k in range(tree.classes)])
+    return legend.table()[first].to(classes.device)[classes.long()]
+
+
+def hidden_last(
+    labels: Integer[Tensor, "*shape"], legend: Legend | None
+) -> Integer[Tensor, "*shape"]:
+    """Return labels with hidden pixels as one class after the shown ones, to count or color them.
+
+    Examples:
+        >>> sky, car = Class("0", "sky", (0, 0, 0), (0,)), Class("1", "car", (0, 0, 0), (1,), True)
+        >>> hidden_last(torch.tensor([0, 255]), Legend((sky, car), 2)).tolist()
+        [0, 1]
+    """
+    if legend is None or not legend.hides:
+        return labels
+    return labels.where(labels != HIDDEN, len(legend.shown))
+
+
+def _after(tree: Tree, edits: Sequence[Any]) -> _State:
+    state = _State(tree, [tree.node_leaves[node] for node in tree.nodes(tree.classes)])
+    for number, edit in enumerate(edits):
+        try:
+            state.apply(edit)
+        except EditError as error:
+            raise EditError(f"edits[{number}]: {error}") from error
+    return state
+
+
+@dataclass
+class _State:
+    """Groups of leaves, names and colors by id, and hidden leaves, after some edits."""
+
+    tree: Tree
+    groups: list[tuple[int, ...]]
+    names: dict[str, str] = field(default_factory=dict)
+    colors: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    hidden: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        tree = self.tree
+        below = 2 * len(tree) - tree.classes  # number of nodes that are, or are in, model classes
+        self.node = dict(zip(tree.names()[:below], range(below), strict=True))
+        self.palette = palette(tree.classes + len(tree)).tolist()
+        largest = sorted(self.node.items(), key=lambda one: -len(tree.node_leaves[one[1]]))
+        self.largest = [(key, tree.node_leaves[node]) for key, node in largest]
+        self.ids: dict[tuple[int, ...], str] = {}  # cache of id()
+
+    def legend(self) -> Legend:
+        return Legend(tuple(map(self.as_class, sorted(self.groups))), len(self.tree))
+
+    def as_class(self, leaves: tuple[int, ...]) -> Class:
+        """Return the class of these leaves."""
+        key = self.id(leaves)
+        hidden, named = set(leaves) <= self.hidden, key in self.names
+        return Class(key, self.name(key), self.color(key), leaves, hidden, named)
+
+    def apply(self, edit: Any) -> None:
+        kinds = [kind for kind in KINDS if isinstance(edit, dict) and kind in edit]
+        if len(kinds) != 1:
+            raise EditError(f"an edit has exactly one of {', '.join(KINDS)}, got {short(edit)}")
+        kind = kinds[0]
+        allowed = {kind, "to"} if kind in ("rename", "color") else {kind}
+        if unknown := sorted(edit.keys() - allowed):
+            raise EditError(f"{kind} does not have the field {short(unknown[0])}")
+        if missing := allowed - edit.keys():
+            raise EditError(f"{kind} needs the field {short(missing.pop())}")
+        getattr(self, f"_{kind}")(edit[kind], *([edit["to"]] if "to" in edit else []))
+
+    def _rename(self, which: Any, name: Any) -> None:
+        key = self.id(self.groups[self.find(which)])
+        printable = isinstance(name, str) and name.isprintable()
+        if not (printable and 0 < len(name.strip()) <= MAX_NAME):
+            raise EditError(f"a name has 1 to {MAX_NAME} printable characters, got {short(name)}")
+        if name != name.strip() or RESERVED.fullmatch(name):
+            raise EditError(
+                f"{short(name)} is not allowed as a name: it looks like an id, or starts or ends "
+                "with a space"
+            )
+        for other in map(self.id, self.groups):
+            if other != key and self.name(other) == name:
+                raise EditError(
+                    f"class {other} already has the name {short(name)}; merge the classes instead"
+                )
+        self.names[key] = name
+
+    def _color(self, which: Any, color: Any) -> None:
+        key = self.id(self.groups[self.find(which)])
+        if not isinstance(color, str) or not COLOR.fullmatch(color):
+            raise EditError(f'a color has the form "#rrggbb", got {short(color)}')
+        self.colors[key] = tuple(bytes.fromhex(color[1:]))  # type: ignore[assignment]
+
+    def _merge(self, which: Any) -> None:
+        if not isinstance(which, list) or len(which) < 2:
+            raise EditError(f"merge needs a list of at least two classes, got {short(which)}")
+        places = [self.find(one) for one in which]
+        if len(set(places)) < len(places):
+            raise EditError(f"merge has a class twice: {', '.join(map(str, which))}")
+        joined = tuple(sorted(leaf for place in places for leaf in self.groups[place]))
+        self.groups = [g for place, g in enumerate(self.groups) if place not in places] + [joined]
+
+    def _split(self, which: Any) -> None:
+        place = self.find(which)
+        key = self.id(self.groups[place])
+        if "+" in key:  # a merged class is split into the merged classes
+            halves = [self.tree.node_leaves[self.node[one]] for one in key.split("+")]
+        else:
+            node = self.node[key]
+            if node < len(self.tree):
+                raise EditError(f"class {short(which)} is one leaf of the tree; it cannot be split")
+            pair = self.tree.merges[node - len(self.tree)].tolist()
+            halves = [self.tree.node_leaves[one] for one in pair]
+        self.groups[place : place + 1] = halves
+
+    def _cut(self, classes: Any) -> None:
+        if not isinstance(classes, int) or isinstance(classes, bool):
+            raise EditError(f"cut needs a number of classes, got {short(classes)}")
+        try:
+            self.groups = [self.tree.node_leaves[node] for node in self.tree.nodes(classes)]
+        except TreeError as error:
+            raise EditError(str(error)) from None
+
+    def _hide(self, which: Any) -> None:
+        self.hidden |= set(self.groups[self.find(which)])
+
+    def _show(self, which: Any) -> None:
+        self.hidden -= set(self.groups[self.find(which)])
+
+    def find(self, which: Any) -> int:
+        """Return the index in ``groups`` of the class with an id or name."""
+        if not isinstance(which, str):
+            raise EditError(f"a class is an id or a name, got {short(which)}")
+        ids = [self.id(group) for group in self.groups]
+        if which in ids:
+            return ids.index(which)
+        for place in sorted(range(len(ids)), key=self.groups.__getitem__):
+            if self.name(ids[place]) == which:
+                return place
+        return self.groups.index(self.legend().find(which).leaves)  # raises, and lists the classes
+
+    def id(self, leaves: tuple[int, ...]) -> str:
+        """Return the largest nodes within classes of the model that have these leaves."""
+        if leaves not in self.ids:
+            left, found = set(leaves), []
+            for key, own in self.largest:
+                if left.issuperset(own):
+                    found.append((own[0], key))
+                    left -= set(own)
+            self.ids[leaves] = "+".join(key for _, key in sorted(found))
+        return self.ids[leaves]
+
+    def name(self, key: str) -> str:
+        """Return the given name, or one made of the names of the classes around or inside."""
+        if key in self.names:
+            return self.names[key]
+        if "+" in key:
+            return " + ".join(self.name(one) for one in key.split("+"))
+        above, dot, half = key.rpartition(".")
+        return f"{self.name(above)}.{half}" if dot else f"class {key}"
+
+    def color(self, key: str) -> tuple[int, int, int]:
+        """Return the given color, or that of the first class inside or of the class around."""
+        if key in self.colors:
+            return self.colors[key]
+        if "+" in key:
+            return self.color(key.split("+")[0])
+        above, dot, half = key.rpartition(".")
+        if dot and half == "1":
+            return self.color(above)
+        place = self.tree.classes + self.tree.node_leaves[self.node[key]][0] if dot else int(key)
+        return tuple(self.palette[place])

@@ -1,8 +1,7 @@
-"""How far classes and predictions can be trusted, told without a label.
+"""Stability and statistics of classes, computed from masks without labels.
 
-Per class: whether other images would have given it too (bootstrap over images), how much and where
-there is of it, and which class is nearest. Per pixel and image: how sure the model is, and whether
-it says the same of the flipped image.
+The stability of a class says whether other images give the same class: images are resampled, their
+masks are clustered again, and the class is compared with the most similar new cluster.
 """
 
 from __future__ import annotations
@@ -14,26 +13,27 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from primaps.classes.choose import SAMPLE, spherical_kmeans
+from primaps.classes.class_count import SAMPLE, spherical_kmeans
 from primaps.utils.errors import InputError
 from primaps.utils.parallel import lanes, one_thread, overlapped
 from primaps.utils.seeding import generator
 
 REPEATS = 20
+"""Number of resampled collections."""
 
 
 @dataclass(frozen=True)
-class ClassTrust:
-    """What is known about a class.
+class ClassStability:
+    """Stability and statistics of a class.
 
     Attributes:
-        stability: bootstrap Jaccard, 0..1: the mean over resampled collections of the overlap of
-            the class with the class nearest to it. Above 0.75 it is reproduced, below 0.5 it is
-            not (Hennig's rule of thumb).
-        share: of the area of all masks, 0..1.
+        stability: bootstrap Jaccard, 0..1: mean over resampled collections of the intersection
+            over union of the class with the most similar new cluster. Above 0.75 the class is
+            reproduced, below 0.5 it is not (Hennig's rule of thumb).
+        share: fraction of the area of all masks, 0..1.
         images: number of images with a mask of the class.
-        nearest: the class whose masks are most alike, by their mean; -1 if it is alone.
-        cosine: of the two means.
+        nearest: the class with the most similar mean feature; -1 without another class.
+        cosine: cosine similarity of the two means.
     """
 
     stability: float
@@ -52,21 +52,25 @@ def stability(
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> Float[Tensor, " k"]:
-    """Bootstrap Jaccard of each class over images; NaN for a class without a mask.
+    """Compute the bootstrap Jaccard of each class over images; NaN for a class without a mask.
 
-    Images are drawn with replacement, their masks clustered anew into as many classes, and each
-    class is compared with the new one that overlaps it most, on the masks that were drawn.
+    Images are sampled with replacement, and their masks are clustered into the same number of
+    clusters. Each class is compared with the cluster of the largest intersection over union, on
+    the sampled masks.
 
     Args:
-        features: one of length 1 per mask.
-        images: which image each mask is of.
+        features: feature of each mask, of length 1.
+        images: number of the image of each mask.
         assigned: class of each mask, 0..classes-1.
 
     Raises:
-        InputError: there are fewer masks than classes.
+        InputError: There are fewer than two masks per class.
     """
     if len(features) < 2 * classes:
-        raise InputError(f"{len(features)} masks are too few to resample {classes} classes")
+        raise InputError(
+            f"the stability of {classes} classes needs at least {2 * classes} masks, got "
+            f"{len(features)}"
+        )
     count = int(images.max()) + 1
 
     def overlaps(repeat: list[int]) -> Float[Tensor, " k"]:
@@ -75,8 +79,8 @@ def stability(
         weight = times.to(images.device)[images]
         rows = torch.arange(len(images), device=images.device).repeat_interleave(weight)
         if len(rows) > SAMPLE:
-            drawn = torch.randperm(len(rows), generator=random)[:SAMPLE]
-            rows = rows[drawn.to(rows.device)]
+            sampled = torch.randperm(len(rows), generator=random)[:SAMPLE]
+            rows = rows[sampled.to(rows.device)]
         own = features[rows]
         if len(own) < classes:
             return torch.full((classes,), torch.nan)
@@ -92,7 +96,9 @@ def stability(
 def jaccard(
     one: Integer[Tensor, " m"], other: Integer[Tensor, " m"], classes: int
 ) -> Float[Tensor, " k"]:
-    """Per class of ``one`` its largest overlap over union with a class of ``other``; NaN if empty.
+    """Return the largest intersection over union of each class of ``one`` with any of ``other``.
+
+    The value of a class without a mask is NaN.
 
     Examples:
         >>> jaccard(torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 1, 0]), 3).tolist()[:2]
@@ -104,7 +110,7 @@ def jaccard(
     return torch.where(pairs.sum(1) > 0, best, torch.nan).cpu()
 
 
-def class_trust(
+def class_stability(
     features: Float[Tensor, "m c"],
     areas: Float[Tensor, " m"],
     images: Integer[Tensor, " m"],
@@ -114,30 +120,30 @@ def class_trust(
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> list[ClassTrust]:
-    """What can be told of each class from the masks of the collection.
+    """Compute the stability and statistics of each class from the masks of the collection.
 
     Args:
-        features: one of length 1 per mask.
-        areas: pixels of each mask.
-        images: which image each mask is of.
-        assigned: class of each mask, 0..classes-1; of the model, or after a cut or edits.
+        features: feature of each mask, of length 1.
+        areas: number of pixels of each mask.
+        images: number of the image of each mask.
+        assigned: class of each mask, 0..classes-1, of the model or after a cut or edits.
 
     Raises:
-        InputError: there are too few masks.
+        InputError: There are fewer than two masks per class.
     """
     stable = stability(features, images, assigned, classes, repeats=repeats, seed=seed)
     sums = features.new_zeros(classes, features.shape[1]).index_add_(0, assigned, features)
-    there = sums.norm(dim=1) > 0
+    present = sums.norm(dim=1) > 0
     means = F.normalize(sums, dim=1)
     cosines = (means @ means.T).fill_diagonal_(-2)
-    cosines[:, ~there] = -2
+    cosines[:, ~present] = -2
     share = areas.new_zeros(classes).index_add_(0, assigned, areas) / areas.sum()
     found = []
     for k in range(classes):
         value, nearest = cosines[k].max(0)
-        alone = not bool(there[k]) or float(value) < -1.5
+        alone = not bool(present[k]) or float(value) < -1.5
         found.append(
-            ClassTrust(
+            ClassStability(
                 stability=float(stable[k]),
                 share=float(share[k]),
                 images=len(images[assigned == k].unique()),

@@ -1,27 +1,75 @@
-"""An audit on disk: questions and answers in ``audit.json``, so that it can go on after a stop."""
+"""Audit: estimate the accuracy of a model from a few answers of a person.
+
+Pixels are sorted by class and, within a class, by confidence, and divided into strips of equal
+weight, one per answer. One pixel of each strip is asked about, in random order. Adjacent strips are
+similar, so the estimate is more precise than that of a random sample, and the agreement of adjacent
+answers gives its interval. An audit that stops early uses the strips that have an answer.
+
+Questions and answers are stored in ``audit.json``, so an audit can be interrupted.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
-from annotated_types import Ge, Len
+import numpy as np
+import torch
+from annotated_types import Ge, Interval, Len
+from jaxtyping import Float, Integer
 from PIL import Image, ImageDraw
+from torch import Tensor
 
-from primaps.classes.audit import Estimate, estimate
-from primaps.data import load_image
-from primaps.results import write_own_png
+from primaps.classes.legend import HIDDEN
+from primaps.config import Seed
+from primaps.data import LogCallback, find_images, load_image, read
+from primaps.model import PriMaPsEM
+from primaps.results import OutputError, write_own_png
+from primaps.utils.bilinear import upsample
 from primaps.utils.errors import InputError
 from primaps.utils.files import write_json
 from primaps.utils.inputs import read_json
+from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.seeding import generator
+from primaps.utils.validation import validate, validated
 
 logger = logging.getLogger("primaps")
-SIDE = 900
-"""Longest side of a picture in pixels."""
 NAME, PICTURE = "audit.json", "question.png"
+SIDE = 900
+"""Longest side of the image of a question in pixels."""
+POOL = 20_000
+"""Number of pixels that questions are sampled from. Their accuracy is that of all pixels within half
+a percentage point."""
+SPARE = 5
+"""Number of pixels sampled from each strip. The next one is asked about if a person cannot tell."""
+FLOOR = 0.5
+"""Minimum variance of the estimate, as a fraction of the variance of a random sample."""
+PAIRED_SHARE = 0.3
+"""Minimum fraction of answers with an adjacent answer of their class. Below it, the variance is that
+of a random sample."""
+Answers = Annotated[int, Interval(ge=2, le=POOL // 10)]
 Number = Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Accuracy with its confidence interval.
+
+    Attributes:
+        accuracy: 0..1.
+        low, high: 95 % confidence interval of the accuracy of all pixels.
+        answers: number of answers.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    answers: int
 
 
 @dataclass(frozen=True)
@@ -29,12 +77,12 @@ class Question:
     """A pixel to ask about.
 
     Attributes:
-        strip: which it stands for; the answers of all strips make the estimate.
-        spare: which of the strip's pixels it is.
-        path: of the image.
-        x, y: of the pixel, in pixels of the image.
+        strip: number of the strip that the pixel stands for.
+        spare: number of the pixel among those of its strip.
+        path: path of the image.
+        x, y: position in pixels of the image.
         value: predicted class.
-        name: of this class.
+        name: name of this class.
     """
 
     strip: Number
@@ -48,15 +96,15 @@ class Question:
 
 @dataclass(frozen=True)
 class AuditRecord:
-    """The content of ``audit.json``.
+    """Content of ``audit.json``.
 
     Attributes:
-        format: of the file.
-        about: what answers are about; see :func:`about`.
-        order: of the strips, as they are asked about.
-        questions: of each strip, the spare ones included.
-        asked: of each strip, how many of its questions were asked.
-        answers: of each strip; None without one.
+        format: version of the file.
+        about: model and class names that the answers refer to; see :func:`about`.
+        order: strips in the order in which they are asked about.
+        questions: pixels of each strip, including the spare ones.
+        asked: number of questions that were asked, per strip.
+        answers: answer per strip; None without one.
     """
 
     format: Literal[1]
@@ -69,19 +117,19 @@ class AuditRecord:
     def __post_init__(self) -> None:
         strips = list(range(len(self.questions)))
         if sorted(self.order) != strips or not len(self.asked) == len(self.answers) == len(strips):
-            raise InputError("order, questions, asked and answers are not of as many strips")
+            raise InputError("order, questions, asked and answers have different numbers of strips")
         for strip, (asked, questions) in enumerate(zip(self.asked, self.questions, strict=True)):
             places = [(strip, spare) for spare in range(len(questions))]
             if asked > len(questions) or places != [(one.strip, one.spare) for one in questions]:
-                raise InputError(f"the questions of strip {strip} are not in their order")
+                raise InputError(f"the questions of strip {strip} are not in order")
 
 
 class Audit:
     """Questions of an audit and the answers so far.
 
     Args:
-        folder: of ``audit.json`` and the picture.
-        record: what the file says.
+        folder: folder of ``audit.json`` and of the image of the question.
+        record: content of ``audit.json``.
     """
 
     def __init__(self, folder: Path, record: AuditRecord) -> None:
@@ -89,10 +137,10 @@ class Audit:
 
     @classmethod
     def load(cls, folder: str | Path) -> Audit | None:
-        """The audit in a folder, or None.
+        """Return the audit in a folder, or None.
 
         Raises:
-            InputError: ``audit.json`` is damaged, or of another program.
+            InputError: ``audit.json`` is damaged or of another program.
         """
         path = Path(folder) / NAME
         if not path.is_file():
@@ -101,17 +149,17 @@ class Audit:
             return cls(Path(folder), read_json(path, AuditRecord))
         except InputError as error:
             raise InputError(
-                f"{path} is damaged or of another program ({error}): move it away to begin anew"
+                f"{path} is damaged or of another program ({error}); move it away to start over"
             ) from None
 
     @property
     def picture(self) -> Path:
-        """Where :meth:`draw` writes."""
+        """Path of the image that :meth:`draw` writes."""
         return self.folder / PICTURE
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Strips that are answered or given up, and all."""
+        """Number of strips that are answered or have no pixel left, and of all strips."""
         return len(self.record.order) - len(self._open()), len(self.record.order)
 
     def _open(self) -> list[int]:
@@ -123,18 +171,18 @@ class Audit:
         ]
 
     def next(self) -> Question | None:
-        """The question to ask now; None at the end."""
+        """Return the next question, or None at the end."""
         left = self._open()
         return self.record.questions[left[0]][self.record.asked[left[0]]] if left else None
 
     def answer(self, question: Question, right: bool | None) -> None:
-        """Keep an answer; after None another pixel of the strip is asked about."""
+        """Store an answer. After None, another pixel of the strip is asked about."""
         self.record.asked[question.strip] = question.spare + 1
         self.record.answers[question.strip] = right
         self.save()
 
     def undo(self) -> Question | None:
-        """Take the last answer back; its question is asked again. None if there was no answer."""
+        """Remove the last answer and return its question, or None without an answer."""
         asked = [strip for strip in self.record.order if self.record.asked[strip]]
         if not asked:
             return None
@@ -148,7 +196,7 @@ class Audit:
         write_json(self.folder / NAME, asdict(self.record))
 
     def estimate(self) -> Estimate | None:
-        """Accuracy so far; None with fewer than two answers."""
+        """Return the accuracy so far, or None with fewer than two answers."""
         answers = self.record.answers
         if sum(answer is not None for answer in answers) < 2:
             return None
@@ -157,19 +205,282 @@ class Audit:
         return estimate(answers, classes)
 
     def draw(self, question: Question) -> Path:
-        """A picture of a question: the image with a cross, and what is around it enlarged."""
+        """Write the image of a question: a cross at the pixel, and its surroundings enlarged."""
         image = load_image(Path(question.path))
         if question.x >= image.width or question.y >= image.height:
             raise InputError(
-                f"{question.path} has {image.width}x{image.height} pixels, and {NAME} asks "
-                f"about ({question.x}, {question.y}): it is another image now"
+                f"{question.path} has {image.width}x{image.height} pixels, but {NAME} asks about "
+                f"({question.x}, {question.y}): the image was replaced since the audit started"
             )
         write_own_png(picture(image, question), self.picture)
         return self.picture
 
 
+class Pixel(NamedTuple):
+    """A pixel that may be asked about.
+
+    Attributes:
+        path: path of the image.
+        x, y: position in pixels of the image.
+        value: predicted class.
+        margin: difference of the probabilities of the first and the second class.
+        weight: number of pixels that it stands for.
+    """
+
+    path: str
+    x: int
+    y: int
+    value: int
+    margin: float
+    weight: float
+
+
+@validated
+def prepare(
+    model: PriMaPsEM,
+    images: str | Path | Sequence[str | Path],
+    folder: str | Path,
+    *,
+    answers: Answers = 80,
+    crf: bool = True,
+    seed: Seed = 0,
+    progress: ProgressCallback = silent,
+    log: LogCallback = logger.warning,
+) -> Audit:
+    """Predict all images, sample the pixels to ask about, and write the questions.
+
+    Hidden classes are not asked about: the accuracy is that of the pixels that have a class.
+
+    Args:
+        model: a fitted model.
+        images: files, folders or globs.
+        folder: folder of the audit.
+        answers: number of strips, 2 to 2,000.
+        crf: refine the predictions by the dense CRF.
+        seed: random seed.
+        progress: progress callback.
+        log: called with one sentence about each image that cannot be read.
+
+    Raises:
+        NotFoundError: There is no image.
+        InputError: The number of answers is out of range, or no pixel has a class.
+        OutputError: The folder already has an audit.
+    """
+    folder = Path(folder).expanduser()
+    files = find_images(images, exclude=folder)
+    check_audit(folder, answers)
+    each = max(1, POOL // len(files))
+    names = model.legend_.names if model.legend_ else [f"class {k}" for k in range(model.classes)]
+    pixels: list[Pixel] = []
+    loaded = read(files, lambda file: load_image(file.source), log)
+    for number, (file, image) in enumerate(loaded):
+        found = model.segment(image, crf)
+        labels = found.labels.cpu().numpy()
+        margin = upsample(found.margin[None, None], labels.shape)[0, 0].cpu().numpy()
+        pixels += sample_pixels(str(file.source), file.key, labels, margin, image.size, each, seed)
+        progress("audit", number + 1, len(files), {})
+    if model.legend_ is not None and model.legend_.hides:
+        pixels = [pixel for pixel in pixels if pixel.value != HIDDEN]
+    return begin(folder, pixels, names, about(model), answers, seed)
+
+
+def check_audit(folder: Path, answers: int) -> None:
+    """Check that an audit with a number of answers may be written to a folder.
+
+    Raises:
+        InputError: The number of answers is out of range.
+        OutputError: The folder already has an audit.
+    """
+    for name in (NAME, PICTURE):
+        if os.path.lexists(folder / name):
+            raise OutputError(f"{folder / name} already exists; choose another folder")
+    validate(answers, Answers, "answers")
+
+
+def sample_pixels(
+    path: str,
+    key: str,
+    labels: Integer[np.ndarray, "h w"],
+    margin: Float[np.ndarray, "h w"],
+    size: tuple[int, int],
+    each: int,
+    seed: int = 0,
+) -> list[Pixel]:
+    """Sample pixels of an image that may be asked about.
+
+    Args:
+        path: path of the image.
+        key: key of the image, which decides the sample together with ``seed``.
+        labels, margin: predicted class and its margin, at the size of the image or scaled.
+        size: width and height of the image.
+        each: number of pixels.
+        seed: random seed.
+    """
+    height, width = labels.shape
+    random = generator("audit pixels", seed, key)
+    found = []
+    for place in torch.randint(labels.size, (each,), generator=random).tolist():
+        y, x = divmod(place, width)
+        own = int((x + 0.5) * size[0] / width), int((y + 0.5) * size[1] / height)
+        weight = size[0] * size[1] / each
+        found.append(Pixel(path, *own, int(labels[y, x]), float(margin[y, x]), weight))
+    return found
+
+
+def begin(
+    folder: Path,
+    pixels: Sequence[Pixel],
+    names: Sequence[str],
+    about: list[str],
+    answers: int,
+    seed: int = 0,
+) -> Audit:
+    """Choose the pixels to ask about, and write the questions.
+
+    Args:
+        folder: folder of the audit.
+        pixels: sample of all pixels.
+        names: class names, by the value of the pixels.
+        about: model and class names that the answers refer to; see :func:`about`.
+        answers: number of strips.
+        seed: random seed.
+
+    Raises:
+        InputError: There is no pixel, or the number of answers is out of range.
+        OutputError: The folder already has an audit.
+    """
+    check_audit(folder, answers)
+    if not pixels:
+        raise InputError("no pixel has a class that is shown; show a class and try again")
+    chosen = strips(
+        torch.tensor([pixel.value for pixel in pixels]),
+        torch.tensor([pixel.margin for pixel in pixels]),
+        torch.tensor([pixel.weight for pixel in pixels]),
+        answers,
+        seed,
+    )
+    questions: list[list[Question]] = []
+    for strip, candidates in enumerate(chosen.tolist()):
+        questions.append([])
+        for spare, row in enumerate(candidates):
+            path, x, y, value = pixels[row][:4]
+            questions[-1].append(Question(strip, spare, path, x, y, value, names[value]))
+    order, asked = asking_order(answers, seed), [0] * answers
+    audit = Audit(folder, AuditRecord(1, about, order, questions, asked, [None] * answers))
+    audit.save()
+    return audit
+
+
+def about(model: PriMaPsEM) -> list[str]:
+    """Return what answers refer to: the digest of the model and the names of its classes."""
+    return [model.prediction_digest(), *(model.legend_.names if model.legend_ else [])]
+
+
+def strips(
+    classes: Integer[Tensor, " n"],
+    confidence: Float[Tensor, " n"],
+    weights: Float[Tensor, " n"],
+    answers: int,
+    seed: int = 0,
+) -> Integer[Tensor, "a 5"]:
+    """Return the pixel to ask about and its spares, for each strip.
+
+    Args:
+        classes: predicted class of each pixel of a random sample.
+        confidence: confidence of each prediction.
+        weights: number of pixels that each one stands for.
+        answers: number of strips.
+        seed: random seed.
+
+    Raises:
+        InputError: There are fewer pixels than answers, or fewer than two answers.
+    """
+    if not 2 <= answers <= len(classes):
+        raise InputError(f"answers must be between 2 and {len(classes)} (pixels), got {answers}")
+    random = generator("audit", seed)
+    order = confidence.argsort(stable=True)
+    order = order[classes[order].argsort(stable=True)]
+    end = weights.double()[order].cumsum(0)
+    places = torch.rand(answers, SPARE, generator=random, dtype=torch.double)
+    places = (places + torch.arange(answers)[:, None]) * end[-1] / answers
+    return order[torch.searchsorted(end, places).clamp_max(len(order) - 1)]
+
+
+def asking_order(answers: int, seed: int = 0) -> list[int]:
+    """Return the strips in random order, so the answers so far represent all strips.
+
+    Examples:
+        >>> sorted(asking_order(4))
+        [0, 1, 2, 3]
+    """
+    return torch.randperm(answers, generator=generator("audit order", seed)).tolist()
+
+
+def estimate(answers: Sequence[bool | None], classes: Sequence[int] | None = None) -> Estimate:
+    """Estimate the accuracy from the answers of all strips, in the order of the strips.
+
+    Args:
+        answers: whether the prediction is correct; None without an answer.
+        classes: class of each strip; None is one class. Adjacent answers of one class give the
+            variance within strips.
+
+    Raises:
+        InputError: There are fewer than two answers.
+
+    Examples:
+        >>> found = estimate([True] * 60 + [False] * 20)
+        >>> round(found.accuracy, 2), round(found.low, 2), round(found.high, 2)
+        (0.75, 0.68, 0.81)
+    """
+    kinds = [0] * len(answers) if classes is None else list(classes)
+    known = [
+        (kind, bool(answer)) for kind, answer in zip(kinds, answers, strict=True)
+        if answer is not None
+    ]  # fmt: skip
+    count = len(known)
+    if count < 2:
+        raise InputError(f"an estimate needs at least two answers, got {count}")
+    mean = sum(answer for _, answer in known) / count
+    random = mean * (1 - mean) * count / (count - 1)
+    # Variance within strips: half the squared difference of adjacent answers of one class. It is
+    # conservative, because it includes the difference between the two strips.
+    pairs = [
+        one[1] != other[1]
+        for one, other in zip(known[1:], known[:-1], strict=True)
+        if one[0] == other[0]
+    ]
+    inside = sum(pairs) / (2 * len(pairs)) if len(pairs) >= PAIRED_SHARE * count else random
+    share = count / len(answers)  # strips without an answer count as a random sample
+    variance = (share * inside + (1 - share) * random) / count
+    # Few wrong answers say little about their variance, hence the minimum.
+    variance = max(variance, FLOOR * random / count)
+    effective = mean * (1 - mean) / variance if variance > 0 else float(count)
+    low, high = wilson(mean, effective, _t(count))
+    return Estimate(mean, low, high, count)
+
+
+def wilson(mean: float, count: float, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's confidence interval of a proportion.
+
+    Examples:
+        >>> [round(v, 3) for v in wilson(0.5, 100)]
+        [0.404, 0.596]
+    """
+    center = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count)
+    half *= math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def _t(count: int) -> float:
+    """Return the 97.5 % quantile of Student's t with 2/3 degree of freedom per answer."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, max(1, 2 * count // 3)))
+
+
 def picture(image: Image.Image, question: Question) -> Image.Image:
-    """The whole image and, beside it, the surroundings of the pixel three times as large."""
+    """Return the whole image with a cross and, next to it, the surroundings of the pixel enlarged."""
     scale = min(1.0, SIDE / max(image.size))
     whole = image.resize((round(image.width * scale), round(image.height * scale)))
     half = max(image.size) // 10

@@ -1,8 +1,8 @@
-"""How many classes: what halves of the images agree on, for several K.
+"""Number of classes: how far halves of the images agree on the clusters, for several K.
 
-There is no one true K. For each K the masks of two random halves of the images are clustered apart,
-and both results say which masks of the whole collection belong together. How far they agree, less
-what chance would agree on, is the evidence; a coarse, a middle and a fine K are proposed.
+No collection has one true K. For each K, the masks of two random halves of the images are clustered
+separately, and both clusterings assign the masks of the whole collection. Their agreement beyond
+chance is the evidence for K. A coarse, a middle and a fine K are proposed.
 """
 
 from __future__ import annotations
@@ -22,26 +22,27 @@ from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.seeding import generator
 
 REPEATS = 10
+"""Number of splits of the images into halves."""
 ITERATIONS = 15
-STARTS = 3
+RESTARTS = 3
 SAMPLE = 20_000
-"""Masks that are clustered: more change the curve by less than its error."""
+"""Maximum number of masks. More masks change the curve by less than its error."""
 RANGE = (2, 48)
 POINTS = 12
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about a K.
+    """Evidence for a number of classes.
 
     Attributes:
         classes: K.
-        stability: agreement of two halves of the images beyond chance, 1 = complete; the mean over
+        stability: agreement of two halves of the images beyond chance, 1 = identical; mean over
             repeats.
         error: standard error of this mean.
-        strength: prediction strength (Tibshirani and Walther): of the worst class, the share of
-            pairs of masks that the other half leaves together.
-        gap: relative drop of the K-th eigenvalue of the masks' cosines to the next: a hint.
+        strength: prediction strength (Tibshirani and Walther): fraction of the pairs of masks of a
+            class that the other half puts into one class, for the worst class.
+        gap: relative drop from the K-th to the next eigenvalue of the cosines of the masks.
     """
 
     classes: int
@@ -53,7 +54,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Choice:
-    """Three K to begin with; see :func:`choice_of`."""
+    """Three proposed numbers of classes; see :func:`choice_of`."""
 
     coarse: int
     middle: int
@@ -61,31 +62,31 @@ class Choice:
 
 
 def candidates(low: int = RANGE[0], high: int = RANGE[1], points: int = POINTS) -> list[int]:
-    """K at about even ratios.
+    """Return numbers of classes from ``low`` to ``high`` at about even ratios.
 
     Raises:
-        InputError: the range is none.
+        InputError: The range is not within 2 to 256.
 
     Examples:
         >>> candidates(2, 48)
         [2, 3, 4, 5, 6, 8, 11, 15, 20, 27, 36, 48]
     """
     if not 2 <= low <= high <= 256:
-        raise InputError(f"a range of classes is LOW-HIGH within 2-256, not {low}-{high}")
+        raise InputError(f"a range of classes is LOW-HIGH within 2-256, got {low}-{high}")
     if high - low < points:
         return list(range(low, high + 1))
     found = {round(low * (high / low) ** (i / (points - 1))) for i in range(points)}
-    spare = (k for k in range(low, high + 1) if k not in found)
-    while len(found) < points:  # small K collapse
-        found.add(next(spare))
+    unused = (k for k in range(low, high + 1) if k not in found)
+    while len(found) < points:  # small K round to the same integer
+        found.add(next(unused))
     return sorted(found)
 
 
 def parse_range(text: str) -> list[int]:
-    """K to look at, of ``auto`` or ``LOW-HIGH``.
+    """Return the numbers of classes that ``auto`` or ``LOW-HIGH`` stands for.
 
     Raises:
-        InputError: it is neither.
+        InputError: The text is neither.
 
     Examples:
         >>> parse_range("5-8")
@@ -102,9 +103,9 @@ def parse_range(text: str) -> list[int]:
 def spherical_kmeans(
     features: Float[Tensor, "m c"], classes: int, random: torch.Generator
 ) -> Float[Tensor, "k c"]:
-    """Best of a few starts (k-means++) of k-means on features of length 1, each counted once."""
+    """Return the centers of the best of :data:`RESTARTS` restarts of spherical k-means."""
     best, found = -math.inf, features[:classes]
-    for _ in range(STARTS):
+    for _ in range(RESTARTS):
         centers, last = _plus_plus(features, classes, random), None
         for _ in range(ITERATIONS):
             cosines, assigned = (features @ centers.T).max(1)
@@ -120,20 +121,21 @@ def spherical_kmeans(
 
 
 def _plus_plus(features: Tensor, classes: int, random: torch.Generator) -> Tensor:
-    """Starts far from each other: each drawn by its distance to those before."""
+    """Sample the initial centers by k-means++."""
     first = int(torch.randint(len(features), (1,), generator=random))
     chosen, near = [first], features @ features[first]
     for _ in range(classes - 1):
         chances = (1 - near).clamp_min(1e-9).double().cumsum(0).cpu()
-        draw = torch.rand(1, generator=random, dtype=torch.double) * chances[-1]
-        chosen.append(min(int(torch.searchsorted(chances, draw)), len(features) - 1))
+        threshold = torch.rand(1, generator=random, dtype=torch.double) * chances[-1]
+        chosen.append(min(int(torch.searchsorted(chances, threshold)), len(features) - 1))
         near = torch.maximum(near, features @ features[chosen[-1]])
     return features[chosen].clone()
 
 
 def agreement(one: Integer[Tensor, " m"], other: Integer[Tensor, " m"], classes: int) -> float:
-    """Share of masks with matched classes in two clusterings, less chance: Cohen's kappa after
-    the best one-to-one matching of classes. 1 = the same, 0 = no better than chance.
+    """Return Cohen's kappa of two clusterings after the best one-to-one matching of classes.
+
+    1 = identical, 0 = no better than chance.
 
     Examples:
         >>> agreement(torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 0, 0]), 2)
@@ -150,8 +152,10 @@ def agreement(one: Integer[Tensor, " m"], other: Integer[Tensor, " m"], classes:
 
 
 def strength(one: Integer[Tensor, " m"], other: Integer[Tensor, " m"], classes: int) -> float:
-    """Prediction strength: of the worst class of ``one``, the share of pairs of its masks that
-    are together in ``other``. Classes with fewer than two masks do not count.
+    """Return the prediction strength of ``one``.
+
+    For each class, this is the fraction of the pairs of its masks that have one class in
+    ``other``. The minimum over classes with at least two masks is returned.
 
     Examples:
         >>> strength(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1]), 2)
@@ -174,29 +178,31 @@ def curve(
     seed: int = 0,
     progress: ProgressCallback = silent,
 ) -> list[Evidence]:
-    """Evidence for each K from masks alone. Time is linear in masks up to 20,000, then constant.
+    """Compute the evidence for several numbers of classes from masks.
+
+    The time is linear in the number of masks up to 20,000, and constant above.
 
     Args:
-        features: one of length 1 per mask.
-        images: which image each mask is of.
-        wanted: the K; None is :func:`candidates` up to half of the masks that half of the images
-            have, so that a few images have a choice as well.
+        features: feature of each mask, of length 1.
+        images: number of the image of each mask.
+        wanted: numbers of classes; None is :func:`candidates`, up to half of the masks of half of
+            the images.
 
     Raises:
-        InputError: a half of the images has fewer masks than a K.
+        InputError: Half of the images has fewer masks than a number of classes.
     """
     random = generator("choose", seed)
     if len(features) > SAMPLE:
-        drawn = torch.randperm(len(features), generator=random)[:SAMPLE].sort().values
-        features, images = features[drawn.to(features.device)], images[drawn.to(images.device)]
+        sampled = torch.randperm(len(features), generator=random)[:SAMPLE].sort().values
+        features, images = features[sampled.to(features.device)], images[sampled.to(images.device)]
     splits = [_halves(images, random) for _ in range(repeats)]
-    least = min(min(int(half.sum()), int((~half).sum())) for half in splits)
+    fewest = min(min(int(half.sum()), int((~half).sum())) for half in splits)
     if wanted is None:
-        wanted = candidates(RANGE[0], min(RANGE[1], max(RANGE[0], least // 2)))
-    if least < max(wanted):
+        wanted = candidates(RANGE[0], min(RANGE[1], max(RANGE[0], fewest // 2)))
+    if fewest < max(wanted):
         raise InputError(
-            f"half of the images has {least} masks, too few for {max(wanted)} classes: give "
-            "more images or a smaller range"
+            f"half of the images has {fewest} masks, too few for {max(wanted)} classes; add images, "
+            "or choose a smaller range"
         )
     values = torch.linalg.eigvalsh((features.T @ features / len(features)).double()).flip(0)
     found = []
@@ -228,17 +234,17 @@ def curve(
 
 
 def _halves(images: Integer[Tensor, " m"], random: torch.Generator) -> Bool[Tensor, " m"]:
-    """Masks of a random half of the images."""
+    """Return which masks belong to a random half of the images."""
     count = int(images.max()) + 1
     order = torch.randperm(count, generator=random).to(images.device)
     return order[images] < count // 2
 
 
 def choice_of(evidence: Sequence[Evidence]) -> Choice:
-    """From each third of the range (on a logarithmic scale) the K that stands out most.
+    """Return the best K of each third of the range, on a logarithmic scale.
 
-    Stability falls with K whatever the images are, so what counts is how far it lies above a line
-    in log K through all of the curve.
+    Stability falls with K on every collection. The best K is therefore the one farthest above a
+    line that is fitted to the stability as a function of log K.
 
     Examples:
         >>> choice_of([Evidence(k, s, 0.0, s, 0.0) for k, s in
