@@ -25,17 +25,14 @@ from rich.console import Console
 from scipy.stats import rankdata, spearmanr
 
 from primaps.backbones.backbone import mean_of_both
-from primaps.classes.audit import estimate, strips
-from primaps.classes.build_tree import LINKAGE, grow
-from primaps.classes.choose import candidates, choice_of, curve
-from primaps.classes.inventory import take_inventory
-from primaps.classes.linkage import LINKAGES
-from primaps.classes.stability import class_trust
-from primaps.classes.tree import Tree, part_map
+from primaps.classes.class_count import candidates, choice_of, curve
+from primaps.classes.stability import class_stability
+from primaps.classes.summary import summarize_classes
+from primaps.classes.tree import Tree, grow, leaf_map
 from primaps.crf import CLASS_CRF
 from primaps.data import find_images, load_pair, pair_up, read
 from primaps.em.kmeans import mask_classes
-from primaps.evaluation.audit_questions import POOL
+from primaps.evaluation.audit import POOL, estimate, strips
 from primaps.evaluation.metrics import confusion_matrix, majority, match, scores
 from primaps.features.extract import extract
 from primaps.features.training_data import MaskTable, mask_table
@@ -162,50 +159,48 @@ class Bench:
         return grow(self.masks.features, own, model.prototypes_.direction, **options)
 
 
-def part_counts(bench: Bench, tree: Tree, maps: np.ndarray) -> torch.Tensor:
+def leaf_counts(bench: Bench, tree: Tree, maps: np.ndarray) -> torch.Tensor:
     """Pixels by class of the labels and part."""
     scored = bench.scored
     counts = torch.zeros(scored.classes, len(tree), dtype=torch.int64)
     for feature, label, classes in zip(scored.features, scored.labels, maps, strict=True):
-        found = part_map(tree, torch.from_numpy(classes).long(), feature)
+        found = leaf_map(tree, torch.from_numpy(classes).long(), feature)
         counts += confusion_matrix(found, label.long(), len(tree), len(counts), scored.ignore)
     return counts
 
 
 def tree(arguments: argparse.Namespace) -> None:
     """What a cut of the tree costs against a direct fit at the same K."""
-    gaps: dict[tuple[str, str], dict[str, list[list[float]]]] = {}
-    print("| set | anchor | K | linkage | cut | fit | cut, majority | fit, majority |")
-    print("|---|---|---|---|---|---|---|---|")
+    gaps: dict[str, dict[str, list[list[float]]]] = {}
+    print("| set | anchor | K | cut | fit | cut, majority | fit, majority |")
+    print("|---|---|---|---|---|---|---|")
     for name in arguments.sets:
         bench = Bench(name, arguments)
         direct = {k: confusion(bench, k) for k in arguments.classes}
         for anchor in dict.fromkeys((OWN[name], 11)):
-            # Parts do not depend on the linkage.
-            counts = part_counts(bench, bench.tree(anchor), bench.maps(anchor)["crf"])
-            for linkage in LINKAGES:
-                grown = bench.tree(anchor, linkage=linkage)
-                for classes, fitted in direct.items():
-                    if classes == anchor or (classes > anchor and linkage != LINKAGE):
-                        continue
-                    joined = torch.zeros(len(counts), classes, dtype=torch.int64)
-                    joined.index_add_(1, grown.cut(classes), counts)
-                    cells, gap = [], []
-                    for rule in (None, majority):
-                        cut, fit = (scores(c, rule and rule(c)) for c in (joined, fitted))
-                        for one in (cut, fit):
-                            cells.append(f"{100 * one.accuracy:.1f} / {100 * one.mean_iou:.1f}")
-                        gap += [cut.accuracy - fit.accuracy, cut.mean_iou - fit.mean_iou]
-                    side = "below K" if classes < anchor else "above K"
-                    gaps.setdefault((linkage, side), {}).setdefault(name, []).append(gap)
-                    row = [name, str(anchor), str(classes), linkage, *cells]
-                    print(f"| {' | '.join(row)} |", flush=True)
+            grown = bench.tree(anchor)
+            counts = leaf_counts(bench, grown, bench.maps(anchor)["crf"])
+            for classes, fitted in direct.items():
+                if classes == anchor:
+                    continue
+                joined = torch.zeros(len(counts), classes, dtype=torch.int64)
+                joined.index_add_(1, grown.cut(classes), counts)
+                cells, gap = [], []
+                for rule in (None, majority):
+                    cut, fit = (scores(c, rule and rule(c)) for c in (joined, fitted))
+                    for one in (cut, fit):
+                        cells.append(f"{100 * one.accuracy:.1f} / {100 * one.mean_iou:.1f}")
+                    gap += [cut.accuracy - fit.accuracy, cut.mean_iou - fit.mean_iou]
+                side = "below K" if classes < anchor else "above K"
+                gaps.setdefault(side, {}).setdefault(name, []).append(gap)
+                row = [name, str(anchor), str(classes), *cells]
+                print(f"| {' | '.join(row)} |", flush=True)
     print("\nMean over sets of cut - fit: accuracy, mean IoU; the same by majority; the worst cut")
-    for (linkage, side), by_set in gaps.items():
+    for side, by_set in gaps.items():
         means = [np.mean(rows, axis=0) for rows in by_set.values()]
         worst = min(row[0] for rows in by_set.values() for row in rows)
         figures = ", ".join(f"{100 * value:+.1f}" for value in np.mean(means, axis=0))
-        print(f"{linkage}, {side}: {figures}; {100 * worst:+.1f}")
+        print(f"{side}: {figures}; {100 * worst:+.1f}")
 
 
 def confusion(bench: Bench, classes: int) -> torch.Tensor:
@@ -246,10 +241,10 @@ def trust(arguments: argparse.Namespace) -> None:
         cosines = torch.einsum("kc,nchw->nkhw", direction, features)
         alone = [F.normalize(scored.both[:, i].float(), dim=1) for i in (0, 1)]
         one, other = (torch.einsum("kc,nchw->nkhw", direction, a).argmax(1) for a in alone)
-        parts = torch.einsum("kc,nchw->nkhw", bench.tree(classes).parts.float(), features)
+        parts = torch.einsum("kc,nchw->nkhw", bench.tree(classes).directions.float(), features)
         own = mask_classes(bench.masks.features, direction, model.prototypes_.scale)
         table = bench.masks
-        known = class_trust(table.features, table.areas, table.images, own, classes)
+        known = class_stability(table.features, table.areas, table.images, own, classes)
         stable = torch.tensor([c.stability for c in known]).nan_to_num(0)
         crf, plain = torch.from_numpy(maps["crf"]).long(), torch.from_numpy(maps["plain"]).long()
         margins = [torch.from_numpy(maps["margin"][:, i]).float() for i in (0, 1)]
@@ -328,7 +323,7 @@ def speed(arguments: argparse.Namespace) -> None:
     for name, run in (
         ("tree", lambda: grow(masks.features, own, model.prototypes_.direction)),
         ("curve of 12 K", lambda: curve(masks.features, masks.images, candidates())),
-        ("stability", lambda: class_trust(masks.features, masks.areas, masks.images, own, 11)),
+        ("stability", lambda: class_stability(masks.features, masks.areas, masks.images, own, 11)),
     ):
         began = time.monotonic()
         run()
@@ -345,7 +340,7 @@ def speed(arguments: argparse.Namespace) -> None:
         images = torch.arange(count) // 8
         table = MaskTable(features, torch.ones(count), images, images)
         began = time.monotonic()
-        take_inventory(table, centers[:27], torch.ones(27))
+        summarize_classes(table, centers[:27], torch.ones(27))
         middle = time.monotonic()
         curve(features, images, candidates())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

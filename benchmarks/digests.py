@@ -91,7 +91,7 @@ def digests_of_fit(data: Path, backbone: Any, options: dict[str, Any], count: in
             model, [str(p) for p in scored], data / "camvid/labels/val", crf=crf
         )
         found[f"scores, crf {crf}"] = [result.accuracy, result.mean_iou, digest(result.confusion)]
-    if model.inventory_ is not None and options.get("recipe") != "paper":
+    if model.class_summary_ is not None and options.get("recipe") != "paper":
         cut = model.cut(5)
         found["label map of a cut"] = digest(cut.predict(str(scored[0])).numpy())
     return found

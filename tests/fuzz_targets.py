@@ -20,23 +20,31 @@ from scipy.io import savemat
 from primaps.backbones.load import load_backbone
 from primaps.backbones.vit import load_vit
 from primaps.backbones.weights import read_pth, to_hub_names
-from primaps.classes.build_tree import grow
-from primaps.classes.classes_json import read_edits
-from primaps.classes.inventory import Inventory
-from primaps.classes.stability import ClassTrust
+from primaps.classes.stability import ClassStability
+from primaps.classes.summary import ClassSummary
+from primaps.classes.tree import grow
 from primaps.config import Config
 from primaps.data import load_dataset, load_image, load_label
 from primaps.data.check import check_dataset
 from primaps.data.prepare_cocostuff import prepare_cocostuff
 from primaps.data.reading import image_size, label_mode, read_mat
+from primaps.em.kmeans import Prototypes
 from primaps.em.training import Recorder
 from primaps.evaluation.audit import Audit, AuditRecord, Question
 from primaps.exchange import FORMATS, Classes, export_labels, import_labels
 from primaps.exchange.classes import read_classes
-from primaps.exchange.hub import model_card
 from primaps.features.feature_cache import ArrayCache
 from primaps.model import PriMaPsEM
-from primaps.model_folder import BackboneRecord, TrainingRecord, read_model, write_model
+from primaps.persistence import (
+    BackboneRecord,
+    SavedModel,
+    TrainingRecord,
+    model_card,
+    read_class_summary,
+    read_edits,
+    read_model,
+    write_model,
+)
 from primaps.projections import Head, Projection, read_checkpoint
 from primaps.results import OutputFolder
 from primaps.utils.errors import InputError
@@ -134,23 +142,24 @@ def _model(folder: Path) -> None:
     features = direction.repeat(40, 1) + 0.1 * torch.randn(120, 16, generator=random)
     features = torch.nn.functional.normalize(features, dim=1)
     tree = grow(features, torch.arange(120) % 3, direction, leaves=8)
-    trust = tuple(ClassTrust(0.9, 0.3, 5, 1, 0.4) for _ in range(3))
+    stability = tuple(ClassStability(0.9, 0.3, 5, 1, 0.4) for _ in range(3))
+    summary = ClassSummary(tree, stability, tuple([1 / len(tree)] * len(tree)))
     config = Config(3, backbone="callable:pool", size=64)
-    tensors = {"direction": direction, "scale": torch.ones(3)}
     lines = [{"stage": "em", "epoch": 1, "step": 3, "loss": 0.5, "empty": [2]}]
     backbone, training = BackboneRecord("callable:pool", None, 8), TrainingRecord(9, 1, 2, False)
-    write_model(folder, tensors, lines, config, backbone, None, training)
-    Inventory(tree, trust, tuple([1 / len(tree)] * len(tree))).save(folder)
+    prototypes = Prototypes(direction)
+    saved = SavedModel(config, backbone, None, prototypes, lines, training, summary)
+    write_model(folder, saved)
     edits = [{"rename": "0", "to": "car"}, {"merge": ["1", "2"]}, {"color": "0", "to": "#112233"}]
-    write_json(folder / "classes.json", {"format": 1, "edits": edits})
+    write_json(folder / "edits.json", {"format": 1, "edits": edits})
     Projection(Head(16, 4, 8), torch.randn(3, 4, generator=random), "own").save(folder)
 
 
 def _read_model(folder: Path) -> None:
     read_model(folder)
-    inventory = Inventory.load(folder)
-    if inventory is not None:
-        read_edits(folder, inventory.tree)
+    summary = read_class_summary(folder)
+    if summary is not None:
+        read_edits(folder, summary.tree)
     Projection.load(folder)
     read_classes(folder)
     model_card(folder, "a/b")

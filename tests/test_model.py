@@ -9,7 +9,7 @@ from primaps.backbones.load import load_backbone
 from primaps.data import find_images
 from primaps.features.extract import extract
 from primaps.model import PriMaPsEM
-from primaps.model_folder import ModelError
+from primaps.persistence import ModelError
 from primaps.utils.bilinear import (
     centers,
     largest_channel,
@@ -176,7 +176,7 @@ def test_other_weights_are_refused(fitted, colors, tmp_path):
 @pytest.mark.parametrize("content", ["{}", "not json", '{"generator": "other 1"}', "[]"])
 def test_foreign_folders_are_one_sentence(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ModelError, match="holds no model of primaps"):
+    with pytest.raises(ModelError, match="is not a model of primaps"):
         PriMaPsEM.from_pretrained(tmp_path)
 
 
@@ -185,7 +185,7 @@ def test_missing_folders_and_damaged_weights_are_one_sentence(fitted, colors, tm
         PriMaPsEM.from_pretrained(tmp_path / "a" / "b")
     fitted.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ModelError, match="holds no model"):
+    with pytest.raises(ModelError, match="is not a model"):
         PriMaPsEM.from_pretrained(tmp_path, backbone=colors)
 
 

@@ -8,7 +8,7 @@ import torch
 from primaps.backbones.load import load_backbone
 from primaps.backbones.weights import write_folder
 from primaps.model import PriMaPsEM
-from primaps.model_folder import ModelError
+from primaps.persistence import ModelError
 from primaps.projections import Head, Projection, convert_projection
 from primaps.utils.errors import InputError
 from tests.backbones.test_backbones import original_names

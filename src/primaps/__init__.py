@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from primaps.data import ImageError, find_images, load_dataset, load_image
     from primaps.evaluation.protocol import Evaluation, evaluate
     from primaps.exchange import export_labels, import_labels
-    from primaps.exchange.hub import push_to_hub
     from primaps.label_maps import Predictor, Proposer, predict_files, propose_files
     from primaps.model import PriMaPsEM
-    from primaps.model_folder import ModelError
+    from primaps.persistence import ModelError, push_to_hub
     from primaps.pictures.report import write_report
     from primaps.planning import Plan, plan
     from primaps.projections import Projection, load_projection, train_projection
@@ -51,13 +50,13 @@ _HOME = {
     "evaluate": "evaluation.protocol",
     "export_labels": "exchange",
     "import_labels": "exchange",
-    "push_to_hub": "exchange.hub",
+    "push_to_hub": "persistence",
     "Predictor": "label_maps",
     "Proposer": "label_maps",
     "predict_files": "label_maps",
     "propose_files": "label_maps",
     "PriMaPsEM": "model",
-    "ModelError": "model_folder",
+    "ModelError": "persistence",
     "write_report": "pictures.report",
     "Plan": "planning",
     "plan": "planning",

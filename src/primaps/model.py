@@ -30,10 +30,8 @@ from primaps.backbones.backbone import (
     weights_digest,
 )
 from primaps.backbones.load import load_backbone
-from primaps.classes.apply import final_map
-from primaps.classes.edits import legend
-from primaps.classes.inventory import Inventory, take_inventory
-from primaps.classes.legend import Legend
+from primaps.classes.legend import Legend, final_map, legend
+from primaps.classes.summary import ClassSummary, summarize_classes
 from primaps.classes.tree import TreeError
 from primaps.config import CacheContent, Classes, Config, Size, check_names, check_used
 from primaps.crf import CLASS_CRF
@@ -56,10 +54,15 @@ from primaps.em.probe import LinearProbe
 from primaps.em.training import HistoryLine, Recorder
 from primaps.features.extract import BACKBONE_BATCH, Extracted, extract
 from primaps.features.feature_cache import MaskMaker
-from primaps.model_folder import (
+from primaps.persistence import (
+    BackboneRecord,
     ModelError,
+    SavedModel,
+    TrainingRecord,
+    fitted_backbone,
+    read_model,
+    write_model,
 )
-from primaps.pretrained import fitted_backbone, read_pretrained, write_pretrained
 from primaps.projections.checkpoints import as_projection
 from primaps.projections.encoder import code_network, encoder
 from primaps.projections.projection import Projection
@@ -119,8 +122,8 @@ class PriMaPsEM:
         prototypes_: the K fitted prototypes, or the linear probe; None before :meth:`fit`.
         history_: per stage and epoch the loss and label-free diagnostics.
         samples_: a few of the training images, 8-bit, to show.
-        inventory_: tree and trust of the classes; None without masks.
-        edits_: of the classes, as in ``classes.json``.
+        class_summary_: tree, stability and size of the classes; None without masks.
+        edits_: of the classes, as in ``edits.json``.
         legend_: names and colors of the classes that :meth:`predict` gives: the model's own if
             None, otherwise those after edits or a cut.
 
@@ -180,7 +183,7 @@ class PriMaPsEM:
         self.prototypes_: Prototypes | LinearProbe | None = None
         self.history_: list[HistoryLine] = []
         self.samples_: UInt8[Tensor, "s 3 H W"] | None = None
-        self.inventory_: Inventory | None = None
+        self.class_summary_: ClassSummary | None = None
         self.edits_: list[dict[str, Any]] = []
         self.legend_: Legend | None = None
         self._images = 0
@@ -298,9 +301,9 @@ class PriMaPsEM:
             masks,
         )
         self.prototypes_, self.history_ = prototypes.requires_grad_(False), recorder.epochs
-        self.inventory_, self.edits_, self.legend_ = None, [], None
+        self.class_summary_, self.edits_, self.legend_ = None, [], None
         if masks is not None and isinstance(prototypes, Prototypes):
-            self.inventory_ = take_inventory(
+            self.class_summary_ = summarize_classes(
                 masks, prototypes.direction, prototypes.scale, seed=self.config.seed
             )
         return self
@@ -315,10 +318,10 @@ class PriMaPsEM:
         Raises:
             TreeError: the model has no tree, or the tree no such cut.
         """
-        if self.inventory_ is None:
+        if self.class_summary_ is None:
             raise TreeError("the model has no tree of classes: fit it again, with masks")
         other = copy.copy(self)
-        other.legend_ = legend(self.inventory_.tree, self.edits_, classes)
+        other.legend_ = legend(self.class_summary_.tree, self.edits_, classes)
         return other
 
     @property
@@ -459,9 +462,9 @@ class PriMaPsEM:
             labels: 0..K-1 of an image.
             features: of ``encoder``, of that image.
         """
-        if self.legend_ is None or self.inventory_ is None:
+        if self.legend_ is None or self.class_summary_ is None:
             return labels
-        return final_map(self.inventory_.tree, self.legend_, labels, features)
+        return final_map(self.class_summary_.tree, self.legend_, labels, features)
 
     def prediction_digest(self) -> str:
         """SHA-256 of what decides a prediction: prototypes, backbone, its precision and size."""
@@ -481,23 +484,24 @@ class PriMaPsEM:
         Raises:
             ModelError: the model is not fitted.
             OutputError: the folder has files with these names that this package did not write.
-            EditError: the model has edits, and the folder a ``classes.json`` of another fit.
+            EditError: the model has edits, and the folder a ``edits.json`` of another fit.
         """
         if self.prototypes_ is None:
             raise ModelError("the model is not fitted: call fit first")
-        write_pretrained(
-            folder,
+        backbone, plan = self.backbone, schedule(self.config, self._images, self.clusters)
+        saved = SavedModel(
             self.config,
-            self.backbone,
+            BackboneRecord(backbone.name, backbone.digest, backbone.patch_size, backbone.positions),
             self.projection,
-            carried=self.network is not self.backbone,
-            prototypes=self.prototypes_,
-            history=self.history_,
-            inventory=self.inventory_,
-            edits=self.edits_,
-            images=self._images,
-            plan=schedule(self.config, self._images, self.clusters),
+            self.prototypes_,
+            self.history_,
+            TrainingRecord(
+                self._images, plan.all_init_steps, plan.steps, self.config.method == "probe"
+            ),
+            self.class_summary_,
+            self.edits_,
         )
+        write_model(folder, saved, projection_backbone=self.network is not backbone)
 
     @property
     def clusters(self) -> int | None:
@@ -529,17 +533,15 @@ class PriMaPsEM:
         Raises:
             ModelError: no model of this package is there, or the backbone has other weights.
         """
-        found = read_pretrained(folder, projection)
-        unused = found.record.config.unused
-        options = {k: v for k, v in asdict(found.record.config).items() if k not in unused}
-        options["backbone"] = fitted_backbone(
-            folder, found.record, backbone, device, precision, engine
-        )
+        found = read_model(folder, projection)
+        unused = found.config.unused
+        options = {k: v for k, v in asdict(found.config).items() if k not in unused}
+        options["backbone"] = fitted_backbone(folder, found, backbone, device, precision, engine)
         options["precision"] = options["backbone"].precision
         model = cls(**options, device=device, projection=found.projection)
         model.prototypes_ = found.prototypes.to(model.backbone.device)
-        model._images, model.history_ = found.record.training.images, found.history
-        model.inventory_, model.edits_ = found.inventory, found.edits
-        if found.inventory is not None and found.edits:
-            model.legend_ = legend(found.inventory.tree, found.edits)
+        model._images, model.history_ = found.training.images, found.history
+        model.class_summary_, model.edits_ = found.class_summary, found.edits
+        if found.class_summary is not None and found.edits:
+            model.legend_ = legend(found.class_summary.tree, found.edits)
         return model

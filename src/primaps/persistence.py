@@ -2,8 +2,8 @@
 
 A model is a folder:
 
-- ``config.json``: options, backbone, projection, and the SHA-256 of the weights. It is written first
-  and marks the folder as a model of this package.
+- ``config.json``: options, backbone, projection, and the SHA-256 of the weights. It is written
+  first and marks the folder as a model of this package.
 - ``model.safetensors``: prototypes or the linear probe.
 - ``history.json``: metrics per epoch.
 - ``tree.safetensors``: the tree of classes with their statistics (:class:`ClassSummary`).
@@ -12,7 +12,7 @@ A model is a folder:
     {"format": 1, "tree": "3f0c9a1be2d4",
      "edits": [{"rename": "3", "to": "car"}, {"merge": ["0", "4"]}, {"hide": "7"}]}
 
-- ``projection.json``, ``projection.safetensors`` and ``backbone/``: a projection, if it has weights.
+- ``projection.json``, ``projection.safetensors`` and ``backbone/``: a projection with weights.
 - ``preview.png``: an overlay of some training images.
 
 Each file is written atomically, and validated when it is read.
@@ -672,7 +672,9 @@ def push_to_hub(
     metrics = _read_scores(Path(scores)) if isinstance(scores, str | Path) else scores
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ModelError(f"{folder} has no {name}; give a folder that `primaps fit --out` wrote")
+            raise ModelError(
+                f"{folder} has no {name}; give a folder that `primaps fit --out` wrote"
+            )
     names = [*PUBLISHED, *([PREVIEW] if picture else [])]
     present = [name for name in names if (folder / name).is_file()]
     files: dict[str, str | bytes] = {name: str(folder / name) for name in present}

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from primaps.classes.build_tree import grow
+from primaps.classes.tree import grow
 
 
 @pytest.fixture(scope="session")

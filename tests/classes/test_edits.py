@@ -8,9 +8,8 @@ import sys
 import pytest
 import torch
 
-from primaps.classes.classes_json import change_edits, digest, read_edits, read_legend, undone
-from primaps.classes.edits import legend
-from primaps.classes.legend import EditError
+from primaps.classes.legend import EditError, legend, undone
+from primaps.persistence import change_edits, read_edits, read_legend, tree_digest
 
 
 def test_without_edits_a_legend_is_the_cut(tree):
@@ -30,8 +29,8 @@ def test_merge_and_split_are_tables(tree):
     assert merged.names[1] == "class 1 + class 3"
     split = legend(tree, [{"split": "1"}, {"split": "1.2"}])
     assert [one.id for one in split.classes] == ["0", "1.1", "1.2.1", "1.2.2", "2", "3", "4"]
-    whole = tree.leaves[tree.names().index("1.2")]
-    assert set(split.classes[2].parts) | set(split.classes[3].parts) == set(whole)
+    whole = tree.node_leaves[tree.names().index("1.2")]
+    assert set(split.classes[2].leaves) | set(split.classes[3].leaves) == set(whole)
     back = legend(tree, [{"merge": ["1", "3"]}, {"split": "1+3"}])
     assert back == legend(tree)
     again = legend(tree, [{"split": "1"}, {"merge": ["1.1", "1.2"]}])
@@ -59,26 +58,26 @@ def test_hidden_classes_have_no_value(tree):
 
 
 BROKEN = [
-    ({"rename": "9", "to": "car"}, "there is no class '9'; there are 0, 1, 2, 3, 4"),
+    ({"rename": "9", "to": "car"}, "class '9' does not exist; the classes are 0, 1, 2, 3, 4"),
     ({"rename": "1"}, "rename needs the field 'to'"),
-    ({"rename": "1", "to": ""}, "a name is text of 1 to 60 letters"),
+    ({"rename": "1", "to": ""}, "a name has 1 to 60 printable characters"),
     ({"rename": "1", "to": "3.1"}, "looks like an id"),
-    ({"rename": "1", "to": "a\nb"}, "a name is text"),
-    ({"rename": 1, "to": "car"}, "given as text, its id or name, not as 1"),
-    ({"color": "1", "to": "red"}, "a color reads \"#rrggbb\", not 'red'"),
-    ({"merge": ["1"]}, "merge takes a list of two"),
-    ({"merge": ["1", "1"]}, "merge names a class twice"),
-    ({"hide": "1", "split": "2"}, "an edit is an object with one of"),
-    ({"hide": "1", "why": "x"}, "hide knows no field 'why'"),
-    ({"cut": "3"}, "cut takes a number of classes, not '3'"),
-    ({"cut": 21}, "the tree has cuts of 1 to 20 classes"),
-    ("hide 1", "an edit is an object"),
+    ({"rename": "1", "to": "a\nb"}, "a name has 1 to 60"),
+    ({"rename": 1, "to": "car"}, "a class is an id or a name, got 1"),
+    ({"color": "1", "to": "red"}, "a color has the form \"#rrggbb\", got 'red'"),
+    ({"merge": ["1"]}, "merge needs a list of at least two"),
+    ({"merge": ["1", "1"]}, "merge has a class twice"),
+    ({"hide": "1", "split": "2"}, "an edit has exactly one of"),
+    ({"hide": "1", "why": "x"}, "hide does not have the field 'why'"),
+    ({"cut": "3"}, "cut needs a number of classes, got '3'"),
+    ({"cut": 21}, "the tree can be cut at 1 to 20 classes, got 21"),
+    ("hide 1", "an edit has exactly one of"),
 ]
 
 
 @pytest.mark.parametrize(("edit", "sentence"), BROKEN)
 def test_a_wrong_edit_is_one_sentence_with_file_and_field(tree, tmp_path, edit, sentence):
-    path = tmp_path / "classes.json"
+    path = tmp_path / "edits.json"
     path.write_text(json.dumps({"format": 1, "edits": [{"hide": "0"}, edit]}))
     with pytest.raises(EditError) as error:
         read_edits(tmp_path, tree)
@@ -113,42 +112,42 @@ def test_an_edit_that_others_need_is_not_undone_and_they_are_named(tree, tmp_pat
         ('{"format": 2, "edits": []}', 'field "format" is 2; it must be 1'),
         ('{"format": 1}', 'field "edits" is missing'),
         ('{"format": 1, "edits": [], "names": {}}', 'field "names" is unknown'),
-        ('{"format": 1, "edits": [], "tree": "0"}', "belong to another fit"),
+        ('{"format": 1, "edits": [], "tree": "0"}', "but this model has tree"),
     ],
 )
 def test_a_damaged_file_is_one_sentence(tree, tmp_path, content, sentence):
-    (tmp_path / "classes.json").write_bytes(content.encode("latin-1"))
-    before = (tmp_path / "classes.json").read_bytes()
+    (tmp_path / "edits.json").write_bytes(content.encode("latin-1"))
+    before = (tmp_path / "edits.json").read_bytes()
     with pytest.raises(EditError, match=sentence) as error:
         change_edits(tmp_path, tree, lambda edits: [*edits, {"hide": "1"}])
-    assert "classes.json" in str(error.value)
-    assert (tmp_path / "classes.json").read_bytes() == before
+    assert "edits.json" in str(error.value)
+    assert (tmp_path / "edits.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("edits", "sentence"),
     [
-        ([{"hide": [[]] * 100_000}], "a class is given as text"),
+        ([{"hide": [[]] * 100_000}], "a class is an id or a name"),
         ([7] * 10_001, '"edits" has the length 10001'),
-        ([{"rename": "0", "to": "x" * 10**6}], "a name is text of 1 to 60 letters"),
+        ([{"rename": "0", "to": "x" * 10**6}], "a name has 1 to 60 printable characters"),
     ],
 )
 def test_a_file_that_is_long_is_one_short_sentence(tree, tmp_path, edits, sentence):
-    (tmp_path / "classes.json").write_text(json.dumps({"format": 1, "edits": edits}))
+    (tmp_path / "edits.json").write_text(json.dumps({"format": 1, "edits": edits}))
     with pytest.raises(EditError, match=sentence) as error:
         read_edits(tmp_path, tree)
     assert len(str(error.value)) < 500
 
 
 def test_a_pipe_in_place_of_the_file_is_not_waited_for(tree, tmp_path):
-    os.mkfifo(tmp_path / "classes.json")
-    with pytest.raises(EditError, match="classes.json is not a regular file"):
+    os.mkfifo(tmp_path / "edits.json")
+    with pytest.raises(EditError, match="edits.json is not a regular file"):
         read_edits(tmp_path, tree)
 
 
 def test_two_names_cannot_be_the_same(tree):
     edits = [{"rename": "0", "to": "car"}, {"rename": "1", "to": "car"}]
-    with pytest.raises(EditError, match=r"edits\[1\]: class 0 has the name 'car'"):
+    with pytest.raises(EditError, match=r"edits\[1\]: class 0 already has the name 'car'"):
         legend(tree, edits)
 
 
@@ -167,13 +166,13 @@ def test_every_edit_can_be_undone(tree, tmp_path):
     for before in reversed(seen[:-1]):
         change_edits(tmp_path, tree, undone)
         assert read_legend(tmp_path, tree) == before
-    with pytest.raises(EditError, match="no edit to undo"):
+    with pytest.raises(EditError, match="has no edit to undo"):
         change_edits(tmp_path, tree, undone)
 
 
 def test_an_edit_that_others_need_is_not_undone(tree, tmp_path):
     change_edits(tmp_path, tree, lambda now: [{"split": "0"}, {"hide": "0.1"}])
-    with pytest.raises(EditError, match=r"edits\[0\]: there is no class '0.1'"):
+    with pytest.raises(EditError, match=r"edits\[0\]: class '0.1' does not exist"):
         change_edits(tmp_path, tree, lambda now: undone(now, 0))
     assert len(read_edits(tmp_path, tree).edits) == 2
 
@@ -181,11 +180,11 @@ def test_an_edit_that_others_need_is_not_undone(tree, tmp_path):
 def test_an_edit_on_top_of_what_was_not_seen_is_refused(tree, tmp_path):
     seen = read_edits(tmp_path, tree).revision
     change_edits(tmp_path, tree, lambda now: [{"hide": "0"}], seen)
-    with pytest.raises(EditError, match="was changed meanwhile"):
+    with pytest.raises(EditError, match="was changed by another program"):
         change_edits(tmp_path, tree, lambda now: [{"hide": "1"}], seen)
-    assert json.loads((tmp_path / "classes.json").read_text()) == {
+    assert json.loads((tmp_path / "edits.json").read_text()) == {
         "format": 1,
-        "tree": digest(tree),
+        "tree": tree_digest(tree),
         "edits": [{"hide": "0"}],
     }
 
@@ -194,7 +193,7 @@ def test_processes_at_the_same_time_lose_no_edit(tree, tmp_path):
     torch.save(tree.tensors(), tmp_path / "tree.pt")
     program = """if True:
         import sys, torch
-        from primaps.classes.classes_json import change_edits
+        from primaps.persistence import change_edits
         from primaps.classes.tree import Tree
         folder, k = sys.argv[1:]
         tree = Tree.from_tensors(torch.load(folder + "/tree.pt"))
@@ -208,5 +207,5 @@ def test_processes_at_the_same_time_lose_no_edit(tree, tmp_path):
     assert [process.wait() for process in running] == [0, 0, 0]
     assert len(read_edits(tmp_path, tree).edits) == 60
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"classes.json", "tree.pt"}  # and no lock
+    assert left == {"edits.json", "tree.pt"}  # and no lock
     assert read_legend(tmp_path, tree).names[:3] == ["a19", "b19", "c19"]

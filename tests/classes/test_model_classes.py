@@ -6,13 +6,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from primaps.classes.classes_json import change_edits
-from primaps.classes.edits import legend
-from primaps.classes.inventory import Inventory
+from primaps.classes.legend import legend
 from primaps.classes.tree import TreeError
 from primaps.evaluation.protocol import evaluate
 from primaps.label_maps import predict_files
 from primaps.model import PriMaPsEM
+from primaps.persistence import change_edits, read_class_summary
 from primaps.pictures.report import write_report
 from tests.cli.test_cli import call
 from tests.conftest import painted
@@ -45,23 +44,23 @@ def test_the_cut_at_k_is_the_model_to_the_byte(model):
     image, whole = painted(3)[0], loaded(model)
     plain = whole.predict(image)
     assert torch.equal(whole.cut(3).predict(image), plain)
-    fine = whole.cut(min(9, len(whole.inventory_.tree))).predict(image)
-    table = whole.inventory_.tree.cut(3)
-    finest = whole.cut(len(whole.inventory_.tree)).predict(image)
+    fine = whole.cut(min(9, len(whole.class_summary_.tree))).predict(image)
+    table = whole.class_summary_.tree.cut(3)
+    finest = whole.cut(len(whole.class_summary_.tree)).predict(image)
     assert torch.equal(table[finest.long()], plain.long())
     assert (fine.unique().numel()) >= plain.unique().numel()
     coarse = whole.cut(2).predict(image)
     for k in range(3):
         assert len(coarse[plain == k].unique()) <= 1
-    with pytest.raises(TreeError, match="more classes take a fit of their own"):
+    with pytest.raises(TreeError, match="fit again for more classes"):
         whole.cut(999)
 
 
 def test_a_saved_tree_is_the_tree(model):
-    one = loaded(model).inventory_
+    one = loaded(model).class_summary_
     loaded(model).save_pretrained(model / "again")
-    other = Inventory.load(model / "again")
-    assert one.trust == other.trust
+    other = read_class_summary(model / "again")
+    assert one.stability == other.stability
     assert one.shares == other.shares
     for name, value in one.tree.tensors().items():
         assert torch.equal(value, other.tree.tensors()[name])
@@ -81,7 +80,7 @@ def test_a_model_without_a_tree_still_predicts(model):
 
 
 def test_edits_give_the_same_bytes_from_python_and_the_command_line(model, painted_folder):
-    tree = loaded(model).inventory_.tree
+    tree = loaded(model).class_summary_.tree
     before = {k: v.clone() for k, v in load_file(model / "model.safetensors").items()}
     large = int(tree.owner.bincount().argmax())
     one, other = (str(k) for k in range(3) if k != large)
@@ -119,7 +118,7 @@ def test_edits_give_the_same_bytes_from_python_and_the_command_line(model, paint
 def test_evaluate_counts_hidden_pixels_as_wrong(model, painted_folder):
     images, labels = painted_folder / "images", painted_folder / "labels"
     plain = evaluate(loaded(model), images, labels, crf=False)
-    tree = loaded(model).inventory_.tree
+    tree = loaded(model).class_summary_.tree
     change_edits(model, tree, lambda now: [{"hide": "0"}])
     hidden = evaluate(loaded(model), images, labels, crf=False)
     confusion = np.array(plain.confusion)
@@ -140,17 +139,17 @@ def test_names_come_from_a_few_labels(model, painted_folder):
 
 
 def test_a_broken_file_stops_commands_with_one_sentence(model, painted_folder):
-    (model / "classes.json").write_text('{"format": 1, "edits": [{"hide": "7"}]}')
+    (model / "edits.json").write_text('{"format": 1, "edits": [{"hide": "7"}]}')
     for command in (("classes", model), ("predict", model, painted_folder / "images")):
         out = ["--out", painted_folder / "o"] if command[0] == "predict" else []
         done = call(*command, *out)
         assert done.exit_code == 1
-        assert "classes.json: edits[0]: there is no class '7'" in done.output.replace("\n", "")
+        assert "edits.json: edits[0]: class '7' does not exist" in done.output.replace("\n", "")
         assert "Traceback" not in done.output
 
 
 def test_the_report_is_one_file_without_network(model, painted_folder):
-    tree = loaded(model).inventory_.tree
+    tree = loaded(model).class_summary_.tree
     change_edits(model, tree, lambda now: [{"rename": "0", "to": "<b>red & co</b>"}])
     path = write_report(
         loaded(model), painted_folder / "images", model / "r" / "report.html",

@@ -231,10 +231,10 @@ def test_a_store_that_has_everything_is_only_read(
 
 def test_a_refit_says_that_the_edits_of_the_fit_before_stay(fitted, vit, painted_folder):
     assert call("classes", fitted, "rename", 0, "sky").exit_code == 0
-    before = (fitted / "classes.json").read_bytes()
+    before = (fitted / "edits.json").read_bytes()
     quick = ["--size", 64, "--min-init-steps", 9]
     done = call("fit", painted_folder / "images", "--classes", 4, "--out", fitted, "--seed", 5,
                 "--backbone", vit, *quick)  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert "the classes.json of an earlier fit stays" in done.output.replace("\n", " ")
-    assert (fitted / "classes.json").read_bytes() == before
+    assert "the existing edits.json is of an earlier fit" in done.output.replace("\n", " ")
+    assert (fitted / "edits.json").read_bytes() == before

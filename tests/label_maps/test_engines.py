@@ -91,7 +91,7 @@ def test_a_callable_travels_without_weights_and_loads_them_once_in_a_process(
     for one in (call, pickle.loads(content), pickle.loads(content)):
         assert np.array_equal(one(batch)["labels"][0], model.predict(painted(0)[0]).numpy())
     assert len(loaded) == 1
-    with pytest.raises(RuntimeError, match="holds no model of primaps"):
+    with pytest.raises(RuntimeError, match="is not a model of primaps"):
         Predictor(tmp_path / "nothing")(batch)
 
 

@@ -13,7 +13,7 @@ import primaps
 from primaps.backbones.backbone import Backbone, flip_average
 from primaps.backbones.load import load_backbone
 from primaps.data import load_dataset
-from primaps.model_folder import ModelError
+from primaps.persistence import ModelError
 from primaps.projections import Head, Projection, load_projection
 from primaps.projections.encoder import encoder
 from primaps.reproduction import (

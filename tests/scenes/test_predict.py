@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import primaps
-from primaps.classes.edits import legend
+from primaps.classes.legend import legend
 from primaps.classes.tree import Tree
 from primaps.crf import CLASS_CRF
 from primaps.scenes import tile_inference
@@ -80,7 +80,7 @@ def test_cuts_hidden_and_divided_classes_are_those_of_predict(large, even):
     merges = torch.tensor([[0, 1], [4, 2], [5, 3]])
     tree = Tree(F.normalize(parts, dim=1).half(), torch.ones(4).long(), merges, torch.ones(3), 3)
     split = copy.copy(large)
-    split.inventory_ = replace(large.inventory_, tree=tree)
+    split.class_summary_ = replace(large.class_summary_, tree=tree)
     for edits, count in (([{"hide": "1"}], 3), ([{"split": "0"}], 4), ([{"merge": ["0", "2"]}], 2)):
         split.legend_ = legend(tree, edits)
         found = primaps.predict_image(split, even, size=256, tile_overlap=0)

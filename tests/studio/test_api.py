@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from primaps.classes.classes_json import read_legend
 from primaps.data import load_image
 from primaps.evaluation.audit import Audit
 from primaps.exchange import export_labels, import_labels
 from primaps.label_maps import predict_files
 from primaps.model import PriMaPsEM
+from primaps.persistence import read_legend
 from primaps.proposals.principal_masks import propose
 from primaps.studio.images import DISPLAY_SIDE, display_image, encode_jpeg
 from tests.studio.conftest import httpx
@@ -55,13 +55,13 @@ def test_leaf_map_and_cut_equal_predict(shared):
     content = shared.get("classes").json()
     tree = content["tree"]
     nodes = [tuple(node["leaves"]) for node in tree["nodes"]]
-    assert nodes == model.inventory_.tree.leaves
-    assert tree["merges"] == model.inventory_.tree.merges.tolist()
+    assert nodes == model.class_summary_.tree.node_leaves
+    assert tree["merges"] == model.class_summary_.tree.merges.tolist()
     for number in (0, 7):
         leaves = grid(shared.get(f"images/{number}/leaves"))
         image = load_image(shared.studio.workspace.file(number).source)
         for classes in (1, 2, 3, content["leaves"]):
-            table = model.inventory_.tree.cut(classes).numpy()
+            table = model.class_summary_.tree.cut(classes).numpy()
             assert (table[leaves] == model.cut(classes).predict(image).numpy()).all()
         logits = shared.get(f"images/{number}/logits").content
         k, h, w = np.frombuffer(logits[:6], "<u2")
@@ -173,7 +173,7 @@ def test_edits_are_saved_in_the_model(served):
         answer = served.post("classes", revision=content["revision"], **step)
         assert answer.status_code == 200, answer.text
         content = answer.json()
-        found = read_legend(served.studio.workspace.model, served.studio.inventory.tree)
+        found = read_legend(served.studio.workspace.model, served.studio.class_summary.tree)
         assert [c["name"] for c in content["classes"]] == [c.name for c in found.classes]
         assert [c["hidden"] for c in content["classes"]] == [c.hidden for c in found.classes]
     assert content["classes"][0]["color"] == "#010203"
@@ -225,7 +225,7 @@ def test_a_correction_is_painted_counted_and_exported(served, tmp_path):
     import_labels(folders[1], "voc", tmp_path / "back")
     (file,) = (tmp_path / "back").rglob("*.png")
     back = np.asarray(Image.open(file))
-    table = read_legend(served.studio.workspace.model, served.studio.inventory.tree).table()
+    table = read_legend(served.studio.workspace.model, served.studio.class_summary.tree).table()
     assert (back == table.numpy()[painted]).all()
     assert (back == 255).any()
     annotations = json.loads(Path(f"{folders[0]}/annotations.json").read_text())
@@ -271,7 +271,7 @@ def test_an_audit_can_be_continued_and_becomes_stale(served):
     while (question := page["question"]) is not None:
         leaves = grid(served.get(f"images/{question['image']}/leaves"))
         y, x = int(question["y"] * 64), int(question["x"] * 64)
-        found = read_legend(served.studio.workspace.model, served.studio.inventory.tree)
+        found = read_legend(served.studio.workspace.model, served.studio.class_summary.tree)
         one = found.shown[int(found.table()[int(leaves[y, x])])]
         assert question["class"] == one.name
         assert question["color"] == "#" + bytes(one.color).hex()
@@ -290,7 +290,7 @@ def test_an_audit_can_be_continued_and_becomes_stale(served):
     assert kept.estimate().accuracy == page["estimate"]["accuracy"] == np.mean(answers)
     assert page["estimate"]["low"] < page["estimate"]["accuracy"] < page["estimate"]["high"]
     # `primaps audit` goes on with it: the same model, the same names.
-    from primaps.evaluation.audit_questions import about
+    from primaps.evaluation.audit import about
 
     assert kept.record.about == about(model_of(served))
     revision = served.get("classes").json()["revision"]
@@ -392,9 +392,9 @@ def test_tabs_receive_events_of_edits(served):
     revision = served.get("classes").json()["revision"]
     new = served.post("classes", revision=revision, edits=[{"rename": "0", "to": "sky"}]).json()
     # And of another program's.
-    from primaps.classes.classes_json import change_edits
+    from primaps.persistence import change_edits
 
-    tree = served.studio.inventory.tree
+    tree = served.studio.class_summary.tree
     change_edits(served.studio.workspace.model, tree, lambda edits: [*edits, {"hide": "1"}])
     newest = served.get("classes").json()["revision"]
     wanted = [f'data: {{"revision": "{one}"}}' for one in (new["revision"], newest)]
@@ -459,7 +459,7 @@ def test_analyses_are_cached_until_the_image_changes(folder):
     with model_served(folder) as served:
         after = [grid(served.seen().get(f"images/{n}/leaves")) for n in (0, 1)]
         image = load_image(folder / "images" / "a" / "0.png")
-        tree = served.studio.inventory.tree
+        tree = served.studio.class_summary.tree
         whole = torch.from_numpy(after[0].astype(np.int64))
         assert torch.equal(tree.cut(3)[whole], model_of(served).predict(image).long())
     assert (before[1] == after[1]).all()

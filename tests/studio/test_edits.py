@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from primaps.classes import classes_json
-from primaps.classes.classes_json import change_edits, read_edits
-from primaps.classes.edits import legend
-from primaps.classes.legend import EditError
+from primaps import persistence
+from primaps.classes.legend import EditError, legend
+from primaps.persistence import change_edits, read_edits
 from primaps.studio.corrections import UNCORRECTED, Corrections, run_pixels, to_runs
 from primaps.studio.edits import ClassEditor, ConflictError
 
@@ -45,11 +44,11 @@ def test_a_cut_edit_equals_the_cut(tree, steps, classes):
             edits.append({"merge": [one, found[(number + 1) % len(found)].id]})
         elif kind == "cut":
             edits.append({"cut": 1 + number % 20})
-        elif kind == "hide" or (kind == "split" and len(found[number % len(found)].parts) > 1):
+        elif kind == "hide" or (kind == "split" and len(found[number % len(found)].leaves) > 1):
             edits.append({kind: one})
     after = legend(tree, [*edits, {"cut": classes}])
-    assert [one.parts for one in after.classes] == sorted(
-        tree.leaves[n] for n in tree.nodes(classes)
+    assert [one.leaves for one in after.classes] == sorted(
+        tree.node_leaves[n] for n in tree.nodes(classes)
     )
     if classes != tree.classes:
         assert after == legend(tree, edits, classes)
@@ -67,7 +66,7 @@ def test_a_cut_is_one_edit(editor):
 
 
 def test_too_many_edits_are_rejected(editor, monkeypatch):
-    monkeypatch.setattr(classes_json, "MOST_EDITS", 2)
+    monkeypatch.setattr(persistence, "MAX_EDITS", 2)
     editor.append(editor.revision, [{"hide": "0"}, {"hide": "1"}])
     lines = editor.history.lines
     with pytest.raises(EditError, match="2 are the most"):
@@ -77,7 +76,7 @@ def test_too_many_edits_are_rejected(editor, monkeypatch):
 
 
 def test_a_failed_write_keeps_earlier_edits(editor, monkeypatch):
-    """The disk is full between the line of an edit and classes.json."""
+    """The disk is full between the line of an edit and edits.json."""
 
     def full(path, content):
         raise OSError(28, "No space left on device")
@@ -86,7 +85,7 @@ def test_a_failed_write_keeps_earlier_edits(editor, monkeypatch):
     editor.append(editor.revision, [sky])
     revision = editor.revision
     with monkeypatch.context() as patch:
-        patch.setattr(classes_json, "write_json", full)
+        patch.setattr(persistence, "write_json", full)
         with pytest.raises(OSError, match="No space"):
             editor.append(revision, [{"hide": "1"}])
     with pytest.raises(ConflictError):  # the page showed "Undo: hid class 1"
@@ -94,7 +93,7 @@ def test_a_failed_write_keeps_earlier_edits(editor, monkeypatch):
     assert editor.edits == again(editor).edits == [sky]
     assert editor.next_actions() == ("renamed class 0 to sky", "hid class 1")
     with monkeypatch.context() as patch:
-        patch.setattr(classes_json, "write_json", full)
+        patch.setattr(persistence, "write_json", full)
         with pytest.raises(OSError, match="No space"):
             editor.undo(editor.revision)
     assert editor.edits == [sky]
@@ -104,7 +103,7 @@ def test_a_failed_write_keeps_earlier_edits(editor, monkeypatch):
 
 
 def test_undo_and_redo_restore_identical_bytes(editor):
-    path = editor.model / "classes.json"
+    path = editor.model / "edits.json"
     change_edits(editor.model, editor.tree, lambda edits: edits)  # a file without edits
     seen, revision = [], editor.revision
     for change in (
@@ -174,7 +173,7 @@ def test_edits_by_another_program_can_be_undone(editor):
 
 def test_an_invalid_edit_changes_nothing(editor):
     editor.append(editor.revision, [{"rename": "0", "to": "sky"}])
-    path = editor.model / "classes.json"
+    path = editor.model / "edits.json"
     before, lines, revision = path.read_bytes(), editor.history.lines, editor.revision
     for edits in ([{"rename": "1", "to": "sky"}], [{"hide": "1"}, {"split": "none"}], [{"x": "1"}]):
         with pytest.raises(EditError):
@@ -206,7 +205,7 @@ def test_overlapping_strokes_are_undone_one_by_one(tree, tmp_path_factory, strok
         runs = disjoint(runs)
         editor.paint(editor.revision, "sub/a", (6, 10), name, runs)
         for start, length in runs:
-            expected[start : start + length] = legend(tree).find(name).parts[0]
+            expected[start : start + length] = legend(tree).find(name).leaves[0]
         seen.append(expected.copy())
         found = editor.corrections.read("sub/a", (6, 10))
         assert (found.ravel() == expected).all()
@@ -282,7 +281,7 @@ def test_a_kill_between_line_and_effect(editor, cut):
 
 
 def test_a_line_without_its_edit_can_be_redone(editor):
-    """A kill between the line and classes.json: the page never showed the edit as saved."""
+    """A kill between the line and edits.json: the page never showed the edit as saved."""
     editor.append(editor.revision, [{"rename": "0", "to": "sky"}])
     editor.history.add({"do": "edits", "edits": [{"hide": "1"}], "description": "hid class 1"})
     found = again(editor)

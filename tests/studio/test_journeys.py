@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from primaps.classes.classes_json import read_legend
-from primaps.classes.inventory import Inventory
 from primaps.demo import PHOTOS, _packaged
 from primaps.exchange import import_labels
+from primaps.persistence import read_class_summary, read_legend
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -131,8 +130,8 @@ def fitted(page):
 
 def legend(out):
     """The classes as the files have them."""
-    inventory = Inventory.load(out / "model")
-    return read_legend(out / "model", inventory.tree)
+    class_summary = read_class_summary(out / "model")
+    return read_legend(out / "model", class_summary.tree)
 
 
 def gallery(page, names):
@@ -332,10 +331,10 @@ def test_a_region_is_corrected_and_the_classes_are_audited(page, served):
     (path,) = (out / "corrections").rglob("*.png")
     corrected = np.asarray(Image.open(path)).astype(int)
     target = next(one for one in legend(out).classes if one.name == name)
-    assert set(np.unique(corrected)) - {65535} == {target.parts[0]}
+    assert set(np.unique(corrected)) - {65535} == {target.leaves[0]}
     middle = tuple(side // 2 for side in corrected.shape)
     around = corrected[middle[0], middle[1] : middle[1] + corrected.shape[1] // 20]
-    assert target.parts[0] in around, "the correction is not where it was painted"
+    assert target.leaves[0] in around, "the correction is not where it was painted"
 
     page.keyboard.press("Control+z")
     page.get_by_text(re.compile("^Undone: corrected")).wait_for()

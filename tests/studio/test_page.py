@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from primaps.classes.edits import legend, node_classes
+from primaps.classes.legend import legend, node_classes
 from primaps.classes.tree import Tree
 from primaps.studio.serve import STATIC, page_html
 
@@ -87,11 +87,11 @@ def call(page, module, function, *arguments):
 def as_the_server_sends(tree, edits):
     """The fields of ``GET classes`` that cuts need."""
     nodes = [
-        {"id": one.id, "name": one.name, "color": "#000000", "leaves": list(one.parts)}
+        {"id": one.id, "name": one.name, "color": "#000000", "leaves": list(one.leaves)}
         for one in node_classes(tree, edits)
     ]
     classes = [
-        {"id": one.id, "leaves": list(one.parts), "hidden": one.hidden, "name": one.name}
+        {"id": one.id, "leaves": list(one.leaves), "hidden": one.hidden, "name": one.name}
         for one in legend(tree, edits).classes
     ]
     tree = {"nodes": nodes, "merges": tree.merges.tolist(), "cost": tree.cost.tolist()}
@@ -107,10 +107,10 @@ def test_cuts_equal_the_library(page, seed):
         there = legend(tree, edits, count).classes
         here = call(page, "tree", "cutClasses", found, count)
         assert [(one["id"], one["name"], one["leaves"], bool(one["hidden"])) for one in here] == [
-            (one.id, one.name, list(one.parts), one.hidden) for one in there
+            (one.id, one.name, list(one.leaves), one.hidden) for one in there
         ]
         if count > 1:  # what any two of them would be called if they were merged
-            leaves = [*there[0].parts, *there[-1].parts]
+            leaves = [*there[0].leaves, *there[-1].leaves]
             merged = legend(tree, [*cut_by_hand(tree, count), {"merge": ids(there[0], there[-1])}])
             name = call(page, "tree", "classId", found, tree.classes, leaves)
             assert name in [one.id for one in merged.classes]
@@ -123,10 +123,10 @@ def ids(*classes):
 def cut_by_hand(tree, count):
     """Splits and merges that lead from the classes of the model to a cut."""
     edits = []
-    wanted = {one.parts for one in legend(tree, [], count).classes}
-    while {one.parts for one in legend(tree, edits).classes} != wanted:
+    wanted = {one.leaves for one in legend(tree, [], count).classes}
+    while {one.leaves for one in legend(tree, edits).classes} != wanted:
         now = legend(tree, edits).classes
-        inside = {one: next((w for w in wanted if set(one.parts) <= set(w)), None) for one in now}
+        inside = {one: next((w for w in wanted if set(one.leaves) <= set(w)), None) for one in now}
         large = [one for one, whole in inside.items() if whole is None]
         if large:
             edits.append({"split": large[0].id})

@@ -201,8 +201,8 @@ def curve(
         wanted = candidates(RANGE[0], min(RANGE[1], max(RANGE[0], fewest // 2)))
     if fewest < max(wanted):
         raise InputError(
-            f"half of the images has {fewest} masks, too few for {max(wanted)} classes; add images, "
-            "or choose a smaller range"
+            f"half of the images has {fewest} masks, too few for {max(wanted)} classes; add "
+            "images, or choose a smaller range"
         )
     values = torch.linalg.eigvalsh((features.T @ features / len(features)).double()).flip(0)
     found = []

@@ -119,7 +119,7 @@ def class_stability(
     *,
     repeats: int = REPEATS,
     seed: int = 0,
-) -> list[ClassTrust]:
+) -> list[ClassStability]:
     """Compute the stability and statistics of each class from the masks of the collection.
 
     Args:

@@ -168,11 +168,11 @@ class Tree:
             directions = need_tensor(tensors, "directions", (None, None), where).half()
             if len(directions) > MAX_LEAVES:
                 raise InputError(f"{where} has {len(directions)} leaves; at most {MAX_LEAVES}")
-            masks = need_tensor(tensors, "masks", (len(directions),), where, whole=True).long()
+            masks = need_tensor(tensors, "masks", (len(directions),), where, integers=True).long()
             joins = len(directions) - 1
-            merges = need_tensor(tensors, "merges", (joins, 2), where, whole=True).long()
+            merges = need_tensor(tensors, "merges", (joins, 2), where, integers=True).long()
             cost = need_tensor(tensors, "cost", (joins,), where).float()
-            classes = int(need_tensor(tensors, "classes", (), where, whole=True))
+            classes = int(need_tensor(tensors, "classes", (), where, integers=True))
         except InputError as error:
             raise TreeError(str(error)) from None
         return cls(directions, masks, merges, cost, classes)

@@ -27,8 +27,8 @@ from primaps.config import Classes, Seed
 from primaps.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from primaps.classes.inventory import Inventory
     from primaps.classes.legend import Legend
+    from primaps.classes.summary import ClassSummary
     from primaps.evaluation.audit import Audit
 
 EDITS = {
@@ -102,10 +102,10 @@ def classes(
 ) -> None:
     """Print the classes of a model, or edit their names, colors, merges and splits."""
     with running():
-        from primaps.classes.classes_json import change_edits, read_edits, undone
-        from primaps.classes.edits import legend
+        from primaps.classes.legend import legend, undone
+        from primaps.persistence import change_edits, read_edits
 
-        found = _inventory(model)
+        found = _class_summary(model)
         if edit and cut is not None:
             raise InputError("edits apply to the model without --classes; omit the option")
         if edit:
@@ -123,11 +123,11 @@ def classes(
     _print(found, shown, list(now.edits))
 
 
-def _inventory(folder: Path) -> Inventory:
-    from primaps.classes.inventory import Inventory
+def _class_summary(folder: Path) -> ClassSummary:
     from primaps.classes.tree import TreeError
+    from primaps.persistence import read_class_summary
 
-    found = Inventory.load(folder)
+    found = read_class_summary(folder)
     if found is None:
         raise TreeError(f"{folder} has no class tree; fit the model again to compute one")
     return found
@@ -151,14 +151,14 @@ def _parse_edit(words: list[str]) -> Any:
     return {kind: given[0], "to": given[1]} if minimum == 2 else {kind: given[0]}
 
 
-def _print(found: Inventory, shown: Legend, edits: list[dict[str, Any]]) -> None:
+def _print(found: ClassSummary, shown: Legend, edits: list[dict[str, Any]]) -> None:
     """Print a table of the classes and the list of edits."""
     table = Table("value", "", "id", "name", "share", "images", "stability", "nearest")
     values = {one.id: str(value) for value, one in enumerate(shown.shown)}
     names = {one.id: one.name for one in shown.classes}
     for one in shown.classes:
-        share = sum(found.shares[part] for part in one.parts)
-        trust = found.trust[int(one.id)] if one.id.isdecimal() else None
+        share = sum(found.shares[part] for part in one.leaves)
+        trust = found.stability[int(one.id)] if one.id.isdecimal() else None
         red, green, blue = one.color
         table.add_row(
             values.get(one.id, "hidden"),
@@ -193,12 +193,12 @@ def name(
 ) -> None:
     """Name classes from a few label maps: each gets the most frequent label of its pixels."""
     with running() as progress:
-        from primaps.classes.classes_json import change_edits, read_legend
         from primaps.data import as_dataset
         from primaps.evaluation.naming import count_labels, naming
         from primaps.model import PriMaPsEM
+        from primaps.persistence import change_edits, read_legend
 
-        found = _inventory(model)
+        found = _class_summary(model)
         network = PriMaPsEM.from_pretrained(model, device=device)
         data = as_dataset(images, labels, ignore_index)
         counts = count_labels(network, data, progress=progress, log=warn)
@@ -252,8 +252,7 @@ def audit(
 ) -> None:
     """Estimate the accuracy, with a 95 % interval, from your answers about single pixels."""
     with running() as progress:
-        from primaps.evaluation.audit import Audit
-        from primaps.evaluation.audit_questions import about, prepare
+        from primaps.evaluation.audit import Audit, about, prepare
         from primaps.model import PriMaPsEM
 
         network = PriMaPsEM.from_pretrained(model, device=device)

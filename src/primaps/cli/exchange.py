@@ -88,7 +88,7 @@ def push(
 ) -> None:
     """Upload a model to the Hugging Face hub, with a model card."""
     with running():
-        from primaps.exchange.hub import push_to_hub
+        from primaps.persistence import push_to_hub
 
         address = push_to_hub(model, repo, private=private, picture=picture, scores=scores)
     note(str(address))

@@ -197,7 +197,7 @@ def _choose(
     progress: Any,
 ) -> tuple[list[Any], int]:
     """Print the stability for several numbers of classes and select one of them."""
-    from primaps.classes.choose import choice_of
+    from primaps.classes.class_count import choice_of
     from primaps.fitting import class_evidence
 
     evidence = class_evidence(

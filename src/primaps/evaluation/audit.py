@@ -43,15 +43,17 @@ NAME, PICTURE = "audit.json", "question.png"
 SIDE = 900
 """Longest side of the image of a question in pixels."""
 POOL = 20_000
-"""Number of pixels that questions are sampled from. Their accuracy is that of all pixels within half
-a percentage point."""
+"""Number of pixels that questions are sampled from.
+
+Their accuracy is within half a percentage point of that of all pixels.
+"""
 SPARE = 5
 """Number of pixels sampled from each strip. The next one is asked about if a person cannot tell."""
 FLOOR = 0.5
 """Minimum variance of the estimate, as a fraction of the variance of a random sample."""
 PAIRED_SHARE = 0.3
-"""Minimum fraction of answers with an adjacent answer of their class. Below it, the variance is that
-of a random sample."""
+"""Minimum fraction of answers with an adjacent answer of their class. Below it, the variance of a
+random sample is used."""
 Answers = Annotated[int, Interval(ge=2, le=POOL // 10)]
 Number = Annotated[int, Ge(0)]
 
@@ -480,7 +482,7 @@ def _t(count: int) -> float:
 
 
 def picture(image: Image.Image, question: Question) -> Image.Image:
-    """Return the whole image with a cross and, next to it, the surroundings of the pixel enlarged."""
+    """Return the image with a cross, next to the enlarged surroundings of the pixel."""
     scale = min(1.0, SIDE / max(image.size))
     whole = image.resize((round(image.width * scale), round(image.height * scale)))
     half = max(image.size) // 10

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from primaps.classes.apply import hidden_last
-from primaps.classes.legend import Legend
+from primaps.classes.legend import Legend, hidden_last
 from primaps.data import Dataset, ImageError, LogCallback, load_image
 from primaps.evaluation.metrics import confusion_matrix
 from primaps.model import PriMaPsEM
@@ -42,7 +41,7 @@ def naming(
         InputError: ``least`` is out of its range.
 
     Examples:
-        >>> from primaps.classes.edits import legend
+        >>> from primaps.classes.legend import legend
         >>> from primaps.classes.tree import Tree
         >>> tree = Tree(torch.eye(3), torch.tensor([5, 2, 4]), torch.tensor([[0, 1], [3, 2]]),
         ...             torch.tensor([0.1, 0.2]), classes=3)

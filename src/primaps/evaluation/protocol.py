@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
 
 from primaps.backbones.backbone import flip_average, image_features, image_side
-from primaps.classes.apply import hidden_last
+from primaps.classes.legend import hidden_last
 from primaps.config import Resize, Size
 from primaps.data import Dataset, LogCallback, Sample, as_dataset
 from primaps.data.folder import IgnoreIndex

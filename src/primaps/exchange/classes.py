@@ -12,10 +12,9 @@ import numpy as np
 from annotated_types import Interval
 from jaxtyping import Integer, UInt8
 
-from primaps.classes.classes_json import read_legend
-from primaps.classes.inventory import Inventory
 from primaps.data.folder import ClassList
 from primaps.exchange.errors import check_text, parse_json
+from primaps.persistence import read_class_summary, read_legend
 from primaps.utils.colors import palette
 from primaps.utils.errors import InputError
 from primaps.utils.inputs import read_bytes
@@ -124,8 +123,8 @@ def read_classes(path: str | Path) -> Classes:
         InputError: there is neither, or they do not read like this.
     """
     path = Path(path)
-    if (inventory := Inventory.load(path) if path.is_dir() else None) is not None:
-        shown = read_legend(path, inventory.tree)  # a model with its tree and edits
+    if (summary := read_class_summary(path) if path.is_dir() else None) is not None:
+        shown = read_legend(path, summary.tree)  # a model with its tree and edits
         return Classes(tuple(shown.names), shown.colors)
     candidates = [path / "classes.json", path / "config.json"] if path.is_dir() else [path]
     file = next((one for one in candidates if one.is_file()), None)

@@ -53,7 +53,7 @@ def predict_files(
         inputs, shard: as in :func:`primaps.propose_files`.
         size: shorter side in pixels; None is that of the fit. A larger one finds smaller things, in
             more time. With ``tiles`` the side of crops.
-        names: of the K classes, for the legend; those of ``classes.json`` or the cut if None.
+        names: of the K classes, for the legend; those of ``edits.json`` or the cut if None.
         tiles: fields of :class:`primaps.scenes.tiling.TilingOptions`; images are processed in tiles
             at their own resolution.
 

@@ -17,9 +17,7 @@ from jaxtyping import Bool, Float, Integer
 from PIL import Image
 from torch import Tensor
 
-from primaps.classes.apply import hidden_last
-from primaps.classes.edits import legend
-from primaps.classes.legend import Class
+from primaps.classes.legend import Class, hidden_last, legend
 from primaps.data import (
     ImageError,
     ImageFile,
@@ -134,8 +132,8 @@ def shown_classes(model: PriMaPsEM) -> tuple[Class, ...]:
     """The classes that a model predicts, in the order of their values."""
     if model.legend_ is not None:
         return model.legend_.shown
-    if model.inventory_ is not None:
-        return legend(model.inventory_.tree).shown
+    if model.class_summary_ is not None:
+        return legend(model.class_summary_.tree).shown
     colors = palette(model.config.classes).tolist()
     return tuple(Class(str(k), f"class {k}", tuple(c), ()) for k, c in enumerate(colors))
 
@@ -186,8 +184,8 @@ def _typicality(
 ) -> Float[np.ndarray, "H W"]:
     """Largest cosine of each pixel to a part of any class, or to a prototype without a tree."""
     assert model.prototypes_ is not None
-    if model.inventory_ is not None:
-        directions = model.inventory_.tree.parts.to(features)
+    if model.class_summary_ is not None:
+        directions = model.class_summary_.tree.directions.to(features)
     else:
         directions = F.normalize(model.prototypes_.direction.to(features), dim=1)
     cosines = torch.einsum("kc,chw->khw", directions, F.normalize(features, dim=0)).amax(0)

@@ -10,7 +10,7 @@ from html import escape
 
 from PIL import Image
 
-from primaps.classes.choose import Evidence, choice_of
+from primaps.classes.class_count import Evidence, choice_of
 from primaps.classes.legend import Class
 from primaps.classes.tree import Tree
 from primaps.evaluation.protocol import Evaluation
@@ -62,7 +62,7 @@ def page(
         images: how many were looked at.
         scores: of :func:`primaps.evaluate`, with labels.
     """
-    found = model.inventory_
+    found = model.class_summary_
     parts = [("classes", "Classes", _classes(model, classes, seen))]
     if found is not None:
         parts.append(("tree", "Tree", _tree(found.tree, classes)))
@@ -110,7 +110,7 @@ def _classes(model: PriMaPsEM, classes: Sequence[Class], seen: Sequence[Seen]) -
         "much of a class comes back when it is sought in other images of the collection: above "
         "0.75 it does, below 0.5 it does not.</p>"
     )
-    trust = model.inventory_.trust if model.inventory_ else ()
+    trust = model.class_summary_.stability if model.class_summary_ else ()
     names = {one.id: one.name for one in classes}
     for value in sorted(range(len(classes)), key=lambda k: -seen[k].pixels):
         one, about = classes[value], seen[value]

@@ -12,7 +12,7 @@ from jaxtyping import Integer, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
-from primaps.classes.apply import hidden_last
+from primaps.classes.legend import hidden_last
 from primaps.data import Dataset, Sample
 from primaps.evaluation.protocol import Evaluation, model_predictions
 from primaps.model import PriMaPsEM

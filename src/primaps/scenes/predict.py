@@ -50,7 +50,7 @@ def predict_scene(
 
     Args:
         crf: refine classes by the dense CRF.
-        names: class names; None means those of ``classes.json`` or of the cut.
+        names: class names; None means those of ``edits.json`` or of the cut.
         polygons: GeoPackage to write as well: regions with class, name and area.
         **tiling: fields of :class:`primaps.scenes.tiling.TilingOptions`.
 

@@ -18,9 +18,8 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
 
 from primaps.backbones.backbone import image_features
-from primaps.classes.apply import legend_values, needs_parts
-from primaps.classes.legend import HIDDEN
-from primaps.classes.tree import Tree, best_parts, part_cosines
+from primaps.classes.legend import HIDDEN, divides_classes, legend_values
+from primaps.classes.tree import Tree, best_leaves, leaf_cosines
 from primaps.crf import CLASS_CRF
 from primaps.data import chunks
 from primaps.model import PriMaPsEM
@@ -49,8 +48,8 @@ the model was fitted to."""
 
 def divided_tree(model: PriMaPsEM) -> Tree | None:
     """Return the class tree if edits or a cut divide a class of the model, else None."""
-    tree = model.inventory_ and model.inventory_.tree
-    return tree if tree and model.legend_ and needs_parts(tree, model.legend_) else None
+    tree = model.class_summary_ and model.class_summary_.tree
+    return tree if tree and model.legend_ and divides_classes(tree, model.legend_) else None
 
 
 def model_values(model: PriMaPsEM) -> tuple[Values, list[int]]:
@@ -68,7 +67,7 @@ def model_values(model: PriMaPsEM) -> tuple[Values, list[int]]:
         logits = model.logits(features)
         if tree is None:
             return logits
-        return torch.cat([logits, torch.stack([part_cosines(tree, each) for each in features])], 1)
+        return torch.cat([logits, torch.stack([leaf_cosines(tree, each) for each in features])], 1)
 
     return values, groups
 
@@ -296,16 +295,16 @@ def _finish(
         first: row and column of the first token.
         step: scene pixels per token.
     """
-    if model.legend_ is None or model.inventory_ is None:
+    if model.legend_ is None or model.class_summary_ is None:
         return lambda classes, box: classes
-    legend, tree, divided = model.legend_, model.inventory_.tree, divided_tree(model)
+    legend, tree, divided = model.legend_, model.class_summary_.tree, divided_tree(model)
     if divided is None:
         return lambda classes, box: legend_values(tree, legend, classes)
 
     def divide(classes: Tensor, box: Box) -> Tensor:
         rows = centers(box.top, box.bottom, step) - first[0]
         columns = centers(box.left, box.right, step) - first[1]
-        leaves = best_parts(tree, classes, lambda leaf: interpolate(cosines[leaf], rows, columns))
+        leaves = best_leaves(tree, classes, lambda leaf: interpolate(cosines[leaf], rows, columns))
         return legend.table().to(leaves.device)[leaves.long()]
 
     return divide

@@ -1,7 +1,7 @@
 """Analysis of an image: what the network computes for it, independent of edits and corrections.
 
 A leaf of the class tree for every pixel is all that a number of classes, an edit or a correction
-needs (:func:`primaps.classes.tree.part_map`). An analysis therefore stays valid whatever the user
+needs (:func:`primaps.classes.tree.leaf_map`). An analysis therefore stays valid whatever the user
 edits, and is cached.
 """
 
@@ -70,8 +70,8 @@ def analyze(model: PriMaPsEM, image: Image.Image) -> ImageAnalysis:
         model: Model cut at all its leaves, which makes its label maps leaf maps.
         image: Image at the displayed size.
     """
-    assert model.inventory_ is not None
-    tree = model.inventory_.tree
+    assert model.class_summary_ is not None
+    tree = model.class_summary_.tree
     images = to_tensor(fit_to_patches(image, model.size, model.backbone.patch_size))[None]
     masked = features = image_features(model.backbone, images)
     if model.encoder is not model.backbone:  # the prototypes are fitted to codes
@@ -82,7 +82,7 @@ def analyze(model: PriMaPsEM, image: Image.Image) -> ImageAnalysis:
     first, second = probabilities.topk(min(2, len(probabilities)), 0).values[[0, -1]]
     margin = F.adaptive_avg_pool2d((first - second)[None], (masked.shape[-2], masked.shape[-1]))[0]
     codes = features[0]
-    cosines = F.normalize(codes, dim=0).flatten(1).T @ tree.parts.to(codes).T
+    cosines = F.normalize(codes, dim=0).flatten(1).T @ tree.directions.to(codes).T
     best = upsample(cosines.amax(1).view(1, 1, *codes.shape[1:]), size)[0, 0].cpu()
     flat = leaves.flatten().long()
     counts = flat.bincount(minlength=len(tree))

@@ -182,9 +182,9 @@ class Api:
         return await run_sync(lambda: JSONResponse(self._classes()))
 
     def _classes(self) -> dict[str, Any]:
-        inventory, editor = self.studio.opened()
-        shares = np.array([*self.studio.shares().values()]).reshape(-1, len(inventory.tree))
-        return describe_classes(inventory, editor, shares)
+        class_summary, editor = self.studio.opened()
+        shares = np.array([*self.studio.shares().values()]).reshape(-1, len(class_summary.tree))
+        return describe_classes(class_summary, editor, shares)
 
     async def class_crops(self, request: Request) -> Response:
         _, editor = self.studio.opened()

@@ -10,8 +10,7 @@ from PIL import Image
 
 from primaps.classes.legend import HIDDEN
 from primaps.data import ImageFile
-from primaps.evaluation.audit import Audit
-from primaps.evaluation.audit_questions import POOL, Pixel, about, begin, draw_pixels
+from primaps.evaluation.audit import POOL, Audit, Pixel, about, begin, sample_pixels
 from primaps.model import PriMaPsEM
 from primaps.pictures.report import Sight, write_report
 from primaps.studio.edits import ClassEditor, ConflictError
@@ -54,7 +53,7 @@ def begin_audit(images: ImageCache, editor: ClassEditor, model: PriMaPsEM, answe
         small = Image.fromarray(analysis.margin.astype(np.float32))
         margin = np.asarray(small.resize(labels.shape[::-1], Image.Resampling.BILINEAR))
         size = (listed.width, listed.height)
-        pixels += draw_pixels(source, listed.key, labels, margin, size, each)
+        pixels += sample_pixels(source, listed.key, labels, margin, size, each)
     pixels = [pixel for pixel in pixels if not (legend.hides and pixel.value == HIDDEN)]
     folder = workspace.out / "audit"
     with temporary_folder(workspace.out) as temporary:
@@ -136,9 +135,9 @@ def write_studio_report(images: ImageCache, model: PriMaPsEM, path: Path) -> Pat
             numbers[source.resolve()] = number
     if not numbers:
         raise ConflictError("no image was analyzed yet; wait for the first one")
-    assert model.inventory_ is not None
+    assert model.class_summary_ is not None
     if model.legend_ is None:
-        model = model.cut(model.inventory_.tree.classes)
+        model = model.cut(model.class_summary_.tree.classes)
     assert model.legend_ is not None
     table = model.legend_.table().numpy()
 

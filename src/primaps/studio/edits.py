@@ -1,8 +1,8 @@
 """Edits and corrections of the classes, with undo and redo.
 
-``classes.json`` and the corrections hold the current state. ``history.jsonl`` records all actions.
+``edits.json`` and the corrections hold the current state. ``history.jsonl`` records all actions.
 A line is on the disk before its effect is, which tells after a kill what is left to do. Edits that
-another program wrote to ``classes.json`` become an action of their own and can be undone.
+another program wrote to ``edits.json`` become an action of their own and can be undone.
 
     {"do": "edits", "edits": [{"rename": "3", "to": "car"}], "description": "renamed 3 to car"}
     {"do": "paint", "key": "2024/a", "leaf": 7, "size": [640, 480], "runs": [[9, 4]], "before": []}
@@ -23,11 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from primaps.classes.classes_json import NAME as EDITS
-from primaps.classes.classes_json import Edits, change_edits, current_revision, read_edits
-from primaps.classes.edits import legend
-from primaps.classes.legend import EditError, Legend
+from primaps.classes.legend import EditError, Legend, legend
 from primaps.classes.tree import Tree
+from primaps.persistence import EDITS, Edits, change_edits, current_revision, read_edits
 from primaps.studio.corrections import UNCORRECTED, Corrections, Runs, run_pixels, to_runs
 from primaps.utils.errors import PrimapsError
 
@@ -65,7 +63,7 @@ class History:
 
     @property
     def edits(self) -> list[Any]:
-        """The content of ``classes.json`` according to the history."""
+        """The content of ``edits.json`` according to the history."""
         edits = [one for action in self.done if action["do"] == "edits" for one in action["edits"]]
         return [*self.base, *edits]
 
@@ -163,7 +161,7 @@ class ClassEditor:
 
     @property
     def edits(self) -> list[dict[str, Any]]:
-        """The current edits, as in ``classes.json``."""
+        """The current edits, as in ``edits.json``."""
         with self._lock:
             self._refresh()
             return list(self._edits.edits)
@@ -215,8 +213,8 @@ class ClassEditor:
         """
         with self._lock:
             self._check(revision)
-            wanted = [self.tree.leaves[node] for node in self.tree.nodes(classes)]
-            if wanted != [one.parts for one in self.legend().classes]:
+            wanted = [self.tree.node_leaves[node] for node in self.tree.nodes(classes)]
+            if wanted != [one.leaves for one in self.legend().classes]:
                 self._append([{"cut": classes}])
 
     def paint(self, revision: str, key: str, size: tuple[int, int], name: str, runs: Runs) -> None:
@@ -234,7 +232,7 @@ class ClassEditor:
         """
         with self._lock:
             self._check(revision)
-            leaf = self.legend().find(name).parts[0]
+            leaf = self.legend().find(name).leaves[0]
             pixels = run_pixels(runs, size[0] * size[1])
             leaves = self.corrections.read(key, size)
             before = np.full(len(pixels), UNCORRECTED)
@@ -309,7 +307,7 @@ class ClassEditor:
         self._write(lambda now: [*now, *edits], lambda: self.history.add(action))
 
     def _write(self, change: Callable[[list[Any]], list[Any]], record: Callable[[], None]) -> None:
-        """Change ``classes.json`` after a line in the history, while no other program does."""
+        """Change ``edits.json`` after a line in the history, while no other program does."""
         revision = self._edits.revision
 
         def before_writing() -> None:

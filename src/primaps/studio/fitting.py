@@ -206,7 +206,7 @@ def plan_fit(task: Mapping[str, Any]) -> dict[str, float]:
 
 def run_fit(task: Mapping[str, Any], send: Callable[..., None]) -> None:
     """Select the number of classes if it is ``auto``, and fit."""
-    from primaps.classes.choose import choice_of
+    from primaps.classes.class_count import choice_of
     from primaps.fitting import class_evidence, fit_folder
     from primaps.model import PriMaPsEM
 

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 
-from primaps.classes.edits import node_classes
-from primaps.classes.inventory import Inventory
-from primaps.classes.legend import Class
+from primaps.classes.legend import Class, node_classes
+from primaps.classes.summary import ClassSummary
 from primaps.pictures.report import LEAST_SHARE, largest_piece
 from primaps.studio.edits import ClassEditor
 from primaps.studio.images import ImageCache
@@ -32,14 +31,14 @@ def hex_color(color: Sequence[int]) -> str:
 
 
 def describe_classes(
-    inventory: Inventory, editor: ClassEditor, shares: Float[np.ndarray, "n l"]
+    class_summary: ClassSummary, editor: ClassEditor, shares: Float[np.ndarray, "n l"]
 ) -> dict[str, Any]:
     """Return the answer to ``GET classes``, as docs/studio.md describes it.
 
     Args:
         shares: Share of each leaf in each analyzed image.
     """
-    tree, edits, classes = inventory.tree, editor.edits, editor.legend().classes
+    tree, edits, classes = class_summary.tree, editor.edits, editor.legend().classes
     merges = tree.merges.tolist()
     nodes = [
         {
@@ -58,10 +57,10 @@ def describe_classes(
                 **_base(one),
                 "hidden": one.hidden,
                 "named": one.named,
-                **_metrics(inventory, one, shares),
+                **_metrics(class_summary, one, shares),
                 "nearest": nearest,
             }
-            for one, nearest in zip(classes, _nearest(inventory, classes), strict=True)
+            for one, nearest in zip(classes, _nearest(class_summary, classes), strict=True)
         ],
         "undo": undo,
         "redo": redo,
@@ -69,29 +68,31 @@ def describe_classes(
 
 
 def _base(one: Class) -> dict[str, Any]:
-    color, leaves = hex_color(one.color), list(one.parts)
+    color, leaves = hex_color(one.color), list(one.leaves)
     return {"id": one.id, "name": one.name, "color": color, "leaves": leaves}
 
 
-def _metrics(inventory: Inventory, one: Class, shares: Float[np.ndarray, "n l"]) -> dict[str, Any]:
+def _metrics(
+    class_summary: ClassSummary, one: Class, shares: Float[np.ndarray, "n l"]
+) -> dict[str, Any]:
     """Return share, number of images and stability; from the masks until an image is analyzed."""
-    trust = inventory.trust[int(one.id)] if one.id.isdecimal() else None
+    trust = class_summary.stability[int(one.id)] if one.id.isdecimal() else None
     stability = None if trust is None or np.isnan(trust.stability) else trust.stability
     if len(shares):
-        share = shares[:, list(one.parts)].sum(1)
+        share = shares[:, list(one.leaves)].sum(1)
         images = int((share > 0).sum())
         return {"share": float(share.mean()), "images": images, "stability": stability}
-    mask_share = sum(inventory.shares[leaf] for leaf in one.parts)
+    mask_share = sum(class_summary.shares[leaf] for leaf in one.leaves)
     return {"share": mask_share, "images": trust.images if trust else 0, "stability": stability}
 
 
-def _nearest(inventory: Inventory, classes: Sequence[Class]) -> list[str | None]:
+def _nearest(class_summary: ClassSummary, classes: Sequence[Class]) -> list[str | None]:
     """Return for each class the id of the class with the most similar mean direction."""
     if len(classes) < 2:
         return [None] * len(classes)
-    tree = inventory.tree
-    weighted = tree.parts.float() * tree.masks[:, None]
-    means = torch.stack([weighted[list(one.parts)].sum(0) for one in classes])
+    tree = class_summary.tree
+    weighted = tree.directions.float() * tree.masks[:, None]
+    means = torch.stack([weighted[list(one.leaves)].sum(0) for one in classes])
     directions = F.normalize(means, dim=1)
     cosines = (directions @ directions.T).fill_diagonal_(-2)
     return [classes[number].id for number in cosines.argmax(1).tolist()]
@@ -107,7 +108,7 @@ def class_crops(
             undo in another tab may have removed it.
     """
     classes = [*editor.legend().classes, *node_classes(editor.tree, editor.edits)]
-    known = {key: one.parts for one in reversed(classes) for key in (one.name, one.id)}
+    known = {key: one.leaves for one in reversed(classes) for key in (one.name, one.id)}
     leaves = list(known.get(name, ()))
     scored = []
     for number, summary in list(images.summaries.items()):

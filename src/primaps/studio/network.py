@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 
 from primaps.backbones.backbone import Backbone
 from primaps.backbones.load import load_backbone
-from primaps.classes.edits import legend
-from primaps.classes.inventory import Inventory
+from primaps.classes.legend import legend
+from primaps.classes.summary import ClassSummary
 from primaps.classes.tree import TreeError
 from primaps.model import PriMaPsEM
-from primaps.model_folder import is_model
+from primaps.persistence import is_model, read_class_summary
 from primaps.utils.memory import give_back
 
 T = TypeVar("T")
@@ -119,11 +119,11 @@ class Network:
         """
         if self._model is None:
             model = PriMaPsEM.from_pretrained(self.folder, self._backbone, self.device)
-            if model.inventory_ is None:
+            if model.class_summary_ is None:
                 raise _no_tree(self.folder)
             model.edits_ = []
             self._backbone = model.backbone
-            self._model = model.cut(len(model.inventory_.tree))
+            self._model = model.cut(len(model.class_summary_.tree))
         return self._model
 
     def digest(self) -> str:
@@ -137,22 +137,22 @@ class Network:
         if self._model is None:
             self.queue.submit(NOW, self.model).result()
         model = copy.copy(self.model())
-        assert model.inventory_ is not None
+        assert model.class_summary_ is not None
         model.edits_ = edits
-        model.legend_ = legend(model.inventory_.tree, edits) if edits else None
+        model.legend_ = legend(model.class_summary_.tree, edits) if edits else None
         return model
 
 
-def load_inventory(folder: Path) -> Inventory:
+def load_class_summary(folder: Path) -> ClassSummary:
     """Load the class tree of a model and the stability of its classes.
 
     Raises:
         TreeError: The model has no class tree, or it is damaged.
     """
-    inventory = Inventory.load(folder)
-    if inventory is None:
+    summary = read_class_summary(folder)
+    if summary is None:
         raise _no_tree(folder)
-    return inventory
+    return summary
 
 
 def _no_tree(folder: Path) -> TreeError:

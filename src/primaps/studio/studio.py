@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from primaps.classes.inventory import Inventory
-from primaps.evaluation.audit import Audit
-from primaps.evaluation.audit_questions import about
+from primaps.classes.summary import ClassSummary
+from primaps.evaluation.audit import Audit, about
 from primaps.model import PriMaPsEM
-from primaps.model_folder import ModelRecord, is_model, read_model
+from primaps.persistence import ModelRecord, is_model, read_model
 from primaps.studio.audit import begin_audit, write_studio_report
 from primaps.studio.edits import ClassEditor, ConflictError
 from primaps.studio.export import Exporter, corrected_leaves
 from primaps.studio.fitting import PLANNED_CLASSES, Fitting
 from primaps.studio.images import ImageCache
 from primaps.studio.messages import EventHub
-from primaps.studio.network import Network, load_inventory
+from primaps.studio.network import Network, load_class_summary
 from primaps.studio.workspace import Workspace
 from primaps.utils.errors import PrimapsError
 from primaps.utils.inputs import read_json
@@ -54,7 +53,7 @@ class Studio:
         self.images = ImageCache(workspace, self.network, self._analyzed)
         self.fitting = Fitting(self._fit_changed)
         self.exporter = Exporter(self.images, lambda job: self.events.send("export", job))
-        self.inventory: Inventory | None = None
+        self.class_summary: ClassSummary | None = None
         self.editor: ClassEditor | None = None
         self.error = ""
         self._model_record: ModelRecord | None = None
@@ -72,7 +71,7 @@ class Studio:
 
     def _resume(self) -> None:
         with self._choosing:
-            if self.fitting.running or self.inventory is not None:
+            if self.fitting.running or self.class_summary is not None:
                 return  # a request was faster
             if self._has_model():
                 if self.workspace.record is None:
@@ -96,8 +95,8 @@ class Studio:
         try:
             read_model(folder)  # validates the files
             self._model_record = read_json(folder / "config.json", ModelRecord)
-            self.inventory = load_inventory(folder)
-            self.editor = ClassEditor(folder, self.inventory.tree, self.workspace.out)
+            self.class_summary = load_class_summary(folder)
+            self.editor = ClassEditor(folder, self.class_summary.tree, self.workspace.out)
         except (PrimapsError, OSError) as error:
             self.error = str(error)
             return
@@ -131,7 +130,7 @@ class Studio:
             InputError: The folder has no images.
         """
         with self._choosing:
-            if self.inventory is not None:
+            if self.class_summary is not None:
                 raise ConflictError("this studio already has a model; use another --out")
             if self.fitting.running:
                 raise ConflictError("the fit is already running")
@@ -237,15 +236,15 @@ class Studio:
 
     # Classes, images and audit.
 
-    def opened(self) -> tuple[Inventory, ClassEditor]:
+    def opened(self) -> tuple[ClassSummary, ClassEditor]:
         """Return the class tree and the editor of the classes.
 
         Raises:
             ConflictError: The studio has no model yet.
         """
-        if self.inventory is None or self.editor is None:
+        if self.class_summary is None or self.editor is None:
             raise ConflictError("this studio has no model yet; start a fit")
-        return self.inventory, self.editor
+        return self.class_summary, self.editor
 
     def _analyzed(self, number: int) -> None:
         key = self.workspace.images[number].key

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from primaps.classes.stability import class_trust, jaccard, stability
+from primaps.classes.stability import class_stability, jaccard, stability
 
 
 def test_jaccard_against_sets():
@@ -33,7 +33,7 @@ def test_facts_are_counts(made):
     features, assigned, _, _ = made
     images = torch.arange(600) // 30
     areas = torch.arange(600).float() + 1
-    found = class_trust(features, areas, images, assigned, 6, repeats=2)
+    found = class_stability(features, areas, images, assigned, 6, repeats=2)
     assert sum(one.share for one in found) == pytest.approx(1)
     for k in range(5):
         own = assigned == k

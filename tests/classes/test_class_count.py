@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from primaps.classes.choose import (
+from primaps.classes.class_count import (
     Evidence,
     agreement,
     candidates,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from primaps.exchange.hub import push_to_hub
 from primaps.model import PriMaPsEM
+from primaps.persistence import ModelError, push_to_hub
 from primaps.utils.errors import InputError
 
 SCORES = {
@@ -32,7 +32,7 @@ def model(tmp_path, colors):
     noise = [Image.effect_noise((48, 40), 90).convert("RGB") for _ in range(4)]
     fitted.fit(noise).save_pretrained(tmp_path / "model")
     names = '{"format": 1, "edits": [{"rename": "0", "to": "x"}, {"rename": "1", "to": "Straße"}]}'
-    (tmp_path / "model" / "classes.json").write_text(names, "utf-8")
+    (tmp_path / "model" / "edits.json").write_text(names, "utf-8")
     (tmp_path / "model" / "private.txt").write_text("mine")
     Image.new("RGB", (8, 8)).save(tmp_path / "model" / "preview.png")
     return tmp_path / "model"
@@ -99,7 +99,7 @@ def test_a_model_arrives_with_its_card_and_nothing_else(model, hub, tmp_path, co
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     push_to_hub(model, "owner/name", scores=SCORES, token="hf_x", endpoint=hub.address)
     assert sorted(hub.files) == [
-        "README.md", "classes.json", "config.json", "history.json", "model.safetensors",
+        "README.md", "edits.json", "config.json", "history.json", "model.safetensors",
         "preview.png", "tree.safetensors",
     ]  # fmt: skip
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
@@ -117,7 +117,7 @@ def test_a_fitted_model_need_not_be_saved_first(model, hub, colors):
     fitted = PriMaPsEM.from_pretrained(model, backbone=colors, device="cpu")
     push_to_hub(fitted, "owner/name", token="hf_x", endpoint=hub.address)
     assert hub.files["model.safetensors"] == (model / "model.safetensors").read_bytes()
-    assert json.loads(hub.files["classes.json"])["edits"][1]["to"] == "Straße"
+    assert json.loads(hub.files["edits.json"])["edits"][1]["to"] == "Straße"
 
 
 def test_the_picture_of_training_images_stays_here_if_asked(model, hub):
@@ -128,12 +128,12 @@ def test_the_picture_of_training_images_stays_here_if_asked(model, hub):
 
 def test_what_goes_wrong_is_one_sentence(model, hub, tmp_path):
     hub.refuse = True
-    with pytest.raises(InputError, match="owner/name could not be pushed"):
+    with pytest.raises(InputError, match="the upload to owner/name failed"):
         push_to_hub(model, "owner/name", token="hf_x", endpoint=hub.address)
-    with pytest.raises(InputError, match="could not be pushed"):
+    with pytest.raises(InputError, match="the upload to"):
         push_to_hub(model, "no such/id/at all", token="hf_x", endpoint=hub.address)
-    with pytest.raises(InputError, match="are not what evaluate gives"):
+    with pytest.raises(InputError, match="are not those of evaluate"):
         push_to_hub(model, "owner/name", scores={"iou": 3}, token="x", endpoint=hub.address)
-    with pytest.raises(InputError, match="has no config.json"):
+    with pytest.raises(ModelError, match="has no config.json"):
         push_to_hub(tmp_path, "owner/name", token="hf_x", endpoint=hub.address)
     assert not hub.files
