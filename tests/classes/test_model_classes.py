@@ -174,7 +174,7 @@ def test_auto_prints_evidence_and_takes_the_middle(vit, tmp_path, painted_folder
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "(fine); using " in done.output
-    found = Inventory.load(tmp_path / "m")
+    found = read_class_summary(tmp_path / "m")
     assert [one.classes for one in found.curve] == [2, 3, 4]
     assert found.tree.classes in (2, 3, 4)
     assert "it must be a number, a range" in call(

@@ -91,7 +91,7 @@ def leaf_labels(made, tree):
     return found
 
 
-def test_part_map_against_a_loop_over_pixels(tree):
+def test_leaf_map_against_a_loop_over_pixels(tree):
     random = torch.Generator().manual_seed(5)
     features = torch.randn(16, 6, 7, generator=random)
     classes = torch.randint(0, 4, (6, 7), generator=random)
