@@ -40,10 +40,8 @@ from torch import Tensor
 
 from primaps import DenseCRF, PriMaPsEM, find_images, load_backbone, load_image
 from primaps.backbones.backbone import Backbone, both_features, image_features, mean_of_both
+from primaps.batch import class_overlay, consecutive, predict_files, propose_files
 from primaps.data import fit_to_patches, read, to_tensor
-from primaps.label_maps import predict_files, propose_files
-from primaps.label_maps.predicting import class_picture
-from primaps.label_maps.proposing import consecutive
 from primaps.pictures.overlays import overlay_masks
 from primaps.proposals.image_size import mask_probabilities
 from primaps.results import OutputFolder
@@ -81,7 +79,8 @@ def one_by_one(
 def predict_one(model: PriMaPsEM, image: Image.Image) -> Tensor:
     scaled = to_tensor(fit_to_patches(image, model.size, model.backbone.patch_size))[None]
     features = mean_of_both(both_features(model.backbone, scaled))
-    probabilities = model.probabilities(features, scaled)
+    segmenter = model.segmenter
+    probabilities = segmenter.probabilities(segmenter.logits(features), scaled, crf=True)
     return largest(probabilities[0], (image.height, image.width))
 
 
@@ -200,15 +199,10 @@ def main() -> None:
             with mock.patch("primaps.backbones.load.use_onednn"):
                 model = PriMaPsEM.from_pretrained(arguments.model, device="cpu")
             label = partial(predict_one, model)
-            picture = class_picture(model, [f"class {k}" for k in range(model.classes)])
-            now = PriMaPsEM.from_pretrained(
-                arguments.model,
-                device="cpu",
-                precision=arguments.precision,
-                engine=arguments.engine,
-            )
-            print(f"the backbone now computes in {now.backbone.arithmetic}")
-            backbone, new = now.backbone, partial(predict_files, now, images)
+            picture = class_overlay(model, [f"class {k}" for k in range(model.classes)])
+            now = PriMaPsEM.from_pretrained(arguments.model, device="cpu", engine=arguments.engine)
+            backbone = now.backbone
+            new = partial(predict_files, now, images, precision=arguments.precision)
         else:
             with mock.patch("primaps.backbones.load.use_onednn"):
                 usual = load_backbone(arguments.backbone, "cpu")

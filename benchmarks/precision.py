@@ -74,12 +74,13 @@ def masks(networks: Sequence[Backbone], pictures: Sequence[Tensor]) -> None:
 
 
 def classes(folder: str, networks: Sequence[Backbone], files: Sequence[ImageFile]) -> None:
-    models = [PriMaPsEM.from_pretrained(folder) for _ in networks]
-    for model, network in zip(models, networks, strict=True):
-        model.encoder = network  # a model takes its own precision otherwise
+    models = [PriMaPsEM.from_pretrained(folder, network) for network in networks]
     same, pixels = 0, 0
     for file in files:
-        one, other = (model.predict(load_image(file.source)) for model in models)
+        one, other = (
+            model.predict(load_image(file.source), precision=network.precision)
+            for model, network in zip(models, networks, strict=True)
+        )
         same, pixels = same + int((one == other).sum()), pixels + one.numel()
     print(f"classes: {same / pixels:.2%} of the pixels of {len(files)} images agree")
 

@@ -157,14 +157,15 @@ def timing(classes: int, precision: str, repeats: int = 3) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         fitted(classes).save_pretrained(root / "model")
-        model = PriMaPsEM.from_pretrained(root / "model", device="cpu", precision=precision)
+        model = PriMaPsEM.from_pretrained(root / "model", device="cpu")
+        options = {"precision": precision}
         for i in range(48):
             small[i % 6].save(root / f"{i}.jpg")
         files = sorted(root.glob("*.jpg"))
         ways = {
-            "photos": (48, lambda out: predict_files(model, files, out)),
-            "one by one": (6, lambda out: [model.predict(image) for image in small]),
-            "scene": (side**2 / 1e6 / seen, lambda out: predict_image(model, scene)),
+            "photos": (48, lambda out: predict_files(model, files, out, **options)),
+            "one by one": (6, lambda out: [model.predict(image, **options) for image in small]),
+            "scene": (side**2 / 1e6 / seen, lambda out: predict_image(model, scene, **options)),
         }
         cost: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for round_ in range(repeats + 1):

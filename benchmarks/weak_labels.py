@@ -17,7 +17,6 @@ import time
 import torch
 
 from primaps import DenseCRF, PriMaPsEM
-from primaps.backbones.backbone import flip_average
 from primaps.crf import CLASS_CRF
 from primaps.data import find_images, fit_to_patches, load_image, to_tensor
 
@@ -38,7 +37,7 @@ def main() -> None:
     for file in files[:: max(1, len(files) // arguments.count)][: arguments.count]:
         scaled = fit_to_patches(load_image(file.source), model.size, model.backbone.patch_size)
         images = to_tensor(scaled)[None]
-        before = model.probabilities(flip_average(model.encoder, images), images, crf=False)
+        before = model.predict_probabilities(images, flip=True, crf=False)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         full = None

@@ -201,8 +201,9 @@ def everything(colors, images, method="em", **options):
     found = {name: value.clone() for name, value in fitted.prototypes_.state_dict().items()}
     found["labels"] = fitted.predict(images[0])
     found["masks"] = primaps.propose(fitted.backbone(torch.zeros(1, 3, 64, 64) + 0.5))
-    refined = primaps.dense_crf(images[0], logits=fitted.logits(FEATURES.repeat(1, 4, 3, 3))[
-        ..., :8, :8].repeat_interleave(8, 2).repeat_interleave(8, 3)[0])  # fmt: skip
+    logits = fitted.segmenter.logits(FEATURES.repeat(1, 4, 3, 3))[0, :, :8, :8]
+    logits = logits.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    refined = primaps.dense_crf(images[0], logits=logits)
     return {**found, "refined": refined}
 
 

@@ -57,7 +57,7 @@ def command(arguments, environment):
 def process():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["primaps.cli", "primaps.label_maps", "primaps.projections", "primaps.exchange",
+        ["primaps.cli", "primaps.batch", "primaps.projections", "primaps.exchange",
          "primaps.evaluation.protocol", "primaps.pictures.preview", "kornia", "transformers",
          "scipy.optimize"]
     )  # fmt: skip

@@ -7,6 +7,7 @@ import torch
 
 from primaps.backbones.load import load_backbone
 from primaps.backbones.weights import write_folder
+from primaps.inference import Segmenter
 from primaps.model import PriMaPsEM
 from primaps.persistence import ModelError
 from primaps.projections import Head, Projection, convert_projection
@@ -117,7 +118,7 @@ def test_codes_come_from_the_network_of_the_checkpoint_and_masks_from_the_backbo
     seen = []
     model.fit(images)
     monkeypatch.setattr(
-        PriMaPsEM, "logits", lambda self, codes: (seen.append(codes), codes[:, :3])[1]
+        Segmenter, "logits", lambda self, codes: (seen.append(codes), codes[:, :3])[1]
     )
     model.predict_probabilities(picture, crf=False)
     expected = reference_codes(state, other(pixels)).float()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from primaps.backbones.load import load_backbone
-from primaps.label_maps import propose_files
+from primaps.batch import propose_files
 from primaps.pictures.charts import iou_chart, save
 from primaps.results import (
     MARKS,

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from primaps.backbones.backbone import Backbone
     from primaps.backbones.load import load_backbone
     from primaps.backbones.weights import WeightsError
-    from primaps.config import Config
+    from primaps.batch import predict_files, propose_files
+    from primaps.config import Config, InferenceOptions
     from primaps.crf import DenseCRF, dense_crf
     from primaps.data import ImageError, find_images, load_dataset, load_image
+    from primaps.engines import Predictor, Proposer
     from primaps.evaluation.protocol import Evaluation, evaluate
     from primaps.exchange import export_labels, import_labels
-    from primaps.label_maps import Predictor, Proposer, predict_files, propose_files
     from primaps.model import PriMaPsEM
     from primaps.persistence import ModelError, push_to_hub
     from primaps.pictures.report import write_report
@@ -39,22 +40,23 @@ _HOME = {
     "Backbone": "backbones.backbone",
     "WeightsError": "backbones.weights",
     "load_backbone": "backbones.load",
+    "predict_files": "batch",
+    "propose_files": "batch",
     "Config": "config",
+    "InferenceOptions": "config",
     "DenseCRF": "crf",
     "dense_crf": "crf",
     "ImageError": "data",
     "find_images": "data",
     "load_dataset": "data",
     "load_image": "data",
+    "Predictor": "engines",
+    "Proposer": "engines",
     "Evaluation": "evaluation.protocol",
     "evaluate": "evaluation.protocol",
     "export_labels": "exchange",
     "import_labels": "exchange",
     "push_to_hub": "persistence",
-    "Predictor": "label_maps",
-    "Proposer": "label_maps",
-    "predict_files": "label_maps",
-    "propose_files": "label_maps",
     "PriMaPsEM": "model",
     "ModelError": "persistence",
     "write_report": "pictures.report",
@@ -80,6 +82,7 @@ __all__ = [
     "DenseCRF",
     "Evaluation",
     "ImageError",
+    "InferenceOptions",
     "ModelError",
     "Plan",
     "Predictor",

@@ -156,6 +156,25 @@ class Config:
         return EM_STEPS if self.orthogonal else ()
 
 
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How a fitted model turns images into label maps."""
+
+    crf: Annotated[bool, "Refine class probabilities by the dense CRF."] = True
+    flip: Annotated[bool, "Average features over each image and its horizontal flip."] = False
+    size: Annotated[
+        Size | None, "Shorter side of the scaled images in pixels [default: that of the fit]."
+    ] = None
+    precision: Annotated[
+        PredictPrecision | None,
+        "Precision of the backbone: float32, bfloat16 (1.5 times as fast on recent processors), or "
+        "auto for bfloat16 where the processor supports it [default: that of the fit].",
+    ] = None
+
+    def __post_init__(self) -> None:
+        validate_fields(self)
+
+
 @functools.cache
 def option_types() -> dict[str, Any]:
     """Return the annotated type of each option."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from primaps.label_maps import predict_files, propose_files
+from primaps.batch import predict_files, propose_files
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import grid
 from primaps.pictures.preview import model_preview

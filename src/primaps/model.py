@@ -1,8 +1,4 @@
-"""What a user holds: fit to images, predict their classes, save and load.
-
-This file is long because it is the whole public surface of a model, documented method by method;
-what the methods do is in the modules that they call.
-"""
+"""The PriMaPs-EM estimator: fit, predict, save and load."""
 
 from __future__ import annotations
 
@@ -11,40 +7,38 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from annotated_types import Interval
 from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
-from primaps.backbones.backbone import (
-    Backbone,
-    image_features,
-    image_side,
-    weights_digest,
-)
+from primaps.backbones.backbone import Backbone, image_features, image_side, weights_digest
 from primaps.backbones.load import load_backbone
-from primaps.classes.legend import Legend, final_map, legend
+from primaps.classes.legend import Legend, legend
 from primaps.classes.summary import ClassSummary, summarize_classes
 from primaps.classes.tree import TreeError
-from primaps.config import CacheContent, Classes, Config, Size, check_names, check_used
-from primaps.crf import CLASS_CRF
+from primaps.config import (
+    CacheContent,
+    Classes,
+    Config,
+    InferenceOptions,
+    check_names,
+    check_used,
+)
 from primaps.data import (
     Dataset,
     ImageCollection,
     ImageFile,
     LogCallback,
-    fit_to_patches,
     image_files,
     load_image,
     pair_up,
-    to_tensor,
 )
 from primaps.data.sampling import drawn
 from primaps.em.fit import fit_prototypes, resolve_cache_content, schedule
@@ -54,6 +48,7 @@ from primaps.em.probe import LinearProbe
 from primaps.em.training import HistoryLine, Recorder
 from primaps.features.extract import BACKBONE_BATCH, Extracted, extract
 from primaps.features.feature_cache import MaskMaker
+from primaps.inference import Segmentation, Segmenter
 from primaps.persistence import (
     BackboneRecord,
     ModelError,
@@ -67,7 +62,6 @@ from primaps.projections.checkpoints import as_projection
 from primaps.projections.encoder import code_network, encoder
 from primaps.projections.projection import Projection
 from primaps.proposals.image_size import image_masks
-from primaps.utils.bilinear import largest_channel, upsample
 from primaps.utils.distributed import processes
 from primaps.utils.errors import InputError
 from primaps.utils.progress import ProgressCallback, silent
@@ -75,27 +69,6 @@ from primaps.utils.validation import validated
 from primaps.version import VERSION
 
 logger = logging.getLogger("primaps")
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """An image as a model sees it.
-
-    Attributes:
-        labels: class of each pixel of the image, as :meth:`PriMaPsEM.predict` gives it.
-        probabilities: of the model's own K classes, at the size that the model works at.
-        features: of the model's ``encoder``.
-    """
-
-    labels: Integer[Tensor, "H W"]
-    probabilities: Float[Tensor, "k h w"]
-    features: Float[Tensor, "c h2 w2"]
-
-    @property
-    def margin(self) -> Float[Tensor, "h w"]:
-        """By how much the first class leads the second, in [0, 1]: how sure the model is."""
-        first, second = self.probabilities.topk(2, 0).values
-        return first - second
 
 
 class PriMaPsEM:
@@ -363,108 +336,70 @@ class PriMaPsEM:
         options = {name: getattr(config, name) for name in ("threshold", "anchor", "iterative")}
         return {**options, "crf": "dense" if config.mask_crf else None}
 
-    @validated
-    def predict_probabilities(
-        self, images: UInt8[Tensor, "b 3 H W"], crf: bool = True
-    ) -> Float[Tensor, "b k H W"]:
-        """Class probabilities of images whose sides are multiples of the patch size.
-
-        Logits of the features, or codes, are upsampled and, with ``crf``, refined by the dense CRF.
-        Unlike in the paper's protocol (:func:`primaps.evaluate`) features are not averaged with
-        those of the flipped image, which takes a second pass of the network and gains nothing.
-
-        Raises:
-            ModelError: the model is not fitted.
-        """
-        return self.probabilities(image_features(self.encoder, images), images, crf)
-
-    @validated
-    @torch.no_grad()
-    def logits(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
-        """Class logits, where the features are: cosines as in Eq. 9, or those of the probe.
-
-        Args:
-            features: of ``encoder``.
+    @property
+    def segmenter(self) -> Segmenter:
+        """Inference by this model; see :mod:`primaps.inference`.
 
         Raises:
             ModelError: the model is not fitted.
         """
         if self.prototypes_ is None:
             raise ModelError("the model is not fitted: call fit first, or load one")
-        if self.config.cosine:
-            features = F.normalize(features, dim=1)
-        return self.prototypes_(features)
-
-    @validated
-    @torch.no_grad()
-    def probabilities(
-        self,
-        features: Float[Tensor, "b c h w"],
-        images: UInt8[Tensor, "b 3 H W"],
-        crf: bool = True,
-    ) -> Float[Tensor, "b k H W"]:
-        """Class probabilities at image size from features of ``encoder``.
-
-        Raises:
-            ModelError: the model is not fitted.
-        """
-        logits = self.logits(features)
-        if crf:
-            return CLASS_CRF(images.to(logits.device), logits=logits)
-        return upsample(logits, images.shape[-2:]).softmax(1)
+        return Segmenter(
+            self.encoder,
+            self.prototypes_,
+            self.config.classes,
+            self.size,
+            self.config.cosine,
+            None if self.class_summary_ is None else self.class_summary_.tree,
+            self.legend_,
+        )
 
     @validated
     def predict(
-        self,
-        image: str | Path | Image.Image | np.ndarray | Tensor,
-        crf: bool = True,
-        size: Size | None = None,
+        self, image: str | Path | Image.Image | np.ndarray | Tensor, **options: Any
     ) -> Integer[Tensor, "H W"]:
-        """Class of every pixel of a whole image, at its own size.
+        """Predict the class of every pixel of a whole image, at its own size.
 
-        The image is whatever :func:`primaps.load_image` takes. It is scaled as in training, not
-        cropped; the probabilities are scaled back bilinearly.
+        The image is scaled to the shorter side ``size``, not cropped. The class probabilities are
+        scaled back bilinearly.
 
         Args:
-            size: shorter side in pixels; None is that of training. A larger one finds smaller
-                things, in more time.
+            image: anything that :func:`primaps.load_image` reads.
+            **options: fields of :class:`primaps.config.InferenceOptions`. A larger ``size`` is
+                better on small objects, and slower.
 
         Raises:
             ModelError: the model is not fitted.
-            InputError: the size is out of its range, or takes more memory than there is.
+            InputError: an option is out of range, or the scaled image does not fit into memory.
         """
-        return self.segment(load_image(image), crf, size).labels
+        return self.segment(load_image(image), **options).labels
 
     @validated
-    def segment(
-        self, image: Image.Image, crf: bool = True, size: Size | None = None
-    ) -> Segmentation:
-        """:meth:`predict`, with what it was found by.
-
-        Raises:
-            ModelError, InputError: as there.
-        """
-        side = image_side(self.backbone, size or self.size, 1, self.config.classes)
-        scaled = fit_to_patches(image, side, self.backbone.patch_size)
-        images = to_tensor(scaled)[None]
-        features = image_features(self.encoder, images)
-        probabilities = self.probabilities(features, images, crf)[0]
-        labels = largest_channel(probabilities, (image.height, image.width))
-        return Segmentation(self.relabel(labels, features[0]), probabilities, features[0])
-
-    @torch.no_grad()
-    def relabel(
-        self, labels: Integer[Tensor, "H W"], features: Float[Tensor, "c h w"]
-    ) -> Integer[Tensor, "H W"]:
-        """Classes of the model to those of ``legend_``; 255 for hidden ones.
+    def predict_probabilities(
+        self, images: UInt8[Tensor, "b 3 H W"], **options: Any
+    ) -> Float[Tensor, "b k H W"]:
+        """Predict class probabilities of a batch of images that are scaled already.
 
         Args:
-            labels: 0..K-1 of an image.
-            features: of ``encoder``, of that image.
+            images: 8-bit RGB images; sides are multiples of the patch size.
+            **options: fields of :class:`primaps.config.InferenceOptions`; ``size`` has no effect.
+
+        Raises:
+            ModelError: the model is not fitted.
         """
-        if self.legend_ is None or self.class_summary_ is None:
-            return labels
-        return final_map(self.class_summary_.tree, self.legend_, labels, features)
+        segmenter, chosen = self.segmenter, InferenceOptions(**options)
+        logits = segmenter.logits(segmenter.encode(images, chosen))
+        return segmenter.probabilities(logits, images, chosen.crf)
+
+    @validated
+    def segment(self, image: Image.Image, **options: Any) -> Segmentation:
+        """Predict like :meth:`predict`, and return probabilities, logits and features as well.
+
+        Raises:
+            ModelError, InputError: as :meth:`predict`.
+        """
+        return self.segmenter.segment(image, InferenceOptions(**options))
 
     def prediction_digest(self) -> str:
         """SHA-256 of what decides a prediction: prototypes, backbone, its precision and size."""
@@ -517,7 +452,6 @@ class PriMaPsEM:
         backbone: str | Path | Callable[[Tensor], Tensor] | Backbone | None = None,
         device: str | torch.device = "auto",
         projection: Callable[[Tensor], Tensor] | None = None,
-        precision: str | None = None,
         engine: str | None = None,
     ) -> PriMaPsEM:
         """Load a model from a folder, or from the hub by its id (owner/name).
@@ -526,8 +460,6 @@ class PriMaPsEM:
             backbone: needed if the model was fitted with a callable; otherwise the one that it was
                 fitted with is found by its name.
             projection: needed if the model was fitted with a callable.
-            precision: of the backbone, if another than in the fit: ``auto``, as ``primaps predict``
-                takes it, is bfloat16 on processors with instructions for it.
             engine: of :func:`primaps.load_backbone`; ``primaps predict`` takes ``auto``.
 
         Raises:
@@ -536,7 +468,7 @@ class PriMaPsEM:
         found = read_model(folder, projection)
         unused = found.config.unused
         options = {k: v for k, v in asdict(found.config).items() if k not in unused}
-        options["backbone"] = fitted_backbone(folder, found, backbone, device, precision, engine)
+        options["backbone"] = fitted_backbone(folder, found, backbone, device, engine)
         options["precision"] = options["backbone"].precision
         model = cls(**options, device=device, projection=found.projection)
         model.prototypes_ = found.prototypes.to(model.backbone.device)

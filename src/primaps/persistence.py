@@ -37,7 +37,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from primaps.backbones.backbone import Backbone
-from primaps.backbones.load import load_backbone, resolve_device, resolve_precision
+from primaps.backbones.load import load_backbone
 from primaps.classes.class_count import Evidence
 from primaps.classes.legend import EditError, Legend, legend
 from primaps.classes.stability import ClassStability
@@ -392,7 +392,6 @@ def fitted_backbone(
     model: SavedModel,
     backbone: str | Path | Callable[[Tensor], Tensor] | Backbone | None,
     device: str | torch.device,
-    precision: str | None = None,
     engine: str | None = None,
 ) -> Backbone:
     """Load the backbone that a model was fitted with.
@@ -400,7 +399,6 @@ def fitted_backbone(
     Args:
         folder: folder of the model, for messages.
         backbone: None loads it by its name.
-        precision: see :func:`primaps.backbones.load.resolve_precision`.
         engine: see :func:`primaps.load_backbone`.
 
     Raises:
@@ -414,8 +412,9 @@ def fitted_backbone(
         )
     given = name if backbone is None else backbone
     positions = fitted.positions if isinstance(given, str | Path) else None
-    chosen = resolve_precision(precision, resolve_device(device), model.config.precision)
-    found = load_backbone(given, device, fitted.patch_size, chosen, positions, engine)
+    found = load_backbone(
+        given, device, fitted.patch_size, model.config.precision, positions, engine
+    )
     if fitted.sha256 and fitted.positions != found.positions:
         raise ModelError(
             f"{folder} was fitted with {fitted.positions} positions, but the backbone has "

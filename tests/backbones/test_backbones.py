@@ -17,6 +17,7 @@ from primaps.backbones.weights import (
     to_hub_names,
     write_folder,
 )
+from primaps.data import to_tensor
 from primaps.model import PriMaPsEM
 from primaps.utils.errors import InputError
 from tests.test_model import QUICK
@@ -290,15 +291,16 @@ def test_a_precision_for_predicting_that_does_not_exist_is_told():
         load.resolve_precision("int8", torch.device("cpu"), "float32")
 
 
-def test_a_model_that_is_loaded_in_another_precision_predicts_in_it(
-    colors, painted_folder, tmp_path
-):
-    model = PriMaPsEM(3, backbone=colors, **QUICK)
-    model.fit(painted_folder / "images").save_pretrained(tmp_path)
-    found = PriMaPsEM.from_pretrained(tmp_path, colors, precision="bfloat16")
-    assert (found.config.precision, found.backbone.precision) == ("bfloat16", "bfloat16")
-    assert PriMaPsEM.from_pretrained(tmp_path, colors).config.precision == "float32"
-    assert found.prediction_digest() != model.prediction_digest(), "maps are of one precision"
+def test_precision_is_an_option_of_inference_and_leaves_the_model_as_it_is(colors, painted_folder):
+    model = PriMaPsEM(3, backbone=colors, **QUICK).fit(painted_folder / "images")
+    image = Image.open(painted_folder / "images" / "0.png")
+    plain = model.segment(image).features
+    reduced = model.segment(image, precision="bfloat16").features
+    expected = load_backbone(model.backbone, precision="bfloat16")
+    assert torch.equal(reduced, expected(to_tensor(image)[None].float() / 255)[0])
+    assert not torch.equal(reduced, plain)
+    assert torch.equal(model.segment(image).features, plain)
+    assert model.backbone.precision == "float32"
 
 
 def test_a_model_has_the_precision_of_its_options_or_of_its_backbone(colors):

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from primaps.batch import predict_files
 from primaps.classes.legend import legend
 from primaps.classes.tree import TreeError
 from primaps.evaluation.protocol import evaluate
-from primaps.label_maps import predict_files
 from primaps.model import PriMaPsEM
 from primaps.persistence import change_edits, read_class_summary
 from primaps.pictures.report import write_report

@@ -109,12 +109,12 @@ def test_brackets_and_escapes_in_paths_are_text(name, tmp_path):
 def test_errors_of_others_are_named_and_debug_shows_where_they_come_from(
     vit, painted_folder, tmp_path, monkeypatch
 ):
-    from primaps import label_maps
+    from primaps import batch
 
     def broken(*_, **__):
         raise ValueError("inside [somewhere]\nsecond line")
 
-    monkeypatch.setattr(label_maps, "propose_files", broken)
+    monkeypatch.setattr(batch, "propose_files", broken)
     command = ["propose", painted_folder / "images", "--out", tmp_path / "o", "--backbone", vit]
     done = call(*command)
     assert done.exit_code == 1

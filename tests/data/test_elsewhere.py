@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from primaps.batch import propose_files
 from primaps.data import ImageError, content_digest, find_images, load_image
-from primaps.label_maps import propose_files
 from tests.conftest import painted
 
 

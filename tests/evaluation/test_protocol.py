@@ -10,12 +10,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from primaps.backbones.load import load_backbone
+from primaps.batch import predict_files
 from primaps.cli import app
 from primaps.data import load_dataset, load_pair
 from primaps.em.kmeans import Prototypes
 from primaps.evaluation.metrics import majority, match, scores
 from primaps.evaluation.oracle import evaluate_oracle
-from primaps.evaluation.protocol import evaluate, model_predictions
+from primaps.evaluation.protocol import evaluate, predict_samples
 from primaps.model import PriMaPsEM
 
 SHADES = (0, 120, 240)
@@ -36,6 +37,12 @@ def model():
     model = PriMaPsEM(3, backbone=network, size=8, method="em", mask_crf=False)
     model.prototypes_ = Prototypes(torch.eye(3) * 20)
     return model
+
+
+def predicted(model, data, **options):
+    """Evaluate, and return the prediction for the first image."""
+    options = evaluate(model, data, **options).options
+    return next(predict_samples(model, data, data.samples, options)).clusters
 
 
 def tree(root, grays, labels, classes=("x", "y", "z")):
@@ -71,6 +78,7 @@ def test_scores_of_two_small_images_worked_out_by_hand(model, tmp_path):
         "crop": True,
         "flip": True,
         "crf": False,
+        "precision": "float32",
         "resize": "pillow",
         "matching": "hungarian",
         "ignore_index": 255,
@@ -119,19 +127,88 @@ def test_mirroring_averages_features_of_both_directions(model, tmp_path):
             return features
 
     model.encoder = load_backbone(Left(), device="cpu", patch_size=4)
-    once = next(model_predictions(model, data, data.samples, flip=False, crf=False))
-    both = next(model_predictions(model, data, data.samples, flip=True, crf=False))
-    assert once.clusters[:, 0].unique().tolist() == [1]
-    assert once.clusters[:, -1].unique().tolist() == [0]
-    assert both.clusters.unique().tolist() == [1]
+    once = predicted(model, data, flip=False, crf=False)
+    both = predicted(model, data, flip=True, crf=False)
+    assert once[:, 0].unique().tolist() == [1]
+    assert once[:, -1].unique().tolist() == [0]
+    assert both.unique().tolist() == [1]
 
 
-def test_the_crf_is_an_option(model, tmp_path):
-    data = load_dataset("folder", tree(tmp_path, GREYS, LABELS), "all")
-    plain = next(model_predictions(model, data, data.samples, crf=False)).clusters
-    refined = next(model_predictions(model, data, data.samples, crf=True)).clusters
-    assert plain.shape == refined.shape
-    assert evaluate(model, data, crf=True).options.crf is True
+def test_the_crf_removes_a_patch_of_another_class_in_an_image_of_one_color(model, tmp_path):
+    data = load_dataset("folder", tree(tmp_path, [[[1] * 4] * 4], [[[0] * 4] * 4]), "all")
+
+    class Wrong(Gray):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            features = super().forward(images) * 0.05
+            features[..., 1, 2] = torch.tensor([0.1, 0, 0])
+            return features
+
+    model.encoder = load_backbone(Wrong(), device="cpu", patch_size=4)
+    plain = predicted(model, data, size=16, flip=False, crf=False)
+    refined = predicted(model, data, size=16, flip=False, crf=True)
+    assert (plain[5:7, 9:11] == 0).all()
+    assert (plain == 1).sum() > 200
+    assert (refined == 1).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True}, {"crf": False, "size": 12}])
+def test_whole_images_have_the_scores_of_the_label_maps_that_predict_writes(
+    model, tmp_path, options
+):
+    """At the size of each image: 22 x 13 pixels are scaled to a shorter side of 8 or 12."""
+    generator = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for name in ("a", "b", "c"):
+        label = generator.integers(0, 3, (3, 5)).repeat(5, 0)[:13].repeat(5, 1)[:, :22]
+        shade = np.array(SHADES)[np.where(generator.random(label.shape) < 0.1, 0, label)]
+        Image.fromarray(shade.astype(np.uint8)).save(tmp_path / f"images/{name}.png")
+        Image.fromarray(label.astype(np.uint8)).save(tmp_path / f"labels/{name}.png")
+    images, labels, out = (tmp_path / name for name in ("images", "labels", "out"))
+    predict_files(model, images, out, **options)
+    expected = evaluate(model, images, labels, crop=False, **{"flip": False, **options})
+    for found in (evaluate(out, labels=labels), evaluate(out, images, labels)):
+        assert found.confusion == expected.confusion
+        assert found.by_image == expected.by_image
+        assert found.assignment == expected.assignment
+        assert (found.accuracy, found.mean_iou) == (expected.accuracy, expected.mean_iou)
+        assert found.iou == expected.iou
+    assert expected.accuracy > 0.4
+    assert sum(map(sum, expected.confusion)) == 3 * 13 * 22
+
+
+def test_label_maps_that_do_not_fit_their_labels_are_skipped(model, tmp_path):
+    root = tree(tmp_path, GREYS, LABELS)
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    Image.fromarray(np.array(GREYS[0], np.uint8).repeat(4, 0).repeat(4, 1)).save(maps / "0.png")
+    log = []
+    found = evaluate(maps, labels=root / "labels", log=log.append)
+    assert (found.images, found.accuracy) == (1, 1)
+    assert found.options.crop is False
+    assert found.options.flip is None
+    assert log == [f"{root}/labels/1.png: {maps} has no label map 1.png"]
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(maps / "1.png")
+    assert "9x8 pixels and its label 8x8" in evaluate(maps, labels=root / "labels").skipped[0]
+    with pytest.raises(ValueError, match="crf applies to models, but .* label maps"):
+        evaluate(maps, labels=root / "labels", crf=False)
+    with pytest.raises(FileNotFoundError, match="not a folder of label maps"):
+        evaluate(tmp_path / "nowhere", labels=root / "labels")
+
+
+def test_label_maps_from_elsewhere_are_matched_or_taken_as_classes(tmp_path):
+    """Three classes and 255, which counts as hidden: its pixels are wrong."""
+    root = tree(tmp_path, GREYS, LABELS)
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    for i, cells in enumerate([[[0, 0], [1, 255]], [[0, 2], [2, 2]]]):
+        values = np.array(cells, np.uint8).repeat(4, 0).repeat(4, 1)
+        Image.fromarray(values).save(maps / f"{i}.png")
+    found = evaluate(maps, labels=root / "labels", matching="none")
+    assert found.accuracy == pytest.approx(6 / 7)
+    assert found.assignment == ["x", "y", "z", None]
+    assert found.confusion == [[48, 0, 0, 0], [0, 16, 0, 16], [0, 0, 32, 0]]
+    assert evaluate(maps, labels=root / "labels").accuracy == pytest.approx(6 / 7)
 
 
 def test_more_clusters_than_classes_by_majority(model, tmp_path):
@@ -229,7 +306,7 @@ def test_resizing_as_the_authors_program_does(model, tmp_path):
     assert not torch.equal(smooth, found)
     result = evaluate(model, data, crf=False, resize="tensor")
     assert result.options.resize == "tensor"
-    with pytest.raises(ValueError, match="not of whole images"):
+    with pytest.raises(ValueError, match="applies to center crops"):
         evaluate(model, data, crop=False, resize="tensor")
     with pytest.raises(ValueError, match="resize"):
         evaluate(model, data, resize="nearest")

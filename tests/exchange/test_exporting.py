@@ -209,7 +209,7 @@ def test_classes_json_is_checked(tmp_path):
 
 def test_what_predict_and_propose_write_is_exported(colors, painted_folder, tmp_path):
     from primaps.backbones.load import load_backbone
-    from primaps.label_maps import predict_files, propose_files
+    from primaps.batch import predict_files, propose_files
     from primaps.model import PriMaPsEM
 
     images = painted_folder / "images"

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from primaps.backbones.load import load_backbone
-from primaps.label_maps import explain_files
+from primaps.batch import explain_files
 from primaps.pictures.explain import (
     classes_picture,
     masks_picture,

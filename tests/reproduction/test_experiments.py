@@ -368,10 +368,10 @@ def test_a_budget_stops_before_a_row_and_the_same_command_goes_on(table1, tmp_pa
 
 def test_the_worst_images_are_those_of_lowest_accuracy(table1, tmp_path, monkeypatch):
     shown, labeled = [], []
-    predict, load = sheets.model_predictions, sheets.load_pair
+    predict, load = sheets.predict_samples, sheets.load_pair
     monkeypatch.setattr(
         sheets,
-        "model_predictions",
+        "predict_samples",
         lambda *a, **k: (shown.extend(s.key for s in a[2]), predict(*a, **k))[1],
     )
     monkeypatch.setattr(

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 import primaps
+from primaps import inference
 from primaps.classes.legend import legend
 from primaps.classes.tree import Tree
 from primaps.crf import CLASS_CRF
-from primaps.scenes import tile_inference
 from tests.conftest import painted
 from tests.scenes.conftest import bands, geotiff
 
@@ -33,8 +33,8 @@ def even():
 
 @pytest.mark.parametrize("crf", [True, False])
 def test_one_tile_over_the_image_equals_predict(large, even, crf):
-    whole = large.segment(even, crf)
-    found = primaps.predict_image(large, even, crf, size=256, tile_overlap=0)
+    whole = large.segment(even, crf=crf)
+    found = primaps.predict_image(large, even, crf=crf, size=256, tile_overlap=0)
     tie = (whole.margin < 1e-3).numpy()  # logits of scenes are stored in half precision
     assert (found == whole.labels.numpy())[~tie].all()
     assert tie.mean() < 1e-3
@@ -48,7 +48,7 @@ def test_smaller_crf_tiles_give_the_same_classes(large, even, monkeypatch):
         return CLASS_CRF(images, logits=logits)
 
     whole = primaps.predict_image(large, even, size=256)
-    monkeypatch.setattr(tile_inference, "CLASS_CRF", watched)
+    monkeypatch.setattr(inference, "CLASS_CRF", watched)
     parts = primaps.predict_image(large, even, size=256, crf_tile=168)
     assert len(refined) == 6
     assert max(map(max, refined)) <= 168
@@ -72,7 +72,7 @@ def test_a_scale_keeps_the_size_and_nearly_all_classes(model, picture, scale):
 def test_cuts_hidden_and_divided_classes_are_those_of_predict(large, even):
     # A tree in which class 0 has two leaves, split along its largest principal component.
     features = large.segment(even, crf=False).features
-    classes = large.logits(features[None])[0].argmax(0)
+    classes = large.segmenter.logits(features[None])[0].argmax(0)
     own = features[:, classes == 0].T
     along = torch.linalg.svd(own - own.mean(0))[2][0] * (own - own.mean(0)).norm(dim=1).mean() * 9
     rest = [features[:, classes == k].mean(1) for k in (1, 2)]

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from primaps.batch import predict_files
 from primaps.data import load_image
 from primaps.evaluation.audit import Audit
 from primaps.exchange import export_labels, import_labels
-from primaps.label_maps import predict_files
 from primaps.model import PriMaPsEM
 from primaps.persistence import read_legend
 from primaps.proposals.principal_masks import propose
@@ -67,7 +67,7 @@ def test_leaf_map_and_cut_equal_predict(shared):
         k, h, w = np.frombuffer(logits[:6], "<u2")
         values = np.frombuffer(logits[6:], "<f2").reshape(k, h, w)
         features = model.segment(image).features
-        assert np.abs(values - model.logits(features[None])[0].numpy()).max() < 0.02
+        assert np.abs(values - model.segmenter.logits(features[None])[0].numpy()).max() < 0.02
 
 
 def test_proposals_equal_the_library(shared):

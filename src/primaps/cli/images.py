@@ -14,6 +14,7 @@ from primaps.cli.options import (
     CutOption,
     DeviceOption,
     EngineOption,
+    FlipOption,
     InputsArgument,
     ModelArgument,
     ModelSizeOption,
@@ -66,7 +67,7 @@ def propose(
     """
     with running() as progress:
         from primaps.backbones.load import load_backbone
-        from primaps.label_maps import explain_files, propose_files
+        from primaps.batch import explain_files, propose_files
         from primaps.scenes.propose import propose_scene
         from primaps.scenes.tiling import is_scene
         from primaps.utils.distributed import own_device
@@ -100,6 +101,7 @@ def predict(
     out: ResultOption,
     tiling: dict[str, Any],
     crf: CrfOption = True,
+    flip: FlipOption = False,
     size: ModelSizeOption = None,
     names: Annotated[
         str | None, typer.Option(help="Class names for the legend, separated by commas.")
@@ -126,7 +128,7 @@ def predict(
     .tif.
     """
     with running() as progress:
-        from primaps.label_maps import predict_files
+        from primaps.batch import predict_files
         from primaps.scenes.predict import predict_scene
         from primaps.scenes.tiling import is_scene
         from primaps.utils.distributed import own_device
@@ -134,19 +136,20 @@ def predict(
         chosen = read_tiling(tiling)
         scene = is_scene(inputs, out)
         _refuse_tiling(chosen | ({"polygons": polygons} if polygons else {}), scene, shard, tiles)
-        network = fitted_model(model, own_device(device), classes, precision, engine)
+        network = fitted_model(model, own_device(device), classes, engine)
+        options = {"crf": crf, "flip": flip, "size": size, "precision": precision}
         titles = names.split(",") if names else None
         if scene:
             new = predict_scene(
-                network, inputs[0], out, crf=crf, names=titles, polygons=polygons,
-                size=size, progress=progress, **chosen,
+                network, inputs[0], out, names=titles, polygons=polygons, progress=progress,
+                **options, **chosen,
             )  # fmt: skip
             note(f"written: {out}" if new else f"kept from an earlier run: {out}")
             return
         shown = _shard_progress(shard, progress)
         done = predict_files(
-            network, inputs, out, crf=crf, size=size, names=titles,
-            tiles=chosen if tiles else None, shard=shard, progress=shown, log=warn,
+            network, inputs, out, names=titles, tiles=chosen if tiles else None, shard=shard,
+            progress=shown, log=warn, **options,
         )  # fmt: skip
         summary(done, out)
 

@@ -17,6 +17,7 @@ from primaps.cli.options import (
     CrfOption,
     CutOption,
     DeviceOption,
+    FlipOption,
     ImagesArgument,
     JsonOption,
     ModelArgument,
@@ -40,12 +41,7 @@ def evaluate(
     crop: Annotated[
         bool, typer.Option("--crop/--no-crop", help="Evaluate center crops or whole images.")
     ] = True,
-    flip: Annotated[
-        bool,
-        typer.Option(
-            "--flip/--no-flip", help="Average features over the image and its horizontal flip."
-        ),
-    ] = True,
+    flip: FlipOption = True,
     crf: CrfOption = True,
     resize: ResizeOption = "pillow",
     matching: Annotated[

@@ -57,6 +57,12 @@ ResultOption = Annotated[
 CrfOption = Annotated[
     bool, typer.Option("--crf/--no-crf", help="Refine class probabilities with the dense CRF.")
 ]
+FlipOption = Annotated[
+    bool,
+    typer.Option(
+        "--flip/--no-flip", help="Average features over the image and its horizontal flip."
+    ),
+]
 ModelSizeOption = Annotated[
     Size | None,
     typer.Option(
@@ -341,14 +347,13 @@ def fitted_model(
     model: str | Path,
     device: str,
     classes: int | None,
-    precision: str | None = None,
     engine: str | None = None,
 ) -> PriMaPsEM:
     """Return a fitted model, with its class tree cut at ``classes`` if a number is given."""
     from primaps.cli.console import note
     from primaps.model import PriMaPsEM
 
-    found = PriMaPsEM.from_pretrained(model, device=device, precision=precision, engine=engine)
+    found = PriMaPsEM.from_pretrained(model, device=device, engine=engine)
     if classes is None:
         return found
     if classes > found.config.classes:

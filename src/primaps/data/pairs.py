@@ -13,7 +13,6 @@ from primaps.data.dataset import Dataset, Sample
 from primaps.data.reading import ImageError, image_size, load_image
 from primaps.data.transforms import (
     center_crop,
-    fit_to_patches,
     resize_shorter,
     tensor_square,
     to_tensor,
@@ -26,34 +25,28 @@ def square(image: Image.Image, size: int) -> UInt8[Tensor, "3 size size"]:
 
 
 def load_pair(
-    data: Dataset,
-    sample: Sample,
-    size: int,
-    patch_size: int | None = None,
-    resize: Resize = "pillow",
+    data: Dataset, sample: Sample, size: int | None = None, resize: Resize = "pillow"
 ) -> tuple[UInt8[Tensor, "3 h w"], Integer[Tensor, "h w"]]:
-    """An image and its label map, scaled bilinearly and by nearest neighbor.
+    """Load an image and its label map.
 
     Args:
-        size: shorter side in pixels.
-        patch_size: None cuts the centered square, as the protocol does; a number keeps the whole
-            image and makes its sides multiples of it.
-        resize: of squares: ``pillow``, or ``tensor`` as in the authors' program
+        size: side of the centered square in pixels, as in the protocol: the shorter side is scaled
+            to it, bilinearly for the image and by nearest neighbor for the label map. None loads
+            both whole and unscaled.
+        resize: resampling of squares: ``pillow``, or ``tensor`` as in the authors' program
             (:func:`primaps.data.transforms.tensor_square`).
 
     Raises:
-        ImageError: there is no label, or it does not fit the image or the classes.
+        ImageError: the label map is missing, or does not fit the image or the classes.
     """
     image = load_image(sample.source)
     classes = _label_of_size(data, sample, image.size)
-    if patch_size is None and resize == "tensor":
+    if size is None:
+        return to_tensor(image), _to_long(classes)
+    if resize == "tensor":
         label = tensor_square(_to_long(classes)[None], size, nearest=True)[0]
         return tensor_square(to_tensor(image), size), label
-    if patch_size is None:
-        return square(image, size), _label_square(classes, size)
-    picture = to_tensor(fit_to_patches(image, size, patch_size))
-    shape = (picture.shape[2], picture.shape[1])
-    return picture, _to_long(classes.resize(shape, Image.Resampling.NEAREST))
+    return square(image, size), _label_square(classes, size)
 
 
 def load_label_square(data: Dataset, sample: Sample, size: int) -> Integer[Tensor, "size size"]:

@@ -14,23 +14,24 @@ from primaps.data.reading import ImageError
 from primaps.data.stored import Stored
 from primaps.utils.files import sha256
 
+F = TypeVar("F", bound=ImageFile)
 T = TypeVar("T")
 LogCallback = Callable[[str], None]
 """Called with one sentence about each image that is left out."""
 
 
 def read(
-    files: Sequence[ImageFile],
-    transform: Callable[[ImageFile], T],
+    files: Sequence[F],
+    transform: Callable[[F], T],
     log: LogCallback,
     ahead: int = 8,
-) -> Iterator[tuple[ImageFile, T]]:
+) -> Iterator[tuple[F, T]]:
     """Apply ``transform`` to files in order, a few ahead in threads; bad files are reported.
 
     Decoding releases the interpreter lock, so it overlaps with the network.
     """
     with ThreadPoolExecutor(2) as pool:
-        queue: list[tuple[ImageFile, Future[T]]] = []
+        queue: list[tuple[F, Future[T]]] = []
         rest = iter(files)
         while True:
             for file in islice(rest, max(0, ahead - len(queue))):

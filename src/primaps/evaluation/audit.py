@@ -276,7 +276,7 @@ def prepare(
     pixels: list[Pixel] = []
     loaded = read(files, lambda file: load_image(file.source), log)
     for number, (file, image) in enumerate(loaded):
-        found = model.segment(image, crf)
+        found = model.segment(image, crf=crf)
         labels = found.labels.cpu().numpy()
         margin = upsample(found.margin[None, None], labels.shape)[0, 0].cpu().numpy()
         pixels += sample_pixels(str(file.source), file.key, labels, margin, image.size, each, seed)

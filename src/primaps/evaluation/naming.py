@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from primaps.classes.legend import Legend, hidden_last
-from primaps.data import Dataset, ImageError, LogCallback, load_image
-from primaps.evaluation.metrics import confusion_matrix
+from primaps.classes.legend import Legend
+from primaps.data import Dataset, LogCallback
+from primaps.evaluation.protocol import (
+    EvaluationOptions,
+    Prediction,
+    count_pixels,
+    predict_samples,
+)
 from primaps.model import PriMaPsEM
 from primaps.utils.errors import InputError
 from primaps.utils.progress import ProgressCallback, silent
@@ -80,22 +84,13 @@ def count_labels(
     Raises:
         ImageError: no image has a usable label.
     """
-    counts = torch.zeros(len(data.classes), model.classes + 1, dtype=torch.int64)
-    for done, sample in enumerate(data.samples):
-        try:
-            image, label = load_image(sample.source), torch.from_numpy(data.label(sample))
-        except ImageError as error:
-            log(str(error))
-            continue
-        found = model.predict(image).cpu().long()
-        found = hidden_last(found, model.legend_)
-        if found.shape != label.shape:
-            log(f"the label of {sample.key} has another size than its image")
-            continue
-        counts += confusion_matrix(
-            found, label.long(), model.classes + 1, len(counts), data.ignore_index
-        )
-        progress("labels", done + 1, len(data.samples), {})
-    if not counts.any():
-        raise ImageError(f"none of the {len(data.samples)} images has a usable label")
-    return counts[:, :-1]
+    options = EvaluationOptions(
+        crop=False, flip=False, crf=True, matching="none", ignore_index=data.ignore_index,
+        dataset=data.layout.name, split=data.split, root=str(data.root),
+    )  # fmt: skip
+
+    def predict(skip: LogCallback) -> Iterator[Prediction]:
+        return predict_samples(model, data, data.samples, options, log=skip)
+
+    counts = count_pixels(data, model.classes, predict, "labels", progress, log)
+    return counts.confusion[:, : model.classes]

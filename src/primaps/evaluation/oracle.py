@@ -17,8 +17,8 @@ from primaps.backbones.backbone import Backbone, image_features, image_side
 from primaps.config import Resize, Size
 from primaps.data import Dataset, LogCallback, as_dataset
 from primaps.data.folder import IgnoreIndex
-from primaps.evaluation.accumulate import Prediction, accumulate, predictions
 from primaps.evaluation.metrics import Scores, confusion_matrix, scores
+from primaps.evaluation.protocol import Prediction, accumulate, predict_crops
 from primaps.proposals.image_size import image_masks
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.validation import validate, validated
@@ -250,8 +250,8 @@ def evaluate_oracle(
         return image_masks(image_features(backbone, pictures), pictures, **options)
 
     def predict(skip: LogCallback) -> Iterator[Prediction]:
-        return predictions(
-            data, data.samples, masks, side, None, batch_size, skip, cast(Resize, resize)
+        return predict_crops(
+            data, data.samples, masks, side, batch_size, skip, cast(Resize, resize)
         )
 
     def count(one: Prediction) -> Int[Tensor, "classes classes1"]:

@@ -24,7 +24,7 @@ def model_preview(model: PriMaPsEM, path: str | Path, crf: bool = True) -> None:
         raise InputError("the model was loaded, not fitted here: it has no training images to show")
     images = model.samples_.to(model.backbone.device)
     masks = model.masks(model.backbone(images.float() / 255), images).cpu().numpy()
-    labels = model.predict_probabilities(images, crf).argmax(1).cpu().numpy()
+    labels = model.predict_probabilities(images, crf=crf).argmax(1).cpu().numpy()
     colors = palette(model.config.classes)
     rows = []
     for image, mask, label in zip(images.cpu(), masks, labels, strict=True):

@@ -142,7 +142,7 @@ def shown_classes(model: PriMaPsEM) -> tuple[Class, ...]:
 def sight(model: PriMaPsEM, image: Image.Image, crf: bool = True) -> Sight:
     """Predict an image, at the model's size."""
     scaled = fit_to_patches(image, model.size, model.backbone.patch_size)
-    found = model.segment(scaled, crf)
+    found = model.segment(scaled, crf=crf)
     labels = found.labels.cpu().numpy()
     alike = _typicality(model, found.features, labels.shape)
     return Sight(scaled, labels, alike, float(found.margin.mean()))

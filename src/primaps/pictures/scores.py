@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,9 @@ from jaxtyping import Integer, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
-from primaps.classes.legend import hidden_last
-from primaps.data import Dataset, Sample
-from primaps.evaluation.protocol import Evaluation, model_predictions
+from primaps.config import Config
+from primaps.data import Dataset, Sample, load_image
+from primaps.evaluation.protocol import Evaluation, Prediction, predict_samples
 from primaps.model import PriMaPsEM
 from primaps.pictures.charts import confusion_chart, iou_chart, save
 from primaps.pictures.overlays import examples
@@ -31,7 +30,11 @@ def class_colors(data: Dataset) -> UInt8[np.ndarray, "k 3"]:
 
 
 def draw_result(
-    model: PriMaPsEM, data: Dataset, result: Evaluation, folder: str | Path, number: int = 6
+    source: PriMaPsEM | Path,
+    data: Dataset,
+    result: Evaluation,
+    folder: str | Path,
+    number: int = 6,
 ) -> None:
     """Draw an evaluation: ``primaps evaluate --pictures``.
 
@@ -43,11 +46,16 @@ def draw_result(
     for name in ("confusion.png", "iou.png", "examples.png"):
         check_file(folder / name)
     save(result_confusion(result, shown), folder / "confusion.png")
-    method = {"em": "PriMaPs-EM", "kmeans": "k-means", "probe": "linear probe"}[model.config.method]
-    method = f"recipe {model.config.recipe}" if model.config.unused else method
+    method = _method(source.config) if isinstance(source, PriMaPsEM) else "label maps"
     save(iou_chart({method: result.iou}, shown), folder / "iou.png")
-    sheet = example_sheet({"prediction": (model, result)}, data, evenly(data, number))
+    sheet = example_sheet({"prediction": (source, result)}, data, evenly(data, number))
     write_own_png(sheet, folder / "examples.png")
+
+
+def _method(config: Config) -> str:
+    if config.unused:
+        return f"recipe {config.recipe}"
+    return {"em": "PriMaPs-EM", "kmeans": "k-means", "probe": "linear probe"}[config.method]
 
 
 def result_confusion(result: Evaluation, title: str = "") -> Figure:
@@ -63,7 +71,7 @@ def evenly(data: Dataset, number: int) -> list[Sample]:
 
 
 def example_sheet(
-    columns: Mapping[str, tuple[PriMaPsEM, Evaluation]],
+    columns: Mapping[str, tuple[PriMaPsEM | Path, Evaluation]],
     data: Dataset,
     samples: Sequence[Sample],
 ) -> Image.Image:
@@ -78,18 +86,23 @@ def example_sheet(
     pictures: dict[str, Image.Image] = {}
     maps: dict[str, list[np.ndarray]] = {}
     for model, result in columns.values():
-        known = asdict(result.options)
-        options = {name: known[name] for name in ("size", "crop", "flip", "crf", "resize")}
         table = class_table(result, ignore)
-        for one in model_predictions(model, data, samples, log=lambda sentence: None, **options):
+        for one in predict_samples(model, data, samples, result.options, log=lambda sentence: None):
             key = one.sample.key
             if key not in pictures:
-                pictures[key] = Image.fromarray(one.image.permute(1, 2, 0).numpy())
+                pictures[key] = _shown(one)
                 maps[key] = [one.label.numpy()]
-            maps[key].append(table[hidden_last(one.clusters, model.legend_).numpy()])
+            maps[key].append(table[one.clusters.numpy()])
     rows = [(picture, maps[key]) for key, picture in pictures.items()]
     titles = ("image", "label (dark: ignored)", *columns)
     return examples(rows, titles, data.classes, class_colors(data), ignore)
+
+
+def _shown(one: Prediction) -> Image.Image:
+    """Return the image of a prediction; that of its file for label maps."""
+    if one.image.numel():
+        return Image.fromarray(one.image.permute(1, 2, 0).numpy())
+    return load_image(one.sample.source)
 
 
 def class_table(result: Evaluation, ignore: int) -> Integer[np.ndarray, " clusters"]:

@@ -16,7 +16,7 @@ from primaps.backbones.backbone import image_features
 from primaps.data import Dataset, ImageError, Sample, load_pair
 from primaps.em.em import assign
 from primaps.evaluation.oracle import oracle_classes
-from primaps.evaluation.protocol import Evaluation, model_predictions
+from primaps.evaluation.protocol import Evaluation, predict_samples
 from primaps.features.feature_cache import MASKS
 from primaps.model import PriMaPsEM
 from primaps.pictures.explain import masks_picture, similarity_pictures
@@ -140,16 +140,17 @@ def failures(outcomes: Sequence[Outcome], laboratory: Laboratory, number: int) -
     data = laboratory.source(outcomes[-1].row.dataset).score
     by_key = {sample.key: sample for sample in data.samples}
     worst = sorted(result.by_image, key=result.by_image.__getitem__)[:number]
-    options = {k: getattr(result.options, k) for k in ("size", "flip", "crf", "resize")}
     rows, maps, table = [], [], class_table(result, data.ignore_index)
-    for one in model_predictions(model, data, [by_key[key] for key in worst], **options):
+    for one in predict_samples(model, data, [by_key[key] for key in worst], result.options):
         picture = _picture(one.image)
         shown = [one.label.numpy(), table[one.clusters.numpy()]]
         rows.append([picture, *(_painted(picture, some, data) for some in shown)])
         maps += shown
     judged = []
     for key in (sample.key for sample in evenly(data, JUDGED) if sample.key in result.by_image):
-        image, label = load_pair(data, by_key[key], model.size, resize=options["resize"])
+        image, label = load_pair(
+            data, by_key[key], model.size, resize=result.options.resize or "pillow"
+        )
         pair = label.numpy(), _pseudo(model, result, data, image)[1]
         counted = (pair[0] != data.ignore_index) & (pair[1] != data.ignore_index)
         if counted.any():
@@ -224,7 +225,7 @@ def _pseudo(
     """Masks of an image, and the pseudo label of training in the classes of the data set."""
     mask = model.masks(image_features(model.backbone, image[None]), image[None])
     mask = torch.where(mask < MASKS, mask, 0)
-    logits = model.logits(image_features(model.encoder, image[None]))
+    logits = model.segmenter.logits(image_features(model.encoder, image[None]))
     clusters = assign(logits, mask)[0][0].cpu().numpy()
     table = np.append(class_table(result, data.ignore_index), data.ignore_index)  # -1 is the last
     return mask[0].cpu(), table[clusters]

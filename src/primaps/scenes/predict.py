@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from primaps.classes.legend import HIDDEN
-from primaps.model import ModelError, PriMaPsEM
+from primaps.config import InferenceOptions
+from primaps.model import PriMaPsEM
 from primaps.results import RawFile, WorkFolder, resumable_file
 from primaps.scenes.readers import in_memory, open_scene
 from primaps.scenes.source import Scene
@@ -33,11 +35,10 @@ def predict_scene(
     path: str | Path,
     out: str | Path,
     *,
-    crf: bool = True,
     names: Sequence[str] | None = None,
     polygons: str | Path | None = None,
     progress: ProgressCallback = silent,
-    **tiling: Any,
+    **options: Any,
 ) -> bool:
     """Write the class map of an image of any size: ``primaps predict MODEL scene.tif --out c.tif``.
 
@@ -49,10 +50,14 @@ def predict_scene(
     bit-identical results.
 
     Args:
-        crf: refine classes by the dense CRF.
+        model: fitted model.
+        path: scene to read.
+        out: class map to write, a ``.tif`` file.
         names: class names; None means those of ``edits.json`` or of the cut.
         polygons: GeoPackage to write as well: regions with class, name and area.
-        **tiling: fields of :class:`primaps.scenes.tiling.TilingOptions`.
+        progress: progress callback.
+        **options: fields of :class:`primaps.config.InferenceOptions` and of
+            :class:`primaps.scenes.tiling.TilingOptions`.
 
     Returns:
         Whether anything was written: False if an earlier call had written all of it.
@@ -64,7 +69,8 @@ def predict_scene(
         InputError: an option does not fit the scene.
         MissingPackageError: the scene needs a package that is not installed.
     """
-    options, path, out = TilingOptions(**tiling), Path(path).expanduser(), Path(out).expanduser()
+    inference, tiling = split_options(model, options)
+    path, out = Path(path).expanduser(), Path(out).expanduser()
     titles, colors = shown_classes(model, names)
     if len(titles) > HIDDEN:
         raise InputError(
@@ -79,17 +85,17 @@ def predict_scene(
         "primaps": VERSION,
         "command": "predict scene",
         "model": model.prediction_digest(),
-        "crf": crf,
         "names": titles,
         "colors": colors.tolist(),
-        **options.to_dict(),
+        **asdict(inference),
+        **tiling.to_dict(),
     }
     with (
-        closing(open_scene(path, options.bands)) as scene,
+        closing(open_scene(path, tiling.bands)) as scene,
         resumable_file(out, path, manifest, written_digest) as (work, digest),
     ):
         if work is not None:
-            raw = scene_classes(model, scene, options, crf, work, progress)
+            raw = scene_classes(model, scene, tiling, inference, work, progress)
             labels = Labels(raw, HIDDEN, titles, colors, scene.place)
             write_labels(labels, out, digest, progress)
     written = work is not None
@@ -99,44 +105,58 @@ def predict_scene(
 
 
 @validated
-def predict_image(
-    model: PriMaPsEM, image: Image.Image, crf: bool = True, **tiling: Any
-) -> UInt8[np.ndarray, "H W"]:
+def predict_image(model: PriMaPsEM, image: Image.Image, **options: Any) -> UInt8[np.ndarray, "H W"]:
     """Predict the class of every pixel of an image in tiles, at the image's own resolution.
 
     :meth:`primaps.PriMaPsEM.predict` scales the image to the size of the model instead.
 
     Args:
-        **tiling: fields of :class:`primaps.scenes.tiling.TilingOptions`.
+        model: fitted model.
+        image: image to predict.
+        **options: fields of :class:`primaps.config.InferenceOptions` and of
+            :class:`primaps.scenes.tiling.TilingOptions`.
 
     Raises:
         ModelError: the model is not fitted.
         InputError: an option does not fit the image.
     """
-    options = TilingOptions(**tiling)
-    if options.bands is not None:
+    inference, tiling = split_options(model, options)
+    if tiling.bands is not None:
         raise InputError("bands applies to scenes, not to images; leave it out")
     with temporary_folder() as folder:
-        raw = scene_classes(model, in_memory(image), options, crf, WorkFolder(folder), silent)
+        raw = scene_classes(model, in_memory(image), tiling, inference, WorkFolder(folder), silent)
         return raw.rows(0, image.height)
+
+
+def split_options(
+    model: PriMaPsEM, options: dict[str, Any]
+) -> tuple[InferenceOptions, TilingOptions]:
+    """Separate the options of inference from those of tiling; both have ``size``.
+
+    Raises:
+        ModelError: the model is not fitted.
+        InputError: an option is out of range.
+    """
+    names = {"crf", "flip", "precision"}
+    inference = InferenceOptions(**{name: options[name] for name in names & options.keys()})
+    tiling = TilingOptions(**{name: value for name, value in options.items() if name not in names})
+    return replace(model.segmenter.resolve(inference), size=tiling.size), tiling
 
 
 def scene_classes(
     model: PriMaPsEM,
     scene: Scene,
-    options: TilingOptions,
-    crf: bool,
+    tiling: TilingOptions,
+    inference: InferenceOptions,
     work: WorkFolder,
     progress: ProgressCallback,
 ) -> RawFile:
     """Predict the class of every pixel of a scene, (height, width) on disk."""
-    if model.prototypes_ is None:
-        raise ModelError("the model is not fitted; fit or load it first")
-    view, network = options.view(scene), model.network
-    tiles = options.tiles(view, network, model.size, model.config.classes)
-    values, groups = model_values(model)
+    view, network = tiling.view(scene), model.network
+    tiles = tiling.tiles(view, network, model.size, model.config.classes)
+    values, groups = model_values(model, inference)
     blended = blend(values, groups, view, tiles, work, progress, network.device)
-    return refine(model, view, tiles, blended, crf, options.crf_tile, work, progress)
+    return refine(model, view, tiles, blended, inference.crf, tiling.crf_tile, work, progress)
 
 
 def shown_classes(

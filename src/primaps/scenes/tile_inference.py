@@ -17,17 +17,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
 
-from primaps.backbones.backbone import image_features
 from primaps.classes.legend import HIDDEN, divides_classes, legend_values
 from primaps.classes.tree import Tree, best_leaves, leaf_cosines
-from primaps.crf import CLASS_CRF
+from primaps.config import InferenceOptions
 from primaps.data import chunks
 from primaps.model import PriMaPsEM
 from primaps.results import RawFile, WorkFolder
 from primaps.scenes.source import Box
 from primaps.scenes.tiling import Tiles, cosine_weights, crf_spans
 from primaps.scenes.view import View, centers, prefetched
-from primaps.utils.bilinear import interpolate, largest_channel_at, upsample
+from primaps.utils.bilinear import interpolate, largest_channel_at
 from primaps.utils.parallel import lanes, overlapped
 from primaps.utils.progress import ProgressCallback
 
@@ -52,19 +51,19 @@ def divided_tree(model: PriMaPsEM) -> Tree | None:
     return tree if tree and model.legend_ and divides_classes(tree, model.legend_) else None
 
 
-def model_values(model: PriMaPsEM) -> tuple[Values, list[int]]:
+def model_values(model: PriMaPsEM, options: InferenceOptions) -> tuple[Values, list[int]]:
     """Return the function whose values are blended, and the sizes of its groups of channels.
 
     The first group holds the K logits. If classes are divided, one more group per class holds the
     cosines with its leaves.
     """
-    tree = divided_tree(model)
+    tree, segmenter = divided_tree(model), model.segmenter
     groups = [model.config.classes] + (tree.owner.bincount().tolist() if tree else [])
 
     @torch.no_grad()
     def values(images: Tensor) -> Tensor:
-        features = image_features(model.encoder, images)
-        logits = model.logits(features)
+        features = segmenter.encode(images, options)
+        logits = segmenter.logits(features)
         if tree is None:
             return logits
         return torch.cat([logits, torch.stack([leaf_cosines(tree, each) for each in features])], 1)
@@ -259,10 +258,7 @@ def _label(
     values = torch.from_numpy(stored[:, :, box.left : box.right]).float().permute(1, 0, 2)
     logits = values[None, :classes].to(model.backbone.device)
     pixels = np.ascontiguousarray(colors[:, left : box.right * patch].transpose(2, 0, 1))
-    if crf:
-        probabilities = CLASS_CRF(torch.from_numpy(pixels)[None].to(logits.device), logits=logits)
-    else:
-        probabilities = upsample(logits, pixels.shape[1:]).softmax(1)
+    probabilities = model.segmenter.probabilities(logits, torch.from_numpy(pixels)[None], crf)
     finish = _finish(model, values[classes:], (box.top, box.left), view.scale * patch)
     for block, labels in scene_labels(view, probabilities[0], (top, left), inner):
         shown = finish(labels, block).cpu().numpy().astype(np.uint8)

@@ -72,16 +72,14 @@ def analyze(model: PriMaPsEM, image: Image.Image) -> ImageAnalysis:
     """
     assert model.class_summary_ is not None
     tree = model.class_summary_.tree
-    images = to_tensor(fit_to_patches(image, model.size, model.backbone.patch_size))[None]
-    masked = features = image_features(model.backbone, images)
-    if model.encoder is not model.backbone:  # the prototypes are fitted to codes
-        features = image_features(model.encoder, images)
-    probabilities = model.probabilities(features, images, True)[0]
+    found = model.segment(image)
+    codes, leaves = found.features, found.labels.cpu()
+    masked = codes[None]
+    if model.encoder is not model.backbone:  # masks are found on features, not on codes
+        scaled = fit_to_patches(image, model.size, model.backbone.patch_size)
+        masked = image_features(model.backbone, to_tensor(scaled)[None])
     size = (image.height, image.width)
-    leaves = model.relabel(largest_channel(probabilities, size), features[0]).cpu()
-    first, second = probabilities.topk(min(2, len(probabilities)), 0).values[[0, -1]]
-    margin = F.adaptive_avg_pool2d((first - second)[None], (masked.shape[-2], masked.shape[-1]))[0]
-    codes = features[0]
+    margin = F.adaptive_avg_pool2d(found.margin[None], (masked.shape[-2], masked.shape[-1]))[0]
     cosines = F.normalize(codes, dim=0).flatten(1).T @ tree.directions.to(codes).T
     best = upsample(cosines.amax(1).view(1, 1, *codes.shape[1:]), size)[0, 0].cpu()
     flat = leaves.flatten().long()
@@ -90,7 +88,7 @@ def analyze(model: PriMaPsEM, image: Image.Image) -> ImageAnalysis:
     masks = propose(masked, threshold=model.config.threshold)[0]
     return ImageAnalysis(
         leaves=leaves.numpy().astype(np.uint8 if len(tree) <= 256 else np.uint16),
-        logits=model.logits(features)[0].cpu().half().numpy(),
+        logits=found.logits.cpu().half().numpy(),
         margin=margin.cpu().half().numpy(),
         similarity=(sums / counts.clamp_min(1)).float().numpy(),
         directions=mask_directions(masked[0], masks).cpu().half().numpy(),

@@ -1,7 +1,7 @@
-"""Callables for engines that spread work over machines: a dict of arrays in, a dict of arrays out.
+"""Picklable callables that label batches, for Ray Data, Hugging Face ``datasets`` and Spark.
 
-Ray Data, Hugging Face ``datasets`` and Spark all have a function that maps batches. These are what
-to give it: they travel by pickle, and load their weights where they are first called.
+They map a dict of arrays to a dict of arrays. A model or backbone given by its name is loaded once
+per process, at the first call.
 """
 
 from __future__ import annotations
@@ -19,29 +19,28 @@ from PIL import Image
 
 from primaps.backbones.backbone import Backbone
 from primaps.backbones.load import load_backbone
+from primaps.batch import Labeler, group_by_key, narrow, predict_labeler, propose_labeler
+from primaps.config import InferenceOptions
 from primaps.data import ImageError, load_image
 from primaps.data.stored import Stored
-from primaps.label_maps.batches import alike
-from primaps.label_maps.labeler import Labeler
-from primaps.label_maps.predicting import predictor
-from primaps.label_maps.proposing import proposer
 from primaps.model import PriMaPsEM
 from primaps.utils.errors import InputError
 from primaps.utils.parallel import lanes, overlapped
 
 PROBLEM = "problem"
-"""Column that says why an image has no label map; empty if it has one."""
-_TURN = Lock()
+"""Output column: why an image has no label map; empty if it has one."""
+_CALL_LOCK = Lock()
 
 
 class BatchLabeler(ABC):
-    """Label maps of batches of images, for engines that map batches.
+    """Map batches of images to batches of label maps.
 
     Args:
-        column: of the images in a batch: arrays (H, W, 3) of 8 bits, encoded files as bytes, paths,
-            images of Pillow, or what Hugging Face ``datasets`` keeps of a file.
-        output: column of the label maps, each of the size of its image: arrays (H, W), or encoded.
-        encoded: label maps become PNG files, as bytes: small, and any engine can store them.
+        column: input column with the images: 8-bit arrays (H, W, 3), encoded files as bytes, paths,
+            Pillow images, or undecoded images of Hugging Face ``datasets``.
+        output: output column with the label maps at the size of their images: arrays (H, W), or
+            PNG files.
+        encoded: output PNG files as bytes, which are small and which every engine can store.
     """
 
     def __init__(self, column: str, output: str, encoded: bool) -> None:
@@ -49,20 +48,20 @@ class BatchLabeler(ABC):
 
     @abstractmethod
     def labeler(self) -> Labeler:
-        """What makes the label maps, loaded once in each process."""
+        """Return the labeler; models are loaded once per process."""
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Label maps of a batch in the column ``output``, and all columns but that of the images.
+        """Compute the label maps of a batch.
 
-        An image that cannot be read has an empty label map, and a sentence in the column
-        ``problem``; so one bad file does not end the work of many machines.
+        The result has the column ``output`` and all input columns except ``column``. For an image
+        that cannot be read, the label map is empty and the column ``problem`` holds the reason.
 
         Raises:
-            InputError: the batch has no such column.
+            InputError: the batch does not have the column.
         """
         if self.column not in batch:
             raise InputError(f"the batch has no column {self.column!r}; it has {', '.join(batch)}")
-        with _TURN:  # engines may call from several threads; one call takes all cores
+        with _CALL_LOCK:  # engines may call from several threads; one call uses all cores
             return self._labeled(batch)
 
     def _labeled(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,7 +76,7 @@ class BatchLabeler(ABC):
             except ImageError as error:
                 problems[number] = str(error)
             else:
-                usable.append((number, labeler.scaled(image), (image.height, image.width)))
+                usable.append((number, labeler.scale(image), (image.height, image.width)))
 
         with lanes(labeler.device) as own:
 
@@ -85,9 +84,9 @@ class BatchLabeler(ABC):
                 numbers, scaled, sizes = zip(*group, strict=True)
                 with own.turn:
                     found = labeler(scaled, sizes)
-                return [(n, _small(one.numpy())) for n, one in zip(numbers, found, strict=True)]
+                return [(n, narrow(one.numpy())) for n, one in zip(numbers, found, strict=True)]
 
-            groups = alike(usable, lambda one: one[1].shape, labeler.together, count)
+            groups = group_by_key(usable, lambda one: one[1].shape, labeler.batch_size, count)
             for done in overlapped(groups, work, own):
                 for number, labels in done:
                     maps[number] = labels
@@ -97,21 +96,19 @@ class BatchLabeler(ABC):
 
 
 class Predictor(BatchLabeler):
-    """Classes of images by a fitted model, for engines that map batches.
+    """Predict the classes of batches of images by a fitted model.
 
     Args:
-        model: folder or hub id of a model, which is loaded once in each process; or a fitted model,
-            which travels along.
-        crf, size: as in :func:`primaps.predict_files`.
-        classes: cut the model's tree at another number of classes.
-        precision: of the backbone of a folder, as in :meth:`PriMaPsEM.from_pretrained`; ``auto`` is
-            bfloat16 on processors with instructions for it.
-        engine: of that backbone, as in :func:`primaps.load_backbone`.
-        device: ``auto``, ``cpu``, ``cuda``, ...
+        model: folder or hub id of a model, or a fitted model, which is pickled.
+        classes: number of classes to cut the class tree at; None keeps the classes of the model.
+        engine: see :func:`primaps.load_backbone`; only for a folder or hub id.
+        device: ``auto``, ``cpu``, ``cuda``, ...; only for a folder or hub id.
         column, output, encoded: see :class:`BatchLabeler`.
+        **options: fields of :class:`primaps.config.InferenceOptions`; ``precision`` is ``auto`` by
+            default.
 
     Raises:
-        ModelError: when it is called, if there is no such model.
+        ModelError: at the first call, if the model does not exist.
 
     Examples:
         >>> import torch
@@ -130,40 +127,36 @@ class Predictor(BatchLabeler):
         self,
         model: PriMaPsEM | str | Path,
         *,
-        crf: bool = True,
-        size: int | None = None,
         classes: int | None = None,
-        precision: str | None = "auto",
         engine: str | None = None,
         device: str = "auto",
         column: str = "image",
         output: str = "labels",
         encoded: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(column, output, encoded)
-        self.model, self.crf, self.size, self.classes = model, crf, size, classes
-        self.precision, self.engine, self.device = precision, engine, device
+        self.model, self.classes, self.engine, self.device = model, classes, engine, device
+        self.options = InferenceOptions(**{"precision": "auto", **options})
 
     def labeler(self) -> Labeler:
         model = self.model
         if not isinstance(model, PriMaPsEM):
-            model = _model(str(model), self.device, self.precision, self.engine)
-        return predictor(
-            model if self.classes is None else model.cut(self.classes), self.crf, self.size
-        )
+            model = _model(str(model), self.device, self.engine)
+        model = model if self.classes is None else model.cut(self.classes)
+        return predict_labeler(model, self.options)
 
 
 class Proposer(BatchLabeler):
-    """Mask proposals of images, for engines that map batches.
+    """Compute the mask proposals of batches of images.
 
     Args:
-        backbone: name, hub id or folder, loaded once in each process; or a :class:`Backbone`, which
-            travels along.
+        backbone: name, hub id or folder of a backbone, or a :class:`Backbone`, which is pickled.
         threshold, mask_crf, size, engine, device: as in :func:`primaps.propose_files`.
         column, output, encoded: see :class:`BatchLabeler`.
 
     Raises:
-        WeightsError: when it is called, if the backbone has no weights there.
+        WeightsError: at the first call, if the backbone has no weights on this machine.
     """
 
     def __init__(
@@ -187,12 +180,12 @@ class Proposer(BatchLabeler):
         network = self.backbone
         if not isinstance(network, Backbone):
             network = _backbone(str(network), self.device, self.engine)
-        return proposer(network, self.threshold, self.mask_crf, self.size)
+        return propose_labeler(network, self.threshold, self.mask_crf, self.size)
 
 
 @lru_cache(maxsize=1)
-def _model(folder: str, device: str, precision: str | None, engine: str | None) -> PriMaPsEM:
-    return PriMaPsEM.from_pretrained(folder, device=device, precision=precision, engine=engine)
+def _model(folder: str, device: str, engine: str | None) -> PriMaPsEM:
+    return PriMaPsEM.from_pretrained(folder, device=device, engine=engine)
 
 
 @lru_cache(maxsize=1)
@@ -205,12 +198,8 @@ def _image(value: Any) -> Image.Image:
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes | bytearray | memoryview):
         content = bytes(value)
-        return load_image(Stored("an image in memory", lambda: content))
+        return load_image(Stored("image in the batch", lambda: content))
     return load_image(str(value) if isinstance(value, np.str_) else value)
-
-
-def _small(labels: np.ndarray) -> np.ndarray:
-    return labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
 
 
 def _png(labels: np.ndarray) -> bytes:
@@ -222,13 +211,13 @@ def _png(labels: np.ndarray) -> bytes:
 
 
 def _array(values: list[Any]) -> np.ndarray:
-    """One array of arrays of one shape and kind; else an array of objects."""
+    """Stack arrays of one shape and type; otherwise return an array of objects."""
     first = values[0] if values else None
     if isinstance(first, np.ndarray) and all(
         one.shape == first.shape and one.dtype == first.dtype for one in values
     ):
         return np.stack(values)
     out = np.empty(len(values), object)
-    for number, value in enumerate(values):  # at once, numpy would look into them
+    for number, value in enumerate(values):  # np.array(values, object) would split the arrays
         out[number] = value
     return out

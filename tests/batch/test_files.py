@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from primaps.batch import predict_files, propose_files
 from primaps.data import ImageError
 from primaps.evaluation.protocol import evaluate
-from primaps.label_maps import predict_files, propose_files
 from tests.conftest import painted
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from primaps import Predictor, Proposer
 from primaps.backbones.load import load_backbone
-from primaps.label_maps import propose_files
+from primaps.batch import propose_files
 from primaps.model import PriMaPsEM
 from tests.conftest import painted
 from tests.test_model import QUICK

@@ -1,0 +1,517 @@
+"""Mask proposals and label maps of image collections, written to a folder.
+
+Reading, computing and writing overlap. Images of the same scaled size are computed together. A
+folder of results is resumable: results of the same image and options are not computed again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Integer, UInt8
+from PIL import Image
+from torch import Tensor
+
+from primaps.backbones.backbone import Backbone, image_features, image_side
+from primaps.backbones.load import load_backbone
+from primaps.classes.legend import HIDDEN
+from primaps.config import InferenceOptions, Size, Threshold
+from primaps.data import (
+    ImageError,
+    ImageFile,
+    LogCallback,
+    find_images,
+    fit_to_patches,
+    load_image,
+    read,
+    to_tensor,
+)
+from primaps.data.folder import files_here
+from primaps.data.stream import content_digest, in_memory
+from primaps.inference import ImageSize
+from primaps.model import PriMaPsEM
+from primaps.pictures.explain import steps_picture, threshold_picture
+from primaps.pictures.overlays import overlay, overlay_masks, with_legend
+from primaps.proposals.image_size import mask_probabilities
+from primaps.results import OutputFolder
+from primaps.scenes.predict import predict_image, shown_classes
+from primaps.utils.bilinear import largest_channel
+from primaps.utils.files import save_picture
+from primaps.utils.parallel import lanes, overlapped
+from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.shards import read_shard
+from primaps.utils.validation import validated
+from primaps.version import VERSION
+
+logger = logging.getLogger("primaps")
+T = TypeVar("T")
+Inputs = str | Path | Sequence[str | Path]
+DrawOverlay = Callable[[Image.Image, Integer[np.ndarray, "h w"]], Image.Image]
+"""Draw a label map over its image."""
+SUFFIXES = (".png", ".overlay.jpg")
+"""File name suffixes of the label map and the overlay of an image."""
+OVERLAY_SIDE = 1600
+"""Longest side of overlays in pixels."""
+MAX_PENDING = 48
+"""Maximum number of images in memory that wait for others of the same scaled size."""
+EXPLANATIONS = ("steps", "thresholds")
+
+
+@dataclass(frozen=True)
+class Written:
+    """Results of :func:`propose_files` or :func:`predict_files`.
+
+    Attributes:
+        written: label maps written by this call.
+        kept: label maps written by an earlier call with the same options.
+        problems: one sentence per image that was skipped.
+    """
+
+    written: list[Path]
+    kept: list[Path]
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class Labeler:
+    """A function from scaled images to label maps, and how to scale images for it.
+
+    Attributes:
+        label: maps 8-bit images (B, 3, H, W) and the B original sizes to B label maps of these
+            sizes.
+        size: shorter side of scaled images in pixels; None does not scale.
+        patch_size: sides of scaled images are multiples of it.
+        device: device of the network.
+    """
+
+    label: Callable[[Tensor, Sequence[ImageSize]], list[Tensor]]
+    size: int | None
+    patch_size: int
+    device: torch.device
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images that are computed together.
+
+        Two fit into the cache of a CPU core, which is fastest there.
+        """
+        if self.size is None:
+            return 1
+        return 2 if self.device.type == "cpu" else 32
+
+    def scale(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+        """Scale an image as ``label`` expects it."""
+        scaled = image if self.size is None else fit_to_patches(image, self.size, self.patch_size)
+        return to_tensor(scaled)
+
+    def __call__(
+        self, scaled: Sequence[UInt8[Tensor, "3 h w"]], sizes: Sequence[ImageSize]
+    ) -> list[Integer[Tensor, "H W"]]:
+        """Compute label maps, on the CPU, of scaled images that all have the same size."""
+        return [labels.cpu() for labels in self.label(torch.stack(list(scaled)), sizes)]
+
+
+def propose_labeler(
+    network: Backbone, threshold: float, mask_crf: bool, size: int | None = None
+) -> Labeler:
+    """Return the labeler of :func:`propose_files`: masks 1..Z, 0 = ignore."""
+    crf: Literal["dense"] | None = "dense" if mask_crf else None
+
+    def label(images: Tensor, sizes: Sequence[ImageSize]) -> list[Tensor]:
+        images = images.to(network.device)
+        features = image_features(network, images)
+        found = mask_probabilities(features, images, crf=crf, threshold=threshold)
+        return [
+            consecutive(largest_channel(probabilities, original))
+            for probabilities, original in zip(found, sizes, strict=True)
+        ]
+
+    return Labeler(label, image_side(network, size), network.patch_size, network.device)
+
+
+def predict_labeler(model: PriMaPsEM, options: InferenceOptions) -> Labeler:
+    """Return the labeler of :func:`predict_files`: label maps as :meth:`PriMaPsEM.predict`."""
+    segmenter = model.segmenter
+    options = segmenter.resolve(options)
+
+    def label(images: Tensor, sizes: Sequence[ImageSize]) -> list[Tensor]:
+        return [one.labels for one in segmenter.segment_batch(images, sizes, options)]
+
+    encoder = segmenter.encoder
+    return Labeler(label, options.size, encoder.patch_size, encoder.device)
+
+
+def tiled_labeler(model: PriMaPsEM, options: dict[str, Any]) -> Labeler:
+    """Return a labeler that processes unscaled images in overlapping tiles."""
+
+    def label(images: Tensor, sizes: Sequence[ImageSize]) -> list[Tensor]:
+        unscaled = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+        return [torch.from_numpy(predict_image(model, image, **options)) for image in unscaled]
+
+    return Labeler(label, None, model.network.patch_size, model.network.device)
+
+
+@validated
+def propose_files(
+    inputs: Inputs,
+    out: str | Path,
+    *,
+    backbone: str | Path | Backbone = "dinov2-vits14",
+    threshold: Threshold = 0.4,
+    mask_crf: bool = True,
+    size: Size | None = None,
+    device: str | torch.device = "auto",
+    engine: str | None = None,
+    shard: str | None = None,
+    progress: ProgressCallback = silent,
+    log: LogCallback = logger.warning,
+) -> Written:
+    """Write mask proposals of images: ``primaps propose``.
+
+    For each image ``out/<relative path>.png`` holds the masks at the size of the image: 0 =
+    ignore, 1..Z in the order of discovery, as 8 bits, or 16 bits if Z > 255. ``.overlay.jpg``
+    beside it shows them. Results of an earlier call with the same options are kept.
+
+    Args:
+        inputs: files, folders (searched recursively), globs, tar files or URLs, see
+            :func:`primaps.find_images`.
+        out: folder to write to.
+        backbone: see :func:`primaps.load_backbone`.
+        threshold: psi of Eq. 6, in [0, 1).
+        mask_crf: refine the masks by the dense CRF.
+        size: shorter side of the scaled images in pixels; None is the multiple of the patch size
+            nearest to 320.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        engine: see :func:`primaps.load_backbone`.
+        shard: ``I/N`` processes the I-th of N shares of the images; processes may write to the
+            same folder. ``auto`` reads I and N from torchrun or a Slurm array. None processes all.
+        progress: progress callback.
+        log: called with one sentence about each image that is skipped.
+
+    Raises:
+        NotFoundError: no image was found.
+        ImageError: no image could be read.
+        InputError: the shard does not exist.
+        OutputError: a file that primaps did not write would be replaced.
+        WeightsError: the backbone has no weights on this machine.
+    """
+    network = load_backbone(backbone, device, engine=engine)
+    side, out = image_side(network, size), Path(out).expanduser()
+    return _write_maps(
+        "proposals",
+        find_images(inputs, exclude=out),
+        out,
+        propose_labeler(network, threshold, mask_crf, side),
+        overlay_masks,
+        propose_manifest(network, threshold, mask_crf, side),
+        shard,
+        progress,
+        log,
+    )
+
+
+@validated
+def predict_files(
+    model: PriMaPsEM,
+    inputs: Inputs,
+    out: str | Path,
+    *,
+    names: Sequence[str] | None = None,
+    tiles: Mapping[str, Any] | None = None,
+    shard: str | None = None,
+    progress: ProgressCallback = silent,
+    log: LogCallback = logger.warning,
+    **options: Any,
+) -> Written:
+    """Write label maps of images by a fitted model: ``primaps predict``.
+
+    For each image ``out/<relative path>.png`` holds the class of every pixel at the size of the
+    image: 0..K-1 as 8 bits, 255 for hidden classes. ``.overlay.jpg`` beside it shows them with a
+    legend. Results of an earlier call with the same options are kept.
+
+    Args:
+        model: fitted model.
+        inputs, out, shard, progress, log: as in :func:`propose_files`.
+        names: names of the K classes for the legend; None takes those of the model.
+        tiles: fields of :class:`primaps.scenes.tiling.TilingOptions`. Images are processed in
+            overlapping tiles of side ``size`` instead of being scaled.
+        **options: fields of :class:`primaps.config.InferenceOptions`.
+
+    Raises:
+        NotFoundError, ImageError, OutputError: as :func:`propose_files`.
+        InputError: an option is out of range.
+        ModelError: the model is not fitted.
+    """
+    chosen = model.segmenter.resolve(InferenceOptions(**options))
+    titles, colors = shown_classes(model, names)
+    manifest: dict[str, Any] = {
+        "primaps": VERSION,
+        "command": "predict",
+        "model": model.prediction_digest(),
+        "names": titles,
+        "colors": colors.tolist(),
+        **asdict(chosen),
+    }
+    if tiles is None:
+        labeler = predict_labeler(model, chosen)
+    else:
+        manifest["tiles"] = dict(tiles)
+        labeler = tiled_labeler(model, {**asdict(chosen), **tiles})
+    out = Path(out).expanduser()
+    files, draw = find_images(inputs, exclude=out), class_overlay(model, titles)
+    return _write_maps("prediction", files, out, labeler, draw, manifest, shard, progress, log)
+
+
+@validated
+def explain_files(
+    inputs: Inputs,
+    out: str | Path,
+    *,
+    backbone: Backbone,
+    threshold: Threshold = 0.4,
+    mask_crf: bool = True,
+    size: Size | None = None,
+    shard: str | None = None,
+    progress: ProgressCallback = silent,
+    log: LogCallback = logger.warning,
+) -> list[Path]:
+    """Write figures that explain the masks of each image: ``primaps propose --explain``.
+
+    ``<relative path>.steps.jpg`` shows the decomposition mask by mask,
+    ``<relative path>.thresholds.jpg`` the masks at several thresholds.
+
+    Args:
+        inputs, out, size, shard, progress, log: as in :func:`propose_files`.
+        backbone: loaded backbone.
+        threshold: psi of Eq. 6 for the steps.
+        mask_crf: refine the masks of the threshold strip by the dense CRF.
+
+    Raises:
+        NotFoundError: no image was found.
+    """
+    files: Sequence[ImageFile] = find_images(inputs, exclude=out)
+    written = []
+    crf: Literal["dense"] | None = "dense" if mask_crf else None
+    side, out = image_side(backbone, size), Path(out).expanduser()
+    output = OutputFolder(
+        out,
+        propose_manifest(backbone, threshold, mask_crf, side),
+        files_here(files),
+        [f"{file.key}.{kind}.jpg" for file in files for kind in EXPLANATIONS],
+    )
+    files = read_shard(shard).of(files)
+
+    def load(file: ImageFile) -> tuple[str, Image.Image]:
+        file = in_memory(file)
+        return content_digest(file), load_image(file.source)
+
+    for done, (file, (digest, image)) in enumerate(read(files, load, log), 1):
+        scaled = fit_to_patches(image, side, backbone.patch_size)
+        pixels = to_tensor(scaled).to(backbone.device)
+        features = image_features(backbone, pixels[None])[0]
+        figures = (
+            steps_picture(scaled, features, threshold),
+            threshold_picture(scaled, features, pixels, crf),
+        )
+        names = [f"{file.key}.{kind}.jpg" for kind in EXPLANATIONS]
+        saves = [partial(save_picture, figure, quality=92) for figure in figures]
+        output.write(digest, dict(zip(names, saves, strict=True)))
+        written += [out / name for name in names]
+        progress("explanations", done, len(files), {})
+    return written
+
+
+def propose_manifest(
+    network: Backbone, threshold: float, mask_crf: bool, size: int
+) -> dict[str, Any]:
+    """Return everything that the proposals of an image depend on, as JSON."""
+    manifest: dict[str, Any] = {
+        "primaps": VERSION,
+        "command": "propose",
+        "backbone": network.digest or network.name,
+        "threshold": threshold,
+        "mask_crf": mask_crf,
+        "size": size,
+    }
+    return manifest | (
+        {} if network.arithmetic == "float32" else {"arithmetic": network.arithmetic}
+    )
+
+
+def consecutive(masks: Integer[Tensor, "h w"]) -> Integer[Tensor, "h w"]:
+    """Renumber masks 1..Z without the gaps left by masks that the CRF removes; 0 stays 0.
+
+    Examples:
+        >>> consecutive(torch.tensor([[0, 5], [2, 5]])).tolist()
+        [[0, 2], [1, 2]]
+    """
+    present = torch.zeros(int(masks.max()) + 1, dtype=masks.dtype, device=masks.device)
+    present[masks.unique().long()] = 1
+    present[0] = 0
+    return (present.cumsum(0) * present)[masks.long()]
+
+
+def class_overlay(model: PriMaPsEM, titles: Sequence[str]) -> DrawOverlay:
+    """Return a function that draws class colors over an image, above a legend with their shares."""
+    _, colors = shown_classes(model, titles)
+    classes = len(colors)
+    with_hidden = np.concatenate([colors, np.zeros_like(colors[:1])])
+    hides = model.legend_ is not None and model.legend_.hides
+
+    def draw(image: Image.Image, labels: Integer[np.ndarray, "h w"]) -> Image.Image:
+        labels = np.where(labels == HIDDEN, classes, labels) if hides else labels
+        share = np.bincount(labels.flatten(), minlength=classes) / labels.size
+        listed = [k for k in np.argsort(-share[:classes]) if share[k] >= 0.001]
+        legend = [f"{titles[k]} {share[k]:.0%}" for k in listed]
+        return with_legend(
+            overlay(image, labels, with_hidden, ignore=classes), legend, colors[listed]
+        )
+
+    return draw
+
+
+def group_by_key(
+    items: Iterable[T], key: Callable[[T], Hashable], size: int, max_pending: int
+) -> Iterator[list[T]]:
+    """Yield lists of up to ``size`` items with the same key.
+
+    An item is held until ``size`` items have its key. When ``max_pending`` items are held, the
+    longest list is yielded as it is, which bounds memory.
+
+    Examples:
+        >>> list(group_by_key("abababcb", str.lower, 2, 4))
+        [['a', 'a'], ['b', 'b'], ['b', 'b'], ['a'], ['c']]
+        >>> list(group_by_key("abc", str.lower, 2, 2))
+        [['a'], ['b'], ['c']]
+    """
+    groups: dict[Hashable, list[T]] = {}
+    for item in items:
+        group = groups.setdefault(key(item), [])
+        group.append(item)
+        if len(group) == size or sum(map(len, groups.values())) >= max_pending:
+            longest = max(groups, key=lambda one: len(groups[one]))
+            yield groups.pop(longest)
+    yield from groups.values()
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """An image that waits for its batch.
+
+    Attributes:
+        key: name of its results.
+        digest: digest of its file.
+        scaled: image as the network takes it.
+        shown: image as its overlay shows it.
+        size: height and width of the image.
+    """
+
+    key: str
+    digest: str
+    scaled: Tensor
+    shown: Image.Image
+    size: ImageSize
+
+
+def _write_maps(
+    stage: str,
+    files: Sequence[ImageFile],
+    out: Path,
+    labeler: Labeler,
+    draw: DrawOverlay,
+    manifest: dict[str, Any],
+    shard: str | None,
+    progress: ProgressCallback,
+    log: LogCallback,
+) -> Written:
+    """Write the label map and the overlay of every image that has none with this manifest yet."""
+    share = read_shard(shard)
+    names = {file.key: [f"{file.key}{suffix}" for suffix in SUFFIXES] for file in files}
+    all_names = [name for pair in names.values() for name in pair]
+    output = OutputFolder(out, manifest, files_here(files), all_names)
+    files = share.of(files)
+    written: set[str] = set()
+    kept: set[str] = set()
+    problems: list[str] = []
+
+    def skip(sentence: str) -> None:
+        problems.append(sentence)
+        log(sentence)
+
+    def report() -> None:
+        progress(stage, len(written) + len(kept) + len(problems), len(files), {})
+
+    def load(file: ImageFile) -> _Loaded | None:
+        file = in_memory(file)
+        digest = content_digest(file)
+        if output.finished(digest, names[file.key]):
+            return None
+        image = load_image(file.source)
+        size = (image.height, image.width)
+        return _Loaded(file.key, digest, labeler.scale(image), _shrink(image), size)
+
+    def pending() -> Iterator[_Loaded]:
+        for file, loaded in read(files, load, skip, ahead=16):
+            if loaded is None:
+                kept.add(file.key)
+                report()
+            else:
+                yield loaded
+
+    with lanes(labeler.device) as own:
+
+        def work(batch: list[_Loaded]) -> list[str]:
+            with own.turn:
+                maps = labeler([one.scaled for one in batch], [one.size for one in batch])
+            for one, labels in zip(batch, maps, strict=True):
+                _write(output, one, labels.numpy(), draw)
+            return [one.key for one in batch]
+
+        batches = group_by_key(
+            pending(), lambda one: one.scaled.shape, labeler.batch_size, MAX_PENDING
+        )
+        for keys in overlapped(batches, work, own):
+            written |= set(keys)
+            report()
+    if problems:
+        progress(stage, len(files), len(files), {})
+    if files and not written and not kept:
+        raise ImageError(f"none of the {len(files)} images could be read; first: {problems[0]}")
+    return Written(
+        [out / f"{file.key}.png" for file in files if file.key in written],
+        [out / f"{file.key}.png" for file in files if file.key in kept],
+        problems,
+    )
+
+
+def _shrink(image: Image.Image) -> Image.Image:
+    scale = min(1.0, OVERLAY_SIDE / max(image.size))
+    if scale == 1:
+        return image
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+
+
+def _write(
+    output: OutputFolder, one: _Loaded, labels: Integer[np.ndarray, "h w"], draw: DrawOverlay
+) -> None:
+    label_map = Image.fromarray(narrow(labels))
+    small = label_map.resize(one.shown.size, Image.Resampling.NEAREST)
+    drawn = draw(one.shown, np.asarray(small))
+    map_name, overlay_name = (f"{one.key}{suffix}" for suffix in SUFFIXES)
+    saves: dict[str, Callable[[Path], Any]] = {
+        overlay_name: partial(save_picture, drawn, quality=90),
+        map_name: partial(save_picture, label_map),
+    }
+    output.write(one.digest, saves)
+
+
+def narrow(labels: Integer[np.ndarray, "h w"]) -> Integer[np.ndarray, "h w"]:
+    """Convert a label map to 8 bits, or to 16 bits if a label exceeds 255."""
+    return labels.astype(np.uint8 if labels.max() < 256 else np.uint16)

@@ -1,0 +1,163 @@
+"""Inference: the one path from images or feature maps to class probabilities and label maps.
+
+Everything that predicts calls :class:`Segmenter`: :meth:`primaps.PriMaPsEM.predict`,
+:func:`primaps.predict_files`, :func:`primaps.evaluate`, scenes, the report and the studio. What
+differs between them is in :class:`primaps.config.InferenceOptions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer, UInt8
+from PIL import Image
+from torch import Tensor
+
+from primaps.backbones.backbone import Backbone, flip_average, image_features, image_side
+from primaps.backbones.load import load_backbone, resolve_precision
+from primaps.classes.legend import Legend, final_map
+from primaps.classes.tree import Tree
+from primaps.config import InferenceOptions
+from primaps.crf import CLASS_CRF
+from primaps.data import fit_to_patches, to_tensor
+from primaps.em.kmeans import Prototypes
+from primaps.em.probe import LinearProbe
+from primaps.utils.bilinear import largest_channel, upsample
+
+ImageSize = tuple[int, int]
+"""Height and width in pixels."""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The result of inference on one image.
+
+    Attributes:
+        labels: class of each pixel at the size of the image; 255 for hidden classes.
+        probabilities: probabilities of the K classes of the fit, at the size of the scaled image.
+        logits: logits of these classes on the token grid.
+        features: features (or codes) on the token grid.
+    """
+
+    labels: Integer[Tensor, "H W"]
+    probabilities: Float[Tensor, "k h w"]
+    logits: Float[Tensor, "k h2 w2"]
+    features: Float[Tensor, "c h2 w2"]
+
+    @property
+    def margin(self) -> Float[Tensor, "h w"]:
+        """Probability of the best class minus that of the second, in [0, 1]: the confidence."""
+        best, second = self.probabilities.topk(2, 0).values
+        return best - second
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A frozen encoder, a classifier of its features, and the classes to output.
+
+    Attributes:
+        encoder: network from images to the features (or codes) that are classified.
+        classifier: prototypes or linear probe: features to K logits.
+        classes: number of classes K of the classifier.
+        size: default shorter side of the scaled images in pixels.
+        cosine: whether features are L2-normalized before they are classified.
+        tree: class tree; needed with ``legend``.
+        legend: classes after edits or a cut; None outputs the K classes of the classifier.
+    """
+
+    encoder: Backbone
+    classifier: Prototypes | LinearProbe
+    classes: int
+    size: int
+    cosine: bool = False
+    tree: Tree | None = None
+    legend: Legend | None = None
+
+    def resolve(self, options: InferenceOptions, images: int = 1) -> InferenceOptions:
+        """Fill in the default size and precision.
+
+        Args:
+            images: number of images that are processed together, for the memory check.
+
+        Raises:
+            InputError: the images do not fit into memory.
+        """
+        encoder = self.encoder
+        return replace(
+            options,
+            size=image_side(encoder, options.size or self.size, images, self.classes),
+            precision=resolve_precision(options.precision, encoder.device, encoder.precision),
+        )
+
+    def scale(self, image: Image.Image, options: InferenceOptions) -> UInt8[Tensor, "3 h w"]:
+        """Scale a whole image to the shorter side ``size``, in multiples of the patch size."""
+        size = options.size or self.size
+        return to_tensor(fit_to_patches(image, size, self.encoder.patch_size))
+
+    def encode(
+        self, images: UInt8[Tensor, "b 3 H W"], options: InferenceOptions
+    ) -> Float[Tensor, "b c h w"]:
+        """Compute features of images whose sides are multiples of the patch size."""
+        encoder = self.encoder
+        precision = resolve_precision(options.precision, encoder.device, encoder.precision)
+        encoder = load_backbone(encoder, precision=precision)  # a shallow copy if it differs
+        return (flip_average if options.flip else image_features)(encoder, images)
+
+    @torch.no_grad()
+    def logits(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
+        """Classify features: cosine similarities to the prototypes (Eq. 9), or probe logits."""
+        return self.classifier(F.normalize(features, dim=1) if self.cosine else features)
+
+    @torch.no_grad()
+    def probabilities(
+        self, logits: Float[Tensor, "b k h w"], images: UInt8[Tensor, "b 3 H W"], crf: bool
+    ) -> Float[Tensor, "b k H W"]:
+        """Upsample logits to image size and apply the softmax, or with ``crf`` the dense CRF."""
+        if crf:
+            return CLASS_CRF(images.to(logits.device), logits=logits)
+        return upsample(logits, images.shape[-2:]).softmax(1)
+
+    @torch.no_grad()
+    def relabel(
+        self, labels: Integer[Tensor, "H W"], features: Float[Tensor, "c h w"]
+    ) -> Integer[Tensor, "H W"]:
+        """Map classes of the classifier to classes of the legend; 255 for hidden classes."""
+        if self.legend is None or self.tree is None:
+            return labels
+        return final_map(self.tree, self.legend, labels, features)
+
+    def segment_batch(
+        self,
+        images: UInt8[Tensor, "b 3 h w"],
+        sizes: Sequence[ImageSize],
+        options: InferenceOptions,
+        features: Float[Tensor, "b c h2 w2"] | None = None,
+    ) -> list[Segmentation]:
+        """Segment a batch of scaled images.
+
+        Args:
+            images: 8-bit RGB images; sides are multiples of the patch size.
+            sizes: height and width of each label map, usually those of the original images.
+            features: features of the images if they are known already; then ``flip`` and
+                ``precision`` have no effect.
+        """
+        features = self.encode(images, options) if features is None else features
+        logits = self.logits(features)
+        probabilities = self.probabilities(logits, images, options.crf)
+        return [
+            Segmentation(self.relabel(largest_channel(p, size), f), p, z, f)
+            for p, z, f, size in zip(probabilities, logits, features, sizes, strict=True)
+        ]
+
+    def segment(self, image: Image.Image, options: InferenceOptions) -> Segmentation:
+        """Segment a whole image at its own size.
+
+        Raises:
+            InputError: the scaled image does not fit into memory.
+        """
+        options = self.resolve(options)
+        scaled = self.scale(image, options)[None]
+        return self.segment_batch(scaled, [(image.height, image.width)], options)[0]
