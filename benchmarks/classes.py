@@ -228,7 +228,7 @@ def choose(arguments: argparse.Namespace) -> None:
             )
 
 
-def trust(arguments: argparse.Namespace) -> None:
+def stability(arguments: argparse.Namespace) -> None:
     """Rank correlation of scores of images with their accuracy; of pixels, the area under ROC."""
     for name in arguments.sets:
         bench = Bench(name, arguments)
@@ -353,7 +353,7 @@ def speed(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["tree", "choose", "trust", "audit", "speed"])
+    parser.add_argument("what", choices=["tree", "choose", "stability", "audit", "speed"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--classes", nargs="+", type=int, default=OTHER, help="of the cuts")

@@ -43,7 +43,7 @@ from primaps.proposals.image_size import mask_probabilities
 from primaps.results import OutputFolder
 from primaps.scenes.predict import predict_image, shown_classes
 from primaps.utils.bilinear import largest_channel
-from primaps.utils.files import save_picture
+from primaps.utils.files import save_image
 from primaps.utils.parallel import lanes, overlapped
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.shards import read_shard
@@ -321,7 +321,7 @@ def explain_files(
             threshold_picture(scaled, features, pixels, crf),
         )
         names = [f"{file.key}.{kind}.jpg" for kind in EXPLANATIONS]
-        saves = [partial(save_picture, figure, quality=92) for figure in figures]
+        saves = [partial(save_image, figure, quality=92) for figure in figures]
         output.write(digest, dict(zip(names, saves, strict=True)))
         written += [out / name for name in names]
         progress("explanations", done, len(files), {})
@@ -506,8 +506,8 @@ def _write(
     drawn = draw(one.shown, np.asarray(small))
     map_name, overlay_name = (f"{one.key}{suffix}" for suffix in SUFFIXES)
     saves: dict[str, Callable[[Path], Any]] = {
-        overlay_name: partial(save_picture, drawn, quality=90),
-        map_name: partial(save_picture, label_map),
+        overlay_name: partial(save_image, drawn, quality=90),
+        map_name: partial(save_image, label_map),
     }
     output.write(one.digest, saves)
 

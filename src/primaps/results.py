@@ -32,7 +32,7 @@ from primaps.utils.files import (
     atomic_path,
     locked,
     named,
-    save_picture,
+    save_image,
     sha256,
     temporary_folder,
     user_path,
@@ -141,7 +141,7 @@ def write_own_png(image: Image.Image, path: str | Path) -> None:
     mark = PngInfo()
     mark.add_text("Software", GENERATOR)
     with own_file(path) as temporary:
-        save_picture(image, temporary, pnginfo=mark)
+        save_image(image, temporary, pnginfo=mark)
 
 
 def check_set(folder: Path, description: str, names: Iterable[str]) -> None:

@@ -199,7 +199,7 @@ def test_a_tilde_is_the_home_of_a_user(fitted, painted_folder, tmp_path, monkeyp
     assert len(list((tmp_path / "home" / "maps").glob("*.png"))) == 8
     assert not (tmp_path / "~").exists()
     done = call("predict", fitted, painted_folder / "images", "--out", "~nobody-of-this-name/x")
-    assert "there is no home folder of this name" in done.output.replace("\n", " ")
+    assert "no user has this name" in done.output.replace("\n", " ")
 
 
 def test_a_store_that_has_everything_is_only_read(

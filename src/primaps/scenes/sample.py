@@ -19,7 +19,7 @@ from primaps.scenes.source import Box, SceneError
 from primaps.scenes.tiling import TilingOptions
 from primaps.scenes.view import View
 from primaps.utils.errors import InputError
-from primaps.utils.files import atomic_path, cache_dir, save_picture, sha256
+from primaps.utils.files import atomic_path, cache_dir, save_image, sha256
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.validation import validated
 from primaps.version import VERSION
@@ -86,7 +86,7 @@ def scene_tiles(
                 path = subfolder / f"{name}.png"
                 if not path.exists():
                     with atomic_path(path) as temporary:
-                        save_picture(Image.fromarray(colors), temporary)
+                        save_image(Image.fromarray(colors), temporary)
                 found.append(ImageFile(path, f"{file.key}/{name}"))
                 progress("sampling", len(found), count, {})
     return found

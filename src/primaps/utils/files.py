@@ -1,4 +1,7 @@
-"""Where files live and how they are written: whole, or not at all."""
+"""Paths, and files that appear complete or not at all.
+
+Whether a file may be written is decided in :mod:`primaps.results`.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,9 @@ _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
 
 
 def cache_dir() -> Path:
-    """Folder of converted weights and stored features.
+    """Return the folder of converted weights and cached features.
 
-    ``$PRIMAPS_CACHE`` if set, else ``$XDG_CACHE_HOME/primaps``, else ``~/.cache/primaps``.
+    It is ``$PRIMAPS_CACHE`` if set, else ``$XDG_CACHE_HOME/primaps``, else ``~/.cache/primaps``.
     """
     if chosen := os.environ.get("PRIMAPS_CACHE"):
         return Path(chosen).expanduser()
@@ -39,22 +42,22 @@ def cache_dir() -> Path:
 
 
 def user_path(path: str | Path) -> Path:
-    """A path in which ``~`` is somebody's home, as shells have it.
+    """Expand ``~`` and ``~user`` in a path.
 
     Raises:
-        InputError: there is nobody of this name.
+        InputError: The user does not exist.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise InputError(f"{path}: there is no home folder of this name") from None
+        raise InputError(f"{path}: no user has this name; give another path") from None
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it when the block ends without an error.
+    """Return a temporary path that replaces ``path`` when the block ends without an error.
 
-    A reader sees the old file or the complete new one, never a half-written one.
+    A reader sees the old file or the complete new one.
 
     Examples:
         >>> target = Path(tempfile.mkdtemp()) / "folder" / "a.txt"
@@ -66,7 +69,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_abandoned(path.parent.resolve())
-    # The suffix stays, because libraries choose the format by it.
+    # Libraries choose the format by the suffix.
     prefix = f".writing-{_HOST}-{os.getpid()}-"
     with named(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
@@ -74,30 +77,34 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            with _UMASK:  # it can only be asked for by setting it, and threads write too
+            with _UMASK:  # it can only be read by setting it, in all threads
                 umask = os.umask(0)
                 os.umask(umask)
-            temporary.chmod(0o666 & ~umask)  # mkstemp makes files private
+            temporary.chmod(0o666 & ~umask)  # mkstemp creates private files
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
-    """Write a picture in the format of the suffix, whole: Pillow itself would not notice when a
-    disk that is nearly full takes only the first part of a write."""
+def save_image(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write an image in the format of the suffix.
+
+    Pillow does not notice if a nearly full disk takes only a part of a write.
+    """
     content = io.BytesIO()
-    content.name = path.name  # which says the format
-    picture.save(content, **options)
+    content.name = path.name  # Pillow takes the format from it
+    image.save(content, **options)
     path.write_bytes(content.getvalue())
 
 
 @contextlib.contextmanager
 def temporary_folder(parent: str | Path | None = None) -> Iterator[Path]:
-    """A folder for the time of the block; what a killed process left is removed by the next.
+    """Return a folder that is removed at the end of the block.
+
+    A folder that a killed process left is removed by the next process.
 
     Args:
-        parent: None is the system's folder for such.
+        parent: None is the temporary folder of the system.
 
     Examples:
         >>> with temporary_folder() as folder:
@@ -106,9 +113,9 @@ def temporary_folder(parent: str | Path | None = None) -> Iterator[Path]:
         >>> folder.exists()
         False
     """
-    place = Path(parent or tempfile.gettempdir())
-    _clear_abandoned(place.resolve())
-    folder = Path(tempfile.mkdtemp(dir=place, prefix=f".writing-{_HOST}-{os.getpid()}-"))
+    parent = Path(parent or tempfile.gettempdir())
+    _clear_abandoned(parent.resolve())
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix=f".writing-{_HOST}-{os.getpid()}-"))
     try:
         yield folder
     finally:
@@ -117,7 +124,9 @@ def temporary_folder(parent: str | Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Errors of writing a file name it: those of a full disk name none, or a temporary one.
+    """Add the name of a file to errors of writing it.
+
+    The error of a full disk has no file name, or that of a temporary file.
 
     Examples:
         >>> with named(Path("masks.png")):
@@ -132,7 +141,7 @@ def named(path: Path) -> Iterator[None]:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     except Exception as error:
-        # safetensors has an error of its own, which is not imported here for it.
+        # The error class of safetensors would take long to import.
         found = re.search(r"\(os error (\d+)\)", str(error))
         if type(error).__name__ != "SafetensorError" or found is None:
             raise
@@ -141,7 +150,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def _elsewhere(error: OSError, path: Path) -> bool:
-    """Whether an error is of another file, as one that is read meanwhile."""
+    """Return whether an error is about another file, for example one that is read."""
     name = error.filename
     return name is not None and not Path(os.fsdecode(name)).name.startswith(".writing-")
 
@@ -180,11 +189,11 @@ def locked(path: Path, lock_file: Path | None = None) -> Iterator[None]:
 
 @cache
 def _clear_abandoned(folder: Path) -> None:
-    """Remove what killed processes of this machine left half-written, once per folder."""
+    """Remove the temporary files that killed processes of this machine left, once per folder."""
     for path in folder.glob(f".writing-{_HOST}-*"):
         number = path.name.removeprefix(f".writing-{_HOST}-").partition("-")[0]
         if number.isdecimal() and not _runs(int(number)):
-            with contextlib.suppress(OSError):  # another user's, or nobody may write here
+            with contextlib.suppress(OSError):  # of another user, or in a read-only folder
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
@@ -192,14 +201,14 @@ def _clear_abandoned(folder: Path) -> None:
 
 
 def _runs(process: int) -> bool:
-    if os.name == "nt":  # there the question would end it
+    if os.name == "nt":  # os.kill would end the process
         return True
     try:
-        os.kill(process, 0)  # no signal, only the question
+        os.kill(process, 0)  # signal 0 only tests whether the process exists
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # it is another user's
+        return True  # of another user
     return True
 
 
@@ -210,7 +219,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with Path(path).open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
