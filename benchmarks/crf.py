@@ -160,7 +160,7 @@ def copy_bandwidth() -> float:
 def bytes_per_iteration(folder: Path | None, size: int, labels: int, count: int) -> float:
     """The lower bound of the module's text, mean over the images."""
     from primaps.crf import compiled_lattice, compiled_rows
-    from primaps.crf.features import bilateral_features, spatial_features
+    from primaps.crf.kernels import bilateral_features, spatial_features
 
     n, row = size * size, 4 * compiled_rows.row_layout(labels)[0]
     totals = []

@@ -16,7 +16,6 @@ from primaps.crf import (
     compiled,
     compiled_lattice,
     compiled_rows,
-    compiled_unary,
     dense_crf,
 )
 from primaps.utils.errors import InputError
@@ -338,7 +337,7 @@ def test_compiled_kernels_are_found_again_on_disk():
         *compiled._filter(4, 4, 9),
         compiled._update(4, 4, 9, True),
         *compiled_rows._layout_kernels(4, 4),
-        compiled_unary._normalized(4, 4),
+        compiled_rows._normalized(4, 4),
         compiled_lattice._embedding(5),
     ]
     for kernel in kernels:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primaps.crf import build_lattice, compiled_lattice
-from primaps.crf.exact import gaussian_filter
+from primaps.crf.kernels import gaussian_filter
 
 
 def cloud(n, d, spread, seed=0):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from primaps.crf import DenseCRF, compiled_batch, compiled_rows, compiled_unary, dense_crf
+from primaps.crf import DenseCRF, compiled, compiled_rows, dense_crf
 
 data = pytest.importorskip("skimage.data", reason="photos come with scikit-image")
 
@@ -151,13 +151,13 @@ def test_negligible_labels_are_left_out_without_a_trace(labels, monkeypatch):
     logits = torch.full((labels, 120, 160), -9.0)
     logits[[0, 2, labels - 1]] = present
     shorter = []
-    shorten = compiled_rows.Rows.shorten
+    shorten = compiled_rows.LabelRows.shorten
 
     def spy(rows, peaks):
         shorten(rows, peaks)
         shorter.append(rows.width)
 
-    monkeypatch.setattr(compiled_rows.Rows, "shorten", spy)
+    monkeypatch.setattr(compiled_rows.LabelRows, "shorten", spy)
     short = dense_crf(image, logits=logits)
     assert shorter[-1] == 4
     full = dense_crf(image, logits=logits, negligible=0)
@@ -197,10 +197,10 @@ def test_labels_that_were_left_out_come_back(small):
     logits = torch.randn(12, 2, 3, generator=torch.Generator().manual_seed(0))
     large = F.interpolate(logits[None], (5, 10), mode="bilinear")[0]
     unary = large.log_softmax(0).flatten(1).numpy()
-    source = compiled_unary.of_planes(unary)
+    source = compiled_rows.of_planes(unary)
     if small:
-        source = compiled_unary.of_logits(logits.numpy(), (5, 10))
-    rows = compiled_rows.Rows(source, 0.1, compiled_rows.Workspace())
+        source = compiled_rows.of_logits(logits.numpy(), (5, 10))
+    rows = compiled_rows.LabelRows(source, 0.1, compiled_rows.Buffers())
     rows.begin(0, 50)
     full, values = rows.width, rows.values.copy()
     weak = np.full(full, 0.01, np.float32)
@@ -225,21 +225,21 @@ def test_memory_of_large_images_goes_back_and_changes_nothing(monkeypatch):
     image = photo("coffee", 60, 80)[None]
     logits = torch.randn(1, 20, 6, 8, generator=torch.Generator().manual_seed(0))
     whole = dense_crf(image, logits=logits)
-    monkeypatch.setattr(compiled_batch, "_IDLE", [])
+    monkeypatch.setattr(compiled, "_IDLE", [])
     assert torch.equal(dense_crf(image, logits=logits), whole)
-    (kept,) = compiled_batch._IDLE
+    (kept,) = compiled._IDLE
     assert set(kept._arrays) == {"unary", "values", "points"}
-    monkeypatch.setattr(compiled_rows, "KEPT", 2**20)  # of less than 2 MB for these
-    monkeypatch.setattr(compiled_batch, "_IDLE", [])
+    monkeypatch.setattr(compiled_rows, "MAX_KEPT", 2**20)  # of less than 2 MB for these
+    monkeypatch.setattr(compiled, "_IDLE", [])
     released = []
     monkeypatch.setattr(
-        compiled_rows.Workspace,
+        compiled_rows.Buffers,
         "release",
-        lambda self, name, given=compiled_rows.Workspace.release: (
+        lambda self, name, given=compiled_rows.Buffers.release: (
             given(self, name),
             released.append(set(self._arrays)),
         ),
     )
     assert torch.equal(dense_crf(image, logits=logits), whole)
     assert released == [{"unary", "values"}]
-    assert not compiled_batch._IDLE
+    assert not compiled._IDLE

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primaps.proposals.batched import propose_torch
-from primaps.proposals.compiled import propose_cpu
-from primaps.proposals.eigenvectors import dominant
+from primaps.proposals.compiled import dominant, propose_cpu
 from primaps.proposals.image_size import image_masks, mask_logits
 from primaps.proposals.principal_masks import propose
 
@@ -310,7 +309,7 @@ def test_image_masks(features):
     assert not torch.equal(image_masks(features, images, crf=shifted), plain)
     with pytest.raises(ValueError, match="uint8"):
         image_masks(features, images.float())
-    with pytest.raises(ValueError, match="3 feature maps but 2"):
+    with pytest.raises(ValueError, match="3 feature maps for 2"):
         image_masks(features, images[:2])
 
 

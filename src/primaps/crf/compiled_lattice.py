@@ -1,11 +1,11 @@
 # mypy: disable-error-code="no-untyped-def"
 # (numba infers the types of compiled functions)
-"""The permutohedral lattice for CPUs: building its sparse maps with compiled loops.
+"""The permutohedral lattice on the CPU, built by compiled loops.
 
-The same lattice as :mod:`primaps.crf.lattice`, point for point, in a form that suits the filter
-in :mod:`primaps.crf.compiled`: 32-bit corner indices, and for every direction the lattice points as
-*chains*, runs of points that follow one another in that direction. Along a chain the blur runs in
-place, reads and writes every row once, and skips points without neighbors (a quarter of them).
+The lattice points are those of :mod:`primaps.crf.lattice`, in a form for the filter of
+:mod:`primaps.crf.compiled`: 32-bit corner indices and, for every direction, *chains* of consecutive
+lattice points. Along a chain the blur runs in place, reads and writes every row once, and skips
+points without neighbors, about a quarter.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from primaps.crf.simd import prefetch
 from primaps.utils.compiled import compiled_in_order
 from primaps.utils.errors import InputError
 
-# How far ahead, in lattice points, memory is requested. Rows are visited in an order the
-# hardware cannot guess; on the machine it was chosen on this made the blur up to 8 times faster.
 PREFETCH_DISTANCE = 256
+"""Lattice points between a prefetch and its use. Hardware cannot predict the order of the rows;
+prefetching made the blur up to 8 times faster on the machine of the benchmark."""
 
 
 @dataclass(frozen=True)
 class SparseLattice:
-    """A lattice of N positions with M points.
+    """A lattice of N positions with M lattice points.
 
     Attributes:
-        vertices: (N, d + 1) corner points of every position, 0..M-1, int32.
-        weights: (N, d + 1) float32; barycentric, times D^(-1/2) of the position.
-        chains: for each direction the ids of its chains' points, with M before the first chain
-            and after every chain.
-        size: M.
+        vertices: (N, d + 1) corners of the simplex of every position, 0..M-1.
+        weights: (N, d + 1) barycentric weights, times D^(-1/2) of the position.
+        chains: for each direction the points of its chains, with M before the first chain and
+            after every chain.
+        size: number of lattice points M.
     """
 
     vertices: NDArray[np.int32]
@@ -51,10 +51,11 @@ def build(positions: NDArray[np.float32], run: Callable = map) -> SparseLattice:
 
     Args:
         positions: (N, d) float32, in units of the standard deviation.
-        run: ``map`` or an executor's, for the parts that are independent of each other.
+        run: ``map``, or the ``map`` of an executor for independent directions.
 
     Raises:
-        InputError: the positions spread so far that lattice keys overflow.
+        InputError: the positions spread over so many standard deviations that lattice keys
+            overflow.
     """
     n, d = positions.shape
     scale = [math.sqrt(2 / 3) * (d + 1) / math.sqrt((i + 1) * (i + 2)) for i in range(d)]
@@ -70,8 +71,10 @@ def build(positions: NDArray[np.float32], run: Callable = map) -> SparseLattice:
 
 
 def _key_layout(positions, scale):
-    """Digits of the packed keys: see ``_pack`` of the lattice module; here the range is bounded
-    from the positions' range instead of measured on the keys."""
+    """Return the digits of packed keys, as ``_pack`` of the lattice module.
+
+    The range of the keys is bounded by the range of the positions instead of measured.
+    """
     d = len(scale)
     low, high = _extent(positions)
     low, high = low * scale, high * scale
@@ -103,7 +106,7 @@ def _extent(positions):
 
 @cache
 def _embedding(d):
-    """The embedding for one d, so that its short loops unroll; see ``lattice.embed``."""
+    """Compile ``lattice.embed`` for one d, to unroll its short loops."""
     corners = d + 1
 
     @compiled_in_order
@@ -151,7 +154,7 @@ def _embedding(d):
                 if j < d:
                     key += (base[j] - low[j]) * place[j]
 
-            # From corner to corner the walk goes along one lattice direction each.
+            # Consecutive corners differ by a step along one lattice direction.
             keys[i, 0] = key
             weights[i, 0] = 1 + ordered[d] - ordered[0]
             for r in range(1, corners):
@@ -171,7 +174,7 @@ def _slot(key, shift):
 
 @compiled_in_order
 def _find(table, distinct, key, slot):
-    """Probe from ``slot`` to the slot that holds the key's id, or to a free one."""
+    """Return the first slot from ``slot`` on that has the id of the key or is free."""
     while table[slot] >= 0 and distinct[table[slot]] != key:
         slot = (slot + 1) & (table.size - 1)
     return slot
@@ -179,10 +182,10 @@ def _find(table, distinct, key, slot):
 
 @compiled_in_order
 def _number(keys, weights, bits):
-    """Number the distinct keys in order of first touch, and splat ones.
+    """Number the distinct keys in order of occurrence, and splat ones.
 
     Returns corner ids, the hash table of ids with 2^bits slots, the keys by id, and the splat of
-    ones with two more zeros.
+    ones followed by two zeros.
     """
     n, corners = keys.shape
     entries = n * corners
@@ -213,7 +216,7 @@ def _number(keys, weights, bits):
 
 @compiled_in_order
 def _chains(table, bits, distinct, step):
-    """The chains of one direction, every chain followed by the id M that stands for nothing."""
+    """Return the chains of one direction, each followed by the separator M."""
     m = distinct.size
     shift = np.uint64(64 - bits)
     after = np.empty(m + 1, np.int32)
@@ -225,7 +228,7 @@ def _chains(table, bits, distinct, step):
         slot = _slot(key, shift)
         k = table[slot]
         found = distinct[max(k, 0)] == key
-        if k >= 0 and not found:  # rare in a sparse table, so that the branch is predicted
+        if k >= 0 and not found:  # rare in a sparse table
             k = table[_find(table, distinct, key, slot)]
             found = k >= 0
         after[i] = k if found else m
@@ -248,21 +251,21 @@ def _chains(table, bits, distinct, step):
 
 @compiled_in_order
 def _blur_mass(mass, chain):
-    """Blur one number per lattice point; see ``_cpu`` for rows of labels."""
+    """Blur one number per lattice point; ``blur`` of the compiled module blurs rows of labels."""
     m = mass.size - 2
     before = np.float32(0)
     here = np.float32(0)
     for e in range(chain.size - 1):
         k = chain[e]
         following = mass[chain[e + 1]]
-        # Row M stays zero; what would be written there goes to the spare row M + 1.
+        # Row M stays zero; its writes are redirected to row M + 1.
         mass[k + (k == m)] = here + np.float32(0.5) * (before + following)
         before, here = here, following
 
 
 @compiled_in_order
 def _normalize(weights, vertices, mass):
-    """Multiply the weights of position i by D_i^(-1/2), D = S^T B S 1.
+    """Multiply the weights of position i by D_i^(-1/2), with D = S^T B S 1.
 
     The constant factor of ``Lattice.filter`` cancels in D^(-1/2) k D^(-1/2).
     """

@@ -1,4 +1,4 @@
-"""The dense CRF on images: what users call."""
+"""The dense CRF on images: :class:`DenseCRF` and :func:`dense_crf`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from primaps.crf import inputs
-from primaps.crf.exact import gaussian_filter
-from primaps.crf.features import bilateral_features, spatial_features
-from primaps.crf.lattice import Lattice, build_lattice
-from primaps.crf.mean_field import Filter, Kernel, mean_field
-from primaps.crf.parameters import (
+from primaps.crf.inputs import (
     Compatibility,
     CRFParameters,
     Deviation,
@@ -25,28 +21,31 @@ from primaps.crf.parameters import (
     Tolerance,
     Weight,
 )
+from primaps.crf.kernels import bilateral_features, gaussian_filter, spatial_features
+from primaps.crf.lattice import Lattice, build_lattice
+from primaps.crf.mean_field import Filter, Kernel, mean_field
 from primaps.utils.errors import InputError
 from primaps.utils.validation import validated
 
 Values = TypeVar("Values", Tensor, np.ndarray, list[Any], tuple[Any, ...])
 
 GROUP_VALUES = 2**28
-"""Pixels times labels that the torch path takes through the lattice together."""
+"""Maximum number of pixels times labels that torch operations filter together."""
 
 
 @dataclass(frozen=True)
 class DenseCRF(CRFParameters):
-    """A fully connected CRF over the pixels of an image, solved by mean field.
+    """A fully connected CRF over the pixels of an image, solved by mean-field inference.
 
-    Two Gaussian kernels connect every pair of pixels: the bilateral one joins pixels of similar
-    color that are not far apart, the Gaussian one joins close neighbors whatever their color
-    (Krähenbühl & Koltun 2011, Eq. 3). Filtering runs on the permutohedral lattice (Adams et al.
-    2010). The defaults are those of unsupervised segmentation (PriMaPs, STEGO and others).
+    Two Gaussian kernels connect every pair of pixels: the bilateral kernel connects nearby pixels
+    of similar color, the Gaussian kernel connects close neighbors of any color (Krähenbühl & Koltun
+    2011, Eq. 3). Filtering runs on the permutohedral lattice (Adams et al. 2010). The defaults are
+    those of unsupervised segmentation (PriMaPs, STEGO and others).
 
     The parameters are those of :class:`primaps.crf.CRFParameters`.
 
     Raises:
-        InputError: a parameter out of its range, named in the message.
+        InputError: a parameter is out of range.
 
     Example:
         >>> image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
@@ -89,28 +88,27 @@ class DenseCRF(CRFParameters):
         logits: Any = None,
         return_changes: bool = False,
     ) -> Any:
-        """The marginals of every pixel's label. Exactly one of probabilities and logits is given.
+        """Compute the marginals of the label of every pixel.
 
         Args:
-            images: 8-bit colors: a uint8 tensor (B, 3, H, W) or (3, H, W), a PIL image, or a
-                list of (3, H, W) tensors and PIL images, whose sizes may differ. Arrays may also
-                have their colors last, (B, H, W, 3) or (H, W, 3), which counts if both would fit.
-            probabilities: (B, K, H, W) or (K, H, W) in [0, 1], or a list of (K, H, W) tensors
-                whose number of labels may differ; tensors or arrays. Clipped at 1e-5. On any
-                device; the computation takes place there.
-            logits: the same of unnormalized scores, any finite value, -inf too for some labels.
-                They may be those of a feature map, smaller than the images: then they are scaled
-                up bilinearly.
-            return_changes: also return how much every iteration changed the marginals.
+            images: 8-bit RGB: a uint8 tensor (B, 3, H, W) or (3, H, W), a PIL image, or a list of
+                (3, H, W) tensors and PIL images, whose sizes can differ. Arrays can also have the
+                colors last; if the first and last axis have size 3, colors are last.
+            probabilities: (B, K, H, W) or (K, H, W) in [0, 1], or a list of (K, H, W), whose number
+                of labels can differ; tensors or arrays, clipped to at least 1e-5. The computation
+                runs on their device.
+            logits: unnormalized scores instead of probabilities, finite or -inf. If they are
+                smaller than the images, they are upsampled bilinearly.
+            return_changes: also return the change of the marginals in every iteration.
 
         Returns:
-            The marginals at the images' sizes, float32, in the layout of what was given (a list
-            for a list or tuple, an array for an array).
-            With ``return_changes`` a pair of these and the mean absolute change of the marginals
-            in every update, shape (B, iterations), NaN after an early stop.
+            The float32 marginals at image size, in the layout of the argument (a list for a list or
+            tuple, an array for an array). With ``return_changes``, a pair of the marginals and the
+            mean absolute change in every iteration, shape (B, iterations), NaN after an early stop.
 
         Raises:
-            InputError: an argument of wrong shape, type or range, named in the message.
+            InputError: an argument has a wrong shape, type or range, or both or neither of
+                probabilities and logits are given.
         """
         image_list = inputs.as_images(images)
         name, given = inputs.as_values(probabilities, logits)
@@ -130,13 +128,13 @@ class DenseCRF(CRFParameters):
             ]
         changes = torch.full((len(values), self.iterations), torch.nan)
 
-        compiled = self.dtype == "float32" and not self.exact
+        supported = self.dtype == "float32" and not self.exact
         if not values:
             pass
-        elif compiled and all(v.device.type == "cpu" for v in values):
-            from primaps.crf import compiled_batch
+        elif supported and all(v.device.type == "cpu" for v in values):
+            from primaps.crf import compiled
 
-            compiled_batch.solve(self, image_list, name, values, slots, changes, return_changes)
+            compiled.solve(self, image_list, name, values, slots, changes, return_changes)
         else:
             for group in self._groups(values, slots):
                 _solve(self, image_list, name, values, slots, changes, group)
@@ -144,7 +142,7 @@ class DenseCRF(CRFParameters):
         return (out, changes) if return_changes else out
 
     def _groups(self, values: list[Tensor], out: list[Tensor]) -> list[range]:
-        """Runs of images of one shape that share the torch path's operations."""
+        """Group consecutive images of one shape, which torch operations solve together."""
         groups: list[range] = []
         for i, value in enumerate(values):
             last = groups[-1] if groups else None
@@ -164,8 +162,8 @@ class DenseCRF(CRFParameters):
 
 
 CLASS_CRF = DenseCRF(negligible=0.3)
-"""Of class maps, where few of the classes of a model matter to an image: 99.99 % of the pixels of
-images with 27 classes get the class that they get if all are kept."""
+"""The CRF of class maps. Few classes of a model occur in one image; with 27 classes, 99.99 % of the
+pixels get the same class as with ``negligible=0``."""
 
 
 def dense_crf(
@@ -188,8 +186,8 @@ def dense_crf(
 ) -> Any:
     """Refine label probabilities with a dense CRF: ``DenseCRF(...)(images, probabilities)``.
 
-    The parameters and their meaning are those of :class:`DenseCRF`, the arguments, results and
-    errors those of :meth:`DenseCRF.__call__`.
+    See :class:`DenseCRF` for the parameters, and :meth:`DenseCRF.__call__` for the arguments,
+    results and errors.
 
     Example:
         >>> image = torch.randint(0, 256, (1, 3, 6, 6), dtype=torch.uint8)
@@ -215,7 +213,7 @@ def dense_crf(
 
 
 def _as_given(found: Any, given: Any) -> Any:
-    """Arrays for arrays."""
+    """Convert results to arrays where the argument was an array."""
     if isinstance(found, list):
         return [_as_given(one, was) for one, was in zip(found, given, strict=True)]
     return found.numpy() if isinstance(given, np.ndarray) else found
@@ -230,7 +228,7 @@ def _solve(
     changes: Float[Tensor, "b iterations"],
     group: range,
 ) -> None:
-    """Solve a group of images of one shape by torch operations, as one block-diagonal problem."""
+    """Solve a group of images of one shape with torch operations, as one block-diagonal problem."""
     dtype = getattr(torch, crf.dtype)
     first = values[group.start]
     labels, height, width = out[group.start].shape
@@ -282,5 +280,5 @@ def _solve(
 def _spatial_lattice(
     height: int, width: int, theta: float, dtype: torch.dtype, device: torch.device
 ) -> Lattice:
-    """The lattice of the Gaussian kernel, which depends on the image size alone."""
+    """Build the lattice of the Gaussian kernel, which depends only on the image size."""
     return build_lattice(spatial_features(height, width, theta, dtype, device))

@@ -1,30 +1,92 @@
-"""Checks of everything a caller hands to the CRF, in one place, and the unary term."""
+"""Parameters and arguments of the dense CRF: their ranges, their checks, and the unary term."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, Interval
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from primaps.utils.arrays import as_tensor
 from primaps.utils.errors import InputError
+from primaps.utils.validation import validate_fields
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-
 SMALLEST = 1e-5
-"""Probabilities are clipped here, so that no pixel can veto a label for good."""
+"""Probabilities are clipped to this minimum: a single pixel cannot exclude a label."""
+Iterations = Annotated[int, Interval(ge=0, le=100_000)]
+Weight = Annotated[float, Ge(0)]
+Compatibility = Sequence[Sequence[float]] | Float[Tensor, "k k"] | None
+Tolerance = Annotated[float, Ge(0)] | None
+Negligible = Annotated[float, Interval(ge=0, le=0.5)]
+Deviation = Annotated[float, Gt(0)]
+
+
+@dataclass(frozen=True)
+class CRFParameters:
+    """Parameters of the kernels and of the inference of a dense CRF.
+
+    Attributes:
+        iterations: number of mean-field updates.
+        bilateral_weight: weight of the bilateral kernel; 0 disables it.
+        theta_alpha: spatial standard deviation of the bilateral kernel in pixels.
+        theta_beta: color standard deviation of the bilateral kernel in 8-bit units (0..255).
+        gaussian_weight: weight of the Gaussian kernel; 0 disables it.
+        theta_gamma: standard deviation of the Gaussian kernel in pixels.
+        compatibility: K x K penalties ``mu(l, l')`` for label l next to label l', as nested lists
+            or a tensor; None is the Potts model, 1 for different labels and 0 for equal ones.
+        exact: evaluate the kernels exactly instead of on the lattice, for small images; memory
+            grows with the square of the number of pixels.
+        dtype: "float32", or "float64" for reference results, which is slow.
+        tolerance: stop an image after an update whose mean absolute change of the marginals is
+            below this value; None runs all iterations.
+        negligible: labels whose largest marginals in an image sum to less than this are dropped
+            from message passing until the sum grows to twice that. Only used on the CPU and with
+            the Potts model; with 0.3 a class map changes very little.
+
+    Raises:
+        InputError: a parameter is out of range.
+    """
+
+    iterations: Iterations = 10
+    bilateral_weight: Weight = 4.0
+    theta_alpha: Deviation = 67.0
+    theta_beta: Deviation = 3.0
+    gaussian_weight: Weight = 3.0
+    theta_gamma: Deviation = 1.0
+    compatibility: Compatibility = None
+    exact: bool = False
+    dtype: Literal["float32", "float64"] = "float32"
+    tolerance: Tolerance = None
+    negligible: Negligible = 1e-3
+
+    def __post_init__(self) -> None:
+        validate_fields(self, skip="compatibility")
+        if self.compatibility is not None:
+            matrix = as_tensor(self.compatibility, "compatibility")
+            object.__setattr__(self, "compatibility", matrix)
+            if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+                raise InputError(
+                    f"compatibility: expected a K x K matrix, got shape {tuple(matrix.shape)}"
+                )
+            if not torch.isfinite(matrix).all():
+                raise InputError(
+                    "compatibility: every penalty must be finite, found NaN or infinity"
+                )
 
 
 def as_images(images: Any) -> list[UInt8[Tensor, "3 h w"]]:
-    """Any accepted form of images as a list of 8-bit tensors."""
+    """Convert images in any supported form to a list of 8-bit tensors."""
     if isinstance(images, np.ndarray):
         images = _channels_first(images)
     if isinstance(images, Tensor):
@@ -41,19 +103,19 @@ def as_images(images: Any) -> list[UInt8[Tensor, "3 h w"]]:
             raise InputError(f"images: no pixels in shape {tuple(images.shape)}")
         return list(images) if images.ndim == 4 else [images]
     if isinstance(images, (list, tuple)):
-        if _depth(images) > 1:  # numbers
+        if _depth(images) > 1:  # nested lists of numbers
             values = as_tensor(images, "images")
-            whole = not values.is_floating_point() and not values.is_complex()
-            if not whole or (values.numel() and not (values.min() >= 0 and values.max() <= 255)):
+            integers = not values.is_floating_point() and not values.is_complex()
+            if not integers or (values.numel() and not (values.min() >= 0 and values.max() <= 255)):
                 raise InputError(
-                    "images: expected whole numbers of 0 to 255 in the list; undo the normalization"
+                    "images: expected integers from 0 to 255 in the list; undo the normalization"
                 )
             return as_images(_channels_first(values.numpy().astype(np.uint8)))
         parts = [as_images(image) for image in images]
         if any(len(part) != 1 for part in parts):
-            raise InputError("images: a list must hold single images, found a batch in it")
+            raise InputError("images: a list must contain single images, found a batch")
         return [part[0] for part in parts]
-    if hasattr(images, "convert"):  # a PIL image; PIL need not be installed for tensors
+    if hasattr(images, "convert"):  # a PIL image; tensors do not need PIL
         return [_from_pil(images)]
     raise InputError(
         "images: expected a uint8 tensor, an array, a PIL image or a list of them, "
@@ -62,14 +124,14 @@ def as_images(images: Any) -> list[UInt8[Tensor, "3 h w"]]:
 
 
 def _channels_first(array: np.ndarray) -> Tensor:
-    """Arrays may have their colors last, as image libraries have them."""
+    """Move the colors of an array to the front if they are last, as in most image libraries."""
     if array.ndim in (3, 4) and array.shape[-1] == 3:
         array = np.moveaxis(array, -1, -3)
     return as_tensor(array, "images")
 
 
 def _depth(values: Any) -> int:
-    """How deep lists are nested."""
+    """Return the nesting depth of lists."""
     return 1 + _depth(values[0]) if isinstance(values, list | tuple) and len(values) else 0
 
 
@@ -82,7 +144,10 @@ def _from_pil(image: Image) -> UInt8[Tensor, "3 h w"]:
 
 
 def as_values(probabilities: Any, logits: Any) -> tuple[str, Tensor | list[Tensor]]:
-    """The name of the argument that was given, as a tensor or a list of (K, H, W) tensors."""
+    """Return the name of the argument that is given, and its value as a tensor or list of tensors.
+
+    The tensors of a list have shape (K, H, W).
+    """
     if (probabilities is None) == (logits is None):
         given = "neither" if logits is None else "both"
         raise InputError(f"pass either probabilities or logits, got {given}")
@@ -94,42 +159,46 @@ def as_values(probabilities: Any, logits: Any) -> tuple[str, Tensor | list[Tenso
             raise InputError(
                 f"{name}: expected shape (B, K, H, W) or (K, H, W), got {tuple(values.shape)}"
             )
-        whole: Tensor | list[Tensor] = values
+        given_values: Tensor | list[Tensor] = values
         parts = list(values) if values.ndim == 4 else [values]
     else:
-        whole = parts = [as_tensor(part, name) for part in values]
+        given_values = parts = [as_tensor(part, name) for part in values]
     for part in parts:
         if part.ndim != 3 or not part.is_floating_point():
             raise InputError(f"{name}: expected floating-point tensors of shape (K, H, W)")
         if len(part) < 1:
             raise InputError(f"{name}: expected at least one label, got shape {tuple(part.shape)}")
-    return name, whole
+    return name, given_values
 
 
 def check_match(
     name: str, images: list[Tensor], values: list[Tensor], compatibility: Any | None
 ) -> list[tuple[int, int]]:
-    """Sizes of the images; raise unless values have them, or logits smaller ones, and the
-    compatibility the labels of all."""
+    """Return the sizes of the images, after checking that all arguments match.
+
+    Raises:
+        InputError: values do not have the size of their image (logits can be smaller), or their
+            labels do not match the compatibility matrix.
+    """
     if len(images) != len(values):
-        raise InputError(f"{name}: got {len(values)} of them for {len(images)} images")
+        raise InputError(f"{name}: got {len(values)} for {len(images)} images")
     for image, value in zip(images, values, strict=True):
-        size, own = tuple(image.shape[1:]), tuple(value.shape[1:])
-        small = name == "logits" and 0 not in own and own[0] <= size[0] and own[1] <= size[1]
-        if own != size and not small:
+        size, found = tuple(image.shape[1:]), tuple(value.shape[1:])
+        small = name == "logits" and 0 not in found and found[0] <= size[0] and found[1] <= size[1]
+        if found != size and not small:
             raise InputError(
-                f"{name}: size {own} differs from the image's {size}; resize it to the image first"
+                f"{name}: size {found} differs from the image size {size}; resize it to the image"
             )
         if compatibility is not None and len(compatibility) != len(value):
             raise InputError(
-                f"compatibility: is {len(compatibility)} x {len(compatibility)}, "
-                f"but {name} has {len(value)} labels"
+                f"compatibility: expected a {len(value)} x {len(value)} matrix for the labels of "
+                f"{name}, got {len(compatibility)} x {len(compatibility)}"
             )
     return [(image.shape[1], image.shape[2]) for image in images]
 
 
 def check_range(name: str, low: float, high: float, smallest_maximum: float) -> None:
-    """Raise unless the extremes of the values are those of probabilities or of usable logits."""
+    """Raise InputError if the extremes of the values are not valid for probabilities or logits."""
     if math.isnan(low) or math.isnan(high):
         raise InputError(f"{name}: found NaN")
     if name == "probabilities" and (low < 0 or high > 1 + 1e-3):
@@ -138,23 +207,25 @@ def check_range(name: str, low: float, high: float, smallest_maximum: float) -> 
             "pass scores as logits="
         )
     if high == math.inf or smallest_maximum == -math.inf:
-        raise InputError(f"{name}: every pixel needs a finite largest value")
+        raise InputError(f"{name}: the largest value of every pixel must be finite")
 
 
 def log_unary(
     name: str, values: Float[Tensor, "k h w"], dtype: torch.dtype, size: tuple[int, int]
 ) -> Float[Tensor, "k n"]:
-    """The log-probabilities -psi_u of the labels, clipped at log :data:`SMALLEST`; at ``size``,
-    to which smaller logits are scaled.
+    """Return log-probabilities -psi_u of the labels, clipped to log :data:`SMALLEST`.
+
+    Smaller logits are upsampled to ``size``.
 
     Raises:
-        InputError: NaN, probabilities outside [0, 1], or logits without a finite maximum.
+        InputError: the values contain NaN, probabilities outside [0, 1], or logits without a
+            finite maximum.
     """
     values = values.detach().to(dtype)
     top = values.amax(0)
     check_range(name, values.amin().item(), top.amax().item(), top.amin().item())
     if values.shape[1:] != size:
-        least = values.clamp(min=-1e30)  # -inf times 0 would be no number
+        least = values.clamp(min=-1e30)  # because -inf times 0 is NaN
         values = F.interpolate(least[None], size, mode="bilinear", align_corners=False)[0]
     values = values.flatten(1)
     if name == "probabilities":
@@ -163,23 +234,23 @@ def log_unary(
 
 
 def checked_top(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The largest value over labels, the first axis, after :func:`check_range`."""
+    """Return the maximum over labels, the first axis, after :func:`check_range`."""
     top = values.max(0)
     check_range(name, float(values.min()), float(top.max()), float(top.min()))
     return top
 
 
 def log_unary_numpy(name: str, values: Float[Tensor, "k h w"]) -> NDArray[np.float32]:
-    """:func:`log_unary` in the calling thread alone.
+    """:func:`log_unary` on the calling thread only.
 
-    Torch would start a team of threads for each thread that calls it, and they would compete.
+    Torch starts a pool of threads for each calling thread, and these pools would compete.
     """
     planes = values.detach().float().numpy().reshape(len(values), -1)
     top = checked_top(name, planes)
     if name == "probabilities":
         out = planes.clip(SMALLEST, 1)
         return np.log(out, out=out)
-    with np.errstate(over="ignore"):  # to -inf, which is clipped below
+    with np.errstate(over="ignore"):  # overflow to -inf is clipped below
         out = planes - top
     out -= np.log(np.exp(out).sum(0))
     return np.maximum(out, np.float32(math.log(SMALLEST)), out=out)

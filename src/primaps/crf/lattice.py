@@ -4,19 +4,19 @@ A Gaussian filter over N points with positions ``p`` (N, d) and values ``v`` (N,
 
     out_i = sum_j exp(-|p_i - p_j|^2 / 2) v_j,
 
-costs N^2. The lattice makes it linear: every point lies in one simplex of a regular tiling of
-d-space and gives its value to the d + 1 corners of that simplex (splat), every corner exchanges
-values with its two neighbors along each of the d + 1 lattice directions (blur), and every point
-reads the corners of its simplex again (slice). All three are sparse linear maps,
+costs N^2 operations. The lattice reduces this to linear cost. Every point lies in one simplex of a
+regular tiling of d-space. It adds its value to the d + 1 corners of this simplex (splat). Every
+corner is blurred with its two neighbors along each of the d + 1 lattice directions (blur). Every
+point reads the corners of its simplex (slice). All three steps are sparse linear maps,
 
     out = S^T B_d ... B_1 B_0 S v,
 
-and :class:`Lattice` holds their indices and weights. Only corners that some point touches exist;
-a missing neighbor counts as zero. The result approximates the Gaussian filter up to a constant
-factor (about 0.92, 0.88, 0.82 and 0.66 for d = 1, 2, 3, 5), which every normalized use cancels.
+whose indices and weights are in :class:`Lattice`. Only corners of occupied simplices exist; a
+missing neighbor counts as zero. The result is the Gaussian filter up to a constant factor (about
+0.92, 0.88, 0.82 and 0.66 for d = 1, 2, 3, 5), which cancels in normalized kernels.
 
-Everything here is torch operations and runs on any device; :mod:`primaps.crf.compiled` holds the
-compiled version for CPUs.
+This module uses torch operations and runs on any device; :mod:`primaps.crf.compiled` is the version
+for CPUs.
 
 Reference: A. Adams, J. Baek, A. Davis, "Fast High-Dimensional Filtering Using the Permutohedral
 Lattice", Computer Graphics Forum 29(2), 2010.
@@ -34,23 +34,22 @@ from torch import Tensor
 from primaps.utils.errors import InputError
 
 LARGEST = 2.0**20
-"""Bound of lattice coordinates: above it float32 cannot tell positions in a simplex apart."""
+"""Maximum lattice coordinate: beyond it float32 does not resolve positions in a simplex."""
 
 _TOO_FAR = (
-    "positions: {} axes spread too far, over too many standard deviations; "
-    "divide them by larger ones"
+    "positions: {} axes spread over too many standard deviations; "
+    "divide them by larger standard deviations"
 )
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """The sparse maps of one set of N positions in d dimensions, with M lattice points.
+    """The sparse maps of N positions in d dimensions, with M lattice points.
 
     Attributes:
-        vertices: for every position the lattice points at the corners of its simplex, 0..M-1.
-        weights: barycentric weights of these corners, in [0, 1], each row sums to 1.
-        neighbors: for every direction and lattice point the points one step back and one step
-            ahead; M where there is none.
+        vertices: lattice points at the corners of the simplex of each position, 0..M-1.
+        weights: barycentric weights of these corners, in [0, 1]; each row sums to 1.
+        neighbors: previous and next point of each lattice point in each direction; M for none.
     """
 
     vertices: Int[Tensor, "n corners"]
@@ -58,14 +57,14 @@ class Lattice:
     neighbors: Int[Tensor, "corners 2 m"]
 
     def __len__(self) -> int:
-        """The number of lattice points M."""
+        """Return the number of lattice points M."""
         return self.neighbors.shape[-1]
 
     def filter(self, values: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """Filter values with the Gaussian of unit standard deviation in position space.
 
         Args:
-            values: one row per position; any number of columns, filtered independently.
+            values: one row per position; columns are filtered independently.
 
         Returns:
             The filtered values, in the dtype of ``values``.
@@ -73,7 +72,7 @@ class Lattice:
         weights = self.weights.to(values.dtype)
         corners = weights.shape[1]
 
-        # Splat. The extra last row stands for every missing neighbor and stays zero.
+        # Splat. The extra last row represents missing neighbors and stays zero.
         points = values.new_zeros(len(self) + 1, values.shape[1])
         for corner in range(corners):
             points.index_add_(0, self.vertices[:, corner], values * weights[:, corner, None])
@@ -82,14 +81,14 @@ class Lattice:
         for back, ahead in self.neighbors:
             points[:-1] += 0.5 * (points[back] + points[ahead])
 
-        # Slice, with the constant of Adams et al.'s implementation.
+        # Slice, with the constant of the implementation of Adams et al.
         out = torch.zeros_like(values)
         for corner in range(corners):
             out += points[self.vertices[:, corner]] * weights[:, corner, None]
         return out / (1 + 2.0 ** -(corners - 1))
 
     def repeat(self, blocks: int) -> Lattice:
-        """The lattice of ``blocks`` copies of the positions that do not see each other."""
+        """Return the lattice of ``blocks`` independent copies of the positions."""
         if blocks == 1:
             return self
         m = len(self)
@@ -104,20 +103,19 @@ def build_lattice(positions: Float[Tensor, "n d"], *, blocks: int = 1) -> Lattic
     """Build the lattice that filters with ``exp(-|p_i - p_j|^2 / 2)``.
 
     Args:
-        positions: one point per row, already divided by the standard deviation of its axis.
-            Any d; memory and accuracy suit d up to about 6.
-        blocks: the rows are this many point sets of equal length, one after the other, that do
-            not see each other: a batch.
+        positions: one point per row, divided by the standard deviation of each axis. Memory and
+            accuracy are suitable for d up to about 6.
+        blocks: number of independent point sets of equal length in the rows, for a batch.
 
     Returns:
         The lattice on the device of ``positions``.
 
     Raises:
-        InputError: the positions are not finite, or spread over so many standard deviations
-            that lattice keys overflow.
+        InputError: the positions are not finite, or spread over so many standard deviations that
+            lattice keys overflow.
 
     Example:
-        >>> x = torch.arange(50.0)[:, None] / 5  # a line of points, 5 to a standard deviation
+        >>> x = torch.arange(50.0)[:, None] / 5  # 5 points per standard deviation
         >>> step = (x > 5).float()
         >>> lattice = build_lattice(x)
         >>> smooth = lattice.filter(step) / lattice.filter(torch.ones(50, 1))
@@ -142,12 +140,12 @@ def build_lattice(positions: Float[Tensor, "n d"], *, blocks: int = 1) -> Lattic
 def embed(
     positions: Float[Tensor, "n d"],
 ) -> tuple[Int[Tensor, "n corners d"], Float[Tensor, "n corners"]]:
-    """Find the simplex that encloses each position, and its barycentric weights in it.
+    """Find the simplex that encloses each position, and the barycentric weights of its corners.
 
     The lattice is the projection of (d+1) Z^(d+1) onto the plane whose coordinates sum to zero
-    (Adams et al., section 3). A lattice point's coordinates all have one remainder r modulo
-    d + 1, and every simplex has exactly one corner of each remainder 0..d; the last coordinate
-    follows from the others, so d integers are a key.
+    (Adams et al., section 3). The coordinates of a lattice point have the same remainder r modulo
+    d + 1, and every simplex has exactly one corner of each remainder 0..d. The last coordinate
+    follows from the others; the key of a point is d integers.
 
     Args:
         positions: in units of the standard deviation.
@@ -157,17 +155,17 @@ def embed(
         weights: barycentric weights of the corners.
 
     Raises:
-        InputError: positions that are not finite, or too many standard deviations from zero.
+        InputError: positions are not finite, or too many standard deviations from zero.
     """
     n, d = positions.shape
     if not torch.isfinite(positions).all():
-        raise InputError("positions: every value must be finite, found NaN or infinity")
+        raise InputError("positions: expected finite values, found NaN or infinity")
 
-    # Scaling such that the lattice's blur has unit standard deviation in position space.
+    # Scale positions: the blur has unit standard deviation in position space.
     scale = [math.sqrt(2 / 3) * (d + 1) / math.sqrt((i + 1) * (i + 2)) for i in range(d)]
     scaled = positions * torch.tensor(scale, dtype=positions.dtype, device=positions.device)
 
-    # Elevation onto the plane: coordinate j is the sum of scaled axes j.. minus j times axis j-1.
+    # Elevate onto the plane: coordinate j is the sum of scaled axes j.. minus j times axis j-1.
     elevated = scaled.new_empty(n, d + 1)
     total = scaled.new_zeros(n)
     for j in range(d, 0, -1):
@@ -177,26 +175,26 @@ def embed(
     if n and elevated.abs().max() >= LARGEST:
         raise InputError(_TOO_FAR.format(d))
 
-    # The nearest point of remainder 0 in each coordinate; its sum may be off the plane.
+    # Round each coordinate to remainder 0; the result can lie off the plane.
     rounded = torch.round(elevated / (d + 1))
     excess = rounded.sum(1, keepdim=True).to(torch.int32)
     base = rounded.to(torch.int32) * (d + 1)
     offset = elevated - base
 
-    # Rank of every coordinate by its offset, largest first, the later coordinate first on ties.
+    # Rank coordinates by offset, largest first; on ties the later coordinate is first.
     rank = torch.zeros_like(base)
     for i in range(d):
         for j in range(i + 1, d + 1):
             below = (offset[:, i] < offset[:, j]).to(torch.int32)
             rank[:, i] += below
             rank[:, j] += 1 - below
-    # Back onto the plane: the coordinates that were rounded furthest move by one lattice cell.
+    # Return to the plane: the coordinates that were rounded most move by one lattice cell.
     rank += excess
     wrap = (rank < 0).to(torch.int32) - (rank > d).to(torch.int32)
     rank += wrap * (d + 1)
     base += wrap * (d + 1)
 
-    # Walking from corner to corner by rank: weights are differences of the sorted offsets.
+    # Barycentric weights are differences of the sorted offsets.
     offset = (elevated - base) / (d + 1)
     ordered = torch.empty_like(offset).scatter_(1, rank.long(), offset)  # descending
     weights = torch.empty_like(offset)
@@ -210,14 +208,14 @@ def embed(
 
 
 def _pack(keys: Int[Tensor, "p d"], blocks: int) -> tuple[Int[Tensor, " p"], list[int], int]:
-    """Pack integer keys into one int64 each, such that a lattice step is one addition.
+    """Pack each key into one int64, in which a lattice step is one addition.
 
-    Returns the packed keys, the packed step of every direction, and the range they span, of
-    which ``blocks`` must fit.
+    Returns the packed keys, the packed step of every direction, and the range of packed keys.
+    ``blocks`` ranges must fit into an int64.
     """
     d = keys.shape[1]
     low = keys.amin(0).tolist()
-    # A margin of d on both sides: one step must not carry into the next digit.
+    # With a margin of d on both sides, a step does not carry into the next digit.
     radix = [high - lo + 1 + 2 * d for high, lo in zip(keys.amax(0).tolist(), low, strict=True)]
     size = math.prod(radix)
     if size * blocks >= 2**62:

@@ -1,4 +1,4 @@
-"""Mean-field inference in a fully connected CRF (Krähenbühl & Koltun, 2011).
+"""Mean-field inference in a fully connected CRF (Krähenbühl & Koltun 2011).
 
 The energy of a labeling ``x`` of N pixels with K labels is (their Eq. 1-3)
 
@@ -8,9 +8,8 @@ with Gaussian kernels ``k_m``. Its mean-field marginals are the fixed point of (
 
     Q_i(l) = 1/Z_i exp( -psi_u(l) - sum_l' mu(l, l') sum_m w_m sum_j k_m(f_i, f_j) Q_j(l') ),
 
-which :func:`mean_field` iterates. The kernels are normalized symmetrically,
-``k~ = D^(-1/2) k D^(-1/2)`` with ``D = diag(k 1)``, and the sum over j includes j = i, both as in
-the authors' implementation.
+which :func:`mean_field` iterates. As in the implementation of the authors, kernels are normalized
+symmetrically, ``k~ = D^(-1/2) k D^(-1/2)`` with ``D = diag(k 1)``, and the sum over j includes i.
 
 Reference: P. Krähenbühl, V. Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian
 Edge Potentials", NeurIPS 2011.
@@ -26,15 +25,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 Filter = Callable[[Tensor], Tensor]
-"""A linear map from values (N, C) to filtered values (N, C): ``v -> k v``."""
+"""Linear map from values (N, C) to filtered values (N, C): ``v -> k v``."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One symmetrically normalized, weighted pairwise kernel ``w D^(-1/2) k D^(-1/2)``.
+    """A weighted, symmetrically normalized pairwise kernel ``w D^(-1/2) k D^(-1/2)``.
 
     Attributes:
-        filter: the plain kernel as a linear map.
+        filter: the kernel k as a linear map.
         weight: w.
         norm: D^(-1/2).
     """
@@ -45,7 +44,7 @@ class Kernel:
 
     @classmethod
     def normalized(cls, kernel: Filter, weight: float, like: Float[Tensor, "n k"]) -> Kernel:
-        """Measure D by filtering ones; ``like`` says how many, in what dtype and where."""
+        """Compute D by filtering ones of the length, dtype and device of ``like``."""
         degree = kernel(torch.ones_like(like[:, :1]))
         return cls(kernel, weight, (degree + 1e-20).rsqrt())
 
@@ -65,21 +64,21 @@ def mean_field(
     """Iterate the mean-field update from ``Q = softmax(log_unary)``.
 
     Args:
-        log_unary: ``-psi_u``, one row per pixel; a constant per row does not matter.
+        log_unary: ``-psi_u``, one row per pixel, up to a constant per row.
         kernels: the weighted, normalized kernels.
         compatibility: ``mu``; None is Potts, ``mu(l, l') = [l != l']``.
         iterations: number of updates.
-        tolerance: stop after the first update that changes Q by less than this, as the mean
-            absolute difference over pixels and labels; None runs all iterations.
-        blocks: the rows are this many images of equal size, one after the other.
+        tolerance: stop after an update whose mean absolute change of Q is below this value; None
+            runs all iterations.
+        blocks: number of images of equal size in the rows.
 
     Returns:
-        The marginals Q, and the mean absolute change of Q in every update made, for each block.
+        The marginals Q, and the mean absolute change of Q in each update of each block.
 
     Example:
         >>> log_unary = torch.log(torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]]))
-        >>> everyone = Kernel(lambda v: v.mean(0).expand_as(v), 3.0, torch.ones(3, 1))
-        >>> marginals, changes = mean_field(log_unary, [everyone])
+        >>> kernel = Kernel(lambda v: v.mean(0).expand_as(v), 3.0, torch.ones(3, 1))
+        >>> marginals, changes = mean_field(log_unary, [kernel])
         >>> marginals.argmax(1).tolist(), changes.shape[1]
         ([0, 0, 0], 10)
     """
@@ -89,7 +88,7 @@ def mean_field(
         messages = torch.zeros_like(marginals)
         for kernel in kernels:
             messages += kernel(marginals)
-        # Under Potts the penalty is sum_l' m(l') - m(l), and the sum is the same for every l.
+        # With Potts the penalty is sum_l' m(l') - m(l); the sum is the same for every l.
         penalty = -messages if compatibility is None else messages @ compatibility.T
         updated = (log_unary - penalty).softmax(1)
         changes.append((updated - marginals).abs_().view(blocks, -1).mean(1))

@@ -1,12 +1,11 @@
 # mypy: disable-error-code="no-untyped-def"
 # (numba infers the types of compiled functions)
-"""Rows of labels as SIMD vectors inside numba functions.
+"""SIMD vectors of float32 numbers in numba functions.
 
-The compiled kernels handle all labels of a pixel (or a lattice point) at once. Left to itself the
-compiler re-checks aliasing and reloads the sum for every term of a short inner loop, so these
-intrinsics name the vector operations directly: a vector is a value of ``lanes`` float32 numbers
-that LLVM maps to whatever registers the machine has (two AVX-512, four AVX2, eight NEON ones for
-32 lanes).
+The compiled CRF computes all labels of a pixel or lattice point at once. For a short inner loop the
+compiler checks aliasing and reloads the sum for every term; these intrinsics express the vector
+operations directly. LLVM maps a vector of ``lanes`` numbers to the registers of the machine, for 32
+lanes two of AVX-512, four of AVX2 or eight of NEON.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def _pointer(context, builder, array_type, array, offset, vector):
 
 @intrinsic
 def at(typingctx, array, index):
-    """``array[index]`` for an index known to be in range: no test for negative ones."""
+    """Return ``array[index]`` for an index in range, without a check for negative ones."""
 
     def codegen(context, builder, signature, args):
         data = context.make_array(array)(context, builder, args[0]).data
@@ -80,7 +79,7 @@ def at(typingctx, array, index):
 
 @intrinsic(prefer_literal=True)
 def load(typingctx, array, offset, lanes):
-    """``array[offset : offset + lanes]`` of a float32 array."""
+    """Return ``array[offset : offset + lanes]`` of a float32 array."""
     count = lanes.literal_value
 
     def codegen(context, builder, signature, args):
@@ -92,7 +91,7 @@ def load(typingctx, array, offset, lanes):
 
 @intrinsic
 def store(typingctx, array, offset, value):
-    """``array[offset : offset + lanes] = value``."""
+    """Assign ``array[offset : offset + lanes] = value``."""
 
     def codegen(context, builder, signature, args):
         vector = ir.VectorType(_F32, value.lanes)
@@ -105,7 +104,7 @@ def store(typingctx, array, offset, value):
 
 @intrinsic(prefer_literal=True)
 def fill(typingctx, scalar, lanes):
-    """A vector with ``scalar`` in every lane."""
+    """Return a vector with ``scalar`` in every lane."""
 
     def codegen(context, builder, signature, args):
         return _broadcast(builder, args[0], lanes.literal_value)
@@ -115,7 +114,7 @@ def fill(typingctx, scalar, lanes):
 
 @intrinsic
 def axpy(typingctx, scale, x, y):
-    """``scale * x + y`` for a scalar ``scale``."""
+    """Return ``scale * x + y`` for a scalar ``scale``."""
 
     def codegen(context, builder, signature, args):
         vector = ir.VectorType(_F32, x.lanes)
@@ -127,7 +126,7 @@ def axpy(typingctx, scale, x, y):
 
 @intrinsic
 def subtract(typingctx, x, scalar):
-    """``x - scalar`` in every lane."""
+    """Return ``x - scalar``."""
 
     def codegen(context, builder, signature, args):
         return builder.fsub(args[0], _broadcast(builder, args[1], x.lanes))
@@ -137,7 +136,7 @@ def subtract(typingctx, x, scalar):
 
 @intrinsic
 def scaled(typingctx, x, scalar):
-    """``x * scalar`` in every lane."""
+    """Return ``x * scalar``."""
 
     def codegen(context, builder, signature, args):
         return builder.fmul(args[0], _broadcast(builder, args[1], x.lanes))
@@ -147,7 +146,7 @@ def scaled(typingctx, x, scalar):
 
 @intrinsic
 def maximum(typingctx, x, y):
-    """The larger of two vectors, lane by lane."""
+    """Return the elementwise maximum of two vectors."""
 
     def codegen(context, builder, signature, args):
         return builder.select(builder.fcmp_ordered(">", args[0], args[1]), args[0], args[1])
@@ -157,7 +156,7 @@ def maximum(typingctx, x, y):
 
 @intrinsic
 def plus(typingctx, x, y):
-    """The sum of two vectors, lane by lane."""
+    """Return ``x + y``."""
 
     def codegen(context, builder, signature, args):
         return builder.fadd(args[0], args[1])
@@ -167,7 +166,7 @@ def plus(typingctx, x, y):
 
 @intrinsic
 def muladd(typingctx, x, y, z):
-    """``x * y + z``, lane by lane."""
+    """Return ``x * y + z``."""
 
     def codegen(context, builder, signature, args):
         return _call(builder, "fmuladd", ir.VectorType(_F32, x.lanes), *args)
@@ -177,7 +176,7 @@ def muladd(typingctx, x, y, z):
 
 @intrinsic
 def distance(typingctx, x, y):
-    """``|x - y|``, lane by lane."""
+    """Return ``|x - y|``."""
 
     def codegen(context, builder, signature, args):
         vector = ir.VectorType(_F32, x.lanes)
@@ -187,7 +186,7 @@ def distance(typingctx, x, y):
 
 
 def _reduction(combine):
-    """Fold the vector in halves: a fixed order of additions, so the same bytes every time."""
+    """Combine the halves of the vector repeatedly: the order of operations is fixed."""
 
     def typer(typingctx, x):
         def codegen(context, builder, signature, args):
@@ -210,13 +209,13 @@ def _reduction(combine):
 
 @intrinsic
 def total(typingctx, x):
-    """The sum over the lanes."""
+    """Return the sum over the lanes."""
     return _reduction(lambda builder, a, b: builder.fadd(a, b))(typingctx, x)
 
 
 @intrinsic
 def largest(typingctx, x):
-    """The maximum over the lanes."""
+    """Return the maximum over the lanes."""
     return _reduction(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))(
         typingctx, x
     )
@@ -224,9 +223,10 @@ def largest(typingctx, x):
 
 @intrinsic
 def exponential(typingctx, x):
-    """``e^x`` for x <= 0 to about 2 units in the last place; below -87 it returns e^-87.
+    """Return ``e^x`` for x <= 0 to about 2 units in the last place; below -87, e^-87.
 
-    The series of :func:`primaps.utils.compiled.exponential`: LLVM has no vector exponential.
+    LLVM has no vector exponential; the series is that of
+    :func:`primaps.utils.compiled.exponential`.
     """
 
     def codegen(context, builder, signature, args):
@@ -239,7 +239,7 @@ def exponential(typingctx, x):
         floor = const(EXP_LOWEST)
         value = builder.select(builder.fcmp_ordered(">", args[0], floor), args[0], floor)
         n = _call(builder, "rint", vector, builder.fmul(value, const(LOG2_E)))
-        # ln 2 in two parts, the first exact in few bits, keeps the remainder accurate.
+        # ln 2 in two parts, the first one exact in few bits, keeps the remainder accurate.
         r = _call(builder, "fmuladd", vector, n, const(-LN_2_HIGH), value)
         r = _call(builder, "fmuladd", vector, n, const(-LN_2_LOW), r)
         result = const(EXP_SERIES[0])
@@ -254,7 +254,7 @@ def exponential(typingctx, x):
 
 @intrinsic
 def prefetch(typingctx, array, offset):
-    """Ask for the cache line of ``array[offset]``; a hint, never an error."""
+    """Prefetch the cache line of ``array[offset]``."""
 
     def codegen(context, builder, signature, args):
         byte = ir.IntType(8).as_pointer()

@@ -1,4 +1,4 @@
-"""Proposals at image size: similarity maps smoothed, upsampled and refined by a dense CRF."""
+"""Mask proposals at image size: smoothed, upsampled and refined by the dense CRF."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from primaps.utils.errors import InputError
 from primaps.utils.validation import validated
 
 CRF = Callable[[Tensor, list[Tensor]], Sequence[Tensor]]
-"""Images and probabilities of each to marginals of each."""
+"""Maps images, and probabilities (K, H, W) of each image, to marginals of each image."""
 
 
 def mask_logits(
     similarities: Sequence[Float[Tensor, "_ h w"]], *, median: bool = True, gain: float = 10.0
 ) -> list[Float[Tensor, "_ h w"]]:
-    """Log-probabilities of ignore (channel 0) and each mask, from the similarity maps.
+    """Compute log-probabilities of ignore (channel 0) and of each mask from similarity maps.
 
-    The original program's post-processing: 3x3 median filter, gain, clamp to [0, 1]; ignore is
-    what the mean of the non-zero values exceeds the sum of the maps by.
+    As in the authors' program, maps are smoothed, multiplied by ``gain`` and clamped to [0, 1].
+    Ignore is the mean of the non-zero values minus the sum of the maps, clamped to [0, 1].
 
     Args:
         similarities: per image, as in :class:`Proposals`.
-        median: smooth with a 3x3 median filter, flipped at the border.
+        median: smooth with a 3x3 median filter with reflected borders.
         gain: factor before the clamp to [0, 1].
 
     Returns:
-        Per image ``(1 + Z, h, w)``; ``exp`` sums to 1 over the channels.
+        Per image (1 + Z, h, w); ``exp`` sums to 1 over the channels.
 
     Raises:
         InputError: ``gain`` is not positive.
@@ -85,21 +85,21 @@ def mask_probabilities(
     median: bool = True,
     gain: Annotated[float, Gt(0)] = 10.0,
 ) -> list[Float[Tensor, "_ H W"]]:
-    """Proposals at image size as probabilities: smoothed, upsampled and refined by a dense CRF.
+    """Compute the probability of each mask proposal at each pixel.
 
     Args:
-        features: (B, C, h, w), feature maps of the images.
-        images: (B, 3, H, W), what the features were made from, 8-bit RGB.
-        crf: ``"dense"`` is :class:`primaps.DenseCRF` with its defaults; any callable that maps
-            images and a list of probabilities (K_b, H, W) to marginals will do; None leaves it out.
+        features: (B, C, h, w) feature maps of the images.
+        images: (B, 3, H, W) 8-bit RGB images.
+        crf: ``"dense"`` for :class:`primaps.DenseCRF` with its defaults; a callable from images and
+            a list of probabilities (K_b, H, W) to marginals; None for no refinement.
         threshold, coverage, anchor, iterative: see :func:`propose`.
         median, gain: see :func:`mask_logits`.
 
     Returns:
-        Per image (1 + Z, H, W): ignore, and the masks in the order found.
+        Per image (1 + Z, H, W): ignore, and the masks in the order in which they are found.
 
     Raises:
-        InputError: as :func:`propose`, or images and features do not go together.
+        InputError: as :func:`propose`, or the images do not match the features.
 
     Example:
         >>> features, images = torch.randn(2, 8, 3, 4), torch.zeros(2, 3, 6, 8, dtype=torch.uint8)
@@ -112,9 +112,9 @@ def mask_probabilities(
         kind = f"{images.dtype} {tuple(images.shape)}"
         raise InputError(f"images must be uint8 (B, 3, H, W), got {kind}")
     if len(images) != len(features):
-        raise InputError(f"{len(features)} feature maps but {len(images)} images")
+        raise InputError(f"got {len(features)} feature maps for {len(images)} images")
     if not (crf is None or crf == "dense" or callable(crf)):
-        raise InputError(f"crf is {crf!r}; it must be 'dense', a callable, or None")
+        raise InputError(f"crf must be 'dense', a callable or None, got {crf!r}")
     proposals = propose(
         features,
         threshold=threshold,
@@ -125,7 +125,7 @@ def mask_probabilities(
     )
     logits = mask_logits(proposals.similarities, median=median, gain=gain)
     if crf == "dense":
-        return DenseCRF()(images, logits=logits)  # scales them
+        return DenseCRF()(images, logits=logits)  # upsamples the logits
     size = (images.shape[2], images.shape[3])
     probabilities = [
         F.interpolate(each[None], size=size, mode="bilinear", align_corners=False)[0].softmax(0)
@@ -136,16 +136,14 @@ def mask_probabilities(
 
 @validated
 def image_masks(features: Any, images: Any, **options: Any) -> Int[Tensor, "b H W"]:
-    """Principal mask proposals at image size: the argmax of :func:`mask_probabilities`.
+    """Compute principal mask proposals at image size: the argmax of :func:`mask_probabilities`.
 
     Args:
-        features: (B, C, h, w), feature maps of the images.
-        images: (B, 3, H, W), what the features were made from, 8-bit RGB.
-        **options: as in :func:`mask_probabilities`.
+        features, images, **options: see :func:`mask_probabilities`.
 
     Returns:
-        Masks: 0 = ignore, else the number that :func:`propose` gave the mask. A mask that the
-        smoothing or the CRF removes leaves a gap in the numbers.
+        Masks: 0 = ignore, otherwise the mask number of :func:`propose`. If smoothing or the CRF
+        removes a mask, its number does not occur.
 
     Raises:
         InputError: as :func:`mask_probabilities`.

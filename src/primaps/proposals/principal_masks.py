@@ -1,4 +1,4 @@
-"""Principal mask proposals (section 3.1 of the paper): features in, masks out."""
+"""Principal mask proposals (section 3.1 of the paper): from feature maps to masks."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from primaps.utils.validation import validated
 
 @dataclass(frozen=True)
 class Proposals:
-    """Masks of a batch of feature maps and how they came about.
+    """Masks of a batch of feature maps, and the intermediate results.
 
     Attributes:
-        masks: 0 = ignore, 1..Z in the order found.
-        similarities: per image, each mask's cosine similarities divided by their maximum, 0
-            where below the threshold or already assigned (Eq. 5 and 6).
-        anchors: per image, row and column of each mask's anchor (Eq. 4).
-        explained: per image and mask, share of the variance of the features still unassigned
-            that the component explains (0 where they do not vary).
+        masks: 0 = ignore, 1..Z in the order in which they are found.
+        similarities: per image and mask, cosine similarities with the anchor divided by their
+            maximum; 0 outside the mask (Eq. 5 and 6).
+        anchors: per image, row and column of the anchor of each mask (Eq. 4).
+        explained: per image and mask, share of the variance of the unassigned features that the
+            principal component explains; 0 for features without variance.
     """
 
     masks: Int[Tensor, "b h w"]
@@ -69,40 +69,38 @@ def propose(
     iterative: bool = True,
     return_details: bool = False,
 ) -> Int[Tensor, "b h w"] | Proposals:
-    """Principal mask proposals of a batch of feature maps (Eq. 2-8).
+    """Compute principal mask proposals of a batch of feature maps (Eq. 2-8).
 
-    One mask after the other: the first principal component of the features that are still
-    unassigned (Eq. 2 and 3), the feature most similar to it (the anchor, Eq. 4), and every
-    unassigned position whose cosine similarity with the anchor exceeds ``threshold`` times the
-    largest (Eq. 5 and 6). The sign of the component is the one that makes its largest absolute
-    cosine similarity with an unassigned feature positive, so the result is deterministic; it does
-    not depend on the batch that an image is in.
+    Masks are found one after the other. The first principal component of the unassigned features
+    is computed (Eq. 2 and 3). The anchor is the feature that is most similar to it (Eq. 4). The
+    mask consists of the unassigned patch tokens whose cosine similarity with the anchor exceeds
+    ``threshold`` times the maximum (Eq. 5 and 6). The sign of the component makes its largest
+    absolute cosine similarity positive. The result is deterministic and does not depend on the
+    batch.
 
-    Features that do not vary have no principal component; their mean takes its place, which puts
-    them into one mask. Features that are zero stay in no mask.
+    Features without variance become one mask. Features that are zero are in no mask.
 
     Args:
-        features: (B, C, h, w), of any scale, finite; one row and column per position. A tensor, an
-            array, or a list of (C, h, w) of one shape.
-        threshold: psi of Eq. 6, in [0, 1): smaller gives larger and fewer masks.
-        coverage: stop once this share of the positions is assigned, in (0, 1].
+        features: (B, C, h, w) feature maps, finite, of any scale: a tensor, an array, or a list of
+            (C, h, w) of one shape.
+        threshold: psi of Eq. 6, in [0, 1); a lower threshold gives fewer and larger masks.
+        coverage: share of the patch tokens after which the search stops, in (0, 1].
         anchor: compare with the anchor; False compares with the component itself ("similarity
             masks" of Table 4a).
-        iterative: decompose the remaining features anew for each mask; False takes the principal
-            directions of all features one after the other (Table 4a), and stops when three in a
-            row add nothing.
-        return_details: also return the anchors, similarity maps and explained shares.
+        iterative: decompose the unassigned features for each mask; False uses the principal
+            directions of all features in turn (Table 4a) and stops after three without a new mask.
+        return_details: return :class:`Proposals` instead of the masks.
 
     Returns:
-        Masks: 0 = ignore, 1..Z in the order found; or :class:`Proposals`.
+        Masks: 0 = ignore, 1..Z in the order in which they are found; or :class:`Proposals`.
 
     Raises:
-        InputError: an option is outside its range, the shape is not (B, C, h, w), or the features
+        InputError: an option is out of range, the shape is not (B, C, h, w), or the features
             contain NaN or infinity.
 
     Example:
         >>> features = torch.zeros(1, 3, 2, 4)
-        >>> features[:, 0, :, :3] = 1.0  # two kinds of features, side by side
+        >>> features[:, 0, :, :3] = 1.0
         >>> features[:, 1, :, 3] = 0.5
         >>> propose(features)
         tensor([[[1, 1, 1, 2],
@@ -138,7 +136,7 @@ def propose(
 
 
 def _prepare(features: Tensor) -> Float[Tensor, "b c n"]:
-    """Checked, float32, positions in one axis, of a scale whose squares float32 can hold."""
+    """Check features, flatten their token grid, and scale them to avoid overflow of squares."""
     if features.ndim != 4 or 0 in features.shape[1:]:
         raise InputError(f"features must be (B, C, h, w), got {tuple(features.shape)}")
     if not features.is_floating_point():
@@ -147,12 +145,12 @@ def _prepare(features: Tensor) -> Float[Tensor, "b c n"]:
     if len(maps) == 0:
         return maps.float()
     low, high = maps.flatten(1).aminmax(dim=1)
-    peak = torch.maximum(-low, high)  # NaN if there is one
+    peak = torch.maximum(-low, high)  # NaN if any value is
     if not bool(peak.isfinite().all()):
         first = int((~peak.isfinite()).int().argmax())
-        raise InputError(f"features contain NaN or infinity (first in image {first} of the batch)")
-    odd = (peak > 1e6) | ((peak < 1e-3) & (peak > 0))
-    if bool(odd.any()):
-        scale = torch.where(odd, peak, 1.0).to(maps.dtype)[:, None, None]
+        raise InputError(f"features of image {first} of the batch contain NaN or infinity")
+    extreme = (peak > 1e6) | ((peak < 1e-3) & (peak > 0))
+    if bool(extreme.any()):
+        scale = torch.where(extreme, peak, 1.0).to(maps.dtype)[:, None, None]
         maps = maps / scale
     return maps.float()
