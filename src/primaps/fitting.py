@@ -1,4 +1,4 @@
-"""A fit from images to a model's folder: what ``primaps fit`` and the studio both do."""
+"""From images to a saved model, for ``primaps fit`` and the studio."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from primaps.classes.class_count import Evidence, curve, parse_range
-from primaps.classes.tree import SAMPLE
+from primaps.classes.build_tree import SAMPLE
+from primaps.classes.choose import Evidence, curve, parse_range
 from primaps.config import CacheContent
 from primaps.data import Dataset, ImageFile, LogCallback
 from primaps.em.fit import resolve_cache_content
@@ -17,7 +17,7 @@ from primaps.em.training import HistoryLine, clear_checkpoints
 from primaps.features.extract import extract
 from primaps.features.training_data import gather_table
 from primaps.model import PriMaPsEM
-from primaps.persistence import model_writing
+from primaps.model_folder import model_writing
 from primaps.pictures.preview import model_preview
 from primaps.utils.distributed import rank
 from primaps.utils.progress import ProgressCallback, silent
@@ -35,24 +35,23 @@ def class_evidence(
     progress: ProgressCallback = silent,
     log: LogCallback = logger.warning,
 ) -> list[Evidence]:
-    """How far images speak for each of several numbers of classes; for
-    :func:`primaps.classes.class_count.propose`.
+    """Measure the stability of several numbers of classes, from which one is chosen.
 
     Args:
-        wanted: ``auto``, 2 to 48 or what masks of few images allow, or a range ``LOW-HIGH``.
-        options: of the model, without ``classes``.
-        cache, cache_content: as in :meth:`primaps.PriMaPsEM.fit`, which then finds what it needs.
+        wanted: ``auto`` for 2 to 48 classes (fewer with few masks), or a range ``LOW-HIGH``.
+        options: options of the model without ``classes``.
+        cache, cache_content: as in :meth:`primaps.PriMaPsEM.fit`, which reuses the cached features.
 
     Raises:
-        InputError: ``wanted`` is neither.
+        InputError: ``wanted`` is not a valid range.
     """
     candidates = None if wanted == "auto" else parse_range(wanted)
     model = PriMaPsEM(**{**options, "classes": 2})
-    kept = resolve_cache_content(
+    content = resolve_cache_content(
         cache_content, model.config, len(files), model.projection is not None
     )
     extracted = extract(
-        files, model.network, model.size, masks=model.mask_maker(), cache=cache, cache_content=kept,
+        files, model.network, model.size, masks=model.mask_maker(), cache=cache, cache_content=content,
         progress=progress, log=log,
     )  # fmt: skip
     table = extracted.mask_table(model.projection)
@@ -76,25 +75,27 @@ def fit_folder(
     log: LogCallback = logger.warning,
     on_epoch: Callable[[HistoryLine], None] | None = None,
 ) -> None:
-    """Fit, save and draw; the state of training lies beside the model until it is complete, so that
-    the same call goes on where it was stopped.
+    """Fit a model, save it, and draw a preview.
+
+    Checkpoints are in the model folder until the model is complete; the same call resumes a stopped
+    fit.
 
     Args:
-        out: folder of the model; another process that writes there is waited for.
-        labels: for the linear probe.
-        evidence: kept with the tree.
-        on_epoch: called with a line of figures per epoch.
+        out: model folder; if another process writes to it, the call waits.
+        labels: labeled images, for the linear probe.
+        evidence: stability of several numbers of classes, saved with the class tree.
+        on_epoch: called with the metrics of each epoch.
 
     Raises:
-        OutputError: The folder has files that this package did not write, or contains an image.
+        OutputError: the folder contains an image of the collection, or files that this package did not write.
     """
     with model_writing(out, files):
         model.fit(
             files, labels, cache=cache, cache_content=cache_content, checkpoints=out,
             progress=progress, log=log, on_epoch=on_epoch,
         )  # fmt: skip
-        if model.class_summary_ is not None and evidence:
-            model.class_summary_ = replace(model.class_summary_, curve=tuple(evidence))
+        if model.inventory_ is not None and evidence:
+            model.inventory_ = replace(model.inventory_, curve=tuple(evidence))
         if rank() == 0:
             model.save_pretrained(out)
             model_preview(model, out / "preview.png")

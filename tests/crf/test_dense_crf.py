@@ -138,7 +138,7 @@ def test_impossible_labels_of_a_feature_map_stay_so(path):
     assert found[1].max() < 2e-5
     torch.testing.assert_close(found.sum(0), torch.ones(8, 2))
     logits[:, 1, 1] = -math.inf
-    with pytest.raises(InputError, match="every pixel needs a finite largest value"):
+    with pytest.raises(InputError, match="the largest value of every pixel must be finite"):
         dense_crf(image, logits=logits, **path)
 
 
@@ -192,7 +192,7 @@ def test_lists_of_numbers_are_images_and_probabilities_or_refused():
     found = dense_crf(image.tolist(), mixed)
     torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected))
     for wrong in (image / 255, image - 1, image + 250):
-        with pytest.raises(InputError, match="whole numbers of 0 to 255"):
+        with pytest.raises(InputError, match="integers from 0 to 255"):
             dense_crf(wrong.tolist(), mixed)
 
 
@@ -299,14 +299,14 @@ PROBABILITIES = LOGITS.softmax(0)
         ({"probabilities": PROBABILITIES, "logits": LOGITS}, "got both"),
         ({"probabilities": PROBABILITIES * math.nan}, "probabilities: found NaN"),
         ({"logits": LOGITS.masked_fill(LOGITS.max() == LOGITS, math.nan)}, "logits: found NaN"),
-        ({"logits": LOGITS + math.inf}, "logits: every pixel needs a finite largest value"),
-        ({"logits": LOGITS - math.inf}, "logits: every pixel needs a finite largest value"),
+        ({"logits": LOGITS + math.inf}, "logits: the largest value of every pixel must be finite"),
+        ({"logits": LOGITS - math.inf}, "logits: the largest value of every pixel must be finite"),
         ({"probabilities": LOGITS}, r"probabilities: expected values in \[0, 1\]"),
         ({"probabilities": PROBABILITIES[:, :-1]}, "probabilities: size .* differs"),
         ({"logits": torch.zeros(3, 40, 2)}, "logits: size .* differs"),
         ({"probabilities": PROBABILITIES[:0]}, "probabilities: expected at least one label"),
         ({"probabilities": PROBABILITIES[0]}, "probabilities: expected shape"),
-        ({"probabilities": [PROBABILITIES] * 2}, "probabilities: got 2 of them for 1 images"),
+        ({"probabilities": [PROBABILITIES] * 2}, "probabilities: got 2 for 1 images"),
         ({"logits": [LOGITS.int()]}, "logits: expected floating-point"),
         ({"logits": "many"}, "logits: expected a tensor"),
         ({"logits": LOGITS, "images": IMAGE.float()}, "images: expected 8-bit"),
@@ -314,7 +314,10 @@ PROBABILITIES = LOGITS.softmax(0)
         ({"logits": LOGITS[:, :0], "images": IMAGE[:, :0]}, "images: no pixels"),
         ({"logits": LOGITS, "images": 3}, "images: expected a uint8 tensor"),
         ({"logits": LOGITS, "images": Image.new("I;16", (5, 4))}, "images: expected an 8-bit PIL"),
-        ({"logits": LOGITS, "compatibility": torch.eye(2)}, "compatibility: is 2 x 2"),
+        (
+            {"logits": LOGITS, "compatibility": torch.eye(2)},
+            "compatibility: expected a 3 x 3 matrix",
+        ),
         ({"logits": LOGITS, "compatibility": torch.ones(3, 2)}, "compatibility: expected a K x K"),
         ({"logits": LOGITS, "compatibility": [[math.nan]]}, "compatibility: every penalty"),
         ({"logits": LOGITS, "iterations": -1}, "iterations is"),

@@ -1,4 +1,4 @@
-"""Numbers in whatever form a caller has them."""
+"""Conversion of arguments to tensors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from primaps.utils.errors import InputError
 
 
 def as_tensor(values: Any, name: str) -> Tensor:
-    """A tensor stays what it is; arrays, and lists of numbers, arrays or tensors become one.
+    """Convert an array, or a list of numbers, arrays or tensors, to a tensor.
+
+    A dense tensor is returned unchanged.
 
     Args:
-        name: of the argument, for the message.
+        name: name of the argument in error messages.
 
     Raises:
-        InputError: it is nothing of the kind, or a list whose entries differ in shape.
+        InputError: the conversion is not possible, or the entries of a list differ in shape.
 
     Examples:
         >>> as_tensor([np.zeros((2, 3)), np.ones((2, 3))], "features").shape

@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-def"
 # (numba infers the types of compiled functions)
-"""Compiled code on the CPU: how functions are compiled and kept, an exponential, and threads.
+"""Compiled functions on the CPU: numba options and cache, an exponential, and threads.
 
-Every compiled function of the package gets its options here. numba notices a change in the file of
-a function, but not in the functions that it calls from other files; so what it keeps lies in a
-folder that is named after the source of all of them.
+numba detects changes in the file of a cached function, but not in functions that it calls from
+other files. Its cache is therefore in a folder whose name is a digest of the source of all compiled
+functions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from primaps.utils.files import cache_dir
 
 T = TypeVar("T")
 KERNELS = ("crf", "proposals", "em", "utils")
-"""Folders of the package that have compiled functions."""
+"""Folders of the package with compiled functions."""
 
 # e^x = 2^n e^r with r in [-ln 2 / 2, ln 2 / 2], and a polynomial for e^r.
 LOG2_E = 1.4426950408889634
@@ -40,27 +40,27 @@ _SETTING = Lock()
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile for vector instructions: sums may be reordered, once and for all."""
-    return _kept(function, fastmath=True)
+    """Compile with reordered sums (``fastmath``), for loops that become vector instructions."""
+    return _cached(function, fastmath=True)
 
 
 def compiled_in_order(function: Callable[..., Any]) -> Any:
-    """Compile with every operation as it is written, for functions of explicit vectors."""
-    return _kept(function, fastmath=False)
+    """Compile without reordering, for functions with explicit vectors."""
+    return _cached(function, fastmath=False)
 
 
-def _kept(function: Callable[..., Any], fastmath: bool) -> Any:
-    """Without the interpreter lock, so that threads run in parallel, and kept on disk."""
+def _cached(function: Callable[..., Any], fastmath: bool) -> Any:
+    """Compile without the interpreter lock, to run on threads, and cache the result on disk."""
     _distinguish(function)
     options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     dispatcher: Any = numba.njit(function, fastmath=fastmath, **options)
-    with _SETTING:  # threads compile too, and the folder is one for the whole process
+    with _SETTING:  # threads compile too, and the folder is global
         folder = str(_folder())
         before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, folder
         try:
             dispatcher.enable_caching()
             dispatcher._cache.save_overload = _if_there_is_room(dispatcher._cache.save_overload)
-        except RuntimeError:  # nowhere to keep it: it is compiled anew in every process
+        except RuntimeError:  # no writable cache: every process compiles anew
             pass
         finally:
             numba.config.CACHE_DIR = before
@@ -68,17 +68,17 @@ def _kept(function: Callable[..., Any], fastmath: bool) -> Any:
 
 
 def _distinguish(function: Callable[..., Any]) -> None:
-    """Name a function by the plain numbers that it encloses as well.
+    """Add the numbers that a function encloses to its name.
 
-    numba calls what it compiles by the qualified name and a number that counts in each process. Two
-    functions of one name that two processes kept would be taken for each other by a third one.
+    numba names compiled functions by the qualified name and a counter per process. Without this, a
+    third process could confuse two cached functions of the same name.
     """
     enclosed = [str(cell.cell_contents) for cell in function.__closure__ or ()]
     function.__qualname__ = "_".join([function.__qualname__, *enclosed])
 
 
 def _if_there_is_room(save: Callable[..., None]) -> Callable[..., None]:
-    """What cannot be kept, as on a full disk, is compiled anew in the next process."""
+    """Ignore errors of the cache, for example on a full disk: the next process compiles anew."""
 
     def attempt(*args: Any) -> None:
         with suppress(OSError):
@@ -97,7 +97,7 @@ def _folder() -> Path:
 
 
 def in_threads(count: int, work: Callable[[int], T]) -> list[T]:
-    """``work`` of 0..count-1, in as many threads as torch has; results in order."""
+    """Return ``work`` of 0..count-1 in order, computed on as many threads as torch uses."""
     threads = min(torch.get_num_threads(), count)
     if threads <= 1:
         return [work(i) for i in range(count)]
@@ -115,8 +115,11 @@ def _float_from_bits(typingctx, bits):
 
 @numba.njit(inline="always")
 def exponential(x):
-    """e^x for -87 <= x <= 0 within 2 units in the last place, without a call, so that loops over it
-    become vector instructions. :mod:`primaps.crf.simd` has the same for explicit vectors."""
+    """Return e^x for -87 <= x <= 0 within 2 units in the last place.
+
+    It is inlined, and loops over it become vector instructions. :mod:`primaps.crf.simd` has the
+    same series for explicit vectors.
+    """
     x = max(x, np.float32(EXP_LOWEST))
     n = np.int32(x * np.float32(LOG2_E) - np.float32(0.5))
     r = x - np.float32(n) * np.float32(LN_2_HIGH)

@@ -1,8 +1,8 @@
-"""Several processes under torchrun: who has what, and sums over all.
+"""Several processes under torchrun: ranks, and sums over all processes.
 
-Process r of n has the images r, r + n, r + 2n, ... A batch is the same for every number of
-processes; each works on the images of it that it has, and sums are taken over the processes.
-Without torchrun there is one process and everything here does nothing.
+Process r of n has the images r, r + n, r + 2n, ... A batch consists of the same images for every
+number of processes. Each process computes the images of a batch that it has, and results are summed
+over the processes. Without torchrun there is one process, and these functions have no effect.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ T = TypeVar("T")
 
 
 def active() -> bool:
-    """Whether a process group is there."""
+    """Return whether a process group exists."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """Number of this process, 0 if it is alone."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if active() else 0
 
 
 def processes() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if active() else 1
 
 
 def total(tensor: Tensor) -> Tensor:
-    """Sum over all processes, in place."""
+    """Sum a tensor over all processes, in place."""
     if active():
         dist.all_reduce(tensor)
     return tensor
 
 
 def gather(value: T) -> list[T]:
-    """What every process gives, in the order of ranks."""
+    """Return the values of all processes, in the order of their ranks."""
     if not active():
         return [value]
     values: list[T] = [value] * processes()
@@ -52,7 +52,7 @@ def gather(value: T) -> list[T]:
 
 
 def from_first(value: T) -> T:
-    """What the first process gives."""
+    """Return the value of the first process."""
     if not active():
         return value
     values = [value]
@@ -61,7 +61,7 @@ def from_first(value: T) -> T:
 
 
 def own_device(device: str) -> str:
-    """The GPU of this process, if ``torchrun`` started several: that of its local rank."""
+    """Return the GPU of this process: under ``torchrun`` the one of its local rank."""
     local = os.environ.get("LOCAL_RANK")
     if local is None or device not in ("auto", "cuda") or not torch.cuda.is_available():
         return device
@@ -70,10 +70,10 @@ def own_device(device: str) -> str:
 
 @contextmanager
 def group(device: str = "auto") -> Iterator[str]:
-    """Join the processes that ``torchrun`` started, if it did; gives the device of this one.
+    """Join the processes of ``torchrun``, if there are any, and yield the device of this process.
 
-    NCCL joins GPUs, Gloo everything else. With ``auto`` or ``cuda`` each process takes the GPU of
-    its local rank.
+    The backend is NCCL for GPUs and Gloo otherwise. With ``auto`` or ``cuda`` each process uses the
+    GPU of its local rank.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or active():
         yield device
@@ -82,8 +82,8 @@ def group(device: str = "auto") -> Iterator[str]:
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(device)
-    # Its functions hold, as defaults, the group of the moment in which they are first imported, as
-    # optimizers do. A group that is held keeps its threads, which can abort the process at its end.
+    # On its first import this module stores the current group in default arguments. A group that is
+    # stored keeps its threads, which can abort the process on exit: import it before the group.
     importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if cuda else "gloo")
     try:

@@ -1,8 +1,8 @@
-"""Batches on threads: one to each core of a CPU, one after the other on an accelerator.
+"""Batches on threads: one batch per CPU core, or one at a time on an accelerator.
 
-On a CPU every thread computes a batch of its own, alone: no thread waits for another one, as the
-threads of one operation do at its end. An accelerator gets one batch after the other, while threads
-read and write beside it.
+On a CPU each thread computes a batch of its own, and no thread waits for another, unlike the
+threads of one operation. An accelerator computes one batch at a time, while other threads read and
+write.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 LANES = 8
-"""Batches that a CPU computes at the same time, at most: each takes some 200 MB."""
+"""Maximum number of batches that a CPU computes at the same time; each takes about 200 MB."""
 WRITERS = 2
-"""Threads beside those that compute: what is done is written while others compute."""
+"""Additional threads, which write results while others compute."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Lanes:
 
     Attributes:
         pool: the threads.
-        threads: how many they are.
-        turn: held while computing, so that no more compute than there are lanes.
+        threads: number of threads.
+        turn: semaphore to hold while computing; it limits the batches computed at the same time.
     """
 
     pool: ThreadPoolExecutor
@@ -41,16 +41,19 @@ class Lanes:
 
 
 def lane_count(device: torch.device, most: int = LANES) -> int:
-    """Batches that are computed at the same time."""
+    """Return the number of batches that are computed at the same time."""
     return min(torch.get_num_threads(), most) if device.type == "cpu" else 1
 
 
 @contextmanager
 def lanes(device: torch.device, most: int = LANES, writers: int = WRITERS) -> Iterator[Lanes]:
-    """Threads that compute batches on a device, ``most`` at the same time, and write what became
-    of them.
+    """Start threads that compute batches on a device and write their results.
 
-    On a CPU the threads of torch are shared out among them.
+    On a CPU the threads of torch are divided among them.
+
+    Args:
+        most: maximum number of batches computed at the same time.
+        writers: number of additional threads.
     """
     cores, count = torch.get_num_threads(), lane_count(device, most)
     threads, each = count + writers, max(1, cores // count)
@@ -59,13 +62,15 @@ def lanes(device: torch.device, most: int = LANES, writers: int = WRITERS) -> It
         yield Lanes(pool, threads, Semaphore(count))
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(cores)  # for threads that start from now on
+        torch.set_num_threads(cores)  # for threads that start later
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """For small products, which gain nothing from threads: on busy cores waiting for each other
-    takes ten times as long as the work."""
+    """Run torch operations on one thread, for small products.
+
+    On busy cores, synchronization of threads takes ten times as long as a small product.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -77,9 +82,9 @@ def one_thread() -> Iterator[None]:
 def overlapped(
     batches: Iterable[list[T]], work: Callable[[list[T]], R], lanes: Lanes
 ) -> Iterator[R]:
-    """Results of ``work``, in order, while other batches are worked on, one for each thread.
+    """Yield the results of ``work`` in order, while other threads compute the next batches.
 
-    An error of ``work`` is raised here, and nothing more is begun.
+    An error of ``work`` is raised here and ends the iteration.
     """
     running: deque[Future[R]] = deque()
     for batch in batches:

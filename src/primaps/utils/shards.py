@@ -1,4 +1,4 @@
-"""Independent processes that share a collection: which of them this one is."""
+"""Shards: independent processes that divide a collection among them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ T = TypeVar("T")
 
 
 class Shard(NamedTuple):
-    """One of several shares.
+    """One of several shards.
 
     Attributes:
         number: 1..total.
-        total: how many shares there are.
+        total: number of shards.
     """
 
     number: int
     total: int
 
     def of(self, items: Sequence[T]) -> Sequence[T]:
-        """The items of this share: every ``total``-th.
+        """Return the items of this shard: every ``total``-th item.
 
         Examples:
             >>> [Shard(number, 2).of("abcde") for number in (1, 2)]
@@ -37,14 +37,14 @@ class Shard(NamedTuple):
 
 
 def read_shard(text: str | None, environment: Mapping[str, str] = os.environ) -> Shard:
-    """The share that ``I/N`` names, or with ``auto`` the one that torchrun and Slurm started this
-    process for; None is everything.
+    """Read a shard ``I/N``; ``auto`` is the shard of this process, None the whole collection.
 
-    Of torchrun it is the process, of a Slurm array the task, and of torchrun in the tasks of an
-    array the process among all of theirs.
+    With ``auto`` the shard is the process under torchrun, the task in a Slurm array, or the process
+    among the processes of all tasks.
 
     Raises:
-        InputError: it is not I/N, I is not in 1..N, or a variable of theirs has no number.
+        InputError: the text is not I/N, I is not in 1..N, or an environment variable of torchrun or
+            Slurm is not a number.
 
     Examples:
         >>> read_shard("2/4")
@@ -56,17 +56,17 @@ def read_shard(text: str | None, environment: Mapping[str, str] = os.environ) ->
         Shard(number=4, total=4)
         >>> read_shard("5/4")
         Traceback (most recent call last):
-        primaps.utils.errors.InputError: shard 5/4: there are the shards 1/4 to 4/4
+        primaps.utils.errors.InputError: shard index must be between 1 and 4, got 5
     """
     if text is None:
         return Shard(1, 1)
     if text != "auto":
         if not (match := re.fullmatch(r"(\d+)/(\d+)", text.strip())):
             raise InputError(
-                f"shard {text}: it reads I/N, as 1/4 to 4/4 for four processes, or auto"
+                f"shard must be I/N (1/4 to 4/4 for four processes) or auto, got {text}"
             )
         number, count = (int(part) for part in match.groups())
-        return _checked(number, count, f"shard {text}")
+        return _checked(number, count)
     index, count = 0, 1
     if "SLURM_ARRAY_TASK_COUNT" in environment:
         task, first = (
@@ -77,13 +77,13 @@ def read_shard(text: str | None, environment: Mapping[str, str] = os.environ) ->
     if "RANK" in environment and "WORLD_SIZE" in environment:
         processes = _number(environment, "WORLD_SIZE", "1")
         index, count = index * processes + _number(environment, "RANK", "0"), count * processes
-    return _checked(index + 1, count, f"torchrun or Slurm started shard {index + 1}/{count}")
+    return _checked(index + 1, count, " from torchrun or Slurm")
 
 
-def _checked(number: int, count: int, said: str) -> Shard:
+def _checked(number: int, count: int, source: str = "") -> Shard:
     if not 1 <= number <= count:
         last = max(count, 1)
-        raise InputError(f"{said}: there are the shards 1/{last} to {last}/{last}")
+        raise InputError(f"shard index{source} must be between 1 and {last}, got {number}")
     return Shard(number, count)
 
 
@@ -91,4 +91,7 @@ def _number(environment: Mapping[str, str], name: str, default: str) -> int:
     try:
         return int(environment.get(name, default))
     except ValueError:
-        raise InputError(f"{name} is {environment[name]!r} and no number: give shard I/N") from None
+        raise InputError(
+            f"environment variable {name} must be a number, got {environment[name]!r}: "
+            "pass the shard as I/N"
+        ) from None
