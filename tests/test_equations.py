@@ -119,7 +119,9 @@ def check_loss(quantity: str, torch_operations: bool):
 
 def check_momentum():
     slow, fast = (kmeans.Prototypes(torch.rand(2, 3)) for _ in range(2))
-    expected = [0.98 * a + 0.02 * b for a, b in zip(slow.parameters(), fast.parameters(), strict=True)]
+    expected = [
+        0.98 * a + 0.02 * b for a, b in zip(slow.parameters(), fast.parameters(), strict=True)
+    ]
     em.momentum_update(slow, fast, 0.98)
     for value, reference in zip(slow.parameters(), expected, strict=True):
         torch.testing.assert_close(value, reference)

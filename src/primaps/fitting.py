@@ -51,8 +51,8 @@ def class_evidence(
         cache_content, model.config, len(files), model.projection is not None
     )
     extracted = extract(
-        files, model.network, model.size, masks=model.mask_maker(), cache=cache, cache_content=content,
-        progress=progress, log=log,
+        files, model.network, model.size, masks=model.mask_maker(), cache=cache,
+        cache_content=content, progress=progress, log=log,
     )  # fmt: skip
     table = extracted.mask_table(model.projection)
     assert table is not None
@@ -87,7 +87,7 @@ def fit_folder(
         on_epoch: called with the metrics of each epoch.
 
     Raises:
-        OutputError: the folder contains an image of the collection, or files that this package did not write.
+        OutputError: the folder contains an image of the collection, or files of other programs.
     """
     with model_writing(out, files):
         model.fit(

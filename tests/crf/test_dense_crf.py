@@ -325,7 +325,7 @@ PROBABILITIES = LOGITS.softmax(0)
         ({"logits": LOGITS, "theta_beta": 0.0}, "theta_beta is"),
         ({"logits": LOGITS, "theta_alpha": math.nan}, "theta_alpha is"),
         ({"logits": LOGITS, "tolerance": -1.0}, "tolerance is"),
-        ({"logits": LOGITS, "dtype": "float16"}, "dtype .float16. must"),
+        ({"logits": LOGITS, "dtype": "float16"}, "dtype is .float16.; it must"),
         ({"logits": LOGITS, "theta_beta": 1e-9}, "positions: 5 axes spread too far"),
     ],
 )
