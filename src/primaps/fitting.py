@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from primaps.classes.build_tree import SAMPLE
-from primaps.classes.choose import Evidence, curve, parse_range
+from primaps.classes.class_count import Evidence, curve, parse_range
+from primaps.classes.tree import SAMPLE
 from primaps.config import CacheContent
 from primaps.data import Dataset, ImageFile, LogCallback
 from primaps.em.fit import resolve_cache_content
@@ -17,7 +17,7 @@ from primaps.em.training import HistoryLine, clear_checkpoints
 from primaps.features.extract import extract
 from primaps.features.training_data import gather_table
 from primaps.model import PriMaPsEM
-from primaps.model_folder import model_writing
+from primaps.persistence import model_writing
 from primaps.pictures.preview import model_preview
 from primaps.utils.distributed import rank
 from primaps.utils.progress import ProgressCallback, silent
@@ -94,8 +94,8 @@ def fit_folder(
             files, labels, cache=cache, cache_content=cache_content, checkpoints=out,
             progress=progress, log=log, on_epoch=on_epoch,
         )  # fmt: skip
-        if model.inventory_ is not None and evidence:
-            model.inventory_ = replace(model.inventory_, curve=tuple(evidence))
+        if model.class_summary_ is not None and evidence:
+            model.class_summary_ = replace(model.class_summary_, curve=tuple(evidence))
         if rank() == 0:
             model.save_pretrained(out)
             model_preview(model, out / "preview.png")
