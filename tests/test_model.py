@@ -266,7 +266,7 @@ def test_a_plan_of_a_probe_is_refused(colors, painted_folder):
     from primaps.planning import plan
 
     model = PriMaPsEM(3, backbone=colors, method="probe", **QUICK)
-    with pytest.raises(ValueError, match="not of a linear probe"):
+    with pytest.raises(ValueError, match="not for probe"):
         plan(model, painted_folder / "images")
 
 

@@ -1,8 +1,8 @@
 """Find and segment the classes of an image collection without a single label.
 
 PriMaPs (principal mask proposals) and PriMaPs-EM, after Hahn et al., "Boosting Unsupervised
-Semantic Segmentation with Principal Mask Proposals", TMLR 2024. Everything public is listed here
-and imported when it is first used.
+Semantic Segmentation with Principal Mask Proposals", TMLR 2024. Public names are imported at their
+first use, which keeps ``import primaps`` fast.
 """
 
 from importlib import import_module
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from primaps.studio.serve import run_studio
     from primaps.utils.errors import PrimapsError
 
-_HOME = {
+_MODULES = {
     "Backbone": "backbones.backbone",
     "WeightsError": "backbones.weights",
     "load_backbone": "backbones.load",
@@ -118,8 +118,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"primaps.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"primaps.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'primaps' has no attribute {name!r}")
 
 

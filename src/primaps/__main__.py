@@ -1,4 +1,4 @@
-"""``python -m primaps``."""
+"""Entry point of ``python -m primaps``."""
 
 from primaps.cli import main
 

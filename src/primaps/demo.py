@@ -1,4 +1,4 @@
-"""Propose, fit and predict on photos that scikit-image and scikit-learn bring along."""
+"""The demo: propose, fit and predict on images of scikit-image and scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from primaps.utils.errors import MissingPackageError
 from primaps.utils.files import user_path
 from primaps.utils.progress import ProgressCallback, silent
 
-PHOTOS = (
+IMAGES = (
     ("skimage", "data/astronaut.png"),
     ("skimage", "data/chelsea.png"),
     ("skimage", "data/coffee.png"),
@@ -33,46 +33,53 @@ def demo(
     device: str | torch.device = "auto",
     progress: ProgressCallback = silent,
 ) -> Path:
-    """Run the three main commands on six photos and write everything below ``out``.
+    """Run propose, fit and predict on six images and write the results below ``out``.
+
+    Args:
+        out: output folder.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        progress: progress callback.
 
     Returns:
-        The picture to look at: photos, mask proposals, classes.
+        Path of ``demo.png``, which shows the images, their mask proposals and their classes.
 
     Raises:
-        ImportError: scikit-image or scikit-learn is not installed.
+        MissingPackageError: scikit-image or scikit-learn is not installed.
     """
     out = user_path(out)
     check_file(out / "demo.png")
-    paths = [_packaged(package, name) for package, name in PHOTOS]
+    paths = [_packaged(package, name) for package, name in IMAGES]
     model = PriMaPsEM(CLASSES, device=device)
     propose_files(paths, out / "proposals", backbone=model.backbone, progress=progress)
     model.fit(paths, progress=progress)
     model.save_pretrained(out / "model")
     model_preview(model, out / "model" / "preview.png")
     predict_files(model, paths, out / "classes", progress=progress)
-    return _picture(paths, out)
+    return _draw(paths, out)
 
 
 def _packaged(package: str, name: str) -> Path:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise MissingPackageError("the demo needs its photos: pip install 'primaps[demo]'")
+        raise MissingPackageError(
+            "the demo needs the images of scikit-image and scikit-learn: pip install "
+            "'primaps[demo]'"
+        )
     return Path(spec.origin).parent / name
 
 
-def _picture(paths: list[Path], out: Path) -> Path:
-    """Photos, proposals and classes in three rows."""
+def _draw(paths: list[Path], out: Path) -> Path:
+    """Draw images, overlays of proposals and overlays of classes in three rows."""
     rows = []
     for folder in (None, "proposals", "classes"):
         row = []
         for path in paths:
-            photo = Image.open(path).convert("RGB")
+            image = Image.open(path).convert("RGB")
             if folder is None:
-                row.append(photo)
+                row.append(image)
             else:
-                shown = Image.open(next((out / folder).rglob(f"{path.stem}.overlay.jpg")))
-                # Without the legend below it, which would repeat under every picture.
-                row.append(shown.crop((0, 0, *photo.size)))
+                overlay = Image.open(next((out / folder).rglob(f"{path.stem}.overlay.jpg")))
+                row.append(overlay.crop((0, 0, *image.size)))  # without its legend below
         rows.append(row)
     target = out / "demo.png"
     write_own_png(grid(rows, height=200), target)

@@ -1,4 +1,4 @@
-"""What a fit will take, before it starts: bytes, memory and time, measured on a few images."""
+"""Estimate of the time, memory and disk space of a fit, measured on a few images."""
 
 from __future__ import annotations
 
@@ -26,26 +26,25 @@ from primaps.utils.parallel import lane_count
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.validation import validated
 
-MANY = 10**6
-"""Images that a plan says the bytes of beside those that there are."""
+LARGE_COLLECTION = 10**6
+"""Number of images for which a plan states the size of the cache as well."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a fit will take.
+    """Expected time, memory and disk space of a fit.
 
     Attributes:
-        images: how many there are.
-        missing: those whose features or masks are not kept yet.
-        init_steps: steps of k-means, of all its starts.
-        steps: steps of EM.
-        stored: bytes of features and masks.
-        folder: where they are kept; None is memory.
-        free: bytes that are free there; None for memory.
-        seconds: by stage, estimated.
-        costs: bytes of each image by what may be kept, and beside that of each that k-means starts
-            look at.
-        collection: how many images there are, if ``images`` is a sample of them.
+        images: number of images.
+        missing: number of images whose features or masks are not cached yet.
+        init_steps: k-means steps of all restarts.
+        steps: EM steps.
+        stored: size of features and masks in bytes.
+        folder: folder of the cache; None for memory.
+        free: free bytes in ``folder``; None for memory.
+        seconds: stage to its expected duration.
+        costs: what is cached to its size in bytes, per image and per image of the k-means restarts.
+        collection: number of images in the collection, if ``images`` is a sample of it.
     """
 
     images: int
@@ -59,29 +58,35 @@ class Plan:
     costs: dict[CachedContent, tuple[int, int]] = field(default_factory=dict)
     collection: int = 0
 
-    def bytes_of(self, kept: CachedContent, images: int) -> int:
-        """What a number of images takes."""
-        each, start = self.costs[kept]
-        return images * each + min(images, RESTART_IMAGES) * start
+    def bytes_of(self, content: CachedContent, images: int) -> int:
+        """Return the size of the cache in bytes.
+
+        Args:
+            content: what is cached of each image.
+            images: number of images.
+        """
+        per_image, per_restart_image = self.costs[content]
+        return images * per_image + min(images, RESTART_IMAGES) * per_restart_image
 
     def lines(self) -> list[str]:
-        """The plan in words."""
-        size = f"{gigabytes(self.stored)} of features and masks"
+        """Return the plan as lines of text."""
         place = "in memory"
         if self.folder:
             place = f"in {self.folder} ({(self.free or 0) / 1e9:.0f} GB free), memory-mapped"
-        stages = ", ".join(f"{name} {duration(s)}" for name, s in self.seconds.items())
-        numbers = (self.images, self.collection if self.collection > self.images else MANY)
+        other = self.collection if self.collection > self.images else LARGE_COLLECTION
         choices = []
-        for kept in self.costs:
-            sizes = {n: gigabytes(self.bytes_of(kept, n)) for n in sorted(numbers)}
-            each = ", ".join(f"{size} for {n:,} images" for n, size in sizes.items())
-            choices.append(f"--cache-content {kept}: {each}")
+        for content in self.costs:
+            sizes = ", ".join(
+                f"{gigabytes(self.bytes_of(content, n))} for {n:,} images"
+                for n in sorted((self.images, other))
+            )
+            choices.append(f"--cache-content {content}: {sizes}")
+        stages = ", ".join(f"{name} {duration(s)}" for name, s in self.seconds.items())
         return [
-            f"{self.images} images, {self.missing} of them to be computed",
-            f"{size} {place}",
+            f"{self.images} images, {self.missing} of them not cached yet",
+            f"{gigabytes(self.stored)} of features and masks {place}",
             *choices,
-            f"k-means {self.init_steps} steps" + (f", EM {self.steps} steps" if self.steps else ""),
+            f"{self.init_steps} k-means steps" + (f", {self.steps} EM steps" if self.steps else ""),
             f"about {duration(sum(self.seconds.values()))}: {stages}",
         ]
 
@@ -94,13 +99,20 @@ def plan(
     cache_content: CacheContent = "auto",
     progress: ProgressCallback = silent,
 ) -> Plan:
-    """Estimate what ``model.fit(images, cache=cache, cache_content=cache_content)`` will take.
+    """Estimate the cost of ``model.fit(images, cache=cache, cache_content=cache_content)``.
 
-    Times are measured on up to eight of the images for each core: reading, backbone, masks and
-    steps of training, each the second time that it runs.
+    Durations are measured on up to eight images per core: backbone, masks and training steps, each
+    in its second run.
+
+    Args:
+        model: model to fit; not a linear probe.
+        images: files, folders, globs or images in memory.
+        cache: folder of the cache, ``"auto"`` for the default, or None for memory.
+        cache_content: what is cached of each image, see :meth:`primaps.PriMaPsEM.fit`.
+        progress: progress callback.
 
     Raises:
-        ImageError: none of these could be read.
+        ImageError: none of the images can be read.
         InputError: the model is a linear probe.
 
     Examples:
@@ -109,73 +121,89 @@ def plan(
         >>> pool = torch.nn.AvgPool2d(8)
         >>> model = PriMaPsEM(2, backbone=pool, patch_size=8, size=32, mask_crf=False, device="cpu")
         >>> plan(model, images).lines()[0]
-        '3 images, 3 of them to be computed'
+        '3 images, 3 of them not cached yet'
     """
     config = model.config
     if config.method == "probe":
-        raise InputError("a plan is of PriMaPs-EM or k-means, not of a linear probe")
+        raise InputError("a plan is available for the methods em and kmeans, not for probe")
     files = image_files(images)
     em = config.method == "em"
     views = config.views if em else 0
-    maker = model.mask_maker() if em else None
     projected = model.projection is not None
-    kept = resolve_cache_content(cache_content, config, len(files), projected)
-    contents: dict[str, str] = {}
-    for done, (file, content) in enumerate(read(files, content_digest, _ignore), 1):
-        contents[file.key] = content
+    content = resolve_cache_content(cache_content, config, len(files), projected)
+    digests: dict[str, str] = {}
+    for done, (file, digest) in enumerate(read(files, content_digest, _ignore), 1):
+        digests[file.key] = digest
         progress("reading", done, len(files), {})
-    whole = restart_sample([*contents.values()]) if kept == "masks" else None
-    stores = FeatureCache(model.network, model.size, len(files), views, maker, cache, whole)
-    missing = len(stores.missing(list(contents.values())))
-    few = min(BACKBONE_BATCH * lane_count(model.backbone.device), len(files))
-    sample = [files[i * len(files) // few] for i in range(few)]
-
-    def features(with_masks: bool) -> float:
-        began = time.monotonic()
-        given = maker if with_masks else None
-        extract(sample, model.network, model.size, masks=given, cache=None, log=_ignore)
-        return (time.monotonic() - began) / len(sample)
-
-    features(em)  # compiles and allocates
-    forwards = features(False)  # image and flipped image
-    masks = features(True) - forwards if em else 0.0
-    steps = schedule(config, len(files), model.clusters)
-    kmeans, step = _step_seconds(model, sample)
-    seconds = {"features": missing * forwards * (1 + (0 if views == "fresh" else views) / 2)}
-    if em:
-        seconds["masks"] = missing * max(masks, 0.0)
-    seconds["k-means"] = steps.init_steps * kmeans
-    if config.runs_em:
-        fresh = forwards / 2 * min(config.batch_size, len(files)) if views == "fresh" else 0.0
-        seconds["EM"] = steps.steps * (step + fresh)
-    existing = stores.folder
-    while existing is not None and not existing.exists():
-        existing = existing.parent
-    shape = stores.shape
+    full = restart_sample([*digests.values()]) if content == "masks" else None
+    maker = model.mask_maker() if em else None
+    stored = FeatureCache(model.network, model.size, len(files), views, maker, cache, full)
+    missing = len(stored.missing(list(digests.values())))
     costs: dict[CachedContent, tuple[int, int]] = {
-        "features": (cache_bytes(shape, model.size, 1, views, em), 0)
+        "features": (cache_bytes(stored.shape, model.size, 1, views, em), 0)
     }
     if config.orthogonal and not projected:
         costs["masks"] = (
-            cache_bytes(shape, model.size, 1, full=0),
-            cache_bytes(shape, model.size, 0, full=1),
+            cache_bytes(stored.shape, model.size, 1, full=0),
+            cache_bytes(stored.shape, model.size, 0, full=1),
         )
+    steps = schedule(config, len(files), model.clusters)
     expected = Plan(
         images=len(files),
         missing=missing,
         init_steps=steps.all_init_steps,
         steps=steps.steps,
         stored=0,
-        folder=stores.folder,
-        free=shutil.disk_usage(existing).free if existing else None,
-        seconds=seconds,
+        folder=stored.folder,
+        free=_free_bytes(stored.folder),
+        seconds=_stage_seconds(model, files, missing, steps.init_steps, steps.steps),
         costs=costs,
     )
-    return replace(expected, stored=expected.bytes_of(kept, len(files)))
+    return replace(expected, stored=expected.bytes_of(content, len(files)))
+
+
+def _free_bytes(folder: Path | None) -> int | None:
+    """Return the free bytes of the disk that a folder is or will be on."""
+    while folder is not None and not folder.exists():
+        folder = folder.parent
+    return None if folder is None else shutil.disk_usage(folder).free
+
+
+def _stage_seconds(
+    model: PriMaPsEM, files: Sequence[ImageFile], missing: int, init_steps: int, steps: int
+) -> dict[str, float]:
+    """Measure a few images and return the expected duration of each stage in seconds."""
+    config: Config = model.config
+    em = config.method == "em"
+    views = config.views if em else 0
+    few = min(BACKBONE_BATCH * lane_count(model.backbone.device), len(files))
+    sample = [files[i * len(files) // few] for i in range(few)]
+
+    def seconds_per_image(with_masks: bool) -> float:
+        maker = model.mask_maker() if with_masks else None
+        began = time.monotonic()
+        extract(sample, model.network, model.size, masks=maker, cache=None, log=_ignore)
+        return (time.monotonic() - began) / len(sample)
+
+    seconds_per_image(em)  # the first run compiles and allocates
+    features = seconds_per_image(False)  # of an image and its flip
+    masks = seconds_per_image(True) - features if em else 0.0
+    kmeans_step, em_step = _step_seconds(model, sample)
+    seconds = {"features": missing * features * (1 + (0 if views == "fresh" else views) / 2)}
+    if em:
+        seconds["masks"] = missing * max(masks, 0.0)
+    seconds["k-means"] = init_steps * kmeans_step
+    if config.runs_em:
+        fresh = features / 2 * min(config.batch_size, len(files)) if views == "fresh" else 0.0
+        seconds["EM"] = steps * (em_step + fresh)
+    return seconds
 
 
 def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float, float]:
-    """Seconds of a step of k-means and of EM with the batch size of the model."""
+    """Measure the duration of a k-means step and of an EM step in seconds.
+
+    The steps run on a batch of ``sample`` and are scaled to the batch size of the model.
+    """
     config: Config = model.config
     extracted = extract(
         sample,
@@ -186,34 +214,34 @@ def _step_seconds(model: PriMaPsEM, sample: Sequence[ImageFile]) -> tuple[float,
         log=_ignore,
     )
     scale = config.batch_size / len(extracted.keys)
-    whole = replace(config, batch_size=len(extracted.keys))
-    start = Prototypes(torch.randn(config.classes, extracted.views.clean.shape[1]))
-    start.to(model.backbone.device)
+    one_batch = replace(config, batch_size=len(extracted.keys))
+    prototypes = Prototypes(torch.randn(config.classes, extracted.views.clean.shape[1]))
+    prototypes.to(model.backbone.device)
 
-    def timed(fit: Callable[[], object]) -> float:
-        fit()
+    def timed(step: Callable[[], object]) -> float:
+        step()
         began = time.monotonic()
-        fit()
+        step()
         return (time.monotonic() - began) * scale
 
-    views = extracted.views
+    views, masks = extracted.views, extracted.masks
     if config.orthogonal:
-        seen, seeds = sample_tokens(views, TOKENS_PER_STEP, config.seed), restart_seeds(config.seed)
-        kmeans = timed(lambda: fit_restarts(seen, start, seeds, 1, whole))
+        tokens = sample_tokens(views, TOKENS_PER_STEP, config.seed)
+        seeds = restart_seeds(config.seed)
+        kmeans = timed(lambda: fit_restarts(tokens, prototypes, seeds, 1, one_batch))
     else:
-        kmeans = timed(lambda: fit_kmeans(views, start, 1, whole))
-    masks = extracted.masks
+        kmeans = timed(lambda: fit_kmeans(views, prototypes, 1, one_batch))
     if masks is None:
         return kmeans, 0.0
-    return kmeans, timed(lambda: fit_em(extracted.views, masks, start, 1, whole))
+    return kmeans, timed(lambda: fit_em(views, masks, prototypes, 1, one_batch))
 
 
 def _ignore(sentence: str) -> None:
-    """The fit itself reports what cannot be read."""
+    """Drop a sentence about an image that cannot be read; the fit reports it."""
 
 
 def gigabytes(size: float) -> str:
-    """Bytes in words.
+    """Format a number of bytes.
 
     Examples:
         >>> gigabytes(4.2e6), gigabytes(9.162e11)
@@ -223,7 +251,7 @@ def gigabytes(size: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time in words.
+    """Format a duration in seconds.
 
     Examples:
         >>> duration(40), duration(4000), duration(40000), duration(1e6)

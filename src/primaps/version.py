@@ -1,3 +1,3 @@
-"""The version, in a module of its own so that whoever needs it imports nothing else."""
+"""Version of the package, importable without any other module."""
 
 VERSION = "0.1.0"

@@ -1,1 +1,1 @@
-"""What every part of the package stands on: files, progress, randomness, processes, errors."""
+"""Facilities that every other package uses: files, validation, progress, seeding, errors."""

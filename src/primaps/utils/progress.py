@@ -1,4 +1,4 @@
-"""Progress with an estimate of the time left, on a terminal or in a log."""
+"""Progress of long computations, with the remaining time, on a terminal or in a log."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 ProgressCallback = Callable[[str, int, int, Mapping[str, float]], None]
-"""Called after each unit of work with the stage, units done, units in all, and figures to show."""
+"""Function of the stage, the units of work done, their total number, and metrics to show."""
 
 
-def silent(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+def silent(stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
     """A :data:`ProgressCallback` that shows nothing."""
 
 
 class ProgressDisplay:
-    """Shows the stages of a long run; a context that gives a :data:`ProgressCallback` to pass on.
+    """Context manager that returns a :data:`ProgressCallback` and shows what it receives.
 
-    On a terminal each stage is a bar. Elsewhere a line is written at every tenth of a stage, so
-    that logs stay short.
+    On a terminal, each stage is a progress bar. In a log, each stage has at most ten lines.
 
     Examples:
         >>> with ProgressDisplay(Console(force_terminal=False, width=80)) as progress:
@@ -39,7 +38,7 @@ class ProgressDisplay:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metrics]}"),
             console=self.console,
         )
 
@@ -57,26 +56,24 @@ class ProgressDisplay:
         if self.console.is_terminal:
             self.bars.stop()
 
-    def _bar(self, stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+    def _bar(self, stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
         if stage != self.stage:
-            self.stage, self.task = stage, self.bars.add_task(stage, total=total, figures="")
-        self.bars.update(self.task, completed=done, figures=_text(figures))
+            self.stage, self.task = stage, self.bars.add_task(stage, total=total, metrics="")
+        self.bars.update(self.task, completed=done, metrics=_text(metrics))
 
-    def _line(self, stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+    def _line(self, stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
         now = time.monotonic()
         if stage != self.stage:
             self.stage, self.began, self.tenths = stage, now, 0
-        if (
-            not total or (10 * done) // total == self.tenths
-        ):  # work may come in larger units than tenths
+        if not total or (10 * done) // total == self.tenths:
             return
         self.tenths = (10 * done) // total
         left = (now - self.began) / done * (total - done)
         parts = [f"{stage} {done}/{total}"]
         parts += [f"{left:.0f} s left"] if done < total else []
-        parts += [_text(figures)] if figures else []
+        parts += [_text(metrics)] if metrics else []
         self.console.print(", ".join(parts), highlight=False, soft_wrap=True)
 
 
-def _text(figures: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+def _text(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())

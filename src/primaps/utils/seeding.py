@@ -1,4 +1,4 @@
-"""Randomness as a function of what it is for, so that no order of work changes it."""
+"""Random generators that are seeded by their purpose, independent of the order of work."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 def generator(*purpose: int | str) -> torch.Generator:
-    """A generator on the CPU whose stream depends on ``purpose`` alone.
+    """Return a generator on the CPU that depends on ``purpose`` only.
 
-    Step 300 of seed 0 draws the same numbers in a run of its own, after a resumed stop and on any
-    process of several.
+    Step 300 of seed 0 gets the same random numbers in a complete run, after the run is resumed, and
+    in each of several processes.
 
     Examples:
         >>> one, other = generator("EM", 0, 300), generator("EM", 0, 300)
