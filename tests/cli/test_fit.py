@@ -220,9 +220,21 @@ def test_kmeans_on_a_projection_with_clusters_is_the_projection(images, vit, tmp
     torch.manual_seed(0)
     Projection(Head(64, 8), torch.randn(3, 8), "stego").save(tmp_path / "p")
     for method, recipe, words in (
-        ("kmeans", "orthogonal", "3 classes: from the 3 clusters of the projection, batches of"),
-        ("em", "orthogonal", "3 classes: from the 3 clusters of the projection, batches of"),
-        ("em", "paper", "from the 3 clusters of the projection, EM 2 steps, batches of"),
+        (
+            "kmeans",
+            "orthogonal",
+            "3 classes: initialized with the 3 clusters of the projection, batches of",
+        ),
+        (
+            "em",
+            "orthogonal",
+            "3 classes: initialized with the 3 clusters of the projection, batches of",
+        ),
+        (
+            "em",
+            "paper",
+            "initialized with the 3 clusters of the projection, 2 EM steps, batches of",
+        ),
     ):
         out = tmp_path / f"{method}-{recipe}"
         quick = [*QUICK, "--min-steps", 2] if recipe == "paper" else OWN

@@ -91,7 +91,7 @@ def test_numbers_that_are_none_or_out_of_range_are_refused_by_name(name, tmp_pat
         values += ["14000000"] if option.name in ("size", "ignore_index", "views") else []
         for value in values:
             text = call(name, command, tmp_path, option, value)
-            assert spelled(option) in text or f"{option.name} is " in text, (value, text)
+            assert spelled(option) in text, (value, text)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

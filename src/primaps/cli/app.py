@@ -110,7 +110,7 @@ def command(group: typer.Typer, *args: Any, **kwargs: Any) -> Callable[[Callable
         @functools.wraps(function)
         def wrapper(**given: Any) -> None:
             values = {name: _parsed(value, types[name]) for name, value in given.items()}
-            function(**validate_options(types, values))
+            function(**validate_options(types, values, lambda name: _flag(name, types[name])))
 
         parameters = [
             one.replace(annotation=_typer_annotation(one.annotation))
@@ -121,6 +121,14 @@ def command(group: typer.Typer, *args: Any, **kwargs: Any) -> Callable[[Callable
         return group.command(*args, **kwargs)(wrapper)
 
     return decorate
+
+
+def _flag(name: str, kind: Any) -> str:
+    """Return the flag of an option."""
+    for info in getattr(kind, "__metadata__", ()):
+        if isinstance(info, ParameterInfo) and isinstance(info.default, str):
+            return info.default  # where typer keeps the flags of an annotation
+    return f"--{name.replace('_', '-')}"
 
 
 def _typer_annotation(kind: Any) -> Any:

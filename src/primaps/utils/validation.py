@@ -94,12 +94,15 @@ def validated(function: Callable[P, T]) -> Callable[P, T]:
     return wrapper
 
 
-def validate_options(types: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def validate_options(
+    types: Mapping[str, Any], given: Mapping[str, Any], label: Callable[[str], str] = str
+) -> dict[str, Any]:
     """Validate arguments, those that are plain options.
 
     Args:
         types: argument name to annotated type.
         given: argument name to value.
+        label: gives what an error message calls an argument from its name.
 
     Returns:
         ``given``, with the scalars of NumPy as Python's.
@@ -108,7 +111,7 @@ def validate_options(types: Mapping[str, Any], given: Mapping[str, Any]) -> dict
         InputError: an option is not of its type, or outside its range.
     """
     return {
-        name: validate(value, types[name], name) if _is_option(types.get(name)) else value
+        name: validate(value, types[name], label(name)) if _is_option(types.get(name)) else value
         for name, value in given.items()
     }
 
@@ -186,7 +189,7 @@ def validate_json(text: str, content: Any, kind: Any) -> Any:
 
 
 def range_text(kind: Any) -> str:
-    """Describe the range of a number type for help texts.
+    """Describe the range of a number type for help texts, without bounds of 10**12 and above.
 
     Examples:
         >>> from annotated_types import Gt, Interval
@@ -208,7 +211,7 @@ def range_text(kind: Any) -> str:
     numbers = {
         word: f"{value:,}" if isinstance(value, int) else f"{value:g}"
         for word, value in bounds.items()
-        if value is not None
+        if value is not None and abs(value) < 10**12
     }
     if numbers.keys() == {"at least", "at most"}:
         return f"{numbers['at least']} to {numbers['at most']}"
