@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from primaps.exchange import FORMATS, export_labels, import_labels
+from primaps.exchange.formats import FORMATS
+from primaps.exchange.transfer import export_labels, import_labels
 from primaps.geometry.regions import connected_regions
 
 CLASSES = 27

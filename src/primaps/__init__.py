@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from primaps.data import ImageError, find_images, load_dataset, load_image
     from primaps.engines import Predictor, Proposer
     from primaps.evaluation.protocol import Evaluation, evaluate
-    from primaps.exchange import export_labels, import_labels
+    from primaps.exchange.transfer import export_labels, import_labels
     from primaps.model import PriMaPsEM
     from primaps.persistence import ModelError, push_to_hub
     from primaps.pictures.report import write_report
@@ -54,8 +54,8 @@ _MODULES = {
     "Proposer": "engines",
     "Evaluation": "evaluation.protocol",
     "evaluate": "evaluation.protocol",
-    "export_labels": "exchange",
-    "import_labels": "exchange",
+    "export_labels": "exchange.transfer",
+    "import_labels": "exchange.transfer",
     "push_to_hub": "persistence",
     "PriMaPsEM": "model",
     "ModelError": "persistence",

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from primaps.exchange import Classes
+from primaps.exchange.classes import Classes
 from tests.exchange.samples import Collection, blocks, collection
 
 NAMES = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from primaps.exchange import Classes
+from primaps.exchange.classes import Classes
 
 
 @dataclass

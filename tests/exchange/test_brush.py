@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from primaps.exchange import brush
+from primaps.exchange import labelstudio as brush
 from primaps.exchange.classes import Classes, distinct_colors
 from primaps.utils.colors import palette
 from primaps.utils.errors import InputError

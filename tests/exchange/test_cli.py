@@ -27,8 +27,8 @@ def test_labels_go_out_and_come_back(street):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["export", "{root}", "--images", "{images}", "--to", "coco"], "does not say what"),
-        (["export", "{result}", "--images", "{images}", "--to", "pdf"], "'pdf' cannot be written"),
+        (["export", "{root}", "--images", "{images}", "--to", "coco"], "has no class names"),
+        (["export", "{result}", "--images", "{images}", "--to", "pdf"], "got 'pdf'"),
         (["import", "{root}/no", "--from", "coco"], "does not exist"),
         (["push", "{images}", "a/b"], "has no config.json"),
     ],

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from primaps.exchange import FORMATS, Classes, LabeledImage, export_labels, read_classes
-from primaps.utils.errors import InputError
+from primaps.exchange.classes import Classes, read_classes
+from primaps.exchange.formats import FORMATS
+from primaps.exchange.labeled import LabeledImage
+from primaps.exchange.transfer import export_labels
+from primaps.utils.errors import InputError, PrimapsError
 from tests.exchange.samples import blocks, collection
 
 
@@ -21,12 +24,12 @@ def content(folder):
     }
 
 
-def refused(data, match, name="coco", out=None, **options):
+def rejected(data, match, name="coco", out=None, **options):
     """The export raises one sentence, and leaves everything as it was."""
     out = out or data.root / "out"
     before = content(data.root)
     options.setdefault("images", data.images)
-    with pytest.raises(InputError, match=match) as caught:
+    with pytest.raises(PrimapsError, match=match) as caught:
         export_labels(data.result, options.pop("images"), name, out, **options)
     assert "\n" not in str(caught.value)
     assert content(data.root) == before
@@ -45,7 +48,7 @@ def test_the_same_labels_give_the_same_bytes(street, name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_image_is_kept_once_it_is_written(name, tmp_path):
+def test_an_image_is_released_after_it_is_written(name, tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (40, 40)).save(path)
     alive = []
@@ -65,7 +68,7 @@ def test_no_image_is_kept_once_it_is_written(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_last_line_names_files_that_are_there(street, name):
+def test_the_next_step_names_files_that_exist(street, name):
     done = export_labels(street.result, street.images, name, street.root / "out")
     assert str(street.root / "out") in done.next
     for word in done.next.replace("'", " ").replace(")", " ").replace(",", " ").split():
@@ -77,9 +80,9 @@ def test_the_last_line_names_files_that_are_there(street, name):
 def test_a_folder_with_files_of_the_user_is_left_alone(street):
     (street.root / "out").mkdir()
     (street.root / "out" / "mine.txt").write_text("mine")
-    refused(street, "out is not empty")
-    refused(street, "is a file", out=street.result / "primaps.json")
-    refused(street, "images is not empty", out=street.images)
+    rejected(street, "out is not empty")
+    rejected(street, "is a file", out=street.result / "primaps.json")
+    rejected(street, "images is not empty", out=street.images)
 
 
 def test_an_earlier_export_is_replaced_unless_someone_worked_on_it(street):
@@ -90,16 +93,16 @@ def test_an_earlier_export_is_replaced_unless_someone_worked_on_it(street):
     assert (out / "annotations.xml").exists()
     with (out / "annotations.xml").open("a") as file:
         file.write("<!-- corrected -->")
-    refused(street, "was changed since primaps wrote it", "coco")
+    rejected(street, "was changed since primaps wrote it", "coco")
     export_labels(street.result, street.images, "labelme", street.root / "other")
     (street.root / "other" / "new.json").write_text("{}")
-    refused(street, "was changed since primaps wrote it", out=street.root / "other")
+    rejected(street, "was changed since primaps wrote it", out=street.root / "other")
 
 
-def test_what_stops_an_export_half_way_leaves_the_earlier_one(street):
+def test_an_interrupted_export_leaves_the_earlier_one(street):
     export_labels(street.result, street.images, "coco", street.root / "out")
 
-    def stop(stage, done, total, figures):
+    def stop(stage, done, total, metrics):
         if done == 2:
             raise KeyboardInterrupt
 
@@ -109,27 +112,29 @@ def test_what_stops_an_export_half_way_leaves_the_earlier_one(street):
     assert content(street.root) == before
 
 
-def test_maps_without_their_images_are_refused(street):
+def test_maps_without_their_images_are_rejected(street):
     (street.images / "val" / "ring.png").unlink()
-    refused(street, "1 label maps of .* have no image, first val/ring.png")
-    refused(street, "have no image", images=street.images / "train")
+    rejected(street, "1 label maps of .* have no image, first val/ring.png")
+    rejected(street, "have no image", images=street.images / "train")
 
 
 def test_images_without_a_map_are_named_and_left_out(street):
     Image.new("RGB", (4, 4)).save(street.images / "new.png")
-    told = []
-    done = export_labels(street.result, street.images, "coco", street.root / "out", log=told.append)
+    messages = []
+    done = export_labels(
+        street.result, street.images, "coco", street.root / "out", log=messages.append
+    )
     assert done.images == 4
-    assert "1 of 5 images have no label map" in told[0]
-    assert "new.png" in told[0]
+    assert "1 of 5 images have no label map" in messages[0]
+    assert "new.png" in messages[0]
 
 
-def test_maps_of_another_size_are_refused(street):
+def test_maps_of_another_size_are_rejected(street):
     Image.new("RGB", (7, 9)).save(street.images / "val" / "ring.png")
-    refused(street, r"ring.png has 30 x 24 pixels, but .*ring.png 7 x 9")
+    rejected(street, r"ring.png has 30 x 24 pixels, but .*ring.png 7 x 9")
 
 
-def test_an_image_that_lies_on_its_side_is_taken_upright(tmp_path):
+def test_the_exif_orientation_is_applied(tmp_path):
     data = collection(tmp_path, {"a.jpg": blocks(0, 30, 20, 2)}, Classes(("a", "b")))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -139,38 +144,36 @@ def test_an_image_that_lies_on_its_side_is_taken_upright(tmp_path):
     assert (image["width"], image["height"]) == (20, 30)
 
 
-def test_values_that_are_no_classes_are_refused(street):
+def test_values_that_are_not_classes_are_rejected(street):
     (street.root / "two.json").write_text('{"classes": ["a", "b"]}')
-    refused(
-        street, "has the value [2-7], but the classes are 0..1", classes=street.root / "two.json"
-    )
+    rejected(street, r"value [2-7] is not a class \(0 to 1\)", classes=street.root / "two.json")
 
 
-def test_damaged_maps_and_records_are_refused(street):
+def test_damaged_maps_and_records_are_rejected(street):
     path = street.result / "val" / "ring.png"
     good = path.read_bytes()
     path.write_bytes(good[:-30])
-    refused(street, "ring.png is damaged")
+    rejected(street, "ring.png is damaged")
     Image.new("RGB", (30, 24)).save(path)
-    refused(street, "ring.png is no label map")
+    rejected(street, "ring.png is not a label map")
     path.write_bytes(good)
     (street.result / "primaps.json").write_text("[1]")
-    refused(street, "it must be an object: run predict or propose again")
-    refused(street, "'tiff' cannot be written", "tiff")
-    refused(street, "per is 'pixel'", per="pixel")
-    refused(street, "hf does not list regions", "hf", per="class")
+    rejected(street, "it must be an object; run predict or propose again")
+    rejected(street, "got 'tiff'", "tiff")
+    rejected(street, "got 'pixel'", per="pixel")
+    rejected(street, "hf does not list regions", "hf", per="class")
     (street.result / "primaps.json").unlink()
     (street.result / "classes.json").unlink()
-    refused(street, "does not say what its classes are")
+    rejected(street, "has no class names")
 
 
-def test_ignored_and_hidden_values_are_no_label(tmp_path):
-    labels = np.array([[0, 1, 2, 11]], np.uint8)
+def test_the_ignore_index_is_no_label(tmp_path):
+    labels = np.array([[0, 1, 2, 11, 255]], np.uint8)
     data = collection(tmp_path, {"a.png": labels}, Classes(("a", "b", "c")))
-    classes = Classes(("a", "b", "c"), ignore_index=11, hidden=frozenset([1]))
+    classes = Classes(("a", "b", "c"), ignore_index=11)
     export_labels(data.result, data.images, "hf", tmp_path / "out", classes=classes)
     found = np.asarray(Image.open(tmp_path / "out" / "data" / "labels" / "a.png"))
-    assert found.tolist() == [[0, 255, 2, 255]]
+    assert found.tolist() == [[0, 1, 2, 255, 255]]
 
 
 def test_names_come_from_what_predict_recorded_or_from_a_model(street):
@@ -186,15 +189,15 @@ def test_names_come_from_what_predict_recorded_or_from_a_model(street):
 def test_classes_json_is_checked(tmp_path):
     path = tmp_path / "classes.json"
     for text, match in [
-        ("{", "no JSON"),
-        ("[]", "must read"),
-        ('{"classes": "ab"}', "must read"),
+        ("{", "not? JSON"),
+        ("[]", "only the names are required"),
+        ('{"classes": "ab"}', "only the names are required"),
         ('{"classes": []}', "has the length 0"),
         ('{"classes": ["a", "a"]}', "two classes have the name 'a'"),
-        ('{"classes": ["a\\n"]}', "no name of a class|has the character"),
-        ('{"classes": ["a"], "colors": [[1, 2, 300]]}', "must read"),
+        ('{"classes": ["a\\n"]}', "is empty or has spaces"),
+        ('{"classes": ["a"], "colors": [[1, 2, 300]]}', "only the names are required"),
         ('{"classes": ["a"], "colors": [[1, 2, 3], [4, 5, 6]]}', "2 colors for 1 classes"),
-        ('{"classes": ["a"], "ignore_index": "x"}', "must read"),
+        ('{"classes": ["a"], "ignore_index": "x"}', "only the names are required"),
     ]:
         path.write_text(text)
         with pytest.raises(InputError, match=match):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from primaps.exchange import Classes, export_labels
+from primaps.exchange.classes import Classes
+from primaps.exchange.transfer import export_labels
 from primaps.exchange.voc import instance_colors
 from tests.exchange.samples import blocks, collection, key_of
 
@@ -306,7 +307,7 @@ def test_gdal_reads_geojson_in_pixels(street):
         shapes = list(zip(k, shapely.from_wkb(geometry), strict=True))
         np.testing.assert_array_equal(burnt(shapes, labels.shape, lambda x, y: (x, -y)), labels)
         assert [street.classes.names[one] for one in k] == list(names)
-        assert [street.classes.hexadecimal[one] for one in k] == list(colors)
+        assert [street.classes.hex_colors[one] for one in k] == list(colors)
 
 
 def geotiff(path, labels, code, point_keys=False):

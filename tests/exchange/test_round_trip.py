@@ -1,4 +1,4 @@
-"""What goes out comes back: pixel by pixel, name by name."""
+"""An import returns the exported label maps and class names."""
 
 import tempfile
 from pathlib import Path
@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from primaps.exchange import FORMATS, Classes, export_labels, import_labels
+from primaps.exchange.classes import Classes
+from primaps.exchange.formats import FORMATS
+from primaps.exchange.transfer import export_labels, import_labels
 from primaps.utils.errors import InputError
 from tests.exchange.samples import Collection, collection, key_of, read_maps
 
@@ -21,9 +23,9 @@ COLORED = ["coco", "coco-panoptic", "cvat", "cvat-mask", "labelstudio", "voc", "
 def there_and_back(data: Collection, name: str, **options) -> Path:
     out, back = data.root / "out", data.root / "back"
     export_labels(data.result, data.images, name, out, **options)
-    told = []
-    import_labels(out, name, back, progress=lambda *state: told.append(state[1:3]))
-    assert told == [(i + 1, len(data.maps)) for i in range(len(data.maps))]
+    progress = []
+    import_labels(out, name, back, progress=lambda *state: progress.append(state[1:3]))
+    assert progress == [(i + 1, len(data.maps)) for i in range(len(data.maps))]
     return back
 
 
@@ -38,7 +40,7 @@ def same_maps(data: Collection, back: Path) -> None:
 def test_labels_names_and_colors_come_back(street, name):
     back = there_and_back(street, name)
     same_maps(street, back)
-    from primaps.exchange import read_classes
+    from primaps.exchange.classes import read_classes
 
     classes = read_classes(back)
     assert classes.names == street.classes.names
@@ -103,7 +105,7 @@ def test_any_collection_comes_back(name, drawn):
 
 @pytest.mark.parametrize("name", READABLE)
 def test_masks_come_back_as_pixels_of_one_class(masks, name):
-    if not FORMATS[name].instances:
+    if not FORMATS[name].proposals:
         with pytest.raises(InputError, match=f"{name} has only classes"):
             there_and_back(masks, name)
         return
@@ -113,7 +115,7 @@ def test_masks_come_back_as_pixels_of_one_class(masks, name):
         np.testing.assert_array_equal(found[key_of(file, masks.maps)], expected)
 
 
-def test_names_of_classes_that_a_tool_keeps_for_itself_are_refused(tmp_path):
+def test_reserved_class_names_are_rejected(tmp_path):
     maps = {"a.png": np.zeros((2, 2), np.uint8)}
     for name, word in [("voc", "background"), ("cvat-mask", "a:b"), ("labelme", "__ignore__")]:
         data = collection(tmp_path / name, maps, Classes((word,)))

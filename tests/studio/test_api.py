@@ -14,7 +14,7 @@ from PIL import Image
 from primaps.batch import predict_files
 from primaps.data import load_image
 from primaps.evaluation.audit import Audit
-from primaps.exchange import export_labels, import_labels
+from primaps.exchange.transfer import export_labels, import_labels
 from primaps.model import PriMaPsEM
 from primaps.persistence import read_legend
 from primaps.proposals.principal_masks import propose

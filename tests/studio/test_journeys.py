@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from primaps.demo import PHOTOS, _packaged
-from primaps.exchange import import_labels
+from primaps.exchange.transfer import import_labels
 from primaps.persistence import read_class_summary, read_legend
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

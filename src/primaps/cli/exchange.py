@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from primaps.cli.app import EXCHANGE, app, command, running
 from primaps.cli.console import note, warn
 from primaps.cli.options import FolderArgument, OutOption
+from primaps.exchange.formats import EXPORT_FORMATS, IMPORT_FORMATS
 
-FORMATS = "coco, coco-panoptic, cvat, cvat-mask, labelstudio, labelme, voc, yolo-semantic, yolo, hf"
 ClassesOf = Annotated[
     Path | None,
     typer.Option(
@@ -26,11 +26,11 @@ def export_command(
         Path, typer.Argument(metavar="RESULT", help="Folder that `predict` or `propose` wrote.")
     ],
     images: Annotated[list[str], typer.Option(help="Image folder of the RESULT. May be repeated.")],
-    to: Annotated[str, typer.Option(help=f"Format: {FORMATS}, geojson or gpkg.")],
+    to: Annotated[str, typer.Option(help=f"Format: {', '.join(EXPORT_FORMATS)}.")],
     out: OutOption,
     classes: ClassesOf = None,
     per: Annotated[
-        str | None,
+        Literal["class", "region"] | None,
         typer.Option(
             help="What a mask covers: class (all pixels of a class) or region (connected pixels). "
             "[default: depends on the format]"
@@ -39,7 +39,7 @@ def export_command(
 ) -> None:
     """Convert label maps or mask proposals to the format of another tool."""
     with running() as progress:
-        from primaps.exchange import export_labels
+        from primaps.exchange.transfer import export_labels
 
         done = export_labels(
             result, images, to, out, classes=classes, per=per, progress=progress, log=warn
@@ -53,13 +53,15 @@ def import_command(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="File, folder or zip file of the other tool.")
     ],
-    source_format: Annotated[str, typer.Option("--from", help=f"Format: {FORMATS}.")],
+    source_format: Annotated[
+        str, typer.Option("--from", help=f"Format: {', '.join(IMPORT_FORMATS)}.")
+    ],
     out: OutOption,
     classes: ClassesOf = None,
 ) -> None:
     """Convert labels of another tool to label maps and classes.json."""
     with running() as progress:
-        from primaps.exchange import import_labels
+        from primaps.exchange.transfer import import_labels
 
         done = import_labels(path, source_format, out, classes=classes, progress=progress)
     note(f"{done.images} label maps of {len(done.classes)} classes: {out}")

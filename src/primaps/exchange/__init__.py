@@ -1,24 +1,5 @@
-"""Label maps out to the tools that people use, and back again.
+"""Label maps in the formats of other tools: export and import.
 
-A format is a writer and a reader: a writer takes images with their label maps, one at a time, and
-the classes; a reader gives the same back. :data:`FORMATS` lists them.
+A format has a writer, and mostly a reader. A writer takes images with label maps, one at a time,
+and their classes; a reader returns them. :mod:`primaps.exchange.formats` lists the formats.
 """
-
-from primaps.exchange.classes import NOTHING, Classes, read_classes
-from primaps.exchange.exporting import Exported, export_labels
-from primaps.exchange.formats import FORMATS, Format
-from primaps.exchange.importing import Imported, import_labels
-from primaps.exchange.labeled import LabeledImage
-
-__all__ = [
-    "FORMATS",
-    "NOTHING",
-    "Classes",
-    "Exported",
-    "Format",
-    "Imported",
-    "LabeledImage",
-    "export_labels",
-    "import_labels",
-    "read_classes",
-]

@@ -1,4 +1,4 @@
-"""Names and colors of the values that label maps have."""
+"""Names and colors of the classes of label maps."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from annotated_types import Interval
 from jaxtyping import Integer, UInt8
 
 from primaps.data.folder import ClassList
-from primaps.exchange.errors import check_text, parse_json
+from primaps.exchange.files import check_text, get_field
+from primaps.geometry.regions import NO_LABEL
 from primaps.persistence import read_class_summary, read_legend
 from primaps.utils.colors import palette
 from primaps.utils.errors import InputError
-from primaps.utils.inputs import read_bytes
-from primaps.utils.validation import validate
+from primaps.utils.inputs import parse_json, read_bytes
 
-NOTHING = 255
-"""Value of a pixel without a label, in every label map of this package."""
 MAX_CLASSES = 255
-Number = Annotated[int, Interval(ge=1, le=MAX_CLASSES)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +27,12 @@ class Classes:
     """The classes 0..K-1 of label maps.
 
     Attributes:
-        names: one to 255, all different, without line breaks or blanks at their ends.
-        colors: (K, 3) of 8 bits; those of primaps if None.
-        ignore_index: value of pixels without a label; any value is allowed in files that are read.
-        hidden: classes that are treated as no label.
+        names: One to 255 distinct names, without line breaks and without spaces at their ends.
+        colors: RGB colors of 8 bits, (K, 3); None for the palette of primaps.
+        ignore_index: Value of pixels without a label in label maps that are read.
 
     Raises:
-        InputError: names or colors are not like that.
+        InputError: Names or colors are malformed.
 
     Examples:
         >>> classes = Classes(("road", "sky"))
@@ -48,26 +43,25 @@ class Classes:
     """
 
     names: tuple[str, ...]
-    colors: UInt8[np.ndarray, "k 3"] = None  # type: ignore[assignment] # filled in below
-    ignore_index: int = NOTHING
-    hidden: frozenset[int] = frozenset()
+    colors: UInt8[np.ndarray, "k 3"] = None  # type: ignore[assignment] # set below
+    ignore_index: int = NO_LABEL
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= MAX_CLASSES:
             raise InputError(
-                f"there are {len(self.names)} classes; label maps of 8 bits hold 1 to {MAX_CLASSES}"
+                f"the number of classes must be between 1 and {MAX_CLASSES}, got {len(self.names)}"
             )
         for name in self.names:
             if not isinstance(name, str) or not name or name != name.strip():
-                raise InputError(f"{name!r} is no name of a class: no blanks around its letters")
-            check_text(name, "the class")
+                raise InputError(f"the class name {name!r} is empty or has spaces at its ends")
+            check_text(name, "the class name")
         if double := {name for name in self.names if self.names.count(name) > 1}:
-            raise InputError(f"two classes have the name {min(double)!r}: rename or merge them")
+            raise InputError(f"two classes have the name {min(double)!r}; rename or merge them")
         colors = palette(len(self.names)) if self.colors is None else self.colors
         if colors.shape != (len(self.names), 3) or colors.dtype != np.uint8:
             raise InputError(
-                f"colors of {len(self.names)} classes are {len(self.names)} x 3 numbers of 0 to "
-                f"255, but there are {len(colors)}"
+                f"{len(self.names)} classes need {len(self.names)} RGB colors of 8 bits, got "
+                f"{len(colors)} of the type {colors.dtype}"
             )
         object.__setattr__(self, "colors", colors)
 
@@ -78,89 +72,90 @@ class Classes:
         return isinstance(other, Classes) and self.as_json() == other.as_json()
 
     @property
-    def hexadecimal(self) -> list[str]:
+    def hex_colors(self) -> list[str]:
         """Colors as ``#rrggbb``."""
         return [f"#{color.tobytes().hex()}" for color in self.colors]
 
     def as_json(self) -> dict[str, Any]:
-        """Content of ``classes.json``, the shape of labeled folders with colors added."""
+        """Return the content of ``classes.json``, as labeled folders have it, with colors."""
         return {
             "classes": list(self.names),
-            "ignore_index": NOTHING,
+            "ignore_index": NO_LABEL,
             "colors": self.colors.tolist(),
         }
 
     def normalized(
         self, labels: Integer[np.ndarray, "h w"], where: object
     ) -> UInt8[np.ndarray, "h w"]:
-        """A label map with 255 wherever there is no label: ignored and hidden values.
+        """Return a label map with 255 for the ignore index.
+
+        Args:
+            labels: Label map with classes, the ignore index or 255.
+            where: File, for error messages.
 
         Raises:
-            InputError: it has a value that is no class.
+            InputError: The label map has another value.
         """
-        table = np.full(1 << 16, -1, np.int16)
+        table = np.full((1 << 16) + 1, -1, np.int16)  # the last value is for all beyond
         table[: len(self)] = np.arange(len(self))
-        table[[NOTHING, self.ignore_index, *self.hidden]] = NOTHING
-        if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(table):
-            raise InputError(f"{where} has values outside 0..65535; it is no label map")
-        found = table[labels]
+        table[[NO_LABEL, self.ignore_index]] = NO_LABEL
+        found = table[labels.astype(np.int64).clip(-1, 1 << 16)]
         if (found < 0).any():
             raise InputError(
-                f"{where} has the value {labels[found < 0].min()}, but the classes are "
-                f"0..{len(self) - 1}: give the classes.json that belongs to these maps"
+                f"{where}: value {labels[found < 0].min()} is not a class (0 to {len(self) - 1}) "
+                f"or the ignore index {self.ignore_index}; give the classes.json of these maps"
             )
         return found.astype(np.uint8)
 
 
 def read_classes(path: str | Path) -> Classes:
-    """Classes of a ``classes.json``, of a folder that holds one, or of a saved model.
+    """Read classes from a ``classes.json``, a folder with this file, or a saved model.
 
-    ``classes.json`` reads ``{"classes": ["road", ...], "ignore_index": 255, "colors": [[r, g, b],
-    ...]}``, where all but the names may be missing. A model without it has the names ``class 0``,
-    ``class 1``, ... and the colors of primaps.
+    ``classes.json`` is ``{"classes": ["road", ...], "ignore_index": 255, "colors": [[r, g, b],
+    ...]}``; only the names are required. Classes of a model without names are ``class 0``,
+    ``class 1``, ... in the colors of primaps.
 
     Raises:
-        InputError: there is neither, or they do not read like this.
+        InputError: The file does not exist or is malformed.
     """
     path = Path(path)
     if (summary := read_class_summary(path) if path.is_dir() else None) is not None:
-        shown = read_legend(path, summary.tree)  # a model with its tree and edits
-        return Classes(tuple(shown.names), shown.colors)
+        legend = read_legend(path, summary.tree)
+        return Classes(tuple(legend.names), legend.colors)
     candidates = [path / "classes.json", path / "config.json"] if path.is_dir() else [path]
     file = next((one for one in candidates if one.is_file()), None)
     if file is None:
-        raise InputError(f"{path} has no classes.json: give that file, its folder, or a model")
-    try:
-        return parse_classes(read_bytes(file), str(file))
-    except InputError as error:
-        raise InputError(str(error)) from None
+        raise InputError(f"{path} has no classes.json; give this file, its folder, or a model")
+    return parse_classes(read_bytes(file), str(file))
 
 
 def parse_classes(text: bytes, where: str) -> Classes:
-    """Classes from the content of such a file, see :func:`read_classes`."""
-    content = parse_json(text, where)
-    model = content.get("config") if isinstance(content, dict) else None
+    """Return the classes of the content of such a file; see :func:`read_classes`."""
+    hint = (
+        'it must be {"classes": [names], "ignore_index": number, "colors": [[r, g, b], ...]}, '
+        "where only the names are required"
+    )
+    content = parse_json(text, Any, where, hint)
+    if isinstance(content, dict) and "config" in content and "classes" not in content:
+        count = get_field(content["config"], "classes", int, where)
+        return Classes(tuple(f"class {k}" for k in range(min(count, MAX_CLASSES + 1))))
+    listed: ClassList = parse_json(text, ClassList, where, hint)
+    colors = None if listed.colors is None else np.array(listed.colors, np.uint8)
+    ignore_index = NO_LABEL if listed.ignore_index is None else listed.ignore_index
     try:
-        if isinstance(model, dict) and "classes" not in content:
-            number = validate(model.get("classes"), Number, "classes")
-            return Classes(tuple(f"class {k}" for k in range(number)))
-        found: ClassList = validate(content, ClassList, "the content")
-        colors = found.colors or palette(len(found.classes)).tolist()
-        ignore = NOTHING if found.ignore_index is None else found.ignore_index
-        return Classes(tuple(found.classes), np.array(colors, np.uint8), ignore)
+        return Classes(tuple(listed.classes), colors, ignore_index)  # type: ignore[arg-type]
     except InputError as error:
-        raise InputError(
-            f'{where}: {error}; it must read {{"classes": [names], "ignore_index": number, '
-            '"colors": [[r, g, b], ...]}, where only the names are needed'
-        ) from None
+        raise InputError(f"{where}: {error}") from None
 
 
 def distinct_colors(
     colors: UInt8[np.ndarray, "k 3"], taken: Iterable[Sequence[int]] = ((0, 0, 0),)
 ) -> UInt8[np.ndarray, "k 3"]:
-    """Colors changed as little as needed for no two to be alike, and none to be ``taken``.
+    """Change colors as little as needed to make them distinct, for formats without class numbers.
 
-    For formats that tell classes apart by their color alone.
+    Args:
+        colors: RGB colors.
+        taken: Colors that none of the result may have.
 
     Examples:
         >>> distinct_colors(np.array([[9, 9, 9], [9, 9, 9], [0, 0, 0]], np.uint8)).tolist()
@@ -178,7 +173,7 @@ def distinct_colors(
 
 
 def parse_color(text: str | None) -> tuple[int, int, int] | None:
-    """A color ``#rrggbb``; None if it is written in another way.
+    """Return a color from ``#rrggbb``; None for any other text.
 
     Examples:
         >>> parse_color("#ff8000"), parse_color("red")
@@ -190,8 +185,9 @@ def parse_color(text: str | None) -> tuple[int, int, int] | None:
     return red, green, blue
 
 
-def with_colors(names: Sequence[str], found: Sequence[Sequence[int] | None]) -> Classes:
-    """Classes from what a file says; colors that it leaves open are those of primaps."""
-    own = palette(len(names)).tolist()
-    chosen = [own[i] if color is None else list(color) for i, color in enumerate(found)]
+def classes_of(names: Sequence[str], colors: Sequence[Sequence[int] | None] = ()) -> Classes:
+    """Return classes with the colors of a file; missing colors are those of primaps."""
+    chosen = palette(len(names)).tolist()
+    for k, color in enumerate(colors):
+        chosen[k] = chosen[k] if color is None else list(color)
     return Classes(tuple(names), np.array(chosen, np.uint8).reshape(len(names), 3))

@@ -1,4 +1,4 @@
-"""``coco``: instances in one JSON file, masks as compressed run-length codes."""
+"""COCO: instances with run-length encoded masks, and panoptic PNGs with a JSON file."""
 
 from __future__ import annotations
 
@@ -9,38 +9,42 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from primaps.exchange.classes import NOTHING, Classes, with_colors
-from primaps.exchange.documents import json_arrays
-from primaps.exchange.errors import need, need_size, parse_json
-from primaps.exchange.labeled import LabeledImage, Read
-from primaps.exchange.source import Source, safe_name
+from primaps.exchange.classes import Classes, classes_of
+from primaps.exchange.files import (
+    InputFiles,
+    get_field,
+    image_size,
+    json_arrays,
+    png,
+    safe_name,
+    write_file,
+)
+from primaps.exchange.labeled import LabeledImage, Labels
 from primaps.geometry.outlines import paint, parse_points
+from primaps.geometry.regions import NO_LABEL
 from primaps.geometry.rle import decode_coco, encode_coco
 from primaps.utils.errors import InputError
+
+HEAD: dict[str, Any] = {"info": {"description": "written by primaps"}, "licenses": []}
+PANOPTIC = "panoptic"
 
 
 def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
     """Write ``annotations.json``: an annotation per region or class, with area and box."""
-    with json_arrays(
-        out / "annotations.json",
-        "images",
-        "annotations",
-        info={"description": "written by primaps"},
-        licenses=[],
-        categories=categories(classes),
-    ) as add:
-        number = 0
-        for i, image in enumerate(images, 1):
-            add("images", entry(image, i))
+    path, listed = out / "annotations.json", _categories(classes)
+    with json_arrays(path, "images", "annotations", **HEAD, categories=listed) as add:
+        annotation_id = 0
+        for image_id, image in enumerate(images, 1):
+            add("images", _image_entry(image, image_id))
             regions = image.regions(per)
-            if not len(regions.classes):
-                continue
-            boxes, areas, codes = regions.boxes(), regions.areas(), encode_coco(regions)
-            for k, box, area, code in zip(regions.classes, boxes, areas, codes, strict=True):
-                number += 1
+            rows = zip(
+                regions.classes, regions.boxes(), regions.areas(), encode_coco(regions), strict=True
+            )
+            for k, box, area, code in rows:
+                annotation_id += 1
                 annotation = {
-                    "id": number,
-                    "image_id": i,
+                    "id": annotation_id,
+                    "image_id": image_id,
                     "category_id": int(k) + 1,
                     "segmentation": {"size": [image.height, image.width], "counts": code},
                     "area": int(area),
@@ -50,88 +54,164 @@ def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str)
                 add("annotations", annotation)
 
 
-def categories(classes: Classes) -> list[dict[str, Any]]:
-    """COCO's list of classes; its numbers start at 1."""
-    colors = classes.colors.tolist()
+def write_panoptic(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
+    """Write ``panoptic.json`` and ``panoptic/<key>.png``, in which id = R + 256 G + 65536 B.
+
+    The id 0 means no segment. Classes are stuff (``isthing`` 0), mask proposals are things.
+    """
+    arrays = ("images", "annotations", "categories")
+    with json_arrays(out / f"{PANOPTIC}.json", *arrays, **HEAD) as add:
+        thing = 0
+        for image_id, image in enumerate(images, 1):
+            thing = int(image.masks is not None)
+            regions = image.regions(per)
+            rows = zip(regions.classes, regions.boxes(), regions.areas(), strict=True)
+            segments = [
+                {"id": n, "category_id": int(k) + 1, "iscrowd": 0, "area": int(area),
+                 "bbox": box.tolist()}
+                for n, (k, box, area) in enumerate(rows, 1)
+            ]  # fmt: skip
+            rgb = np.stack([regions.numbers >> shift & 255 for shift in (0, 8, 16)], 2)
+            name = f"{image.key}.png"
+            write_file(out / PANOPTIC / name, png(rgb.astype(np.uint8)))
+            add("images", _image_entry(image, image_id))
+            entry = {"image_id": image_id, "file_name": name, "segments_info": segments}
+            add("annotations", entry)
+        for category in _categories(classes):
+            add("categories", {**category, "isthing": thing})
+
+
+def _categories(classes: Classes) -> list[dict[str, Any]]:
+    """Return COCO's list of classes; their ids start at 1."""
+    pairs = zip(classes.names, classes.colors.tolist(), strict=True)
     return [
-        {"id": k + 1, "name": name, "supercategory": "", "color": colors[k]}
-        for k, name in enumerate(classes.names)
+        {"id": k, "name": name, "supercategory": "", "color": color}
+        for k, (name, color) in enumerate(pairs, 1)
     ]
 
 
-def entry(image: LabeledImage, number: int) -> dict[str, Any]:
-    """An image in COCO's list."""
+def _image_entry(image: LabeledImage, image_id: int) -> dict[str, Any]:
     return {
-        "id": number,
+        "id": image_id,
         "file_name": image.name,
         "width": image.width,
         "height": image.height,
     }
 
 
-def read(source: Source) -> Read:
+def read(files: InputFiles) -> Labels:
     """Read instances: compressed or plain run lengths, or polygons; later ones lie on top."""
-    name = source.find(".json", "JSON file")
-    where = source.where(name)
-    content = parse_json(source.read(name), where)
-    numbers, classes = read_categories(content, where)
+    content, where = _load(files)
+    class_by_id, classes = _read_categories(content, where)
     by_image: dict[Any, list[Any]] = {}
-    for annotation in need(content, "annotations", list, where):
-        by_image.setdefault(need(annotation, "image_id", (int, str), where), []).append(annotation)
-    listed = need(content, "images", list, where)
-    known = {need(image, "id", (int, str), where) for image in listed}
-    if strange := by_image.keys() - known:
+    for annotation in get_field(content, "annotations", list, where):
+        image_id = get_field(annotation, "image_id", (int, str), where)
+        by_image.setdefault(image_id, []).append(annotation)
+    listed = get_field(content, "images", list, where)
+    known = {get_field(image, "id", (int, str), where) for image in listed}
+    if unknown := by_image.keys() - known:
         raise InputError(
-            f"{where} has annotations of an image {min(strange, key=str)!r}, which is not listed"
+            f"{where}: an annotation has the image_id {min(unknown, key=str)!r}, which no image "
+            "has; export it again"
         )
 
-    def labeled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+    def images() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
         for image in listed:
-            file = safe_name(need(image, "file_name", str, where), where)
-            about = f"{where}, {file}"
-            size = need_size(image.get("width"), image.get("height"), about)
-            labels = np.full(size, NOTHING, np.uint8, order="F")
+            file = safe_name(get_field(image, "file_name", str, where), where)
+            place = f"{where}, {file}"
+            size = image_size(image.get("width"), image.get("height"), place)
+            labels = np.full(size, NO_LABEL, np.uint8)
             for annotation in by_image.pop(image["id"], []):
-                _paint(labels, annotation, category(annotation, numbers, about), about)
+                _paint(labels, annotation, _class_of(annotation, class_by_id, place), place)
             yield file, labels
 
-    return Read(classes, len(listed), labeled())
+    return Labels(classes, len(listed), images())
 
 
-def read_categories(content: Any, where: str) -> tuple[dict[int, int], Classes]:
-    """Of each number of a category the class, and the classes in the order of these numbers."""
-    found = need(content, "categories", list, where)
-    ordered = sorted(found, key=lambda one: need(one, "id", int, where))
-    numbers = {one["id"]: k for k, one in enumerate(ordered)}
-    if len(numbers) < len(ordered):
-        raise InputError(f"{where} has two categories with the same id")
-    names = [need(one, "name", str, where) for one in ordered]
-    return numbers, with_colors(names, [_color(one.get("color")) for one in ordered])
+def read_panoptic(files: InputFiles) -> Labels:
+    """Read the JSON file and its PNGs, in a folder beside it or in the same folder."""
+    content, where = _load(files)
+    class_by_id, classes = _read_categories(content, where)
+    names = {
+        get_field(image, "id", (int, str), where): safe_name(
+            get_field(image, "file_name", str, where), where
+        )
+        for image in get_field(content, "images", list, where)
+    }
+    annotations: list[Any] = get_field(content, "annotations", list, where)
+    # The file names of COCO's lists leave out the folder.
+    pngs = {one.split("/", 1)[-1]: one for one in files.names if one.lower().endswith(".png")}
+
+    def images() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+        for annotation in annotations:
+            image_id = get_field(annotation, "image_id", (int, str), where)
+            if image_id not in names:
+                raise InputError(
+                    f"{where}: an annotation has the image_id {image_id!r}, which no image has; "
+                    "export it again"
+                )
+            file = safe_name(get_field(annotation, "file_name", str, where), where)
+            path = pngs.get(file, file)
+            ids = files.image(path, "RGB").astype(np.int64) @ np.array([1, 256, 65536])
+            segments = {0: NO_LABEL}
+            for segment in get_field(annotation, "segments_info", list, where):
+                k = _class_of(segment, class_by_id, f"{where}, {file}")
+                segments[get_field(segment, "id", int, where)] = k
+            present, inverse = np.unique(ids, return_inverse=True)
+            if unknown := set(present.tolist()) - segments.keys():
+                raise InputError(
+                    f"{files.where(path)} has the segment {min(unknown)}, which {where} does not "
+                    "list; export it again"
+                )
+            table = np.array([segments[one] for one in present.tolist()], np.uint8)
+            yield names[image_id], table[inverse].reshape(ids.shape)
+
+    return Labels(classes, len(annotations), images())
 
 
-def category(annotation: Any, numbers: dict[int, int], where: str) -> int:
-    """Class of an annotation."""
-    number = need(annotation, "category_id", int, where)
-    if number not in numbers:
-        raise InputError(f"{where} has the category {number}, which is not listed")
-    return numbers[number]
+def _load(files: InputFiles) -> tuple[Any, str]:
+    name = files.find(".json")
+    return files.json(name), files.where(name)
+
+
+def _read_categories(content: Any, where: str) -> tuple[dict[int, int], Classes]:
+    """Return the class of each category id, and the classes in the order of the ids."""
+    listed = get_field(content, "categories", list, where)
+    ordered = sorted(listed, key=lambda one: get_field(one, "id", int, where))
+    class_by_id = {one["id"]: k for k, one in enumerate(ordered)}
+    if len(class_by_id) < len(ordered):
+        raise InputError(f"{where}: two categories have the same id; rename one of them")
+    names = [get_field(one, "name", str, where) for one in ordered]
+    return class_by_id, classes_of(names, [_color(one.get("color")) for one in ordered])
+
+
+def _color(content: Any) -> list[int] | None:
+    valid = isinstance(content, list) and len(content) == 3
+    valid = valid and all(isinstance(one, int) and 0 <= one < 256 for one in content)
+    return content if valid else None
+
+
+def _class_of(annotation: Any, class_by_id: dict[int, int], where: str) -> int:
+    category_id = get_field(annotation, "category_id", int, where)
+    if category_id not in class_by_id:
+        raise InputError(
+            f"{where}: an annotation has the category_id {category_id}, which no category has; "
+            "export it again"
+        )
+    return class_by_id[category_id]
 
 
 def _paint(labels: UInt8[np.ndarray, "h w"], annotation: Any, k: int, where: str) -> None:
     height, width = labels.shape
-    shape: Any = need(annotation, "segmentation", (list, dict), where)
+    shape: Any = get_field(annotation, "segmentation", (list, dict), where)
     if isinstance(shape, list):
         if not shape:
-            raise InputError(f"{where} has a box without a mask: draw its outline, or remove it")
+            raise InputError(f"{where} has a box without a mask; draw its outline or remove it")
         paint(labels, [parse_points(ring, where) for ring in shape], k)
         return
-    if need(shape, "size", list, where) != [height, width]:
-        raise InputError(f"{where} has {width} x {height} pixels, but a mask of {shape['size']}")
-    counts: Any = need(shape, "counts", (str, list), where)
-    labels[decode_coco(counts, height, width, where)] = k
-
-
-def _color(content: Any) -> list[int] | None:
-    right = isinstance(content, list) and len(content) == 3
-    right = right and all(isinstance(one, int) and 0 <= one < 256 for one in content)
-    return content if right else None
+    if get_field(shape, "size", list, where) != [height, width]:
+        raise InputError(
+            f"{where}: a mask has the size {shape['size']}, but the image {[height, width]}; "
+            "export it again"
+        )
+    labels[decode_coco(get_field(shape, "counts", (str, list), where), height, width, where)] = k

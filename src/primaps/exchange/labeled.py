@@ -1,7 +1,8 @@
-"""What formats exchange: images with their label maps, one at a time."""
+"""Images with label maps, which writers get and readers return."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from primaps.exchange.classes import NOTHING, Classes
-from primaps.geometry.regions import Regions, class_regions, connected_regions
+from primaps.exchange.classes import Classes
+from primaps.geometry.regions import NO_LABEL, Regions, class_regions, connected_regions
+from primaps.utils.errors import InputError
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -19,11 +23,11 @@ class LabeledImage:
     """An image and its label map.
 
     Attributes:
-        name: file name relative to the folder of images, with its suffix and ``/`` in between.
-        key: the same without suffix, unique in a collection: its label map is ``<key>.png``.
-        labels: class 0..K-1 of every pixel; 255 is none.
-        file: the image; None where labels were read without it.
-        masks: proposals 1..Z (0 is none), if the map has these instead of classes.
+        name: File name relative to the folder of images, with suffix and ``/`` as separator.
+        key: Name without suffix, unique in a collection; the label map is ``<key>.png``.
+        labels: Class 0..K-1 of every pixel; 255 means no label.
+        file: Path of the image; None if labels were read without it.
+        masks: Mask proposals 1..Z (0 means no mask), if the map has these instead of classes.
     """
 
     name: str
@@ -34,45 +38,71 @@ class LabeledImage:
 
     @property
     def height(self) -> int:
-        """In pixels."""
+        """Height in pixels."""
         return self.labels.shape[0]
 
     @property
     def width(self) -> int:
-        """In pixels."""
+        """Width in pixels."""
         return self.labels.shape[1]
 
     @property
-    def place(self) -> str:
-        """Name of a copy of the image, which differs from others by more than its suffix."""
+    def copy_name(self) -> str:
+        """Name of a copy of the image; names of copies differ by more than their suffix."""
         return self.key + Path(self.name).suffix
 
+    @property
+    def split(self) -> str:
+        """``train``, ``val`` or ``test`` if the image is in a folder of this name, else empty."""
+        first, separator, _ = self.key.partition("/")
+        return first if separator and first in SPLITS else ""
+
     def regions(self, per: str) -> Regions:
-        """Its regions, ``per`` ``class`` or connected ``region``; proposals stay what they are."""
-        if self.masks is None:
-            return class_regions(self.labels) if per == "class" else connected_regions(self.labels)
-        regions = class_regions(self.masks, nothing=0)
-        return Regions(regions.numbers, np.zeros_like(regions.classes))
+        """Return its regions, one per ``class`` or per connected ``region``, or one per mask."""
+        if self.masks is not None:
+            return _unclassified(class_regions(self.masks, nothing=0))
+        return class_regions(self.labels) if per == "class" else connected_regions(self.labels)
 
-    def parts(self) -> Regions:
-        """Its connected regions, which have outlines; a proposal may be several."""
-        if self.masks is None:
-            return connected_regions(self.labels)
-        regions = connected_regions(self.masks, nothing=0)
-        return Regions(regions.numbers, np.zeros_like(regions.classes))
+    def connected_regions(self) -> Regions:
+        """Return its connected regions; a mask proposal may be several."""
+        if self.masks is not None:
+            return _unclassified(connected_regions(self.masks, nothing=0))
+        return connected_regions(self.labels)
+
+    def copy_to(self, target: Path) -> Path:
+        """Copy the image file; never a link, because tools repair training images in place.
+
+        Raises:
+            InputError: The image has no file.
+        """
+        if self.file is None:
+            raise InputError(f"{self.name} has no image file to copy; choose another format")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.file, target)
+        return target
 
 
-def proposals(
+def _unclassified(regions: Regions) -> Regions:
+    """Give all regions the class 0."""
+    return Regions(regions.numbers, np.zeros_like(regions.classes))
+
+
+def mask_proposals(
     name: str, key: str, masks: Integer[np.ndarray, "h w"], file: Path | None = None
 ) -> LabeledImage:
-    """An image with mask proposals: pixels in a mask are of class 0."""
-    labels = np.where(masks > 0, 0, NOTHING).astype(np.uint8)
+    """Return an image with mask proposals; pixels of masks have the class 0."""
+    labels = np.where(masks > 0, 0, NO_LABEL).astype(np.uint8)
     return LabeledImage(name, key, labels, file, masks)
 
 
-class Read(NamedTuple):
-    """What a reader gives: the classes that a file names, the number of its images, and their names
-    (with suffix) and label maps, one at a time."""
+class Labels(NamedTuple):
+    """Label maps that a reader found.
+
+    Attributes:
+        classes: Classes that the file names.
+        total: Number of images.
+        images: File name with suffix and label map of each image, read one at a time.
+    """
 
     classes: Classes
     total: int

@@ -11,7 +11,7 @@ from scipy.ndimage import find_objects
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from primaps.exchange.classes import NOTHING
+from primaps.geometry.regions import NO_LABEL as NOTHING
 
 
 @dataclass(frozen=True)

@@ -1,68 +1,111 @@
-"""``voc`` and ``cvat-mask``: PNGs with a palette, a list of images and ``labelmap.txt``."""
+"""Pascal VOC and CVAT's Segmentation mask 1.1: palette PNGs, image lists and ``labelmap.txt``."""
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
-from primaps.exchange.classes import NOTHING, Classes, distinct_colors, with_colors
-from primaps.exchange.documents import png, put, zip_file
-from primaps.exchange.labeled import LabeledImage, Read
-from primaps.exchange.map_places import copy, subset
-from primaps.exchange.source import Source
+from primaps.exchange.classes import Classes, classes_of, distinct_colors
+from primaps.exchange.files import InputFiles, add_to_zip, png, write_file
+from primaps.exchange.labeled import LabeledImage, Labels
+from primaps.geometry.regions import NO_LABEL
 from primaps.utils.errors import InputError
 
-BACKGROUND = "background"
-BLACK = [0, 0, 0]
+BACKGROUND, LABELMAP = "background", "labelmap.txt"
+BLACK, VOID = (0, 0, 0), (224, 224, 192)
+"""Colors without a label; VOID is the outline of objects in the original data set."""
 FOLDER, OBJECTS = "SegmentationClass", "SegmentationObject"
 
 
 def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
-    """Write the folders of a VOC devkit. In a PNG class k is k, and 255, in black, is no label."""
+    """Write the folders of a VOC devkit; class k is the value k, and 255 (black) is no label."""
     colors = distinct_colors(classes.colors)
-    _check_names(classes)
+    labelmap = _labelmap((*classes.names, BACKGROUND), [*colors.tolist(), BLACK])
+    write_file(out / LABELMAP, labelmap)
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(classes)] = colors
     lists: dict[str, list[str]] = {}
     for image in images:
-        put(out / FOLDER / f"{image.key}.png", png(image.labels, palette))
-        put(out / OBJECTS / f"{image.key}.png", _objects(image))
-        copy(image, out / "JPEGImages" / image.place)
-        lists.setdefault(subset(image.key) or "train", []).append(image.key)
+        write_file(out / FOLDER / f"{image.key}.png", png(image.labels, palette))
+        write_file(out / OBJECTS / f"{image.key}.png", _objects(image))
+        image.copy_to(out / "JPEGImages" / image.copy_name)
+        lists.setdefault(image.split or "train", []).append(image.key)
     for name, keys in lists.items():
-        put(out / "ImageSets" / "Segmentation" / f"{name}.txt", "\n".join(keys) + "\n")
-    put(out / "labelmap.txt", _labelmap([*classes.names, BACKGROUND], [*colors.tolist(), BLACK]))
+        write_file(out / "ImageSets" / "Segmentation" / f"{name}.txt", "\n".join(keys) + "\n")
 
 
 def write_cvat(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
-    """Write ``masks.zip``. In a PNG class k is k + 1, and 0, in black, is the background."""
-    _check_names(classes)
+    """Write ``masks.zip``; class k is the value k + 1, and 0 (black) is the background."""
     colors = np.concatenate([np.array([BLACK], np.uint8), distinct_colors(classes.colors)])
+    labelmap = _labelmap((BACKGROUND, *classes.names), colors.tolist())
     keys = []
-    with zip_file(out / "masks.zip") as packed:
-        packed.add(
-            "labelmap.txt", _labelmap([BACKGROUND, *classes.names], colors.tolist()).encode()
-        )
+    with zipfile.ZipFile(out / "masks.zip", "w") as archive:
+        add_to_zip(archive, LABELMAP, labelmap.encode())
         for image in images:
-            shifted = image.labels + np.uint8(1)  # 255 becomes 0
-            packed.add(f"{FOLDER}/{image.key}.png", png(shifted, colors))
-            packed.add(f"{OBJECTS}/{image.key}.png", _objects(image))
+            values = image.labels + np.uint8(1)  # 255 becomes 0
+            add_to_zip(archive, f"{FOLDER}/{image.key}.png", png(values, colors))
+            add_to_zip(archive, f"{OBJECTS}/{image.key}.png", _objects(image))
             keys.append(image.key)
         content = "".join(f"{key}\n" for key in keys)
-        packed.add("ImageSets/Segmentation/default.txt", content.encode())
+        add_to_zip(archive, "ImageSets/Segmentation/default.txt", content.encode())
 
 
-def read(source: Source) -> Read:
+def read(files: InputFiles) -> Labels:
     """Read the PNGs of ``SegmentationClass`` by their colors, which ``labelmap.txt`` declares.
 
-    What is black, of the color of ``background`` or of VOC's void is no label.
+    Black, the color of ``background``, and VOC's void color are no label.
     """
-    name = source.find("labelmap.txt", "labelmap.txt")
-    where = source.where(name)
-    content = source.read(name)
+    name = files.find(LABELMAP)
+    colors = _read_labelmap(files.read(name), files.where(name))
+    names = [label for label in colors if label != BACKGROUND]
+    classes = classes_of(names, [colors[label] for label in names])
+    values = {colors.get(BACKGROUND, BLACK): NO_LABEL, VOID: NO_LABEL, BLACK: NO_LABEL}
+    values |= {colors[label]: k for k, label in enumerate(names)}
+    codes = np.array(list(values)) @ np.array([1 << 16, 1 << 8, 1])
+    order = codes.argsort()
+    codes, table = codes[order], np.array(list(values.values()), np.uint8)[order]
+    base = name[: -len(LABELMAP)] + FOLDER + "/"
+    pngs = [one for one in files.names if one.startswith(base) and one.lower().endswith(".png")]
+
+    def images() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+        for path in pngs:
+            found = files.image(path, "RGB").astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+            index = np.searchsorted(codes, found).clip(0, len(codes) - 1)
+            unknown = codes[index] != found
+            if unknown.any():
+                code = int(found[unknown][0])
+                raise InputError(
+                    f"{files.where(path)}: {LABELMAP} does not declare the color {code >> 16},"
+                    f"{code >> 8 & 255},{code & 255}; add it"
+                )
+            yield path[len(base) :], table[index]
+
+    return Labels(classes, len(pngs), images())
+
+
+def _labelmap(names: Iterable[str], colors: Iterable[Iterable[int]]) -> str:
+    rows = ["# label:color_rgb:parts:actions"]
+    for name, color in zip(names, colors, strict=True):
+        if ":" in name or name.startswith("#"):
+            raise InputError(
+                f"the class name {name!r} has ':' or a leading '#', which {LABELMAP} cannot hold; "
+                "rename it"
+            )
+        if any(row.startswith(f"{name}:") for row in rows):
+            raise InputError(
+                "the class name 'background' stands for pixels without a label in this format; "
+                "rename it"
+            )
+        rows.append(f"{name}:{','.join(map(str, color))}::")
+    return "\n".join(rows) + "\n"
+
+
+def _read_labelmap(content: bytes, where: str) -> dict[str, tuple[int, ...]]:
+    """Return the color of each label."""
     colors: dict[str, tuple[int, ...]] = {}
     try:
         for line in content.decode("utf-8-sig").splitlines():
@@ -73,36 +116,14 @@ def read(source: Source) -> Read:
                     raise ValueError
                 colors[label] = (red, green, blue)
     except ValueError:
-        raise InputError(f"{where} must have lines name:red,green,blue:: of classes") from None
-    names = [label for label in colors if label != BACKGROUND]
-    classes = with_colors(names, [colors[label] for label in names])
-    black, void = (0, 0, 0), (224, 224, 192)
-    values = {colors.get(BACKGROUND, black): NOTHING, void: NOTHING, black: NOTHING}
-    values |= {colors[label]: k for k, label in enumerate(names)}
-    codes = np.array([_code(color) for color in values])
-    order = codes.argsort()
-    codes, table = codes[order], np.array(list(values.values()), np.uint8)[order]
-    base = name[: -len("labelmap.txt")] + FOLDER + "/"
-    files = [one for one in source.names if one.startswith(base) and one.lower().endswith(".png")]
-
-    def labeled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
-        for file in files:
-            found = source.picture(file, "RGB").astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
-            place = np.searchsorted(codes, found).clip(0, len(codes) - 1)
-            strange = codes[place] != found
-            if strange.any():
-                code = int(found[strange][0])
-                raise InputError(
-                    f"{source.where(file)} has the color {code >> 16},{code >> 8 & 255},"
-                    f"{code & 255}, which labelmap.txt does not declare"
-                )
-            yield file[len(base) :], table[place]
-
-    return Read(classes, len(files), labeled())
+        raise InputError(
+            f"{where} must have a line name:red,green,blue:: for each class; export it again"
+        ) from None
+    return colors
 
 
 def instance_colors() -> UInt8[np.ndarray, "256 3"]:
-    """The colors that VOC gives to numbers: their bits in turn to red, green and blue, high first.
+    """Return VOC's colors of numbers: their bits, in turn, to red, green and blue, high bits first.
 
     Examples:
         >>> instance_colors()[:5].tolist()
@@ -115,35 +136,9 @@ def instance_colors() -> UInt8[np.ndarray, "256 3"]:
 
 
 def _objects(image: LabeledImage) -> bytes:
-    """Each class as one object, what has no label as none.
+    """Return a PNG with each class as one object, and no object where there is no label.
 
-    CVAT skips what is no object. Without these files it takes the background for a label, and
-    refuses the whole upload because its task has none of this name.
+    Without these files CVAT takes the background for a label and rejects the upload, because its
+    task has no such label.
     """
     return png(image.labels + np.uint8(1), instance_colors())  # 255 becomes 0
-
-
-def _check_names(classes: Classes) -> None:
-    for name in classes.names:
-        if name == BACKGROUND:
-            raise InputError(
-                "a class is named 'background', which stands for pixels without a label in this "
-                "format: give it another name"
-            )
-        if ":" in name or name.startswith("#"):
-            raise InputError(
-                f"the class {name!r} cannot be written to labelmap.txt, where ':' and '#' have a "
-                "meaning of their own: give it another name"
-            )
-
-
-def _labelmap(names: list[str], colors: list[list[int]]) -> str:
-    rows = [
-        f"{name}:{red},{green},{blue}::"
-        for name, (red, green, blue) in zip(names, colors, strict=True)
-    ]
-    return "\n".join(["# label:color_rgb:parts:actions", *rows]) + "\n"
-
-
-def _code(color: tuple[int, ...]) -> int:
-    return (color[0] << 16) + (color[1] << 8) + color[2]

@@ -1,22 +1,20 @@
-"""``yolo-semantic`` and ``yolo``: what Ultralytics trains on, as index PNGs or as polygons."""
+"""Ultralytics: images with index PNGs (``yolo-semantic``) or polygons (``yolo``)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from primaps.data.folder import IMAGE_SUFFIXES
-from primaps.exchange.classes import NOTHING, Classes, with_colors
-from primaps.exchange.documents import png, put, to_json
-from primaps.exchange.labeled import LabeledImage, Read
-from primaps.exchange.map_places import copy, subset
-from primaps.exchange.source import Source
+from primaps.exchange.classes import Classes, classes_of
+from primaps.exchange.files import InputFiles, png, to_json, write_file
+from primaps.exchange.labeled import LabeledImage, Labels
 from primaps.geometry.outlines import keyhole, paint, parse_points
+from primaps.geometry.regions import NO_LABEL
 from primaps.utils.errors import InputError
 
 IMAGES = "images"
@@ -24,142 +22,144 @@ IMAGES = "images"
 
 def write_semantic(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
     """Write ``images``, ``masks`` (class k is k, 255 is no label) and ``data.yaml``."""
-    found = set()
+    splits = set()
     for image in images:
-        place = _place(image)
-        copy(image, out / place)
-        put(out / beside(place, "masks", ".png"), png(image.labels))
-        found.add(subset(image.key))
-    put(out / "data.yaml", _yaml(classes, found, masks=True))
+        path = _copy(image, out)
+        write_file(out / label_path(path, "masks", ".png"), png(image.labels))
+        splits.add(image.split)
+    write_file(out / "data.yaml", _yaml(classes, splits, ["masks_dir: masks"]))
 
 
 def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str) -> None:
     """Write ``images``, ``labels`` (a line of class and polygon per region) and ``data.yaml``.
 
-    A polygon runs through the centers of the outermost pixels, because Ultralytics fills it with
-    the line included; holes are tied to it by lines that are walked there and back.
+    A polygon runs through the centers of the outermost pixels, because Ultralytics draws the line
+    as well. Holes are tied to it by lines that are passed there and back.
     """
-    found = set()
+    splits = set()
     for image in images:
         rows = []
-        for k, left, top, mask in image.parts().masks():
+        for k, left, top, mask in image.connected_regions().masks():
             line = keyhole(mask) + np.array([left + 0.5, top + 0.5])
-            if len(line) < 3:  # fewer points would be taken for a box
+            if len(line) < 3:  # fewer points would be a box
                 line = np.concatenate([line, line[-1:], line[-1:]])
-            shares = line / [image.width, image.height]
-            rows.append(" ".join([str(k), *(f"{one:.9g}" for one in shares.ravel())]))
-        place = _place(image)
-        copy(image, out / place)
-        put(out / beside(place, "labels", ".txt"), "".join(f"{row}\n" for row in rows))
-        found.add(subset(image.key))
-    put(out / "data.yaml", _yaml(classes, found, masks=False))
+            fractions = line / [image.width, image.height]
+            rows.append(" ".join([str(k), *(f"{one:.9g}" for one in fractions.ravel())]))
+        path = _copy(image, out)
+        content = "".join(f"{row}\n" for row in rows)
+        write_file(out / label_path(path, "labels", ".txt"), content)
+        splits.add(image.split)
+    write_file(out / "data.yaml", _yaml(classes, splits))
 
 
-def _place(image: LabeledImage) -> str:
-    """Where the copy of an image lies. Folders of it that are called ``images`` get another name,
-    since Ultralytics would look for labels beside them, among the images."""
-    parts = [
-        f"{part}_" if re.fullmatch("images_*", part) else part for part in image.place.split("/")
-    ]
-    return "/".join([IMAGES, *parts])
+def _copy(image: LabeledImage, out: Path) -> str:
+    """Copy an image and return the relative path of the copy.
+
+    Folders with the name ``images`` are renamed in the copy, because Ultralytics would search for
+    labels beside them.
+    """
+    parts = image.copy_name.split("/")
+    parts = [f"{part}_" if re.fullmatch("images_*", part) else part for part in parts]
+    path = "/".join([IMAGES, *parts])
+    image.copy_to(out / path)
+    return path
 
 
-def beside(place: str, folder: str, suffix: str) -> str:
-    """Where Ultralytics looks for the label of an image: the last folder ``images`` is replaced.
+def label_path(path: str, folder: str, suffix: str) -> str:
+    """Return the path of the label of an image: the last folder ``images`` is replaced.
 
     Examples:
-        >>> beside("images/train/a.b.jpg", "labels", ".txt")
+        >>> label_path("images/train/a.b.jpg", "labels", ".txt")
         'labels/train/a.b.txt'
     """
-    parts = place.split("/")
+    parts = path.split("/")
     last = max(i for i, part in enumerate(parts[:-1]) if part == IMAGES)
     parts[last] = folder
     return "/".join(parts).rsplit(".", 1)[0] + suffix
 
 
-def read_semantic(source: Source) -> Read:
-    """Read index PNGs; 255 is no label."""
-    classes, masks = _classes(source)
-    images = list(_images(source))
-
-    def labeled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
-        for place, name in images:
-            mask = beside(place, masks, ".png")
-            labels = source.picture(mask)
-            if labels.ndim != 2 or labels.dtype != np.uint8:
-                raise InputError(f"{source.where(mask)} must have one channel of 8 bits")
-            yield name, classes.normalized(labels, source.where(mask))
-
-    return Read(classes, len(images), labeled())
-
-
-def read(source: Source) -> Read:
-    """Read polygons, in the order of the file; later ones lie on top."""
-    classes, _ = _classes(source)
-    images = list(_images(source))
-
-    def labeled() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
-        for place, name in images:
-            height, width = source.size(place)
-            labels = np.full((height, width), NOTHING, np.uint8)
-            text = beside(place, "labels", ".txt")
-            rows = (
-                source.read(text).decode("utf-8", "replace").splitlines() if text in source else []
-            )
-            shapes = [_row(row, len(classes), source.where(text)) for row in rows if row.strip()]
-            for k, shares in shapes:
-                paint(labels, [shares * [width, height]], k, outline=True)
-            yield name, labels
-
-    return Read(classes, len(images), labeled())
-
-
-def _row(row: str, count: int, where: str) -> tuple[int, Any]:
-    number, *numbers = row.split()
-    if not number.isdecimal() or int(number) >= count:
-        raise InputError(f"{where} has the class {number!r}, but there are 0..{count - 1}")
-    if len(numbers) == 4:
-        raise InputError(f"{where} has boxes; labels of pixels come from polygons only")
-    return int(number), parse_points(numbers, where)
-
-
-def _images(source: Source) -> Iterator[tuple[str, str]]:
-    """Images and their names in the collection."""
-    for place in source.names:
-        path = PurePosixPath(place)
-        if path.parts[0] == IMAGES and path.suffix.lower() in IMAGE_SUFFIXES:
-            parts = [part[:-1] if re.fullmatch("images_+", part) else part for part in path.parts]
-            yield place, "/".join(parts[1:])
-
-
-def _yaml(classes: Classes, found: set[str], masks: bool) -> str:
-    """``data.yaml``; without a ``path``, so that the folder may be moved."""
-    if found - {"train", "val"} or len(found) < 2:
-        remark = "  # no images were set apart: scores on these mean little"
-        rows = [f"train: {IMAGES}", f"val: {IMAGES}{remark}"]
-    else:
+def _yaml(classes: Classes, splits: set[str], extra: Iterable[str] = ()) -> str:
+    """Return ``data.yaml``, without ``path``, so that the folder may be moved."""
+    if splits == {"train", "val"}:
         rows = [f"{name}: {IMAGES}/{name}" for name in ("train", "val")]
-    rows += ["masks_dir: masks"] if masks else []
-    rows += ["names:", *(f"  {k}: {to_json(name)}" for k, name in enumerate(classes.names))]
+    else:
+        rows = [f"train: {IMAGES}", f"val: {IMAGES}  # the training images: not a validation"]
+    rows += [*extra, "names:"]
+    rows += [f"  {k}: {to_json(name)}" for k, name in enumerate(classes.names)]
     return "\n".join(rows) + "\n"
 
 
-def _classes(source: Source) -> tuple[Classes, str]:
-    """Classes and the folder of masks, from ``data.yaml``."""
+def read_semantic(files: InputFiles) -> Labels:
+    """Read index PNGs; 255 is no label."""
+    classes, masks = _read_yaml(files)
+    listed = _listed_images(files)
+
+    def images() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+        for path, name in listed:
+            mask = label_path(path, masks, ".png")
+            yield name, classes.normalized(files.label_map(mask), files.where(mask))
+
+    return Labels(classes, len(listed), images())
+
+
+def read(files: InputFiles) -> Labels:
+    """Read polygons; later ones lie on top."""
+    classes, _ = _read_yaml(files)
+    listed = _listed_images(files)
+
+    def images() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+        for path, name in listed:
+            height, width = files.size(path)
+            labels = np.full((height, width), NO_LABEL, np.uint8)
+            text = label_path(path, "labels", ".txt")
+            lines = files.read(text).decode("utf-8", "replace") if text in files else ""
+            shapes = [
+                _read_row(row, len(classes), files.where(text))
+                for row in lines.splitlines()
+                if row.strip()
+            ]
+            for k, fractions in shapes:
+                paint(labels, [fractions * [width, height]], k, outline=True)
+            yield name, labels
+
+    return Labels(classes, len(listed), images())
+
+
+def _read_row(row: str, count: int, where: str) -> tuple[int, Float[np.ndarray, "n 2"]]:
+    number, *numbers = row.split()
+    if not number.isdecimal() or int(number) >= count:
+        raise InputError(f"{where}: class must be between 0 and {count - 1}, got {number!r}")
+    if len(numbers) == 4:
+        raise InputError(f"{where} has boxes, which do not say their pixels; export polygons")
+    return int(number), parse_points(numbers, where)
+
+
+def _listed_images(files: InputFiles) -> list[tuple[str, str]]:
+    """Return the path of each image, and its name before folders were renamed."""
+    found = []
+    for path in files.names:
+        parts = PurePosixPath(path).parts
+        if parts[0] == IMAGES and PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES:
+            renamed = [part[:-1] if re.fullmatch("images_+", part) else part for part in parts[1:]]
+            found.append((path, "/".join(renamed)))
+    return found
+
+
+def _read_yaml(files: InputFiles) -> tuple[Classes, str]:
+    """Return the classes and the folder of masks of ``data.yaml``."""
     import yaml
 
-    name = source.find(".yaml", "YAML file")
-    where = source.where(name)
-    text = source.read(name)
+    name = files.find(".yaml")
+    text = files.read(name)
     try:
         content = yaml.safe_load(text.decode("utf-8-sig"))
-        names = content["names"]
-        names = [names[k] for k in range(len(names))]  # a list, or a mapping of 0, 1, ...
+        listed = content["names"]
+        names = [listed[k] for k in range(len(listed))]  # a list, or a mapping of 0, 1, ...
         masks = content.get("masks_dir", "masks")
         if not all(isinstance(one, str | int) for one in [masks, *names]):
             raise TypeError
-        return with_colors([str(one) for one in names], [None] * len(names)), str(masks)
-    except InputError:
-        raise
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        raise InputError(f"{where} must give 'names', a list or a mapping of 0, 1, ...") from None
+        raise InputError(
+            f"{files.where(name)}: 'names' must be a list or a mapping of 0, 1, ...; correct it"
+        ) from None
+    return classes_of([str(one) for one in names]), str(masks)

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Integer
 from PIL import Image
 
-from primaps.exchange import FORMATS, export_labels
 from primaps.exchange.classes import Classes
+from primaps.exchange.formats import FORMATS
+from primaps.exchange.transfer import export_labels
 from primaps.studio.corrections import UNCORRECTED
 from primaps.studio.edits import ClassEditor, ConflictError
 from primaps.studio.images import ImageCache
@@ -23,20 +24,6 @@ from primaps.utils.files import temporary_folder
 
 INTERVAL = 0.25
 """Minimum number of seconds between two progress events."""
-TITLES = {
-    "coco": "COCO",
-    "coco-panoptic": "COCO panoptic",
-    "cvat": "CVAT",
-    "cvat-mask": "CVAT masks",
-    "labelstudio": "Label Studio",
-    "labelme": "labelme",
-    "voc": "Pascal VOC",
-    "yolo-semantic": "YOLO semantic",
-    "yolo": "YOLO",
-    "hf": "Hugging Face",
-    "geojson": "GeoJSON",
-    "gpkg": "GeoPackage",
-}
 
 
 def describe_formats() -> list[dict[str, Any]]:
@@ -44,8 +31,8 @@ def describe_formats() -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "title": TITLES.get(name, name),
-            "description": row.about,
+            "title": row.title,
+            "description": row.description,
             "regions": row.per is not None,
         }
         for name, row in FORMATS.items()
