@@ -31,10 +31,9 @@ from primaps.data.reading import image_size, label_mode, read_mat
 from primaps.em.kmeans import Prototypes
 from primaps.em.training import Recorder
 from primaps.evaluation.audit import Audit, AuditRecord, Question
-from primaps.exchange.classes import Classes
+from primaps.exchange.classes import Classes, read_classes
 from primaps.exchange.formats import FORMATS
 from primaps.exchange.transfer import export_labels, import_labels
-from primaps.exchange.classes import read_classes
 from primaps.features.feature_cache import ArrayCache
 from primaps.model import PriMaPsEM
 from primaps.persistence import (
