@@ -34,7 +34,7 @@ COMMANDS = {
 
 
 def command(arguments, environment):
-    """In a process that has everything imported: most moments are then moments of work."""
+    """Run a command in a process that has everything imported, to be killed during its work."""
     os.environ.update(environment)
     import tempfile
 
@@ -75,7 +75,7 @@ def process():
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, vit, process):
-    """Images, labels, a model and its maps."""
+    """Return images, labels, a model and its label maps."""
     root = tmp_path_factory.mktemp("killed")
     if "NUMBA_CACHE_DIR" not in os.environ:
         from primaps.utils.compiled import _folder
@@ -98,7 +98,7 @@ def prepared(tmp_path_factory, vit, process):
 
 
 def run(process, name, places, kill_after=None):
-    """Run a command, or kill it after some seconds; returns how long it took."""
+    """Run a command, or kill it after some seconds; return the duration in seconds."""
     arguments = [word.format(**places) for word in COMMANDS[name]]
     began = time.monotonic()
     started = process(arguments, Path(places["work"]))
@@ -112,7 +112,7 @@ def run(process, name, places, kill_after=None):
 
 
 def kept(path):
-    """Content of a file; of the journal its lines, which come in the order of the threads."""
+    """Return the digest of a file, or the set of lines of the journal, whose order varies."""
     if path.name != "primaps.jsonl":
         return hashlib.sha256(path.read_bytes()).hexdigest()
     lines = path.read_bytes().splitlines()

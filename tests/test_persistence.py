@@ -1,4 +1,4 @@
-"""Models are pushed to a stand-in for the hub that listens here."""
+"""Models are uploaded to a local server that stands in for the hub."""
 
 import base64
 import json
@@ -39,7 +39,7 @@ def model(tmp_path, colors):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Takes what the client sends; files stay in ``server.files``."""
+    """Accept uploads; files are stored in ``server.files``."""
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -95,7 +95,7 @@ def hub():
     server.server_close()
 
 
-def test_a_model_arrives_with_its_card_and_nothing_else(model, hub, tmp_path, colors):
+def test_only_the_model_and_its_card_are_uploaded(model, hub, tmp_path, colors):
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     push_to_hub(model, "owner/name", scores=SCORES, token="hf_x", endpoint=hub.address)
     assert sorted(hub.files) == [
@@ -120,13 +120,13 @@ def test_a_fitted_model_need_not_be_saved_first(model, hub, colors):
     assert json.loads(hub.files["edits.json"])["edits"][1]["to"] == "Straße"
 
 
-def test_the_picture_of_training_images_stays_here_if_asked(model, hub):
+def test_the_preview_is_optional(model, hub):
     push_to_hub(model, "owner/name", picture=False, token="hf_x", endpoint=hub.address)
     assert "preview.png" not in hub.files
     assert "preview.png" not in hub.files["README.md"].decode()
 
 
-def test_what_goes_wrong_is_one_sentence(model, hub, tmp_path):
+def test_errors_are_one_sentence(model, hub, tmp_path):
     hub.refuse = True
     with pytest.raises(InputError, match="the upload to owner/name failed"):
         push_to_hub(model, "owner/name", token="hf_x", endpoint=hub.address)

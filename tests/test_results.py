@@ -1,4 +1,4 @@
-"""Nothing of the user's is replaced, whatever is given as inputs and output."""
+"""Files of the user are never replaced; results of this package are, unless they were changed."""
 
 import hashlib
 import json
@@ -19,7 +19,9 @@ from primaps.results import (
     MARKS,
     OutputError,
     OutputFolder,
+    check_set,
     own_file,
+    own_folder,
     write_own_json,
     write_own_png,
 )
@@ -71,9 +73,7 @@ INPUTS = st.sampled_from(
     out=FOLDERS,
     back=st.booleans(),
 )
-def test_files_that_were_there_stay_as_they_are(
-    network, tmp_path_factory, files, inputs, out, back
-):
+def test_existing_files_are_not_changed(network, tmp_path_factory, files, inputs, out, back):
     root = tmp_path_factory.mktemp("any")
     for number, (folder, name) in enumerate(files):
         if name.endswith(".json"):
@@ -142,7 +142,7 @@ def test_a_link_under_the_name_of_a_result_is_not_followed(network, tmp_path):
     assert state(tmp_path) == before
 
 
-def test_an_older_source_makes_its_result_anew(network, tmp_path):
+def test_a_changed_source_is_processed_again_whatever_its_time(network, tmp_path):
     image = picture(tmp_path / "in/a.png", 1)
     propose(network, tmp_path / "in", tmp_path / "out")
     picture(image, 2)
@@ -151,7 +151,7 @@ def test_an_older_source_makes_its_result_anew(network, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"half"])
-def test_a_damaged_picture_is_refused_not_kept(network, tmp_path, damage):
+def test_a_damaged_result_is_refused(network, tmp_path, damage):
     picture(tmp_path / "in/a.png")
     propose(network, tmp_path / "in", tmp_path / "out")
     (tmp_path / "out/a.png").write_bytes(damage)
@@ -177,8 +177,8 @@ def test_a_second_run_with_other_options_stops_the_first(tmp_path):
         first.write("source", {"a": lambda path: path.write_text("mask")})
 
 
-def test_results_of_another_process_are_known_as_soon_as_they_are_there(tmp_path):
-    """Of a folder that was opened when it had none of them."""
+def test_results_of_another_process_are_read_from_the_journal(tmp_path):
+    """The folder was opened before they were written."""
     options, names = {"primaps": "1"}, ["a", "b"]
     first, second = (OutputFolder(tmp_path, options, [], names) for _ in range(2))
     first.write("source", {"a": lambda path: path.write_text("1")})
@@ -188,7 +188,7 @@ def test_results_of_another_process_are_known_as_soon_as_they_are_there(tmp_path
     assert not first.finished("source", ["a"])
 
 
-def test_a_line_that_was_left_half_does_not_spoil_the_next(tmp_path):
+def test_an_incomplete_line_of_the_journal_is_ignored(tmp_path):
     options = {"primaps": "1"}
     OutputFolder(tmp_path, options, [], ["a"]).write(
         "source", {"a": lambda path: path.write_text("1")}
@@ -206,14 +206,14 @@ def test_a_line_that_was_left_half_does_not_spoil_the_next(tmp_path):
     assert len(journal.read_text().splitlines()) == 3
 
 
-def test_a_file_of_the_name_of_our_record_is_refused(tmp_path):
+def test_a_manifest_of_another_program_is_refused(tmp_path):
     (tmp_path / "primaps.json").write_text(json.dumps({"mine": 1}))
     with pytest.raises(OutputError, match="was not written by primaps"):
         OutputFolder(tmp_path, {"primaps": "1"}, [], ["a"])
     assert (tmp_path / "primaps.json").read_text() == '{"mine": 1}'
 
 
-def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
     import subprocess
     import sys
 
@@ -230,7 +230,7 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"b.json", ".writing-other-1-x.png"}
 
 
-def test_special_files_are_told_apart_and_never_opened(tmp_path):
+def test_special_files_are_never_opened(tmp_path):
     from primaps.data import find_images
 
     os.mkfifo(tmp_path / "pipe.png")
@@ -250,7 +250,7 @@ def test_special_files_are_told_apart_and_never_opened(tmp_path):
 MARKED = list(MARKS)
 
 
-def test_pictures_and_charts_and_scores_carry_their_mark_and_are_replaced(tmp_path):
+def test_marked_files_are_replaced(tmp_path):
     for _ in range(2):
         write_own_png(Image.new("RGB", (2, 2)), tmp_path / "a.png")
         save(iou_chart({"EM": {"a": 0.5}}), tmp_path / "b.png")
@@ -261,7 +261,7 @@ def test_pictures_and_charts_and_scores_carry_their_mark_and_are_replaced(tmp_pa
 @pytest.mark.parametrize("suffix", MARKED)
 @settings(max_examples=30, deadline=None)
 @given(content=st.binary(max_size=300))
-def test_what_others_wrote_stays_to_the_byte(tmp_path_factory, suffix, content):
+def test_files_without_the_mark_are_not_changed(tmp_path_factory, suffix, content):
     path = tmp_path_factory.mktemp("own") / f"a{suffix}"
     assume(MARKS[suffix] not in content)
     path.write_bytes(content)
@@ -274,7 +274,7 @@ def test_what_others_wrote_stays_to_the_byte(tmp_path_factory, suffix, content):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_file_that_appears_while_ours_is_written_stays(tmp_path):
+def test_a_file_that_appears_during_writing_is_not_replaced(tmp_path):
     path = tmp_path / "a.json"
 
     def write(temporary):
@@ -296,10 +296,50 @@ def test_links_and_folders_are_not_replaced(tmp_path):
     assert (tmp_path / "a.html").is_symlink()
 
 
-def test_lists_without_a_mark_are_replaced_by_themselves_alone(tmp_path):
+def test_files_of_kinds_without_a_mark_are_replaced_by_identical_content_only(tmp_path):
     for content in ("a\nb\n", "a\nb\n"):
         with own_file(tmp_path / "a.txt") as temporary:
             temporary.write_text(content)
     with pytest.raises(OutputError), own_file(tmp_path / "a.txt") as temporary:
         temporary.write_text("c\n")
     assert (tmp_path / "a.txt").read_text() == "a\nb\n"
+
+
+def test_a_set_of_files_is_written_again_after_a_kill(tmp_path):
+    """The description is written first, so that it marks what a killed process left."""
+    write_own_json(tmp_path / "config.json", {})
+    (tmp_path / "weights.bin").write_bytes(b"half")
+    check_set(tmp_path, "config.json", ["weights.bin"])
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(OutputError, match="weights.bin was not written by primaps"):
+        check_set(tmp_path, "config.json", ["weights.bin"])
+
+
+def test_a_folder_that_was_changed_is_not_replaced(tmp_path):
+    def write(text):
+        with own_folder(tmp_path / "out") as folder:
+            (folder / "empty").mkdir()
+            (folder / "a.txt").write_text(text)
+
+    write("1")
+    write("2")
+    assert (tmp_path / "out" / "a.txt").read_text() == "2"
+    (tmp_path / "out" / "mine.txt").touch()
+    with pytest.raises(OutputError, match="was changed since primaps wrote it"):
+        write("3")
+    (tmp_path / "out" / "mine.txt").unlink()
+    (tmp_path / "out" / "a.txt").write_text("mine")
+    with pytest.raises(OutputError, match="was changed since primaps wrote it"):
+        write("3")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_link_in_place_of_the_journal_is_refused(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "out").mkdir()
+    for name in ("primaps.jsonl", ".primaps.lock"):
+        (tmp_path / "out" / name).symlink_to(tmp_path / "mine")
+        with pytest.raises(OutputError, match="was not written by primaps"):
+            OutputFolder(tmp_path / "out", {"primaps": "1"}, [], ["a"])
+        (tmp_path / "out" / name).unlink()
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -73,17 +73,24 @@ def is_marked(path: Path) -> bool:
         return False
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, content: bytes | None = None) -> None:
     """Check, before any work, that a file may be written.
 
+    Args:
+        path: may be missing.
+        content: content that a file of a kind without a mark must have if it exists.
+
     Raises:
-        OutputError: The path is a link or a folder, or a file without the mark of its kind.
+        OutputError: The path is a link or a folder, or a file that this package did not write.
     """
     if not os.path.lexists(path):
         return
     if path.is_symlink() or not path.is_file():
         raise OutputError(f"{path} is not a regular file; choose another output path")
-    if path.suffix.lower() in MARKS and not is_marked(path):
+    if path.suffix.lower() in MARKS:
+        if not is_marked(path):
+            raise _not_ours(path)
+    elif content is not None and path.read_bytes() != content:
         raise _not_ours(path)
 
 
@@ -113,11 +120,10 @@ def own_file(path: str | Path) -> Iterator[Path]:
     check_file(path)
     with atomic_path(path) as temporary:
         yield temporary
-        if path.suffix.lower() in MARKS:
-            assert is_marked(temporary), f"{path.suffix} files need the mark"
-        elif path.exists() and path.read_bytes() != temporary.read_bytes():
-            raise _not_ours(path)
-        check_file(path)  # again: writing takes time
+        marked = path.suffix.lower() in MARKS
+        assert not marked or is_marked(temporary), f"{path.suffix} files need the mark"
+        # Again, because writing takes time.
+        check_file(path, None if marked else temporary.read_bytes())
 
 
 def write_own_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A collection whose classes are known: 5 directions of 4 parts each."""
+"""A collection with known classes: 5 directions with 4 leaves each."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from primaps.classes.tree import grow
 
 @pytest.fixture(scope="session")
 def made():
-    """Mask features, their classes, their parts and the prototypes of 5 classes of 4 parts."""
+    """Mask features, their classes and leaves, and the prototypes of 5 classes of 4 leaves."""
     random = torch.Generator().manual_seed(0)
     prototypes = F.normalize(torch.randn(5, 16, generator=random), dim=1)
     centers = prototypes.repeat_interleave(4, 0) + 0.12 * torch.randn(20, 16, generator=random)

@@ -1,4 +1,4 @@
-"""Evidence for K: what is there is found, and figures are those of their definitions."""
+"""Evidence for K: known classes are found, and values follow their definitions."""
 
 import itertools
 
@@ -35,7 +35,7 @@ def test_agreement_is_kappa_of_the_best_of_all_matchings():
     assert agreement(one, other, 4) == pytest.approx(best[1])
 
 
-def test_agreement_of_chance_is_nothing():
+def test_agreement_by_chance_is_zero():
     random = torch.Generator().manual_seed(1)
     values = [agreement(*torch.randint(0, 3, (2, 3000), generator=random), 3) for _ in range(20)]
     assert abs(np.mean(values)) < 0.03
@@ -79,7 +79,7 @@ def test_candidates_and_ranges():
             parse_range(text)
 
 
-def test_a_short_range_has_three_answers_too():
+def test_a_short_range_has_three_proposals():
     for stability in itertools.permutations((0.1, 0.5, 0.9)):
         found = choice_of([Evidence(k + 2, s, 0, 0, 0) for k, s in enumerate(stability)])
         assert {found.coarse, found.middle, found.fine} <= {2, 3, 4}
@@ -92,7 +92,7 @@ def test_too_few_masks_is_one_sentence():
         curve(features, torch.arange(10), [2, 9])
 
 
-def test_few_masks_have_a_choice_within_what_they_allow():
+def test_few_masks_limit_the_range():
     features = F.normalize(torch.randn(30, 4), dim=1)
     found = [one.classes for one in curve(features, torch.arange(10).repeat(3), repeats=2)]
     assert (found[0], found[-1]) == (2, 15 // 2)

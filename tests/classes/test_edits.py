@@ -1,4 +1,4 @@
-"""Names and edits: each does what it says, all can be undone, no hand-written file breaks it."""
+"""Names and edits: the effect of each edit, undo, and files that are not valid."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_names_stay_when_k_moves(tree):
     assert any("car" in name for name in coarse.names)
 
 
-def test_hidden_classes_have_no_value(tree):
+def test_hidden_classes_have_the_value_255(tree):
     found = legend(tree, [{"hide": "0"}])
     assert found.table()[tree.owner == 0].unique().tolist() == [255]
     assert found.table()[tree.owner == 1].unique().tolist() == [0]
@@ -88,7 +88,7 @@ def test_a_wrong_edit_is_one_sentence_with_file_and_field(tree, tmp_path, edit, 
 
 
 @pytest.mark.parametrize(("edit", "sentence"), BROKEN[:-1])
-def test_an_edit_that_is_asked_for_is_refused_without_its_number(tree, tmp_path, edit, sentence):
+def test_a_new_edit_is_refused_without_its_number(tree, tmp_path, edit, sentence):
     change_edits(tmp_path, tree, lambda edits: [{"hide": "0"}])
     with pytest.raises(EditError) as error:
         change_edits(tmp_path, tree, lambda edits: [*edits, edit])
@@ -97,7 +97,7 @@ def test_an_edit_that_is_asked_for_is_refused_without_its_number(tree, tmp_path,
     assert read_edits(tmp_path, tree).edits == ({"hide": "0"},)
 
 
-def test_an_edit_that_others_need_is_not_undone_and_they_are_named(tree, tmp_path):
+def test_undo_names_the_edits_that_need_the_edit(tree, tmp_path):
     change_edits(tmp_path, tree, lambda edits: [{"split": "0"}, {"hide": "0.1"}])
     with pytest.raises(EditError, match=r"^edits\[0\]: "):
         change_edits(tmp_path, tree, lambda edits: undone(edits, 0))
@@ -132,14 +132,14 @@ def test_a_damaged_file_is_one_sentence(tree, tmp_path, content, sentence):
         ([{"rename": "0", "to": "x" * 10**6}], "a name has 1 to 60 printable characters"),
     ],
 )
-def test_a_file_that_is_long_is_one_short_sentence(tree, tmp_path, edits, sentence):
+def test_a_long_file_is_one_short_sentence(tree, tmp_path, edits, sentence):
     (tmp_path / "edits.json").write_text(json.dumps({"format": 1, "edits": edits}))
     with pytest.raises(EditError, match=sentence) as error:
         read_edits(tmp_path, tree)
     assert len(str(error.value)) < 500
 
 
-def test_a_pipe_in_place_of_the_file_is_not_waited_for(tree, tmp_path):
+def test_a_named_pipe_is_refused(tree, tmp_path):
     os.mkfifo(tmp_path / "edits.json")
     with pytest.raises(EditError, match="edits.json is not a regular file"):
         read_edits(tmp_path, tree)
@@ -177,7 +177,7 @@ def test_an_edit_that_others_need_is_not_undone(tree, tmp_path):
     assert len(read_edits(tmp_path, tree).edits) == 2
 
 
-def test_an_edit_on_top_of_what_was_not_seen_is_refused(tree, tmp_path):
+def test_an_edit_with_an_old_revision_is_refused(tree, tmp_path):
     seen = read_edits(tmp_path, tree).revision
     change_edits(tmp_path, tree, lambda now: [{"hide": "0"}], seen)
     with pytest.raises(EditError, match="was changed by another program"):
@@ -189,7 +189,7 @@ def test_an_edit_on_top_of_what_was_not_seen_is_refused(tree, tmp_path):
     }
 
 
-def test_processes_at_the_same_time_lose_no_edit(tree, tmp_path):
+def test_concurrent_processes_lose_no_edit(tree, tmp_path):
     torch.save(tree.tensors(), tmp_path / "tree.pt")
     program = """if True:
         import sys, torch

@@ -40,7 +40,7 @@ def loaded(folder):
     return PriMaPsEM.from_pretrained(folder, device="cpu")
 
 
-def test_the_cut_at_k_is_the_model_to_the_byte(model):
+def test_the_cut_at_k_is_bit_identical_to_the_model(model):
     image, whole = painted(3)[0], loaded(model)
     plain = whole.predict(image)
     assert torch.equal(whole.cut(3).predict(image), plain)
@@ -56,7 +56,7 @@ def test_the_cut_at_k_is_the_model_to_the_byte(model):
         whole.cut(999)
 
 
-def test_a_saved_tree_is_the_tree(model):
+def test_a_loaded_tree_equals_the_saved_one(model):
     one = loaded(model).class_summary_
     loaded(model).save_pretrained(model / "again")
     other = read_class_summary(model / "again")
@@ -138,7 +138,7 @@ def test_names_come_from_a_few_labels(model, painted_folder):
     assert len(set(named.names)) == 3
 
 
-def test_a_broken_file_stops_commands_with_one_sentence(model, painted_folder):
+def test_a_damaged_file_stops_commands_with_one_sentence(model, painted_folder):
     (model / "edits.json").write_text('{"format": 1, "edits": [{"hide": "7"}]}')
     for command in (("classes", model), ("predict", model, painted_folder / "images")):
         out = ["--out", painted_folder / "o"] if command[0] == "predict" else []
@@ -166,7 +166,7 @@ def test_the_report_is_one_file_without_network(model, painted_folder):
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
 
-def test_auto_prints_evidence_and_takes_the_middle(vit, tmp_path, painted_folder):
+def test_auto_prints_evidence_and_uses_the_middle_k(vit, tmp_path, painted_folder):
     done = call(
         "fit", painted_folder / "images", "--classes", "2-4", "--out", tmp_path / "m",
         "--backbone", vit, "--size", "64", "--recipe", "orthogonal", "--min-init-steps", "5",
@@ -182,7 +182,7 @@ def test_auto_prints_evidence_and_takes_the_middle(vit, tmp_path, painted_folder
     ).output.replace("\n", " ")
 
 
-def test_the_audit_command_asks_stops_and_goes_on(model, painted_folder, tmp_path):
+def test_the_audit_command_asks_stops_and_resumes(model, painted_folder, tmp_path):
     images, out = painted_folder / "images", tmp_path / "audit"
     command = ["audit", model, images, "--out", out, "--answers", 6, "--no-crf"]
     done = call(*command, answers="y\nmaybe\nn\nq\n")
@@ -202,7 +202,7 @@ def test_the_audit_command_asks_stops_and_goes_on(model, painted_folder, tmp_pat
     assert "of other classes or names" in other.output.replace("\n", " ")
 
 
-def test_a_hidden_class_has_a_column_in_pictures_of_an_evaluation(model, painted_folder, tmp_path):
+def test_a_hidden_class_has_a_column_in_charts_of_an_evaluation(model, painted_folder, tmp_path):
     assert call("classes", model, "hide", "1").exit_code == 0
     images, labels = painted_folder / "images", painted_folder / "labels"
     pictures = tmp_path / "pictures"

@@ -1,4 +1,4 @@
-"""Stability of classes: real ones come back, invented ones do not."""
+"""Stability of classes: real classes are reproduced, invented ones are not."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_real_classes_are_stable_and_invented_ones_are_not(made):
     assert found[0] < 0.75
 
 
-def test_facts_are_counts(made):
+def test_statistics_are_counts(made):
     features, assigned, _, _ = made
     images = torch.arange(600) // 30
     areas = torch.arange(600).float() + 1

@@ -1,4 +1,4 @@
-"""The tree against brute force and scipy, and what every cut of it has to keep."""
+"""The tree against brute force and scipy, and invariants of its cuts."""
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ def test_costs_are_the_losses_of_eq_9(made, tree):
 
 
 def leaf_labels(made, tree):
-    """Parts as they were split: by the nearest part, which for separated ones is the same."""
+    """Leaf of each mask, by the nearest leaf; the leaves are well separated."""
     features, assigned, _, _ = made
     found = leaf_of(tree, features, assigned)
     assert torch.bincount(found, minlength=len(tree)).tolist() == tree.masks.tolist()
@@ -121,7 +121,7 @@ def test_an_empty_class_keeps_its_prototype(made):
     assert tree.cut(2).unique().tolist() == [0, 1]
 
 
-def test_few_masks_give_few_parts(made):
+def test_few_masks_give_few_leaves(made):
     features, assigned, _, prototypes = made
     few = torch.arange(0, 600, 40)
     tree = grow(features[few], assigned[few], prototypes)
@@ -130,7 +130,7 @@ def test_few_masks_give_few_parts(made):
         tree.cut(6)
 
 
-def test_many_masks_are_sampled_and_give_nearly_the_same_parts(made, monkeypatch):
+def test_many_masks_are_sampled_and_give_nearly_the_same_leaves(made, monkeypatch):
     features, assigned, _, prototypes = made
     whole = grow(features, assigned, prototypes, leaves=20)
     monkeypatch.setattr(growing, "SAMPLE", 400)
@@ -140,7 +140,7 @@ def test_many_masks_are_sampled_and_give_nearly_the_same_parts(made, monkeypatch
     assert ((sampled.directions @ whole.directions.T).amax(1) > 0.97).all()
 
 
-def test_a_tree_survives_its_tensors(tree):
+def test_a_tree_equals_that_of_its_tensors(tree):
     other = Tree.from_tensors(tree.tensors())
     assert other.names() == tree.names()
     assert torch.equal(other.directions, tree.directions)
@@ -160,7 +160,7 @@ def test_a_tree_survives_its_tensors(tree):
         ({"merges": torch.tensor([[0, 2], [3, 1]])}, "order of their classes"),
     ],
 )
-def test_a_damaged_tree_is_none(change, sentence):
+def test_a_damaged_tree_is_refused(change, sentence):
     tensors = {
         "directions": torch.eye(3).half(),
         "masks": torch.tensor([1, 1, 1]),

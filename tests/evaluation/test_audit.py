@@ -1,4 +1,4 @@
-"""The audit: its interval holds the truth as often as it says, and it survives a stop."""
+"""The audit: coverage of its interval, and interruption."""
 
 import json
 
@@ -23,8 +23,8 @@ from tests.conftest import painted
 
 @pytest.mark.parametrize("accuracies", [[0.5] * 3, [0.95, 0.8, 0.1], [0.9] * 8 + [0.0] * 12])
 @pytest.mark.parametrize("answered", [80, 50])
-def test_the_interval_holds_the_truth_as_often_as_it_says(accuracies, answered):
-    """Also after a stop; over populations of other kinds than the labeled sets are."""
+def test_the_interval_has_its_coverage(accuracies, answered):
+    """Also for incomplete audits, and for populations unlike the labeled data sets."""
     random = np.random.default_rng(0)
     classes = random.integers(0, len(accuracies), 4000)
     sure = random.random(4000)
@@ -44,7 +44,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(accuracies, answered):
     assert np.mean(widths) / 2 < 1.05 * 1.96 * np.sqrt(truth * (1 - truth) / answered)
 
 
-def test_every_strip_is_drawn_once_and_has_its_weight():
+def test_every_strip_is_sampled_once_and_has_its_weight():
     classes = torch.tensor([1] * 500 + [0] * 500)
     weights = torch.cat([torch.full((500,), 3.0), torch.ones(500)])
     rows = strips(classes, torch.rand(1000), weights, 40)
@@ -64,14 +64,14 @@ def test_confidence_orders_the_strips_of_a_class():
 
 
 def test_wilson_against_its_equation():
-    """The ends are where the test of the share just rejects."""
+    """At its ends, the test of the proportion just rejects."""
     for share, count in ((0.5, 80), (0.9, 80), (0.0, 50), (1.0, 50)):
         for end in wilson(share, count):
             gap = abs(share - end)
             assert gap == pytest.approx(1.96 * np.sqrt(end * (1 - end) / count), abs=1e-9)
 
 
-def test_no_wrong_answer_is_no_certainty():
+def test_no_wrong_answer_still_has_an_interval():
     found = estimate([True] * 80)
     assert found.accuracy == found.high == 1
     assert 0.9 < found.low < 0.97
@@ -88,7 +88,7 @@ def model(colors):
     ).fit(images, cache=None)  # fmt: skip
 
 
-def test_an_audit_goes_on_where_it_stopped(model, painted_folder, tmp_path):
+def test_an_audit_resumes(model, painted_folder, tmp_path):
     images = painted_folder / "images"
     found = prepare(model, images, tmp_path / "audit", answers=10, crf=False)
     assert found.estimate() is None
@@ -138,7 +138,7 @@ def test_the_cross_is_where_the_pixel_is():
     assert shown.getpixel((50, 40 + 28)) == (90, 90, 90)
 
 
-def test_an_answer_can_be_taken_back(model, painted_folder, tmp_path):
+def test_an_answer_can_be_undone(model, painted_folder, tmp_path):
     found = prepare(model, painted_folder / "images", tmp_path / "audit", answers=6, crf=False)
     assert found.undo() is None
     seen = [found.next()]

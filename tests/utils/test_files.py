@@ -5,8 +5,6 @@ import pytest
 from PIL import Image
 from safetensors import SafetensorError
 
-from primaps.config import Config
-from primaps.em.fit import schedule
 from primaps.utils.files import atomic_path, cache_dir, sha256, temporary_folder, write_json
 
 
@@ -19,7 +17,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_written_files_have_ordinary_permissions(tmp_path):
+def test_written_files_have_default_permissions(tmp_path):
     (tmp_path / "ordinary").touch()
     write_json(tmp_path / "a.json", {"x": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
@@ -39,16 +37,8 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path / "own"
 
 
-@pytest.mark.parametrize(
-    ("images", "steps"),
-    [(2975, (184, 4600)), (367, (184, 550)), (8, (184, 150)), (49629, (3100, 77500))],
-)
-def test_schedules(images, steps):
-    assert schedule(Config(classes=27, recipe="paper"), images)[1:] == steps
-
-
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")  # noqa: PTH110
-def test_a_full_disk_names_the_file_whoever_writes(tmp_path):
+def test_errors_of_a_full_disk_name_the_file(tmp_path):
     def plain(path):
         with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
             full.write(b"a")
@@ -73,7 +63,7 @@ def test_an_error_of_a_file_that_is_read_keeps_its_name(tmp_path):
         (tmp_path / "source.png").read_bytes()
 
 
-def test_what_a_killed_process_left_in_a_folder_is_removed_by_the_next(tmp_path):
+def test_a_temporary_folder_of_a_killed_process_is_removed(tmp_path):
     from primaps.utils import files
 
     dead = tmp_path / f".writing-{files._HOST}-{2**22 + 1}-abc"

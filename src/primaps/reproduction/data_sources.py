@@ -10,7 +10,7 @@ from pathlib import Path
 
 from primaps.data import DataError, Dataset, load_dataset
 from primaps.data.sets import find_layout
-from primaps.results import own_file
+from primaps.results import is_marked, own_file
 from primaps.utils.errors import InputError
 from primaps.utils.files import atomic_path
 
@@ -67,7 +67,7 @@ def list_digest(data: Dataset) -> str:
 def write_list(data: Dataset, path: Path) -> None:
     """Write the ids of the images of a split, one a line; beside a report of this package they may
     replace others."""
-    known = (path.parent / "report.json").is_file()
+    known = is_marked(path.parent / "report.json")
     with (atomic_path if known else own_file)(path) as temporary:
         temporary.write_bytes(_lines(sample.key for sample in data.samples))
 

@@ -15,8 +15,7 @@ from primaps.reproduction.paper import IOU, IOU_METHODS, IOU_OF
 from primaps.reproduction.pictures import draw
 from primaps.reproduction.rows import Experiment
 from primaps.reproduction.run_context import Laboratory, Outcome
-from primaps.results import GENERATOR, own_file
-from primaps.utils.files import write_json
+from primaps.results import GENERATOR, own_file, write_own_json
 
 ORDER = ("baseline", "PriMaPs-EM", "linear probe", "oracle, pixels in masks")
 """In mean IoU, as the paper finds it."""
@@ -37,15 +36,13 @@ def write_report(
     about = environment(outcomes, laboratory)
     rows = [_row_about(outcome) for outcome in outcomes]
     content = {
-        "generator": GENERATOR,
         "name": experiment.name,
         "title": experiment.title,
         "rows": rows,
         **about,
     }
     write_lists(laboratory, folder)
-    with own_file(folder / "report.json") as temporary:
-        write_json(temporary, content)
+    write_own_json(folder / "report.json", content)
     lines = [f"# {experiment.title}", "", " ".join(_introduction(outcomes, laboratory)), ""]
     lines += [*table(outcomes), ""]
     told = differences(outcomes, laboratory.reproduction)

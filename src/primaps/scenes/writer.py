@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from primaps.results import OutputError, RawFile, own_file
+from primaps.results import RawFile, check_file, own_file
 from primaps.scenes.readers import CACHE_BYTES, dataset_place, rasterio_module, tifffile_module
 from primaps.scenes.source import Place
 from primaps.utils.files import atomic_path
@@ -64,7 +64,7 @@ def write_labels(labels: Labels, out: Path, digest: str, progress: ProgressCallb
     look for them; both atomically.
 
     Raises:
-        OutputError: there is a file of others under the second name.
+        OutputError: The second file exists with other content.
         MissingPackageError: neither rasterio nor tifffile is installed.
     """
     georeferenced = labels.place is not None or importlib.util.find_spec("rasterio") is not None
@@ -76,14 +76,13 @@ def write_labels(labels: Labels, out: Path, digest: str, progress: ProgressCallb
 
 
 def check_sidecar(out: Path, names: Sequence[str]) -> Path:
-    """Where the names of classes go, beside ``out``.
+    """Return the path of the file with the names of classes, next to ``out``.
 
     Raises:
-        OutputError: there is a file of others.
+        OutputError: The file exists with other content.
     """
     path = out.with_name(out.name + ".aux.xml")
-    if path.exists() and path.read_text("utf-8", "replace") != _names_xml(names):
-        raise OutputError(f"{path} exists, and is not of this result: move it away")
+    check_file(path, _names_xml(names).encode())
     return path
 
 
