@@ -67,7 +67,7 @@ def test_em_starts_from_the_clusters_of_the_projection(colors, head, images, cap
     model = PriMaPsEM(3, backbone=colors, projection=projection, **QUICK).fit(images)
     assert {line["stage"] for line in model.history_} == {"EM"}
     PriMaPsEM(4, backbone=colors, projection=projection, **QUICK).fit(images)
-    assert "3 clusters and 4 classes are wanted" in caplog.text
+    assert "has 3 clusters, but 4 classes are requested" in caplog.text
 
 
 def test_the_projection_is_saved_with_the_model(colors, head, images, tmp_path):

@@ -99,7 +99,7 @@ def test_only_the_model_and_its_card_are_uploaded(model, hub, tmp_path, colors):
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     push_to_hub(model, "owner/name", scores=SCORES, token="hf_x", endpoint=hub.address)
     assert sorted(hub.files) == [
-        "README.md", "edits.json", "config.json", "history.json", "model.safetensors",
+        "README.md", "config.json", "edits.json", "history.json", "model.safetensors",
         "preview.png", "tree.safetensors",
     ]  # fmt: skip
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before

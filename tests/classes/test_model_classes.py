@@ -188,7 +188,7 @@ def test_the_audit_command_asks_stops_and_resumes(model, painted_folder, tmp_pat
     done = call(*command, answers="y\nmaybe\nn\nq\n")
     assert done.exit_code == 0, done.output
     assert "1/6: is the pixel at the cross 'class " in done.output
-    assert "please answer y, n, ? or q" in done.output
+    assert "answer y, n, ? or q" in done.output
     assert "from 2 answers" in done.output
     assert (out / "question.png").is_file()
     again = call(*command, answers="y\n" * 4)
