@@ -58,7 +58,7 @@ def process():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["primaps.cli", "primaps.batch", "primaps.projections", "primaps.exchange",
-         "primaps.evaluation.protocol", "primaps.pictures.preview", "kornia", "transformers",
+         "primaps.evaluation.protocol", "primaps.pictures.overlays", "kornia", "transformers",
          "scipy.optimize"]
     )  # fmt: skip
 

@@ -228,7 +228,7 @@ def test_a_model_keeps_how_positions_were_scaled(vit, painted_folder, tmp_path):
     [
         ({"classes": 1}, "classes is 1"),
         ({"classes": 300}, "classes is 300"),
-        ({"classes": 3, "size": 65}, "not a multiple of the patch size 8 of .*; 64 is"),
+        ({"classes": 3, "size": 65}, "not a multiple of the patch size 8 of .*; choose 64"),
         ({"classes": 3, "threshold": 1.0}, "threshold is 1.0"),
         ({"classes": 3, "method": "dbscan"}, "it must be 'em', 'kmeans' or 'probe'"),
         ({"classes": 3, "epoch": 5}, "unknown option 'epoch'"),

@@ -10,8 +10,7 @@ from PIL import Image
 
 from primaps.batch import predict_files, propose_files
 from primaps.model import PriMaPsEM
-from primaps.pictures.overlays import grid
-from primaps.pictures.preview import model_preview
+from primaps.pictures.overlays import grid, model_preview
 from primaps.results import check_file, write_own_png
 from primaps.utils.errors import MissingPackageError
 from primaps.utils.files import user_path

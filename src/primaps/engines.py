@@ -104,8 +104,8 @@ class Predictor(BatchLabeler):
         engine: see :func:`primaps.load_backbone`; only for a folder or hub id.
         device: ``auto``, ``cpu``, ``cuda``, ...; only for a folder or hub id.
         column, output, encoded: see :class:`BatchLabeler`.
-        **options: fields of :class:`primaps.config.InferenceOptions`; ``precision`` is ``auto`` by
-            default.
+        **options: fields of :class:`primaps.config.InferenceOptions`; the default ``precision`` is
+            ``auto`` for a folder or hub id.
 
     Raises:
         ModelError: at the first call, if the model does not exist.
@@ -137,7 +137,8 @@ class Predictor(BatchLabeler):
     ) -> None:
         super().__init__(column, output, encoded)
         self.model, self.classes, self.engine, self.device = model, classes, engine, device
-        self.options = InferenceOptions(**{"precision": "auto", **options})
+        precision = None if isinstance(model, PriMaPsEM) else "auto"
+        self.options = InferenceOptions(**{"precision": precision, **options})
 
     def labeler(self) -> Labeler:
         model = self.model

@@ -18,7 +18,7 @@ from primaps.features.extract import extract
 from primaps.features.training_data import gather_table
 from primaps.model import PriMaPsEM
 from primaps.persistence import model_writing
-from primaps.pictures.preview import model_preview
+from primaps.pictures.overlays import model_preview
 from primaps.utils.distributed import rank
 from primaps.utils.progress import ProgressCallback, silent
 

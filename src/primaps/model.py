@@ -72,38 +72,37 @@ logger = logging.getLogger("primaps")
 
 
 class PriMaPsEM:
-    """Unsupervised semantic segmentation: classes found in images, without labels.
+    """Find the classes of an image collection without labels, and segment images into them.
 
     Args:
-        classes: number of classes K to find.
+        classes: number of classes K.
         backbone: name, hub id, folder, file, callable or :class:`primaps.Backbone`.
         device: ``auto``, ``cpu``, ``cuda``, ...
-        patch_size: only with a callable.
-        engine: what computes the backbone, as in :func:`primaps.load_backbone`.
-        projection: features to the codes that prototypes are fitted to, masks staying those of the
-            backbone: a :class:`primaps.projections.Projection`, its folder, a checkpoint of STEGO
-            or HP, or a callable of yours. Features are those of the network that it carries, if
-            that has other weights than the backbone.
+        patch_size: patch size in pixels of a callable backbone.
+        engine: engine of the backbone, see :func:`primaps.load_backbone`.
+        projection: maps features to the codes that the prototypes are fitted to: a
+            :class:`primaps.Projection`, its folder, a checkpoint of STEGO or HP, or a callable.
+            Masks are always computed from the features of the backbone. If the projection
+            contains a backbone with other weights, codes are computed from its features.
         **options: fields of :class:`primaps.Config`.
 
     Attributes:
-        config: all options.
-        backbone: of the masks.
-        network: whose features are projected, and kept while training: the backbone, or the one
-            that the projection carries.
-        encoder: images to what prototypes are compared with: features of the backbone, or codes.
-        prototypes_: the K fitted prototypes, or the linear probe; None before :meth:`fit`.
-        history_: per stage and epoch the loss and label-free diagnostics.
-        samples_: a few of the training images, 8-bit, to show.
-        class_summary_: tree, stability and size of the classes; None without masks.
-        edits_: of the classes, as in ``edits.json``.
-        legend_: names and colors of the classes that :meth:`predict` gives: the model's own if
-            None, otherwise those after edits or a cut.
+        config: options of the model.
+        backbone: network whose features the masks are computed from.
+        network: network whose features are projected and cached: the backbone, or that of the
+            projection.
+        encoder: network from images to the features, or codes, that are classified.
+        prototypes_: K prototypes, or the linear probe; None before :meth:`fit`.
+        history_: metrics of each epoch: loss and label-free diagnostics.
+        samples_: a few training images as 8-bit RGB, for the preview.
+        class_summary_: class tree, and stability and size of the classes; None without masks.
+        edits_: edits of the classes, as in ``edits.json``.
+        legend_: names and colors of the classes after edits or a cut; None for the K classes of
+            the fit.
 
     Raises:
-        InputError: an option is out of its range, or the projection was made for another backbone
-            and does not carry it.
-        WeightsError: the backbone has no weights here.
+        InputError: an option is out of range, or the projection does not fit the backbone.
+        WeightsError: the backbone has no weights on this machine.
 
     Examples:
         >>> images = [Image.effect_noise((48, 40), 90).convert("RGB") for _ in range(4)]
@@ -137,7 +136,7 @@ class PriMaPsEM:
             patch = self.backbone.patch_size
             raise InputError(
                 f"size {size} is not a multiple of the patch size {patch} of {self.backbone.name}; "
-                f"{max(1, round(size / patch)) * patch} is"
+                f"choose {max(1, round(size / patch)) * patch}"
             )
         self.config = replace(
             config, size=size, backbone=self.backbone.name, precision=self.backbone.precision
@@ -151,7 +150,7 @@ class PriMaPsEM:
             if size % self.network.patch_size:
                 raise InputError(
                     f"size {size} is not a multiple of the patch size {self.network.patch_size} of "
-                    f"the network that the projection {self.projection.name} carries"
+                    f"the backbone in the projection {self.projection.name}"
                 )
         self.prototypes_: Prototypes | LinearProbe | None = None
         self.history_: list[HistoryLine] = []
@@ -163,7 +162,7 @@ class PriMaPsEM:
 
     @property
     def size(self) -> int:
-        """Shorter side of images in pixels."""
+        """Shorter side of the scaled images in pixels."""
         return cast(int, self.config.size)
 
     @validated
@@ -181,36 +180,38 @@ class PriMaPsEM:
         log: LogCallback = logger.warning,
         on_epoch: Callable[[HistoryLine], None] | None = None,
     ) -> PriMaPsEM:
-        """Fit to images: features, proposals, k-means, prototypes (section 3.2).
+        """Fit to images: features, mask proposals, k-means and prototypes (section 3.2).
 
         Args:
-            images: files, folders or globs, or Pillow images. Each is scaled and cut to its
-                centered square.
-            labels: folder of label maps, or the data set that the images are of; for the linear
-                probe, and for nothing else.
-            sample: number of images to fit to, drawn by the seed; None is all of them.
-            cache: folder that keeps features and masks, so that they are computed once and for
-                all; ``auto`` is memory if they take less than 2 GB, else the cache; None is memory.
-            cache_content: what is cached of every image: ``features`` and masks (0.9 MB at 322 px,
-                ViT-S/14, DINOv2), or the features of its ``masks`` alone (9 kB; with features of
-                3,000 images), which is enough for the recipe "orthogonal"; ``auto`` is ``masks``
-                above 3,000 images where that is enough. Both give the same model.
-            checkpoints: folder of the training state: the same call goes on where it was stopped.
-            progress: called after each unit of work.
-            log: called with a sentence about every image that cannot be read; the others go on.
-            on_epoch: called with a line of figures per epoch.
+            images: files, folders, globs or Pillow images. Each is scaled and its center square is
+                cropped.
+            labels: folder of label maps, or the data set of the images; only for the linear probe.
+            sample: number of images to fit to, sampled with the seed; None fits to all.
+            cache: folder to cache features and masks in. ``auto`` uses memory below 2 GB and the
+                cache folder of primaps above; None uses memory.
+            cache_content: what is cached per image: ``features`` with masks (0.9 MB for DINOv2
+                ViT-S/14 at 322 px), or only the features of its ``masks`` (9 kB; enough for the
+                recipe "orthogonal"). ``auto`` is ``masks`` above 3,000 images if that is enough.
+                Both give the same model.
+            checkpoints: folder for the training state, from which the same call resumes.
+            progress: progress callback.
+            log: called with one sentence about each image that is skipped.
+            on_epoch: called with the metrics of each epoch.
+
+        Returns:
+            The model itself.
 
         Raises:
             ImageError: no image could be read.
-            InputError: more classes than the features can start, a sample of no image, or labels
-                are missing or not wanted.
+            InputError: the images have fewer features than K, ``sample`` is less than 1, or labels
+                are missing or not supported by the method.
         """
         method = self.config.method
         if (labels is not None) != (method == "probe"):
             raise InputError(
-                "labels are for method='probe' alone: PriMaPs-EM and k-means take none"
+                f"labels are not supported by method {method!r}: leave them out"
                 if labels is not None
-                else "the linear probe is trained on labels: give the folder of label maps"
+                else "labels is None; method 'probe' needs the folder of label maps"
             )
         data = None
         files: Sequence[ImageFile] = []
@@ -246,19 +247,28 @@ class PriMaPsEM:
         progress: ProgressCallback = silent,
         on_epoch: Callable[[HistoryLine], None] | None = None,
     ) -> PriMaPsEM:
-        """Fit to features and masks that are there already, as :meth:`fit` does after computing
-        them: for several fits on the same images.
+        """Fit to features and masks that were extracted before.
+
+        :meth:`fit` is :func:`primaps.features.extract.extract` followed by this method. Call both
+        for several fits to the same images.
+
+        Args:
+            extracted: features and masks of the images.
+            checkpoints, progress, on_epoch: as in :meth:`fit`.
+
+        Returns:
+            The model itself.
 
         Raises:
-            InputError: features of masks alone are not enough for this model.
+            InputError: only features of masks were extracted, and the method needs all features.
         """
         self._images, self.samples_ = len(extracted.keys), extracted.samples
         if extracted.table is not None:
             resolve_cache_content("masks", self.config, self._images, self.projection is not None)
         projection, masks = self.projection, extracted.mask_table(self.projection)
-        seen = extracted.restart_views if self.config.orthogonal else extracted.views
+        views = extracted.restart_views if self.config.orthogonal else extracted.views
         recorder = Recorder(
-            max(1, len(seen) // self.config.batch_size),
+            max(1, len(views) // self.config.batch_size),
             progress,
             checkpoints,
             self._fingerprint(extracted),
@@ -266,7 +276,7 @@ class PriMaPsEM:
         )
         prototypes = fit_prototypes(
             self.config,
-            replace(seen, projection=projection),
+            replace(views, projection=projection),
             extracted.masks,
             extracted.labels,
             recorder,
@@ -283,39 +293,41 @@ class PriMaPsEM:
 
     @validated
     def cut(self, classes: int) -> PriMaPsEM:
-        """The same model with another number of classes: a cut of its tree, in no time.
+        """Return the model with another number of classes, read off its class tree.
 
-        At its own K it predicts what it did, to the byte. Names, colors and hidden classes of
-        ``edits_`` stay; merges and splits do not, as the cut says which classes there are.
+        A cut at K predicts the same as the fit. Names, colors and hidden classes of ``edits_`` are
+        kept; merges and splits are dropped.
+
+        Args:
+            classes: number of classes, from 2 to the number of leaves of the tree.
 
         Raises:
-            TreeError: the model has no tree, or the tree no such cut.
+            TreeError: the model has no class tree, or the tree cannot be cut at this number.
         """
         if self.class_summary_ is None:
-            raise TreeError("the model has no tree of classes: fit it again, with masks")
+            raise TreeError("the model has no class tree: fit with method 'em' to get one")
         other = copy.copy(self)
         other.legend_ = legend(self.class_summary_.tree, self.edits_, classes)
         return other
 
     @property
     def classes(self) -> int:
-        """Number of classes that :meth:`predict` gives."""
+        """Number of classes that :meth:`predict` returns."""
         return self.config.classes if self.legend_ is None else len(self.legend_.shown)
 
     def _fingerprint(self, extracted: Extracted) -> str:
-        """Of everything that decides the result of training."""
+        """Return the SHA-256 of everything that training depends on."""
         projection = self.projection and (self.projection.digest or self.projection.name)
         networks = [self.backbone.digest, self.network.digest]
         networks += [
             each.engine for each in (self.backbone, self.network) if each.engine != "torch"
         ]
         networks += [CONSENSUS] if self.config.orthogonal else []
-        about = [asdict(self.config), networks, projection, extracted.content_digest]
-        return hashlib.sha256(json.dumps([VERSION, *about, processes()]).encode()).hexdigest()
+        inputs = [asdict(self.config), networks, projection, extracted.content_digest]
+        return hashlib.sha256(json.dumps([VERSION, *inputs, processes()]).encode()).hexdigest()
 
     def mask_maker(self) -> MaskMaker:
-        """:meth:`masks`, and the options that it depends on: for :func:`extract` with the features
-        of ``network``."""
+        """Return :meth:`masks` with its options, for ``extract`` on features of ``network``."""
         options = self._mask_options()
         if self.network is self.backbone:
             return MaskMaker(self.masks, options)
@@ -328,7 +340,7 @@ class PriMaPsEM:
     def masks(
         self, features: Float[Tensor, "b c h w"], images: UInt8[Tensor, "b 3 H W"]
     ) -> Integer[Tensor, "b H W"]:
-        """Proposals at image size with this model's options of Table 4a; 0 = ignore."""
+        """Compute mask proposals at image size with the options of the model; 0 = ignore."""
         return image_masks(features, images, **self._mask_options())
 
     def _mask_options(self) -> dict[str, Any]:
@@ -338,13 +350,13 @@ class PriMaPsEM:
 
     @property
     def segmenter(self) -> Segmenter:
-        """Inference by this model; see :mod:`primaps.inference`.
+        """Encoder, classifier and legend for inference; see :mod:`primaps.inference`.
 
         Raises:
             ModelError: the model is not fitted.
         """
         if self.prototypes_ is None:
-            raise ModelError("the model is not fitted: call fit first, or load one")
+            raise ModelError("the model is not fitted: call fit, or load it with from_pretrained")
         return Segmenter(
             self.encoder,
             self.prototypes_,
@@ -394,7 +406,11 @@ class PriMaPsEM:
 
     @validated
     def segment(self, image: Image.Image, **options: Any) -> Segmentation:
-        """Predict like :meth:`predict`, and return probabilities, logits and features as well.
+        """Predict like :meth:`predict`; also return probabilities, logits and features.
+
+        Args:
+            image: Pillow image in RGB.
+            **options: fields of :class:`primaps.config.InferenceOptions`.
 
         Raises:
             ModelError, InputError: as :meth:`predict`.
@@ -402,9 +418,9 @@ class PriMaPsEM:
         return self.segmenter.segment(image, InferenceOptions(**options))
 
     def prediction_digest(self) -> str:
-        """SHA-256 of what decides a prediction: prototypes, backbone, its precision and size."""
+        """Return the SHA-256 of everything that a prediction with default options depends on."""
         network = f"{self.network.digest or self.network.name} {self.network.arithmetic}"
-        text = f"{network} {self.size} {self.config.cosine} one pass"
+        text = f"{network} {self.size} {self.config.cosine}"
         if self.projection is not None:
             text += f" {self.projection.digest or self.projection.name}"
         if self.prototypes_ is not None:
@@ -414,15 +430,19 @@ class PriMaPsEM:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``model.safetensors``, ``config.json`` and ``history.json``, each atomically.
+        """Write the model to a folder, each file atomically.
+
+        Args:
+            folder: folder for ``model.safetensors``, ``config.json``, ``history.json``, the class
+                tree and, if the classes were edited, ``edits.json``.
 
         Raises:
             ModelError: the model is not fitted.
-            OutputError: the folder has files with these names that this package did not write.
-            EditError: the model has edits, and the folder a ``edits.json`` of another fit.
+            OutputError: the folder has files with these names that primaps did not write.
+            EditError: the model has edits, and the folder has an ``edits.json`` of another fit.
         """
         if self.prototypes_ is None:
-            raise ModelError("the model is not fitted: call fit first")
+            raise ModelError("the model is not fitted: call fit before save_pretrained")
         backbone, plan = self.backbone, schedule(self.config, self._images, self.clusters)
         saved = SavedModel(
             self.config,
@@ -440,7 +460,7 @@ class PriMaPsEM:
 
     @property
     def clusters(self) -> int | None:
-        """Clusters that the projection brings along."""
+        """Number of clusters that the projection contains, or None."""
         clusters = None if self.projection is None else self.projection.clusters
         return None if clusters is None else len(clusters)
 
@@ -454,16 +474,18 @@ class PriMaPsEM:
         projection: Callable[[Tensor], Tensor] | None = None,
         engine: str | None = None,
     ) -> PriMaPsEM:
-        """Load a model from a folder, or from the hub by its id (owner/name).
+        """Load a model from a folder or from the hub.
 
         Args:
-            backbone: needed if the model was fitted with a callable; otherwise the one that it was
-                fitted with is found by its name.
-            projection: needed if the model was fitted with a callable.
-            engine: of :func:`primaps.load_backbone`; ``primaps predict`` takes ``auto``.
+            folder: folder that :meth:`save_pretrained` wrote, or a hub id (owner/name).
+            backbone: the backbone of the fit; required if it was a callable, otherwise it is
+                loaded by its name.
+            device: ``auto``, ``cpu``, ``cuda``, ...
+            projection: the projection of the fit; required if it was a callable.
+            engine: engine of the backbone, see :func:`primaps.load_backbone`.
 
         Raises:
-            ModelError: no model of this package is there, or the backbone has other weights.
+            ModelError: the folder is not a model, or the backbone has other weights.
         """
         found = read_model(folder, projection)
         unused = found.config.unused

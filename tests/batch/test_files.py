@@ -40,7 +40,7 @@ def test_predict_writes_classes_and_a_legend(fitted, painted_folder, tmp_path):
     assert set(np.unique(read(tmp_path / "0.png"))) <= {0, 1, 2}
     picture = Image.open(tmp_path / "0.overlay.jpg")
     assert picture.height > 64  # the legend is below
-    with pytest.raises(ValueError, match="2 names were given for 3 classes"):
+    with pytest.raises(ValueError, match="names has 2 entries for 3 classes"):
         predict_files(fitted, painted_folder / "images", tmp_path, names=["r", "g"])
 
 

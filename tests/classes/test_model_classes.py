@@ -74,7 +74,7 @@ def test_a_model_without_a_tree_still_predicts(model):
     (model / "tree.safetensors").unlink()
     old = loaded(model)
     assert old.predict(painted(1)[0]).shape == (64, 64)
-    with pytest.raises(TreeError, match="no tree of classes"):
+    with pytest.raises(TreeError, match="no class tree"):
         old.cut(2)
     assert "has no class tree" in call("classes", model).output
 

@@ -6,9 +6,8 @@ import torch
 from PIL import Image
 
 from primaps.data import load_dataset
-from primaps.pictures.charts import confusion_chart, iou_chart, save
+from primaps.pictures.charts import class_colors, confusion_chart, iou_chart, save
 from primaps.pictures.overlays import examples
-from primaps.pictures.scores import class_colors
 from primaps.utils.colors import palette
 from tests.trees import cityscapes_tree, labeled_tree
 

@@ -231,7 +231,7 @@ def report(
         network = fitted_model(model, device, cut)
         path = write_report(
             network, images, out / "report.html", labels=labels, ignore_index=ignore_index,
-            most=max_images, crf=crf, progress=progress, log=warn,
+            max_images=max_images, crf=crf, progress=progress, log=warn,
         )  # fmt: skip
     result(path)
 

@@ -84,7 +84,7 @@ def evaluate(
         if json_file:
             write_own_json(json_file, found.to_dict())
         if pictures:
-            from primaps.pictures.scores import draw_result
+            from primaps.pictures.charts import draw_result
 
             draw_result(network, data, found, pictures)
 

@@ -1,9 +1,8 @@
-"""Unsupervised scores: one confusion matrix over the whole set, one Hungarian assignment."""
+"""Metrics of unsupervised segmentation: confusion matrix, matching, accuracy and IoU."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,14 +15,14 @@ from primaps.utils.errors import InputError
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracy and intersection over union after matching clusters to classes.
+    """Accuracy and intersection over union (IoU) after matching clusters to classes.
 
     Attributes:
-        accuracy: share of labeled pixels whose cluster was matched to their class, in [0, 1].
-        mean_iou: mean of ``iou`` over the classes that occur in prediction or label.
-        iou: per class, in [0, 1]; None for a class that occurs in neither.
-        assignment: per cluster, the class that it was matched to, or None.
-        pixels: number of labeled pixels counted.
+        accuracy: share of labeled pixels whose cluster is matched to their class, in [0, 1].
+        mean_iou: mean IoU of the classes that occur in prediction or label, in [0, 1].
+        iou: IoU of each class in [0, 1]; None for a class that occurs in neither.
+        assignment: class that each cluster is matched to, or None.
+        pixels: number of labeled pixels.
     """
 
     accuracy: float
@@ -31,10 +30,6 @@ class Scores:
     iou: list[float | None]
     assignment: list[int | None]
     pixels: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def confusion_matrix(
@@ -54,7 +49,7 @@ def confusion_matrix(
         ignore_index: label of pixels that are not counted.
 
     Raises:
-        InputError: shapes differ, or a label or prediction is outside its range.
+        InputError: the shapes differ, or a label or prediction is out of range.
 
     Examples:
         >>> label = torch.tensor([0, 0, 1, 255])
@@ -72,20 +67,20 @@ def confusion_matrix(
     prediction, label = prediction.flatten().long(), label.flatten().long()
     for name, values, limit in (("label", label, classes), ("prediction", prediction, clusters)):
         if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < limit):
-            odd = int(values.max()) if int(values.max()) >= limit else int(values.min())
+            wrong = int(values.max()) if int(values.max()) >= limit else int(values.min())
             raise InputError(
-                f"{name} has the value {odd}, outside 0..{limit - 1}"
-                + (f" and not the ignore index {ignore_index}" if name == "label" else "")
+                f"{name}: value {wrong} is not 0 to {limit - 1}"
+                + (f" or the ignore index {ignore_index}" if name == "label" else "")
             )
     counts = torch.bincount(label * clusters + prediction, minlength=classes * clusters)
     return counts.view(classes, clusters)
 
 
 def match(confusion: Int[Tensor, "classes clusters"]) -> list[int | None]:
-    """Hungarian assignment of clusters to classes with the largest total overlap.
+    """Compute the Hungarian matching of clusters and classes with the largest total overlap.
 
     Returns:
-        Per cluster its class; None for clusters that are left over if they outnumber classes.
+        Class of each cluster; None for clusters without a class, if there are more clusters.
 
     Examples:
         >>> match(torch.tensor([[0, 2], [1, 0]]))
@@ -97,10 +92,10 @@ def match(confusion: Int[Tensor, "classes clusters"]) -> list[int | None]:
 
 
 def majority(confusion: Int[Tensor, "classes clusters"]) -> list[int | None]:
-    """Give each cluster its most frequent class: for more clusters than classes.
+    """Assign each cluster its most frequent class, for more clusters than classes.
 
     Returns:
-        Per cluster its class, the smaller one on a tie; None for clusters without a pixel.
+        Class of each cluster, the smaller one on a tie; None for clusters without a pixel.
 
     Examples:
         >>> majority(torch.tensor([[3, 0, 0, 2], [1, 4, 0, 2]]))
@@ -114,7 +109,7 @@ def majority(confusion: Int[Tensor, "classes clusters"]) -> list[int | None]:
 def by_class(
     confusion: Int[Tensor, "classes clusters"], assignment: list[int | None]
 ) -> Int[Tensor, "classes classes1"]:
-    """Add up the clusters of each class; the last column has those without a class.
+    """Sum the columns of the clusters of each class; the last column is that of no class.
 
     Examples:
         >>> by_class(torch.tensor([[3, 0, 2], [1, 4, 2]]), [0, 1, None])
@@ -133,15 +128,15 @@ def by_class(
 def scores(
     confusion: Int[Tensor, "classes clusters"], assignment: list[int | None] | None = None
 ) -> Scores:
-    """Scores of a confusion matrix by the protocol of the paper.
+    """Compute the scores of a confusion matrix by the protocol of the paper.
 
     Args:
-        confusion: counts over the whole set, ignored pixels left out.
-        assignment: class of each cluster; the Hungarian one if None. Several clusters may share a
-            class, and a cluster with None counts as wrong everywhere.
+        confusion: counts over the whole set without ignored pixels.
+        assignment: class of each cluster; None computes the Hungarian matching. Clusters may share
+            a class. All pixels of a cluster with class None are wrong.
 
     Raises:
-        InputError: nothing was counted.
+        InputError: the counts are all 0.
 
     Examples:
         >>> scores(torch.tensor([[0, 2], [1, 1]])).accuracy
@@ -149,7 +144,7 @@ def scores(
     """
     total = int(confusion.sum())
     if total == 0:
-        raise InputError("no labeled pixel was counted: are all labels the ignore index?")
+        raise InputError("all labels are the ignore index; check ignore_index and the label maps")
     assignment = match(confusion) if assignment is None else assignment
     counts = confusion.cpu().numpy().astype(np.float64)
     matched = by_class(confusion, assignment)[:, :-1].cpu().numpy().astype(np.float64)

@@ -1,11 +1,12 @@
-"""Names for classes from a few labels: each class gets the label that most of its pixels have."""
+"""Name classes by a few label maps: each class gets the most frequent label of its pixels."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Interval
 from jaxtyping import Int
 from torch import Tensor
 
@@ -18,33 +19,32 @@ from primaps.evaluation.protocol import (
     predict_samples,
 )
 from primaps.model import PriMaPsEM
-from primaps.utils.errors import InputError
 from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.validation import validated
 
 logger = logging.getLogger("primaps")
 
 
+@validated
 def naming(
     counts: Int[Tensor, "labels classes"],
     legend: Legend,
     names: Sequence[str],
-    least: float = 0.5,
+    min_agreement: Annotated[float, Interval(ge=0, le=1)] = 0.5,
 ) -> list[dict[str, Any]]:
-    """Edits that name the shown classes by labels; a handful of pixels suffices.
+    """Return edits that name the shown classes by labels. A few labeled pixels suffice.
 
-    Classes with a name keep it. Where several classes have one label, all but the one with the
-    most pixels of it get a number behind the name.
+    Classes that have a name keep it. If several classes get the same label, a number is appended
+    to all names but that of the class with the most pixels.
 
     Args:
-        counts: pixels by label (row) and shown class (column).
-        legend: the classes as they are.
-        names: of the labels.
-        least: share of a class's labeled pixels that must have the label, in [0, 1].
-
-    Raises:
-        InputError: ``least`` is out of its range.
+        counts: pixels by label (rows) and shown class (columns).
+        legend: current classes.
+        names: names of the labels.
+        min_agreement: minimum share of the labeled pixels of a class that have the label.
 
     Examples:
+        >>> import torch
         >>> from primaps.classes.legend import legend
         >>> from primaps.classes.tree import Tree
         >>> tree = Tree(torch.eye(3), torch.tensor([5, 2, 4]), torch.tensor([[0, 1], [3, 2]]),
@@ -53,15 +53,13 @@ def naming(
         >>> naming(counts, legend(tree), ["car", "sky"])
         [{'rename': '0', 'to': 'car'}, {'rename': '1', 'to': 'car 2'}]
     """
-    if not 0 <= least <= 1:
-        raise InputError(f"least is {least}; it must be 0 to 1")
     taken = {one.name for one in legend.classes if one.named}
     best, winner = counts.max(0)
     share = best / counts.sum(0).clamp_min(1)
     found = []
     for place in best.argsort(descending=True, stable=True).tolist():
         one = legend.shown[place]
-        if one.named or best[place] == 0 or share[place] < least:
+        if one.named or best[place] == 0 or share[place] < min_agreement:
             continue
         name = wanted = names[int(winner[place])]
         number = 2
@@ -79,7 +77,7 @@ def count_labels(
     progress: ProgressCallback = silent,
     log: LogCallback = logger.warning,
 ) -> Int[Tensor, "labels classes"]:
-    """Pixels of a data set by label and predicted class; whole images, hidden classes left out.
+    """Count the pixels of whole images by label and predicted class, without hidden classes.
 
     Raises:
         ImageError: no image has a usable label.

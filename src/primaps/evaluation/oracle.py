@@ -1,4 +1,4 @@
-"""How good are masks as such: each gets the class that is most frequent inside it (Table 5)."""
+"""Oracle evaluation of mask proposals: each mask gets its most frequent label (Table 5)."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ logger = logging.getLogger("primaps")
 
 @dataclass(frozen=True)
 class OracleScores:
-    """Scores of masks that know their classes; all figures over labeled pixels only.
+    """Scores of masks with oracle classes, over labeled pixels.
 
     Attributes:
-        assigned: scores over the pixels that lie in a mask.
-        all_pixels: scores over all pixels, those in no mask predictions of no class.
-        all_wrong: the same, but those in no mask count as wrong predictions of the other classes
-            that occur, evenly, and lower the IoU of these as well; as of no class if there is one
-            class alone.
+        assigned: scores over the pixels in masks.
+        all_pixels: scores over all pixels; those outside of masks are predictions of no class.
+        all_wrong: scores over all pixels; those outside of masks are wrong predictions, evenly
+            distributed over the other classes that occur, whose IoU they lower. Equal to
+            ``all_pixels`` if only one class occurs.
         masks_per_image: mean number of masks.
-        ignored: share of the pixels that lie in no mask, in [0, 1].
+        ignored: share of the pixels outside of masks, in [0, 1].
     """
 
     assigned: Scores
@@ -46,10 +46,6 @@ class OracleScores:
     masks_per_image: float
     ignored: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 def oracle_classes(
     mask: Integer[Tensor, "h w"],
@@ -57,18 +53,20 @@ def oracle_classes(
     classes: int,
     ignore_index: int | None = 255,
 ) -> Int[Tensor, " z1"]:
-    """The most frequent label inside each mask of an image.
+    """Return the most frequent label inside each mask of an image.
 
     Args:
-        mask: 0 = in no mask, 1..Z.
+        mask: masks 1..Z, 0 outside of masks.
         label: classes 0..classes-1 or ``ignore_index``.
+        classes: number of classes.
+        ignore_index: label of pixels that are not counted.
 
     Returns:
-        ``1 + Z`` classes, the entry 0 (no mask) being ``classes``. On a tie the smaller class, and
-        class 0 for a mask without a labeled pixel.
+        Class of each mask 0..Z: ``classes`` for 0, the smaller class on a tie, and class 0 for a
+        mask without a labeled pixel.
 
     Raises:
-        InputError: the shapes differ or a label is outside its range.
+        InputError: the shapes differ, or a label is out of range.
 
     Example:
         >>> mask, label = torch.tensor([[0, 1, 1, 2]]), torch.tensor([[0, 2, 2, 1]])
@@ -87,14 +85,16 @@ def oracle_confusion(
     classes: int,
     ignore_index: int | None = 255,
 ) -> Int[Tensor, "classes classes1"]:
-    """Labeled pixels by class (rows) and by the class of their mask (columns, last: no mask).
+    """Count labeled pixels by label (rows) and class of their mask (columns, last: no mask).
 
     Args:
-        masks: per image 0 = in no mask, 1..Z.
+        masks: masks 1..Z of each image, 0 outside of masks.
         labels: classes 0..classes-1 or ``ignore_index``.
+        classes: number of classes.
+        ignore_index: label of pixels that are not counted.
 
     Raises:
-        InputError: the shapes differ or a label is outside its range.
+        InputError: the shapes differ, or a label is out of range.
 
     Example:
         >>> masks, labels = torch.tensor([[[0, 1, 1, 1]]]), torch.tensor([[[0, 1, 1, 0]]])
@@ -112,7 +112,12 @@ def oracle_confusion(
 def oracle_scores(
     confusion: Int[Tensor, "classes classes1"], masks: int, images: int
 ) -> OracleScores:
-    """Scores of :func:`oracle_confusion` summed over a set of ``images`` with ``masks`` in all.
+    """Compute the scores of a confusion matrix of :func:`oracle_confusion`.
+
+    Args:
+        confusion: counts over the whole set.
+        masks: number of masks of the set.
+        images: number of images of the set.
 
     Raises:
         InputError: no labeled pixel lies in a mask.
@@ -138,13 +143,13 @@ def oracle_scores(
 def spread_ignored(
     confusion: Int[Tensor, "classes classes1"],
 ) -> Int[Tensor, "classes classes"]:
-    """Give the pixels in no mask (last column) to the other classes that occur, in equal parts.
+    """Distribute the pixels outside of masks (last column) evenly over the other classes.
 
     Args:
-        confusion: at least two classes occur.
+        confusion: counts in which at least two classes occur.
 
     Returns:
-        Counts times the number of those classes, so that they stay whole.
+        Counts multiplied by the number of other classes, which keeps them integers.
 
     Example:
         >>> spread_ignored(torch.tensor([[3, 0, 0, 1], [0, 2, 0, 0], [0, 0, 4, 2]])).tolist()
@@ -158,7 +163,7 @@ def spread_ignored(
 
 
 def count_masks(masks: Integer[Tensor, "b h w"]) -> int:
-    """Number of masks with at least one pixel, over all images.
+    """Count the masks with at least one pixel over all images.
 
     Example:
         >>> count_masks(torch.tensor([[[0, 1, 3]], [[0, 0, 0]]]))
@@ -169,7 +174,7 @@ def count_masks(masks: Integer[Tensor, "b h w"]) -> int:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Accuracy, mean IoU and IoU by class name, in [0, 1]; None for a class that is nowhere."""
+    """Accuracy, mean IoU and IoU by class name, in [0, 1]; None for classes that do not occur."""
 
     accuracy: float
     mean_iou: float
@@ -178,16 +183,12 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class OracleEvaluation:
-    """What :func:`evaluate_oracle` found.
+    """Result of :func:`evaluate_oracle`.
 
     Attributes:
-        assigned: scores over the pixels that lie in a mask.
-        all_pixels: scores over all pixels, those in no mask predictions of no class.
-        all_wrong: the same, but those in no mask wrong predictions of other classes.
-        masks_per_image: mean number of masks.
-        ignored: share of the pixels that lie in no mask, in [0, 1].
-        images: number of images that were scored.
-        skipped: a sentence about each image that was not.
+        assigned, all_pixels, all_wrong, masks_per_image, ignored: see :class:`OracleScores`.
+        images: number of images scored.
+        skipped: one sentence per image that was skipped.
     """
 
     assigned: ClassScores
@@ -199,7 +200,7 @@ class OracleEvaluation:
     skipped: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to JSON types."""
         return asdict(self)
 
 
@@ -217,27 +218,26 @@ def evaluate_oracle(
     log: LogCallback = logger.warning,
     **options: Any,
 ) -> OracleEvaluation:
-    """Oracle scores of the masks of labeled images (Table 5): ``primaps oracle``.
+    """Score the mask proposals of labeled images with oracle classes: ``primaps oracle``.
 
-    Protocol: shorter side of image and label to ``size`` (bilinear, nearest), center crop.
+    The shorter side of image and label is scaled to ``size`` (bilinear, nearest neighbor), and the
+    center square is cropped.
 
     Args:
-        images: a data set, or a folder (searched recursively) or a glob, which need ``labels``.
-        labels: folder of label maps under the relative paths of the images; a ``classes.json``
-            there or up to two folders above gives names and ignore index.
-        backbone: from :func:`primaps.load_backbone`.
-        ignore_index: label that is not counted; the one of ``classes.json`` if None, else 255.
-        size: pixels; None is the multiple of the patch size nearest to 320.
-        resize: ``pillow``, or ``tensor``: as the authors' program does at evaluation.
-        batch_size: images at a time.
-        options: of :func:`primaps.image_masks` (``crf``, ``threshold``, ...).
-
-    Returns:
-        Scores over the pixels in masks, and over all of them.
+        images: data set, or files, folders or globs, which need ``labels``.
+        labels: folder of label maps, see :func:`primaps.evaluate`.
+        backbone: backbone from :func:`primaps.load_backbone`.
+        ignore_index: label value that is not counted; None takes that of ``classes.json``, or 255.
+        size: side of the crops in pixels; None is the multiple of the patch size nearest to 320.
+        resize: see :func:`primaps.evaluate`.
+        batch_size: number of images that are processed together.
+        progress: progress callback.
+        log: called with one sentence about each image that is skipped.
+        **options: options of :func:`primaps.image_masks` (``crf``, ``threshold``, ...).
 
     Raises:
         ImageError: no image has a usable label.
-        NotFoundError: there is no image, or the folder of labels is missing.
+        NotFoundError: no image was found, or the folder of labels does not exist.
     """
     validate(resize, Resize, "resize")
     side = image_side(backbone, size, batch_size)
@@ -245,9 +245,9 @@ def evaluate_oracle(
     ignore, classes = data.ignore_index, len(data.classes)
     masks_per_image: list[int] = []
 
-    def masks(pictures: UInt8[Tensor, "b 3 h w"]) -> Integer[Tensor, "b h w"]:
-        pictures = pictures.to(backbone.device)
-        return image_masks(image_features(backbone, pictures), pictures, **options)
+    def masks(crops: UInt8[Tensor, "b 3 h w"]) -> Integer[Tensor, "b h w"]:
+        crops = crops.to(backbone.device)
+        return image_masks(image_features(backbone, crops), crops, **options)
 
     def predict(skip: LogCallback) -> Iterator[Prediction]:
         return predict_crops(

@@ -1,4 +1,4 @@
-"""Charts of scores: confusion matrix and IoU per class."""
+"""Charts and example sheets of evaluations."""
 
 from __future__ import annotations
 
@@ -7,17 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Int
+import torch
+from jaxtyping import Int, Integer, UInt8
+from PIL import Image
 from torch import Tensor
 
+from primaps.config import Config
+from primaps.data import Dataset, Sample, load_image
 from primaps.evaluation.metrics import by_class
-from primaps.results import GENERATOR, own_file
+from primaps.evaluation.protocol import Evaluation, Prediction, predict_samples
+from primaps.model import PriMaPsEM
+from primaps.pictures.overlays import examples
+from primaps.results import GENERATOR, check_file, own_file, write_own_png
+from primaps.utils.colors import palette
+from primaps.utils.files import user_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-# Okabe and Ito's colors (2008), which can be told apart with all kinds of color blindness.
+# Palette of Okabe and Ito (2008), which is safe for all kinds of color blindness.
 SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 
 
@@ -27,11 +36,13 @@ def confusion_chart(
     assignment: list[int | None],
     title: str = "",
 ) -> Figure:
-    """Where the pixels of each class go, in % of the class; the diagonal is right.
+    """Draw a confusion matrix in percent of the pixels of each class.
 
     Args:
-        confusion: counts, of :func:`primaps.evaluation.metrics.confusion_matrix`.
-        assignment: class of each cluster. Clusters without one share the column "none".
+        confusion: pixel counts from :func:`primaps.evaluation.metrics.confusion_matrix`.
+        classes: class names.
+        assignment: class of each cluster. Clusters with None share the column "none".
+        title: title of the chart.
 
     Examples:
         >>> import torch
@@ -71,11 +82,12 @@ def iou_chart(
     series: Mapping[str, Mapping[str, float | None]],
     title: str = "",
 ) -> Figure:
-    """IoU per class as bars, one group per class with one bar per method, and the means.
+    """Draw the IoU of each class as bars, one bar per method, and the mean IoU as lines.
 
     Args:
-        series: method to IoU by class, in [0, 1]; None for a class that does not occur. Classes
-            are those of the first method.
+        series: method to class name to IoU in [0, 1]; None for a class that does not occur. All
+            methods have the same classes.
+        title: title of the chart.
 
     Examples:
         >>> figure = iou_chart({"EM": {"road": 0.9, "car": 0.45, "train": None}})
@@ -100,7 +112,7 @@ def iou_chart(
         for at, (place, value, length) in enumerate(zip(places, known, lengths, strict=True)):
             text = "does not occur" if value is None else f"{length:.1f}"
             if value is None and all(other[classes[at]] is None for other in series.values()):
-                if i:  # said once
+                if i:  # one text for all methods
                     continue
                 place = at
             size = 7 if len(series) > 1 else 8
@@ -108,13 +120,13 @@ def iou_chart(
             axes.text(length + 0.8, place, text, va="center", size=size, bbox=box)
     axes.set_yticks(range(len(classes)), [_plain(name) for name in classes])
     axes.set_ylim(len(classes) - 0.5, -0.5)
-    axes.set_xlim(0, 105)  # leaves room for the figure beside a full bar
+    axes.set_xlim(0, 105)  # leaves space for the number beside a full bar
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("IoU, %")
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
     longest = max(len(method) for method in series) + len(": mean 99.9")
-    columns = max(1, min(3, len(series), 76 // (longest + 4)))  # of letters that fit the width
+    columns = max(1, min(3, len(series), 76 // (longest + 4)))  # 76 characters fit the width
     figure.legend(loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
@@ -124,10 +136,12 @@ def sweep_chart(
     x_label: str,
     y_label: str,
 ) -> Figure:
-    """Curves over an option, a panel for each data set.
+    """Draw a metric over the values of an option, one panel per data set.
 
     Args:
-        panels: title to curves by name, each of (x, mean, standard deviation) in order.
+        panels: panel title to curve name to points (x, mean, standard deviation) in order of x.
+        x_label: label of the option.
+        y_label: label of the metric.
 
     Examples:
         >>> figure = sweep_chart({"a": {"EM": [(0.2, 10.0, 1.0), (0.4, 12.0, 0.5)]}}, "psi", "IoU")
@@ -158,19 +172,123 @@ def sweep_chart(
 
 
 def _plain(name: str) -> str:
-    """A name that matplotlib takes for no formula."""
+    """Escape a name for matplotlib, which would read dollar signs as math."""
     return name.replace("$", r"\$")
 
 
 def _layout() -> ConstrainedLayoutEngine:
-    """Room for all labels, and a margin."""
+    """Return a layout with space for all labels and a margin."""
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     return ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12)
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure, in the format of the suffix of ``path``, atomically."""
+    """Write a chart atomically, in the format of the suffix of ``path``."""
     png = Path(path).suffix.lower() == ".png"
     with own_file(path) as temporary:
         figure.savefig(temporary, dpi=150, metadata={"Software" if png else "Creator": GENERATOR})
+
+
+def class_colors(data: Dataset) -> UInt8[np.ndarray, "k 3"]:
+    """Return the colors of a data set, or the default palette if it has none."""
+    if data.colors is None:
+        return palette(len(data.classes))
+    return np.array(data.colors, np.uint8)
+
+
+def draw_result(
+    source: PriMaPsEM | Path,
+    data: Dataset,
+    result: Evaluation,
+    folder: str | Path,
+    number: int = 6,
+) -> None:
+    """Draw an evaluation: ``primaps evaluate --pictures``.
+
+    Writes ``confusion.png``, ``iou.png`` and ``examples.png``. The examples are evenly spaced in
+    the data set, not selected by their scores.
+
+    Args:
+        source: evaluated model or folder of label maps.
+        data: evaluated data set.
+        result: result of :func:`primaps.evaluate`.
+        folder: folder to write to.
+        number: number of examples.
+
+    Raises:
+        OutputError: a file would be replaced that primaps did not write.
+    """
+    shown = f"accuracy {100 * result.accuracy:.1f} %, mean IoU {100 * result.mean_iou:.1f} %"
+    folder = user_path(folder)
+    for name in ("confusion.png", "iou.png", "examples.png"):
+        check_file(folder / name)
+    save(result_confusion(result, shown), folder / "confusion.png")
+    method = _method(source.config) if isinstance(source, PriMaPsEM) else "label maps"
+    save(iou_chart({method: result.iou}, shown), folder / "iou.png")
+    sheet = example_sheet({"prediction": (source, result)}, data, evenly(data, number))
+    write_own_png(sheet, folder / "examples.png")
+
+
+def _method(config: Config) -> str:
+    if config.unused:
+        return f"recipe {config.recipe}"
+    return {"em": "PriMaPs-EM", "kmeans": "k-means", "probe": "linear probe"}[config.method]
+
+
+def result_confusion(result: Evaluation, title: str = "") -> Figure:
+    """Draw the confusion matrix of an evaluation, see :func:`confusion_chart`."""
+    confusion = torch.tensor(result.confusion)
+    return confusion_chart(confusion, list(result.iou), _assignment(result), title)
+
+
+def evenly(data: Dataset, number: int) -> list[Sample]:
+    """Return evenly spaced samples of a data set, including the first and the last."""
+    places = np.linspace(0, len(data.samples) - 1, min(number, len(data.samples)))
+    return [data.samples[i] for i in places.astype(int)]
+
+
+def example_sheet(
+    columns: Mapping[str, tuple[PriMaPsEM | Path, Evaluation]],
+    data: Dataset,
+    samples: Sequence[Sample],
+) -> Image.Image:
+    """Draw images with their labels and predictions, clusters in the colors of their classes.
+
+    Args:
+        columns: title to the evaluated model (or folder of label maps) and its evaluation.
+        data: evaluated data set.
+        samples: samples of ``data`` to draw; those without a usable label are skipped.
+    """
+    ignore = data.ignore_index
+    pictures: dict[str, Image.Image] = {}
+    maps: dict[str, list[np.ndarray]] = {}
+    for model, result in columns.values():
+        table = class_table(result, ignore)
+        for one in predict_samples(model, data, samples, result.options, log=lambda sentence: None):
+            key = one.sample.key
+            if key not in pictures:
+                pictures[key] = _shown(one)
+                maps[key] = [one.label.numpy()]
+            maps[key].append(table[one.clusters.numpy()])
+    rows = [(picture, maps[key]) for key, picture in pictures.items()]
+    titles = ("image", "label (dark: ignored)", *columns)
+    return examples(rows, titles, data.classes, class_colors(data), ignore)
+
+
+def _shown(one: Prediction) -> Image.Image:
+    """Return the image of a prediction; for label maps, read it."""
+    if one.image.numel():
+        return Image.fromarray(one.image.permute(1, 2, 0).numpy())
+    return load_image(one.sample.source)
+
+
+def class_table(result: Evaluation, ignore: int) -> Integer[np.ndarray, " clusters"]:
+    """Return the class that each cluster was matched to, or ``ignore``."""
+    return np.array([ignore if c is None else c for c in _assignment(result)])
+
+
+def _assignment(result: Evaluation) -> list[int | None]:
+    """Return the class index of each cluster, or None."""
+    classes = list(result.iou)
+    return [None if name is None else classes.index(name) for name in result.assignment]

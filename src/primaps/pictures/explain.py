@@ -1,4 +1,4 @@
-"""Pictures of how mask proposals come about: ``primaps propose --explain``."""
+"""Figures that explain mask proposals: ``primaps propose --explain``."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from primaps.utils.colors import palette
 logger = logging.getLogger("primaps")
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
+"""Thresholds psi of :func:`threshold_picture`."""
 
 
 def masks_picture(
     image: Image.Image, masks: Integer[Tensor, "h w"], names: Sequence[str] = ()
 ) -> Image.Image:
-    """Masks in colors over their image, what lies in none dark.
+    """Draw masks in colors over their image; pixels outside of masks are darkened.
 
     Args:
-        masks: 0 = ignore, 1..Z; any size, brought to that of the image.
+        image: image in RGB.
+        masks: 0 = ignore, 1..Z, at any size.
         names: legend, one entry per mask.
     """
     picture = overlay_masks(image, _to_size(masks, image))
@@ -42,11 +44,13 @@ def classes_picture(
     classes: Int[Tensor, " z1"],
     names: Sequence[str],
 ) -> Image.Image:
-    """Each mask in the color of its class.
+    """Draw each mask in the color of its class.
 
     Args:
-        classes: of :func:`primaps.evaluation.oracle.oracle_classes`.
-        names: of the classes.
+        image: image in RGB.
+        masks: 0 = ignore, 1..Z, at any size.
+        classes: classes from :func:`primaps.evaluation.oracle.oracle_classes`.
+        names: class names.
     """
     labels = classes.cpu().numpy()[_to_size(masks, image)]
     colors = np.concatenate([palette(len(names)), np.zeros((1, 3), np.uint8)])
@@ -58,14 +62,15 @@ def classes_picture(
 def similarity_maps(
     features: Float[Tensor, "c h w"], proposals: Proposals, index: int = 0
 ) -> tuple[Float[Tensor, "z h w"], Float[Tensor, "z h w"]]:
-    """Cosines of every feature with each mask's component (Eq. 3) and anchor (Eq. 5).
+    """Compute cosines of all features with the component (Eq. 3) and anchor (Eq. 5) of each mask.
 
     Args:
-        features: what ``found`` was made from, with the default options.
-        index: of the image in the batch of ``found``.
+        features: features that ``proposals`` were computed from, with the default options.
+        proposals: proposals with details.
+        index: index of the image in ``proposals``.
 
     Returns:
-        Two maps per mask in [-1, 1]; positions that earlier masks took are NaN.
+        Two maps per mask, in [-1, 1]; tokens of earlier masks are NaN.
 
     Example:
         >>> features = torch.randn(1, 8, 4, 5)
@@ -98,10 +103,17 @@ def steps_picture(
     limit: int = 6,
     height: int = 240,
 ) -> Image.Image:
-    """One row per mask, the first ``limit``: component, anchor, mask (Fig. 3 and 5).
+    """Draw component, anchor and mask of the first masks, one row per mask (Fig. 3 and 5).
 
-    Similarities go from dark blue (0 and below) over green to yellow (the largest); positions
-    that earlier masks took are gray. The cross is the anchor.
+    Similarities are dark blue (0 and below) over green to yellow (maximum). Tokens of earlier masks
+    are gray. The cross marks the anchor.
+
+    Args:
+        image: scaled image.
+        features: features of the image.
+        threshold: psi of Eq. 6.
+        limit: maximum number of rows.
+        height: height of each image in pixels.
     """
     proposals = propose(features[None], threshold=threshold, return_details=True)
     rows = []
@@ -117,11 +129,13 @@ def steps_picture(
 def similarity_pictures(
     image: Image.Image, features: Float[Tensor, "c h w"], proposals: Proposals, limit: int
 ) -> list[tuple[Image.Image, Image.Image]]:
-    """Similarity to the component and to the anchor of each of the first masks, in colors.
+    """Draw the similarity to component and anchor of the first masks in colors.
 
     Args:
-        proposals: what the features alone gave, with details.
-        limit: number of masks.
+        image: scaled image.
+        features: features of the image.
+        proposals: proposals of these features, with details.
+        limit: maximum number of masks.
     """
     component, anchor = similarity_maps(features, proposals)
     positions = proposals.anchors[0].tolist()[:limit]
@@ -139,13 +153,15 @@ def threshold_picture(
     thresholds: Sequence[float] = THRESHOLDS,
     height: int = 240,
 ) -> Image.Image:
-    """The masks for several thresholds side by side (Fig. 6).
+    """Draw the masks for several thresholds side by side (Fig. 6).
 
     Args:
-        image: shown below the masks.
-        features: of the image.
-        pixels: what the features were made from.
-        crf: as in :func:`primaps.image_masks`.
+        image: scaled image.
+        features: features of the image.
+        pixels: the scaled image as a tensor.
+        crf: see :func:`primaps.image_masks`.
+        thresholds: values of psi.
+        height: height of each image in pixels.
     """
     cells, titles = [image], ["image"]
     for threshold in thresholds:
@@ -176,7 +192,7 @@ def _heat(
 
 
 def _marked(image: Image.Image, position: Sequence[int], shape: Sequence[int]) -> Image.Image:
-    """A white cross with a dark rim at a position of the feature map."""
+    """Draw a white cross with a black outline at a token."""
     picture = image.convert("RGB")
     draw = ImageDraw.Draw(picture)
     y = (position[0] + 0.5) * image.height / shape[0]

@@ -1,18 +1,22 @@
-"""Pictures of label maps: colors, overlays, legends and grids, as Pillow images."""
+"""Overlays of label maps, legends, image grids and the preview of a fit, as Pillow images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from primaps.model import PriMaPsEM
+from primaps.results import write_own_png
 from primaps.utils.colors import palette
 from primaps.utils.errors import InputError
 
 GAP = 8
+"""Space between the images of a grid in pixels."""
 
 
 def overlay(
@@ -25,33 +29,36 @@ def overlay(
     """Blend the colors of a label map over its image and outline the regions.
 
     Args:
-        image: RGB.
-        labels: indices into ``colors``, of the size of the image.
-        colors: from :func:`palette` if None.
+        image: image in RGB.
+        labels: label map at the size of the image; labels are indices into ``colors``.
+        colors: RGB colors; None takes the default palette.
         alpha: opacity of the colors in [0, 1].
-        ignore: label that stays without a color and is darkened instead.
+        ignore: label of pixels that are darkened instead of colored.
+
+    Raises:
+        InputError: image and labels differ in size.
     """
     if colors is None:
         colors = palette(int(labels.max()) + 1)
-    photo = image.convert("RGB")
-    if labels.shape != photo.size[::-1]:
-        size = photo.size[::-1]
+    rgb = image.convert("RGB")
+    if labels.shape != rgb.size[::-1]:
+        size = rgb.size[::-1]
         raise InputError(f"labels {labels.shape} and image {size} differ in size")
-    blended = Image.blend(photo, Image.fromarray(colors.take(labels, 0)), alpha)
+    blended = Image.blend(rgb, Image.fromarray(colors.take(labels, 0)), alpha)
     left_out = labels == ignore
     if left_out.any():
-        black = Image.new("RGB", photo.size)
-        blended.paste(Image.blend(black, photo, 0.45), mask=Image.fromarray(left_out))
+        black = Image.new("RGB", rgb.size)
+        blended.paste(Image.blend(black, rgb, 0.45), mask=Image.fromarray(left_out))
     edge = np.zeros(labels.shape, bool)
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
-    white = Image.new("RGB", photo.size, "white")
+    white = Image.new("RGB", rgb.size, "white")
     blended.paste(Image.blend(blended, white, 0.65), mask=Image.fromarray(edge))
     return blended
 
 
 def overlay_masks(image: Image.Image, masks: Integer[np.ndarray, "h w"]) -> Image.Image:
-    """Masks 1..Z in colors over their image, what lies in none (0) dark."""
+    """Draw masks 1..Z in colors over their image; pixels outside of masks (0) are darkened."""
     colors = palette(max(1, int(masks.max())))
     return overlay(image, masks, np.concatenate([np.zeros_like(colors[:1]), colors]), ignore=0)
 
@@ -62,10 +69,13 @@ def with_legend(
     colors: UInt8[np.ndarray, "k 3"],
     text: int | None = None,
 ) -> Image.Image:
-    """Put a legend under an image, in as many columns as fit its width.
+    """Add a legend below an image, in as many columns as fit its width.
 
     Args:
-        text: height of letters in pixels; by the width of the image if None.
+        image: image in RGB.
+        names: one entry per color; an empty list returns the image itself.
+        colors: RGB colors.
+        text: font size in pixels; None derives it from the width of the image.
     """
     if not names:
         return image
@@ -90,7 +100,13 @@ def with_legend(
 def grid(
     rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = (), height: int = 240
 ) -> Image.Image:
-    """Images in rows and columns on white, all ``height`` pixels high, with a title per column."""
+    """Arrange images in rows and columns on white.
+
+    Args:
+        rows: rows of images.
+        titles: titles of the columns.
+        height: height of each image in pixels.
+    """
     scaled = [
         [cell.resize((max(1, round(cell.width * height / cell.height)), height)) for cell in row]
         for row in rows
@@ -123,19 +139,21 @@ def examples(
     ignore: int | None = 255,
     height: int = 240,
 ) -> Image.Image:
-    """A sheet of examples: in each row an image and label maps of it, below a legend.
+    """Draw a sheet of examples with a legend; each row has an image and overlays of label maps.
 
     Args:
-        rows: an image and label maps of its size (label, predictions) each.
-        titles: of the columns.
-        classes: names; the legend has those that occur.
-        colors: of the classes; from :func:`palette` if None.
-        ignore: label that is shown dark.
-        height: of each picture in pixels.
+        rows: images with their label maps (label, predictions) at the size of the image.
+        titles: titles of the columns.
+        classes: class names; the legend lists those that occur.
+        colors: RGB colors of the classes; None takes the default palette.
+        ignore: label of pixels that are darkened.
+        height: height of each image in pixels.
     """
     shades = palette(len(classes)) if colors is None else colors
     present: set[int] = set()
-    shades = np.concatenate([shades, np.zeros_like(shades[:1])])  # the last one: ignored
+    shades = np.concatenate(
+        [shades, np.zeros_like(shades[:1])]
+    )  # the last entry is for ignored pixels
     pictures = []
     for image, maps in rows:
         pictures.append([image])
@@ -146,6 +164,33 @@ def examples(
     shown = sorted(present)
     sheet = grid(pictures, titles, height)
     return with_legend(sheet, [classes[k] for k in shown], shades[shown], max(12, height // 14))
+
+
+def model_preview(model: PriMaPsEM, path: str | Path, crf: bool = True) -> None:
+    """Draw up to six training images with their mask proposals and predicted classes.
+
+    Args:
+        model: model that was fitted in this process.
+        path: PNG file to write.
+        crf: refine the predicted classes by the dense CRF.
+
+    Raises:
+        InputError: the model was loaded, and has no training images.
+    """
+    if model.samples_ is None:
+        raise InputError("a loaded model has no training images; draw the preview after fit")
+    images = model.samples_.to(model.backbone.device)
+    masks = model.masks(model.backbone(images.float() / 255), images).cpu().numpy()
+    labels = model.predict_probabilities(images, crf=crf).argmax(1).cpu().numpy()
+    colors = palette(model.config.classes)
+    rows = []
+    for image, mask, label in zip(images.cpu(), masks, labels, strict=True):
+        rgb = Image.fromarray(image.permute(1, 2, 0).numpy())
+        rows.append([rgb, overlay_masks(rgb, mask), overlay(rgb, label, colors)])
+    sheet = grid(rows, ("image", "mask proposals", "predicted classes"))
+    present = np.flatnonzero(np.bincount(labels.flatten(), minlength=len(colors)))
+    sheet = with_legend(sheet, [f"class {k}" for k in present], colors[present])
+    write_own_png(sheet, path)
 
 
 @lru_cache

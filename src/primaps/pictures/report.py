@@ -1,4 +1,4 @@
-"""The report of a model: one HTML file that needs no network, with its pictures inside."""
+"""The HTML report of a model: classes, examples, class tree, uncertain images and scores."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from primaps.classes.legend import Class, hidden_last, legend
+from primaps.config import InferenceOptions
 from primaps.data import (
     ImageError,
     ImageFile,
     LogCallback,
     find_images,
-    fit_to_patches,
     load_image,
     read,
 )
@@ -31,7 +31,7 @@ from primaps.data.folder import IgnoreIndex
 from primaps.evaluation.protocol import Evaluation, evaluate
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import overlay
-from primaps.pictures.report_page import Look, Seen, page
+from primaps.pictures.report_page import ClassExamples, ReportItem, page
 from primaps.results import check_file, own_file
 from primaps.utils.bilinear import upsample
 from primaps.utils.colors import palette
@@ -41,29 +41,30 @@ from primaps.utils.seeding import generator
 from primaps.utils.validation import validated
 
 logger = logging.getLogger("primaps")
-CROPS = 5
-"""Most typical and least typical crops of each class."""
-CROP_SIDE, IMAGE_SIDE = 112, 300
-LEAST_SHARE = 0.004
-"""Of an image, below which a region makes no crop."""
+EXAMPLES = 5
+"""Number of most typical and of least typical regions shown per class."""
+EXAMPLE_SIDE, IMAGE_SIDE = 224, 300
+"""Longest side of regions and of images in pixels."""
+MIN_SHARE = 0.004
+"""Minimum area of a class in an image, as a fraction of the image, to show a region of it."""
 ENDS = 12
-"""Images at each end of the order by doubt."""
+"""Number of images shown at each end of the order by confidence."""
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What a model sees in an image, as the report needs it.
+class AnalyzedImage:
+    """An image with its prediction, as the report shows it.
 
     Attributes:
-        image: at any size.
-        labels: class of each of its pixels; 255 for hidden ones.
-        alike: how much each pixel is like its class: a cosine.
-        margin: by how much the first class leads the second, over the image.
+        image: image at any size.
+        labels: class of each pixel of the image; 255 for hidden classes.
+        similarity: cosine similarity of each pixel to its class.
+        margin: mean probability of the best class minus that of the second.
     """
 
     image: Image.Image
     labels: Integer[np.ndarray, "H W"]
-    alike: Float[np.ndarray, "H W"]
+    similarity: Float[np.ndarray, "H W"]
     margin: float
 
 
@@ -75,61 +76,68 @@ def write_report(
     *,
     labels: str | Path | None = None,
     ignore_index: IgnoreIndex | None = None,
-    most: Annotated[int, Ge(1)] = 200,
-    crf: bool = True,
-    see: Callable[[ImageFile], Sight] | None = None,
+    max_images: Annotated[int, Ge(1)] = 200,
+    analyze: Callable[[ImageFile], AnalyzedImage] | None = None,
     progress: ProgressCallback = silent,
     log: LogCallback = logger.warning,
+    **options: Any,
 ) -> Path:
-    """Look at images with a model and write what a person wants to see first.
+    """Write an HTML report of a model on images: one file, with all images inside.
 
     Args:
-        path: of the HTML file; a report that is there is replaced.
-        labels: folder of label maps: scores and confusion are reported as well.
-        most: images looked at; of more a random choice.
-        see: what the model sees in an image, where that is known; None lets it look. Called in
-            threads; an image for which it raises an ImageError is left out.
+        model: fitted model.
+        images: files, folders or globs.
+        path: HTML file to write. An earlier report is replaced.
+        labels: folder of label maps; adds scores and the confusion matrix.
+        ignore_index: see :func:`primaps.evaluate`.
+        max_images: maximum number of images, sampled with the seed of the model.
+        analyze: function from an image file to its prediction, if predictions are cached; None
+            predicts. It is called in threads. Images for which it raises ImageError are skipped.
+        progress: progress callback.
+        log: called with one sentence about each image that is skipped.
+        **options: fields of :class:`primaps.config.InferenceOptions`.
 
     Raises:
-        NotFoundError: there is no image.
-        ImageError: none can be read.
-        OutputError: the file is there, and not a report of this package.
+        NotFoundError: no image was found.
+        ImageError: no image could be read.
+        OutputError: the file exists and is not a report of primaps.
     """
+    chosen = InferenceOptions(**options)
     path = user_path(path)
     check_file(path)
     files = find_images(images, exclude=path.parent)
-    if len(files) > most:
+    if len(files) > max_images:
         random = generator("report", model.config.seed)
-        drawn = torch.randperm(len(files), generator=random)[:most].sort().values.tolist()
-        files = [files[row] for row in drawn]
+        rows = torch.randperm(len(files), generator=random)[:max_images].sort().values.tolist()
+        files = [files[row] for row in rows]
     classes = shown_classes(model)
-    seen = [Seen() for _ in classes]
-    looks: list[Look] = []
-    load: Callable[[ImageFile], Any] = see or (lambda file: load_image(file.source))
-    for number, (file, found) in enumerate(read(files, load, log, ahead=3)):
-        known = found if see else sight(model, found, crf)
-        looks.append(_look(model, file.key, known, classes, seen, number))
+    examples = [ClassExamples() for _ in classes]
+    items: list[ReportItem] = []
+    load: Callable[[ImageFile], Any] = analyze or (lambda file: load_image(file.source))
+    for number, (file, loaded) in enumerate(read(files, load, log, ahead=3)):
+        found = loaded if analyze else analyze_image(model, loaded, chosen)
+        items.append(_add_image(model, file.key, found, classes, examples, number))
         progress("report", number + 1, len(files), {})
-    if not looks:
+    if not items:
         raise ImageError(f"none of the {len(files)} images could be read")
-    for one in seen:
-        one.pixels /= len(looks)
+    for one in examples:
+        one.pixels /= len(items)
     scores: Evaluation | None = None
     if labels is not None:
         scores = evaluate(
-            model, images, labels, ignore_index=ignore_index, crf=crf,
-            matching="hungarian", progress=progress, log=log,
+            model, images, labels, ignore_index=ignore_index, matching="hungarian",
+            progress=progress, log=log, **options,
         )  # fmt: skip
-    looks.sort(key=lambda look: look.margin)
-    ends = looks if len(looks) <= 2 * ENDS else looks[:ENDS] + looks[-ENDS:]
-    text = page(model, classes, seen, ends, len(looks), scores)
+    items.sort(key=lambda item: item.margin)
+    ends = items if len(items) <= 2 * ENDS else items[:ENDS] + items[-ENDS:]
+    text = page(model, classes, examples, ends, len(items), scores)
     with own_file(path) as temporary:
         temporary.write_text(text, "utf-8")
     return path
 
 
 def shown_classes(model: PriMaPsEM) -> tuple[Class, ...]:
-    """The classes that a model predicts, in the order of their values."""
+    """Return the classes that a model predicts, in the order of their values."""
     if model.legend_ is not None:
         return model.legend_.shown
     if model.class_summary_ is not None:
@@ -139,50 +147,51 @@ def shown_classes(model: PriMaPsEM) -> tuple[Class, ...]:
 
 
 @torch.no_grad()
-def sight(model: PriMaPsEM, image: Image.Image, crf: bool = True) -> Sight:
-    """Predict an image, at the model's size."""
-    scaled = fit_to_patches(image, model.size, model.backbone.patch_size)
-    found = model.segment(scaled, crf=crf)
+def analyze_image(model: PriMaPsEM, image: Image.Image, options: InferenceOptions) -> AnalyzedImage:
+    """Predict an image at the size of the scaled image."""
+    segmenter = model.segmenter
+    pixels = segmenter.scale(image, segmenter.resolve(options))
+    scaled = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    found = segmenter.segment(scaled, options)
     labels = found.labels.cpu().numpy()
-    alike = _typicality(model, found.features, labels.shape)
-    return Sight(scaled, labels, alike, float(found.margin.mean()))
+    similarity = _similarity(model, found.features, labels.shape)
+    return AnalyzedImage(scaled, labels, similarity, float(found.margin.mean()))
 
 
-def _look(
+def _add_image(
     model: PriMaPsEM,
     key: str,
-    found: Sight,
+    found: AnalyzedImage,
     classes: Sequence[Class],
-    seen: list[Seen],
+    examples: list[ClassExamples],
     number: int,
-) -> Look:
-    """Keep of an image what is worth showing."""
-    scaled, labels, alike = found.image, found.labels, found.alike
-    for value, one in enumerate(seen):
-        inside = labels == value
+) -> ReportItem:
+    """Add the regions of an image to the examples of its classes, and draw its overlay."""
+    for value, one in enumerate(examples):
+        inside = found.labels == value
         share = float(inside.mean())
         one.pixels += share
         one.images += share > 0
-        if share >= LEAST_SHARE:
-            score = float(alike[inside].mean())
-            crop = None
-            for heap, sign in ((one.typical, 1), (one.odd, -1)):
-                if len(heap) < CROPS or sign * score > heap[0][0]:
-                    crop = crop or _crop(scaled, inside)
-                    # The number of the image decides ties, so that pictures are not compared.
-                    push = heapq.heappush if len(heap) < CROPS else heapq.heapreplace
-                    push(heap, (sign * score, number, crop))
+        if share >= MIN_SHARE:
+            score = float(found.similarity[inside].mean())
+            region = None
+            for heap, sign in ((one.typical, 1), (one.atypical, -1)):
+                if len(heap) < EXAMPLES or sign * score > heap[0][0]:
+                    region = region or _region(found.image, inside)
+                    # The number of the image breaks ties; images cannot be compared.
+                    push = heapq.heappush if len(heap) < EXAMPLES else heapq.heapreplace
+                    push(heap, (sign * score, number, region))
     colors = np.array([one.color for one in classes] + [(0, 0, 0)], np.uint8)
-    known = hidden_last(torch.from_numpy(labels), model.legend_).numpy()
-    picture = overlay(scaled, known, colors, ignore=len(classes))
-    picture.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-    return Look(found.margin, key, picture)
+    labels = hidden_last(torch.from_numpy(found.labels), model.legend_).numpy()
+    drawn = overlay(found.image, labels, colors, ignore=len(classes))
+    drawn.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+    return ReportItem(found.margin, key, drawn)
 
 
-def _typicality(
+def _similarity(
     model: PriMaPsEM, features: Float[Tensor, "c h w"], size: tuple[int, int]
 ) -> Float[np.ndarray, "H W"]:
-    """Largest cosine of each pixel to a part of any class, or to a prototype without a tree."""
+    """Return the largest cosine of each pixel to a leaf of the class tree, or to a prototype."""
     assert model.prototypes_ is not None
     if model.class_summary_ is not None:
         directions = model.class_summary_.tree.directions.to(features)
@@ -195,7 +204,7 @@ def _typicality(
 def largest_piece(
     inside: Bool[np.ndarray, "h w"],
 ) -> tuple[Bool[np.ndarray, "h w"], tuple[int, int, int, int]]:
-    """The largest connected piece of a region, and left, top, right and bottom around it.
+    """Return the largest connected piece of a region, and its left, top, right and bottom edge.
 
     Examples:
         >>> largest_piece(np.array([[1, 0, 1, 1]], bool))[1]
@@ -211,12 +220,12 @@ def largest_piece(
     return inside, box
 
 
-def _crop(image: Image.Image, inside: Bool[np.ndarray, "h w"]) -> Image.Image:
-    """The part of an image around the largest piece of a region, what is outside it pale."""
+def _region(image: Image.Image, inside: Bool[np.ndarray, "h w"]) -> Image.Image:
+    """Crop an image to the largest piece of a region, with pale pixels outside of it."""
     inside, (left, top, right, bottom) = largest_piece(inside)
     pixels = np.asarray(image).astype(np.float32)
     gray = pixels.mean(2, keepdims=True)
     pixels = np.where(inside[..., None], pixels, 0.25 * gray + 170)
-    crop = Image.fromarray(pixels[top:bottom, left:right].round().astype(np.uint8))
-    crop.thumbnail((CROP_SIDE * 2, CROP_SIDE * 2))
-    return crop
+    region = Image.fromarray(pixels[top:bottom, left:right].round().astype(np.uint8))
+    region.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
+    return region

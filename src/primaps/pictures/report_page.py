@@ -1,4 +1,4 @@
-"""The page of a report: HTML, its style, and its drawings."""
+"""The HTML page of a report: its text, style and drawings."""
 
 from __future__ import annotations
 
@@ -15,129 +15,168 @@ from primaps.classes.legend import Class
 from primaps.classes.tree import Tree
 from primaps.evaluation.protocol import Evaluation
 from primaps.model import PriMaPsEM
-from primaps.pictures.report_style import STYLE
 from primaps.results import GENERATOR
 from primaps.version import VERSION
 
+STYLE = """
+:root { color-scheme: light dark; --ink: #1d2126; --soft: #626b76; --line: #d9dde2;
+  --paper: #ffffff; --panel: #f5f6f8; --accent: #0067a5; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a0a8b2; --line: #3a4048;
+  --paper: #16191d; --panel: #1f2329; --accent: #6db3e8; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 68rem; background: var(--paper);
+  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
+p { max-width: 44rem; margin: .4rem 0; } .soft, figcaption, th { color: var(--soft); }
+nav { display: flex; flex-wrap: wrap; gap: .3rem 1rem; margin: .8rem 0; }
+a { color: var(--accent); }
+.key { display: inline-block; width: .9em; height: .9em; border-radius: .2em;
+  border: 1px solid var(--line); vertical-align: -.08em; margin-right: .45em; }
+.class { border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem;
+  margin: .8rem 0; background: var(--panel); break-inside: avoid; }
+.class h3 { font-size: 1.05rem; margin: 0; overflow-wrap: anywhere; }
+.facts { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem; margin: .2rem 0 .6rem;
+  font-size: .9rem; font-variant-numeric: tabular-nums; }
+.crops { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem 1.2rem; }
+.row { display: flex; flex-wrap: wrap; gap: .3rem; }
+.row img { height: 6rem; width: auto; max-width: 100%; border-radius: .3rem; object-fit: cover; }
+.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr));
+  gap: .8rem; }
+figure { margin: 0; break-inside: avoid; }
+figure img { width: 100%; height: auto; border-radius: .3rem; }
+figcaption { font-size: .8rem; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; } svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+td, th { padding: .15rem .45rem; text-align: right; font-weight: normal; }
+th.name { text-align: left; white-space: nowrap; } th.up { writing-mode: vertical-rl; }
+@media (max-width: 40rem) { .crops { grid-template-columns: 1fr; } .row img { height: 3.6rem; }
+  .images { grid-template-columns: 1fr 1fr; } }
+@media print { body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
+  .row img { height: 3.6rem; } .images { grid-template-columns: repeat(5, 1fr); } }
+"""
+"""Style sheet for light and dark screens, phones and print."""
+
 
 @dataclass
-class Seen:
-    """What the images say of a class.
+class ClassExamples:
+    """Share and example regions of a class.
 
     Attributes:
-        pixels: share of all pixels looked at.
-        images: with the class.
-        typical, odd: crops with the largest and smallest mean cosine to the class.
+        pixels: share of all pixels, in [0, 1].
+        images: number of images with the class.
+        typical, atypical: regions with the largest and the smallest mean similarity to the class:
+            similarity (negative for ``atypical``), number of the image, and the region.
     """
 
     pixels: float = 0.0
     images: int = 0
     typical: list[tuple[float, int, Image.Image]] = field(default_factory=list)
-    odd: list[tuple[float, int, Image.Image]] = field(default_factory=list)
+    atypical: list[tuple[float, int, Image.Image]] = field(default_factory=list)
 
 
 @dataclass
-class Look:
-    """An image in the order by doubt."""
+class ReportItem:
+    """An image in the order by confidence: its mean margin, key and overlay."""
 
     margin: float
     key: str
-    picture: Image.Image
+    overlay: Image.Image
 
 
 def page(
     model: PriMaPsEM,
     classes: Sequence[Class],
-    seen: Sequence[Seen],
-    looks: Sequence[Look],
+    examples: Sequence[ClassExamples],
+    items: Sequence[ReportItem],
     images: int,
     scores: Evaluation | None,
 ) -> str:
-    """The whole page.
+    """Return the HTML page.
 
     Args:
-        classes: shown ones, in the order of their values.
-        seen: what the images say of each.
-        looks: images, the least sure first.
-        images: how many were looked at.
-        scores: of :func:`primaps.evaluate`, with labels.
+        model: fitted model.
+        classes: shown classes in the order of their values.
+        examples: examples of each class.
+        items: images to show, in ascending order of confidence.
+        images: number of images that were analyzed.
+        scores: result of :func:`primaps.evaluate`, or None without labels.
     """
     found = model.class_summary_
-    parts = [("classes", "Classes", _classes(model, classes, seen))]
+    parts = [("classes", "Classes", _classes(model, classes, examples))]
     if found is not None:
-        parts.append(("tree", "Tree", _tree(found.tree, classes)))
+        parts.append(("tree", "Class tree", _tree(found.tree, classes)))
         if found.curve:
-            parts.append(("number", "How many classes", _curve(found.curve)))
-    parts.append(("images", "Images", _images(looks, images)))
+            parts.append(("number", "Number of classes", _curve(found.curve)))
+    parts.append(("images", "Images", _images(items, images)))
     if scores is not None:
         parts.append(("scores", "Scores", _scores(scores, classes)))
     links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in parts)
     body = "".join(
         f'<section id="{key}"><h2>{title}</h2>{text}</section>' for key, title, text in parts
     )
-    about = (
-        f"{len(classes)} classes, found in {model._images} images without labels; {images} images "
-        f"looked at. Backbone {escape(model.backbone.name)}, primaps {VERSION}."
+    summary = (
+        f"{len(classes)} classes, fitted to {model._images} images without labels; {images} images "
+        f"in this report. Backbone {escape(model.backbone.name)}, primaps {VERSION}."
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="generator" content="{GENERATOR}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Classes of a model</title><style>{STYLE}</style></head><body>"
-        f'<h1>Classes of a model</h1><p class="soft">{about}</p><nav>{links}</nav>{body}'
+        f'<h1>Classes of a model</h1><p class="soft">{summary}</p><nav>{links}</nav>{body}'
         "</body></html>\n"
     )
 
 
-def picture(image: Image.Image, about: str) -> str:
-    """An image as HTML with its bytes inside."""
+def image_tag(image: Image.Image, text: str) -> str:
+    """Return an HTML image element with the image inside and an alternative text."""
     file = io.BytesIO()
     image.convert("RGB").save(file, "JPEG", quality=82)
     data = base64.b64encode(file.getvalue()).decode("ascii")
     size = f'width="{image.width}" height="{image.height}"'
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(about)}" {size} loading="lazy">'
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(text)}" {size} loading="lazy">'
 
 
-def key(one: Class) -> str:
-    """The color of a class."""
+def color_key(one: Class) -> str:
+    """Return an HTML element in the color of a class."""
     return '<span class="key" style="background: rgb({}, {}, {})"></span>'.format(*one.color)
 
 
-def _classes(model: PriMaPsEM, classes: Sequence[Class], seen: Sequence[Seen]) -> str:
+def _classes(model: PriMaPsEM, classes: Sequence[Class], examples: Sequence[ClassExamples]) -> str:
     text = (
-        "<p>Crops are regions of the class in different images, what is around them pale: "
-        "on the left those most like the class, on the right those least like it. Stability is how "
-        "much of a class comes back when it is sought in other images of the collection: above "
-        "0.75 it does, below 0.5 it does not.</p>"
+        "<p>Example regions come from different images; pixels outside of the class are pale. "
+        "Left: the regions most similar to the class. Right: the least similar ones. Stability is "
+        "the share of a class that is found again in other images of the collection: classes "
+        "above 0.75 are reproducible, classes below 0.5 are not.</p>"
     )
-    trust = model.class_summary_.stability if model.class_summary_ else ()
+    stability = model.class_summary_.stability if model.class_summary_ else ()
     names = {one.id: one.name for one in classes}
-    for value in sorted(range(len(classes)), key=lambda k: -seen[k].pixels):
-        one, about = classes[value], seen[value]
-        facts = [f"value {value}", f"id {one.id}", f"{about.pixels:.1%} of the pixels"]
-        facts.append(f"in {about.images} image{'s' * (about.images != 1)}")
-        if one.id.isdecimal() and trust:
-            own = trust[int(one.id)]
+    for value in sorted(range(len(classes)), key=lambda k: -examples[k].pixels):
+        one, found = classes[value], examples[value]
+        facts = [f"value {value}", f"id {one.id}", f"{found.pixels:.1%} of the pixels"]
+        facts.append(f"in {found.images} image{'s' * (found.images != 1)}")
+        if one.id.isdecimal() and stability:
+            own = stability[int(one.id)]
             facts.append(f"stability {own.stability:.2f}")
             if own.nearest >= 0:
-                near = names.get(str(own.nearest), f"class {own.nearest}")
-                facts.append(f"nearest: {near} ({own.cosine:.2f})")
+                nearest = names.get(str(own.nearest), f"class {own.nearest}")
+                facts.append(f"nearest: {nearest} ({own.cosine:.2f})")
         rows = ""
-        for title, crops in (("typical", about.typical), ("least typical", about.odd)):
+        for title, regions in (("typical", found.typical), ("least typical", found.atypical)):
             row = "".join(
-                picture(crop, f"{title} crop of {one.name}")
-                for _, _, crop in sorted(crops, key=lambda c: (-c[0], c[1]))
+                image_tag(region, f"{title} region of {one.name}")
+                for _, _, region in sorted(regions, key=lambda r: (-r[0], r[1]))
             )
             rows += f'<div><div class="soft">{title}</div><div class="row">{row}</div></div>'
-        shown = f'<div class="crops">{rows}</div>' if about.typical else ""
+        shown = f'<div class="crops">{rows}</div>' if found.typical else ""
         listed = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
-        text += f'<article class="class"><h3>{key(one)}{escape(one.name)}</h3>'
+        text += f'<article class="class"><h3>{color_key(one)}{escape(one.name)}</h3>'
         text += f'<div class="facts">{listed}</div>{shown}</article>'
     return text
 
 
 def _tree(tree: Tree, classes: Sequence[Class]) -> str:
-    """Which classes merge first: one line each, joined from left to right."""
+    """Draw the merges of classes from left to right."""
     order = _leaf_order(tree)
     names = {one.id: one.name for one in classes}
     inside = tree.owner.bincount(minlength=tree.classes).tolist()
@@ -167,18 +206,19 @@ def _tree(tree: Tree, classes: Sequence[Class]) -> str:
             f'opacity=".6">{tree.classes - step}</text>'
         )
     return (
-        f"<p>Read from the left: which classes become one when fewer are wanted (numbers below: "
-        f"classes left; behind each name: parts that it can be split into, {len(tree)} in all). "
-        "<code>primaps predict --classes N</code> cuts anywhere between.</p>"
+        "<p>Read from left to right: the classes that merge first if fewer are requested. Numbers "
+        "at the bottom: remaining classes. Number behind a name: leaves that the class can be "
+        f"split into ({len(tree)} in total). <code>primaps predict --classes N</code> cuts the "
+        "tree at any number.</p>"
         f'<div class="wide"><svg viewBox="0 0 {left + right + 10} {height}" role="img" '
-        f'style="min-width: 32rem; max-width: 46rem" aria-label="tree of classes">'
+        f'style="min-width: 32rem; max-width: 46rem" aria-label="class tree">'
         f'<path d="{"".join(lines)}" fill="none" stroke="var(--accent)" stroke-width="1.6"/>'
         f"{''.join(texts)}{''.join(ticks)}</svg></div>"
     )
 
 
 def _leaf_order(tree: Tree) -> list[tuple[int, int]]:
-    """Nodes of the model's classes and their numbers, so that merges do not cross."""
+    """Return the nodes of the K classes and their numbers, in an order without crossing merges."""
     roots = {node: k for k, node in enumerate(tree.nodes(tree.classes))}
 
     def walk(node: int) -> list[tuple[int, int]]:
@@ -190,7 +230,7 @@ def _leaf_order(tree: Tree) -> list[tuple[int, int]]:
 
 
 def _curve(curve: Sequence[Evidence]) -> str:
-    """Stability over K with its error."""
+    """Draw stability over K with its standard error."""
     import math
 
     low, high = math.log(curve[0].classes), math.log(curve[-1].classes)
@@ -217,9 +257,9 @@ def _curve(curve: Sequence[Evidence]) -> str:
     )
     choice = choice_of(curve)
     return (
-        f"<p>How far two halves of the images agree on the classes, less chance (1 = complete). "
-        f"Proposed: {choice.coarse} (coarse), {choice.middle} (middle), {choice.fine} (fine). "
-        "No number of classes is the true one.</p>"
+        "<p>Agreement of two halves of the images on the classes, corrected for chance "
+        f"(1 = complete). Proposed: {choice.coarse} (coarse), {choice.middle} (middle), "
+        f"{choice.fine} (fine). There is no single correct number of classes.</p>"
         f'<div class="wide"><svg viewBox="0 0 {width} {height}" role="img" '
         f'style="max-width: 40rem" aria-label="stability over the number of classes">'
         f'<path d="{path}" fill="none" stroke="var(--accent)" stroke-width="2"/>'
@@ -227,21 +267,21 @@ def _curve(curve: Sequence[Evidence]) -> str:
     )
 
 
-def _images(looks: Sequence[Look], images: int) -> str:
+def _images(items: Sequence[ReportItem], images: int) -> str:
     text = (
-        "<p>The least sure first, by how far the first class of a pixel leads the second. This "
-        "tells where to look, not how good an image is.</p>"
+        "<p>Images in ascending order of confidence: the mean probability of the best class minus "
+        "that of the second. Low confidence shows where to check, not that a result is wrong.</p>"
     )
-    if len(looks) < images:
-        half = len(looks) // 2
-        text += f'<p class="soft">The first and the last {half} of {images}.</p>'
+    if len(items) < images:
+        half = len(items) // 2
+        text += f'<p class="soft">The first {half} and the last {half} of {images} images.</p>'
     return (
         text
         + '<div class="images">'
         + "".join(
-            f"<figure>{picture(look.picture, look.key)}"
-            f"<figcaption>{escape(look.key)}, {look.margin:.2f}</figcaption></figure>"
-            for look in looks
+            f"<figure>{image_tag(item.overlay, item.key)}"
+            f"<figcaption>{escape(item.key)}, {item.margin:.2f}</figcaption></figure>"
+            for item in items
         )
         + "</div>"
     )
@@ -250,7 +290,7 @@ def _images(looks: Sequence[Look], images: int) -> str:
 def _scores(scores: Evaluation, classes: Sequence[Class]) -> str:
     text = (
         f"<p>Accuracy {scores.accuracy:.1%}, mean IoU {scores.mean_iou:.1%} on "
-        f"{scores.images} images, after matching classes to labels one to one.</p>"
+        f"{scores.images} images, after one-to-one (Hungarian) matching of classes to labels.</p>"
     )
     counts = scores.confusion
     columns = [one.name for one in classes] + ["hidden"] * (len(counts[0]) - len(classes))
@@ -268,7 +308,8 @@ def _scores(scores: Evaluation, classes: Sequence[Class]) -> str:
         shown = "-" if iou is None else f"{100 * iou:.0f}"
         rows += f'<tr><th class="name">{escape(name)}</th><td>{shown}</td>{cells}</tr>'
     return text + (
-        '<p class="soft">Per label: its IoU in %, and where its pixels go in % of the label.</p>'
+        '<p class="soft">Rows: labels with their IoU in %. Columns: predicted classes in % of the '
+        "pixels of the label.</p>"
         f'<div class="wide"><table><tr><th></th><th class="up">IoU</th>{head}</tr>{rows}</table>'
         "</div>"
     )

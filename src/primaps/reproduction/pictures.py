@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from primaps.pictures.charts import iou_chart, save, sweep_chart
-from primaps.pictures.scores import result_confusion
+from primaps.pictures.charts import iou_chart, result_confusion, save, sweep_chart
 from primaps.reproduction.rows import Experiment, Picture
 from primaps.reproduction.run_context import Laboratory, Outcome
 from primaps.reproduction.sheets import SHEETS, as_evaluation

@@ -19,9 +19,9 @@ from primaps.evaluation.oracle import oracle_classes
 from primaps.evaluation.protocol import Evaluation, predict_samples
 from primaps.features.feature_cache import MASKS
 from primaps.model import PriMaPsEM
+from primaps.pictures.charts import class_colors, class_table, evenly, example_sheet
 from primaps.pictures.explain import masks_picture, similarity_pictures
 from primaps.pictures.overlays import grid, overlay, with_legend
-from primaps.pictures.scores import class_colors, class_table, evenly, example_sheet
 from primaps.proposals.image_size import image_masks
 from primaps.proposals.principal_masks import propose
 from primaps.reproduction.run_context import Laboratory, Outcome

@@ -12,7 +12,7 @@ from primaps.classes.legend import HIDDEN
 from primaps.data import ImageFile
 from primaps.evaluation.audit import POOL, Audit, Pixel, about, begin, sample_pixels
 from primaps.model import PriMaPsEM
-from primaps.pictures.report import Sight, write_report
+from primaps.pictures.report import AnalyzedImage, write_report
 from primaps.studio.edits import ClassEditor, ConflictError
 from primaps.studio.gallery import hex_color
 from primaps.studio.images import ImageCache, display_image
@@ -141,10 +141,12 @@ def write_studio_report(images: ImageCache, model: PriMaPsEM, path: Path) -> Pat
     assert model.legend_ is not None
     table = model.legend_.table().numpy()
 
-    def see(file: ImageFile) -> Sight:
+    def analyze(file: ImageFile) -> AnalyzedImage:
         assert isinstance(file.source, Path)
         analysis = images.analysis(numbers[file.source.resolve()], SOON).result()
         labels, similarity = table[analysis.leaves], analysis.similarity[analysis.leaves]
-        return Sight(display_image(file.source), labels, similarity, 1 - analysis.uncertainty)
+        return AnalyzedImage(
+            display_image(file.source), labels, similarity, 1 - analysis.uncertainty
+        )
 
-    return write_report(model, list(numbers), path, most=REPORT_IMAGES, see=see)
+    return write_report(model, list(numbers), path, max_images=REPORT_IMAGES, analyze=analyze)

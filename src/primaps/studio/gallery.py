@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from primaps.classes.legend import Class, node_classes
 from primaps.classes.summary import ClassSummary
-from primaps.pictures.report import LEAST_SHARE, largest_piece
+from primaps.pictures.report import MIN_SHARE, largest_piece
 from primaps.studio.edits import ClassEditor
 from primaps.studio.images import ImageCache
 
@@ -113,7 +113,7 @@ def class_crops(
     scored = []
     for number, summary in list(images.summaries.items()):
         counts = summary.counts[leaves]
-        if counts.sum() >= max(1, LEAST_SHARE * summary.counts.sum()):
+        if counts.sum() >= max(1, MIN_SHARE * summary.counts.sum()):
             score = float((counts * summary.similarity[leaves]).sum() / counts.sum())
             scored.append((score, -number))
     scored.sort(reverse=True)
