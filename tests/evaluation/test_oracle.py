@@ -32,7 +32,6 @@ def test_majority_ties_and_ignored_labels():
     assert found.all_wrong.iou == pytest.approx([1 / 3.5, 0, 2 / 3.5])
     assert found.ignored == pytest.approx(1 / 6)
     assert found.masks_per_image == 3
-    assert found.to_dict()["ignored"] == found.ignored
 
 
 def test_pixels_in_no_mask_are_wrong_where_there_is_one_class_alone():
