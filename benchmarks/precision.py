@@ -27,7 +27,7 @@ from torch import Tensor
 from primaps import PriMaPsEM, load_backbone
 from primaps.backbones.backbone import Backbone, image_features
 from primaps.data import find_images, load_image, square
-from primaps.data.folder import ImageFile
+from primaps.data.collection import ImageFile
 from primaps.proposals.image_size import image_masks
 
 

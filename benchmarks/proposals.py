@@ -96,7 +96,7 @@ def photos(pixels: int, channels: int, batch: int) -> Tensor:
     from sklearn.datasets import load_sample_images
 
     from primaps.backbones.load import load_backbone
-    from primaps.data.pairs import square
+    from primaps.data.transforms import square
 
     names = ("astronaut", "coffee", "chelsea", "rocket")
     pictures = [getattr(skimage.data, name)() for name in names] + load_sample_images().images

@@ -26,8 +26,8 @@ from primaps.classes.tree import grow
 from primaps.config import Config
 from primaps.data import load_dataset, load_image, load_label
 from primaps.data.check import check_dataset
-from primaps.data.prepare_cocostuff import prepare_cocostuff
-from primaps.data.reading import image_size, label_mode, read_mat
+from primaps.data.cocostuff import prepare_cocostuff
+from primaps.data.images import image_size, label_mode, read_mat
 from primaps.em.kmeans import Prototypes
 from primaps.em.training import Recorder
 from primaps.evaluation.audit import Audit, AuditRecord, Question

@@ -272,7 +272,7 @@ def test_a_plan_of_a_probe_is_refused(colors, painted_folder):
 
 def test_a_sample_fits_as_its_images_alone_and_another_seed_draws_others(colors, painted_folder):
     from primaps.data import find_images
-    from primaps.data.sampling import drawn
+    from primaps.data.collection import sample_items
 
     files = find_images(painted_folder / "images")
 
@@ -280,9 +280,9 @@ def test_a_sample_fits_as_its_images_alone_and_another_seed_draws_others(colors,
         model = PriMaPsEM(3, backbone=colors, seed=seed, **QUICK)
         return model.fit(images, sample=sample).prototypes_.direction
 
-    assert torch.equal(fitted(files, 5), fitted(drawn(files, 5, 0)))
-    assert drawn(files, 5, 0) == drawn(files, 5, 0) != drawn(files, 5, 1)
-    assert drawn(files, 8) == drawn(files, 100) == files
+    assert torch.equal(fitted(files, 5), fitted(sample_items(files, 5, 0)))
+    assert sample_items(files, 5, 0) == sample_items(files, 5, 0) != sample_items(files, 5, 1)
+    assert sample_items(files, 8) == sample_items(files, 100) == files
 
 
 @pytest.mark.parametrize("starts", [5, 3000])

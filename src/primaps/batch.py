@@ -33,7 +33,7 @@ from primaps.data import (
     read,
     to_tensor,
 )
-from primaps.data.folder import files_here
+from primaps.data.collection import local_files
 from primaps.data.stream import content_digest, in_memory
 from primaps.inference import ImageSize
 from primaps.model import PriMaPsEM
@@ -303,7 +303,7 @@ def explain_files(
     output = OutputFolder(
         out,
         propose_manifest(backbone, threshold, mask_crf, side),
-        files_here(files),
+        local_files(files),
         [f"{file.key}.{kind}.jpg" for file in files for kind in EXPLANATIONS],
     )
     files = read_shard(shard).of(files)
@@ -435,7 +435,7 @@ def _write_maps(
     share = read_shard(shard)
     names = {file.key: [f"{file.key}{suffix}" for suffix in SUFFIXES] for file in files}
     all_names = [name for pair in names.values() for name in pair]
-    output = OutputFolder(out, manifest, files_here(files), all_names)
+    output = OutputFolder(out, manifest, local_files(files), all_names)
     files = share.of(files)
     written: set[str] = set()
     kept: set[str] = set()

@@ -22,7 +22,7 @@ from primaps.backbones.load import load_backbone
 from primaps.batch import Labeler, group_by_key, narrow, predict_labeler, propose_labeler
 from primaps.config import InferenceOptions
 from primaps.data import ImageError, load_image
-from primaps.data.stored import Stored
+from primaps.data.images import Stored
 from primaps.model import PriMaPsEM
 from primaps.utils.errors import InputError
 from primaps.utils.parallel import lanes, overlapped

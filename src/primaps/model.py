@@ -40,7 +40,7 @@ from primaps.data import (
     load_image,
     pair_up,
 )
-from primaps.data.sampling import drawn
+from primaps.data.collection import sample_items
 from primaps.em.fit import fit_prototypes, resolve_cache_content, schedule
 from primaps.em.kmeans import Prototypes
 from primaps.em.orthogonal import CONSENSUS
@@ -220,7 +220,7 @@ class PriMaPsEM:
         else:
             data = labels if isinstance(labels, Dataset) else pair_up(cast(Any, images), labels)
             files = data.samples
-        files = drawn(files, sample, self.config.seed)
+        files = sample_items(files, sample, self.config.seed)
         extracted = extract(
             files,
             self.network,

@@ -17,7 +17,7 @@ from primaps.data import (
     resize_shorter,
     square,
 )
-from primaps.data.reading import image_size, opened, quiet
+from primaps.data.images import image_size, opened, quiet
 from primaps.utils.errors import NotFoundError
 from tests.conftest import painted
 

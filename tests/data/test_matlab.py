@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.io import loadmat, savemat
 
 from primaps.data import ImageError, load_label
+from primaps.data.images import read_mat
 from primaps.data.matlab import read_array
-from primaps.data.reading import read_mat
 from primaps.utils.errors import InputError
 
 kinds = st.sampled_from(["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])

@@ -10,18 +10,18 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from primaps.cli import app
-from primaps.data import DataError, ImageError, cocostuff, load_dataset, prepare_potsdam
-from primaps.data.prepare_cocostuff import prepare_cocostuff
-from primaps.data.prepare_potsdam import COLORS, LABELED, UNLABELED, drawn_for_test, names_of
-from primaps.data.reading import read_mat
+from primaps.data import DataError, ImageError, cocostuff, load_dataset, potsdam
+from primaps.data.cocostuff import prepare_cocostuff
+from primaps.data.images import read_mat
+from primaps.data.potsdam import COLORS, LABELED, UNLABELED, patch_names, sampled_test_patches
 
-cut = prepare_potsdam.prepare_potsdam
+cut = potsdam.prepare_potsdam
 
 
 @pytest.fixture
 def tiles(tmp_path, monkeypatch):
     """Two labeled tiles and one without label, of 2x2 patches instead of 15x15."""
-    monkeypatch.setattr(prepare_potsdam, "TILE", 800)
+    monkeypatch.setattr(potsdam, "TILE", 800)
     raw = tmp_path / "raw"
     generator = np.random.default_rng(0)
     for tile in ("2_10", "7_12", "2_13"):
@@ -41,9 +41,9 @@ def tiles(tmp_path, monkeypatch):
 def test_tiles_are_those_of_the_protocol():
     assert (len(LABELED), len(UNLABELED)) == (24, 14)
     assert 225 * 14 == 3_150
-    assert len(drawn_for_test()) == 855
+    assert len(sampled_test_patches()) == 855
     assert 225 * 24 - 855 == 4_545
-    assert len({name for tile in LABELED for name in names_of(tile)}) == 5_400
+    assert len({name for tile in LABELED for name in patch_names(tile)}) == 5_400
 
 
 def test_patches_are_halved_in_the_order_of_rows(tiles, tmp_path):
@@ -241,13 +241,13 @@ def test_a_list_that_is_no_text_is_named(tmp_path):
 
 def test_the_rule_gives_the_published_lists(data_root):
     """On the official maps of the sample, on the lists and off them."""
-    from primaps.data.prepare_cocostuff import _belongs
+    from primaps.data.cocostuff import _fits_rule
 
     root = data_root / "cocostuff_sample"
     for split, folder in cocostuff.FOLDERS.items():
         published = set(cocostuff.list_path(root, split).read_text().split())
         for path in (root / "annotations" / folder).iterdir():
-            assert _belongs(path) == (path.stem in published), path
+            assert _fits_rule(path) == (path.stem in published), path
 
 
 def test_the_command_names_what_it_knows(tiles, tmp_path):

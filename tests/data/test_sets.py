@@ -5,7 +5,7 @@ import pytest
 from scipy.io import savemat
 
 from primaps.data import DataError, ImageError, load_dataset, load_image, load_pair, pair_up
-from primaps.data.reading import read_mat
+from primaps.data.images import read_mat
 from tests.trees import cityscapes_tree, cocostuff_tree, labeled_tree, potsdam_tree, write
 
 
@@ -79,7 +79,7 @@ def test_without_classes_json_classes_are_numbers(tmp_path):
     root = labeled_tree(tmp_path)
     (root / "classes.json").unlink()
     data = pair_up(root / "images", root / "labels", ignore_index=11)
-    assert data.layout.guessed
+    assert data.layout.unnamed
     assert data.classes[:2] == ("class 0", "class 1")
     assert labels(data) == [0, 1, 2, 11]
 

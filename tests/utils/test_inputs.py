@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from primaps.data.folder import ClassList
+from primaps.data.collection import ClassList
 from primaps.utils.errors import InputError, NotFoundError
 from primaps.utils.inputs import (
     need_tensor,

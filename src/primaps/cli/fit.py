@@ -81,7 +81,7 @@ def fit(
     interruption, the same command continues the fit.
     """
     with running() as progress, _process(device) as own:
-        from primaps.data.sampling import drawn
+        from primaps.data.collection import sample_items
         from primaps.model import PriMaPsEM
         from primaps.planning import plan as estimate
 
@@ -89,7 +89,7 @@ def fit(
         if data is not None and data.incomplete:
             warn(data.incomplete)
         found = _files(images, out, data, options, scene_tiles, read_tiling(tiling), own, progress)
-        files = drawn(found, sample, options["seed"])
+        files = sample_items(found, sample, options["seed"])
         options |= {"projection": projection, "engine": engine, "device": own}
         evidence: list[Any] = []
         if classes.isdecimal():
@@ -139,7 +139,7 @@ def probe(
         data = labeled_images(images, "train", **located)
         if data.incomplete:
             warn(data.incomplete)
-        if classes is None and data.layout.guessed:
+        if classes is None and data.layout.unnamed:
             raise InputError(
                 f"{located['labels'] or images} has no classes.json; add it or give --classes"
             )

@@ -158,10 +158,10 @@ def check(
         from primaps.data.check import check_dataset
 
         for finding in check_dataset(name, root, quick, progress):
-            color = {"fine": "green", "odd": "yellow", "wrong": "red"}[finding.level]
+            color = {"ok": "green", "warning": "yellow", "error": "red"}[finding.level]
             line = Text.assemble((finding.level, color), f": {visible(finding.text)}")
             Console(soft_wrap=True).print(line)
-            errors += finding.level == "wrong"
+            errors += finding.level == "error"
     if errors:
         raise typer.Exit(1)
 
@@ -181,8 +181,8 @@ def prepare(
 ) -> None:
     """Convert downloads to the usual layout: cut the tiles of Potsdam, arrange COCO-Stuff."""
     with running() as progress:
-        from primaps.data.prepare_cocostuff import prepare_cocostuff
-        from primaps.data.prepare_potsdam import prepare_potsdam
+        from primaps.data.cocostuff import prepare_cocostuff
+        from primaps.data.potsdam import prepare_potsdam
 
         if name == "potsdam" and not make_lists:
             done = prepare_potsdam(raw, out, progress, note)

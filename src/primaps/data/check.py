@@ -1,6 +1,6 @@
-"""Is a data set on disk what the protocol expects? ``primaps data check``.
+"""Check a data set on disk against the protocol: ``primaps data check``.
 
-First a quick look at lists, names, existence and headers, then the values of all label maps.
+Lists, names, existence and headers are checked first, then the values of all label maps.
 """
 
 from __future__ import annotations
@@ -14,40 +14,42 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from primaps.data.collection import LABELS
 from primaps.data.dataset import DataError, Finding, Layout, Sample
-from primaps.data.folder import LABELS
-from primaps.data.reading import ImageError, image_size, label_mode, load_label, read_mat
-from primaps.data.sets import DATASETS, find_layout
+from primaps.data.datasets import DATASETS, find_layout
+from primaps.data.images import ImageError, image_size, label_mode, load_label, read_mat
 from primaps.utils.errors import InputError
 from primaps.utils.progress import ProgressCallback, silent
 
 T = TypeVar("T")
-BLOCK = 256  # files handed to the threads at once, so that a stop takes effect soon
+BLOCK = 256
+"""Files that the threads get at once; an interrupt waits for one block."""
 ABSENT = "images not on disk"
 
 
 def check_dataset(
     name: str, root: str | Path, quick: bool = False, progress: ProgressCallback = silent
 ) -> Iterator[Finding]:
-    """Find out what is missing or odd in a data set, split by split.
+    """Check a data set, split by split.
 
     Args:
         name: ``cityscapes``, ``cocostuff``, ``potsdam`` or ``folder``.
-        root: see :func:`primaps.data.load_dataset`.
-        quick: do not read the values of the label maps.
+        root: root folder; see :func:`primaps.data.load_dataset`.
+        quick: do not read the values of label maps.
+        progress: progress callback.
 
     Yields:
-        One finding at a time, as soon as it is known; each is one sentence.
+        Findings of one sentence each.
 
     Raises:
-        InputError: there is no data set of this name.
+        InputError: the name is unknown.
 
     Examples:
         >>> for finding in check_dataset("potsdam", "nowhere"):
         ...     print(finding.level, finding.text)
-        wrong train: nowhere does not exist; give the folder that holds imgs/
-        wrong val: nowhere does not exist; give the folder that holds imgs/
-        odd unlabeled: nowhere does not exist; give the folder that holds imgs/
+        error train: nowhere does not exist; give the folder that holds imgs/
+        error val: nowhere does not exist; give the folder that holds imgs/
+        warning unlabeled: nowhere does not exist; give the folder that holds imgs/
     """
     root = Path(root).expanduser()
     try:
@@ -55,12 +57,13 @@ def check_dataset(
     except (DataError, InputError) as error:
         if name not in DATASETS:
             raise
-        yield Finding("wrong", str(error))
+        yield Finding("error", str(error))
         return
     for split in layout.splits:
         for finding in _check_split(layout, root, split, quick, progress):
-            # The paper does without the unlabeled patches of Potsdam.
-            level = "odd" if split == "unlabeled" and finding.level == "wrong" else finding.level
+            # The paper does not use the unlabeled patches of Potsdam.
+            optional = split == "unlabeled" and finding.level == "error"
+            level = "warning" if optional else finding.level
             yield Finding(level, f"{split}: {finding.text}")
 
 
@@ -68,15 +71,15 @@ def _check_split(
     layout: Layout, root: Path, split: str, quick: bool, progress: ProgressCallback
 ) -> Iterator[Finding]:
     try:
-        samples = layout.listed(root, split)
-        looked = list(layout.look(root, split))
+        samples = layout.list_samples(root, split)
+        findings = list(layout.check_names(root, split))
     except (DataError, InputError) as error:
-        yield Finding("wrong", str(error))
+        yield Finding("error", str(error))
         return
     expected = layout.splits[split]
     if expected is not None and len(samples) != expected:
-        yield Finding("wrong", f"{len(samples):,} images; the protocol has {expected:,}")
-    yield from looked
+        yield Finding("error", f"{len(samples):,} images; the protocol has {expected:,}")
+    yield from findings
 
     mistakes = _Mistakes(len(samples), layout.source)
     sizes: Counter[tuple[int, int]] = Counter()
@@ -90,41 +93,41 @@ def _check_split(
     yield from mistakes.findings()
     if not usable:
         return
-    alike = f"all {_times(next(iter(sizes)))}" if len(sizes) == 1 else f"{len(sizes)} sizes"
+    shapes = f"all {_times(next(iter(sizes)))}" if len(sizes) == 1 else f"{len(sizes)} sizes"
     labeled = [sample for sample in usable if sample.label is not None]
     if quick or not labeled:
-        text = f"{len(usable):,} images, {len(labeled):,} with a label of their size, {alike}"
-        yield Finding("fine", text)
+        text = f"{len(usable):,} images, {len(labeled):,} with a label of their size, {shapes}"
+        yield Finding("ok", text)
         return
 
-    mistakes, total, fine = _Mistakes(len(labeled), layout.source), Counter[int](), 0
+    mistakes, total, valid = _Mistakes(len(labeled), layout.source), Counter[int](), 0
     for _, counted in _each(lambda s: _values(layout, s), labeled, f"{split}: labels", progress):
         if isinstance(counted, _Mistake):
             mistakes.add(counted)
         else:
             total += counted
-            fine += 1
+            valid += 1
     yield from mistakes.findings()
     pixels = total.total()
     if not pixels:
         return
     ignored = total[layout.ignore_index] / pixels
-    text = f"{fine:,} images with labels as the protocol has them, {alike}"
-    yield Finding("fine", f"{text}, {ignored:.1%} of the pixels ignored")
+    text = f"{valid:,} images with labels of the protocol, {shapes}"
+    yield Finding("ok", f"{text}, {ignored:.1%} of the pixels ignored")
     empty = [name for k, name in enumerate(layout.classes) if not total[k]]
-    if empty and not layout.guessed:
-        yield Finding("odd", f"no pixel of {', '.join(empty)}")
+    if empty and not layout.unnamed:
+        yield Finding("warning", f"no pixel of {', '.join(empty)}")
 
 
 class _Mistake(NamedTuple):
-    """A kind of mistake and where it is."""
+    """A type of mistake, and the file."""
 
     kind: str
     detail: str
 
 
 class _Mistakes:
-    """Mistakes of one kind become one sentence, with their number and the first of them."""
+    """Collect mistakes; each type becomes one sentence with its number and its first file."""
 
     def __init__(self, files: int, source: str) -> None:
         self.files, self.source = files, source
@@ -139,26 +142,26 @@ class _Mistakes:
         for kind, number in self.number.items():
             text = f"{kind}: {number:,} of {self.files:,}, first {self.first[kind]}"
             hint = f"; get {self.source}" if kind == ABSENT else ""
-            yield Finding("wrong", text + hint)
+            yield Finding("error", text + hint)
 
 
 def _size(layout: Layout, sample: Sample) -> tuple[int, int] | _Mistake:
-    """Width and height of an image whose label has them too, from the headers."""
+    """Return width and height of an image, after a comparison with its label map; by headers."""
     if not sample.source.is_file():
         return _Mistake(ABSENT, str(sample.source))
     if sample.label is not None and not sample.label.is_file():
-        instead = layout.instead(sample.label)
-        return _Mistake("labels not on disk" + f" ({instead})" * bool(instead), str(sample.label))
+        hint = layout.label_hint(sample.label)
+        return _Mistake("labels not on disk" + f" ({hint})" * bool(hint), str(sample.label))
     try:
         size = _header(sample.source, label=False)
         other = size if sample.label is None else _header(sample.label, label=True)
     except _ColorError as error:
-        return _Mistake("labels in color, not class indices", str(error))
+        return _Mistake("labels in color instead of class indices", str(error))
     except ImageError as error:
         return _Mistake("files that cannot be read", str(error))
     if size != other:
         detail = f"{sample.label} has {_times(other)} pixels, its image {_times(size)}"
-        return _Mistake("labels of another size than their image", detail)
+        return _Mistake("labels with another size than their image", detail)
     if layout.size and size != layout.size:
         detail = f"{sample.source} with {_times(size)}"
         return _Mistake(f"images that are not {_times(layout.size)}", detail)
@@ -166,11 +169,11 @@ def _size(layout: Layout, sample: Sample) -> tuple[int, int] | _Mistake:
 
 
 class _ColorError(Exception):
-    """A label map is in color."""
+    """A label map has colors."""
 
 
 def _header(path: Path, label: bool) -> tuple[int, int]:
-    """Width and height, upright; pixels are not decoded, except in MATLAB files."""
+    """Return width and height after EXIF rotation; only MATLAB files are decoded."""
     if not label:
         return image_size(path)
     if path.suffix.lower() == ".mat":
@@ -184,7 +187,7 @@ def _header(path: Path, label: bool) -> tuple[int, int]:
 
 
 def _values(layout: Layout, sample: Sample) -> Counter[int] | _Mistake:
-    """Pixels per class (and ignored) of a label map."""
+    """Count the pixels of each class and of the ignore index in a label map."""
     assert sample.label is not None
     try:
         raw = load_label(sample.label)
@@ -194,13 +197,14 @@ def _values(layout: Layout, sample: Sample) -> Counter[int] | _Mistake:
     if int(raw.max()) - low < LABELS:
         counts = np.bincount((raw - low).ravel())
         found = {int(i) + low: int(counts[i]) for i in np.flatnonzero(counts)}
-    else:  # a table would be as large as the values are
+    else:  # a table would have as many entries as the maximum
         found = {int(v): int(n) for v, n in zip(*np.unique(raw, return_counts=True), strict=True)}
-    odd = sorted(found.keys() - layout.values.keys())
-    if odd:
-        hint = next((layout.telltales[v] for v in odd if v in layout.telltales), "")
+    unknown = sorted(found.keys() - layout.values.keys())
+    if unknown:
+        hints = layout.value_hints
+        hint = next((hints[v] for v in unknown if v in hints), "")
         kind = "labels with values outside the protocol" + f" ({hint})" * bool(hint)
-        return _Mistake(kind, f"{sample.label} with {', '.join(map(str, odd[:5]))}")
+        return _Mistake(kind, f"{sample.label} with {', '.join(map(str, unknown[:5]))}")
     total: Counter[int] = Counter()
     for value, number in found.items():
         total[layout.values[value]] += number

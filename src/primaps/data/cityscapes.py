@@ -1,4 +1,4 @@
-"""Cityscapes with 27 classes: label ids 7..33 shifted by 7, all others ignored.
+"""Cityscapes with 27 classes: label ids 7 to 33, minus 7; all other ids are ignored.
 
 Layout: ``leftImg8bit/{split}/{city}/*_leftImg8bit.png`` and
 ``gtFine/{split}/{city}/*_gtFine_labelIds.png``.
@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from primaps.data.dataset import Color, Finding, Layout, Sample
-from primaps.data.dataset_paths import need_folder
+from primaps.data.dataset import Color, Finding, Layout, Sample, need_folder
 
 SOURCE = (
     "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from "
@@ -39,8 +38,8 @@ CITIES = {
     },
     "val": {"frankfurt": 267, "lindau": 59, "munster": 174},
 }
-"""Images per city."""
-CLASSES: dict[str, Color] = {  # in the order of their ids, with the colors of the data set
+"""Number of images of each city."""
+CLASSES: dict[str, Color] = {  # in the order of ids, with the colors of the data set
     "road": (128, 64, 128),
     "sidewalk": (244, 35, 232),
     "parking": (250, 170, 160),
@@ -74,7 +73,7 @@ CLASSES: dict[str, Color] = {  # in the order of their ids, with the colors of t
 _LABEL = "_gtFine_labelIds.png"
 
 
-def _listed(root: Path, split: str) -> list[Sample]:
+def _list_samples(root: Path, split: str) -> list[Sample]:
     images = need_folder(root, f"leftImg8bit/{split}", SOURCE)
     labels = need_folder(root, f"gtFine/{split}", SOURCE)
     samples = []
@@ -84,28 +83,28 @@ def _listed(root: Path, split: str) -> list[Sample]:
     return samples
 
 
-def _look(root: Path, split: str) -> Iterator[Finding]:
-    """Cities that are missing or incomplete, labels without an image."""
+def _check_names(root: Path, split: str) -> Iterator[Finding]:
+    """Look for missing, incomplete and unknown cities."""
     for folder, end in (("leftImg8bit", "_leftImg8bit.png"), ("gtFine", _LABEL)):
         base = root / folder / split
         for city, expected in CITIES[split].items():
             found = len(list((base / city).glob(f"*{end}")))
             if not (base / city).is_dir():
                 text = f"{base} has no folder of the city {city} ({expected} images)"
-                yield Finding("wrong", text)
+                yield Finding("error", text)
             elif found != expected:
                 text = f"{base / city} has {found} files *{end}; the data set has {expected}"
-                yield Finding("wrong", text)
-        strange = {path.name for path in base.iterdir() if path.is_dir()} - CITIES[split].keys()
-        for city in sorted(strange):
-            yield Finding("wrong", f"{base} has a folder {city}, which is no city of this split")
+                yield Finding("error", text)
+        unknown = {path.name for path in base.iterdir() if path.is_dir()} - CITIES[split].keys()
+        for city in sorted(unknown):
+            yield Finding("error", f"{base} has a folder {city}, which is not a city of this split")
 
 
-def _instead(label: Path) -> str:
+def _label_hint(label: Path) -> str:
     for end, what in (
-        ("labelTrainIds.png", "labelTrainIds (19 classes) are there"),
-        ("color.png", "labels in color are there"),
-        ("polygons.json", "polygons are there"),
+        ("labelTrainIds.png", "labelTrainIds (19 classes) exist"),
+        ("color.png", "labels in color exist"),
+        ("polygons.json", "polygons exist"),
     ):
         if label.with_name(label.name.replace("labelIds.png", end)).is_file():
             return f"{what}, but the protocol needs *_labelIds.png of gtFine_trainvaltest.zip"
@@ -117,11 +116,11 @@ LAYOUT = Layout(
     classes=tuple(CLASSES),
     values={i: i - 7 if i >= 7 else 255 for i in range(34)},
     splits={split: sum(cities.values()) for split, cities in CITIES.items()},
-    listed=_listed,
+    list_samples=_list_samples,
     source=SOURCE,
     colors=tuple(CLASSES.values()),
     size=(2048, 1024),
-    look=_look,
-    instead=_instead,
-    telltales={255: "255 is a value of labelTrainIds, the protocol needs labelIds"},
+    check_names=_check_names,
+    label_hint=_label_hint,
+    value_hints={255: "255 is a value of labelTrainIds, the protocol needs labelIds"},
 )

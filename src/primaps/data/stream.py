@@ -1,4 +1,4 @@
-"""Files read a little ahead of whoever uses them, in order."""
+"""Read files in threads, ahead of their use and in order."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from primaps.data.folder import ImageFile
-from primaps.data.reading import ImageError
-from primaps.data.stored import Stored
+from primaps.data.collection import ImageFile
+from primaps.data.images import ImageError, Stored
 from primaps.utils.files import sha256
 
 F = TypeVar("F", bound=ImageFile)
 T = TypeVar("T")
 LogCallback = Callable[[str], None]
-"""Called with one sentence about each image that is left out."""
+"""Called with one sentence about each image that is skipped."""
 
 
 def read(
@@ -26,9 +25,15 @@ def read(
     log: LogCallback,
     ahead: int = 8,
 ) -> Iterator[tuple[F, T]]:
-    """Apply ``transform`` to files in order, a few ahead in threads; bad files are reported.
+    """Apply ``transform`` to files in two threads; yield results in order.
 
-    Decoding releases the interpreter lock, so it overlaps with the network.
+    Decoding releases the interpreter lock and runs beside the network.
+
+    Args:
+        files: the images.
+        transform: function that reads one image.
+        log: called with one sentence about each image that raises :class:`ImageError`.
+        ahead: number of files that are read ahead.
     """
     with ThreadPoolExecutor(2) as pool:
         queue: list[tuple[F, Future[T]]] = []
@@ -46,21 +51,21 @@ def read(
 
 
 def _named(sentence: str, file: ImageFile) -> str:
-    """A sentence that names its file, which functions on images do not know."""
+    """Put the name of the file before a sentence that does not contain it."""
     name = str(file.source) if isinstance(file.source, Path | Stored) else file.key
     known = [name, str(getattr(file, "label", name))]
     return sentence if any(one in sentence for one in known) else f"{name}: {sentence}"
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Consecutive lists of ``size`` items, the last one shorter."""
+    """Split items into consecutive lists of ``size`` items; the last one may be shorter."""
     rest = iter(items)
     while chunk := list(islice(rest, size)):
         yield chunk
 
 
 def in_memory(file: ImageFile) -> ImageFile:
-    """The same with the content of its file, so that it is read once, for digest and pixels.
+    """Read an image into memory, to compute its digest and decode it from one read.
 
     Raises:
         ImageError: the file cannot be read.
@@ -79,7 +84,7 @@ def in_memory(file: ImageFile) -> ImageFile:
 
 
 def content_digest(file: ImageFile) -> str:
-    """SHA-256 of a file, or of the pixels of an image in memory.
+    """Compute the SHA-256 of a file, or of the pixels of an image in memory.
 
     Raises:
         ImageError: the file cannot be read.

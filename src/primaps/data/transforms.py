@@ -1,6 +1,7 @@
-"""Resizing and cropping of the protocol, with Pillow as in the numbers of the field.
+"""Scale and crop images and label maps, with Pillow as in the published numbers.
 
-Shorter side to ``size``, bilinear for images and nearest for labels, then a centered square.
+The shorter side is scaled to ``size``, bilinearly for images and by nearest neighbor for labels;
+then the center crop is taken.
 """
 
 from __future__ import annotations
@@ -8,26 +9,28 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Integer, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
-from primaps.data.reading import ImageError
+from primaps.config import Resize
+from primaps.data.dataset import Dataset, Sample
+from primaps.data.images import ImageError, image_size, load_image
 
-MOST_PIXELS = 89_478_485
-"""Of an image that is scaled: from here on Pillow, too, warns of what a file claims to hold."""
+MAX_PIXELS = 89_478_485
+"""Maximum number of pixels of a scaled image; Pillow warns of larger files, too."""
 
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
-    """8-bit RGB image as a channels-first tensor in 0..255."""
+    """Convert an 8-bit RGB image to a tensor with channels first, in 0 to 255."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def resize_shorter(image: Image.Image, size: int, nearest: bool = False) -> Image.Image:
-    """Scale so that the shorter side has ``size`` pixels; the longer side is rounded down.
+    """Scale an image until its shorter side has ``size`` pixels; the longer side is rounded down.
 
     Raises:
-        ImageError: the image is so long that it would have more than ``MOST_PIXELS`` then.
+        ImageError: the scaled image would have more than ``MAX_PIXELS`` pixels.
 
     Examples:
         >>> resize_shorter(Image.new("RGB", (480, 360)), 322).size
@@ -40,10 +43,10 @@ def resize_shorter(image: Image.Image, size: int, nearest: bool = False) -> Imag
 def tensor_square(
     image: Shaped[Tensor, "c h w"], size: int, nearest: bool = False
 ) -> Shaped[Tensor, "c size size"]:
-    """The protocol's crop as the authors' program makes it at evaluation: resized as a tensor.
+    """Scale a tensor and take its center crop, as the authors' program does at evaluation.
 
-    Bilinear without antialiasing, so that a large image keeps noise that Pillow averages away; or
-    nearest neighbor, which takes the upper left of the pixels that Pillow takes the middle of.
+    Bilinear scaling is without antialiasing: a large image keeps noise that Pillow averages away.
+    Nearest neighbor takes the upper left of the pixels from which Pillow takes the middle.
 
     Examples:
         >>> tensor_square(torch.arange(16, dtype=torch.uint8).view(1, 2, 8), 1).tolist()
@@ -58,21 +61,21 @@ def tensor_square(
 
 
 def _shorter_to(size: int, width: int, height: int) -> tuple[int, int]:
-    """Width and height that an image is scaled to."""
+    """Return width and height of a scaled image."""
     if width <= height:
         target = (size, max(1, int(size * height / width)))
     else:
         target = (max(1, int(size * width / height)), size)
-    if target[0] * target[1] > MOST_PIXELS:
+    if target[0] * target[1] > MAX_PIXELS:
         raise ImageError(
-            f"an image of {width}x{height} pixels would have {target[0]}x{target[1]} with a "
-            f"shorter side of {size}: cut it into pieces"
+            f"an image of {width}x{height} pixels would have {target[0]}x{target[1]} pixels at "
+            f"size {size}; cut it into tiles"
         )
     return target
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Cut the centered square of ``size`` pixels out of an image that is at least that large.
+    """Take the center crop of ``size`` pixels of an image with at least this size.
 
     Examples:
         >>> center_crop(Image.new("RGB", (429, 322)), 322).size
@@ -85,10 +88,15 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 def fit_to_patches(
     image: Image.Image, size: int, patch_size: int, longest: float = 4.0
 ) -> Image.Image:
-    """Scale a whole image for a backbone: shorter side ``size``, both sides multiples of a patch.
+    """Scale a whole image for a backbone; both sides become multiples of the patch size.
 
-    The longer side is at most ``longest * size``, so that a panorama of 8000 x 300 pixels does not
-    become a sequence of 15,000 patches; the shorter side then becomes smaller than ``size``.
+    Args:
+        image: the image.
+        size: shorter side in pixels.
+        patch_size: side of a patch in pixels.
+        longest: maximum of the longer side as a multiple of ``size``. Beyond it the shorter side
+            becomes smaller than ``size``; otherwise a panorama of 8000 x 300 pixels would have
+            15,000 patches.
 
     Examples:
         >>> fit_to_patches(Image.new("RGB", (480, 360)), 322, 14).size
@@ -99,3 +107,64 @@ def fit_to_patches(
     scale = min(size / min(image.size), longest * size / max(image.size))
     sides = (max(1, round(side * scale / patch_size)) * patch_size for side in image.size)
     return image.resize(tuple(sides), Image.Resampling.BILINEAR)  # type: ignore[arg-type]
+
+
+def square(image: Image.Image, size: int) -> UInt8[Tensor, "3 size size"]:
+    """Scale the shorter side of an image to ``size`` and take the center crop."""
+    return to_tensor(center_crop(resize_shorter(image, size), size))
+
+
+def load_pair(
+    data: Dataset, sample: Sample, size: int | None = None, resize: Resize = "pillow"
+) -> tuple[UInt8[Tensor, "3 h w"], Integer[Tensor, "h w"]]:
+    """Load an image and its label map.
+
+    Args:
+        data: the data set.
+        sample: image and label map.
+        size: side of the center crop in pixels, as in the protocol: the shorter side is scaled to
+            it, bilinearly for the image and by nearest neighbor for the label map. None loads both
+            whole and unscaled.
+        resize: scaling of center crops: ``pillow``, or ``tensor`` as in the authors' program
+            (:func:`tensor_square`).
+
+    Raises:
+        ImageError: the label map is missing, or does not fit the image or the classes.
+    """
+    image = load_image(sample.source)
+    classes = _label_of_size(data, sample, image.size)
+    if size is None:
+        return to_tensor(image), _to_long(classes)
+    if resize == "tensor":
+        label = tensor_square(_to_long(classes)[None], size, nearest=True)[0]
+        return tensor_square(to_tensor(image), size), label
+    return square(image, size), _label_square(classes, size)
+
+
+def load_label_square(data: Dataset, sample: Sample, size: int) -> Integer[Tensor, "size size"]:
+    """Load the label map of :func:`load_pair`; only the header of the image is read.
+
+    Raises:
+        ImageError: the label map is missing, or does not fit the image or the classes.
+    """
+    return _label_square(_label_of_size(data, sample, image_size(sample.source)), size)
+
+
+def _label_of_size(data: Dataset, sample: Sample, size: tuple[int, int]) -> Image.Image:
+    """Load the classes of a label map, and compare its size with the size of the image."""
+    label = data.label(sample)
+    if label.shape != size[::-1]:
+        raise ImageError(
+            f"label {sample.label} has {label.shape[1]}x{label.shape[0]} pixels, but its image has "
+            f"{size[0]}x{size[1]}; they must be equal"
+        )
+    # Nearest neighbor copies pixels: 32-bit integers keep every value.
+    return Image.fromarray(label.astype(np.int32))
+
+
+def _label_square(classes: Image.Image, size: int) -> Integer[Tensor, "size size"]:
+    return _to_long(center_crop(resize_shorter(classes, size, nearest=True), size))
+
+
+def _to_long(classes: Image.Image) -> Integer[Tensor, "h w"]:
+    return torch.from_numpy(np.array(classes)).long()

@@ -16,7 +16,7 @@ from torch import Tensor
 from primaps.backbones.backbone import Backbone, image_features, image_side
 from primaps.config import Resize, Size
 from primaps.data import Dataset, LogCallback, as_dataset
-from primaps.data.folder import IgnoreIndex
+from primaps.data.collection import IgnoreIndex
 from primaps.evaluation.metrics import Scores, confusion_matrix, scores
 from primaps.evaluation.protocol import Prediction, accumulate, predict_crops
 from primaps.proposals.image_size import image_masks
@@ -263,7 +263,7 @@ def evaluate_oracle(
 
     def named(part: Scores) -> ClassScores:
         iou = zip(data.classes, part.iou, strict=True)
-        shown = {name: v for name, v in iou if not data.layout.guessed or v is not None}
+        shown = {name: v for name, v in iou if not data.layout.unnamed or v is not None}
         return ClassScores(part.accuracy, part.mean_iou, shown)
 
     return OracleEvaluation(

@@ -28,8 +28,8 @@ from primaps.data import (
     pair_up,
     read,
 )
-from primaps.data.folder import IgnoreIndex, find_label
-from primaps.data.reading import load_label
+from primaps.data.collection import IgnoreIndex, find_label
+from primaps.data.images import load_label
 from primaps.evaluation.metrics import confusion_matrix, majority, match, scores
 from primaps.inference import ImageSize
 from primaps.model import PriMaPsEM
@@ -225,7 +225,7 @@ def evaluate(
 def _score(data: Dataset, clusters: int, counts: Counts, options: EvaluationOptions) -> Evaluation:
     """Match clusters to classes and compute the scores."""
     confusion = counts.confusion
-    if data.layout.guessed:
+    if data.layout.unnamed:
         confusion = confusion[: _last_class(confusion) + 1]
     names = data.classes[: len(confusion)]
     assignment: list[int | None]

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from primaps.data.reading import opened, upright_size
+from primaps.data.images import opened, upright_size
 from primaps.utils.errors import InputError, PrimapsError
 from primaps.utils.inputs import parse_json, read_bytes
 

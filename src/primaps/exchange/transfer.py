@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from primaps.data.folder import IMAGE_SUFFIXES, ImageFile, find_images
-from primaps.data.reading import opened, upright_size
+from primaps.data.collection import IMAGE_SUFFIXES, ImageFile, find_images
+from primaps.data.images import opened, upright_size
 from primaps.exchange.classes import Classes, read_classes
 from primaps.exchange.files import check_text, open_files, safe_name
 from primaps.exchange.formats import find_format
@@ -244,7 +244,7 @@ def import_labels(
 def image_keys(names: list[str]) -> list[str]:
     """Return names without suffix, or with it where two names would be equal.
 
-    :func:`primaps.data.folder.find_images` has the same rule for the keys of images.
+    :func:`primaps.data.collection.find_images` has the same rule for the keys of images.
 
     Examples:
         >>> image_keys(["a.jpg", "b.jpg", "b.png", "c.1"])

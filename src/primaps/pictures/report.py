@@ -27,7 +27,7 @@ from primaps.data import (
     load_image,
     read,
 )
-from primaps.data.folder import IgnoreIndex
+from primaps.data.collection import IgnoreIndex
 from primaps.evaluation.protocol import Evaluation, evaluate
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import overlay

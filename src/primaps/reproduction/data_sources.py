@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from primaps.data import DataError, Dataset, load_dataset
-from primaps.data.sets import find_layout
+from primaps.data.datasets import find_layout
 from primaps.results import is_marked, own_file
 from primaps.utils.errors import InputError
 from primaps.utils.files import atomic_path
@@ -35,7 +35,7 @@ def load_source(name: str, root: str | Path) -> Source:
         DataError: it is not laid out as it should be, or has no classes.json.
     """
     source = Source(*(load_dataset(name, root, split) for split in ("train", "val")))
-    if source.score.layout.guessed:
+    if source.score.layout.unnamed:
         raise DataError(f"{root} has no classes.json: its labels have neither names nor a number")
     return source
 

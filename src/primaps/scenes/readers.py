@@ -18,7 +18,7 @@ from jaxtyping import Shaped
 from PIL import Image
 
 from primaps.data import load_image
-from primaps.data.reading import opened, upright
+from primaps.data.images import opened, upright
 from primaps.scenes.source import (
     Block,
     Box,

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Interval
 
 from primaps.data import ImageError, ImageFile, find_images
-from primaps.data.folder import IMAGE_SUFFIXES
-from primaps.data.reading import image_size
+from primaps.data.collection import IMAGE_SUFFIXES
+from primaps.data.images import image_size
 from primaps.utils.errors import InputError, NotFoundError
 from primaps.utils.files import locked, write_json
 from primaps.utils.inputs import read_json

@@ -1,15 +1,16 @@
-"""One image or label map from one file, whatever its mode, with one clear sentence on failure.
+"""Read one image or label map from one file, in every mode.
 
-Besides the formats of Pillow these are MATLAB files (``.mat``), in which Potsdam-3 comes: the image
-under the key ``img``, red, green and blue first, and the label map under ``gt``.
+Besides the formats of Pillow these are MATLAB files (``.mat``), the format of Potsdam-3: the image
+under the key ``img`` (red, green and blue first), and the label map under ``gt``.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
@@ -19,33 +20,51 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from primaps.data.matlab import read_array
-from primaps.data.stored import Stored
-from primaps.utils.errors import InputError, PrimapsError
+from primaps.utils.errors import InputError, PrimapsError, reason
 
 ORIENTATION, TURNED = 0x0112, 5
-"""EXIF tag, and the values from which width and height are exchanged."""
+"""EXIF tag of the orientation, and its minimum value that exchanges width and height."""
 ROWS = 256
-"""Of an image that are converted to 8 bits at once."""
+"""Rows of an image that are converted to 8 bits at once."""
 _lock, _inside, _filters = Lock(), list[None](), ExitStack()
 
 
 class ImageError(PrimapsError, ValueError):
-    """One file cannot be used; the message names it, the reason and what to do."""
+    """An image or label map cannot be used."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An image in an archive or on a server.
+
+    Attributes:
+        name: name of the image in messages.
+        read: function that returns the bytes of the image, or raises :class:`primaps.ImageError`.
+        archive: local archive that holds the image; None for an image on a server or in memory.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+    archive: Path | None = None
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def load_image(source: str | Path | Stored | Image.Image | np.ndarray | Tensor) -> Image.Image:
-    """Read an image file as 8-bit RGB, upright; an image in memory is converted likewise.
+    """Read an image as 8-bit RGB, rotated as its EXIF data say.
 
-    In memory are images of Pillow, arrays (H, W), (H, W, 3) or (H, W, 4), and tensors (3, H, W) of
-    8 bits. Files may lie in archives or on servers.
+    Gray, palette and CMYK images are converted to RGB. Transparent pixels become white. Images of
+    16 or 32 bits are scaled from the smallest of 8, 10, 12, 14, 16, 24 or 32 bits that holds their
+    maximum. Floating-point images are scaled from their minimum and maximum. Only the first frame,
+    and the first three channels of a MATLAB file, are read.
 
-    EXIF rotation is applied. Gray, palette and CMYK images are converted; transparency is put on
-    white. Images of 16 or 32 bits are scaled from the smallest of 8, 10, 12, 14, 16, 24 or 32 bits
-    that holds their largest value; images of floating point are stretched from their own minimum
-    and maximum. Of several frames the first is taken, of a MATLAB file the first three channels.
+    Args:
+        source: file, also in an archive or on a server; or image in memory: of Pillow, 8-bit array
+            (H, W), (H, W, 3) or (H, W, 4), or 8-bit tensor (3, H, W).
 
     Raises:
-        ImageError: the file is absent, no image, truncated, or too large.
+        ImageError: the file does not exist, is not an image, is damaged, or is too large.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source)
@@ -56,7 +75,8 @@ def load_image(source: str | Path | Stored | Image.Image | np.ndarray | Tensor) 
             return _to_rgb(upright(image))
     if not isinstance(source, str | Path):
         raise ImageError(
-            f"an image is a path, a Pillow image, an array or a tensor, not {type(source).__name__}"
+            f"an image is a {type(source).__name__}; give a path, a Pillow image, an array or a "
+            "tensor"
         )
     if Path(source).suffix.lower() == ".mat":
         return Image.fromarray(_mat_image(source))
@@ -75,11 +95,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def image_size(source: str | Path | Stored | Image.Image) -> tuple[int, int]:
-    """Width and height of :func:`load_image`; of a file no more than the header is read, except of
-    MATLAB files.
+    """Return width and height of :func:`load_image`.
+
+    Only the header of a file is read, except for MATLAB files.
 
     Raises:
-        ImageError: the file is absent or no image.
+        ImageError: the file does not exist or is not an image.
     """
     if isinstance(source, Image.Image):
         return source.size
@@ -93,20 +114,22 @@ def image_size(source: str | Path | Stored | Image.Image) -> tuple[int, int]:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an image turned as its EXIF says, without decoding it."""
+    """Return width and height of an image after EXIF rotation, without decoding it."""
     try:
         turned = image.getexif().get(ORIENTATION, 1) >= TURNED
-    except Exception:  # odd EXIF is no reason to refuse the pixels
+    except Exception:  # damaged EXIF data: the pixels can still be read
         turned = False
     return (image.height, image.width) if turned else image.size
 
 
 def load_label(path: str | Path) -> Integer[np.ndarray, "h w"]:
-    """Read a label map: one channel of class indices, 8 or 16 bits, a palette image, or a MATLAB
-    file.
+    """Read a label map with one channel of class indices.
+
+    Args:
+        path: image of 8 or 16 bits, palette image, or MATLAB file.
 
     Raises:
-        ImageError: the file is absent or damaged, or is in color.
+        ImageError: the file does not exist, is damaged, or is a color image.
     """
     if Path(path).suffix.lower() == ".mat":
         label = read_mat(path, "gt")
@@ -120,16 +143,16 @@ def load_label(path: str | Path) -> Integer[np.ndarray, "h w"]:
         if not _has_indices(image):
             raise ImageError(
                 f"label {path} is a {image.mode} image; a label map has one channel of class "
-                "indices, so convert its colors to indices first"
+                "indices: convert its colors to indices"
             )
         return np.asarray(upright(image)).astype(np.int64)
 
 
 def label_mode(path: str | Path) -> str | None:
-    """The mode of a file that cannot be a label map; None if it has one channel of whole numbers.
+    """Return the mode of an image that is not a label map; None if it has one integer channel.
 
     Raises:
-        ImageError: the file is absent or no image.
+        ImageError: the file does not exist or is not an image.
     """
     with opened(path) as image:
         return None if _has_indices(image) else image.mode
@@ -140,10 +163,10 @@ def _has_indices(image: Image.Image) -> bool:
 
 
 def read_mat(path: str | Path, key: str) -> np.ndarray:
-    """One array of real numbers of a MATLAB file of version 5 (or 4), the versions before 7.3.
+    """Read an array of real numbers from a MATLAB file of version 4 or 5 (before 7.3).
 
     Raises:
-        ImageError: the file is absent, damaged, of version 7.3, or has no such array.
+        ImageError: the file does not exist, is damaged, has version 7.3, or lacks the array.
     """
     try:
         return read_array(Path(path), key)
@@ -166,27 +189,28 @@ def _mat_image(path: str | Path) -> np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An image as it lies in its file, in its own mode, turned as EXIF says."""
+    """Decode an image in its own mode, and rotate it as its EXIF data say."""
     image.load()
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF: the pixels are whole, and stay as they lie
+    except Exception:  # damaged EXIF data: the image is not rotated
         return image.copy()
 
 
 @contextmanager
 def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
-    """An image file, opened but not decoded; whatever goes wrong in the block is one sentence.
+    """Open an image file without decoding it; errors inside the block become one sentence.
 
     Args:
-        content: of the file, if it is at hand; ``path`` is what to call it then.
+        path: the file.
+        content: bytes of the file, if they are in memory; ``path`` is then only its name.
 
     Raises:
-        ImageError: the message names the file and the reason.
+        ImageError: the file cannot be read; the message names the file and the reason.
     """
     try:
         if content is None and Path(path).exists() and not Path(path).is_file():
-            raise ImageError(f"{path} is not a file")  # a pipe would be waited for
+            raise ImageError(f"{path} is not a file")  # reading a pipe would block
         with quiet(), Image.open(path if content is None else io.BytesIO(content)) as image:
             yield image
     except ImageError as error:
@@ -198,17 +222,17 @@ def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Ima
     except Image.DecompressionBombError:
         raise ImageError(f"{path} has too many pixels to read at once; cut it into tiles") from None
     except MemoryError:
-        raise ImageError(f"{path} needs more memory than there is; cut it into tiles") from None
-    except Exception as error:  # decoders raise whatever a broken byte leads to
-        raise ImageError(f"{path} is damaged ({_reason(error)}); restore or remove it") from None
+        raise ImageError(f"{path} needs more memory than is available; cut it into tiles") from None
+    except Exception as error:  # decoders raise errors of many types for damaged files
+        raise ImageError(f"{path} is damaged ({reason(error)}); restore or remove it") from None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what Pillow and NumPy remark about a file off the terminal.
+    """Suppress warnings of Pillow and NumPy about a file.
 
-    Filters of warnings are of the process, and files are read in threads: the first one in sets
-    them, the last one out puts them back.
+    Warning filters belong to the process, and threads read files: the first thread that enters
+    sets the filters, and the last thread that leaves restores them.
     """
     with _lock:
         if not _inside:
@@ -225,10 +249,6 @@ def quiet() -> Iterator[None]:
                 _filters.close()
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _from_array(source: np.ndarray | Tensor) -> Image.Image:
     if isinstance(source, Tensor):
         array = source.detach().cpu().numpy()
@@ -238,8 +258,8 @@ def _from_array(source: np.ndarray | Tensor) -> Image.Image:
     shapes = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if not shapes or array.dtype != np.uint8 or 0 in array.shape:
         raise ImageError(
-            f"an image in memory is {array.dtype} of the shape {tuple(source.shape)}; it must be "
-            "uint8, an array (H, W, 3) or a tensor (3, H, W)"
+            f"an image in memory is {array.dtype} of shape {tuple(source.shape)}; it must be a "
+            "uint8 array (H, W, 3) or tensor (3, H, W)"
         )
     return Image.fromarray(np.ascontiguousarray(array))
 
@@ -248,7 +268,7 @@ def _to_8_bit(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "f":
         finite = np.isfinite(array)
         if not finite.any():
-            raise ImageError("an image of floating point has no finite value")
+            raise ImageError("a floating-point image has no finite value")
         low = float(array.min(where=finite, initial=np.inf))
         high = float(array.max(where=finite, initial=-np.inf))
     else:
@@ -256,8 +276,8 @@ def _to_8_bit(array: np.ndarray) -> np.ndarray:
         bits = next(b for b in (8, 10, 12, 14, 16, 24, 32) if largest < 1 << b)
         low, high = 0.0, float((1 << bits) - 1)
     scaled = np.empty(array.shape, np.uint8)
-    for start in range(0, len(array), ROWS):  # some rows at a time, to spare memory
-        # In double precision: the difference may exceed the type.
+    for start in range(0, len(array), ROWS):  # to save memory
+        # In double precision, because the range may exceed the type.
         values = np.nan_to_num(array[start : start + ROWS].astype(np.float64), nan=low,
                                posinf=low, neginf=low).clip(low, high)  # fmt: skip
         part = (values - low) / max(high - low, float(np.finfo(np.float32).tiny))
