@@ -30,7 +30,7 @@ def mini(monkeypatch):
         monkeypatch.setattr(module, "LAYOUT", layout)
 
 
-def found(name, root, level="wrong", **options):
+def found(name, root, level="error", **options):
     return [f.text for f in check_dataset(name, root, **options) if f.level == level]
 
 
@@ -50,12 +50,12 @@ TREES = {
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_a_tree_as_it_should_be_is_fine(name, mini, tmp_path):
+def test_a_complete_tree_is_ok(name, mini, tmp_path):
     root = TREES[name](tmp_path)
     assert found(name, root) == []
-    fine = found(name, root, "fine")
-    assert len(fine) == 3 if name == "potsdam" else 2
-    assert any("of the pixels ignored" in text for text in fine)
+    ok = found(name, root, "ok")
+    assert len(ok) == 3 if name == "potsdam" else 2
+    assert any("of the pixels ignored" in text for text in ok)
     assert found(name, root, quick=True) == []
 
 
@@ -87,7 +87,7 @@ def test_labels_of_another_size_than_their_image(mini, tmp_path):
     label = root / "gtFine/val/munster/munster_000001_000019_gtFine_labelIds.png"
     write(label, np.full((4, 8), 7, np.uint8))
     wrong = found("cityscapes", root)
-    only(wrong, "labels of another size than their image: 1 of 6", "8x4 pixels, its image 16x8")
+    only(wrong, "labels with another size than their image: 1 of 6", "8x4 pixels, its image 16x8")
 
 
 def test_images_of_another_size_than_the_data_set(mini, tmp_path):
@@ -98,7 +98,7 @@ def test_images_of_another_size_than_the_data_set(mini, tmp_path):
 
 @pytest.mark.parametrize(
     ("end", "words"),
-    [("color.png", "labels in color are there"), ("labelTrainIds.png", "labelTrainIds")],
+    [("color.png", "labels in color exist"), ("labelTrainIds.png", "labelTrainIds")],
 )
 def test_label_ids_are_missing_but_other_labels_there(mini, tmp_path, end, words):
     root = cityscapes_tree(tmp_path)
@@ -130,7 +130,7 @@ def test_labels_still_in_color(name, mini, tmp_path):
     }
     for path in (root / places[name]).rglob("*.png"):
         Image.open(path).convert("RGB").save(path)
-    only(found(name, root), "val: labels in color, not class indices", ".png (RGB)")
+    only(found(name, root), "val: labels in color instead of class indices", ".png (RGB)")
 
 
 def test_ids_on_the_list_but_not_on_disk(mini, tmp_path):
@@ -149,7 +149,7 @@ def test_the_curated_list_is_missing_or_names_ids_twice(mini, tmp_path):
     with cocostuff.list_path(root, "val").open("a") as file:
         file.write("000000000139\n")
     missing, count, twice = found("cocostuff", root)
-    assert "is not there" in missing
+    assert "does not exist" in missing
     assert "--make-lists" in missing
     assert "val: 3 images; the protocol has 2" in count
     assert "names 1 ids twice" in twice
@@ -193,7 +193,7 @@ def test_wrong_roots(mini, tmp_path):
         assert len(wrong) == 2  # train and val
         assert words in wrong[0]
     shutil.rmtree(root / "gtFine" / "train")
-    assert "gtFine/train is not there; it is part of" in found("cityscapes", root)[0]
+    assert "gtFine/train does not exist; it is part of" in found("cityscapes", root)[0]
     shutil.rmtree(root / "gtFine")
     assert "has no folder gtFine/; get" in found("cityscapes", root)[0]
     empty = tmp_path / "empty"
@@ -213,14 +213,14 @@ def test_damaged_files_are_named(mini, tmp_path):
     assert "cannot be read: 1 of 2" in val
 
 
-def test_odd_things_of_a_folder_are_told_but_not_wrong(tmp_path):
+def test_findings_of_a_folder_that_are_warnings(tmp_path):
     root = labeled_tree(tmp_path)
     (root / "images" / "val" / "b.jpg").unlink()
     (root / "classes.json").write_text('{"classes": ["x", "y", "z", "w"], "ignore_index": 11}')
     assert found("folder", root) == []
-    odd = found("folder", root, "odd")
-    assert "train: no pixel of w" in odd
-    assert any("1 label maps without an image" in text for text in odd)
+    warnings = found("folder", root, "warning")
+    assert "train: no pixel of w" in warnings
+    assert any("1 label maps without an image" in text for text in warnings)
 
 
 def test_real_folders_are_fine(data_root):
@@ -233,14 +233,14 @@ def test_the_command_has_a_status(tmp_path):
     runner = CliRunner()
     done = runner.invoke(app, ["data", "check", "folder", str(root)])
     assert done.exit_code == 0, done.output
-    assert "fine: val: 2 images" in done.output
+    assert "ok: val: 2 images" in done.output
     (root / "labels" / "val" / "a.png").unlink()
     done = runner.invoke(app, ["data", "check", "folder", str(root)])
     assert done.exit_code == 1
-    assert "wrong: val: labels not on disk: 1 of 2" in done.output
+    assert "error: val: labels not on disk: 1 of 2" in done.output
     done = runner.invoke(app, ["data", "check", "imagenet", str(root)])
     assert done.exit_code == 1
-    assert "no data set 'imagenet'" in done.output
+    assert "data set 'imagenet' is unknown" in done.output
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_list_of_classes_that_evaluate_cannot_use_is_wrong(tmp_path, text, wor
     (sentence,) = found("folder", root)
     assert re.search(words, sentence)
     assert str(root / "classes.json") in sentence
-    assert found("folder", root, "fine") == []
+    assert found("folder", root, "ok") == []
     (root / "classes.json").unlink()
     (root / "labels" / "val" / "classes.json").write_text(text)  # of one split alone
     assert any(re.search(words, one) for one in found("folder", root))
@@ -269,8 +269,8 @@ def test_a_list_of_classes_that_evaluate_cannot_use_is_wrong(tmp_path, text, wor
 def test_an_ignore_index_that_is_a_class_is_odd(tmp_path):
     root = labeled_tree(tmp_path)
     (root / "classes.json").write_text('{"classes": ["x", "y", "z"], "ignore_index": 1}')
-    assert "val: the ignore index 1 is also class 'y', which never counts" in found(
-        "folder", root, "odd"
+    assert "val: the ignore index 1 is also class 'y', which is not evaluated" in found(
+        "folder", root, "warning"
     )
     with pytest.raises(InputError, match="there is no data set 'folders'"):
         list(check_dataset("folders", root))

@@ -135,7 +135,7 @@ def test_classes_json_is_found_up_to_two_folders_above(tmp_path):
     assert read_classes(tmp_path / "a" / "b") == (["x", "y"], 11)
     assert read_classes(tmp_path / "a" / "b" / "c") == (None, None)
     (tmp_path / "a" / "classes.json").write_text("[]")
-    with pytest.raises(ValueError, match="must read"):
+    with pytest.raises(ValueError, match="must contain"):
         read_classes(tmp_path / "a")
 
 

@@ -60,7 +60,7 @@ def test_potsdam_joins_six_classes_to_three_and_leaves_infrared_out(tmp_path):
     image = load_image(data.samples[1].source)
     assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (200, 200), (90, 90, 90))
     unlabeled = load_dataset("potsdam", root, "unlabeled")
-    with pytest.raises(ImageError, match="has no label at all"):
+    with pytest.raises(ImageError, match="has no label map in this data set"):
         unlabeled.label(unlabeled.samples[0])
 
 
@@ -71,7 +71,7 @@ def test_splits_of_a_folder(tmp_path):
     assert labels(load_dataset("folder", root, "train")) == [0, 1, 2, 11]
     plain = labeled_tree(tmp_path / "b", splits=("",))
     assert len(load_dataset("folder", plain, "train").samples) == 2  # the whole folder
-    with pytest.raises(ValueError, match="no split 'test'; there are train, val, all"):
+    with pytest.raises(ValueError, match="no split 'test'; choose one of train, val, all"):
         load_dataset("folder", root, "test")
 
 
@@ -111,7 +111,7 @@ def test_mat_files_that_cannot_be_used_are_named(tmp_path):
     savemat(tmp_path / "float.mat", {"img": np.zeros((2, 2, 4))})
     for name, words in (
         ("new.mat", "version 7.3"),
-        ("text.mat", "no MATLAB file or damaged"),
+        ("text.mat", "damaged or not a MATLAB file"),
         ("absent.mat", "does not exist"),
         ("other.mat", "has no array 'img'"),
     ):
@@ -123,7 +123,7 @@ def test_mat_files_that_cannot_be_used_are_named(tmp_path):
 
 
 def test_unknown_names_and_empty_trees_are_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match="no data set 'coco'; there are cityscapes"):
+    with pytest.raises(ValueError, match="data set .coco. is unknown; choose one of cityscapes"):
         load_dataset("coco", tmp_path)
     with pytest.raises(DataError, match="has no folder leftImg8bit/; get"):
         load_dataset("cityscapes", tmp_path)
