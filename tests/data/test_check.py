@@ -199,7 +199,7 @@ def test_wrong_roots(mini, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "leftImg8bit_trainvaltest.zip").touch()
-    assert "leftImg8bit_trainvaltest.zip, which is not unpacked" in found("cityscapes", empty)[0]
+    assert "unpack leftImg8bit_trainvaltest.zip" in found("cityscapes", empty)[0]
     only(found("folder", empty), "images/")
 
 
@@ -272,7 +272,7 @@ def test_an_ignore_index_that_is_a_class_is_odd(tmp_path):
     assert "val: the ignore index 1 is also class 'y', which is not evaluated" in found(
         "folder", root, "warning"
     )
-    with pytest.raises(InputError, match="there is no data set 'folders'"):
+    with pytest.raises(InputError, match="data set 'folders' is unknown"):
         list(check_dataset("folders", root))
 
 

@@ -85,9 +85,7 @@ def test_what_is_packed_to_fill_the_memory_is_refused(tmp_path, monkeypatch):
     packed = zlib.compress(struct.pack("<II", 14, 1 << 24) + bytes(1 << 24))
     head = b"MATLAB 5.0".ljust(124) + b"\x00\x01IM"
     (tmp_path / "a.mat").write_bytes(head + struct.pack("<II", 15, len(packed)) + packed)
-    with pytest.raises(
-        ImageError, match="a.mat is damaged or not a MATLAB file .it unpacks to more"
-    ):
+    with pytest.raises(ImageError, match="not a MATLAB file .it unpacks to more"):
         read_mat(tmp_path / "a.mat", "gt")
 
 

@@ -184,7 +184,7 @@ def test_what_is_missing_or_damaged_is_told(tmp_path):
     (raw / "val2017.zip").write_bytes(b"PK half a download")
     with pytest.raises(DataError, match="has no file of COCO-Stuff"):
         prepare_cocostuff(raw, tmp_path / "out", log=told.append)
-    assert any("val2017.zip is damaged or not complete" in text for text in told)
+    assert any("val2017.zip is damaged or incomplete" in text for text in told)
     with zipfile.ZipFile(raw / "val2017.zip", "w") as packed:
         packed.writestr("val2017/a.jpg", b"")
     data = bytearray((raw / "val2017.zip").read_bytes())

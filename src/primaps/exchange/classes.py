@@ -11,14 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-<<<<<<< HEAD
 from primaps.data.collection import ClassList
 from primaps.exchange.files import check_text, get_field
 from primaps.geometry.regions import NO_LABEL
-=======
-from primaps.data.collection import ClassList
-from primaps.exchange.errors import check_text, parse_json
->>>>>>> 56bca04 (Data in 13 modules: one file per concept, names and words)
 from primaps.persistence import read_class_summary, read_legend
 from primaps.utils.colors import palette
 from primaps.utils.errors import InputError

@@ -9,19 +9,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Float, UInt8
 
-<<<<<<< HEAD
 from primaps.data.collection import IMAGE_SUFFIXES
 from primaps.exchange.classes import Classes, classes_of
 from primaps.exchange.files import InputFiles, png, to_json, write_file
 from primaps.exchange.labeled import LabeledImage, Labels
-=======
-from primaps.data.collection import IMAGE_SUFFIXES
-from primaps.exchange.classes import NOTHING, Classes, with_colors
-from primaps.exchange.documents import png, put, to_json
-from primaps.exchange.labeled import LabeledImage, Read
-from primaps.exchange.map_places import copy, subset
-from primaps.exchange.source import Source
->>>>>>> 56bca04 (Data in 13 modules: one file per concept, names and words)
 from primaps.geometry.outlines import keyhole, paint, parse_points
 from primaps.geometry.regions import NO_LABEL
 from primaps.utils.errors import InputError
