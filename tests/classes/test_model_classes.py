@@ -192,7 +192,7 @@ def test_the_audit_command_asks_stops_and_resumes(model, painted_folder, tmp_pat
     assert "from 2 answers" in done.output
     assert (out / "question.png").is_file()
     again = call(*command, answers="y\n" * 4)
-    assert "3/6: the cross is" in again.output
+    assert "3/6: is the pixel at the cross" in again.output
     assert "2/6" not in again.output
     assert "from 6 answers" in again.output
     shares = call("classes", model, "rename", "0", "car")
