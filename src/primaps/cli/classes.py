@@ -158,7 +158,7 @@ def _print(found: ClassSummary, shown: Legend, edits: list[dict[str, Any]]) -> N
     names = {one.id: one.name for one in shown.classes}
     for one in shown.classes:
         share = sum(found.shares[part] for part in one.leaves)
-        trust = found.stability[int(one.id)] if one.id.isdecimal() else None
+        statistics = found.stability[int(one.id)] if one.id.isdecimal() else None
         red, green, blue = one.color
         table.add_row(
             values.get(one.id, "hidden"),
@@ -166,9 +166,9 @@ def _print(found: ClassSummary, shown: Legend, edits: list[dict[str, Any]]) -> N
             cell(one.id),
             cell(one.name),
             f"{share:.1%}",
-            str(trust.images) if trust else "-",
-            f"{trust.stability:.2f}" if trust else "-",
-            cell(names.get(str(trust.nearest), trust.nearest)) if trust else "-",
+            str(statistics.images) if statistics else "-",
+            f"{statistics.stability:.2f}" if statistics else "-",
+            cell(names.get(str(statistics.nearest), statistics.nearest)) if statistics else "-",
         )
     show(table)
     for number, edit in enumerate(edits):

@@ -76,14 +76,20 @@ def _metrics(
     class_summary: ClassSummary, one: Class, shares: Float[np.ndarray, "n l"]
 ) -> dict[str, Any]:
     """Return share, number of images and stability; from the masks until an image is analyzed."""
-    trust = class_summary.stability[int(one.id)] if one.id.isdecimal() else None
-    stability = None if trust is None or np.isnan(trust.stability) else trust.stability
+    statistics = class_summary.stability[int(one.id)] if one.id.isdecimal() else None
+    stability = (
+        None if statistics is None or np.isnan(statistics.stability) else statistics.stability
+    )
     if len(shares):
         share = shares[:, list(one.leaves)].sum(1)
         images = int((share > 0).sum())
         return {"share": float(share.mean()), "images": images, "stability": stability}
     mask_share = sum(class_summary.shares[leaf] for leaf in one.leaves)
-    return {"share": mask_share, "images": trust.images if trust else 0, "stability": stability}
+    return {
+        "share": mask_share,
+        "images": statistics.images if statistics else 0,
+        "stability": stability,
+    }
 
 
 def _nearest(class_summary: ClassSummary, classes: Sequence[Class]) -> list[str | None]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from primaps.classes.summary import ClassSummary
 from primaps.evaluation.audit import Audit, about
 from primaps.model import PriMaPsEM
-from primaps.persistence import ModelRecord, is_model, read_model
+from primaps.persistence import ModelRecord, is_model, read_model, read_record
 from primaps.studio.audit import begin_audit, write_studio_report
 from primaps.studio.edits import ClassEditor, ConflictError
 from primaps.studio.export import Exporter, corrected_leaves
@@ -24,7 +24,6 @@ from primaps.studio.messages import EventHub
 from primaps.studio.network import Network, load_class_summary
 from primaps.studio.workspace import Workspace
 from primaps.utils.errors import PrimapsError
-from primaps.utils.inputs import read_json
 
 CLOSE_TIMEOUT = 60.0
 """Seconds to wait for the analysis of an image when the server stops; it takes one or two."""
@@ -94,7 +93,7 @@ class Studio:
         folder = self.workspace.model
         try:
             read_model(folder)  # validates the files
-            self._model_record = read_json(folder / "config.json", ModelRecord)
+            self._model_record = read_record(folder)
             self.class_summary = load_class_summary(folder)
             self.editor = ClassEditor(folder, self.class_summary.tree, self.workspace.out)
         except (PrimapsError, OSError) as error:
