@@ -1,13 +1,13 @@
-"""The tree of classes, the choice of K, trust and audit on labeled folders.
+"""Class tree, choice of K, stability and audit on labeled folders.
 
-    python benchmarks/classes.py tree --data ROOT     # what a cut costs against a direct fit
-    python benchmarks/classes.py choose --data ROOT   # evidence for several K, and what it is worth
+    python benchmarks/classes.py tree --data ROOT     # a cut of the tree compared with a direct fit
+    python benchmarks/classes.py choose --data ROOT   # stability of several K, and their scores
     python benchmarks/classes.py trust --data ROOT    # rank correlations with accuracy per image
     python benchmarks/classes.py audit --data ROOT    # coverage and width of simulated audits
     python benchmarks/classes.py speed --data ROOT    # tree, curve and stability, and 10^6 masks
 
-ROOT holds ``camvid``, ``coco200`` and ``aerial260`` (see benchmarks/results.py). Features, masks,
-models and class maps are kept in the store. Labels are used for scores alone.
+ROOT contains ``camvid``, ``coco200`` and ``aerial260`` (see benchmarks/results.py). Features,
+masks, models and class maps are cached. Labels are only used for scores.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from primaps.utils.files import cache_dir
 from primaps.utils.progress import ProgressDisplay
 from primaps.utils.seeding import generator
 
-# Images to fit, images to score, labels of those; the number of classes of the labels.
+# Images to fit, images to score, and labels of these; then the number of labeled classes.
 SETS = {
     "camvid": ("camvid/images/train", "camvid/images/val", "camvid/labels/val"),
     "coco200": ("coco200/images", "coco200/images", "coco200/labels"),
@@ -54,7 +54,7 @@ OTHER = (3, 6, 11, 16, 27, 40)
 
 @dataclass
 class Scored:
-    """Images with labels: features averaged with the flipped image, those of both, labels."""
+    """Labeled images with the features of image and flipped image, and masks."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -81,7 +81,7 @@ class Bench:
         self._scored: Scored | None = None
 
     def model(self, classes: int) -> PriMaPsEM:
-        """A direct fit."""
+        """Return a model that is fitted directly to ``classes`` classes."""
         folder = self.folder / f"model-{classes}"
         if not (folder / "config.json").is_file():
             model = PriMaPsEM(classes, recipe=self.recipe, **self.options)
@@ -93,7 +93,7 @@ class Bench:
 
     @property
     def masks(self) -> MaskTable:
-        """Of the images that models are fitted to."""
+        """Masks of the images that models are fitted to."""
         if self._masks is None:
             path = self.folder / "masks.pt"
             if not path.is_file():
@@ -108,7 +108,7 @@ class Bench:
 
     @property
     def scored(self) -> Scored:
-        """Images with labels."""
+        """Labeled images."""
         if self._scored is None:
             model = PriMaPsEM(2, **self.options)
             data = pair_up(*(self.root / part for part in SETS[self.name][1:]))
@@ -133,7 +133,7 @@ class Bench:
         return self._scored
 
     def maps(self, classes: int) -> dict[str, np.ndarray]:
-        """Class maps of a direct fit, ``plain`` and ``crf``, and ``margin`` before and after."""
+        """Return class maps of a direct fit without and with the CRF, and their margins."""
         path = self.folder / f"maps-{classes}.npz"
         if not path.is_file():
             model, found = self.model(classes), {"plain": [], "crf": [], "margin": []}
@@ -160,7 +160,7 @@ class Bench:
 
 
 def leaf_counts(bench: Bench, tree: Tree, maps: np.ndarray) -> torch.Tensor:
-    """Pixels by class of the labels and part."""
+    """Count pixels by labeled class and leaf of the tree."""
     scored = bench.scored
     counts = torch.zeros(scored.classes, len(tree), dtype=torch.int64)
     for feature, label, classes in zip(scored.features, scored.labels, maps, strict=True):
@@ -170,7 +170,7 @@ def leaf_counts(bench: Bench, tree: Tree, maps: np.ndarray) -> torch.Tensor:
 
 
 def tree(arguments: argparse.Namespace) -> None:
-    """What a cut of the tree costs against a direct fit at the same K."""
+    """Compare a cut of the tree with a direct fit at the same K."""
     gaps: dict[str, dict[str, list[list[float]]]] = {}
     print("| set | anchor | K | cut | fit | cut, majority | fit, majority |")
     print("|---|---|---|---|---|---|---|")
@@ -204,14 +204,14 @@ def tree(arguments: argparse.Namespace) -> None:
 
 
 def confusion(bench: Bench, classes: int) -> torch.Tensor:
-    """Counts of a direct fit, with the CRF."""
+    """Return the confusion matrix of a direct fit with the CRF."""
     scored = bench.scored
     maps = torch.from_numpy(bench.maps(classes)["crf"])
     return confusion_matrix(maps, scored.labels, classes, scored.classes, scored.ignore)
 
 
 def choose(arguments: argparse.Namespace) -> None:
-    """Evidence for several K, and what the model's tree is worth where it proposes to cut."""
+    """Print the stability of several K, and the scores of the cuts that it proposes."""
     for name in arguments.sets:
         bench = Bench(name, arguments)
         began = time.monotonic()
@@ -229,7 +229,7 @@ def choose(arguments: argparse.Namespace) -> None:
 
 
 def stability(arguments: argparse.Namespace) -> None:
-    """Rank correlation of scores of images with their accuracy; of pixels, the area under ROC."""
+    """Print rank correlations of image scores with accuracy, and the area under ROC of pixels."""
     for name in arguments.sets:
         bench = Bench(name, arguments)
         scored, classes = bench.scored, OWN[name]
@@ -274,7 +274,7 @@ def stability(arguments: argparse.Namespace) -> None:
 
 
 def correct(bench: Bench, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which pixels are right after matching, and which are counted."""
+    """Return which pixels are correct after matching, and which are counted."""
     scored = bench.scored
     assignment = match(confusion(bench, classes))
     table = torch.tensor([-1 if c is None else c for c in assignment])
@@ -284,7 +284,7 @@ def correct(bench: Bench, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def audit(arguments: argparse.Namespace) -> None:
-    """1,000 simulated audits of 80 answers: how often the interval holds the true accuracy."""
+    """Simulate 1,000 audits of 80 answers: how often the interval contains the true accuracy."""
     for name in arguments.sets:
         bench = Bench(name, arguments)
         maps = bench.maps(OWN[name])
@@ -315,7 +315,7 @@ def audit(arguments: argparse.Namespace) -> None:
 
 
 def speed(arguments: argparse.Namespace) -> None:
-    """Tree, curve and stability on CamVid's masks, and the tree of 10^6 synthetic ones."""
+    """Time tree, curve and stability on the masks of CamVid, and a tree of 10^6 masks."""
     bench = Bench("camvid", arguments)
     masks, model = bench.masks, bench.model(11)
     own = mask_classes(masks.features, model.prototypes_.direction, model.prototypes_.scale)
@@ -356,7 +356,9 @@ def main() -> None:
     parser.add_argument("what", choices=["tree", "choose", "stability", "audit", "speed"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--classes", nargs="+", type=int, default=OTHER, help="of the cuts")
+    parser.add_argument(
+        "--classes", nargs="+", type=int, default=OTHER, help="numbers of classes of the cuts"
+    )
     parser.add_argument("--counts", nargs="+", type=int, default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--recipe", default="orthogonal")
     parser.add_argument("--precision", default="float32")

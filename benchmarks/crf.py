@@ -1,24 +1,24 @@
-"""Time and memory of the dense CRF: primaps beside pydensecrf2, and what memory could deliver.
+"""Time and memory of the dense CRF, compared with pydensecrf2 and the memory bandwidth.
 
     python benchmarks/crf.py                        # the whole table, many minutes
     python benchmarks/crf.py --quick                # 320x320, 12 and 27 labels
-    python benchmarks/crf.py --images FOLDER        # your own photos
+    python benchmarks/crf.py --images FOLDER        # other images
     python benchmarks/crf.py --format json
 
 pydensecrf2 (optional, `pip install pydensecrf2`) runs in a pool of as many processes as torch has
-threads here, each making its own inputs, so that nothing is paid for sending them. The
-contestants take turns in one run, several times, and the median counts. Both return label maps.
+threads. Each process computes its own inputs, which need not be sent. Both sides alternate in one
+run and return label maps; the table has medians.
 
-Bytes that an iteration must move, for N pixels, M lattice points of all kernels (of which chains
-touch C per direction) and rows of R bytes (labels padded, float32): W^T B W reads and writes
+Memory traffic of an iteration, for N pixels, M lattice points of all kernels (C of them in chains
+per direction) and rows of R bytes (padded labels, float32):
 
     splat    N R (marginals) + 9 N 8 (indices, weights) + M R (zeroing) + 9 N 2 R (rows)
     blur     2 C R, summed over 6 + 3 directions, + 4 C (indices)
     update   2 N R (unary, marginals) + 9 N 8 + 9 N R (rows)
 
-where neighboring pixels share lattice points, so of the 9 N rows only the distinct ones, M R at
-least, must come from memory. The lower bound counts these; the table gives it over the measured
-time, beside the bandwidth of a plain array copy on the same threads.
+Neighboring pixels share lattice points: of the 9 N rows, at least the distinct ones, M R, come from
+memory. This lower bound divided by the measured time is compared with the bandwidth of copying an
+array on the same threads.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from PIL import Image
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
-def photos(folder: Path | None, size: int, count: int) -> list[np.ndarray]:
-    """``count`` square RGB photos, from a folder or those that scikit-image brings."""
+def sample_images(folder: Path | None, size: int, count: int) -> list[np.ndarray]:
+    """Return ``count`` square RGB images, from a folder or from scikit-image."""
     if folder is None:
         from skimage import data
 
@@ -63,7 +63,7 @@ def photos(folder: Path | None, size: int, count: int) -> list[np.ndarray]:
 
 
 def soft_labels(image: np.ndarray, labels: int, patch: int = 8) -> np.ndarray:
-    """Probabilities like a patch-based segmenter's: soft k-means of patch colors, upsampled."""
+    """Return probabilities like those of a ViT: soft k-means of patch colors, upsampled."""
     size = len(image)
     colors = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     coarse = F.adaptive_avg_pool2d(colors, size // patch)
@@ -81,12 +81,12 @@ def soft_labels(image: np.ndarray, labels: int, patch: int = 8) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def inputs(folder: Path | None, size: int, labels: int, count: int) -> tuple:
-    images = photos(folder, size, count)
+    images = sample_images(folder, size, count)
     return images, [soft_labels(image, labels) for image in images]
 
 
 def run_primaps(device: str, folder: Path | None, size: int, labels: int, count: int) -> float:
-    """Seconds for a batch of ``count`` images, label maps included."""
+    """Return the seconds of a batch of ``count`` images, including label maps."""
     from primaps.crf import dense_crf
 
     images, probabilities = inputs(folder, size, labels, count)
@@ -119,13 +119,13 @@ def run_pydensecrf(pool, folder: Path | None, size: int, labels: int, count: int
 
 
 def resident(field: str) -> float:
-    """MiB of this process by /proc/self/status: VmRSS now, VmHWM at most."""
+    """Return the memory of this process in MiB: VmRSS is current, VmHWM the peak."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) / 1024
 
 
 def peak_memory(pipe, library: str, folder: Path | None, size: int, labels: int, count: int):
-    """In a process of its own: MiB that one call adds to what its inputs and imports take."""
+    """Return the MiB that one call adds to inputs and imports, measured in a separate process."""
     run = partial(run_primaps, "cpu") if library == "primaps" else partial(run_one_pydensecrf, 0)
     run(folder, 64, labels, 1)  # 64 patches are enough for 64 labels
     inputs(folder, size, labels, count)
@@ -146,7 +146,7 @@ def measure_memory(context, *args) -> float:
 
 
 def copy_bandwidth() -> float:
-    """GB/s, read plus written, of torch copying arrays far larger than any cache."""
+    """Return GB/s, read plus written, of copying arrays larger than all caches."""
     source = torch.zeros(2**26)
     target = torch.empty_like(source)
     times = []
@@ -158,7 +158,7 @@ def copy_bandwidth() -> float:
 
 
 def bytes_per_iteration(folder: Path | None, size: int, labels: int, count: int) -> float:
-    """The lower bound of the module's text, mean over the images."""
+    """Return the lower bound of the module docstring, averaged over the images."""
     from primaps.crf import compiled_lattice, compiled_rows
     from primaps.crf.kernels import bilateral_features, spatial_features
 
@@ -234,10 +234,12 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 320, 512, 1024])
     parser.add_argument("--labels", type=int, nargs="+", default=[3, 12, 27, 64])
-    parser.add_argument("--images", type=Path, help="folder of photos")
-    parser.add_argument("--count", type=int, help="images in a batch")
+    parser.add_argument("--images", type=Path, help="folder of images")
+    parser.add_argument("--count", type=int, help="images per batch")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--no-memory", action="store_true", help="no peak memory (needs Linux)")
+    parser.add_argument(
+        "--no-memory", action="store_true", help="do not measure peak memory (Linux only)"
+    )
     parser.add_argument("--quick", action="store_true", help="320x320, 12 and 27 labels")
     parser.add_argument("--format", choices=["markdown", "json"], default="markdown")
     args = parser.parse_args()

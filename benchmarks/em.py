@@ -1,12 +1,12 @@
 """Speed and memory of PriMaPs-EM.
 
-    python benchmarks/em.py epoch --images FOLDER     # one epoch against the straightforward one
-    python benchmarks/em.py stages --images FOLDER    # where the time of a whole fit goes
+    python benchmarks/em.py epoch --images FOLDER     # an epoch, and a straightforward one
+    python benchmarks/em.py stages --images FOLDER    # time of each stage of a fit
     python benchmarks/em.py scale [--cache-content masks]      # 50,000 images in bounded memory
 
-``epoch`` trains on the same cached features in processes of their own, so that their peaks of
-memory can be told apart. The straightforward epoch does what the equations say, in their order:
-features are upsampled to image size, the 1x1 convolution and the votes of each mask follow.
+``epoch`` trains on the same cached features in separate processes, whose peak memory is compared.
+The straightforward epoch follows the equations in their order: features are upsampled to image
+size, then multiplied with the prototypes; a loop over masks counts their votes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from primaps.utils.progress import ProgressDisplay
 
 
 def straightforward(views, masks, start: Prototypes, steps: int, config: Config) -> None:
-    """EM as the equations read, on the same batches."""
+    """Run EM in the order of the equations, on the same batches."""
     student, momentum = Prototypes(start.direction), Prototypes(start.direction)
     optimizer = torch.optim.Adam(student.parameters(), lr=config.learning_rate)
     for step in range(1, steps + 1):
@@ -81,7 +81,7 @@ def prepared(arguments: argparse.Namespace):
 
 
 def child(arguments: argparse.Namespace) -> None:
-    """One epoch in this process; prints seconds and by how much memory rose."""
+    """Run one epoch in this process; print seconds and the increase of memory."""
     _, found = prepared(arguments)
     config = Config(arguments.classes, recipe="paper")
     start = pca_init(found.views, arguments.classes)
@@ -117,13 +117,13 @@ def epoch(arguments: argparse.Namespace) -> None:
         seconds = statistics.median(r["seconds"] for r in results)
         peak = statistics.median(r["peak"] for r in results)
         print(f"{kind}: {seconds:.2f} s per epoch, peak memory {peak:.2f} GB")
-    print(f"time: {statistics.median(ratios):.0f} times less (median of {len(ratios)})")
+    print(f"time: {statistics.median(ratios):.0f} times faster (median of {len(ratios)})")
     peaks = [s["peak"] / o["peak"] for o, s in zip(*found.values(), strict=True)]
-    print(f"peak memory of the process: {statistics.median(peaks):.1f} times less")
+    print(f"peak memory of the process: {statistics.median(peaks):.1f} times smaller")
 
 
 def stages(arguments: argparse.Namespace) -> None:
-    """A whole fit from images to model, nothing kept from before."""
+    """Run a whole fit from images to model, without cached features."""
     options = {"views": arguments.views, "precision": arguments.precision}
     model = PriMaPsEM(arguments.classes, recipe="paper", **options)
     seconds = {"backbone": 0.0, "masks": 0.0}
@@ -172,7 +172,7 @@ class RandomPatches(torch.nn.Module):
 
 
 def scale(arguments: argparse.Namespace) -> None:
-    """Many small images through store, masks and training, with the memory that it takes."""
+    """Fit to many small images, and measure the memory."""
     peak = [0]
 
     def watch() -> None:
@@ -205,8 +205,8 @@ def scale(arguments: argparse.Namespace) -> None:
         stored = sum(p.stat().st_size for p in store.rglob("rows.bin"))
         seconds = time.monotonic() - began
     rise = (peak[0] - before) / 1e6
-    print(f"{len(files)} images, {stored / 1e9:.2f} GB stored, {seconds:.0f} s")
-    print(f"anonymous memory rose by {rise:.2f} GB, to {peak[0] / 1e6:.2f} GB")
+    print(f"{len(files)} images, {stored / 1e9:.2f} GB cached, {seconds:.0f} s")
+    print(f"anonymous memory increased by {rise:.2f} GB, to {peak[0] / 1e6:.2f} GB")
 
 
 def main() -> None:
@@ -217,10 +217,10 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="of the straightforward epoch")
+    parser.add_argument("--steps", type=int, default=3, help="steps of the straightforward epoch")
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--cache-content", default="features", choices=["features", "masks"])
-    parser.add_argument("--folder", help="for the images and the store of scale")
+    parser.add_argument("--folder", help="folder for the images and the cache of scale")
     parser.add_argument("--cache", default=str(cache_dir() / "features"))
     parser.add_argument("--kind", default="ours", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,9 +1,10 @@
-"""How far features move when a ViT's table of positions is scaled as in the original programs.
+"""Change of features if position embeddings of a ViT are scaled as in the original programs.
 
     python benchmarks/positions.py --data ROOT [--sets camvid coco200] [--backbone dinov2-vits14]
 
-ROOT holds folders with images, labels and classes.json. Prints the change of features (relative,
-and the mean cosine) on the first images of split val, and oracle scores with and without the CRF.
+ROOT contains folders with images, labels and classes.json. The script prints the relative change
+and the mean cosine of the features of the first images of the split val, and oracle scores with and
+without the CRF.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=["camvid", "coco200"])
     parser.add_argument("--backbone", default="dinov2-vits14")
-    parser.add_argument("--images", type=int, default=16, help="to compare features on")
+    parser.add_argument("--images", type=int, default=16, help="images whose features are compared")
     arguments = parser.parse_args()
     backbones = {
         positions: load_backbone(arguments.backbone, positions=positions)
@@ -39,7 +40,7 @@ def main() -> None:
             one, other = (image_features(each, image[None]) for each in backbones.values())
             relative.append(float((one - other).norm() / one.norm()))
             cosine.append(float(F.cosine_similarity(one, other).mean()))
-        print(f"{name}: features move by {100 * mean(relative):.1f} %, cosine {mean(cosine):.4f}")
+        print(f"{name}: features change by {100 * mean(relative):.1f} %, cosine {mean(cosine):.4f}")
         for crf in (None, "dense"):
             for positions, backbone in backbones.items():
                 found = evaluate_oracle(data, backbone=backbone, crf=crf)

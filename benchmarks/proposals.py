@@ -1,12 +1,12 @@
 """Speed and quality of the mask proposals.
 
-    python benchmarks/proposals.py speed              against a straightforward version
-    python benchmarks/proposals.py variants [--crf]   Table 4a's four variants, oracle quality
-    python benchmarks/proposals.py sweep [--crf]      Fig. 7: thresholds 0.2 to 0.6
-    python benchmarks/proposals.py sign               sign rules of the component, hard masks
+    python benchmarks/proposals.py speed              # compared with a straightforward version
+    python benchmarks/proposals.py variants [--crf]   # the variants of Table 4a, oracle quality
+    python benchmarks/proposals.py sweep [--crf]      # thresholds 0.2 to 0.6, as in Fig. 7
+    python benchmarks/proposals.py sign               # sign rules of the component
 
-Real images come from the folder PRIMAPS_DATA (camvid/, coco200/, aerial260/ with images and
-labels; default ../shared/data beside the repository); ``speed`` needs none.
+Labeled images are in the folder PRIMAPS_DATA (camvid/, coco200/, aerial260/; default ../shared/data
+next to the repository); ``speed`` does not need them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 
 
 def straightforward(features: Tensor, threshold: float = 0.4, coverage: float = 0.95) -> Tensor:
-    """The same masks, one image and one low-rank PCA after the other."""
+    """Compute the same masks with one low-rank PCA per mask."""
     masks = []
     for f in features.flatten(2).transpose(1, 2):
         unit, mask = F.normalize(f, dim=1), torch.zeros(len(f), dtype=torch.int64)
@@ -55,15 +55,15 @@ def straightforward(features: Tensor, threshold: float = 0.4, coverage: float = 
 
 
 def speed(arguments: argparse.Namespace) -> None:
-    """Interleaved in one run, medians; ours gets a batch, the other side its first few images.
+    """Compare CPU time per image over all threads, which depends little on other processes.
 
-    CPU time over all threads, so that what else the machine does matters little. The
-    straightforward side runs on one thread: more cost it more than they bring.
+    Both versions alternate; the straightforward one computes the first images of the batch, on one
+    thread, because it is slower on several.
     """
     threads = torch.get_num_threads()
     print(f"ms of CPU per image, medians of {arguments.repeat}; ours on {threads} threads")
     for pixels, channels in ((322, 384), (560, 384), (560, 768)):
-        maps = photos(pixels, channels, arguments.batch)
+        maps = image_features(pixels, channels, arguments.batch)
         few = maps[: arguments.few]
         propose(maps[:1])  # compiles on the first run
         theirs, ours, walls = [], [], []
@@ -89,8 +89,8 @@ def speed(arguments: argparse.Namespace) -> None:
         )
 
 
-def photos(pixels: int, channels: int, batch: int) -> Tensor:
-    """Features of the photos that scikit-image and scikit-learn bring along, repeated."""
+def image_features(pixels: int, channels: int, batch: int) -> Tensor:
+    """Return features of the images of scikit-image and scikit-learn, repeated."""
     import skimage.data
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -99,25 +99,25 @@ def photos(pixels: int, channels: int, batch: int) -> Tensor:
     from primaps.data.transforms import square
 
     names = ("astronaut", "coffee", "chelsea", "rocket")
-    pictures = [getattr(skimage.data, name)() for name in names] + load_sample_images().images
-    images = torch.stack([square(Image.fromarray(picture), pixels) for picture in pictures])
+    samples = [getattr(skimage.data, name)() for name in names] + load_sample_images().images
+    images = torch.stack([square(Image.fromarray(sample), pixels) for sample in samples])
     backbone = load_backbone(device="cpu")
     maps = torch.cat([backbone(image[None].float() / 255) for image in images])
-    if channels > maps.shape[1]:  # as many channels as a larger network: also see the flipped image
+    if channels > maps.shape[1]:  # imitate a larger network
         flipped = [backbone(image[None].flip(-1).float() / 255).flip(-1) for image in images]
         maps = torch.cat([maps, torch.cat(flipped)], 1)[:, :channels]
     return maps.repeat(-(-batch // len(maps)), 1, 1, 1)[:batch].contiguous()
 
 
 def timed(function: Callable[[Tensor], Tensor], maps: Tensor) -> float:
-    """Milliseconds of CPU per image, over all threads."""
+    """Return milliseconds of CPU time per image, over all threads."""
     start = time.process_time()
     function(maps)
     return 1e3 * (time.process_time() - start) / len(maps)
 
 
 def arithmetic(maps: Tensor) -> float:
-    """Milliseconds per image for one covariance (of half its entries), on one thread."""
+    """Return milliseconds per image for half of the entries of a covariance, on one thread."""
     c, n = maps.shape[1], maps[0, 0].numel()
     a = torch.randn(2048, 2048)
     seconds = min(timed(lambda x: x @ x, a) * len(a) / 1e3 for _ in range(10))
@@ -125,7 +125,7 @@ def arithmetic(maps: Tensor) -> float:
 
 
 def data_sets() -> Iterator[tuple[str, Tensor, Tensor, Tensor, int, int]]:
-    """Name, images, labels, features, classes and ignore index of each data set at 322 px."""
+    """Yield name, images, labels, features, classes and ignore index of each data set at 322 px."""
     from primaps.backbones.load import load_backbone
     from primaps.data import find_images, load_pair
 
@@ -186,7 +186,7 @@ def sweep(arguments: argparse.Namespace) -> None:
 
 
 def sign(arguments: argparse.Namespace) -> None:
-    """Which sign of the component: hard masks of Eq. 6 at feature resolution, no smoothing."""
+    """Compare sign rules of the component by hard masks (Eq. 6) without smoothing."""
     rules = {
         "largest |cosine|": lambda p, raw, cos: cos[cos.abs().argmax()],
         "its opposite": lambda p, raw, cos: -cos[cos.abs().argmax()],
@@ -205,7 +205,7 @@ def sign(arguments: argparse.Namespace) -> None:
 def with_sign(
     f: Tensor, statistic: Callable[[Tensor, Tensor, Tensor], Tensor], threshold: float = 0.4
 ) -> Tensor:
-    """Eq. 2-8 by an eigendecomposition, with a sign rule of choice."""
+    """Compute Eq. 2-8 by an eigendecomposition, with a given sign rule."""
     x = f.flatten(1).T
     unit, mask = F.normalize(x, dim=1), torch.zeros(len(x), dtype=torch.int64)
     while (mask > 0).float().mean() < 0.95:
@@ -228,9 +228,11 @@ def main() -> None:
     )
     parser.add_argument("what", choices=["speed", "variants", "sweep", "sign"])
     parser.add_argument("--crf", action="store_true", help="also with the dense CRF (slow)")
-    parser.add_argument("--repeat", type=int, default=5, help="runs of each side (speed)")
-    parser.add_argument("--batch", type=int, default=32, help="images of a batch (speed)")
-    parser.add_argument("--few", type=int, default=6, help="images for the slow side (speed)")
+    parser.add_argument("--repeat", type=int, default=5, help="runs of each version (speed)")
+    parser.add_argument("--batch", type=int, default=32, help="images per batch (speed)")
+    parser.add_argument(
+        "--few", type=int, default=6, help="images of the straightforward version (speed)"
+    )
     arguments = parser.parse_args()
     {"speed": speed, "variants": variants, "sweep": sweep, "sign": sign}[arguments.what](arguments)
 

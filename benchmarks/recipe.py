@@ -1,13 +1,13 @@
-"""What `fit` takes by default, or the linear probe, on labeled folders: scores, and seconds.
+"""Scores and seconds of the default fit, or of the linear probe, on labeled folders.
 
     python benchmarks/recipe.py --data ROOT [--sets camvid ...] [--seeds 0 1 2 3 4] [--size 448]
     python benchmarks/recipe.py --data ROOT --method probe --size 448
 
-ROOT holds ``camvid``, ``coco200`` and ``aerial260`` as for results.py, whose table1 has the other
-methods. Features and masks are computed once for each set and size, and take no time if the store
-has them; then each seed is fitted and scored on the split val, or on all where there is one split,
-as `primaps evaluate` does it, the probe without CRF. Prints accuracy and mean IoU in %, mean ±
-standard deviation, without and with the CRF, and seconds on this machine.
+ROOT contains ``camvid``, ``coco200`` and ``aerial260`` as for results.py, whose table1 has the
+other methods. Features and masks are computed once per data set and size, and read from the cache
+later. Each seed is fitted, and scored as by `primaps evaluate` on the split val, or on all images if
+there is one split; the probe is scored without the CRF. The script prints accuracy and mean IoU in
+%, mean ± standard deviation, without and with the CRF, and seconds.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--size", type=int, help="pixels; default: that of the backbone")
+    parser.add_argument(
+        "--size", type=int, help="image size in pixels [default: that of the backbone]"
+    )
     parser.add_argument("--method", choices=["em", "probe"], default="em")
-    parser.add_argument("--engine", default="torch", help="of the backbone")
+    parser.add_argument("--engine", default="torch", help="engine of the backbone")
     parser.add_argument("--cache", type=Path, default=cache_dir() / "features")
     arguments = parser.parse_args()
     head = ["", "accuracy", "mean IoU", "accuracy + CRF", "mean IoU + CRF"]
@@ -63,8 +65,8 @@ def main() -> None:
             crfs = [False, not probe]  # the paper's probe is without
             both = [evaluate(model, source.score, features=kept, crf=crf) for crf in crfs]
             scores.append(both)
-            told = [f"{one.accuracy:.1%} {one.mean_iou:.1%}" for one in both]
-            print(name, seed, *told, f"{seconds[-1]:.1f} s", flush=True)
+            shown = [f"{one.accuracy:.1%} {one.mean_iou:.1%}" for one in both]
+            print(name, seed, *shown, f"{seconds[-1]:.1f} s", flush=True)
         figures = [
             spread([100 * getattr(one[crf], figure) for one in scores])
             for crf in (False, True)

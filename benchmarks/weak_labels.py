@@ -1,11 +1,11 @@
-"""What leaving out weak labels saves the CRF of class maps, and what it does to them.
+"""Time saved by dropping negligible labels from the CRF of class maps, and the change of the maps.
 
     python benchmarks/weak_labels.py --images FOLDER --model MODEL [--count N]
 
-Class maps of images by a fitted model at several values of ``negligible``, one image at a
-time on one core, in turns. Prints for each the processor time of the CRF per image, the median of
-its ratio to keeping all labels, the share of the pixels that get the same class, and how far the
-marginals are: mean over pixels of the sum over classes of the absolute difference.
+Class maps of images are computed with several values of ``negligible``, one image at a time on one
+core, alternating. For each value the script prints the processor time of the CRF per image, the
+median of its ratio to keeping all labels, the share of the pixels that get the same class, and the
+change of the marginals: the mean over pixels of the sum over classes of the absolute difference.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
             apart[value].append(float((found - full).abs().sum(0).mean()))
         torch.set_num_threads(threads)
     print(f"{len(times[0.0])} images, {model.classes} classes")
-    print("| negligible | ms | ratio | same class % | least % | marginals |")
+    print("| negligible | ms | ratio | same class % | minimum % | marginals |")
     print("|---|---|---|---|---|---|")
     for value in VALUES:
         ratio = statistics.median(a / b for a, b in zip(times[0.0], times[value], strict=True))
