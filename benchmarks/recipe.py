@@ -4,10 +4,10 @@
     python benchmarks/recipe.py --data ROOT --method probe --size 448
 
 ROOT contains ``camvid``, ``coco200`` and ``aerial260`` as for results.py, whose table1 has the
-other methods. Features and masks are computed once per data set and size, and read from the cache
-later. Each seed is fitted, and scored as by `primaps evaluate` on the split val, or on all images if
-there is one split; the probe is scored without the CRF. The script prints accuracy and mean IoU in
-%, mean ± standard deviation, without and with the CRF, and seconds.
+other methods. Features and masks are computed once per data set and size, and cached. Each seed is
+fitted, and scored as by `primaps evaluate` on the split val, or on all images of a single split;
+the probe is scored without the CRF. The script prints accuracy and mean IoU in %, mean ± standard
+deviation, without and with the CRF, and seconds.
 """
 
 from __future__ import annotations

@@ -98,6 +98,7 @@ def test_switches_and_numbers_of_public_functions_are_checked():
     functions = {
         "propose": lambda **given: primaps.propose(FEATURES, **given),
         "dense_crf": lambda **given: primaps.dense_crf(IMAGE, np.ones((2, 6, 6)), **given),
+        "DenseCRF": lambda **given: primaps.DenseCRF(**given),
         "propose_files": lambda **given: primaps.propose_files("nothing", "out", **given),
         "evaluate": lambda **given: primaps.evaluate(None, "nothing", "nothing", **given),
     }

@@ -12,15 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from primaps.crf import inputs
-from primaps.crf.inputs import (
-    Compatibility,
-    CRFParameters,
-    Deviation,
-    Iterations,
-    Negligible,
-    Tolerance,
-    Weight,
-)
+from primaps.crf.inputs import CRFParameters
 from primaps.crf.kernels import bilateral_features, gaussian_filter, spatial_features
 from primaps.crf.lattice import Lattice, build_lattice
 from primaps.crf.mean_field import Filter, Kernel, mean_field
@@ -171,18 +163,8 @@ def dense_crf(
     probabilities: Any = None,
     *,
     logits: Any = None,
-    iterations: Iterations = 10,
-    bilateral_weight: Weight = 4.0,
-    theta_alpha: Deviation = 67.0,
-    theta_beta: Deviation = 3.0,
-    gaussian_weight: Weight = 3.0,
-    theta_gamma: Deviation = 1.0,
-    compatibility: Compatibility = None,
-    exact: bool = False,
-    dtype: Literal["float32", "float64"] = "float32",
-    tolerance: Tolerance = None,
-    negligible: Negligible = 1e-3,
     return_changes: bool = False,
+    **parameters: Any,
 ) -> Any:
     """Refine label probabilities with a dense CRF: ``DenseCRF(...)(images, probabilities)``.
 
@@ -195,21 +177,8 @@ def dense_crf(
         >>> marginals.shape, bool(torch.allclose(marginals.sum(1), torch.ones(1, 6, 6)))
         (torch.Size([1, 4, 6, 6]), True)
     """
-    crf = DenseCRF(
-        iterations=iterations,
-        bilateral_weight=bilateral_weight,
-        theta_alpha=theta_alpha,
-        theta_beta=theta_beta,
-        gaussian_weight=gaussian_weight,
-        theta_gamma=theta_gamma,
-        compatibility=compatibility,
-        exact=exact,
-        dtype=dtype,
-        tolerance=tolerance,
-        negligible=negligible,
-    )
-    call: Any = crf
-    return call(images, probabilities, logits=logits, return_changes=return_changes)
+    crf: Any = DenseCRF(**parameters)
+    return crf(images, probabilities, logits=logits, return_changes=return_changes)
 
 
 def _as_given(found: Any, given: Any) -> Any:

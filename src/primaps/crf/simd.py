@@ -124,44 +124,73 @@ def axpy(typingctx, scale, x, y):
     return x(types.float32, x, y), codegen
 
 
-@intrinsic
-def subtract(typingctx, x, scalar):
-    """Return ``x - scalar``."""
+def _with_scalar(operation):
+    """Return an intrinsic of a vector and a scalar that is broadcast to all lanes."""
 
-    def codegen(context, builder, signature, args):
-        return builder.fsub(args[0], _broadcast(builder, args[1], x.lanes))
+    @intrinsic
+    def function(typingctx, x, scalar):
+        def codegen(context, builder, signature, args):
+            return operation(builder, args[0], _broadcast(builder, args[1], x.lanes))
 
-    return x(x, types.float32), codegen
+        return x(x, types.float32), codegen
 
-
-@intrinsic
-def scaled(typingctx, x, scalar):
-    """Return ``x * scalar``."""
-
-    def codegen(context, builder, signature, args):
-        return builder.fmul(args[0], _broadcast(builder, args[1], x.lanes))
-
-    return x(x, types.float32), codegen
+    return function
 
 
-@intrinsic
-def maximum(typingctx, x, y):
-    """Return the elementwise maximum of two vectors."""
+def _elementwise(operation):
+    """Return an intrinsic of two vectors."""
 
-    def codegen(context, builder, signature, args):
-        return builder.select(builder.fcmp_ordered(">", args[0], args[1]), args[0], args[1])
+    @intrinsic
+    def function(typingctx, x, y):
+        def codegen(context, builder, signature, args):
+            return operation(builder, *args)
 
-    return x(x, y), codegen
+        return x(x, y), codegen
+
+    return function
 
 
-@intrinsic
-def plus(typingctx, x, y):
-    """Return ``x + y``."""
+def _reduction(operation):
+    """Return an intrinsic that combines the halves of a vector repeatedly, in a fixed order."""
 
-    def codegen(context, builder, signature, args):
-        return builder.fadd(args[0], args[1])
+    @intrinsic
+    def function(typingctx, x):
+        def codegen(context, builder, signature, args):
+            value, lanes = args[0], x.lanes
+            while lanes > 1:
+                lanes //= 2
+                low, high = (
+                    builder.shuffle_vector(
+                        value, value, ir.Constant(ir.VectorType(_I32, lanes), list(half))
+                    )
+                    for half in (range(lanes), range(lanes, 2 * lanes))
+                )
+                value = operation(builder, low, high)
+            return builder.extract_element(value, ir.Constant(_I32, 0))
 
-    return x(x, y), codegen
+        return types.float32(x), codegen
+
+    return function
+
+
+def _larger(builder, x, y):
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+subtract = _with_scalar(lambda builder, x, y: builder.fsub(x, y))
+"""``x - scalar``."""
+scaled = _with_scalar(lambda builder, x, y: builder.fmul(x, y))
+"""``x * scalar``."""
+plus = _elementwise(lambda builder, x, y: builder.fadd(x, y))
+"""``x + y``."""
+distance = _elementwise(lambda builder, x, y: _call(builder, "fabs", x.type, builder.fsub(x, y)))
+"""``|x - y|``."""
+maximum = _elementwise(_larger)
+"""The elementwise maximum of two vectors."""
+total = _reduction(lambda builder, x, y: builder.fadd(x, y))
+"""The sum over the lanes."""
+largest = _reduction(_larger)
+"""The maximum over the lanes."""
 
 
 @intrinsic
@@ -172,53 +201,6 @@ def muladd(typingctx, x, y, z):
         return _call(builder, "fmuladd", ir.VectorType(_F32, x.lanes), *args)
 
     return x(x, y, z), codegen
-
-
-@intrinsic
-def distance(typingctx, x, y):
-    """Return ``|x - y|``."""
-
-    def codegen(context, builder, signature, args):
-        vector = ir.VectorType(_F32, x.lanes)
-        return _call(builder, "fabs", vector, builder.fsub(args[0], args[1]))
-
-    return x(x, y), codegen
-
-
-def _reduction(combine):
-    """Combine the halves of the vector repeatedly: the order of operations is fixed."""
-
-    def typer(typingctx, x):
-        def codegen(context, builder, signature, args):
-            value, lanes = args[0], x.lanes
-            while lanes > 1:
-                lanes //= 2
-                low, high = (
-                    builder.shuffle_vector(
-                        value, value, ir.Constant(ir.VectorType(_I32, lanes), list(part))
-                    )
-                    for part in (range(lanes), range(lanes, 2 * lanes))
-                )
-                value = combine(builder, low, high)
-            return builder.extract_element(value, ir.Constant(_I32, 0))
-
-        return types.float32(x), codegen
-
-    return typer
-
-
-@intrinsic
-def total(typingctx, x):
-    """Return the sum over the lanes."""
-    return _reduction(lambda builder, a, b: builder.fadd(a, b))(typingctx, x)
-
-
-@intrinsic
-def largest(typingctx, x):
-    """Return the maximum over the lanes."""
-    return _reduction(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))(
-        typingctx, x
-    )
 
 
 @intrinsic
