@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primaps.proposals.batched import propose_torch
-from primaps.proposals.eigenvectors import dominant, propose_cpu
+from primaps.proposals.compiled import propose_cpu
+from primaps.proposals.eigenvectors import dominant
 from primaps.proposals.image_size import image_masks, mask_logits
 from primaps.proposals.principal_masks import propose
 
