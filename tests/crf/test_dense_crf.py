@@ -1,6 +1,5 @@
 """The dense CRF as users call it: properties, layouts, errors."""
 
-import inspect
 import math
 
 import numpy as np
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from primaps.crf import (
-    DenseCRF,
     compiled,
     compiled_lattice,
     compiled_rows,
@@ -142,7 +140,7 @@ def test_impossible_labels_of_a_feature_map_stay_so(path):
         dense_crf(image, logits=logits, **path)
 
 
-def test_a_batch_of_small_logits_is_of_images_of_one_size():
+def test_a_tensor_of_small_logits_needs_images_of_one_size():
     images = [torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 6, dtype=torch.uint8)]
     with pytest.raises(InputError, match="several sizes need a list"):
         dense_crf(images, logits=torch.zeros(2, 3, 2, 2))
@@ -281,12 +279,6 @@ def test_no_iterations_return_the_unary():
     torch.testing.assert_close(marginals, logits.softmax(0), atol=2e-4, rtol=0)
 
 
-def test_function_and_object_have_the_same_parameters():
-    function = inspect.signature(dense_crf).parameters
-    fields = inspect.signature(DenseCRF).parameters
-    assert {k: p.default for k, p in fields.items()} == {k: function[k].default for k in fields}
-
-
 IMAGE, LOGITS = scene((3, 4, 5), 0)
 PROBABILITIES = LOGITS.softmax(0)
 
@@ -334,8 +326,8 @@ def test_errors_name_the_argument(arguments, message):
         dense_crf(**{"images": IMAGE, **arguments})
 
 
-def test_compiled_kernels_are_found_again_on_disk():
-    """Numba's cache goes by what a kernel encloses; only plain numbers are the same next time."""
+def test_compiled_functions_are_cached_on_disk():
+    """The numba cache depends on enclosed values; only numbers are the same in each process."""
     kernels = [
         *compiled._filter(4, 4, 9),
         compiled._update(4, 4, 9, True),

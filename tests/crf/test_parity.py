@@ -106,7 +106,7 @@ def test_torch_operations_give_the_same_labels(name, labels):
 
 @pytest.mark.parametrize("name", PHOTOS)
 def test_lattice_is_near_brute_force(name):
-    """The lattice is an approximation; this is how near it comes at 60 x 60 pixels."""
+    """The lattice approximates the kernels; check its labels at 60 x 60 pixels."""
     image = photo(name, 60, 60)
     probabilities = soft_clusters(image, 6)
     exact = dense_crf(image, probabilities, exact=True)
@@ -118,7 +118,7 @@ def test_lattice_is_near_brute_force(name):
 
 
 def test_brute_force_is_the_equation():
-    """Two updates of Eq. 4, written out pixel by pixel."""
+    """Compare with two updates of Eq. 4, written out pixel by pixel."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 20, (3, 3, 4), generator=generator, dtype=torch.uint8)
     unary = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64).log_softmax(0)
@@ -144,8 +144,8 @@ def test_brute_force_is_the_equation():
 
 
 @pytest.mark.parametrize("labels", [12, 27])
-def test_negligible_labels_are_left_out_without_a_trace(labels, monkeypatch):
-    """Most labels of a prediction are absent from an image; rows become shorter, labels stay."""
+def test_negligible_labels_do_not_change_the_result(labels, monkeypatch):
+    """Most labels do not occur in an image; rows become shorter, and the label map is the same."""
     image = photo("chelsea", 120, 160)
     present = soft_clusters(image, 3).log()
     logits = torch.full((labels, 120, 160), -9.0)
@@ -168,7 +168,7 @@ def test_negligible_labels_are_left_out_without_a_trace(labels, monkeypatch):
 
 @pytest.mark.parametrize("labels", [12, 27])
 def test_weak_labels_hardly_matter_to_the_class_map(labels):
-    """As in predictions, where every class has some probability everywhere and few ever win."""
+    """As in predictions, every class has some probability everywhere, and few win."""
     image = photo("coffee", 120, 160)
     logits = torch.rand(labels, 120, 160, generator=torch.Generator().manual_seed(0))
     logits[[0, 2, labels - 1]] += 3 * soft_clusters(image, 3)
@@ -181,7 +181,7 @@ def test_weak_labels_hardly_matter_to_the_class_map(labels):
 
 
 def test_weak_labels_that_share_a_lane_do_not_support_each_other():
-    """23 labels of 1 % each: together they would hear of 25 %, and take the image over."""
+    """23 labels of 1 % each must not receive messages of all 23 % together."""
     image = torch.full((3, 40, 40), 100, dtype=torch.uint8)
     likely = torch.full((27, 40, 40), 0.25 / 23)
     likely[:4] = 0.75 / 4
@@ -192,8 +192,8 @@ def test_weak_labels_that_share_a_lane_do_not_support_each_other():
 
 
 @pytest.mark.parametrize("small", [False, True])
-def test_labels_that_were_left_out_come_back(small):
-    """When their sum grows, all rows are again as they were, and from then on stay so."""
+def test_dropped_labels_return(small):
+    """When their sum grows, all labels return and are not merged again."""
     logits = torch.randn(12, 2, 3, generator=torch.Generator().manual_seed(0))
     large = F.interpolate(logits[None], (5, 10), mode="bilinear")[0]
     unary = large.log_softmax(0).flatten(1).numpy()
@@ -221,7 +221,7 @@ def test_labels_that_were_left_out_come_back(small):
     assert rows.width == full
 
 
-def test_memory_of_large_images_goes_back_and_changes_nothing(monkeypatch):
+def test_memory_of_large_images_is_freed(monkeypatch):
     image = photo("coffee", 60, 80)[None]
     logits = torch.randn(1, 20, 6, 8, generator=torch.Generator().manual_seed(0))
     whole = dense_crf(image, logits=logits)

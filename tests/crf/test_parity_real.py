@@ -15,7 +15,7 @@ from tests.crf.test_parity import PHOTOS, agreement, photo, reference
 
 @pytest.fixture(scope="module")
 def features(dinov2):
-    """Feature maps of four photos and of their flipped images."""
+    """Feature maps of four images and of their flipped images."""
     images = torch.stack([photo(name, 322, 322) for name in PHOTOS]) / 255
     return torch.stack([dinov2(images), dinov2(images.flip(-1))])
 

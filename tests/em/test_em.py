@@ -54,7 +54,7 @@ def test_kmeans_finds_separated_classes(views):
 @pytest.mark.parametrize(
     ("method", "expected"), [("em", RESTARTS * 7 * [8 * 20]), ("kmeans", 7 * [8 * 36])]
 )
-def test_starts_of_the_recipe_look_at_some_positions_and_the_baseline_at_all(
+def test_restarts_read_sampled_tokens_and_the_baseline_all_tokens(
     views, monkeypatch, method, expected
 ):
     looked, forward = [], Prototypes.forward
@@ -94,7 +94,7 @@ def test_feature_size_equals_image_size_on_an_image_as_small_as_its_features(vie
     assert torch.equal(image.direction, feature.direction)
 
 
-def test_a_seed_gives_the_same_bytes_and_another_seed_does_not(views):
+def test_results_depend_on_the_seed_alone(views):
     def run(seed):
         config = Config(3, batch_size=4, seed=seed)
         start = fit_kmeans(views, pca_init(views, 3), 5, config)
@@ -107,7 +107,7 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_does_not(views):
 
 
 def test_em_step_by_step_against_the_equations(views):
-    """Autograd on the paper's own order of operations, in float64, without our shortcuts."""
+    """Compare with autograd in float64, in the order of operations of the paper."""
     masks, config = (
         random_masks(),
         Config(3, recipe="paper", batch_size=8, momentum_every=2, seed=7),
@@ -144,7 +144,7 @@ def test_em_step_by_step_against_the_equations(views):
 
 
 def test_augmented_views_are_what_the_student_sees():
-    """With views of zeros the student learns nothing from the features: directions stay."""
+    """With views of zeros the gradient of the directions is zero."""
     blind = Views(
         ImageArrays(CLEAN),
         augmented=(ImageArrays(torch.zeros_like(CLEAN[:, 0])),),
@@ -171,7 +171,7 @@ def test_constant_momentum_is_equation_11(views):
     )
 
 
-def test_momentum_zero_in_every_step_is_pseudo_labels_of_the_student_itself(views):
+def test_momentum_zero_in_every_step_uses_pseudo_labels_of_the_student(views):
     """The row "+ pseudo label" of Table 4b: without a moving average."""
     start = Prototypes(torch.randn(3, 12, generator=torch.Generator().manual_seed(3)))
     plain = Config(3, recipe="paper", batch_size=8, momentum=0.0, momentum_every=1)

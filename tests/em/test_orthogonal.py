@@ -22,7 +22,7 @@ def test_polar_is_the_nearest_matrix_with_orthonormal_rows():
         assert (found - matrix).norm() <= (other - matrix).norm() + 1e-12
 
 
-def test_the_best_of_many_starts_is_the_best_of_all_assignments():
+def test_the_best_of_many_initializations_is_the_best_of_all_assignments():
     """For an assignment the best orthonormal prototypes have the nuclear norm of the sums."""
     torch.manual_seed(1)
     features = F.normalize(torch.randn(9, 3), dim=1)
@@ -49,7 +49,7 @@ def test_no_iteration_raises_the_loss():
     assert values[-1] > values[0]
 
 
-def test_the_assignments_of_an_oblique_start_count():
+def test_an_oblique_initialization_determines_the_assignments():
     """Both features are nearer to the second prototype; at right angles to it, the first would
     take one of them."""
     features = F.normalize(torch.tensor([[1.0, 0.5], [1.0, 0.9]]), dim=1)
@@ -61,7 +61,7 @@ def test_the_assignments_of_an_oblique_start_count():
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
 
 
-def test_a_class_without_a_feature_stays_orthogonal_to_the_others():
+def test_a_class_without_features_stays_orthogonal_to_the_others():
     features = F.normalize(torch.tensor([[1.0, 0.1, 0], [1, -0.1, 0]]), dim=1)
     found = orthogonal_kmeans(features, torch.eye(3)[[0, 2]])
     torch.testing.assert_close(found.abs(), torch.eye(3)[[0, 2]], atol=1e-5, rtol=0)
@@ -93,8 +93,8 @@ def test_consensus_does_not_depend_on_the_order_of_classes():
     assert len(cosines.argmax(1).unique()) == 4
 
 
-def test_consensus_is_of_those_that_agree_and_not_of_the_most_central():
-    """Two partitions prevail: the average of all would be neither, its middle is nobody's."""
+def test_consensus_averages_the_candidates_that_agree():
+    """With two groups of candidates, the average of all is in neither group."""
     torch.manual_seed(5)
     one, other = (polar(torch.randn(4, 8).double()) for _ in range(2))
 
@@ -108,7 +108,7 @@ def test_consensus_is_of_those_that_agree_and_not_of_the_most_central():
     assert ((everyone @ one.T).amax(1) < 0.99).any()
 
 
-def test_separated_classes_are_found_and_the_history_tells():
+def test_separated_classes_are_found_and_recorded_in_the_history():
     recorder = Recorder()
     views, masks = Views(ImageArrays(CLEAN)), enlarged(TRUTH + 1)
 
@@ -127,7 +127,7 @@ def test_separated_classes_are_found_and_the_history_tells():
         fit_orthogonal(features, [Prototypes(torch.randn(13, 12))], recorder)
 
 
-def test_starts_side_by_side_are_what_each_is_alone():
+def test_parallel_restarts_equal_single_runs():
     seen = sample_tokens(Views(ImageArrays(CLEAN)), 20, 0)
     first = Prototypes(torch.randn(3, 12, generator=torch.Generator().manual_seed(0)))
     together = fit_restarts(seen, first, [4, 5, 6], 7, Config(3))

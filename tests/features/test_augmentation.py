@@ -7,7 +7,7 @@ def chances(count: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, CHANCES, generator=torch.Generator().manual_seed(seed))
 
 
-def test_augmentation_follows_its_chances_and_keeps_colors_in_range():
+def test_augmentation_depends_on_its_random_numbers_and_keeps_colors_in_range():
     images = torch.rand(24, 3, 40, 32, generator=torch.Generator().manual_seed(0))
     first, again, other = (photometric(images, chances(24, seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -16,7 +16,7 @@ def test_augmentation_follows_its_chances_and_keeps_colors_in_range():
     assert first.max() <= 1
 
 
-def test_the_rest_of_the_batch_does_not_matter():
+def test_augmentation_does_not_depend_on_the_batch():
     images = torch.rand(6, 3, 40, 32, generator=torch.Generator().manual_seed(0))
     together, numbers = photometric(images, chances(6)), chances(6)
     alone = torch.cat([photometric(images[i : i + 1], numbers[i : i + 1]) for i in range(6)])

@@ -17,7 +17,7 @@ from tests.conftest import painted
 
 
 class Counting(torch.nn.Module):
-    """Passes images on and counts them."""
+    """A network that counts its images."""
 
     def __init__(self, network):
         super().__init__()
@@ -41,7 +41,7 @@ def counting(colors):
 
 
 def halves(features, images):
-    """Masks that tell whether an image is bright on the left."""
+    """Return mask 1 for the left half and mask 2 for the right half of each image."""
     masks = torch.ones(len(images), *images.shape[2:], dtype=torch.int64)
     masks[:, :, 32:] = 2
     return masks
@@ -54,14 +54,14 @@ def everything(rows):
     return rows.take(torch.arange(len(rows)))
 
 
-def test_mean_over_mirror_images_is_mirrored_with_the_image(colors):
+def test_mean_over_flipped_images_is_flipped_with_the_image(colors):
     backbone = load_backbone(colors, device="cpu", patch_size=8)
     images = torch.randint(0, 256, (2, 3, 32, 40), dtype=torch.uint8)
     turned = flip_average(backbone, images.flip(-1))
     torch.testing.assert_close(turned.flip(-1), flip_average(backbone, images))
 
 
-def test_features_are_those_of_the_image_and_its_mirror_image(folder, counting):
+def test_features_are_those_of_the_image_and_its_flipped_image(folder, counting):
     found = extract(find_images(folder), counting, 64, views=2, masks=MAKER, cache=None)
     image = torch.from_numpy(np.asarray(Image.open(folder / "03.png")).copy()).permute(2, 0, 1)
     inputs = image[None].float() / 255
@@ -111,7 +111,7 @@ def test_nothing_is_computed_twice(folder, counting, tmp_path_factory):
     assert passes()[0] == 0  # known by its content under another name
 
 
-def test_a_run_that_stopped_goes_on_with_the_same_bytes(folder, counting, tmp_path_factory):
+def test_a_resumed_extraction_writes_the_same_bytes(folder, counting, tmp_path_factory):
     stopped, whole = tmp_path_factory.mktemp("stopped"), tmp_path_factory.mktemp("whole")
     files, network = find_images(folder), counting.features
 
@@ -133,7 +133,7 @@ def test_a_run_that_stopped_goes_on_with_the_same_bytes(folder, counting, tmp_pa
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_damaged_features_are_found_and_made_anew(folder, counting, tmp_path_factory):
+def test_damaged_features_are_computed_again(folder, counting, tmp_path_factory):
     store, files = tmp_path_factory.mktemp("store"), find_images(folder)
     before = everything(extract(files, counting, 64, cache=store).views.clean)
     (path,) = store.rglob("features/rows.bin")
@@ -221,7 +221,7 @@ def test_memory_does_not_grow_with_the_collection(tmp_path):
 def test_features_of_masks_alone_are_those_of_features_and_masks(
     folder, counting, tmp_path_factory, monkeypatch, store
 ):
-    """And features are kept of the images alone that k-means starts look at."""
+    """Feature maps are only cached for the images that k-means restarts read."""
     monkeypatch.setattr("primaps.features.extract.RESTART_IMAGES", 4)
     (folder / "04.png").write_bytes(b"no image")
     files, kept = find_images(folder), tmp_path_factory.mktemp("kept")
@@ -257,10 +257,8 @@ def test_features_of_masks_alone_are_those_of_features_and_masks(
         assert counting.features.seen == seen + 2  # blank images, for the shape
 
 
-def test_the_same_image_in_many_batches_is_kept_once_whatever_is_there(
-    counting, tmp_path, monkeypatch
-):
-    """Batches of one content are computed at the same time, over a store that has it, too."""
+def test_the_same_image_in_many_batches_is_cached_once(counting, tmp_path, monkeypatch):
+    """Batches with the same image are computed at the same time, also if it is cached."""
     monkeypatch.setattr("primaps.features.extract.RESTART_IMAGES", 1)
     pictures = [painted(seed % 3)[0] for seed in range(64)]
     files = [ImageFile(picture, f"{n:02}") for n, picture in enumerate(pictures)]
@@ -274,8 +272,8 @@ def test_the_same_image_in_many_batches_is_kept_once_whatever_is_there(
         assert len(path.read_text().splitlines()) == 3, path
 
 
-def test_the_table_of_masks_has_the_same_bits_on_any_number_of_cores():
-    """At the width of a ViT, where a product is shared out among threads."""
+def test_the_mask_table_is_bit_identical_with_and_without_feature_maps():
+    """With the channels of a ViT, a product is divided among threads."""
     network = load_backbone(torch.nn.Conv2d(3, 384, 14, 14), device="cpu", patch_size=14)
     files = [ImageFile(painted(seed, 322, 322)[0], str(seed)) for seed in range(16)]
     stripes = (torch.arange(322) // 60 + 1).expand(322, 322)
@@ -289,7 +287,7 @@ def test_the_table_of_masks_has_the_same_bits_on_any_number_of_cores():
     assert torch.equal(tables[0].features, tables[1].features)
 
 
-def test_a_run_that_keeps_masks_alone_goes_on_with_the_same_bytes(folder, counting, tmp_path):
+def test_a_resumed_extraction_of_masks_writes_the_same_bytes(folder, counting, tmp_path):
     def dying(features, images):
         if len(images) < 8:
             raise KeyboardInterrupt
@@ -308,7 +306,7 @@ def test_a_run_that_keeps_masks_alone_goes_on_with_the_same_bytes(folder, counti
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_few_more_images_change_a_few_of_those_that_starts_look_at(monkeypatch):
+def test_a_few_more_images_change_little_of_the_restart_sample(monkeypatch):
     monkeypatch.setattr("primaps.features.extract.RESTART_IMAGES", 100)
     digests = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(1000)]
     before, after = restart_sample(digests[:990]), restart_sample(digests)

@@ -5,7 +5,7 @@ from primaps.features.training_data import ImageArrays, Views, batch_indices
 CLEAN = torch.arange(10 * 2 * 3).view(10, 2, 3, 1, 1).half()
 
 
-def test_batches_cover_each_epoch_once_and_drop_the_rest():
+def test_batches_cover_each_epoch_once_without_the_incomplete_one():
     found = [batch_indices(step, 10, 4, "EM", 0) for step in range(1, 6)]
     assert [len(index) for index in found] == [4] * 5
     assert len(set(torch.cat(found[:2]).tolist())) == 8
@@ -27,7 +27,7 @@ def test_a_batch_depends_on_its_step_and_seed_alone():
     assert torch.equal(first.clean, expected)
 
 
-def test_each_image_comes_from_a_view_of_its_own_with_its_mirror_flag():
+def test_each_image_uses_a_random_view_and_its_flip():
     flags = torch.rand(3, 10) < 0.5
     kept = tuple(ImageArrays(torch.full((10, 3, 1, 1), float(v)).half()) for v in range(3))
     batch = Views(ImageArrays(CLEAN), augmented=kept, flipped=flags).batch(torch.arange(10), 1, 0)
@@ -37,7 +37,7 @@ def test_each_image_comes_from_a_view_of_its_own_with_its_mirror_flag():
     assert torch.equal(batch.clean, CLEAN[torch.arange(10), batch.flip.long()].float())
 
 
-def test_processes_share_a_batch_as_one_would_see_it():
+def test_processes_divide_the_batch_of_a_single_process():
     whole = Views(ImageArrays(CLEAN)).batch(torch.arange(10), 3, 0)
     index = torch.arange(10)
     for rank in range(2):

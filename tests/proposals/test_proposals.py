@@ -18,7 +18,7 @@ from primaps.proposals.principal_masks import propose
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small matrices on a busy machine: threads would wait for each other."""
+    """Use one thread: on busy cores threads wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -33,14 +33,14 @@ def features() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def large(features) -> torch.Tensor:
-    """More positions than channels for several masks: 41 x 37."""
+    """Features of 41 x 37 tokens: more tokens than channels for several masks."""
     maps = F.interpolate(features, size=(41, 37), mode="bicubic")
     noise = torch.randn(maps.shape, generator=torch.Generator().manual_seed(0))
     return maps + 0.3 * maps.std() * noise
 
 
 def principal(x):
-    """Variances and directions (rows), largest first, by the smaller of two symmetric matrices."""
+    """Return variances and directions (rows), largest first."""
     x = x - x.mean(0)
     wide = len(x) < x.shape[1]
     values, v = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
@@ -187,8 +187,8 @@ def test_scale_does_not_matter(features, scale):
     assert same.float().mean() >= 0.999
 
 
-def test_outliers_do_not_spoil_what_they_leave(features, large):
-    """Down-dating by features so much larger would cancel all digits."""
+def test_masks_after_outliers_are_accurate(features, large):
+    """Subtracting features that are much larger cancels all digits in float32."""
     for maps in (features, large):
         maps = maps.clone()
         maps[:, :, 0, :5] *= 3e4

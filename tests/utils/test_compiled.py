@@ -1,4 +1,4 @@
-"""What compiled functions keep on disk serves every process."""
+"""The cache of compiled functions is valid for every process."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def make(n):
 """
 
 
-def test_functions_of_one_name_that_other_processes_kept_are_told_apart(tmp_path):
+def test_cached_functions_of_one_name_are_distinguished(tmp_path):
     """numba numbers what it compiles in each process: the first one keeps 2 as its second function,
     another one, which has loaded 2, keeps 3 as its second, and a third one needs both."""
     (tmp_path / "kernels.py").write_text(KERNELS)

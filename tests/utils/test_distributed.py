@@ -75,7 +75,7 @@ def launch(script: Path, processes: int, *arguments: str) -> None:
 
 
 def kill_with_children(process: int) -> None:
-    """SIGKILL a process and all that it started, however they are grouped."""
+    """Kill a process and all of its children."""
     children = Path(f"/proc/{process}/task/{process}/children")
     below = children.read_text().split() if children.is_file() else []
     os.kill(process, signal.SIGKILL)
@@ -128,8 +128,8 @@ with distributed.group("cpu") as device:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux to find children")
-def test_two_processes_killed_at_any_moment_end_with_the_model_of_an_uninterrupted_run(folder):
-    """Kills come while states are written, between them, and before the first: $PRIMAPS_KILLS."""
+def test_two_killed_processes_resume_to_the_same_model(folder):
+    """Kill while checkpoints are written, between them, and before the first ($PRIMAPS_KILLS)."""
     script = folder / "fit.py"
     script.write_text(RESUMED)
     whole, killed = folder / "whole", folder / "killed"
@@ -156,7 +156,7 @@ def test_two_processes_killed_at_any_moment_end_with_the_model_of_an_uninterrupt
 
 
 def states(folder: Path) -> dict[str, int]:
-    """The states of training, and when they were written."""
+    """Return the checkpoints and their modification times."""
     found = {}
     for path in folder.glob("training-*.safetensors"):
         with contextlib.suppress(FileNotFoundError):

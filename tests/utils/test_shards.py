@@ -12,13 +12,13 @@ from primaps.utils.shards import Shard, read_shard
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 20])
-def test_each_item_is_in_one_share(count):
+def test_each_item_is_in_one_shard(count):
     shares = [Shard(number + 1, count).of(range(13)) for number in range(count)]
     assert sorted(item for share in shares for item in share) == list(range(13))
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1/0", "one", "1/2/3", "-1/4", "", "1.5/2"])
-def test_a_shard_that_is_none_is_one_sentence(text):
+def test_an_invalid_shard_is_rejected(text):
     with pytest.raises(ValueError, match="shard index must be between|shard must be I/N"):
         read_shard(text)
 
@@ -35,7 +35,7 @@ def test_a_shard_that_is_none_is_one_sentence(text):
           "RANK": "1", "WORLD_SIZE": "4"}, (6, 8)),
     ],
 )  # fmt: skip
-def test_torchrun_and_slurm_say_which_share(environment, expected):
+def test_torchrun_and_slurm_determine_the_shard(environment, expected):
     assert read_shard("auto", environment) == expected
     assert read_shard(None, environment) == (1, 1)
     assert read_shard("2/5", environment) == (2, 5)
@@ -43,7 +43,7 @@ def test_torchrun_and_slurm_say_which_share(environment, expected):
 
 @pytest.mark.parametrize("variables", [{"RANK": "x", "WORLD_SIZE": "2"},
                                        {"RANK": "3", "WORLD_SIZE": "3"}])  # fmt: skip
-def test_odd_variables_are_one_sentence(variables):
+def test_invalid_environment_variables_are_rejected(variables):
     with pytest.raises(ValueError, match=r"must be a number|must be between 1 and 3"):
         read_shard("auto", variables)
 
@@ -58,7 +58,7 @@ def _write(folder: str, process: int, barrier) -> None:
             output.write(f"source {number}", {name: lambda path, text=text: path.write_text(text)})
 
 
-def test_processes_with_the_same_share_write_one_folder_and_all_of_it_is_finished(tmp_path):
+def test_processes_with_the_same_shard_write_one_complete_folder(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(4)
     processes = [
@@ -93,7 +93,7 @@ def test_threads_write_one_folder(tmp_path):
     assert len((tmp_path / JOURNAL).read_text().splitlines()) == 60
 
 
-def test_torchrun_gives_each_process_its_share(vit, painted_folder, tmp_path):
+def test_torchrun_gives_each_process_its_shard(vit, painted_folder, tmp_path):
     from tests.cli.test_cli import call
     from tests.utils.test_distributed import environment
 

@@ -37,8 +37,8 @@ def run(folder, progress=lambda *_: None, fingerprint="a"):
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7, 8, 12, 17, 18])
-def test_a_run_stopped_anywhere_ends_as_one_that_was_not(tmp_path, steps):
-    """The report comes before the state is saved, so the last step is done again."""
+def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path, steps):
+    """The progress callback precedes the checkpoint: the last step is repeated."""
     expected, history = run(None)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop_after(steps))
@@ -49,14 +49,14 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(tmp_path, steps):
     assert json.dumps(lines) == json.dumps(history)
 
 
-def test_a_finished_stage_is_not_run_again(tmp_path):
+def test_a_finished_stage_is_not_repeated(tmp_path):
     run(tmp_path)
     seen = []
     run(tmp_path, lambda stage, done, total, figures: seen.append(stage))
     assert not seen
 
 
-def test_a_state_of_other_options_or_images_is_left_alone(tmp_path):
+def test_a_checkpoint_of_other_options_or_images_is_ignored(tmp_path):
     run(tmp_path)
     seen = []
     run(tmp_path, lambda stage, done, total, figures: seen.append(stage), fingerprint="b")
@@ -64,7 +64,7 @@ def test_a_state_of_other_options_or_images_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("at", [5, 200, -10])
-def test_a_damaged_state_is_found(tmp_path, at, caplog):
+def test_a_damaged_checkpoint_is_reported(tmp_path, at, caplog):
     expected, _ = run(tmp_path)
     path = tmp_path / "training-EM.safetensors"
     content = bytearray(path.read_bytes())
@@ -76,8 +76,8 @@ def test_a_damaged_state_is_found(tmp_path, at, caplog):
     assert str(path) in caplog.text
 
 
-def test_a_state_of_another_shape_is_left_alone(tmp_path, caplog):
-    """As of one with a fingerprint that was copied."""
+def test_a_checkpoint_of_another_shape_is_ignored(tmp_path, caplog):
+    """The fingerprint can be copied with a folder."""
 
     def network(outputs):
         layer = torch.nn.Linear(3, outputs)
@@ -96,7 +96,7 @@ def test_a_state_of_another_shape_is_left_alone(tmp_path, caplog):
     assert torch.equal(same.weight, first[0].weight)
 
 
-def test_a_class_that_dies_is_reported_once(caplog):
+def test_a_class_that_becomes_empty_is_reported_once(caplog):
     views = Views(ImageArrays(torch.ones(4, 2, 3, 5, 5).half()))
     start = pca_init(Views(ImageArrays(torch.randn(4, 2, 3, 5, 5).half())), 3)
     start.direction.data = torch.tensor([[1.0, 1, 1], [-1, -1, -1], [-1, 1, -1]])
@@ -107,8 +107,8 @@ def test_a_class_that_dies_is_reported_once(caplog):
     assert recorder.epochs[0]["empty"] == [1, 2]
 
 
-def test_processes_sum_each_figure_with_its_own_whatever_order_a_state_is_read_in(monkeypatch):
-    """Otherwise they wait for ever, or keep the sum of two figures as one of them."""
+def test_processes_sum_metrics_in_the_same_order(monkeypatch):
+    """Another order causes a deadlock, or adds two different metrics."""
     summed = []
     monkeypatch.setattr(
         "primaps.em.training.total", lambda value: summed.append(len(value)) or value

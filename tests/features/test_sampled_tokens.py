@@ -9,12 +9,14 @@ MAPS = torch.randn(9, 2, 4, 2, 3, generator=torch.Generator().manual_seed(0)).ha
 
 
 def directions(maps: torch.Tensor) -> torch.Tensor:
-    """All positions of images and flipped images: (n, 2 h w, c), of length 1."""
+    """Return all tokens of images and flipped images: (n, 2 h w, c), of length 1."""
     return F.normalize(maps.float(), dim=2).permute(0, 1, 3, 4, 2).flatten(1, 3).half()
 
 
 @pytest.mark.parametrize("projection", [None, lambda features: features.cumsum(-1)])
-def test_positions_are_those_of_images_and_mirror_images_each_once(monkeypatch, projection):
+def test_tokens_are_sampled_from_images_and_flipped_images_without_replacement(
+    monkeypatch, projection
+):
     monkeypatch.setattr(training_data, "MAX_TOKENS", 9 * 7)
     seen = MAPS if projection is None else projection(MAPS.float())  # one that sees neighbors
     found = sample_tokens(Views(ImageArrays(MAPS), projection=projection), 2, seed=0)
@@ -28,13 +30,13 @@ def test_positions_are_those_of_images_and_mirror_images_each_once(monkeypatch, 
     assert all(0 < count < 7 for count in flipped)
 
 
-def test_how_many_there_are(monkeypatch):
+def test_number_of_sampled_tokens(monkeypatch):
     monkeypatch.setattr(training_data, "MAX_TOKENS", 20)
     for least, expected in ((1, 2), (5, 5), (99, 12)):
         assert sample_tokens(Views(ImageArrays(MAPS)), least, 0).directions.shape[1] == expected
 
 
-def test_they_depend_on_the_seed_and_differ_between_images():
+def test_sampled_tokens_depend_on_the_seed_and_differ_between_images():
     maps = torch.arange(12.0).view(1, 2, 1, 2, 3).expand(5, 2, 1, 2, 3)
     maps = torch.cat([maps.cos(), maps.sin()], 2).half()
     views = Views(ImageArrays(maps))
@@ -44,7 +46,7 @@ def test_they_depend_on_the_seed_and_differ_between_images():
     assert not torch.equal(one[0], one[1])
 
 
-def test_processes_have_the_positions_of_their_images():
+def test_processes_have_the_tokens_of_their_images():
     whole, index = sample_tokens(Views(ImageArrays(MAPS)), 3, 0), torch.tensor([8, 1, 0, 3])
     cells = torch.tensor([2, 0])
     rows, here = whole.local_rows(index)
@@ -63,7 +65,7 @@ def test_processes_have_the_positions_of_their_images():
         assert torch.equal(part.directions[rows], whole.directions[index[here]])
 
 
-def test_a_process_without_images_has_none():
+def test_a_process_without_images_has_no_tokens():
     place = torch.full((9,), -1)
     none = sample_tokens(Views(ImageArrays(MAPS), row_of=place), 3, 0)
     assert len(none) == 9

@@ -72,7 +72,7 @@ def test_ignored_images_have_no_gradient():
 
 
 def test_empty_batches_are_zero():
-    """A process may have none of the images of a batch."""
+    """A process can have no image of a batch."""
     logits, labels = torch.zeros(0, 3, 2, 2), torch.zeros(0, 8, 8, dtype=torch.int16)
     weights = torch.ones(3)
     for function in (em_compiled.weighted_cross_entropy, weighted_cross_entropy_torch):
@@ -84,7 +84,7 @@ def test_empty_batches_are_zero():
     assert em_compiled.assign(logits, labels)[1].shape == (0, 256, 3)
 
 
-def test_the_number_of_threads_does_not_change_the_bytes():
+def test_results_do_not_depend_on_the_number_of_threads():
     logits = torch.randn(5, 4, 6, 6)
     labels = torch.randint(-1, 4, (5, 50, 50)).to(torch.int16)
     threads = torch.get_num_threads()

@@ -49,7 +49,7 @@ def test_another_process_finds_them(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 31, 200])
-def test_rows_cut_short_are_missing_and_are_made_anew(tmp_path, cut):
+def test_incomplete_rows_are_missing_and_replaced(tmp_path, cut):
     filled(tmp_path)
     data = tmp_path / "rows.bin"
     with data.open("r+b") as file:
@@ -65,7 +65,7 @@ def test_rows_cut_short_are_missing_and_are_made_anew(tmp_path, cut):
     assert np.array_equal(content(again, [f"key{i}" for i in range(4)]), rows(4))
 
 
-def test_half_a_line_of_the_journal_does_not_count(tmp_path):
+def test_an_incomplete_line_of_the_journal_is_ignored(tmp_path):
     filled(tmp_path)
     with (tmp_path / "rows.txt").open("a") as journal:
         journal.write("key4 12")
@@ -92,7 +92,7 @@ def test_a_damaged_row_is_missing_and_its_neighbors_are_not(tmp_path):
     assert np.array_equal(content(again, ["key2", "key3"]), rows(4)[2:4])
 
 
-def test_a_damaged_line_costs_its_row_only(tmp_path):
+def test_a_damaged_line_loses_only_its_row(tmp_path):
     filled(tmp_path)
     journal = tmp_path / "rows.txt"
     lines = journal.read_text().splitlines()
@@ -109,7 +109,7 @@ def append_for_ever(folder):
             store.append([f"key{i}"], np.full((1, *SHAPE), i % 1000, np.float16))
 
 
-def test_a_process_killed_while_it_writes_loses_no_row_that_was_whole(tmp_path):
+def test_a_killed_writer_loses_no_complete_row(tmp_path):
     context = multiprocessing.get_context("spawn")
     before = 0
     for _ in range(3):
@@ -135,7 +135,7 @@ def test_wrong_shapes_are_refused(tmp_path):
         store.append(["a", "b"], rows(1))
 
 
-def test_rows_of_tensors_and_arrays_are_alike():
+def test_tensors_and_arrays_give_the_same_rows():
     values = torch.randn(6, 2, 3)
     index, inner = torch.tensor([5, 0, 3]), torch.tensor([1, 0, 1])
     for source in (ImageArrays(values), ImageArrays(list(values.numpy()))):
@@ -160,7 +160,7 @@ def several(folder):
     return ArrayCache((2,), np.float32, folder, several=True)
 
 
-def test_keys_with_several_rows_come_back_and_damage_costs_what_it_hit(tmp_path):
+def test_keys_with_several_rows_and_damaged_lines(tmp_path):
     arrays = {f"key{n}": np.full((n, 2), n, np.float32) for n in (3, 0, 1, 4)}
     store = several(tmp_path)
     with store.writing():
