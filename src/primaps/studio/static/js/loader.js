@@ -36,8 +36,8 @@ export function forget() {
 
 /** Loads images that the user is likely to open next. */
 export function prefetch(images, withParts) {
-  for (const image of images) {
-    image(image).catch(() => {});
-    if (withParts) leaves(image).catch(() => {});
+  for (const number of images) {
+    image(number).catch(() => {});
+    if (withParts) leaves(number).catch(() => {});
   }
 }

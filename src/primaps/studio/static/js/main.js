@@ -33,7 +33,7 @@ function open() {
   mounted = key;
   close = ready
     ? VIEWS[name].mount(view)
-    : void view.append(emptyState("image", "No classes yet", `${VIEWS[name].title} opens when the classes are found. Find them in Start.`)) ?? (() => {});
+    : void view.append(emptyState("image", "No classes yet", "Find the classes in Start first.")) ?? (() => {});
   store.set({ view: name });
   if (moved && !view.contains(document.activeElement)) view.focus({ preventScroll: true });
 }

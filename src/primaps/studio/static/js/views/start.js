@@ -174,7 +174,7 @@ function fitting(page) {
       bar.set(progress.total ? progress.done / progress.total : 0);
       const left = progress.seconds_left == null ? "" : `, about ${duration(progress.seconds_left)} left`;
       const fit = server.estimate ? `The fit takes about ${duration(server.estimate.seconds)}.` : "";
-      setText(counts, progress.total > 1 ? `${progress.done.toLocaleString("en")} of ${progress.total.toLocaleString("en")}${left}` : fit || "Starting…");
+      setText(counts, progress.total > 1 ? `${progress.done.toLocaleString("en")} of ${progress.total.toLocaleString("en")}${left}` : fit);
     },
     end: wall.end,
   };
