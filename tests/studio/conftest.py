@@ -1,5 +1,6 @@
 """A small model, its images, and a studio that is served on a real port."""
 
+import os
 import shutil
 import socket
 import threading
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from primaps.model import PriMaPsEM
 from primaps.utils.files import cache_dir
@@ -20,6 +22,10 @@ httpx = pytest.importorskip("httpx2")
 
 MODEL = {"size": 64, "recipe": "orthogonal", "min_init_steps": 10, "mask_crf": False}
 TOKEN = "the-token-of-this-test"
+ARGUMENTS = (
+    "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+    "--disable-background-networking",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -34,15 +40,35 @@ def own_cache(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def prepared(vit, tmp_path_factory) -> Path:
-    """``images`` of two folders and ``model``, fitted to them; not to be written to."""
-    root = tmp_path_factory.mktemp("studio")
-    for seed in range(10):
-        place = root / "images" / ("a" if seed < 6 else "b")
-        place.mkdir(parents=True, exist_ok=True)
-        painted(seed)[0].save(place / f"{seed}.png")
-    model = PriMaPsEM(3, backbone=vit, device="cpu", **MODEL)
-    model.fit(root / "images", cache=None).save_pretrained(root / "model")
+    """``images`` in two folders, and a ``model`` fitted to them; tests do not write to it.
+
+    All workers of a test run share it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "studio"
+    root.mkdir(exist_ok=True)
+    with FileLock(root / "lock"):
+        if not (root / "model").is_dir():
+            for seed in range(10):
+                place = root / "images" / ("a" if seed < 6 else "b")
+                place.mkdir(parents=True, exist_ok=True)
+                painted(seed)[0].save(place / f"{seed}.png")
+            model = PriMaPsEM(3, backbone=vit, device="cpu", **MODEL)
+            model.fit(root / "images", cache=None).save_pretrained(root / "model")
     return root
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium of the system, one for all tests of a worker."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
+        yield found
+        found.close()
 
 
 @pytest.fixture

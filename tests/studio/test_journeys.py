@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,14 +20,10 @@ from PIL import Image
 from primaps.demo import PHOTOS, _packaged
 from primaps.exchange.transfer import import_labels
 from primaps.persistence import read_class_summary, read_legend
+from primaps.studio.workspace import open_workspace
+from tests.studio.conftest import MODEL, TOKEN, serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-ARGUMENTS = (
-    "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-    "--disable-background-networking",
-)  # fmt: skip
 AS_IF_A_CARD_DREW = "WebGL2RenderingContext.prototype.getExtension = () => null"
 """So that the page takes WebGL, which it leaves alone where it is computed without a card."""
 CLASSES = 6
@@ -72,18 +69,9 @@ def served(image_folder, vit):
         process.wait()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def page(browser, served):
-    """A page of the studio; at the end its requests and its console are looked at."""
-    address, _ = served
+@contextmanager
+def tab(browser, address):
+    """A tab of the studio, whose requests stay in the studio and whose console has no error."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     context.add_init_script(AS_IF_A_CARD_DREW)
     found = context.new_page()
@@ -97,6 +85,12 @@ def page(browser, served):
     context.close()
     assert {urlsplit(url).netloc for url in requests} == {urlsplit(address).netloc}
     assert errors == []
+
+
+@pytest.fixture
+def page(browser, served):
+    with tab(browser, served[0]) as found:
+        yield found
 
 
 def go(page, view):
@@ -167,6 +161,73 @@ def pixels(page, selector=".stage canvas"):
     return np.asarray(shot).astype(int)
 
 
+def test_the_main_journey(browser, folder, vit, own_cache):
+    """From a folder through fit, names, merge, undo, correction and audit to an export."""
+    options = {**MODEL, "backbone": vit}
+    given = folder / "images", folder / "out", options
+    with open_workspace(*given) as workspace, serving(workspace) as served:
+        address = f"http://127.0.0.1:{served.port}/?token={TOKEN}"
+        with tab(browser, address) as page:
+            fit_and_edit(page, served)
+            correct_audit_and_export(page, served)
+
+
+def fit_and_edit(page, served):
+    page.get_by_role("button", name="Find the classes").click()
+    page.get_by_text("3 classes in 10 images").wait_for()
+    served.seen()
+    go(page, "Masks")
+    page.get_by_text("refined by the CRF").wait_for()
+    go(page, "Classes")
+    names = legend(served.root).names
+    gallery(page, names)
+    field = page.locator(".card .name").first
+    old = field.input_value()
+    field.fill("sky")
+    field.press("Enter")
+    page.get_by_text(f"Renamed {old} to sky.").wait_for()
+    saved(page)
+    assert set(legend(served.root).names) == {*names, "sky"} - {old}
+    page.locator(".card").first.focus()
+    for key in ("m", "ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    merged = page.get_by_text(re.compile("^Merged sky into class [012][.]$"))
+    text = merged.inner_text()
+    saved(page)
+    assert len(legend(served.root).classes) == 2
+    page.keyboard.press("Control+z")
+    page.get_by_text(f"Undone: m{text[1:]}", exact=True).wait_for()
+    saved(page)
+    assert len(legend(served.root).classes) == 3
+
+
+def correct_audit_and_export(page, served):
+    go(page, "Images")
+    page.locator(".cell").first.click()
+    page.locator(".viewer .stage[data-shown]").wait_for()
+    line = page.locator(".present .line").last
+    name = line.locator(".ellipsis").inner_text()
+    line.click()
+    page.locator(".stage canvas").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press(" ")
+    page.get_by_text(f"Corrected to {name}.").wait_for()
+    saved(page)
+    assert len(list((served.root / "corrections").rglob("*.png"))) == 1
+    go(page, "Audit")
+    page.get_by_role("button", name="Answer 40").click()
+    for done in range(1, 4):
+        page.get_by_text(f"{done - 1} of 40 answered").wait_for()
+        page.keyboard.press("y")
+    page.get_by_text("3 of 40 answered").wait_for()
+    go(page, "Export")
+    page.locator(".format").first.wait_for()
+    page.get_by_role("button", name="Export", exact=True).click()
+    page.get_by_role("heading", name="Exported to COCO", exact=True).wait_for()
+    assert (served.root / "exports" / "coco-1" / "annotations.json").is_file()
+
+
+@pytest.mark.slow
 def test_from_a_folder_to_masks_and_classes(page, served, image_folder):
     _, out = served
     before = {path: path.read_bytes() for path in image_folder.rglob("*.*")}
@@ -188,6 +249,7 @@ def test_from_a_folder_to_masks_and_classes(page, served, image_folder):
     assert {path: path.read_bytes() for path in image_folder.rglob("*.*")} == before
 
 
+@pytest.mark.slow
 def test_the_threshold_changes_the_masks(page):
     fitted(page)
     go(page, "Masks")
@@ -211,6 +273,7 @@ def test_the_threshold_changes_the_masks(page):
     assert page.locator(".similar button").count() > 0
 
 
+@pytest.mark.slow
 def test_cuts_names_merges_splits_and_undo(page, served, browser):
     address, out = served
     fitted(page)
@@ -311,6 +374,7 @@ def test_cuts_names_merges_splits_and_undo(page, served, browser):
     gallery(page, start)
 
 
+@pytest.mark.slow
 def test_a_region_is_corrected_and_the_classes_are_audited(page, served):
     _, out = served
     fitted(page)
@@ -364,6 +428,7 @@ def test_a_region_is_corrected_and_the_classes_are_audited(page, served):
     assert answers.count(True) == 6
 
 
+@pytest.mark.slow
 def test_exports_can_be_imported(page, served, image_folder, tmp_path):
     _, out = served
     fitted(page)

@@ -2,7 +2,6 @@
 
 import functools
 import re
-import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -15,13 +14,9 @@ from primaps.classes.legend import legend, node_classes
 from primaps.classes.tree import Tree
 from primaps.studio.serve import STATIC, page_html
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-
 
 @pytest.fixture(scope="module")
-def page():
+def page(browser):
     """A blank page that can import the modules."""
 
     class Quiet(SimpleHTTPRequestHandler):
@@ -30,13 +25,11 @@ def page():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=STATIC))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        found = browser.new_page()
-        found.set_default_timeout(240_000)
-        found.goto(f"http://127.0.0.1:{server.server_port}/index.html")
-        yield found
-        browser.close()
+    found = browser.new_page()
+    found.set_default_timeout(240_000)
+    found.goto(f"http://127.0.0.1:{server.server_port}/index.html")
+    yield found
+    found.close()
     server.shutdown()
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from primaps.studio.workspace import open_workspace
 from tests.cli.test_cli import call
-from tests.studio.conftest import httpx
+from tests.studio.conftest import httpx, serving
 from tests.studio.test_api import grid
 
 START = (
@@ -81,6 +82,7 @@ def running(*arguments, **options):
         found.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")
 def test_a_fit_resumes_after_a_stop_and_after_a_kill(vit, folder, own_cache):
     """The process of the fit ends with the server, whatever ended it."""
@@ -116,6 +118,7 @@ def test_a_fit_resumes_after_a_stop_and_after_a_kill(vit, folder, own_cache):
         assert state["progress"]["done"] > 1 or saved.stat().st_mtime_ns > at
 
 
+@pytest.mark.slow
 def test_saved_changes_survive_a_kill(folder, vit, own_cache):
     """A fit, a cut and a correction, each followed at once by SIGKILL."""
     with running(folder, backbone=vit) as one:
@@ -153,6 +156,7 @@ def test_saved_changes_survive_a_kill(folder, vit, own_cache):
     assert "sky" in shown.output
 
 
+@pytest.mark.slow
 def test_a_second_studio_on_the_folder_waits(folder):
     with running(folder, folder / "model") as first:
         first.wait(lambda state: state["stage"] == "fitted")
@@ -221,8 +225,6 @@ def test_other_loopback_addresses(folder, host, monkeypatch):
 
 
 def test_a_studio_of_other_images_is_rejected(folder):
-    from primaps.studio.workspace import open_workspace
-
     with open_workspace(folder / "images", folder / "out", {}) as workspace:
         workspace.begin(3)
     with (
@@ -241,9 +243,10 @@ def test_a_studio_of_other_images_is_rejected(folder):
 
 def test_a_model_without_a_tree_is_rejected(folder):
     (folder / "model" / "tree.safetensors").unlink()
-    with running(folder, folder / "model") as one:
+    given = folder / "images", folder / "out", {}, folder / "model"
+    with open_workspace(*given) as workspace, serving(workspace) as served:
         for _ in range(500):
-            state = one.get("state")
+            state = served.get("state").json()
             if state["stage"] == "failed":
                 break
             time.sleep(0.02)

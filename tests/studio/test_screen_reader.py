@@ -8,9 +8,7 @@ import pytest
 
 from tests.studio.conftest import TOKEN, model_served
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+pytestmark = pytest.mark.slow
 VIEWS = {
     "Start": ".start",
     "Masks": ".masks .stage[data-shown]",
@@ -30,14 +28,6 @@ def own(prepared, tmp_path_factory):
         shutil.copytree(prepared / name, root / name)
     with model_served(root) as found:
         yield found.seen()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture
