@@ -1,12 +1,11 @@
-"""How quickly the studio's page answers, in a real browser, on a thousand images.
+"""Response times of the studio in a real browser, and memory of its server, on 1,000 images.
 
-    python benchmarks/studio.py [--images 1000] [--looked 24] [--keep FOLDER]
+    python benchmarks/studio.py [--images 1000] [--analyzed 24] [--keep FOLDER]
 
-Makes photos out of the demo's, fits a model to a few of them, serves the studio and drives
-Chromium (without a graphics card, no limit on the frame rate, so that a frame takes what it costs).
-Printed are, with the limits that they have: the first useful screen, a frame while the number of
-classes, a color, the opacity or the confidence moves, the next image, the threshold of the masks,
-and the memory of the server, which is that of all images if --looked is as many.
+The script crops images from those of the demo, fits a model to a few of them, serves the studio and
+drives Chromium without a graphics card and without a limit on the frame rate. It prints, with their
+limits: the first useful screen, a frame while the number of classes, a color, the opacity or the
+confidence changes, the next image, the threshold of the masks, and the memory of the server.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ async ([change, frames]) => {
       range.dispatchEvent(new Event("input"));
     },
     opacity: (i) => store.set({ opacity: (i % 20) / 20 }),
-    sure: (i) => store.set({ sure: 0.2 + (i % 20) / 40 }),
+    confidence: (i) => store.set({ minConfidence: 0.2 + (i % 20) / 40 }),
     color: (i) => {
       const color = "#" + (i * 99991 % 0xffffff).toString(16).padStart(6, "0");
       const found = store.state.classes;
@@ -86,7 +85,7 @@ async ([value, selector, before]) => {
 
 
 def make(folder: Path, images: int) -> None:
-    """Cuttings of the demo's photos, no two alike."""
+    """Write random crops of the images of the demo."""
     sources = [Image.open(_packaged(*place)).convert("RGB") for place in PHOTOS]
     generator = np.random.default_rng(0)
     for i in range(images):
@@ -95,12 +94,12 @@ def make(folder: Path, images: int) -> None:
         width, height = (int(side * share) for side in source.size)
         left, top = (int(generator.integers(0, 1 + whole - part))
                      for whole, part in zip(source.size, (width, height), strict=True))  # fmt: skip
-        cutting = source.crop((left, top, left + width, top + height)).resize(SIZE)
-        cutting.save(folder / f"{i:05}.jpg", quality=85)
+        crop = source.crop((left, top, left + width, top + height)).resize(SIZE)
+        crop.save(folder / f"{i:05}.jpg", quality=85)
 
 
 def resident(pid: int) -> dict[str, float]:
-    """Memory of a process in MB, now and at most."""
+    """Return the current and the peak memory of a process in MB."""
     text = Path(f"/proc/{pid}/status").read_text()
     found = {}
     for key in ("VmRSS", "VmHWM"):
@@ -110,9 +109,9 @@ def resident(pid: int) -> dict[str, float]:
 
 
 def processor(name: str) -> float:
-    """Seconds of processor time that processes of this name, below this one, have used so far.
+    """Return the CPU seconds of the child processes with this name.
 
-    What a machine that is busy with other things does not change.
+    Other load on the machine does not change them.
     """
     lines = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -132,18 +131,18 @@ def processor(name: str) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def told(name: str, times: list[float], most: str, used: float = 0.0) -> None:
-    """A line of figures; ``used`` is processor time of the browser in all, in seconds."""
+def report(name: str, times: list[float], limit: str, used: float = 0.0) -> None:
+    """Print a line of measurements; ``used`` is the total CPU time of the browser in seconds."""
     ordered = sorted(times)
     last = ordered[int(0.95 * (len(ordered) - 1))]
-    each = f", {1000 * used / len(times):.1f} ms of processor each" if used else ""
+    each = f", {1000 * used / len(times):.1f} ms CPU each" if used else ""
     median = statistics.median(times)
-    print(f"{name:38} {median:7.1f} ms median {last:7.1f} ms 95%{each}   ({most})", flush=True)
+    print(f"{name:38} {median:7.1f} ms median {last:7.1f} ms 95%{each}   ({limit})", flush=True)
 
 
-def measure(page: Page, address: str, pid: int, looked: int, images: int) -> None:
-    """All figures, in the order in which a person would come to them."""
-    opener = page.context.browser.new_page()  # until the model of the fit is in memory
+def measure(page: Page, address: str, pid: int, analyzed: int, images: int) -> None:
+    """Print all measurements, in the order of the views."""
+    opener = page.context.browser.new_page()  # until the model is loaded
     opener.goto(address)
     opener.locator(".card").first.wait_for(timeout=300_000)
     opener.close()
@@ -157,32 +156,32 @@ def measure(page: Page, address: str, pid: int, looked: int, images: int) -> Non
     print(f"{'first useful screen':38} {first:7.2f} s  (below 2)", flush=True)
 
     count = "fetch('/api/images').then(a => a.json())"
-    seen = 0
-    while seen < looked:
+    done = 0
+    while done < analyzed:
         time.sleep(2)
-        seen = page.evaluate(f"{count}.then(i => i.doubt.filter(d => d !== null).length)")
+        done = page.evaluate(f"{count}.then(i => i.uncertainty.filter(u => u !== null).length)")
     start = time.perf_counter()
     page.reload()
     page.locator(".card").first.wait_for()
-    print(f"{'the same, opened again':38} {time.perf_counter() - start:7.2f} s  (below 2)")
+    print(f"{'first useful screen, reloaded':38} {time.perf_counter() - start:7.2f} s  (below 2)")
     page.wait_for_selector(".preview .stage[data-shown]")
     page.wait_for_timeout(2000)
-    for change in ("cut", "color", "opacity", "sure"):
+    for change in ("cut", "color", "opacity", "confidence"):
         before = processor("chrom")
         times = page.evaluate(FRAMES, [change, 130])
         used = processor("chrom") - before
-        told(f"a frame while {change} moves", times, "below 16, 33", used)
+        report(f"a frame while the {change} changes", times, "below 16, 33", used)
 
     page.evaluate("location.hash = 'images'")
     page.get_by_label("Order").select_option("name")
     page.locator(".cell").first.click()
     page.wait_for_selector(".viewer .stage[data-shown]")
     times = []
-    for _ in range(min(20, looked - 2)):
-        page.wait_for_timeout(600)  # a look at it
+    for _ in range(min(20, analyzed - 2)):
+        page.wait_for_timeout(600)
         before = page.locator(".viewer .stage").get_attribute("data-shown")
         times.append(page.evaluate(SHOWN, [None, ".viewer .stage", before]))
-    told("next image", times, "below 150")
+    report("next image", times, "below 150")
 
     page.evaluate("location.hash = 'masks'")
     page.wait_for_selector(".masks .stage[data-shown]")
@@ -192,31 +191,33 @@ def measure(page: Page, address: str, pid: int, looked: int, images: int) -> Non
         before = page.locator(".masks .stage").get_attribute("data-shown")
         value = round(0.2 + 0.03 * i, 2)
         times.append(page.evaluate(SHOWN, [value, ".masks .stage", before]))
-    told("threshold without the CRF", times, "below 200")
-    seen = page.evaluate(f"{count}.then(i => i.doubt.filter(d => d !== null).length)")
+    report("threshold without the CRF", times, "below 200")
+    done = page.evaluate(f"{count}.then(i => i.uncertainty.filter(u => u !== null).length)")
     memory = resident(pid)
     print(
-        f"{'memory of the server':38} {memory['VmRSS']:7.0f} MB now, {memory['VmHWM']:.0f} most "
-        f"({seen} of {images} images were looked at; below 1000)"
+        f"{'memory of the server':38} {memory['VmRSS']:7.0f} MB now, {memory['VmHWM']:.0f} at peak "
+        f"({done} of {images} images analyzed; below 1000)"
     )
 
 
 def main() -> None:
-    """Make, fit, serve, drive, print."""
+    """Create the images, fit, serve and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--looked", type=int, default=24, help="images to wait for")
-    parser.add_argument("--keep", type=Path, help="folder to keep photos and model in")
+    parser.add_argument(
+        "--analyzed", type=int, default=24, help="number of analyzed images to wait for"
+    )
+    parser.add_argument("--keep", type=Path, help="folder for images and model, which is kept")
     given = parser.parse_args()
     root = given.keep or Path(tempfile.mkdtemp(prefix="studio-"))
-    photos, model = root / "photos", root / "model"
-    if not photos.is_dir():
-        photos.mkdir(parents=True)
-        make(photos, given.images)
+    folder, model = root / "images", root / "model"
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        make(folder, given.images)
     if not model.is_dir():
-        few = sorted(photos.iterdir())[:24]
+        few = sorted(folder.iterdir())[:24]
         PriMaPsEM(CLASSES, recipe="orthogonal").fit(few).save_pretrained(model)
-    command = [sys.executable, "-m", "primaps", "studio", str(photos), "--no-browser"]
+    command = [sys.executable, "-m", "primaps", "studio", str(folder), "--no-browser"]
     process = subprocess.Popen(
         [*command, "--out", str(root / "out"), "--model", str(model)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -229,7 +230,7 @@ def main() -> None:
             browser = driver.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
             page = browser.new_page(viewport={"width": 1280, "height": 800})
             page.set_default_timeout(600_000)
-            measure(page, address, process.pid, given.looked, given.images)
+            measure(page, address, process.pid, given.analyzed, given.images)
             browser.close()
     finally:
         process.kill()

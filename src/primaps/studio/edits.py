@@ -17,7 +17,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +67,6 @@ class History:
         edits = [one for action in self.done if action["do"] == "edits" for one in action["edits"]]
         return [*self.base, *edits]
 
-    def add(self, action: Action) -> None:
-        """Record a new action, after which undone actions can no longer be redone."""
-        self._write(action)
-
-    def undo(self) -> None:
-        """Record that the last action was undone."""
-        self._write({"undo": True})
-
-    def redo(self) -> None:
-        """Record that the action undone last was redone."""
-        self._write({"redo": True})
-
     def synchronize(self, edits: Sequence[Any]) -> None:
         """Record the changes that another program made to the edits."""
         known, edits = self.edits, list(edits)
@@ -87,16 +75,17 @@ class History:
         undone = self.undone[-1] if self.undone else None
         done = self.done[-1] if self.done else None
         if undone and undone["do"] == "edits" and [*known, *undone["edits"]] == edits:
-            self.redo()
+            self.add({"redo": True})
         elif edits[: len(known)] == known:
             new = edits[len(known) :]
             self.add({"do": "edits", "edits": new, "description": "edits by another program"})
         elif done and done["do"] == "edits" and known[: -len(done["edits"])] == edits:
-            self.undo()
+            self.add({"undo": True})
         else:
-            self._write({"reset": edits})
+            self.add({"reset": edits})
 
-    def _write(self, line: Action) -> None:
+    def add(self, line: Action) -> None:
+        """Write a line: an action, ``{"undo": true}``, ``{"redo": true}`` or a reset."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
         with self.path.open("a+b") as file:
@@ -197,7 +186,6 @@ class ClassEditor:
         """Append edits as one action.
 
         Raises:
-            ConflictError: The revision is not the current one.
             EditError: One of the edits is not possible; none of them is made.
         """
         with self._lock:
@@ -208,7 +196,6 @@ class ClassEditor:
         """Cut the class tree at a number of classes.
 
         Raises:
-            ConflictError: The revision is not the current one.
             TreeError: The tree has no such cut.
         """
         with self._lock:
@@ -226,7 +213,6 @@ class ClassEditor:
             name: Id of the class.
 
         Raises:
-            ConflictError: The revision is not the current one.
             EditError: The class does not exist.
             InputError: The runs leave the image.
         """
@@ -250,41 +236,29 @@ class ClassEditor:
             self._paint(action, undone=False)
 
     def undo(self, revision: str) -> str | None:
-        """Undo the last action; return the key of the image if it was a correction.
-
-        Raises:
-            ConflictError: The revision is not the current one, or nothing can be undone.
-        """
-        with self._lock:
-            self._check(revision)
-            if not self.history.done:
-                raise ConflictError("there is no action to undo")
-            action = self.history.done[-1]
-            if action["do"] == "edits":
-                kept = len(self._edits.edits) - len(action["edits"])
-                self._write(lambda edits: edits[:kept], self.history.undo)
-                return None
-            self.history.undo()
-            self._paint(action, undone=True)
-            return str(action["key"])
+        """Undo the last action; return the key of the image if it was a correction."""
+        return self._step(revision, undone=True)
 
     def redo(self, revision: str) -> str | None:
-        """Redo the action undone last; return the key of the image if it was a correction.
+        """Redo the action undone last; return the key of the image if it was a correction."""
+        return self._step(revision, undone=False)
 
-        Raises:
-            ConflictError: The revision is not the current one, or nothing can be redone.
-        """
+    def _step(self, revision: str, undone: bool) -> str | None:
         with self._lock:
             self._check(revision)
-            if not self.history.undone:
-                raise ConflictError("there is no action to redo")
-            action = self.history.undone[-1]
-            if action["do"] == "edits":
-                self._write(lambda edits: [*edits, *action["edits"]], self.history.redo)
-                return None
-            self.history.redo()
-            self._paint(action, undone=False)
-            return str(action["key"])
+            verb = "undo" if undone else "redo"
+            actions = self.history.done if undone else self.history.undone
+            if not actions:
+                raise ConflictError(f"there is no action to {verb}")
+            action = actions[-1]
+            if action["do"] == "paint":
+                self.history.add({verb: True})
+                self._paint(action, undone)
+                return str(action["key"])
+            edits = list(self._edits.edits)
+            edits = edits[: -len(action["edits"])] if undone else [*edits, *action["edits"]]
+            self._write(edits, {verb: True})
+            return None
 
     def next_actions(self) -> tuple[str | None, str | None]:
         """Describe the actions that :meth:`undo` and :meth:`redo` would take, or None."""
@@ -304,18 +278,20 @@ class ClassEditor:
     def _append(self, edits: list[dict[str, Any]]) -> None:
         text = describe(edits, self.legend())
         action = {"do": "edits", "edits": edits, "description": text}
-        self._write(lambda now: [*now, *edits], lambda: self.history.add(action))
+        self._write([*self._edits.edits, *edits], action)
 
-    def _write(self, change: Callable[[list[Any]], list[Any]], record: Callable[[], None]) -> None:
-        """Change ``edits.json`` after a line in the history, while no other program does."""
+    def _write(self, edits: list[dict[str, Any]], line: Action) -> None:
+        """Write the edits after a line in the history, while no other program does."""
         revision = self._edits.revision
 
         def before_writing() -> None:
             self._writing = True
-            record()
+            self.history.add(line)
 
         try:
-            self._edits = change_edits(self.model, self.tree, change, revision, before_writing)
+            self._edits = change_edits(
+                self.model, self.tree, lambda _: edits, revision, before_writing
+            )
             self._writing = False
         except EditError:
             if read_edits(self.model, self.tree).revision != revision:

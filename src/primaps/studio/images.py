@@ -113,6 +113,8 @@ class Summary:
 class ImageCache:
     """JPEG files, features and analyses of the images, by image number.
 
+    Methods raise NotFoundError for an unknown number and ImageError for an unreadable image.
+
     Args:
         on_analysis: Called in the thread of the network with each image that was analyzed.
 
@@ -145,24 +147,14 @@ class ImageCache:
         self._closed = True
 
     def image(self, number: int) -> bytes:
-        """Return an image at the displayed size as a JPEG file.
-
-        Raises:
-            NotFoundError: The number is not of an image.
-            ImageError: The image cannot be read.
-        """
+        """Return an image at the displayed size as a JPEG file."""
         images = self._images
         if (cached := images.get(number)) is not None:
             return cached
         return images.put(number, encode_jpeg(display_image(self._source(number))))
 
     def thumbnail(self, number: int) -> bytes:
-        """Return the thumbnail of an image; after a fit has begun it is also cached on disk.
-
-        Raises:
-            NotFoundError: The number is not of an image.
-            ImageError: The image cannot be read.
-        """
+        """Return the thumbnail of an image; after a fit has begun it is also cached on disk."""
         thumbnails = self._thumbnails
         if (cached := thumbnails.get(number)) is not None:
             return cached
@@ -180,10 +172,6 @@ class ImageCache:
 
         Args:
             box: Left, top, right and bottom edge, as fractions of the image.
-
-        Raises:
-            NotFoundError: The number is not of an image.
-            ImageError: The image cannot be read.
         """
         with Image.open(io.BytesIO(self.image(number))) as image:
             left, top = int(box[0] * image.width), int(box[1] * image.height)
