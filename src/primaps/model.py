@@ -59,8 +59,7 @@ from primaps.persistence import (
     write_model,
 )
 from primaps.projections.checkpoints import as_projection
-from primaps.projections.encoder import code_network, encoder
-from primaps.projections.projection import Projection
+from primaps.projections.projection import Projection, code_network, encoder
 from primaps.proposals.image_size import image_masks
 from primaps.utils.distributed import processes
 from primaps.utils.errors import InputError

@@ -210,7 +210,7 @@ def write_model(folder: str | Path, model: SavedModel, projection_backbone: bool
     projection_record = None
     if isinstance(projection, Projection):
         projection_record = ProjectionRecord(projection.name, projection.digest)
-        if projection.own:
+        if projection.has_head:
             projection.save(path, backbone=projection_backbone)
     (path / TREE).unlink(missing_ok=True)  # a tree of another fit would not match
     tensors = {k: v.cpu().contiguous() for k, v in model.prototypes.state_dict().items()}

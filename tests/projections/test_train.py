@@ -45,7 +45,7 @@ def test_presets_are_those_of_the_papers_and_every_one_names_the_same_data_sets(
     [
         ({"method": "dino"}, "method is 'dino'; it must be 'stego' or 'hp'"),
         ({"method": "hp", "preset": "voc"}, "preset 'voc' must be one of own, cityscapes"),
-        ({"method": "hp", "shifts": 1}, "hp has dim, temperature"),
+        ({"method": "hp", "shifts": 1}, "the fields of hp are dim, temperature"),
     ],
 )
 def test_unknown_names_are_told_the_choices(arguments, words):
@@ -54,7 +54,7 @@ def test_unknown_names_are_told_the_choices(arguments, words):
 
 
 def test_settings_of_the_other_method_are_refused():
-    with pytest.raises(ValueError, match="StegoSettings are no settings of method 'hp'"):
+    with pytest.raises(ValueError, match="StegoSettings are not settings of method 'hp'"):
         train_projection(blocks()[0], "hp", settings=StegoSettings(), steps=1)
 
 

@@ -17,21 +17,22 @@ from primaps.projections.hp import (
 )
 from primaps.projections.sampling import (
     descriptors,
+    interpolate,
     nearest_images,
     partners,
     random_points,
-    sample,
 )
-from primaps.projections.shifts import LARGEST_SHARE, automatic_shifts
 from primaps.projections.stego import (
+    LARGEST_SHARE,
     Pairs,
     StegoSettings,
+    automatic_shifts,
     centered,
     correlation,
     correspondence_loss,
     train_stego,
 )
-from primaps.projections.train import train_projection
+from primaps.projections.training import train_projection
 
 
 def blocks(images=12, channels=16, side=6, noise=0.1, classes=3, across=2):
@@ -61,7 +62,7 @@ def separation(projection, features, label):
 def test_sampling_agrees_with_bilinear_interpolation_by_hand():
     maps = torch.randn(2, 3, 5, 7, dtype=torch.float64)
     points = 2 * torch.rand(2, 11, 2, dtype=torch.float64) - 1
-    found = sample(maps, points)
+    found = interpolate(maps, points)
     for b in range(2):
         for i, (x, y) in enumerate(points[b].tolist()):
             x, y = (x + 1) / 2 * 6, (y + 1) / 2 * 4
@@ -125,7 +126,7 @@ def test_automatic_shifts_let_twice_as_many_pairs_attract_as_are_of_one_class(cl
     views = Views(features)
     prototypes = fit_kmeans(views, pca_init(views, classes), 184, Config(classes))
     points = random_points(40, 200, torch.Generator().manual_seed(5))
-    one = sample(features.arrays[:, 0].float(), points)
+    one = interpolate(features.arrays[:, 0].float(), points)
     label = prototypes(one[..., None]).argmax(1)[..., 0]
     neighbors = nearest_images(descriptors(features), 7)
     near = one[neighbors.T[3]]  # the fourth of seven stands for all
@@ -237,9 +238,9 @@ def test_hidden_positives_agree_with_the_definition():
     ("settings", "options", "words"),
     [
         (StegoSettings, {"batch_size": 0}, "batch_size is 0; it must be at least 1"),
-        (StegoSettings, {"dropout": 1.0}, "dropout is 1.0; it must be in"),
-        (HPSettings, {"temperature": 0.0}, "temperature is 0.0; it must be positive"),
-        (HPSettings, {"contrast": 0.0}, "contrast is 0.0; it must be in"),
+        (StegoSettings, {"dropout": 1.0}, "dropout is 1.0; it must be below 1"),
+        (HPSettings, {"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
+        (HPSettings, {"contrast": 0.0}, "contrast is 0.0; it must be above 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, options, words):

@@ -15,7 +15,7 @@ from primaps.backbones.load import load_backbone
 from primaps.data import load_dataset
 from primaps.persistence import ModelError
 from primaps.projections import Head, Projection, load_projection
-from primaps.projections.encoder import encoder
+from primaps.projections.projection import encoder
 from primaps.reproduction import (
     PAPER,
     TABLES,

@@ -93,7 +93,7 @@ def project(
         from primaps.data import find_images
         from primaps.features.extract import BACKBONE_BATCH, extract
         from primaps.projections import projection_settings, train_projection
-        from primaps.projections.crops import write_crops
+        from primaps.projections.training import write_crops
         from primaps.utils.files import temporary_folder
 
         settings = projection_settings(method, preset)

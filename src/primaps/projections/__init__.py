@@ -1,4 +1,4 @@
-"""Projections of frozen features to codes: your own, those of STEGO and HP, and their training."""
+"""Projections of frozen features to codes: of STEGO, of HP and your own; and their training."""
 
 from primaps.projections.checkpoints import (
     Checkpoint,
@@ -7,12 +7,16 @@ from primaps.projections.checkpoints import (
     load_projection,
     read_checkpoint,
 )
-from primaps.projections.crops import five_crops
 from primaps.projections.hp import HP_PRESETS, HPSettings, train_hp
 from primaps.projections.projection import Head, Projection, ProjectionError
-from primaps.projections.shifts import automatic_shifts
-from primaps.projections.stego import STEGO_PRESETS, Pairs, StegoSettings, train_stego
-from primaps.projections.train import projection_settings, train_projection
+from primaps.projections.stego import (
+    STEGO_PRESETS,
+    Pairs,
+    StegoSettings,
+    automatic_shifts,
+    train_stego,
+)
+from primaps.projections.training import five_crops, projection_settings, train_projection
 from primaps.utils.torch_files import UnsafeFileError
 
 __all__ = [

@@ -1,14 +1,13 @@
-"""The released checkpoints of STEGO and HP: head, clusters and backbone, read without their code.
+"""Released checkpoints of STEGO and HP: head, clusters and backbone, read without their code.
 
     STEGO, Lightning .ckpt                   HP, .pth
     state_dict: net.model.*                  net_model_state_dict: model.*
                 net.cluster1.0.*                                   cluster1.0.*
                 net.cluster2.{0,2}.*                               cluster2.{0,2}.*
                 cluster_probe.clusters       cluster_model_state_dict: clusters
-                linear_probe.*               linear_model_state_dict: weight, bias
 
-HP keeps moving averages of its head as well (``ema_model1``, ``ema_model2``). Its program predicts
-with the head itself, and so do we.
+HP also has moving averages of its head (``ema_model1``, ``ema_model2``). Its program predicts with
+the head itself, and so does this package.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from primaps.utils.validation import validate, validated
 
 Kind = Literal["stego", "hp"]
 
-# Name in the files -> ours; a 1x1 convolution's weight is (out, in, 1, 1) there.
+# Name in the files: name in this package. Weights are (out, in, 1, 1) in the files.
 _HEAD = {
     "cluster1.0": "codes.linear",
     "cluster2.0": "codes.branch.0",
@@ -39,47 +38,44 @@ _HEAD = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint of STEGO or HP holds.
+    """Content of a checkpoint of STEGO or HP.
 
     Attributes:
         kind: ``stego`` or ``hp``.
         projection: head and clusters.
-        backbone: the ViT under its original (timm-style) names, as
-            :func:`primaps.backbones.weights.to_hub_names` takes it.
-        linear_probe: ``weight`` (K, D) and ``bias`` (K,), fitted to labels by the authors; empty if
-            the file has none.
+        backbone: tensors of the ViT under their original (timm-style) names; see
+            :func:`primaps.backbones.weights.to_hub_names`.
     """
 
     kind: Kind
     projection: Projection
     backbone: dict[str, Tensor]
-    linear_probe: dict[str, Tensor]
 
 
 @validated
 def load_projection(kind: str | None, path: str | Path) -> Projection:
-    """The projection of a checkpoint of STEGO or HP, or of a folder that this package wrote.
+    """Load the projection of a checkpoint of STEGO or HP, or of a folder that primaps wrote.
 
-    It carries the ViT of the file, converted into our cache: codes come from that one.
+    The ViT of a checkpoint is converted into our cache; codes are computed from its features.
 
     Args:
-        kind: ``stego``, ``hp``, or None to see from the file which it is.
+        kind: ``stego``, ``hp``, or None to detect it.
         path: a Lightning ``.ckpt`` of STEGO, a ``.pth`` of HP, or a folder.
 
     Raises:
-        ProjectionError: the file is no such checkpoint, or lacks something.
-        UnsafeFileError: the file would run something else when read by the usual means.
+        ProjectionError: the file is not such a checkpoint, or is incomplete.
+        UnsafeFileError: the file is damaged, or names functions that are not supported.
     """
     path = Path(path).expanduser()
     if path.is_dir():
         return Projection.load(path)
     checkpoint = read_checkpoint(kind, path)
     folder = cache_dir() / "converted" / checkpoint.projection.about["sha256"][:16]
-    return _carrying(checkpoint, folder, path, known=(folder / "config.json").is_file())
+    return _with_backbone(checkpoint, folder, path, exists=(folder / "config.json").is_file())
 
 
 def as_projection(projection: Projection | str | Path | Callable[[Tensor], Tensor]) -> Projection:
-    """Whatever a user may give as a projection: one, a file or folder, or a callable.
+    """Make a projection from a projection, a file, a folder or a callable.
 
     Examples:
         >>> as_projection(lambda features: features[:, :16]).name
@@ -93,20 +89,25 @@ def as_projection(projection: Projection | str | Path | Callable[[Tensor], Tenso
 
 
 def read_checkpoint(kind: str | None, path: str | Path) -> Checkpoint:
-    """Everything of use in a checkpoint; nothing that the file contains is executed.
+    """Read head, clusters and backbone of a checkpoint; nothing in the file is executed.
+
+    Args:
+        kind: ``stego``, ``hp``, or None to detect it.
+        path: the file.
 
     Raises:
-        ProjectionError, UnsafeFileError: as in :func:`load_projection`.
+        ProjectionError: the file is not such a checkpoint, or is incomplete.
+        UnsafeFileError: the file is damaged, or names functions that are not supported.
     """
     validate(kind, Kind | None, "kind")
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ProjectionError(f"{path} does not exist: give a checkpoint of STEGO or HP")
+        raise ProjectionError(f"{path} does not exist; give a checkpoint of STEGO or HP")
     content = read_torch_file(path)
     found = _kind(content)
     if found is None:
         raise ProjectionError(
-            f"{path} is no checkpoint of STEGO (state_dict with net.cluster1) and none of HP "
+            f"{path} is neither a checkpoint of STEGO (state_dict with net.cluster1) nor of HP "
             "(net_model_state_dict)"
         )
     if kind is not None and kind != found:
@@ -114,13 +115,11 @@ def read_checkpoint(kind: str | None, path: str | Path) -> Checkpoint:
     if found == "stego":
         state = _tensors(content, "state_dict", path)
         network = _below(state, "net.")
-        clusters, linear = state.get("cluster_probe.clusters"), _below(state, "linear_probe.")
+        clusters = state.get("cluster_probe.clusters")
     else:
         network = _tensors(content, "net_model_state_dict", path)
         network = {k: v for k, v in network.items() if not k.startswith("ema_model")}
         clusters = _tensors(content, "cluster_model_state_dict", path).get("clusters")
-        kept = "linear_model_state_dict" in content
-        linear = _tensors(content, "linear_model_state_dict", path) if kept else {}
     if clusters is None:
         raise ProjectionError(f"{path} lacks the clusters of the cluster probe")
 
@@ -133,37 +132,42 @@ def read_checkpoint(kind: str | None, path: str | Path) -> Checkpoint:
     tensors = {new: _flat(head[old]) for old, new in names.items()} | {"clusters": clusters}
     about = {"method": found, "file": path.name, "sha256": sha256(path)}
     projection = from_tensors(tensors, str(path), found, about)
-    return Checkpoint(found, projection, backbone, {k: _flat(v) for k, v in linear.items()})
+    return Checkpoint(found, projection, backbone)
 
 
 @validated
 def convert_projection(path: str | Path, out: str | Path, kind: str | None = None) -> Path:
     """Convert a checkpoint of STEGO or HP to safetensors and JSON.
 
-    Writes ``projection.safetensors`` and ``projection.json`` into ``out``, and the backbone that
-    the file carries into ``out/backbone``, a folder that :func:`primaps.load_backbone` takes.
+    Args:
+        path: the checkpoint.
+        out: output folder for ``projection.safetensors``, ``projection.json`` and ``backbone``, a
+            folder for :func:`primaps.load_backbone`.
+        kind: ``stego``, ``hp``, or None to detect it.
 
     Returns:
-        ``out``.
+        The output folder.
 
     Raises:
-        ProjectionError, UnsafeFileError: as in :func:`load_projection`.
+        ProjectionError: the file is not such a checkpoint, or is incomplete.
+        UnsafeFileError: the file is damaged, or names functions that are not supported.
+        OutputError: the files exist and were not written by primaps.
     """
     out = Path(out)
     with temporary_folder() as folder:
-        _carrying(read_checkpoint(kind, path), folder, path).save(out)
+        _with_backbone(read_checkpoint(kind, path), folder, path).save(out)
     return out
 
 
-def _carrying(
-    checkpoint: Checkpoint, folder: Path, path: str | Path, known: bool = False
+def _with_backbone(
+    checkpoint: Checkpoint, folder: Path, path: str | Path, exists: bool = False
 ) -> Projection:
-    """The projection of a checkpoint with its ViT, which is written into a folder, or is there."""
+    """Return the projection of a checkpoint; its ViT is written to a folder, unless it exists."""
     projection = checkpoint.projection
     try:
-        tensors, _ = to_hub_names(checkpoint.backbone)  # everything is checked before it is written
+        tensors, _ = to_hub_names(checkpoint.backbone)  # check everything before writing
         projection.about["backbone"] = tensors_digest(tensors.values())
-        if not known:
+        if not exists:
             write_folder(folder, checkpoint.backbone)
     except WeightsError as error:
         raise ProjectionError(f"{path}: {error}") from error
@@ -172,6 +176,7 @@ def _carrying(
 
 
 def _kind(content: Any) -> Kind | None:
+    """Detect the kind of a checkpoint."""
     if not isinstance(content, dict):
         return None
     if "net_model_state_dict" in content:
@@ -186,10 +191,10 @@ def _tensors(content: Mapping[str, Any], part: str, path: Path) -> dict[str, Ten
     state = content.get(part)
     if not isinstance(state, dict):
         raise ProjectionError(f"{path} lacks {part}")
-    odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise ProjectionError(f"{path}: {odd[0]} in {part} is no tensor")
-    # Training on several GPUs puts a prefix before every name.
+    other = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if other:
+        raise ProjectionError(f"{path}: {other[0]} in {part} is not a tensor")
+    # Training on several GPUs adds a prefix to every name.
     return {str(k).removeprefix("module."): cast(Tensor, v).detach() for k, v in state.items()}
 
 
@@ -198,5 +203,5 @@ def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _flat(weight: Tensor) -> Tensor:
-    """The matrix of a 1x1 convolution; anything else stays."""
+    """Return the matrix of a 1x1 convolution; other tensors are not changed."""
     return weight[:, :, 0, 0] if weight.ndim == 4 and weight.shape[2:] == (1, 1) else weight

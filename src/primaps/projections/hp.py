@@ -1,78 +1,75 @@
 """HP (Seong et al., CVPR 2023): contrastive learning of codes with hidden positives.
 
-Two positions are a hidden positive pair if they are more alike than one of them is to anything in
-a pool of random reference positions. Alike is first judged by the features (task-agnostic), and
-more and more also by the codes themselves (task-specific). Positives of an anchor also draw its
-neighbors along (local hidden positives). Written from section 3 of the paper.
+Two tokens are a hidden positive pair if their cosine is larger than the cosine of one of them to
+every token in a pool of random reference tokens. Cosines are of features (task-agnostic positives)
+and, with a growing weight, of codes (task-specific positives). Positives of an anchor also attract
+its neighbors (local hidden positives). Written from section 3 of the paper.
 
-Two things differ from the paper, because this works on cached features and on a CPU:
+Two differences to the paper make training on cached features and on a CPU possible:
 
-- the paper weighs the neighbors of an anchor by the attention of the backbone's last layer, which
-  a cache of features does not hold; here the weight is the cosine of their features;
-- the paper contrasts every position of a batch with every other; here random positions of each
-  image are contrasted.
+- the paper weights the neighbors of an anchor by the attention in the last layer of the backbone,
+  which is not in the feature cache; here the weight is the cosine of their features;
+- the paper contrasts all tokens of a batch; here random tokens of each image are contrasted.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from primaps.em.em import momentum_update
 from primaps.features.training_data import ImageArrays
 from primaps.projections.projection import Head, Projection
-from primaps.projections.sampling import batches, check, finite
-from primaps.utils.errors import InputError
+from primaps.projections.sampling import Count, Positive, Share, batches, finite_loss
 from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.validation import validate_fields
 
 
 @dataclass(frozen=True)
 class HPSettings:
-    """How HP trains a head.
+    """Settings of HP.
 
     Attributes:
-        dim: D, channels of the codes.
-        temperature: tau of the contrastive loss.
-        contrast: share of the other positions that an anchor is contrasted with, besides its
+        dim: D, number of channels of the codes.
+        temperature: tau, the temperature of the contrastive loss.
+        contrast: share of the other tokens that an anchor is contrasted with, besides its
             positives, in (0, 1].
-        consistency: weight of the distance between a position's vectors in image and flipped image.
-        momentum: decay of the moving average of the head, which judges task-specific positives.
-        warmup: share of the training without task-specific positives; their weight then grows
+        consistency: weight of the distance between the codes of a token in an image and its flip.
+        momentum: decay of the moving average of the head, which finds task-specific positives.
+        warmup: share of the training without task-specific positives; then their weight grows
             linearly from 0 to 1.
-        pool: reference positions: more make positives fewer and surer.
-        batch_size: images per step.
-        positions: random positions per image, of which ``anchors`` are anchors.
-        anchors: anchors per image.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
-        dropout: share of the feature channels that are hidden from each branch of the head.
+        pool: number of reference tokens; a larger pool gives fewer and more reliable positives.
+        batch_size: number of images per step.
+        positions: number of random tokens per image.
+        anchors: number of these tokens that are anchors.
+        learning_rate: learning rate of the AdamW optimizer.
+        weight_decay: weight decay of the AdamW optimizer.
+        dropout: probability that a feature channel is set to 0 in each branch of the head.
     """
 
-    dim: int = 128
-    temperature: float = 0.6
-    contrast: float = 0.25
+    dim: Count = 128
+    temperature: Positive = 0.6
+    contrast: Annotated[float, Interval(gt=0, le=1)] = 0.25
     consistency: float = 0.05
-    momentum: float = 0.99
-    warmup: float = 0.1
-    pool: int = 2048
-    batch_size: int = 64
-    positions: int = 64
-    anchors: int = 8
-    learning_rate: float = 5e-4
+    momentum: Share = 0.99
+    warmup: Share = 0.1
+    pool: Count = 2048
+    batch_size: Count = 64
+    positions: Count = 64
+    anchors: Count = 8
+    learning_rate: Positive = 5e-4
     weight_decay: float = 0.1
-    dropout: float = 0.1
+    dropout: Share = 0.1
 
     def __post_init__(self) -> None:
-        counts = ("dim", "pool", "batch_size", "positions", "anchors")
-        check(self, counts, ("temperature", "learning_rate"), ("momentum", "warmup", "dropout"))
-        if not 0 < self.contrast <= 1:
-            raise InputError(f"contrast is {self.contrast}; it must be in (0, 1]")
+        validate_fields(self)
 
 
 # The authors' values for DINO: ViT-S/8 for the first two, ViT-B/8 for Potsdam-3. They count the
@@ -88,15 +85,15 @@ HP_PRESETS = {
 def hidden_positives(
     vectors: Float[Tensor, "n c"], anchors: Int[Tensor, " a"], pool: Float[Tensor, "m c"]
 ) -> Bool[Tensor, "a n"]:
-    """Pairs whose cosine is larger than that of either of the two to anything in the pool.
+    """Find pairs with a larger cosine than one of the two has to any reference token.
 
     Args:
-        vectors: of all positions of a batch.
-        anchors: which of them are anchors.
-        pool: of the reference positions.
+        vectors: features or codes of all tokens of a batch.
+        anchors: indices of the anchors.
+        pool: features or codes of the reference tokens.
 
     Returns:
-        False for an anchor and itself.
+        Whether each anchor and token are a pair; False for an anchor and itself.
 
     Examples:
         >>> vectors = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
@@ -116,13 +113,15 @@ def contrastive_loss(
     contrasted: Bool[Tensor, "a n"],
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """Supervised contrastive loss with weighted positives, over anchors that have any.
+    """Compute the supervised contrastive loss with weighted positives.
 
-    Each anchor counts in proportion to the weight of its positives: with many it is surer.
+    Anchors are weighted by the sum of the weights of their positives.
 
     Args:
-        positives: weight of each other position as a positive, 0 for none.
-        contrasted: positions in the denominator of the softmax.
+        cosines: cosines between anchors and tokens.
+        positives: weight of each token as a positive, 0 for other tokens.
+        contrasted: tokens in the denominator of the softmax.
+        temperature: tau.
     """
     logits = cosines / temperature
     against = logits.masked_fill(~contrasted, -torch.inf).logsumexp(1, keepdim=True)
@@ -137,10 +136,14 @@ def contrastive_loss(
 def neighborhood(
     maps: Float[Tensor, "b c h w"], position: Int[Tensor, "b a"]
 ) -> tuple[Float[Tensor, "b a 9 c"], Float[Tensor, "b a 9"]]:
-    """Features of the 3x3 positions around each anchor and their weights as local positives.
+    """Return the features of the 3x3 tokens around each anchor, and their weights.
 
-    The weight is the cosine to the anchor, or 0 where that is below the anchor's mean cosine to
-    its image and outside the image; weights are scaled to sum to 1. The middle is the anchor.
+    The weight is the cosine to the anchor. It is 0 outside the image and for cosines below the mean
+    cosine of the anchor to the image. Weights have the sum 1.
+
+    Args:
+        maps: features.
+        position: indices of the anchors in the flattened maps.
     """
     b, _, h, w = maps.shape
     step = torch.tensor([-1, 0, 1], device=maps.device)
@@ -155,8 +158,8 @@ def neighborhood(
     directions = F.normalize(near, dim=3)
     anchor, image = directions[:, :, 4], F.normalize(tokens, dim=2).mean(1)
     affinity = torch.einsum("bac,bakc->bak", anchor, directions)
-    typical = torch.einsum("bac,bc->ba", anchor, image)
-    affinity = affinity * ((affinity >= typical[..., None]) & inside)
+    mean = torch.einsum("bac,bc->ba", anchor, image)
+    affinity = affinity * ((affinity >= mean[..., None]) & inside)
     return near, affinity / affinity.sum(2, keepdim=True)
 
 
@@ -170,12 +173,15 @@ def train_hp(
     """Train a head on cached features of N images.
 
     Args:
-        features: of N images and their flipped images.
-        steps: of AdamW.
-        progress: told the mean number of task-agnostic positives of an anchor.
+        features: features of N images and their flips.
+        steps: number of optimizer steps.
+        settings: settings of HP.
+        seed: random seed.
+        progress: progress callback; it gets the mean number of task-agnostic positives of an
+            anchor.
 
     Returns:
-        A projection without clusters; its ``about`` holds the settings.
+        A projection without clusters; its ``about`` has the settings.
 
     Raises:
         InputError: features with NaN.
@@ -196,23 +202,23 @@ def train_hp(
         lr=settings.learning_rate,
     )
     for step, index in enumerate(batches(count, settings.batch_size, steps, "HP", seed), 1):
-        drawn = _draw(features, index, settings, generator)
+        batch = _sample_batch(features, index, settings, generator)
         with torch.no_grad():
-            tokens = drawn.tokens.flatten(0, 1)
-            agnostic = hidden_positives(tokens, drawn.anchors, references)
+            tokens = batch.tokens.flatten(0, 1)
+            agnostic = hidden_positives(tokens, batch.anchors, references)
             pool = slow.tokens(references)
-            specific = hidden_positives(slow.tokens(tokens), drawn.anchors, pool)
+            specific = hidden_positives(slow.tokens(tokens), batch.anchors, pool)
             growth = max(0.0, (step / steps - settings.warmup) / (1 - settings.warmup))
             chosen = torch.rand(agnostic.shape, generator=generator) < settings.contrast
             contrasted = agnostic | chosen.to(agnostic.device).scatter(
-                1, drawn.anchors[:, None], False
+                1, batch.anchors[:, None], False
             )
 
         codes, around, opposite = (
             head.tokens(f, settings.dropout, generator)
-            for f in (drawn.tokens, drawn.near, drawn.opposite)
+            for f in (batch.tokens, batch.near, batch.opposite)
         )
-        local = torch.einsum("bak,bakd->bad", drawn.weights, around)
+        local = torch.einsum("bak,bakd->bad", batch.weights, around)
         keys, local, opposite = (
             F.normalize(project(c.flatten(0, 1)), dim=1) for c in (codes, local, opposite)
         )
@@ -220,9 +226,9 @@ def train_hp(
             contrastive_loss(
                 query @ keys.T, agnostic + growth * specific, contrasted, settings.temperature
             )
-            for query in (keys[drawn.anchors], local)
+            for query in (keys[batch.anchors], local)
         ]
-        distance = F.pairwise_distance(keys[drawn.anchors], opposite).mean()
+        distance = F.pairwise_distance(keys[batch.anchors], opposite).mean()
         loss = torch.stack(contrast).mean() + settings.consistency * distance
         optimizer.zero_grad()
         loss.backward()
@@ -230,13 +236,13 @@ def train_hp(
         optimizer.step()
         momentum_update(slow, head, settings.momentum)
         found = agnostic.sum(1).float().mean().item()
-        progress("HP", step, steps, {"loss": finite(loss, step), "positives": found})
+        progress("HP", step, steps, {"loss": finite_loss(loss, step), "positives": found})
     about = {"method": "hp", "steps": steps, "seed": seed, "images": count}
     return Projection(head, None, "hp", {**about, "settings": asdict(settings)})
 
 
-class _Drawn(NamedTuple):
-    """What a step sees of each image: random positions, of which the first ones are anchors."""
+class _Batch(NamedTuple):
+    """Random tokens of each image of a step; the first ones are anchors."""
 
     tokens: Float[Tensor, "b n c"]
     anchors: Int[Tensor, " a"]  # among all b * n
@@ -245,12 +251,12 @@ class _Drawn(NamedTuple):
     opposite: Float[Tensor, "b a c"]  # the anchors in the flipped image
 
 
-def _draw(
+def _sample_batch(
     features: ImageArrays,
     index: Int[Tensor, " b"],
     settings: HPSettings,
     generator: torch.Generator,
-) -> _Drawn:
+) -> _Batch:
     which = torch.randint(2, (len(index),), generator=generator)
     maps, flipped = (features.take(index, i).float() for i in (which, 1 - which))
     size, total = len(maps), maps.shape[2] * maps.shape[3]
@@ -262,13 +268,13 @@ def _draw(
     near, weights = neighborhood(maps, anchor)
     opposite = flipped.flip(-1).flatten(2).transpose(1, 2)[rows, anchor]
     tokens = maps.flatten(2).transpose(1, 2)[rows, position]
-    return _Drawn(tokens, first, near, weights, opposite)
+    return _Batch(tokens, first, near, weights, opposite)
 
 
 def _references(
     features: ImageArrays, count: int, generator: torch.Generator
 ) -> Float[Tensor, "m c"]:
-    """Features of random positions of random images: the pool. The same ones serve to the end."""
+    """Return features of random tokens of random images: the pool for the whole training."""
     found = []
     for index in torch.randint(len(features), (count,), generator=generator).split(64):
         tokens = features.take(index, torch.zeros_like(index)).flatten(2)

@@ -1,4 +1,4 @@
-"""A projection: frozen features in, codes of fewer channels out, and cluster centers if it has any.
+"""Projections, which map frozen features to codes of fewer channels.
 
 STEGO (Hamilton et al., ICLR 2022) and HP (Seong et al., CVPR 2023) learn such a head on top of a
 frozen backbone. PriMaPs-EM on top of them takes masks from the features and fits its prototypes to
@@ -18,7 +18,8 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from primaps.backbones.backbone import weights_digest
+from primaps.backbones.backbone import Backbone, weights_digest
+from primaps.backbones.load import load_backbone
 from primaps.results import GENERATOR, check_set
 from primaps.utils.errors import InputError, PrimapsError
 from primaps.utils.files import atomic_path, user_path, write_json
@@ -28,12 +29,12 @@ FORMAT = 1
 
 
 class ProjectionError(PrimapsError, RuntimeError):
-    """A file or folder holds no projection, or one that does not fit; the message says why."""
+    """A file or folder is not a projection, or is damaged."""
 
 
 @dataclass(frozen=True)
-class ProjectionRecord:
-    """The content of ``projection.json``; see :class:`Projection`."""
+class _Description:
+    """Content of ``projection.json``; see :class:`Projection`."""
 
     format: Literal[1]
     generator: str
@@ -43,11 +44,11 @@ class ProjectionRecord:
 
 
 class Head(nn.Module):
-    """The head of STEGO and HP: a linear map plus a branch of two layers, each a 1x1 convolution.
+    """Head of STEGO and HP: a linear map plus a branch of two layers, all 1x1 convolutions.
 
     Attributes:
-        linear: C -> D.
-        branch: C -> hidden, ReLU, hidden -> D; the sum of both is the code.
+        linear: C to D channels.
+        branch: C to hidden channels, ReLU, hidden to D channels; the sum of both is the code.
     """
 
     def __init__(self, channels: int, dim: int, hidden: int | None = None) -> None:
@@ -66,10 +67,13 @@ class Head(nn.Module):
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "*b n d"]:
-        """Codes of lists of positions: a 1x1 convolution is one matrix product.
+        """Compute the codes of tokens.
 
         Args:
-            dropout: share of the channels that are hidden from each branch, others for each list.
+            features: tokens.
+            dropout: probability that a channel is set to 0, sampled for both branches and for each
+                list of tokens.
+            generator: random generator of the dropout.
         """
         if not dropout:
             return self.linear(features) + self.branch(features)
@@ -83,12 +87,11 @@ class Projection(nn.Module):
     """A frozen map from features to codes.
 
     Args:
-        codes: a :class:`Head`, or any callable or module of yours that maps (B, C, h, w) to
-            (B, D, h, w).
+        codes: a :class:`Head`, or a callable or module that maps (B, C, h, w) to (B, D, h, w).
         clusters: (K, D) centers in code space, compared by cosine; PriMaPs-EM starts from them.
-        name: what it is called in messages and files; None takes the callable's name.
-        about: anything that JSON can hold, kept beside the weights: where it is from, settings;
-            under ``backbone`` the digest of the weights that it was made for, if that is known.
+        name: name in messages and files; None is the name of the callable.
+        about: metadata for ``projection.json``, such as settings. The key ``backbone`` has the
+            digest of the weights for which the projection was made, if known.
         backbone: a folder with those weights, which :func:`primaps.load_backbone` takes: codes are
             then of this network, whatever masks are made from.
 
@@ -129,29 +132,29 @@ class Projection(nn.Module):
         return weights_digest(self)
 
     @property
-    def own(self) -> bool:
-        """Whether it has a head of this package, which can be saved."""
+    def has_head(self) -> bool:
+        """Whether the codes come from a :class:`Head`, which can be saved."""
         return isinstance(self.codes, Head)
 
     @property
     def channels(self) -> int | None:
-        """Of the codes; None for a callable, which does not say."""
+        """Number of channels of the codes; None for a callable."""
         return self.codes.linear.out_features if isinstance(self.codes, Head) else None
 
     @torch.no_grad()
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
-        """Codes of a batch of feature maps, not normalized.
+        """Compute the codes of feature maps, not normalized.
 
         Raises:
-            InputError: the features have another number of channels than the head takes, or a
-                callable returned another shape.
+            InputError: the number of channels does not fit the head, or a callable returned
+                another shape.
         """
         if features.ndim != 4:
             raise InputError(f"features must be (B, C, h, w), got {tuple(features.shape)}")
         if isinstance(self.codes, Head) and features.shape[1] != self.codes.linear.in_features:
             raise InputError(
                 f"the projection {self.name} takes {self.codes.linear.in_features} channels, but "
-                f"the features have {features.shape[1]}: it was made for another backbone"
+                f"the features have {features.shape[1]}; use the backbone for which it was made"
             )
         codes = self.codes(features)
         if (
@@ -167,30 +170,33 @@ class Projection(nn.Module):
         return codes
 
     def save(self, folder: str | Path, backbone: bool = True) -> None:
-        """Write ``projection.safetensors`` and ``projection.json`` into a folder, and the backbone
-        that it carries into ``backbone`` there, unless it is not wanted.
+        """Write ``projection.safetensors`` and ``projection.json`` into a folder.
+
+        Args:
+            folder: output folder.
+            backbone: also copy the backbone of the projection to ``folder/backbone``.
 
         Raises:
-            InputError: the codes come from a callable, whose program cannot be written.
-            OutputError: The files exist and were not written by this package.
+            InputError: the codes come from a callable.
+            OutputError: the files exist and were not written by primaps.
         """
-        if not self.own:
+        if not self.has_head:
             raise InputError(
-                f"the projection {self.name} is a callable and cannot be saved: keep its program, "
-                "and give it again when the model is loaded"
+                f"the projection {self.name} is a callable and cannot be saved; keep its code, and "
+                "pass it again when the model is loaded"
             )
         folder = user_path(folder)
-        carried = folder / "backbone"
-        copied = backbone and self.backbone not in (None, carried)
+        target = folder / "backbone"
+        copied = backbone and self.backbone not in (None, target)
         names = ["projection.safetensors", *(["backbone"] if copied else [])]
         check_set(folder, "projection.json", names)
         content = {"format": FORMAT, "generator": GENERATOR, "name": self.name}
         content |= {"digest": self.digest, "about": self.about}
-        # First the description, which marks the other files; its digest tells if they are missing.
+        # The description comes first: it marks the other files, and has their digest.
         write_json(folder / "projection.json", content)
         if copied and self.backbone is not None:
-            for name in ("model.safetensors", "config.json"):  # the second says that both exist
-                with atomic_path(carried / name) as temporary:
+            for name in ("model.safetensors", "config.json"):  # the second marks both as complete
+                with atomic_path(target / name) as temporary:
                     shutil.copyfile(self.backbone / name, temporary)
         tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
         with atomic_path(folder / "projection.safetensors") as temporary:
@@ -198,7 +204,7 @@ class Projection(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Projection:
-        """Read what :meth:`save` or ``primaps projection convert`` wrote.
+        """Read a folder that :meth:`save` or ``primaps projection convert`` wrote.
 
         Raises:
             ProjectionError: files are missing, damaged or do not belong together.
@@ -207,9 +213,9 @@ class Projection(nn.Module):
         weights, description = folder / "projection.safetensors", folder / "projection.json"
         for file in (weights, description):
             if not file.is_file():
-                raise ProjectionError(f"{folder} holds no projection (no {file.name})")
+                raise ProjectionError(f"{folder} has no projection (no {file.name})")
         try:
-            record: ProjectionRecord = read_json(description, ProjectionRecord)
+            record: _Description = read_json(description, _Description)
             tensors, _ = read_tensors(weights)
         except (OSError, InputError) as error:
             raise ProjectionError(f"{folder}: the projection cannot be read ({error})") from error
@@ -218,21 +224,24 @@ class Projection(nn.Module):
             raise ProjectionError(
                 f"{folder}: projection.json and projection.safetensors do not belong together"
             )
-        carried = folder / "backbone"
-        projection.backbone = carried if (carried / "config.json").is_file() else None
+        backbone = folder / "backbone"
+        projection.backbone = backbone if (backbone / "config.json").is_file() else None
         return projection
 
 
 def from_tensors(
     tensors: Mapping[str, Tensor], where: str, name: str, about: Mapping[str, Any]
 ) -> Projection:
-    """A projection with given weights: ``codes.linear.*``, ``codes.branch.{0,2}.*``, ``clusters``.
+    """Make a projection from ``codes.linear.*``, ``codes.branch.{0,2}.*`` and ``clusters``.
 
     Args:
-        where: file or folder, for messages.
+        tensors: the weights.
+        where: file or folder in messages.
+        name: name of the projection.
+        about: metadata.
 
     Raises:
-        ProjectionError: a tensor is missing, surplus or of another shape.
+        ProjectionError: a tensor is missing, surplus or has another shape.
     """
     try:
         channels, dim, hidden = _sizes(tensors, where)
@@ -251,7 +260,7 @@ def from_tensors(
     except InputError as error:
         raise ProjectionError(str(error)) from None
     weights = {k.removeprefix("codes."): v.float() for k, v in tensors.items() if k != "clusters"}
-    with torch.device("meta"):  # memory is that of the tensors, which are put in place
+    with torch.device("meta"):  # no memory: the tensors replace the parameters
         head = Head(channels, dim, hidden)
     try:
         head.load_state_dict(weights, assign=True)
@@ -262,7 +271,75 @@ def from_tensors(
 
 
 def _sizes(tensors: Mapping[str, Tensor], where: str) -> tuple[int, int, int]:
-    """Channels of features, of codes and of the branch between, as the weights have them."""
+    """Return the channels of features, of codes and of the branch, from shapes of weights."""
     linear = need_tensor(tensors, "codes.linear.weight", (None, None), where)
     branch = need_tensor(tensors, "codes.branch.0.weight", (None, None), where)
     return linear.shape[1], linear.shape[0], branch.shape[0]
+
+
+def code_network(backbone: Backbone, projection: Projection) -> Backbone:
+    """Return the network whose features a projection takes.
+
+    This is the backbone of the masks, if the projection was made for its weights, or if these are
+    not known. Otherwise it is the backbone of the projection: checkpoints of STEGO and HP on
+    ViT-S/8 contain another DINO than the hub.
+
+    Raises:
+        InputError: the projection was made for other weights, which it does not contain.
+    """
+    made_for = projection.about.get("backbone")
+    if made_for in (None, backbone.weights):
+        return backbone
+    if projection.backbone is None:
+        raise InputError(
+            f"the projection {projection.name} was made for the weights {made_for[:12]}, but those "
+            f"of {backbone.name} are {(backbone.weights or 'unknown')[:12]}; use that backbone, "
+            "or convert the checkpoint again and keep its folder backbone"
+        )
+    found = load_backbone(
+        projection.backbone,
+        backbone.device,
+        precision=backbone.precision,
+        positions=backbone.positions,
+        engine=backbone.engine,
+    )
+    if found.weights != made_for:
+        raise InputError(
+            f"{projection.backbone} does not have the weights for which the projection "
+            f"{projection.name} was made; convert the checkpoint again"
+        )
+    return found
+
+
+def encoder(network: Backbone, projection: Projection) -> Backbone:
+    """Join a network and a projection to a backbone whose features are the codes.
+
+    Codes, not features, are then averaged over an image and its horizontal flip.
+
+    Examples:
+        >>> pool = load_backbone(nn.AvgPool2d(8), "cpu", patch_size=8)
+        >>> reds = encoder(pool, Projection(lambda features: features[:, :1]))
+        >>> reds(torch.rand(2, 3, 16, 32)).shape
+        torch.Size([2, 1, 2, 4])
+    """
+    mean, std = (tuple(buffer.flatten().tolist()) for buffer in (network.mean, network.std))
+    codes = Backbone(
+        _Codes(network, projection), network.patch_size, f"{projection.name} on {network.name}",
+        network.source, mean, std, network.precision, network.positions,
+        network.engine,
+    ).to(network.device)  # fmt: skip
+    if projection.digest is None:  # callables cannot be distinguished
+        codes.weights = codes.digest = None
+    return codes
+
+
+class _Codes(nn.Module):
+    def __init__(self, network: Backbone, projection: Projection) -> None:
+        super().__init__()
+        self.features, self.projection = network.features, projection
+        self.bytes_per_position = getattr(network.features, "bytes_per_position", 0)
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d h w"]:
+        features = self.features(images)
+        with torch.autocast(features.device.type, enabled=False):  # heads are small
+            return self.projection(features.float())

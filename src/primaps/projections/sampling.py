@@ -1,49 +1,57 @@
-"""What training a projection draws from cached features: batches, points, nearest images."""
+"""Samples of cached features for the training of projections: batches, points, neighbors.
+
+Cached features of an image are (2, C, h, w): [0] of the image and [1] of its horizontal flip.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, Interval
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from primaps.features.training_data import ImageArrays, batch_indices
 from primaps.utils.errors import InputError
 
-# Cached features are rows (2, C, h, w): [0] of an image itself and [1] of its flipped image.
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Interval(ge=0, lt=1)]
+"""Types of the settings of STEGO and HP."""
 
 
 def batches(
     count: int, batch_size: int, steps: int, purpose: str, seed: int
 ) -> Iterator[Int[Tensor, " b"]]:
-    """Yield the image indices of each step (``batch_indices`` of ``features/training_data.py``)."""
+    """Yield the indices of the images of each step, by :func:`batch_indices`."""
     for step in range(1, steps + 1):
         yield batch_indices(step, count, batch_size, purpose, seed)
 
 
-def draw(
+def sample_features(
     features: ImageArrays, index: Int[Tensor, " b"], generator: torch.Generator
 ) -> Float[Tensor, "b c h w"]:
-    """Features of some images in single precision, each image flipped or not by chance."""
+    """Return float32 features of images, each of the image or of its flip at random."""
     which = torch.randint(2, (len(index),), generator=generator)
     return features.take(index, which).float()
 
 
 def random_points(count: int, points: int, generator: torch.Generator) -> Float[Tensor, "b p 2"]:
-    """Points (x, y) in [-1, 1], uniform, for each of ``count`` images."""
+    """Sample uniform points (x, y) in [-1, 1] for each of ``count`` images."""
     return 2 * torch.rand(count, points, 2, generator=generator) - 1
 
 
-def sample(
+def interpolate(
     maps: Float[Tensor, "b c h w"], points: Float[Tensor, "b p 2"]
 ) -> Float[Tensor, "b c p"]:
-    """Bilinear values at points (x, y) in [-1, 1], which spans the centers of the outer positions.
+    """Interpolate features at points; -1 and 1 are the centers of the outer tokens.
 
     Examples:
-        >>> sample(torch.tensor([[[[0.0, 4.0]]]]), torch.tensor([[[-1.0, 0.0], [-0.5, 0.0]]]))
+        >>> interpolate(torch.tensor([[[[0.0, 4.0]]]]), torch.tensor([[[-1.0, 0.0], [-0.5, 0.0]]]))
         tensor([[[0., 1.]]])
     """
     grid = points[:, None].to(maps.device)
@@ -51,7 +59,7 @@ def sample(
 
 
 def descriptors(features: ImageArrays, batch_size: int = 64) -> Float[Tensor, "n c"]:
-    """One direction per image: its features averaged over positions, of length 1."""
+    """Average the features of each image over its tokens, and normalize them."""
     means = []
     for index in torch.arange(len(features)).split(batch_size):
         maps = features.take(index, torch.zeros_like(index)).float()
@@ -60,7 +68,7 @@ def descriptors(features: ImageArrays, batch_size: int = 64) -> Float[Tensor, "n
 
 
 def nearest_images(images: Float[Tensor, "n c"], count: int) -> Int[Tensor, "n k"]:
-    """Indices of the ``count`` most similar other images (fewer if there are fewer).
+    """Return the indices of the ``count`` most similar other images, or of all if fewer exist.
 
     Examples:
         >>> nearest_images(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), 1).tolist()
@@ -70,36 +78,22 @@ def nearest_images(images: Float[Tensor, "n c"], count: int) -> Int[Tensor, "n k
     for start in range(0, len(images), 1024):
         cosines = images[start : start + 1024] @ images.T
         rows = torch.arange(len(cosines), device=images.device)
-        cosines[rows, start + rows] = -torch.inf  # an image is no neighbor of its own
+        cosines[rows, start + rows] = -torch.inf  # not the image itself
         found.append(cosines.topk(min(count, len(images) - 1)).indices)
     return torch.cat(found)
 
 
 def partners(count: int, generator: torch.Generator) -> Int[Tensor, " b"]:
-    """A random partner for each of ``count`` images of a batch, never the image itself."""
+    """Sample a partner for each of ``count`` images of a batch, never the image itself."""
     order = torch.randperm(count, generator=generator)
     found = torch.empty(count, dtype=torch.int64)
-    found[order] = order.roll(1)  # one long cycle
+    found[order] = order.roll(1)  # one cycle of all images
     return found
 
 
-def check(
-    settings: object, counts: Sequence[str], positive: Sequence[str], shares: Sequence[str]
-) -> None:
-    """Refuse settings out of their range: at least 1, above 0, in [0, 1)."""
-    for names, fits, words in (
-        (counts, lambda v: v >= 1, "at least 1"),
-        (positive, lambda v: v > 0, "positive"),
-        (shares, lambda v: 0 <= v < 1, "in [0, 1)"),
-    ):
-        for name in names:
-            if not fits(value := getattr(settings, name)):
-                raise InputError(f"{name} is {value}; it must be {words}")
-
-
-def finite(loss: Float[Tensor, ""], step: int) -> float:
-    """The loss as a number; an error if it is none, because then nothing is learned any more."""
+def finite_loss(loss: Float[Tensor, ""], step: int) -> float:
+    """Return the loss as a number, and raise an error if it is NaN or infinity."""
     value = loss.item()
     if not math.isfinite(value):
-        raise InputError(f"the loss of step {step} is {value}: features contain NaN or infinity")
+        raise InputError(f"the loss of step {step} is {value}; features contain NaN or infinity")
     return value

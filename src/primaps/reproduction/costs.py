@@ -15,9 +15,8 @@ import torch
 
 from primaps.config import Config
 from primaps.em.fit import Schedule, schedule
-from primaps.projections.shifts import STEPS as SHIFT_STEPS
-from primaps.projections.stego import StegoSettings
-from primaps.projections.train import STEPS, projection_settings
+from primaps.projections.stego import SHIFT_STEPS, StegoSettings
+from primaps.projections.training import STEPS, projection_settings
 from primaps.reproduction.data_sources import Source, image_counts, source_counts
 from primaps.reproduction.reproduction import Reproduction
 from primaps.reproduction.rows import TableRow

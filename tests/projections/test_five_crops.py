@@ -1,6 +1,6 @@
 import torch
 
-from primaps.projections.crops import five_crops
+from primaps.projections.training import five_crops
 
 
 def test_five_crops_are_the_quarters_and_the_center_enlarged():
