@@ -20,10 +20,10 @@ from primaps.results import (
     OutputError,
     OutputFolder,
     check_set,
-    own_file,
-    own_folder,
-    write_own_json,
-    write_own_png,
+    output_file,
+    output_folder,
+    write_marked_json,
+    write_marked_png,
 )
 from tests.conftest import Colors, painted
 
@@ -252,9 +252,9 @@ MARKED = list(MARKS)
 
 def test_marked_files_are_replaced(tmp_path):
     for _ in range(2):
-        write_own_png(Image.new("RGB", (2, 2)), tmp_path / "a.png")
+        write_marked_png(Image.new("RGB", (2, 2)), tmp_path / "a.png")
         save(iou_chart({"EM": {"a": 0.5}}), tmp_path / "b.png")
-        write_own_json(tmp_path / "c.json", {"accuracy": 1.0})
+        write_marked_json(tmp_path / "c.json", {"accuracy": 1.0})
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -267,7 +267,7 @@ def test_files_without_the_mark_are_not_changed(tmp_path_factory, suffix, conten
     path.write_bytes(content)
     with (
         pytest.raises(OutputError, match="was not written by primaps"),
-        own_file(path) as temporary,
+        output_file(path) as temporary,
     ):
         temporary.write_bytes(MARKS[suffix])
     assert path.read_bytes() == content
@@ -281,7 +281,7 @@ def test_a_file_that_appears_during_writing_is_not_replaced(tmp_path):
         temporary.write_bytes(MARKS[".json"])
         path.write_text("mine")
 
-    with pytest.raises(OutputError), own_file(path) as temporary:
+    with pytest.raises(OutputError), output_file(path) as temporary:
         write(temporary)
     assert path.read_text() == "mine"
 
@@ -291,23 +291,23 @@ def test_links_and_folders_are_not_replaced(tmp_path):
     (tmp_path / "a.html").symlink_to(tmp_path / "mine.html")
     (tmp_path / "b.html").mkdir()
     for name in ("a.html", "b.html"):
-        with pytest.raises(OutputError, match="not a regular file"), own_file(tmp_path / name):
+        with pytest.raises(OutputError, match="not a regular file"), output_file(tmp_path / name):
             pass
     assert (tmp_path / "a.html").is_symlink()
 
 
 def test_files_of_kinds_without_a_mark_are_replaced_by_identical_content_only(tmp_path):
     for content in ("a\nb\n", "a\nb\n"):
-        with own_file(tmp_path / "a.txt") as temporary:
+        with output_file(tmp_path / "a.txt") as temporary:
             temporary.write_text(content)
-    with pytest.raises(OutputError), own_file(tmp_path / "a.txt") as temporary:
+    with pytest.raises(OutputError), output_file(tmp_path / "a.txt") as temporary:
         temporary.write_text("c\n")
     assert (tmp_path / "a.txt").read_text() == "a\nb\n"
 
 
 def test_a_set_of_files_is_written_again_after_a_kill(tmp_path):
     """The description is written first, so that it marks what a killed process left."""
-    write_own_json(tmp_path / "config.json", {})
+    write_marked_json(tmp_path / "config.json", {})
     (tmp_path / "weights.bin").write_bytes(b"half")
     check_set(tmp_path, "config.json", ["weights.bin"])
     (tmp_path / "config.json").unlink()
@@ -317,7 +317,7 @@ def test_a_set_of_files_is_written_again_after_a_kill(tmp_path):
 
 def test_a_folder_that_was_changed_is_not_replaced(tmp_path):
     def write(text):
-        with own_folder(tmp_path / "out") as folder:
+        with output_folder(tmp_path / "out") as folder:
             (folder / "empty").mkdir()
             (folder / "a.txt").write_text(text)
 

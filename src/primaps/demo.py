@@ -11,7 +11,7 @@ from PIL import Image
 from primaps.batch import predict_files, propose_files
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import grid, model_preview
-from primaps.results import check_file, write_own_png
+from primaps.results import check_file, write_marked_png
 from primaps.utils.errors import MissingPackageError
 from primaps.utils.files import user_path
 from primaps.utils.progress import ProgressCallback, silent
@@ -81,5 +81,5 @@ def _draw(paths: list[Path], out: Path) -> Path:
                 row.append(overlay.crop((0, 0, *image.size)))  # without its legend below
         rows.append(row)
     target = out / "demo.png"
-    write_own_png(grid(rows, height=200), target)
+    write_marked_png(grid(rows, height=200), target)
     return target

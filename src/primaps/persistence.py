@@ -539,10 +539,10 @@ def read_edits(folder: str | Path, tree: Tree) -> Edits:
         return Edits()
     except InputError as error:
         raise EditError(f"{error}; fix the file, or move it away") from None
-    own = tree_digest(tree)
-    if content.tree not in (None, own):
+    expected = tree_digest(tree)
+    if content.tree not in (None, expected):
         raise EditError(
-            f"{path}: the edits are of tree {content.tree!r}, but this model has tree {own!r}; "
+            f"{path}: the edits are of tree {content.tree!r}, but this model has tree {expected!r}; "
             "move the file away, or remove the field tree to keep the edits"
         )
     try:
@@ -662,10 +662,10 @@ def push_to_hub(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     if not isinstance(model, str | Path):
-        with temporary_folder() as own:
-            model.save_pretrained(own)
+        with temporary_folder() as temporary:
+            model.save_pretrained(temporary)
             return push_to_hub(
-                own, repo_id, private=private, scores=scores, token=token, endpoint=endpoint
+                temporary, repo_id, private=private, scores=scores, token=token, endpoint=endpoint
             )
     folder = Path(model)
     metrics = _read_scores(Path(scores)) if isinstance(scores, str | Path) else scores
@@ -683,7 +683,7 @@ def push_to_hub(
         address = api.create_repo(repo_id, private=private, exist_ok=True)
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         api.create_commit(repo_id, operations, commit_message="Upload a model of primaps")
-    except Exception as error:  # the client, its HTTP library and the socket have own errors
+    except Exception as error:  # of the client, its HTTP library or the socket
         raise InputError(
             f"the upload to {repo_id} failed ({type(error).__name__}: {reason(error)}); check the "
             "id, `hf auth login` and the connection"

@@ -5,7 +5,7 @@ Nothing is replaced unless this package wrote it. There are two records of what 
 - A single file carries a mark in its content (:data:`MARKS`). Files that belong together, such as
   those of a model, have one marked JSON file that describes them (:func:`check_set`).
 - A folder has a journal with the SHA-256 of every file that was written to it. A file that was
-  changed since has another digest and is refused (:class:`OutputFolder`, :func:`own_folder`).
+  changed since has another digest and is refused (:class:`OutputFolder`, :func:`output_folder`).
 
 Files appear complete or not at all (:func:`primaps.utils.files.atomic_path`). A killed process
 leaves nothing that blocks the next one.
@@ -57,7 +57,7 @@ HEAD = 1 << 16
 MANIFEST, JOURNAL, LOCK = "primaps.json", "primaps.jsonl", ".primaps.lock"
 """Files of an :class:`OutputFolder` besides its results."""
 FOLDER_JOURNAL = ".primaps.jsonl"
-"""Journal of a folder of :func:`own_folder`; hidden from tools that read every file."""
+"""Journal of a folder of :func:`output_folder`; hidden from tools that read every file."""
 
 
 class OutputError(PrimapsError, ValueError):
@@ -95,7 +95,7 @@ def check_file(path: Path, content: bytes | None = None) -> None:
 
 
 @contextmanager
-def own_file(path: str | Path) -> Iterator[Path]:
+def output_file(path: str | Path) -> Iterator[Path]:
     """Return a temporary path that replaces ``path`` if this package may write there.
 
     The file that the block writes must carry the mark of its kind. A file of a kind without a mark
@@ -108,10 +108,10 @@ def own_file(path: str | Path) -> Iterator[Path]:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "report.html"
         >>> for _ in range(2):
-        ...     with own_file(path) as temporary:
+        ...     with output_file(path) as temporary:
         ...         _ = temporary.write_bytes(MARKS[".html"] + b'0.1">')
         >>> _ = path.write_text("<p>mine")
-        >>> with own_file(path) as temporary:
+        >>> with output_file(path) as temporary:
         ...     pass
         Traceback (most recent call last):
         primaps.results.OutputError: .../report.html was not written by primaps; ...
@@ -126,17 +126,17 @@ def own_file(path: str | Path) -> Iterator[Path]:
         check_file(path, None if marked else temporary.read_bytes())
 
 
-def write_own_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_marked_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object with the mark of this package.
 
     Raises:
         OutputError: The file exists and was not written by this package.
     """
-    with own_file(path) as temporary:
+    with output_file(path) as temporary:
         write_json(temporary, {"generator": GENERATOR, **content})
 
 
-def write_own_png(image: Image.Image, path: str | Path) -> None:
+def write_marked_png(image: Image.Image, path: str | Path) -> None:
     """Write an image as PNG with the mark of this package.
 
     Raises:
@@ -146,7 +146,7 @@ def write_own_png(image: Image.Image, path: str | Path) -> None:
 
     mark = PngInfo()
     mark.add_text("Software", GENERATOR)
-    with own_file(path) as temporary:
+    with output_file(path) as temporary:
         save_image(image, temporary, pnginfo=mark)
 
 
@@ -357,7 +357,7 @@ class OutputFolder:
 
 
 @contextmanager
-def own_folder(out: str | Path) -> Iterator[Path]:
+def output_folder(out: str | Path) -> Iterator[Path]:
     """Return a temporary folder that becomes ``out`` when the block ends without an error.
 
     Raises:
@@ -366,7 +366,7 @@ def own_folder(out: str | Path) -> Iterator[Path]:
     Examples:
         >>> import tempfile
         >>> out = Path(tempfile.mkdtemp()) / "out"
-        >>> with own_folder(out) as temporary:
+        >>> with output_folder(out) as temporary:
         ...     _ = (temporary / "a.txt").write_text("complete")
         >>> sorted(path.name for path in out.iterdir())
         ['.primaps.jsonl', 'a.txt']
@@ -394,7 +394,7 @@ def own_folder(out: str | Path) -> Iterator[Path]:
 
 
 def check_folder(out: Path) -> None:
-    """Check that a folder is missing, empty, or unchanged since :func:`own_folder` wrote it.
+    """Check that a folder is missing, empty, or unchanged since :func:`output_folder` wrote it.
 
     Raises:
         OutputError: ``out`` is a file, or a folder with anything else.

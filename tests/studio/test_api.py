@@ -290,9 +290,9 @@ def test_an_audit_can_be_continued_and_becomes_stale(served):
     assert kept.estimate().accuracy == page["estimate"]["accuracy"] == np.mean(answers)
     assert page["estimate"]["low"] < page["estimate"]["accuracy"] < page["estimate"]["high"]
     # `primaps audit` goes on with it: the same model, the same names.
-    from primaps.evaluation.audit import about
+    from primaps.evaluation.audit import audit_subject
 
-    assert kept.record.about == about(model_of(served))
+    assert kept.record.subject == audit_subject(model_of(served))
     revision = served.get("classes").json()["revision"]
     served.post("classes", revision=revision, edits=[{"rename": "0", "to": "sky"}])
     assert served.get("audit").json()["stale"]

@@ -162,9 +162,9 @@ def strength(one: Integer[Tensor, " m"], other: Integer[Tensor, " m"], classes: 
         0.0
     """
     pairs = torch.bincount(one * classes + other, minlength=classes**2).view(classes, classes)
-    own = pairs.double()
-    size = own.sum(1)
-    together = (own * (own - 1)).sum(1) / (size * (size - 1)).clamp_min(1)
+    counts = pairs.double()
+    size = counts.sum(1)
+    together = (counts * (counts - 1)).sum(1) / (size * (size - 1)).clamp_min(1)
     return float(together[size > 1].min()) if bool((size > 1).any()) else 0.0
 
 
@@ -209,10 +209,10 @@ def curve(
     for number, classes in enumerate(wanted):
         same, worst = [], []
         for repeat, half in enumerate(splits):
-            own = generator("choose", seed, classes, repeat)
+            restarts = generator("choose", seed, classes, repeat)
             one, other = (
-                (features @ spherical_kmeans(features[part], classes, own).T).argmax(1)
-                for part in (half, ~half)
+                (features @ spherical_kmeans(features[rows], classes, restarts).T).argmax(1)
+                for rows in (half, ~half)
             )
             same.append(agreement(one, other, classes))
             worst.append(min(strength(one, other, classes), strength(other, one, classes)))

@@ -362,10 +362,10 @@ class _State:
         """Return the largest nodes within classes of the model that have these leaves."""
         if leaves not in self.ids:
             left, found = set(leaves), []
-            for key, own in self.largest:
-                if left.issuperset(own):
-                    found.append((own[0], key))
-                    left -= set(own)
+            for key, inside in self.largest:
+                if left.issuperset(inside):
+                    found.append((inside[0], key))
+                    left -= set(inside)
             self.ids[leaves] = "+".join(key for _, key in sorted(found))
         return self.ids[leaves]
 

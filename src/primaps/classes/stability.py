@@ -81,11 +81,11 @@ def stability(
         if len(rows) > SAMPLE:
             sampled = torch.randperm(len(rows), generator=random)[:SAMPLE]
             rows = rows[sampled.to(rows.device)]
-        own = features[rows]
-        if len(own) < classes:
+        resampled = features[rows]
+        if len(resampled) < classes:
             return torch.full((classes,), torch.nan)
         with threads.turn, one_thread():
-            new = (own @ spherical_kmeans(own, classes, random).T).argmax(1)
+            new = (resampled @ spherical_kmeans(resampled, classes, random).T).argmax(1)
         return jaccard(assigned[rows], new, classes)
 
     with lanes(features.device) as threads:

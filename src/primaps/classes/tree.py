@@ -220,12 +220,12 @@ def best_leaves(
     winner = torch.zeros(classes.shape, dtype=torch.int16, device=classes.device)
     for number in classes.unique().tolist():
         inside = classes == number
-        own = [leaf for leaf, k in enumerate(owner) if k == number]
-        winner[inside] = own[0]
-        if len(own) == 1:
+        candidates = [leaf for leaf, k in enumerate(owner) if k == number]
+        winner[inside] = candidates[0]
+        if len(candidates) == 1:
             continue
         best = torch.full(classes.shape, -2.0, device=classes.device)
-        for leaf in own:
+        for leaf in candidates:
             value = cosine(leaf)
             winner[inside & (value > best)] = leaf
             best = torch.maximum(best, value)
@@ -384,7 +384,7 @@ def _split_all(
     """
     halves: dict[int, tuple[int, int]] = {}
     order: list[int] = []
-    open_ = {node: _halve(features, own) for node, own in enumerate(rows)}
+    open_ = {node: _halve(features, masks) for node, masks in enumerate(rows)}
     for _ in range(wanted - len(rows)):
         node = max(open_, key=lambda n: open_[n][0])
         gain, second = open_.pop(node)
@@ -409,27 +409,27 @@ def _halve(
     none = torch.zeros(len(rows), dtype=torch.bool, device=features.device)
     if len(rows) < 2 * MIN_MASKS:
         return 0.0, none
-    own = features[rows]
-    total = own.sum(0)
-    direction = total / len(own) - own[(own @ total).argmin()]
+    members = features[rows]
+    total = members.sum(0)
+    direction = total / len(members) - members[(members @ total).argmin()]
     for _ in range(ITERATIONS):  # power iteration from the least typical mask
-        score = own @ direction
-        direction = F.normalize((score - score.mean()) @ own, dim=0)
-    score = own @ direction
+        score = members @ direction
+        direction = F.normalize((score - score.mean()) @ members, dim=0)
+    score = members @ direction
     second, last = score > score.mean(), none
     for _ in range(ITERATIONS):
-        if bool((second == last).all()) or not 0 < int(second.sum()) < len(own):
+        if bool((second == last).all()) or not 0 < int(second.sum()) < len(members):
             break
-        other = own[second].sum(0)
+        other = members[second].sum(0)
         last, second = (
             second,
-            own @ F.normalize(other, dim=0) > own @ F.normalize(total - other, dim=0),
+            members @ F.normalize(other, dim=0) > members @ F.normalize(total - other, dim=0),
         )
     if min(int(second.sum()), int((~second).sum())) < MIN_MASKS:
         return 0.0, none
     if bool(second[0]):  # the half of the first mask comes first, whatever the sign
         second = ~second
-    other = own[second].sum(0)
+    other = members[second].sum(0)
     return float(other.norm() + (total - other).norm() - total.norm()), second
 
 

@@ -252,12 +252,12 @@ def audit(
 ) -> None:
     """Estimate the accuracy, with a 95 % interval, from your answers about single pixels."""
     with running() as progress:
-        from primaps.evaluation.audit import Audit, about, prepare
+        from primaps.evaluation.audit import Audit, audit_subject, prepare
         from primaps.model import PriMaPsEM
 
         network = PriMaPsEM.from_pretrained(model, device=device)
         found = Audit.load(out)
-        if found is not None and found.record.about != about(network):
+        if found is not None and found.record.subject != audit_subject(network):
             raise InputError(
                 f"{out} holds an audit of other classes or names than {model} has now; choose "
                 "another --out"

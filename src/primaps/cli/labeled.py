@@ -62,7 +62,7 @@ def evaluate(
     """Print accuracy, mean IoU and the IoU of each class."""
     with running() as progress:
         from primaps.evaluation.protocol import evaluate as run
-        from primaps.results import check_file, write_own_json
+        from primaps.results import check_file, write_marked_json
 
         if json_file:
             check_file(json_file)  # before the work
@@ -82,7 +82,7 @@ def evaluate(
         table.add_row("accuracy", f"{100 * found.accuracy:.1f}")
         show(table)
         if json_file:
-            write_own_json(json_file, found.to_dict())
+            write_marked_json(json_file, found.to_dict())
         if pictures:
             from primaps.pictures.charts import draw_result
 
@@ -104,7 +104,7 @@ def oracle(
     with running() as progress:
         from primaps.backbones.load import load_backbone
         from primaps.evaluation.oracle import evaluate_oracle
-        from primaps.results import check_file, write_own_json
+        from primaps.results import check_file, write_marked_json
 
         if json_file:
             check_file(json_file)
@@ -116,7 +116,7 @@ def oracle(
             progress=progress, log=warn,
         )  # fmt: skip
         if json_file:
-            write_own_json(json_file, found.to_dict())
+            write_marked_json(json_file, found.to_dict())
         title = f"{found.images} images, {found.masks_per_image:.1f} masks per image"
         title += f", {100 * found.ignored:.1f} % of the pixels outside of masks"
         table = Table("", "accuracy", "mean IoU", title=title)

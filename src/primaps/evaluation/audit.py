@@ -29,7 +29,7 @@ from primaps.classes.legend import HIDDEN
 from primaps.config import Seed
 from primaps.data import LogCallback, find_images, load_image, read
 from primaps.model import PriMaPsEM
-from primaps.results import OutputError, write_own_png
+from primaps.results import OutputError, write_marked_png
 from primaps.utils.bilinear import upsample
 from primaps.utils.errors import InputError
 from primaps.utils.files import write_json
@@ -102,7 +102,7 @@ class AuditRecord:
 
     Attributes:
         format: version of the file.
-        about: model and class names that the answers refer to; see :func:`about`.
+        subject: model and class names that the answers refer to; see :func:`audit_subject`.
         order: strips in the order in which they are asked about.
         questions: pixels of each strip, including the spare ones.
         asked: number of questions that were asked, per strip.
@@ -110,7 +110,7 @@ class AuditRecord:
     """
 
     format: Literal[1]
-    about: list[str]
+    subject: list[str]
     order: list[Number]
     questions: list[Annotated[list[Question], Len(1)]]
     asked: list[Number]
@@ -214,7 +214,7 @@ class Audit:
                 f"{question.path} has {image.width}x{image.height} pixels, but {NAME} asks about "
                 f"({question.x}, {question.y}): the image was replaced since the audit started"
             )
-        write_own_png(picture(image, question), self.picture)
+        write_marked_png(picture(image, question), self.picture)
         return self.picture
 
 
@@ -283,7 +283,7 @@ def prepare(
         progress("audit", number + 1, len(files), {})
     if model.legend_ is not None and model.legend_.hides:
         pixels = [pixel for pixel in pixels if pixel.value != HIDDEN]
-    return begin(folder, pixels, names, about(model), answers, seed)
+    return begin(folder, pixels, names, audit_subject(model), answers, seed)
 
 
 def check_audit(folder: Path, answers: int) -> None:
@@ -333,7 +333,7 @@ def begin(
     folder: Path,
     pixels: Sequence[Pixel],
     names: Sequence[str],
-    about: list[str],
+    subject: list[str],
     answers: int,
     seed: int = 0,
 ) -> Audit:
@@ -343,7 +343,7 @@ def begin(
         folder: folder of the audit.
         pixels: sample of all pixels.
         names: class names, by the value of the pixels.
-        about: model and class names that the answers refer to; see :func:`about`.
+        subject: model and class names that the answers refer to; see :func:`audit_subject`.
         answers: number of strips.
         seed: random seed.
 
@@ -368,12 +368,12 @@ def begin(
             path, x, y, value = pixels[row][:4]
             questions[-1].append(Question(strip, spare, path, x, y, value, names[value]))
     order, asked = asking_order(answers, seed), [0] * answers
-    audit = Audit(folder, AuditRecord(1, about, order, questions, asked, [None] * answers))
+    audit = Audit(folder, AuditRecord(1, subject, order, questions, asked, [None] * answers))
     audit.save()
     return audit
 
 
-def about(model: PriMaPsEM) -> list[str]:
+def audit_subject(model: PriMaPsEM) -> list[str]:
     """Return what answers refer to: the digest of the model and the names of its classes."""
     return [model.prediction_digest(), *(model.legend_.names if model.legend_ else [])]
 

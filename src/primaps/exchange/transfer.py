@@ -22,7 +22,7 @@ from primaps.exchange.files import check_text, open_files, safe_name
 from primaps.exchange.formats import find_format
 from primaps.exchange.labeled import LabeledImage, mask_proposals
 from primaps.geometry.regions import NO_LABEL
-from primaps.results import check_folder, own_folder
+from primaps.results import check_folder, output_folder
 from primaps.utils.errors import InputError
 from primaps.utils.inputs import read_json
 from primaps.utils.progress import ProgressCallback, silent
@@ -121,7 +121,7 @@ def export_labels(
             yield _labeled_image(file, result, None if has_proposals else chosen)
             progress("export", number, len(files), {})
 
-    with own_folder(out) as folder, contextlib.closing(labeled()) as stream:
+    with output_folder(out) as folder, contextlib.closing(labeled()) as stream:
         row.write(stream, chosen, folder, per or row.per or "class")
     return Exported(len(files), out, row.next.format(out=out, names=", ".join(chosen.names)))
 
@@ -219,7 +219,7 @@ def import_labels(
     assert row.read is not None
     wanted = read_classes(classes) if isinstance(classes, str | Path) else classes
     check_folder(out.absolute())
-    with open_files(path) as files, own_folder(out) as folder:
+    with open_files(path) as files, output_folder(out) as folder:
         found, total, images = row.read(files)
         table = _value_table(found, wanted, path)
         names: dict[str, None] = {}

@@ -18,7 +18,7 @@ from primaps.evaluation.metrics import by_class
 from primaps.evaluation.protocol import Evaluation, Prediction, predict_samples
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import examples
-from primaps.results import GENERATOR, check_file, own_file, write_own_png
+from primaps.results import GENERATOR, check_file, output_file, write_marked_png
 from primaps.utils.colors import palette
 from primaps.utils.files import user_path
 
@@ -186,7 +186,7 @@ def _layout() -> ConstrainedLayoutEngine:
 def save(figure: Figure, path: str | Path) -> None:
     """Write a chart atomically, in the format of the suffix of ``path``."""
     png = Path(path).suffix.lower() == ".png"
-    with own_file(path) as temporary:
+    with output_file(path) as temporary:
         figure.savefig(temporary, dpi=150, metadata={"Software" if png else "Creator": GENERATOR})
 
 
@@ -227,7 +227,7 @@ def draw_result(
     method = _method(source.config) if isinstance(source, PriMaPsEM) else "label maps"
     save(iou_chart({method: result.iou}, shown), folder / "iou.png")
     sheet = example_sheet({"prediction": (source, result)}, data, evenly(data, number))
-    write_own_png(sheet, folder / "examples.png")
+    write_marked_png(sheet, folder / "examples.png")
 
 
 def _method(config: Config) -> str:

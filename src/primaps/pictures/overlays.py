@@ -11,7 +11,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from primaps.model import PriMaPsEM
-from primaps.results import write_own_png
+from primaps.results import write_marked_png
 from primaps.utils.colors import palette
 from primaps.utils.errors import InputError
 
@@ -190,7 +190,7 @@ def model_preview(model: PriMaPsEM, path: str | Path, crf: bool = True) -> None:
     sheet = grid(rows, ("image", "mask proposals", "predicted classes"))
     present = np.flatnonzero(np.bincount(labels.flatten(), minlength=len(colors)))
     sheet = with_legend(sheet, [f"class {k}" for k in present], colors[present])
-    write_own_png(sheet, path)
+    write_marked_png(sheet, path)
 
 
 @lru_cache

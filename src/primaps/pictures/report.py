@@ -32,7 +32,7 @@ from primaps.evaluation.protocol import Evaluation, evaluate
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import overlay
 from primaps.pictures.report_page import ClassExamples, ReportItem, page
-from primaps.results import check_file, own_file
+from primaps.results import check_file, output_file
 from primaps.utils.bilinear import upsample
 from primaps.utils.colors import palette
 from primaps.utils.files import user_path
@@ -131,7 +131,7 @@ def write_report(
     items.sort(key=lambda item: item.margin)
     ends = items if len(items) <= 2 * ENDS else items[:ENDS] + items[-ENDS:]
     text = page(model, classes, examples, ends, len(items), scores)
-    with own_file(path) as temporary:
+    with output_file(path) as temporary:
         temporary.write_text(text, "utf-8")
     return path
 

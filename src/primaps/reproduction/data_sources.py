@@ -10,7 +10,7 @@ from pathlib import Path
 
 from primaps.data import DataError, Dataset, load_dataset
 from primaps.data.datasets import find_layout
-from primaps.results import is_marked, own_file
+from primaps.results import is_marked, output_file
 from primaps.utils.errors import InputError
 from primaps.utils.files import atomic_path
 
@@ -68,7 +68,7 @@ def write_list(data: Dataset, path: Path) -> None:
     """Write the ids of the images of a split, one a line; beside a report of this package they may
     replace others."""
     known = is_marked(path.parent / "report.json")
-    with (atomic_path if known else own_file)(path) as temporary:
+    with (atomic_path if known else output_file)(path) as temporary:
         temporary.write_bytes(_lines(sample.key for sample in data.samples))
 
 

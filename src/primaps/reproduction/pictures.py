@@ -11,7 +11,7 @@ from primaps.pictures.charts import iou_chart, result_confusion, save, sweep_cha
 from primaps.reproduction.rows import Experiment, Picture
 from primaps.reproduction.run_context import Laboratory, Outcome
 from primaps.reproduction.sheets import SHEETS, as_evaluation
-from primaps.results import write_own_png
+from primaps.results import write_marked_png
 
 NOT_CHARTED = ("without CRF", "baseline + CRF", "oracle, all pixels")
 """Parts of labels of rows that would clutter a chart beside those that they hardly differ from."""
@@ -116,7 +116,7 @@ def _sheet(
         return
     picture, caption = sheet
     file = f"{_slug(kind)}-{name}.png"
-    write_own_png(picture, folder / file)
+    write_marked_png(picture, folder / file)
     yield file, f"{caption}; {where}, seed {next(iter(outcomes[0].results))}."
 
 

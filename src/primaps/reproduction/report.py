@@ -15,7 +15,7 @@ from primaps.reproduction.paper import IOU, IOU_METHODS, IOU_OF
 from primaps.reproduction.pictures import draw
 from primaps.reproduction.rows import Experiment
 from primaps.reproduction.run_context import Laboratory, Outcome
-from primaps.results import GENERATOR, own_file, write_own_json
+from primaps.results import GENERATOR, output_file, write_marked_json
 
 ORDER = ("baseline", "PriMaPs-EM", "linear probe", "oracle, pixels in masks")
 """In mean IoU, as the paper finds it."""
@@ -42,7 +42,7 @@ def write_report(
         **about,
     }
     write_lists(laboratory, folder)
-    write_own_json(folder / "report.json", content)
+    write_marked_json(folder / "report.json", content)
     lines = [f"# {experiment.title}", "", " ".join(_introduction(outcomes, laboratory)), ""]
     lines += [*table(outcomes), ""]
     told = differences(outcomes, laboratory.reproduction)
@@ -54,7 +54,7 @@ def write_report(
     for picture, caption in captions:
         lines += [f"![{Path(picture).stem}]({picture})", "", caption, ""]
     lines += ["## Environment", "", *environment_lines(about)]
-    with own_file(folder / "report.md") as temporary:
+    with output_file(folder / "report.md") as temporary:
         text = "\n".join(lines).rstrip()
         temporary.write_text(f"<!-- generator: {GENERATOR} -->\n\n{text}\n", "utf-8")
     return folder / "report.md"

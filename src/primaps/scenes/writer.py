@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from primaps.results import RawFile, check_file, own_file
+from primaps.results import RawFile, check_file, output_file
 from primaps.scenes.readers import CACHE_BYTES, dataset_place, rasterio_module, tifffile_module
 from primaps.scenes.source import Place
 from primaps.utils.files import atomic_path
@@ -69,7 +69,7 @@ def write_labels(labels: Labels, out: Path, digest: str, progress: ProgressCallb
     """
     georeferenced = labels.place is not None or importlib.util.find_spec("rasterio") is not None
     if labels.names:
-        with own_file(check_sidecar(out, labels.names)) as temporary:
+        with output_file(check_sidecar(out, labels.names)) as temporary:
             temporary.write_text(_names_xml(labels.names), "utf-8")
     with atomic_path(out) as temporary:
         (_write_cog if georeferenced else _write_tiff)(labels, temporary, digest, progress)

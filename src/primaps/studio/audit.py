@@ -10,7 +10,7 @@ from PIL import Image
 
 from primaps.classes.legend import HIDDEN
 from primaps.data import ImageFile
-from primaps.evaluation.audit import POOL, Audit, Pixel, about, begin, sample_pixels
+from primaps.evaluation.audit import POOL, Audit, Pixel, audit_subject, begin, sample_pixels
 from primaps.model import PriMaPsEM
 from primaps.pictures.report import AnalyzedImage, write_report
 from primaps.studio.edits import ClassEditor, ConflictError
@@ -57,7 +57,7 @@ def begin_audit(images: ImageCache, editor: ClassEditor, model: PriMaPsEM, answe
     pixels = [pixel for pixel in pixels if not (legend.hides and pixel.value == HIDDEN)]
     folder = workspace.out / "audit"
     with temporary_folder(workspace.out) as temporary:
-        begin(temporary / "audit", pixels, legend.names, about(model), answers)
+        begin(temporary / "audit", pixels, legend.names, audit_subject(model), answers)
         if folder.is_dir() and any(folder.iterdir()):
             folder.rename(unused_path(workspace.out, "audit"))
         (temporary / "audit").replace(folder)
@@ -91,7 +91,7 @@ def describe_audit(
                 "color": colors.get(question.name, "#808080"),
             }
     interval = result and {"accuracy": result.accuracy, "low": result.low, "high": result.high}
-    stale = audit.record.about != subject
+    stale = audit.record.subject != subject
     return {
         "question": shown, "done": done, "total": total, "estimate": interval, "stale": stale,
     }  # fmt: skip
@@ -111,7 +111,7 @@ def answer_question(audit: Audit | None, subject: list[str], right: bool | None,
     question = None if audit is None else audit.next()
     if audit is None or question is None:
         raise ConflictError("the audit has no open question; start an audit")
-    if audit.record.about != subject:
+    if audit.record.subject != subject:
         raise ConflictError("the classes changed after the audit was started; start over")
     if audit.progress[0] != done:
         raise ConflictError("another tab answered this question; the page now shows the next one")

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from primaps.classes.summary import ClassSummary
-from primaps.evaluation.audit import Audit, about
+from primaps.evaluation.audit import Audit, audit_subject
 from primaps.model import PriMaPsEM
 from primaps.persistence import ModelRecord, is_model, read_model, read_record
 from primaps.studio.audit import begin_audit, write_studio_report
@@ -278,7 +278,7 @@ class Studio:
 
     def audit(self) -> tuple[Audit | None, list[str]]:
         """Return the audit, and the model and class names that a new audit would be about."""
-        return Audit.load(self.workspace.out / "audit"), about(self.model())
+        return Audit.load(self.workspace.out / "audit"), audit_subject(self.model())
 
     def begin_audit(self, answers: int) -> None:
         """Sample the questions of an audit."""
