@@ -542,8 +542,8 @@ def read_edits(folder: str | Path, tree: Tree) -> Edits:
     expected = tree_digest(tree)
     if content.tree not in (None, expected):
         raise EditError(
-            f"{path}: the edits are of tree {content.tree!r}, but this model has tree {expected!r}; "
-            "move the file away, or remove the field tree to keep the edits"
+            f"{path}: the edits are of tree {content.tree!r}, but this model has tree "
+            f"{expected!r}; move the file away, or remove the field tree to keep the edits"
         )
     try:
         legend(tree, content.edits)
