@@ -1,9 +1,9 @@
-"""How fast a backbone is on this processor by each engine, against transformers' own way.
+"""Measure the speed of a backbone by each engine, compared with plain transformers.
 
     python benchmarks/backbones.py [--backbone dinov2-vits14] [--threads 1] [--rounds 9]
 
-All take two images of 322x434 px in turn, as predict does for an image and its flipped image.
-Prints the median of the ratios of their times, and GFLOP per second, in both precisions.
+All engines process two images of 322x434 px in turn. Printed are median times, GFLOP per second and
+the median ratio to transformers, in float32 and bfloat16.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def seconds(backbone: Backbone, images: torch.Tensor) -> float:
 
 
 def operations(backbone: Backbone, images: torch.Tensor) -> float:
-    """Multiplications and additions of the linear layers and of attention, in 10^9."""
+    """Return the multiplications and additions of linear layers and attention, in 10^9."""
     config = backbone.features.model.config
     tokens = images.shape[-1] * images.shape[-2] // backbone.patch_size**2 + 1
     width = config.hidden_size
@@ -44,16 +44,18 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     for precision in ("float32", "bfloat16"):
         with mock.patch("primaps.backbones.load.use_onednn"):
-            ways = {"transformers": load_backbone(given.backbone, "cpu", precision=precision)}
+            engines = {"transformers": load_backbone(given.backbone, "cpu", precision=precision)}
         for engine in ("torch", "openvino") if openvino_installed() else ("torch",):
-            ways[engine] = load_backbone(given.backbone, "cpu", precision=precision, engine=engine)
-        patch = ways["torch"].patch_size
+            engines[engine] = load_backbone(
+                given.backbone, "cpu", precision=precision, engine=engine
+            )
+        patch = engines["torch"].patch_size
         images = torch.rand(2, 3, 322 // patch * patch, 434 // patch * patch)
-        for backbone in ways.values():
+        for backbone in engines.values():
             seconds(backbone, images)
-        times = [[seconds(each, images) for each in ways.values()] for _ in range(given.rounds)]
-        work = operations(ways["torch"], images)
-        for number, name in enumerate(ways):
+        times = [[seconds(each, images) for each in engines.values()] for _ in range(given.rounds)]
+        work = operations(engines["torch"], images)
+        for number, name in enumerate(engines):
             second = statistics.median(each[number] for each in times)
             ratio = statistics.median(each[0] / each[number] for each in times)
             print(

@@ -1,13 +1,12 @@
-"""What a precision and an engine save, and what they do to features, masks and class maps.
+"""Measure what a precision and an engine save, and how they change features, masks and label maps.
 
     python benchmarks/precision.py --images FOLDER [--backbone NAME | --model MODEL] [--count N]
                                    [--precision float32] [--engine openvino]
 
-PyTorch in float32 and the other way, bfloat16 by default, take the same batches in turn; prints the
-median ratio of their times, and how far features are from those of the first: relative error over
-all, and mean cosine of positions. Then how far results are: mean IoU of each mask with its match
-(one to one, CRF included), and with --model the share of the pixels that get the same class, CRF
-included.
+PyTorch in float32 and the alternative, bfloat16 by default, process the same batches in turn.
+Printed are the median ratio of their times; the relative error and the mean cosine of features; the
+mean IoU of each mask with its match (one to one, with the CRF); and with --model the share of
+pixels with the same class (with the CRF).
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def timed(backbone: Backbone, images: Tensor) -> tuple[float, Tensor]:
 
 
 def matched_iou(one: Integer[Tensor, "h w"], other: Integer[Tensor, "h w"]) -> list[float]:
-    """IoU of each mask of either map with its match; 0 for those without one."""
+    """Return the IoU of each mask of both maps with its match; 0 for masks without one."""
     a, b = one.numpy().astype(int), other.numpy().astype(int)
     counts = np.zeros((a.max() + 1, b.max() + 1))
     np.add.at(counts, (a, b), 1)
@@ -64,13 +63,13 @@ def speed(networks: Sequence[Backbone], images: Tensor) -> None:
     print(f"features: relative error {error:.1%}, mean cosine {cosine:.4f}")
 
 
-def masks(networks: Sequence[Backbone], pictures: Sequence[Tensor]) -> None:
+def masks(networks: Sequence[Backbone], images: Sequence[Tensor]) -> None:
     found: list[float] = []
-    for picture in pictures:
-        both = [image_masks(image_features(n, picture[None]), picture[None])[0] for n in networks]
+    for image in images:
+        both = [image_masks(image_features(n, image[None]), image[None])[0] for n in networks]
         found += matched_iou(*both)
     print(f"masks: mean IoU of matches {np.mean(found):.3f}, {np.mean(np.array(found) > 0.9):.0%} "
-          f"above 0.9 ({len(found)} masks of {len(pictures)} images)")  # fmt: skip
+          f"above 0.9 ({len(found)} masks of {len(images)} images)")  # fmt: skip
 
 
 def classes(folder: str, networks: Sequence[Backbone], files: Sequence[ImageFile]) -> None:
@@ -89,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", required=True)
     parser.add_argument("--backbone", default="dinov2-vits14")
-    parser.add_argument("--model", help="folder of a model without projection, for its backbone")
+    parser.add_argument("--model", help="folder of a model without projection")
     parser.add_argument("--count", type=int, default=40, help="images")
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--engine", default="torch")
@@ -101,9 +100,9 @@ def main() -> None:
         name = PriMaPsEM.from_pretrained(arguments.model).config.backbone
     other = load_backbone(name, precision=arguments.precision, engine=arguments.engine)
     networks = [load_backbone(name), other]
-    pictures = [square(load_image(file.source), networks[0].default_size) for file in files]
-    speed(networks, torch.stack(pictures).float() / 255)
-    masks(networks, pictures)
+    images = [square(load_image(file.source), networks[0].default_size) for file in files]
+    speed(networks, torch.stack(images).float() / 255)
+    masks(networks, images)
     if arguments.model:
         classes(arguments.model, networks, files)
 

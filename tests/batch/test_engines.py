@@ -1,4 +1,4 @@
-"""The callables for engines give what the commands write, wherever they run."""
+"""Callables for engines compute the label maps that the commands write."""
 
 import io
 import pickle
@@ -23,7 +23,7 @@ def encoded(image, kind="PNG"):
     return file.getvalue()
 
 
-def test_arrays_bytes_paths_and_images_give_the_same_maps(fitted, painted_folder):
+def test_arrays_bytes_paths_and_images_have_the_same_label_maps(fitted, painted_folder):
     paths = sorted((painted_folder / "images").glob("*.png"))[:3]
     images = [Image.open(path) for path in paths]
     expected = np.stack([fitted.predict(path).numpy() for path in paths])
@@ -44,7 +44,7 @@ def test_arrays_bytes_paths_and_images_give_the_same_maps(fitted, painted_folder
         assert "image" not in rows
 
 
-def test_maps_of_several_sizes_are_those_that_propose_writes(network, tmp_path):
+def test_masks_of_mixed_sizes_equal_those_that_propose_writes(network, tmp_path):
     (tmp_path / "in").mkdir()
     for number, (width, height) in enumerate([(64, 64), (96, 64), (64, 64)]):
         painted(number, width, height)[0].save(tmp_path / "in" / f"{number}.png")
@@ -57,7 +57,7 @@ def test_maps_of_several_sizes_are_those_that_propose_writes(network, tmp_path):
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), written)
 
 
-def test_a_bad_image_is_a_row_with_its_reason_and_the_others_are_done(fitted, painted_folder):
+def test_a_damaged_image_becomes_a_row_with_a_problem(fitted, painted_folder):
     good = encoded(painted(0)[0])
     rows = Predictor(fitted)({"image": [good, good[:200], b"text", good]})
     assert [labels.shape for labels in rows["labels"]] == [(64, 64), (0, 0), (0, 0), (64, 64)]
@@ -70,7 +70,7 @@ def test_a_bad_image_is_a_row_with_its_reason_and_the_others_are_done(fitted, pa
     assert len(Predictor(fitted)({"image": []})["labels"]) == 0
 
 
-def test_a_callable_travels_without_weights_and_loads_them_once_in_a_process(
+def test_a_pickled_callable_has_no_weights_and_loads_them_once(
     vit, painted_folder, tmp_path, monkeypatch
 ):
     model = PriMaPsEM(3, backbone=vit, **QUICK).fit(painted_folder / "images")

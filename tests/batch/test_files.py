@@ -10,7 +10,6 @@ from PIL import Image
 
 from primaps.batch import predict_files, propose_files
 from primaps.data import ImageError
-from primaps.evaluation.protocol import evaluate
 from tests.conftest import painted
 
 
@@ -38,13 +37,13 @@ def test_predict_writes_classes_and_a_legend(fitted, painted_folder, tmp_path):
     done = predict_files(fitted, painted_folder / "images", tmp_path, names=["r", "g", "b"])
     assert len(done.written) == 8
     assert set(np.unique(read(tmp_path / "0.png"))) <= {0, 1, 2}
-    picture = Image.open(tmp_path / "0.overlay.jpg")
-    assert picture.height > 64  # the legend is below
+    drawn = Image.open(tmp_path / "0.overlay.jpg")
+    assert drawn.height > 64  # the legend is below
     with pytest.raises(ValueError, match="names has 2 entries for 3 classes"):
         predict_files(fitted, painted_folder / "images", tmp_path, names=["r", "g"])
 
 
-def test_what_was_written_is_kept_until_options_or_images_change(network, painted_folder, tmp_path):
+def test_results_are_reused_until_options_or_images_change(network, painted_folder, tmp_path):
     images, out = painted_folder / "images", tmp_path / "out"
 
     def run(**options):
@@ -53,7 +52,7 @@ def test_what_was_written_is_kept_until_options_or_images_change(network, painte
 
     assert run() == (8, 0)
     assert run() == (0, 8)
-    (out / "3.png").unlink()  # as if it had been stopped there
+    (out / "3.png").unlink()  # as after a killed run
     assert run() == (1, 7)
     shutil.copy(images / "1.png", images / "2.png")
     assert run() == (1, 7)
@@ -76,13 +75,13 @@ def test_results_are_not_mixed_with_images(network, painted_folder):
 
 def test_bad_images_are_reported_and_skipped(network, painted_folder, tmp_path):
     (painted_folder / "images" / "bad.png").write_text("no image")
-    told = []
+    log = []
     done = propose_files(
-        painted_folder / "images", tmp_path, backbone=network, size=64, log=told.append
+        painted_folder / "images", tmp_path, backbone=network, size=64, log=log.append
     )
     assert len(done.written) == 8
-    assert done.problems == told
-    assert "bad.png is not an image" in told[0]
+    assert done.problems == log
+    assert "bad.png is not an image" in log[0]
     with pytest.raises(ImageError, match="none of the 1 images could be read"):
         propose_files(
             painted_folder / "images" / "bad.png", tmp_path / "x", backbone=network, size=64
@@ -103,7 +102,7 @@ def test_a_full_disk_leaves_no_half_written_file(network, painted_folder, tmp_pa
 
 @pytest.fixture
 def sizes(tmp_path):
-    """Images of several sizes, in no order of theirs."""
+    """Images of three sizes, mixed."""
     for number, (width, height) in enumerate(
         [(64, 64), (96, 64), (64, 64), (64, 96), (96, 64)] * 3
     ):
@@ -112,7 +111,7 @@ def sizes(tmp_path):
     return tmp_path / "in"
 
 
-def test_a_map_is_that_of_its_image_alone_whatever_is_computed_with_it(fitted, sizes, tmp_path):
+def test_label_maps_do_not_depend_on_the_batch(fitted, sizes, tmp_path):
     done = predict_files(fitted, sizes, tmp_path / "out")
     assert [path.stem for path in done.written] == [f"{number:02}" for number in range(15)]
     for path in done.written:
@@ -120,7 +119,7 @@ def test_a_map_is_that_of_its_image_alone_whatever_is_computed_with_it(fitted, s
         assert np.array_equal(read(path), alone), path.name
 
 
-def test_predict_looks_once_and_at_the_size_that_is_asked_for(fitted, sizes, tmp_path, monkeypatch):
+def test_predict_runs_the_backbone_once_at_the_requested_size(fitted, sizes, tmp_path, monkeypatch):
     shapes = []
     forward = type(fitted.backbone).forward
 
@@ -139,81 +138,41 @@ def test_predict_looks_once_and_at_the_size_that_is_asked_for(fitted, sizes, tmp
     assert set(shapes[4:]) == {(32, 32)}
 
 
-def test_every_core_has_a_batch_of_its_own_and_torch_its_threads_back(
+def test_each_core_computes_its_own_batch_and_threads_are_restored(
     network, sizes, tmp_path, monkeypatch
 ):
     threads = torch.get_num_threads()
-    seen, most = set(), []
+    threads_used, calls = set(), []
     forward = type(network).forward
 
     def watched(self, images):
-        seen.add(threading.get_ident())
-        most.append((len(images), torch.get_num_threads()))
+        threads_used.add(threading.get_ident())
+        calls.append((len(images), torch.get_num_threads()))
         return forward(self, images)
 
     monkeypatch.setattr(type(network), "forward", watched)
     torch.set_num_threads(2)
     try:
         propose_files(sizes, tmp_path / "out", backbone=network, size=64)
-        assert threading.get_ident() not in seen
-        assert {number for _, number in most} == {1}
-        assert {images for images, _ in most} == {1, 2}
+        assert threading.get_ident() not in threads_used
+        assert {number for _, number in calls} == {1}
+        assert {images for images, _ in calls} == {1, 2}
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
 
 
-def test_an_error_while_writing_ends_the_run_at_once(network, sizes, tmp_path):
+def test_an_error_while_writing_stops_the_run(network, sizes, tmp_path):
     (tmp_path / "out").mkdir()
     calls = []
 
-    def progress(stage, done, total, figures):
+    def progress(stage, done, total, metrics):
         calls.append(done)
-        (tmp_path / "out" / "14.png").write_text("of somebody else")
+        (tmp_path / "out" / "14.png").write_text("not from primaps")
 
     with pytest.raises(ValueError, match=r"14.png was not written by primaps"):
         propose_files(sizes, tmp_path / "out", backbone=network, size=64, progress=progress)
-    assert (tmp_path / "out" / "14.png").read_text() == "of somebody else"
-
-
-def test_evaluate_scores_by_hand(fitted, painted_folder):
-    result = evaluate(fitted, painted_folder / "images", painted_folder / "labels")
-    assert result.accuracy > 0.95
-    assert set(result.iou) == {"red", "green", "blue"}
-    assert sorted(result.assignment) == ["blue", "green", "red"]
-    assert np.sum(result.confusion) == 8 * 64 * 64
-    assert result.images == 8
-    assert result.options.ignore_index == 255
-
-
-def test_ignored_pixels_are_not_counted(fitted, painted_folder):
-    for path in (painted_folder / "labels").glob("*.png"):
-        label = read(path).copy()
-        label[:16] = 255
-        Image.fromarray(label).save(path)
-    result = evaluate(fitted, painted_folder / "images", painted_folder / "labels")
-    assert np.sum(result.confusion) == 8 * 48 * 64
-
-
-def test_images_without_usable_label_are_skipped_by_name(fitted, painted_folder):
-    labels = painted_folder / "labels"
-    (labels / "0.png").unlink()
-    Image.new("L", (63, 64)).save(labels / "1.png")
-    Image.new("L", (64, 64), 9).save(labels / "2.png")
-    Image.new("RGB", (64, 64)).save(labels / "3.png")
-    result = evaluate(fitted, painted_folder / "images", labels, log=lambda sentence: None)
-    assert result.images == 4
-    words = ["has no label", "63x64 pixels and its image 64x64", "has the value 9", "one channel"]
-    for word, sentence in zip(words, result.skipped, strict=True):
-        assert word in sentence
-
-
-def test_labels_without_classes_json(fitted, painted_folder):
-    (painted_folder / "labels" / "classes.json").unlink()
-    result = evaluate(fitted, painted_folder / "images", painted_folder / "labels")
-    assert list(result.iou) == ["class 0", "class 1", "class 2"]
-    with pytest.raises(FileNotFoundError, match="not a folder of label maps"):
-        evaluate(fitted, painted_folder / "images", painted_folder / "nowhere")
+    assert (tmp_path / "out" / "14.png").read_text() == "not from primaps"
 
 
 def test_options_are_recorded(network, painted_folder, tmp_path):

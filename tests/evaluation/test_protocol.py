@@ -1,4 +1,4 @@
-"""The evaluation protocol, against figures worked out by hand."""
+"""The evaluation protocol, compared with scores computed by hand."""
 
 from dataclasses import asdict
 from itertools import permutations, product
@@ -18,12 +18,13 @@ from primaps.evaluation.metrics import majority, match, scores
 from primaps.evaluation.oracle import evaluate_oracle
 from primaps.evaluation.protocol import evaluate, predict_samples
 from primaps.model import PriMaPsEM
+from tests.test_model import QUICK
 
 SHADES = (0, 120, 240)
 
 
 class Gray(torch.nn.Module):
-    """Each 4x4 patch is one of three features, by its gray value: predictions known by hand."""
+    """A backbone of 4x4 patches with one of three features, selected by the gray value."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         gray = torch.nn.functional.avg_pool2d(images[:, :1] * 0.229 + 0.485, 4)  # of red, in [0, 1]
@@ -32,7 +33,7 @@ class Gray(torch.nn.Module):
 
 @pytest.fixture
 def model():
-    """Three clusters, cluster k being gray value k."""
+    """Three clusters; cluster k has gray value k."""
     network = load_backbone(Gray(), device="cpu", patch_size=4)
     model = PriMaPsEM(3, backbone=network, size=8, method="em", mask_crf=False)
     model.prototypes_ = Prototypes(torch.eye(3) * 20)
@@ -46,7 +47,7 @@ def predicted(model, data, **options):
 
 
 def tree(root, grays, labels, classes=("x", "y", "z")):
-    """One image per entry, painted in blocks of 4x4 pixels."""
+    """Write one image per entry, in blocks of 4x4 pixels."""
     for kind, maps in (("images", grays), ("labels", labels)):
         (root / kind).mkdir(parents=True)
         for i, cells in enumerate(maps):
@@ -64,7 +65,7 @@ GREYS = [[[1, 1], [0, 0]], [[0, 1], [2, 2]]]
 LABELS = [[[0, 0], [1, 1]], [[0, 2], [2, 255]]]
 
 
-def test_scores_of_two_small_images_worked_out_by_hand(model, tmp_path):
+def test_scores_of_two_small_images_computed_by_hand(model, tmp_path):
     root = tree(tmp_path, GREYS, LABELS)
     result = evaluate(model, load_dataset("folder", root, "all"), crf=False)
     assert result.confusion == [[16, 32, 0], [32, 0, 0], [0, 16, 16]]
@@ -88,7 +89,7 @@ def test_scores_of_two_small_images_worked_out_by_hand(model, tmp_path):
     }
 
 
-def test_folders_and_data_sets_give_the_same(model, tmp_path):
+def test_folders_and_data_sets_have_the_same_scores(model, tmp_path):
     root = tree(tmp_path, GREYS, LABELS)
     data = evaluate(model, load_dataset("folder", root, "all"), crf=False)
     folders = evaluate(model, root / "images", root / "labels", crf=False)
@@ -116,8 +117,8 @@ def test_size_scales_images_and_labels(model, tmp_path):
         evaluate(model, data, size=18)
 
 
-def test_mirroring_averages_features_of_both_directions(model, tmp_path):
-    """A backbone that sees the left half only is mended by the flipped image."""
+def test_flip_averages_features_of_the_image_and_its_flip(model, tmp_path):
+    """A backbone with features of the left half only is completed by the flipped image."""
     data = load_dataset("folder", tree(tmp_path, [[[1, 1], [1, 1]]], [[[0, 0], [0, 0]]]), "all")
 
     class Left(Gray):
@@ -252,16 +253,16 @@ def test_majority_against_every_assignment():
         assert scores(counts, majority(counts)).accuracy == pytest.approx(best / int(counts.sum()))
 
 
-def test_images_that_are_on_the_list_only_are_told_once(model, tmp_path):
+def test_listed_images_that_do_not_exist_are_logged_once(model, tmp_path):
     from tests.trees import cocostuff_tree
 
     root = cocostuff_tree(tmp_path)
     (root / "images" / "val2017" / "000000000285.jpg").unlink()
-    told = []
-    result = evaluate(model, load_dataset("cocostuff", root, "val"), crf=False, log=told.append)
+    log = []
+    result = evaluate(model, load_dataset("cocostuff", root, "val"), crf=False, log=log.append)
     assert result.images == 1
-    assert told == result.skipped
-    assert "1 of 2 ids of cocostuff val have no image" in told[0]
+    assert log == result.skipped
+    assert "1 of 2 ids of cocostuff val have no image" in log[0]
 
 
 def test_oracle_takes_data_sets(tmp_path, model):
@@ -310,3 +311,49 @@ def test_resizing_as_the_authors_program_does(model, tmp_path):
         evaluate(model, data, crop=False, resize="tensor")
     with pytest.raises(ValueError, match="resize"):
         evaluate(model, data, resize="nearest")
+
+
+@pytest.fixture
+def fitted(colors, painted_folder):
+    network = load_backbone(colors, device="cpu", patch_size=8)
+    return PriMaPsEM(3, backbone=network, **QUICK).fit(painted_folder / "images")
+
+
+def test_scores_of_a_fitted_model(fitted, painted_folder):
+    result = evaluate(fitted, painted_folder / "images", painted_folder / "labels")
+    assert result.accuracy > 0.95
+    assert set(result.iou) == {"red", "green", "blue"}
+    assert sorted(result.assignment) == ["blue", "green", "red"]
+    assert np.sum(result.confusion) == 8 * 64 * 64
+    assert result.images == 8
+    assert result.options.ignore_index == 255
+
+
+def test_ignored_pixels_are_not_counted(fitted, painted_folder):
+    for path in (painted_folder / "labels").glob("*.png"):
+        label = np.asarray(Image.open(path)).copy()
+        label[:16] = 255
+        Image.fromarray(label).save(path)
+    result = evaluate(fitted, painted_folder / "images", painted_folder / "labels")
+    assert np.sum(result.confusion) == 8 * 48 * 64
+
+
+def test_images_without_usable_label_are_skipped_by_name(fitted, painted_folder):
+    labels = painted_folder / "labels"
+    (labels / "0.png").unlink()
+    Image.new("L", (63, 64)).save(labels / "1.png")
+    Image.new("L", (64, 64), 9).save(labels / "2.png")
+    Image.new("RGB", (64, 64)).save(labels / "3.png")
+    result = evaluate(fitted, painted_folder / "images", labels, log=lambda sentence: None)
+    assert result.images == 4
+    words = ["has no label", "63x64 pixels and its image 64x64", "has the value 9", "one channel"]
+    for word, sentence in zip(words, result.skipped, strict=True):
+        assert word in sentence
+
+
+def test_labels_without_classes_json(fitted, painted_folder):
+    (painted_folder / "labels" / "classes.json").unlink()
+    result = evaluate(fitted, painted_folder / "images", painted_folder / "labels")
+    assert list(result.iou) == ["class 0", "class 1", "class 2"]
+    with pytest.raises(FileNotFoundError, match="not a folder of label maps"):
+        evaluate(fitted, painted_folder / "images", painted_folder / "nowhere")

@@ -1,4 +1,4 @@
-"""Charts can be read: numbers are right, and no two labels overlap."""
+"""Numbers in charts, and labels that must not overlap."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_labels_of_iou_bars_do_not_overlap(methods):
     assert overlaps(figure) == []
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert len(texts) == 26 * methods + 1
-    assert texts.count("does not occur") == 1  # said once, whatever the number of methods
+    assert texts.count("does not occur") == 1  # one text for all methods
     legend = figure.legends[0].get_window_extent()
     assert figure.bbox.x0 <= legend.x0
     assert legend.x1 <= figure.bbox.x1
@@ -67,7 +67,7 @@ def test_labels_of_iou_bars_do_not_overlap(methods):
     assert not any(a.overlaps(b) for i, a in enumerate(written) for b in written[:i])
 
 
-def test_charts_are_written_whole(tmp_path):
+def test_charts_are_written_atomically(tmp_path):
     save(iou_chart({"EM": {"a": 0.5}}), tmp_path / "new" / "iou.png")
     assert Image.open(tmp_path / "new" / "iou.png").size[0] == pytest.approx(1080, abs=2)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["iou.png"]
@@ -84,7 +84,7 @@ def test_a_sheet_of_examples_has_the_colors_of_the_classes_that_occur():
     assert sheet.width >= 3 * 40
 
 
-def test_data_sets_with_colors_of_their_own_keep_them(tmp_path):
+def test_charts_use_the_colors_of_the_data_set(tmp_path):
     city = load_dataset("cityscapes", cityscapes_tree(tmp_path / "c"), "val")
     assert class_colors(city)[19].tolist() == [0, 0, 142]
     plain = load_dataset("folder", labeled_tree(tmp_path / "f"), "val")

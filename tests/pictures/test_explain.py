@@ -1,4 +1,4 @@
-"""Pictures: their sizes, and what their pixels must show."""
+"""Figures that explain masks: sizes and colors."""
 
 import numpy as np
 import pytest
