@@ -14,7 +14,7 @@ import primaps
 from primaps.config import EM_STEPS
 from primaps.utils import memory
 from primaps.utils.errors import InputError, PrimapsError
-from primaps.utils.memory import need_memory
+from primaps.utils.memory import check_memory
 from tests.conftest import painted
 
 QUICK = {"patch_size": 8, "size": 64, "epochs": 1, "min_steps": 5, "min_init_steps": 10}
@@ -119,8 +119,8 @@ def test_switches_and_numbers_of_public_functions_are_checked():
 
 
 def test_a_size_beyond_memory_is_refused_before_it_is_allocated(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda device=None: 10**9)
-    with pytest.raises(InputError, match="the size 16384 takes at least .* GB of memory"):
+    monkeypatch.setattr(memory, "available_memory", lambda device=None: 10**9)
+    with pytest.raises(InputError, match="size 16384 needs at least .* GB of memory"):
         model(size=16384)
     assert model(size=64).size == 64
 
@@ -128,10 +128,10 @@ def test_a_size_beyond_memory_is_refused_before_it_is_allocated(monkeypatch):
 @given(st.integers(0, 10**20), st.one_of(st.none(), st.integers(0, 10**14)))
 def test_what_is_larger_than_memory_is_refused_and_nothing_else(need, there):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "available", lambda device=None: there)
+        patch.setattr(memory, "available_memory", lambda device=None: there)
         fits = there is None or need <= there
         with contextlib.nullcontext() if fits else pytest.raises(InputError, match="an image"):
-            need_memory(need, "an image")
+            check_memory(need, "an image")
 
 
 SHAPES = arrays.array_shapes(min_dims=4, max_dims=4, min_side=1, max_side=4)

@@ -12,7 +12,7 @@ from primaps.data import ImageError, ImageFile, find_images
 from primaps.features.extract import extract, restart_sample
 from primaps.features.feature_cache import MaskMaker
 from primaps.model import PriMaPsEM
-from primaps.utils.memory import give_back
+from primaps.utils.memory import release_memory
 from tests.conftest import painted
 
 
@@ -199,7 +199,7 @@ def test_memory_does_not_grow_with_the_collection(tmp_path):
     files = [ImageFile(Image.fromarray(n).resize((64, 64)), str(i)) for i, n in enumerate(noise)]
 
     def anonymous():
-        give_back()  # what the C library keeps for later is not ours
+        release_memory()  # what the C library keeps for later is not ours
         status = Path("/proc/self/status").read_text()
         return int(status.split("RssAnon:")[1].split()[0]) * 1024
 

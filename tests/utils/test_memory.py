@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from primaps.utils.memory import give_back
+from primaps.utils.memory import release_memory
 
 
 def resident():
@@ -26,12 +26,12 @@ def test_what_threads_freed_is_given_back():
         kept.append(blocks[-1])  # which keeps the heap's end where it is
         lock.wait()
 
-    give_back()
+    release_memory()
     threads = [threading.Thread(target=work) for _ in range(4)]
     for one in threads:
         one.start()
     for one in threads:
         one.join()
     freed = resident()
-    give_back()
+    release_memory()
     assert resident() < freed - 50, "four heaps of 51 MB were freed"

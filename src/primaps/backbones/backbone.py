@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from primaps.config import DEFAULT_SIZE, Engine, Positions, Precision, Size
 from primaps.utils.errors import InputError
-from primaps.utils.memory import need_memory
+from primaps.utils.memory import check_memory
 from primaps.utils.validation import validate, validated
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -147,7 +147,7 @@ def image_side(
     token = getattr(backbone.features, "bytes_per_token", 0) / backbone.patch_size**2
     # 8-bit image, input of the network before and after normalization, logits and probabilities.
     pixel = 3 + 2 * 12 + 2 * 4 * classes + token
-    need_memory(int(images * side**2 * pixel), f"the size {side}", backbone.device)
+    check_memory(int(images * side**2 * pixel), f"size {side}", backbone.device)
     return side
 
 

@@ -24,7 +24,7 @@ from primaps.classes.summary import ClassSummary
 from primaps.classes.tree import TreeError
 from primaps.model import PriMaPsEM
 from primaps.persistence import is_model, read_class_summary
-from primaps.utils.memory import give_back
+from primaps.utils.memory import release_memory
 
 T = TypeVar("T")
 NOW, SOON, IDLE = 0, 1, 2
@@ -74,7 +74,7 @@ class WorkQueue:
                 future.set_result(function())
             except BaseException as error:
                 future.set_exception(error)
-            give_back()  # takes 3 ms and frees 100 MB or more
+            release_memory()  # takes 3 ms and frees 100 MB or more
 
 
 class Network:

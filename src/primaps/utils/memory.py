@@ -1,4 +1,4 @@
-"""Whether something fits into memory, asked before it is allocated; giving back what is free."""
+"""Memory: check that an allocation fits, and release what is free."""
 
 from __future__ import annotations
 
@@ -12,48 +12,50 @@ import torch
 
 from primaps.utils.errors import InputError
 
-# What the system and its limit for this group of processes say, where they do.
 _MEMINFO = Path("/proc/meminfo")
-_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def need_memory(need: int, what: str, device: torch.device | None = None) -> None:
-    """Refuse what is larger than the memory that is there.
+def check_memory(needed: int, what: str, device: torch.device | None = None) -> None:
+    """Refuse an allocation that is larger than the available memory.
 
     Args:
-        need: bytes, rather too few than too many.
-        what: takes them, for the message.
-        device: whose memory; None is the machine's.
+        needed: lower bound of the allocation in bytes.
+        what: name of the allocation in the message.
+        device: device of the memory; None is the CPU.
 
     Raises:
-        InputError: there is less.
+        InputError: less memory is available.
 
     Examples:
-        >>> need_memory(10**18, "a size of 10,000,000 pixels")
+        >>> check_memory(10**18, "size 10000000")
         Traceback (most recent call last):
-        primaps.utils.errors.InputError: a size of 10,000,000 pixels takes at least 1,000,000,000.0 GB of memory, ...
+        primaps.utils.errors.InputError: size 10000000 needs at least 1,000,000,000.0 GB of memory, ...
     """  # noqa: E501
-    there = available(device)
-    if there is not None and need > there:
+    free = available_memory(device)
+    if free is not None and needed > free:
         raise InputError(
-            f"{what} takes at least {need / 1e9:,.1f} GB of memory, and {there / 1e9:,.1f} GB are "
-            "there: choose less"
+            f"{what} needs at least {needed / 1e9:,.1f} GB of memory, but only {free / 1e9:,.1f} GB "
+            "are available; choose a smaller one"
         )
 
 
-def available(device: torch.device | None = None) -> int | None:
-    """Bytes that can be had; None if the system does not say."""
+def available_memory(device: torch.device | None = None) -> int | None:
+    """Return the available memory in bytes; None if the system does not report it."""
     if device is not None and device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = [free for free in (_meminfo(), _group()) if free is not None]
+    found = [free for free in (_meminfo(), _cgroup_limit()) if free is not None]
     if not found and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
         found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     return min(found, default=None)
 
 
-def give_back() -> None:
-    """Hand the system what the C library keeps for later: it has a heap for each of many threads,
-    and what they freed stays with the process. Where it is not glibc's, nothing happens."""
+def release_memory() -> None:
+    """Return free memory of the C library to the system.
+
+    glibc has a heap for each thread, and keeps what threads freed. Other C libraries are not
+    changed.
+    """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
@@ -67,8 +69,8 @@ def _meminfo() -> int | None:
         return None
 
 
-def _group() -> int | None:
+def _cgroup_limit() -> int | None:
     try:
-        return int(_LIMIT.read_text())
-    except (OSError, ValueError):  # no limit reads "max"
+        return int(_CGROUP_LIMIT.read_text())
+    except (OSError, ValueError):  # "max" without a limit
         return None
