@@ -35,8 +35,8 @@ def check_memory(needed: int, what: str, device: torch.device | None = None) -> 
     free = available_memory(device)
     if free is not None and needed > free:
         raise InputError(
-            f"{what} needs at least {needed / 1e9:,.1f} GB of memory, but only {free / 1e9:,.1f} GB "
-            "are available; choose a smaller one"
+            f"{what} needs at least {needed / 1e9:,.1f} GB of memory, but only "
+            f"{free / 1e9:,.1f} GB are available; choose a smaller one"
         )
 
 
