@@ -33,9 +33,9 @@ CLOSE = (560, 180, 1000, 860)
 
 def photos() -> list[Image.Image]:
     """Six photos that scikit-image and scikit-learn bring along."""
-    from primaps.demo import PHOTOS, _packaged
+    from primaps.demo import IMAGES, _packaged
 
-    return [Image.open(_packaged(*each)).convert("RGB") for each in PHOTOS]
+    return [Image.open(_packaged(*each)).convert("RGB") for each in IMAGES]
 
 
 def synthetic(path: Path, side: int, kind: str = "shapes", block: int = 500) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from primaps.demo import PHOTOS, _packaged
+from primaps.demo import IMAGES, _packaged
 from primaps.model import PriMaPsEM
 
 CLASSES = 27
@@ -86,7 +86,7 @@ async ([value, selector, before]) => {
 
 def make(folder: Path, images: int) -> None:
     """Write random crops of the images of the demo."""
-    sources = [Image.open(_packaged(*place)).convert("RGB") for place in PHOTOS]
+    sources = [Image.open(_packaged(*place)).convert("RGB") for place in IMAGES]
     generator = np.random.default_rng(0)
     for i in range(images):
         source = sources[i % len(sources)]

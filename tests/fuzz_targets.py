@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from primaps.exchange.georeference import georeference
 from safetensors.torch import save
 from scipy.io import savemat
 
@@ -35,6 +34,7 @@ from primaps.exchange.classes import Classes, read_classes
 from primaps.exchange.formats import FORMATS
 from primaps.exchange.transfer import export_labels, import_labels
 from primaps.features.feature_cache import ArrayCache
+from primaps.geometry.vectors import read_georeference
 from primaps.model import PriMaPsEM
 from primaps.persistence import (
     BackboneRecord,
@@ -97,7 +97,8 @@ def _images(folder: Path) -> None:
 def _read_images(folder: Path) -> None:
     for path in folder.iterdir():  # the others are as they should be
         image_size(path)
-        georeference(path)
+        if path.suffix == ".tif":
+            read_georeference(path)
         assert load_image(path).mode == "RGB"
 
 

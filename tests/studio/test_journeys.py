@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from primaps.demo import PHOTOS, _packaged
+from primaps.demo import IMAGES, _packaged
 from primaps.exchange.transfer import import_labels
 from primaps.persistence import read_class_summary, read_legend
 from primaps.studio.workspace import open_workspace
@@ -36,7 +36,7 @@ def image_folder(tmp_path_factory, request):
     """The images of the demo and, where they are, four frames of CamVid."""
     folder = tmp_path_factory.mktemp("journeys") / "images"
     (folder / "street").mkdir(parents=True)
-    for place in PHOTOS:
+    for place in IMAGES:
         path = _packaged(*place)
         shutil.copy(path, folder / path.name)
     try:
