@@ -160,15 +160,18 @@ class Config:
 class InferenceOptions:
     """How a fitted model turns images into label maps."""
 
-    crf: Annotated[bool, "Refine class probabilities by the dense CRF."] = True
-    flip: Annotated[bool, "Average features over each image and its horizontal flip."] = False
+    crf: Annotated[bool, "Refine class probabilities with the dense CRF."] = True
+    flip: Annotated[bool, "Average features over the image and its horizontal flip."] = False
     size: Annotated[
-        Size | None, "Shorter side of the scaled images in pixels [default: that of the fit]."
+        Size | None,
+        "Shorter side of the images in pixels, or for scenes the tile size. "
+        "[default: that of the fit]",
     ] = None
     precision: Annotated[
         PredictPrecision | None,
-        "Precision of the backbone: float32, bfloat16 (1.5 times as fast on recent processors), or "
-        "auto for bfloat16 where the processor supports it [default: that of the fit].",
+        "Floating-point precision of the backbone: float32, bfloat16 (about 1.5 times as fast on "
+        "recent processors), or auto for bfloat16 if the processor has instructions for it. "
+        "[default: that of the fit]",
     ] = None
 
     def __post_init__(self) -> None:
@@ -176,20 +179,20 @@ class InferenceOptions:
 
 
 @functools.cache
-def option_types() -> dict[str, Any]:
-    """Return the annotated type of each option."""
-    hints = get_type_hints(Config, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(Config)}
+def option_types(options: type = Config) -> dict[str, Any]:
+    """Return the annotated type of each option, which is a field of a dataclass."""
+    hints = get_type_hints(options, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(options)}
 
 
-def option_help(name: str) -> str:
+def option_help(name: str, options: type = Config) -> str:
     """Return the help text of an option.
 
     Examples:
         >>> option_help("learning_rate")
         'Learning rate of the Adam optimizer.'
     """
-    return next(part for part in get_args(option_types()[name]) if isinstance(part, str))
+    return next(part for part in get_args(option_types(options)[name]) if isinstance(part, str))
 
 
 def check_used(config: Config) -> None:
@@ -219,6 +222,7 @@ def check_names(options: dict[str, Any]) -> None:
             raise InputError(f"unknown option {name!r}; options are {', '.join(option_types())}")
 
 
-Config.__doc__ = f"{Config.__doc__}\n\nAttributes:\n" + "".join(
-    f"    {name}: {option_help(name)}\n" for name in option_types()
-)
+for _options in (Config, InferenceOptions):
+    _options.__doc__ = f"{_options.__doc__}\n\nAttributes:\n" + "".join(
+        f"    {name}: {option_help(name, _options)}\n" for name in option_types(_options)
+    )

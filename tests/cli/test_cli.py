@@ -37,6 +37,17 @@ def test_fit_predict_evaluate_and_propose(vit, painted_folder, tmp_path):
     assert done.exit_code == 0, done.output
     assert "mean IoU" in done.output
     assert json.loads(scores.read_text())["options"]["crf"] is False
+    accuracies = []
+    whole = ["--no-crop", "--no-flip", "--precision", "auto"]
+    for source in ([model, images, *whole], [tmp_path / "maps", images], [tmp_path / "maps"]):
+        done = call("evaluate", *source, "--labels", labels, "--json", scores)
+        assert done.exit_code == 0, done.output
+        accuracies.append(json.loads(scores.read_text())["accuracy"])
+    assert accuracies[0] == accuracies[1] == accuracies[2]
+    assert (
+        "--classes applies to models"
+        in call("evaluate", tmp_path / "maps", "--labels", labels, "--classes", 2).output
+    )
     done = call("propose", images, "--out", tmp_path / "p", "--backbone", vit, "--size", 64)
     assert done.exit_code == 0, done.output
     assert len(list((tmp_path / "p").glob("*.overlay.jpg"))) == 8
@@ -48,7 +59,7 @@ def test_fit_predict_evaluate_and_propose(vit, painted_folder, tmp_path):
         (["fit", "{images}", "--classes", 1, "--out", "{tmp}/m"], "classes is 1; it must be"),
         (["fit", "{images}", "--classes", 5000, "--out", "{tmp}/m"], "classes is 5000"),
         (["fit", "{tmp}/none", "--classes", 3, "--out", "{tmp}/m"], "does not exist"),
-        (["predict", "{tmp}", "{images}", "--out", "{tmp}/o"], "holds no model of primaps"),
+        (["predict", "{tmp}", "{images}", "--out", "{tmp}/o"], "is not a model of primaps"),
         (["propose", "{tmp}/labels.txt", "--out", "{tmp}/o"], "does not exist"),
         (["fit", "{images}", "--classes", 3, "--out", "{tmp}/m", "--size", 65], "not a multiple"),
         (["propose", "{images}", "--out", "{images}"], "write to another folder"),

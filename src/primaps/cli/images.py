@@ -10,19 +10,16 @@ import typer
 from primaps.cli.app import IMAGES, app, command, running
 from primaps.cli.console import note, result, summary, warn
 from primaps.cli.options import (
-    CrfOption,
     CutOption,
     DeviceOption,
     EngineOption,
-    FlipOption,
     InputsArgument,
     ModelArgument,
-    ModelSizeOption,
-    PredictPrecisionOption,
     ResultOption,
     ShardOption,
     config_options,
     fitted_model,
+    inference_options,
     read_tiling,
     tiling_options,
 )
@@ -94,15 +91,14 @@ def propose(
 
 
 @command(app, rich_help_panel=IMAGES)
+@inference_options(precision="auto")
 @tiling_options("tile_overlap", "crf_tile", "scale", "mpp", "bands", "stretch")
 def predict(
     model: ModelArgument,
     inputs: InputsArgument,
     out: ResultOption,
+    inference: dict[str, Any],
     tiling: dict[str, Any],
-    crf: CrfOption = True,
-    flip: FlipOption = False,
-    size: ModelSizeOption = None,
     names: Annotated[
         str | None, typer.Option(help="Class names for the legend, separated by commas.")
     ] = None,
@@ -118,7 +114,6 @@ def predict(
         ),
     ] = None,
     shard: ShardOption = "auto",
-    precision: PredictPrecisionOption = "auto",
     engine: EngineOption = "torch",
     device: DeviceOption = "auto",
 ) -> None:
@@ -137,19 +132,18 @@ def predict(
         scene = is_scene(inputs, out)
         _refuse_tiling(chosen | ({"polygons": polygons} if polygons else {}), scene, shard, tiles)
         network = fitted_model(model, own_device(device), classes, engine)
-        options = {"crf": crf, "flip": flip, "size": size, "precision": precision}
         titles = names.split(",") if names else None
         if scene:
             new = predict_scene(
                 network, inputs[0], out, names=titles, polygons=polygons, progress=progress,
-                **options, **chosen,
+                **inference, **chosen,
             )  # fmt: skip
             note(f"written: {out}" if new else f"kept from an earlier run: {out}")
             return
         shown = _shard_progress(shard, progress)
         done = predict_files(
             network, inputs, out, names=titles, tiles=chosen if tiles else None, shard=shard,
-            progress=shown, log=warn, **options,
+            progress=shown, log=warn, **inference,
         )  # fmt: skip
         summary(done, out)
 

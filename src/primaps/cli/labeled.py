@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,41 +14,58 @@ from rich.text import Text
 from primaps.cli.app import DATA, SCORES, app, command, running
 from primaps.cli.console import cell, note, result, show, visible, warn
 from primaps.cli.options import (
-    CrfOption,
     CutOption,
     DeviceOption,
-    FlipOption,
+    EngineOption,
     ImagesArgument,
     JsonOption,
-    ModelArgument,
-    ModelSizeOption,
     ResizeOption,
     config_options,
     fitted_model,
+    inference_options,
     label_options,
     labeled_images,
 )
+from primaps.config import InferenceOptions
 from primaps.utils.errors import InputError
+from primaps.utils.files import user_path
+
+if TYPE_CHECKING:
+    from primaps.evaluation.protocol import Evaluation
+
+DEFAULTS = {one.name: one.default for one in fields(InferenceOptions)} | {"flip": True}
 
 
 @command(app, rich_help_panel=SCORES)
+@inference_options(**DEFAULTS)
 @label_options()
 def evaluate(
-    model: ModelArgument,
-    images: ImagesArgument,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Folder that `fit --out` wrote, a hub id, or a folder of label maps, such as the "
+            "output of `predict`.",
+        ),
+    ],
+    inference: dict[str, Any],
     located: dict[str, Any],
-    size: ModelSizeOption = None,
+    images: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="IMAGES",
+            help="Image folder, searched recursively, or a glob. May be omitted for label maps.",
+        ),
+    ] = None,
     crop: Annotated[
         bool, typer.Option("--crop/--no-crop", help="Evaluate center crops or whole images.")
     ] = True,
-    flip: FlipOption = True,
-    crf: CrfOption = True,
     resize: ResizeOption = "pillow",
     matching: Annotated[
-        Literal["hungarian", "majority"],
+        Literal["hungarian", "majority", "none"],
         typer.Option(
-            help="Matching of clusters and classes: hungarian (one to one) or majority (for more "
-            "clusters than classes)."
+            help="Matching of clusters and classes: hungarian (one to one), majority (for more "
+            "clusters than classes) or none (cluster k is class k)."
         ),
     ] = "hungarian",
     json_file: JsonOption = None,
@@ -57,36 +74,58 @@ def evaluate(
         typer.Option(help="Folder for figures: confusion matrix, IoU per class, examples."),
     ] = None,
     classes: CutOption = None,
+    engine: EngineOption = "torch",
     device: DeviceOption = "auto",
 ) -> None:
-    """Print accuracy, mean IoU and the IoU of each class."""
+    """Print accuracy, mean IoU and the IoU of each class of a model or of label maps.
+
+    Label maps are evaluated whole, as they are. They have the relative paths of the labels.
+    """
     with running() as progress:
         from primaps.evaluation.protocol import evaluate as run
+        from primaps.evaluation.protocol import labels_as_dataset
+        from primaps.persistence import is_model
         from primaps.results import check_file, write_marked_json
 
         if json_file:
             check_file(json_file)  # before the work
-        data = labeled_images(images, "val", **located)
-        network = fitted_model(model, device, classes)
+        folder = user_path(model)
+        source: Any = folder
+        if folder.is_dir() and not is_model(folder):
+            if classes is not None:
+                raise InputError(f"--classes applies to models; {model} is a folder of label maps")
+            inference = {k: v for k, v in inference.items() if v != DEFAULTS[k]}
+        else:
+            source = fitted_model(model, device, classes, engine)
+        if images is not None:
+            data = labeled_images(images, "val", **located)
+        elif source is folder and located["labels"]:
+            data = labels_as_dataset(located["labels"], located["ignore_index"])
+        else:
+            raise InputError("IMAGES is missing; only label maps with --labels need no images")
         found = run(
-            network, data, size=size, crop=crop, flip=flip, crf=crf, resize=resize,
-            matching=matching, progress=progress, log=warn,
+            source, data, crop=crop, resize=resize, matching=matching, progress=progress, log=warn,
+            **inference,
         )  # fmt: skip
-        options = ", ".join(f"{name} {value}" for name, value in asdict(found.options).items())
-        result(f"{found.images} images, {options}")
-        table = Table("class", "IoU")
-        for name, value in found.iou.items():
-            table.add_row(cell(name), "-" if value is None else f"{100 * value:.1f}")
-        table.add_section()
-        table.add_row("mean IoU", f"{100 * found.mean_iou:.1f}")
-        table.add_row("accuracy", f"{100 * found.accuracy:.1f}")
-        show(table)
+        _print_scores(found)
         if json_file:
             write_marked_json(json_file, found.to_dict())
         if pictures:
             from primaps.pictures.charts import draw_result
 
-            draw_result(network, data, found, pictures)
+            draw_result(source, data, found, pictures)
+
+
+def _print_scores(found: Evaluation) -> None:
+    options = {name: value for name, value in asdict(found.options).items() if value is not None}
+    result(f"{found.images} images, {', '.join(f'{k} {v}' for k, v in options.items())}")
+    table = Table("class", "IoU")
+    for name, value in found.iou.items():
+        table.add_row(cell(name), "-" if value is None else f"{100 * value:.1f}")
+    table.add_section()
+    table.add_row("mean IoU", f"{100 * found.mean_iou:.1f}")
+    table.add_row("accuracy", f"{100 * found.accuracy:.1f}")
+    show(table)
 
 
 @command(app, rich_help_panel=SCORES)

@@ -21,9 +21,9 @@ from primaps.config import (
     Config,
     CrfTile,
     Engine,
-    PredictPrecision,
+    InferenceOptions,
     Resize,
-    Size,
+    option_help,
     option_types,
 )
 from primaps.utils.errors import InputError
@@ -55,27 +55,7 @@ ResultOption = Annotated[
     Path, typer.Option("--out", help="Output folder, or for a scene the .tif file to write.")
 ]
 CrfOption = Annotated[
-    bool, typer.Option("--crf/--no-crf", help="Refine class probabilities with the dense CRF.")
-]
-FlipOption = Annotated[
-    bool,
-    typer.Option(
-        "--flip/--no-flip", help="Average features over the image and its horizontal flip."
-    ),
-]
-ModelSizeOption = Annotated[
-    Size | None,
-    typer.Option(
-        help="Shorter side of the images in pixels, or for scenes the tile size. [default: that of "
-        "the fit]"
-    ),
-]
-PredictPrecisionOption = Annotated[
-    PredictPrecision,
-    typer.Option(
-        help="Floating-point precision of the backbone. auto selects bfloat16 if the processor has "
-        "instructions for it."
-    ),
+    bool, typer.Option("--crf/--no-crf", help=option_help("crf", InferenceOptions))
 ]
 EngineOption = Annotated[
     Engine,
@@ -266,6 +246,22 @@ def config_options(*names: str, optional: bool = False) -> Callable[[Command], C
             inspect.Parameter.empty if required else None if optional else field.default,
         )
     return option_group("options", group, given_only=optional)
+
+
+def inference_options(**defaults: Any) -> Callable[[Command], Command]:
+    """Give a command the options of :class:`primaps.InferenceOptions`, in ``inference``.
+
+    Args:
+        defaults: defaults of the command that differ from those of the class.
+    """
+    types, group = option_types(InferenceOptions), {}
+    for field in fields(InferenceOptions):
+        default = defaults.get(field.name, field.default)
+        text = option_help(field.name, InferenceOptions)
+        if default is not None:  # typer adds it to the help text
+            text = text.partition(" [default")[0]
+        group[field.name] = (Annotated[types[field.name], typer.Option(help=text)], default)
+    return option_group("inference", group)
 
 
 def tiling_options(*names: str) -> Callable[[Command], Command]:
