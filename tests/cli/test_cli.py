@@ -62,7 +62,7 @@ def test_fit_predict_evaluate_and_propose(vit, painted_folder, tmp_path):
         (["predict", "{tmp}", "{images}", "--out", "{tmp}/o"], "is not a model of primaps"),
         (["propose", "{tmp}/labels.txt", "--out", "{tmp}/o"], "does not exist"),
         (["fit", "{images}", "--classes", 3, "--out", "{tmp}/m", "--size", 65], "not a multiple"),
-        (["propose", "{images}", "--out", "{images}"], "write to another folder"),
+        (["propose", "{images}", "--out", "{images}"], "choose another output folder"),
     ],
 )
 def test_what_users_can_mend_is_one_sentence(vit, painted_folder, tmp_path, arguments, words):
