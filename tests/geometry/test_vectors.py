@@ -50,6 +50,17 @@ def test_a_label_map_comes_back_from_its_polygons(labels):
     )
 
 
+def test_a_tiff_has_the_polygons_of_its_array(tmp_path):
+    labels = np.random.default_rng(0).choice([0, 1, 255], (40, 30)).astype(np.uint8)
+    place = Georeference(rasterio.Affine(0.3, 0.01, 4e5, 0.01, -0.3, 5.8e6), rasterio.CRS())
+    size = {"height": 40, "width": 30, "count": 1, "dtype": "uint8"}
+    with rasterio.open(tmp_path / "a.tif", "w", "GTiff", transform=place.transform, **size) as new:
+        new.write(labels, 1)
+    assert list(label_polygons(tmp_path / "a.tif", 255, place)) == list(
+        label_polygons(labels, 255, place)
+    )
+
+
 def square(left):
     return shapely.box(left, 0, left + 1, 1)
 

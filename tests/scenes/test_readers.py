@@ -68,7 +68,7 @@ def test_rasterio_and_tifffile_return_the_same_pixels(noise, tmp_path):
     assert (one.read(0, BOX)[0] == other.read(0, BOX)[0]).all()
     assert one.sizes == other.sizes == ((187, 250),)
     assert one.meters == 0.5
-    assert open_scene(path).place is not None
+    assert open_scene(path).georeference is not None
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

@@ -6,7 +6,7 @@ import importlib
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -125,14 +125,14 @@ class LabelPolygon:
 
 
 def label_polygons(
-    labels: Integer[np.ndarray, "h w"] | Any,
+    labels: Integer[np.ndarray, "h w"] | Path,
     nothing: int,
     georeference: Georeference | None = None,
 ) -> Iterator[LabelPolygon]:
     """Yield the connected regions of a label map as polygons, with holes and without loss.
 
     Args:
-        labels: Label map, or a ``rasterio.Band`` that is read line by line.
+        labels: Label map, or the path of a TIFF, which is read line by line.
         nothing: Value of pixels without a label.
         georeference: Without one, coordinates are columns and negated rows, which is where QGIS
             shows an image without a georeference.
@@ -150,12 +150,22 @@ def label_polygons(
     geometry = geo_module("shapely.geometry")
     place = georeference.transform if georeference else geo_module("rasterio").Affine.scale(1, -1)
     matrix = [place.a, place.b, place.d, place.e, place.c, place.f]
-    mask = labels != nothing if isinstance(labels, np.ndarray) else None
-    for shape, value in features.shapes(labels, mask, connectivity=4):
-        if value != nothing:
-            polygon = geometry.shape(shape)
-            on_map = geometry.polygon.orient(affinity.affine_transform(polygon, matrix))
-            yield LabelPolygon(int(value), round(polygon.area), on_map)
+    with ExitStack() as files:
+        mask, source = None, labels
+        if isinstance(labels, Path):
+            # Without its georeference GDAL returns pixel coordinates, which are exact.
+            rasterio = geo_module("rasterio")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                dataset = files.enter_context(rasterio.open(labels, GEOREF_SOURCES="NONE"))
+            source = rasterio.band(dataset, 1)
+        else:
+            mask = labels != nothing
+        for shape, value in features.shapes(source, mask, connectivity=4):
+            if value != nothing:
+                polygon = geometry.shape(shape)
+                on_map = geometry.polygon.orient(affinity.affine_transform(polygon, matrix))
+                yield LabelPolygon(int(value), round(polygon.area), on_map)
 
 
 def write_polygons(

@@ -16,11 +16,12 @@ from primaps.classes.legend import HIDDEN
 from primaps.config import InferenceOptions
 from primaps.model import PriMaPsEM
 from primaps.results import RawFile, WorkFolder, resumable_file
+from primaps.scenes.polygons import check_geopackage, write_polygons
 from primaps.scenes.readers import in_memory, open_scene
 from primaps.scenes.source import Scene
-from primaps.scenes.tile_inference import blend, model_values, refine
+from primaps.scenes.tile_inference import blend, blended_values, refine
 from primaps.scenes.tiling import TilingOptions
-from primaps.scenes.writer import Labels, check_sidecar, write_labels, written_digest
+from primaps.scenes.writer import Labels, check_side_file, write_labels, written_digest
 from primaps.utils.colors import palette
 from primaps.utils.errors import InputError
 from primaps.utils.files import temporary_folder
@@ -40,7 +41,9 @@ def predict_scene(
     progress: ProgressCallback = silent,
     **options: Any,
 ) -> bool:
-    """Write the class map of an image of any size: ``primaps predict MODEL scene.tif --out c.tif``.
+    """Write the class map of an image of any size.
+
+    Command line: ``primaps predict MODEL scene.tif --out classes.tif``.
 
     The scene is processed in overlapping tiles. Their class logits are blended on the token grid,
     and the CRF refines overlapping tiles of the result. ``out`` has the size and the georeference
@@ -50,9 +53,9 @@ def predict_scene(
     bit-identical results.
 
     Args:
-        model: fitted model.
-        path: scene to read.
-        out: class map to write, a ``.tif`` file.
+        model: a fitted model.
+        path: the scene: a GeoTIFF, a TIFF, a slide or another image file.
+        out: the ``.tif`` to write.
         names: class names; None means those of ``edits.json`` or of the cut.
         polygons: GeoPackage to write as well: regions with class, name and area.
         progress: progress callback.
@@ -77,10 +80,8 @@ def predict_scene(
             f"the model has {len(titles)} classes; a class map of a scene holds at most {HIDDEN}"
         )
     if polygons is not None:
-        from primaps.scenes.polygons import check_geopackage, write_polygons  # scipy, 0.3 s
-
         check_geopackage(Path(polygons).expanduser())
-    check_sidecar(out, titles)
+    check_side_file(out, titles)
     manifest = {
         "primaps": VERSION,
         "command": "predict scene",
@@ -96,11 +97,14 @@ def predict_scene(
     ):
         if work is not None:
             raw = scene_classes(model, scene, tiling, inference, work, progress)
-            labels = Labels(raw, HIDDEN, titles, colors, scene.place)
+            labels = Labels(raw, HIDDEN, titles, colors, scene.georeference)
             write_labels(labels, out, digest, progress)
     written = work is not None
     if polygons is not None:
-        written |= write_polygons(out, Path(polygons).expanduser(), titles, colors, progress)
+        pixels = scene.height * scene.width
+        written |= write_polygons(
+            out, pixels, Path(polygons).expanduser(), titles, colors, progress
+        )
     return written
 
 
@@ -111,10 +115,13 @@ def predict_image(model: PriMaPsEM, image: Image.Image, **options: Any) -> UInt8
     :meth:`primaps.PriMaPsEM.predict` scales the image to the size of the model instead.
 
     Args:
-        model: fitted model.
-        image: image to predict.
+        model: a fitted model.
+        image: an image; fully transparent pixels get the value 255.
         **options: fields of :class:`primaps.config.InferenceOptions` and of
-            :class:`primaps.scenes.tiling.TilingOptions`.
+            :class:`primaps.scenes.tiling.TilingOptions`, except ``bands``.
+
+    Returns:
+        Class 0..K-1 of every pixel; 255 for pixels without a value and hidden classes.
 
     Raises:
         ModelError: the model is not fitted.
@@ -152,11 +159,11 @@ def scene_classes(
     progress: ProgressCallback,
 ) -> RawFile:
     """Predict the class of every pixel of a scene, (height, width) on disk."""
-    view, network = tiling.view(scene), model.network
-    tiles = tiling.tiles(view, network, model.size, model.config.classes)
-    values, groups = model_values(model, inference)
+    view, network, segmenter = tiling.view(scene), model.network, model.segmenter
+    tiles = tiling.tiles(view, network, segmenter.size, segmenter.classes)
+    values, groups = blended_values(segmenter, inference)
     blended = blend(values, groups, view, tiles, work, progress, network.device)
-    return refine(model, view, tiles, blended, inference.crf, tiling.crf_tile, work, progress)
+    return refine(segmenter, view, tiles, blended, inference.crf, tiling.crf_tile, work, progress)
 
 
 def shown_classes(

@@ -45,7 +45,9 @@ def propose_scene(
     progress: ProgressCallback = silent,
     **tiling: Any,
 ) -> int | None:
-    """Write mask proposals of an image of any size: ``primaps propose scene.tif --out masks.tif``.
+    """Write the mask proposals of an image of any size.
+
+    Command line: ``primaps propose scene.tif --out masks.tif``.
 
     Masks cannot be blended as logits can. Every tile has masks of its own; two masks of neighboring
     tiles become one if they agree on the overlap; every pixel takes its mask from the tile with the
@@ -53,9 +55,14 @@ def propose_scene(
     that was killed is resumed by the same call.
 
     Args:
+        path: the scene: a GeoTIFF, a TIFF, a slide or another image file.
+        out: the ``.tif`` to write.
+        backbone: name, hub id, folder or :class:`primaps.Backbone`.
         threshold: psi of Eq. 6, in [0, 1).
         mask_crf: refine the masks of each tile by the dense CRF.
+        device: device of the backbone; ``auto`` is a GPU if available.
         engine: see :func:`primaps.load_backbone`.
+        progress: progress callback.
         **tiling: fields of :class:`primaps.scenes.tiling.TilingOptions`; ``crf_tile`` has no
             effect.
 
@@ -94,7 +101,7 @@ def propose_scene(
         count, dtype = int(table.max()), "uint16" if table.max() < 1 << 16 else "uint32"
         colors = np.zeros((0, 3), np.uint8)
         labels = Labels(
-            raw, 0, [], colors, scene.place, lambda masks: table[masks].astype(dtype), dtype
+            raw, 0, [], colors, scene.georeference, lambda masks: table[masks].astype(dtype), dtype
         )
         write_labels(labels, out, digest, progress)
     return count

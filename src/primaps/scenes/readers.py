@@ -19,10 +19,10 @@ from PIL import Image
 
 from primaps.data import load_image
 from primaps.data.images import opened, upright
+from primaps.geometry.vectors import dataset_georeference, geo_module
 from primaps.scenes.source import (
     Block,
     Box,
-    Place,
     Scene,
     SceneError,
     decoding_errors,
@@ -39,7 +39,6 @@ GDAL_TAGS = frozenset((33550, 33922, 34264, 34735, 42112, 42113))
 """TIFF tags of a georeference, of GDAL's metadata and of nodata."""
 CACHE_BYTES = 64 << 20
 """Cache of decoded blocks in GDAL, whose default is 5 % of the memory of the machine."""
-METERS_PER_DEGREE = 111_320.0
 JPEG_COMPRESSIONS = frozenset((6, 7, 34892, 33007))
 """TIFF compressions whose segments share tables."""
 SEGMENT_BYTES = 512 << 20
@@ -123,21 +122,6 @@ def tiff_tags(file: BinaryIO) -> set[int]:
 # GeoTIFF and other map formats
 
 
-def rasterio_module() -> Any:
-    """Import rasterio.
-
-    Raises:
-        MissingPackageError: it is not installed.
-    """
-    try:
-        import rasterio
-    except ImportError:
-        raise MissingPackageError(
-            "scenes with a georeference need rasterio; install it by pip install 'primaps[geo]'"
-        ) from None
-    return rasterio
-
-
 def open_geotiff(path: Path, bands: Sequence[int] | None = None) -> Scene:
     """Open a scene by rasterio; nodata, alpha, masks and NaN make pixels invalid.
 
@@ -146,7 +130,7 @@ def open_geotiff(path: Path, bands: Sequence[int] | None = None) -> Scene:
         InputError: the file has no such band.
         MissingPackageError: rasterio is not installed.
     """
-    rasterio = rasterio_module()
+    rasterio = geo_module("rasterio")
     environment = rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_NUM_THREADS=1)
     with ExitStack() as datasets:  # closed on an error
         with decoding_errors(path), environment, warnings.catch_warnings():
@@ -163,7 +147,7 @@ def open_geotiff(path: Path, bands: Sequence[int] | None = None) -> Scene:
 def _geotiff_scene(
     path: Path, levels: list[Any], bands: Sequence[int] | None, environment: Any
 ) -> Scene:
-    full, lock, flags = levels[0], threading.Lock(), rasterio_module().enums.MaskFlags
+    full, lock, flags = levels[0], threading.Lock(), geo_module("rasterio").enums.MaskFlags
     selected = select_bands(path, full.count, bands, _rgb_bands(full))
     palette = _palette(full)
     masked = any(flags.all_valid not in each for each in full.mask_flag_enums)
@@ -181,7 +165,7 @@ def _geotiff_scene(
         for level in levels:
             level.close()
 
-    dtype, place = np.dtype(full.dtypes[selected[0] - 1]), dataset_place(full)
+    dtype, place = np.dtype(full.dtypes[selected[0] - 1]), dataset_georeference(full)
     return Scene(
         path,
         tuple((level.height, level.width) for level in levels),
@@ -190,8 +174,8 @@ def _geotiff_scene(
         all_valid=not masked and dtype.kind != "f",
         by_rows=full.block_shapes[0][1] == full.width,
         pixel_bytes=len(selected) * dtype.itemsize,
-        place=place,
-        meters=_ground_size(full, place),
+        georeference=place,
+        meters=place.meters_per_pixel(full.height, full.width) if place else None,
         close=close,
     )
 
@@ -210,32 +194,6 @@ def _palette(dataset: Any) -> np.ndarray | None:
     for index, color in dataset.colormap(1).items():
         colors[:, index] = color[:3]
     return colors
-
-
-def dataset_place(dataset: Any) -> Place | None:
-    """Return the georeference of an open dataset; None if it has none."""
-    transform, crs = dataset.transform, dataset.crs
-    if crs is None and transform.is_identity:
-        return None
-    a, b, c, d, e, f = tuple(transform)[:6]
-    return Place(
-        np.array([[a, b, c], [d, e, f]]),
-        crs.to_wkt() if crs else "",
-        (crs.to_epsg() or 0) if crs else 0,
-    )
-
-
-def _ground_size(dataset: Any, place: Place | None) -> float | None:
-    """Return the meters per pixel; for degrees those in the middle of the scene."""
-    if place is None or not dataset.crs:
-        return None
-    side = math.sqrt(place.pixel_area)
-    if dataset.crs.is_projected:
-        return side * float(dataset.crs.linear_units_factor[1])
-    if dataset.crs.is_geographic:
-        middle = place.matrix @ [dataset.width / 2, dataset.height / 2, 1]
-        return side * METERS_PER_DEGREE * math.sqrt(max(0.0, math.cos(math.radians(middle[1]))))
-    return None
 
 
 # TIFF and slides without a georeference

@@ -41,10 +41,10 @@ def scene_tiles(
     progress: ProgressCallback = silent,
     **tiling: Any,
 ) -> list[ImageFile]:
-    """Sample tiles at random positions of scenes: ``primaps fit scene.tif --scene-tiles 500``.
+    """Sample tiles at random positions of scenes, to fit a model on.
 
-    The number of tiles of a scene is proportional to its area. At least half of the pixels of a
-    tile have a value.
+    Command line: ``primaps fit scene.tif --scene-tiles 500``. The number of tiles of a scene is
+    proportional to its area. At least half of the pixels of a tile have a value.
 
     Args:
         scenes: files, folders (searched recursively) or globs.
@@ -52,6 +52,7 @@ def scene_tiles(
         size: side of a tile in network pixels.
         seed: seed of the positions and of the stretch.
         folder: folder of the PNG files, which are reused; None is the cache.
+        progress: progress callback.
         **tiling: fields of :class:`primaps.scenes.tiling.TilingOptions`; only ``scale``, ``mpp``,
             ``bands`` and ``stretch`` have an effect.
 

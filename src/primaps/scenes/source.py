@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Shaped
 
+from primaps.geometry.vectors import Georeference
 from primaps.utils.errors import InputError, PrimapsError
 
 
@@ -38,26 +39,6 @@ Block = tuple[Shaped[np.ndarray, "bands h w"], Bool[np.ndarray, "h w"]]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Georeference of a scene.
-
-    Attributes:
-        matrix: affine transform: (x, y) on the map = matrix @ (column, row, 1).
-        wkt: coordinate reference system as WKT; empty if the file has none.
-        code: EPSG code of the coordinate reference system; 0 if it has none.
-    """
-
-    matrix: Float[np.ndarray, "2 3"]
-    wkt: str = ""
-    code: int = 0
-
-    @property
-    def pixel_area(self) -> float:
-        """Area of a pixel in square units of the map."""
-        return float(abs(np.linalg.det(self.matrix[:, :2])))
-
-
-@dataclass(frozen=True)
 class Scene:
     """An image of any size that is read block by block.
 
@@ -71,7 +52,7 @@ class Scene:
         all_valid: whether every pixel is known to be valid.
         by_rows: whether the file stores whole rows of pixels, instead of tiles.
         pixel_bytes: bytes of a pixel in memory.
-        place: georeference, if known.
+        georeference: position on a map, if known.
         meters: ground size of a pixel, if known.
         close: closes the file.
     """
@@ -83,7 +64,7 @@ class Scene:
     all_valid: bool = False
     by_rows: bool = False
     pixel_bytes: int = 3
-    place: Place | None = None
+    georeference: Georeference | None = None
     meters: float | None = None
     close: Callable[[], None] = field(default=lambda: None)
 

@@ -21,7 +21,7 @@ from primaps.classes.legend import HIDDEN, divides_classes, legend_values
 from primaps.classes.tree import Tree, best_leaves, leaf_cosines
 from primaps.config import InferenceOptions
 from primaps.data import chunks
-from primaps.model import PriMaPsEM
+from primaps.inference import Segmenter
 from primaps.results import RawFile, WorkFolder
 from primaps.scenes.source import Box
 from primaps.scenes.tiling import Tiles, cosine_weights, crf_spans
@@ -33,7 +33,7 @@ from primaps.utils.progress import ProgressCallback
 R = TypeVar("R")
 Values = Callable[[UInt8[Tensor, "b 3 H W"]], Float[Tensor, "b c h w"]]
 Finish = Callable[[Integer[Tensor, "h w"], Box], Integer[Tensor, "h w"]]
-"""Converts model classes of a box of the scene to the labels that are written."""
+"""Converts classes of the classifier to the labels that are written, in a box of the scene."""
 CRF_TILE = 840
 """Largest default side of CRF tiles. Larger tiles spend less area on margins but miss the cache."""
 CRF_VALUES = 9_000_000
@@ -45,20 +45,20 @@ CRF_MARGIN = 42
 the model was fitted to."""
 
 
-def divided_tree(model: PriMaPsEM) -> Tree | None:
-    """Return the class tree if edits or a cut divide a class of the model, else None."""
-    tree = model.class_summary_ and model.class_summary_.tree
-    return tree if tree and model.legend_ and divides_classes(tree, model.legend_) else None
+def divided_tree(segmenter: Segmenter) -> Tree | None:
+    """Return the class tree if edits or a cut divide a class of the fit, else None."""
+    tree, legend = segmenter.tree, segmenter.legend
+    return tree if tree and legend and divides_classes(tree, legend) else None
 
 
-def model_values(model: PriMaPsEM, options: InferenceOptions) -> tuple[Values, list[int]]:
+def blended_values(segmenter: Segmenter, options: InferenceOptions) -> tuple[Values, list[int]]:
     """Return the function whose values are blended, and the sizes of its groups of channels.
 
     The first group holds the K logits. If classes are divided, one more group per class holds the
     cosines with its leaves.
     """
-    tree, segmenter = divided_tree(model), model.segmenter
-    groups = [model.config.classes] + (tree.owner.bincount().tolist() if tree else [])
+    tree = divided_tree(segmenter)
+    groups = [segmenter.classes] + (tree.owner.bincount().tolist() if tree else [])
 
     @torch.no_grad()
     def values(images: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ def _shifted(rows: Tensor, steps: int) -> Tensor:
 
 
 def refine(
-    model: PriMaPsEM,
+    segmenter: Segmenter,
     view: View,
     tiles: Tiles,
     blended: RawFile,
@@ -191,7 +191,7 @@ def refine(
     Returns:
         (height, width) of the scene, 8 bits; 255 for pixels without a value and hidden classes.
     """
-    patch, classes = tiles.patch, model.config.classes
+    patch, classes = tiles.patch, segmenter.classes
     out = work.file("labels.u8", (view.scene.height, view.scene.width), np.uint8)
     margin = math.ceil(CRF_MARGIN / patch) if crf else 1
     side = max(3 * margin, (crf_tile or min(CRF_TILE, math.isqrt(CRF_VALUES // classes))) // patch)
@@ -212,9 +212,11 @@ def refine(
             for wide, inner_columns in columns:
                 inner = view_box(view, patch, inner_rows, inner_columns)
                 box = Box(*tall, *wide)
-                yield [partial(_label, model, view, stored, colors, valid, box, inner, crf, out)]
+                yield [
+                    partial(_label, segmenter, view, stored, colors, valid, box, inner, crf, out)
+                ]
 
-    with lanes(model.backbone.device, CRF_TOGETHER, writers=0) as threads:
+    with lanes(segmenter.encoder.device, CRF_TOGETHER, writers=0) as threads:
         labeled = overlapped(steps(), lambda step: step[0](), threads)
         for number, _ in enumerate(labeled, done * len(columns) + 1):
             if number % len(columns) == 0:
@@ -230,7 +232,7 @@ def view_box(view: View, patch: int, rows: tuple[int, int], columns: tuple[int, 
 
 
 def _label(
-    model: PriMaPsEM,
+    segmenter: Segmenter,
     view: View,
     stored: Float[np.ndarray, "rows channels columns"],
     colors: UInt8[np.ndarray, "H W 3"],
@@ -248,7 +250,7 @@ def _label(
         box: the tile in tokens.
         inner: the tile without its margin, in pixels of the view.
     """
-    patch, classes = model.network.patch_size, model.config.classes
+    patch, classes = segmenter.encoder.patch_size, segmenter.classes
     top, left = box.top * patch, box.left * patch
     if not valid[inner.top - top : inner.bottom - top, inner.left : inner.right].any():
         for block in view.scene_blocks(inner):
@@ -256,10 +258,10 @@ def _label(
         return
     # Interpolation differs from that of the whole scene only at the border, within the margin.
     values = torch.from_numpy(stored[:, :, box.left : box.right]).float().permute(1, 0, 2)
-    logits = values[None, :classes].to(model.backbone.device)
+    logits = values[None, :classes].to(segmenter.encoder.device)
     pixels = np.ascontiguousarray(colors[:, left : box.right * patch].transpose(2, 0, 1))
-    probabilities = model.segmenter.probabilities(logits, torch.from_numpy(pixels)[None], crf)
-    finish = _finish(model, values[classes:], (box.top, box.left), view.scale * patch)
+    probabilities = segmenter.probabilities(logits, torch.from_numpy(pixels)[None], crf)
+    finish = _finish(segmenter, values[classes:], (box.top, box.left), view.scale * patch)
     for block, labels in scene_labels(view, probabilities[0], (top, left), inner):
         shown = finish(labels, block).cpu().numpy().astype(np.uint8)
         shown[~view.scene_valid(block, valid, top)] = HIDDEN
@@ -282,19 +284,19 @@ def scene_labels(
 
 
 def _finish(
-    model: PriMaPsEM, cosines: Float[Tensor, "l h w"], first: tuple[int, int], step: float
+    segmenter: Segmenter, cosines: Float[Tensor, "l h w"], first: tuple[int, int], step: float
 ) -> Finish:
-    """Return the function from the classes of the model to those of its legend.
+    """Return the function from classes of the classifier to classes of the legend.
 
     Args:
         cosines: with the leaves of the tree, on tokens; empty if no class is divided.
         first: row and column of the first token.
         step: scene pixels per token.
     """
-    if model.legend_ is None or model.class_summary_ is None:
+    legend, tree = segmenter.legend, segmenter.tree
+    if legend is None or tree is None:
         return lambda classes, box: classes
-    legend, tree, divided = model.legend_, model.class_summary_.tree, divided_tree(model)
-    if divided is None:
+    if divided_tree(segmenter) is None:
         return lambda classes, box: legend_values(tree, legend, classes)
 
     def divide(classes: Tensor, box: Box) -> Tensor:
