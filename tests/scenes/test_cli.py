@@ -57,7 +57,7 @@ def test_fit_predict_and_propose_a_scene(vit, tmp_path, monkeypatch):
             ["predict", model, scene, "--out", tmp_path / "o", "--tiles", "--mpp", 2],
             "applies to scenes",
         ),
-        (["propose", scene, "--out", tmp_path / "o.tif", "--explain"], "is for images"),
+        (["propose", scene, "--out", tmp_path / "o.tif", "--explain"], "applies to images"),
         (
             ["fit", scene, "--classes", 3, "--out", tmp_path / "m", "--scale", 2],
             "give --scene-tiles",

@@ -61,7 +61,7 @@ def test_foreign_files_and_results_of_other_options_are_refused(model, picture, 
     assert primaps.predict_scene(model, path, tmp_path / "out.tif", crf=False)
     with pytest.raises(OutputError, match="exists and is not the result"):
         primaps.predict_scene(model, path, tmp_path / "out.tif")
-    with pytest.raises(OutputError, match=r"name .*regions\.gpkg"):
+    with pytest.raises(OutputError, match=r"choose .*regions\.gpkg"):
         primaps.predict_scene(
             model, path, tmp_path / "out.tif", crf=False, polygons=tmp_path / "regions.shp"
         )

@@ -52,7 +52,8 @@ class Georeference:
     @property
     def pixel_area(self) -> float:
         """Area of a pixel in square units of the map."""
-        return float(abs(self.transform.determinant))
+        a, b, _, d, e, _ = self.transform[:6]
+        return float(abs(np.linalg.det([[a, b], [d, e]])))
 
     @property
     def epsg(self) -> int:
@@ -232,7 +233,9 @@ def layer_description(path: Path) -> str | None:
     """
     pyogrio = geo_module("pyogrio")
     try:
-        metadata = pyogrio.read_info(path)["layer_metadata"] or {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of GDAL, about foreign files
+            metadata = pyogrio.read_info(path)["layer_metadata"] or {}
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError):
         return None
     return metadata.get("DESCRIPTION")
