@@ -60,8 +60,8 @@ def _rows(
     image: LabeledImage, position: Georeference | None, classes: Classes
 ) -> Iterator[tuple[Any, ...]]:
     """Yield polygon, class, name and color of each connected region."""
-    masks = image.masks is not None
-    values, nothing = (image.masks, 0) if masks else (image.labels, NO_LABEL)
+    masks = image.masks
+    values, nothing = (image.labels, NO_LABEL) if masks is None else (masks, 0)
     for found in label_polygons(values, nothing, position):
-        k = 0 if masks else found.label
+        k = found.label if masks is None else 0
         yield found.polygon, k, classes.names[k], classes.hex_colors[k]
