@@ -120,7 +120,7 @@ def read(files: InputFiles) -> Labels:
             file = safe_name(get_field(image, "file_name", str, where), where)
             place = f"{where}, {file}"
             size = image_size(image.get("width"), image.get("height"), place)
-            labels = np.full(size, NO_LABEL, np.uint8)
+            labels = np.full(size, NO_LABEL, np.uint8, order="F")
             for annotation in by_image.pop(image["id"], []):
                 _paint(labels, annotation, _class_of(annotation, class_by_id, place), place)
             yield file, labels
@@ -214,4 +214,6 @@ def _paint(labels: UInt8[np.ndarray, "h w"], annotation: Any, k: int, where: str
             f"{where}: a mask has the size {shape['size']}, but the image {[height, width]}; "
             "export it again"
         )
-    labels[decode_coco(get_field(shape, "counts", (str, list), where), height, width, where)] = k
+    down = labels.ravel(order="F")  # a view, because columns are contiguous
+    counts: Any = get_field(shape, "counts", (str, list), where)
+    down[decode_coco(counts, height * width, where)] = k

@@ -16,7 +16,7 @@ from primaps.exchange.files import InputFiles, image_size, parse_xml, safe_name,
 from primaps.exchange.labeled import LabeledImage, Labels
 from primaps.geometry.outlines import paint, parse_points
 from primaps.geometry.regions import NO_LABEL
-from primaps.geometry.rle import from_run_lengths, run_lengths
+from primaps.geometry.rle import run_lengths, set_positions
 from primaps.utils.errors import InputError
 
 WITHOUT_PIXELS = ("tag", "attribute")
@@ -98,8 +98,8 @@ def _paint(labels: UInt8[np.ndarray, "h w"], shape: ET.Element, k: int, where: s
             raise InputError(
                 f"{where}: 'rle' must be integers separated by commas; redraw the mask"
             ) from None
-        mask = from_run_lengths(lengths, width * height, where).reshape(height, width)
-        labels[top : top + height, left : left + width][mask] = k
+        rows, columns = np.divmod(set_positions(lengths, width * height, where), width)
+        labels[top + rows, left + columns] = k
     elif shape.tag == "polygon":
         pairs = [pair.split(",") for pair in (shape.get("points") or "").split(";")]
         paint(labels, [parse_points(pairs, where)], k)

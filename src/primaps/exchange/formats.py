@@ -20,8 +20,7 @@ class Format:
 
     Attributes:
         title: Name of the format in the studio.
-        description: What the files are, in a few words.
-        files: Files that are written, for the documentation.
+        description: Files that are written, and what they contain.
         writer: Module and function that write. The function takes the images, one at a time, their
             classes, an empty folder, and ``class`` or ``region``.
         reader: Module and function that read; None if the format cannot be imported. The function
@@ -35,7 +34,6 @@ class Format:
 
     title: str
     description: str
-    files: str
     writer: str
     reader: str | None
     next: str
@@ -62,8 +60,7 @@ def _function(name: str) -> Callable[..., Any]:
 FORMATS = {
     "coco": Format(
         "COCO",
-        "COCO instances with compressed RLE masks",
-        "`annotations.json`",
+        "annotations.json: instances with compressed RLE masks",
         "coco.write",
         "coco.read",
         "read it with pycocotools.coco.COCO('{out}/annotations.json'); most trainers take this "
@@ -72,8 +69,7 @@ FORMATS = {
     ),
     "coco-panoptic": Format(
         "COCO panoptic",
-        "COCO panoptic, one PNG per image",
-        "`panoptic.json`, `panoptic/*.png`",
+        "panoptic.json and panoptic/*.png, in which id = R + 256 G + 65536 B",
         "coco.write_panoptic",
         "coco.read_panoptic",
         "give {out}/panoptic.json and the folder {out}/panoptic to a trainer of panoptic "
@@ -82,8 +78,7 @@ FORMATS = {
     ),
     "cvat": Format(
         "CVAT",
-        "CVAT for images 1.1 with masks",
-        "`annotations.xml`, `labels.json`",
+        "annotations.xml: CVAT for images 1.1 with masks; labels.json for the task",
         "cvat.write",
         "cvat.read",
         "in CVAT: create a task with your images and these labels: {names} (Raw: paste "
@@ -92,8 +87,7 @@ FORMATS = {
     ),
     "cvat-mask": Format(
         "CVAT masks",
-        "CVAT Segmentation mask 1.1",
-        "`masks.zip`",
+        "masks.zip: Segmentation mask 1.1",
         "voc.write_cvat",
         "voc.read",
         "in CVAT: create a task with your images and these labels: {names}; Actions, Upload "
@@ -102,8 +96,7 @@ FORMATS = {
     ),
     "labelstudio": Format(
         "Label Studio",
-        "Label Studio predictions with brush masks",
-        "`tasks.json`, `labeling_config.xml`",
+        "tasks.json: predictions with brush masks; labeling_config.xml",
         "labelstudio.write",
         "labelstudio.read",
         "start Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
@@ -114,8 +107,7 @@ FORMATS = {
     ),
     "labelme": Format(
         "labelme",
-        "labelme, one JSON file per image",
-        "images, a JSON file beside each, `labels.txt`",
+        "images with a JSON file beside each; labels.txt",
         "labelme.write",
         "labelme.read",
         "labelme {out} --labels {out}/labels.txt",
@@ -124,8 +116,7 @@ FORMATS = {
     ),
     "voc": Format(
         "Pascal VOC",
-        "Pascal VOC with palette PNGs",
-        "`JPEGImages`, `SegmentationClass`, `SegmentationObject`, `ImageSets`, `labelmap.txt`",
+        "JPEGImages, SegmentationClass (palette PNGs), SegmentationObject, ImageSets, labelmap.txt",
         "voc.write",
         "voc.read",
         "{out} has the layout of VOCdevkit/VOC2012; class k is the value k, 255 is ignored",
@@ -133,8 +124,7 @@ FORMATS = {
     ),
     "yolo-semantic": Format(
         "YOLO semantic",
-        "Ultralytics semantic segmentation with index PNGs",
-        "`images`, `masks`, `data.yaml`",
+        "images, masks (index PNGs) and data.yaml for Ultralytics",
         "yolo.write_semantic",
         "yolo.read_semantic",
         "yolo semantic train model=yolo26n-sem.pt data={out}/data.yaml",
@@ -143,8 +133,7 @@ FORMATS = {
     ),
     "yolo": Format(
         "YOLO",
-        "Ultralytics instance segmentation with polygons",
-        "`images`, `labels/*.txt`, `data.yaml`",
+        "images, labels (polygons) and data.yaml for Ultralytics",
         "yolo.write",
         "yolo.read",
         "yolo segment train model=yolo26n-seg.pt data={out}/data.yaml",
@@ -152,8 +141,7 @@ FORMATS = {
     ),
     "hf": Format(
         "Hugging Face",
-        "Hugging Face datasets, image folder",
-        "`*/images`, `*/labels`, `*/metadata.jsonl`, `classes.json`, `README.md`",
+        "images, labels (index PNGs) and metadata.jsonl for datasets",
         "hf.write",
         "hf.read",
         "datasets.load_dataset('{out}') has the columns image and label",
@@ -161,8 +149,7 @@ FORMATS = {
     ),
     "geojson": Format(
         "GeoJSON",
-        "GeoJSON polygons, one file per image",
-        "`*.geojson`",
+        "a file of polygons per image, in the CRS of the image",
         "geo.write_geojson",
         None,
         "drag {out} into QGIS; Properties, Symbology, Categorized by 'name'",
@@ -170,8 +157,7 @@ FORMATS = {
     ),
     "gpkg": Format(
         "GeoPackage",
-        "GeoPackage polygons, one layer per CRS",
-        "`regions.gpkg`",
+        "regions.gpkg: polygons with a layer for each CRS",
         "geo.write_gpkg",
         None,
         "drag {out}/regions.gpkg into QGIS; Properties, Symbology, Categorized by 'name'",
@@ -197,10 +183,10 @@ def find_format(name: str, reading: bool = False) -> Format:
 
 def format_table() -> str:
     """Return the table of docs/exchange.md in Markdown."""
-    rows = ["| format | description | files | import is lossless | proposals | region |"]
+    rows = ["| `--to`, `--from` | format | files | lossless import | proposals | region |"]
     rows.append("|---|---|---|---|---|---|")
     for name, row in FORMATS.items():
-        cells = [f"`{name}`", row.description, row.files, row.lossless]
+        cells = [f"`{name}`", row.title, row.description, row.lossless]
         cells += ["yes" if row.proposals else "no", row.per or "-"]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -8,12 +8,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw
 
 from primaps.data.collection import IMAGE_SUFFIXES
 from primaps.exchange.classes import Classes, classes_of
 from primaps.exchange.files import InputFiles, png, to_json, write_file
 from primaps.exchange.labeled import LabeledImage, Labels
-from primaps.geometry.outlines import keyhole, paint, parse_points
+from primaps.geometry.outlines import keyhole, parse_points
 from primaps.geometry.regions import NO_LABEL
 from primaps.utils.errors import InputError
 
@@ -110,7 +111,6 @@ def read(files: InputFiles) -> Labels:
     def images() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
         for path, name in listed:
             height, width = files.size(path)
-            labels = np.full((height, width), NO_LABEL, np.uint8)
             text = label_path(path, "labels", ".txt")
             lines = files.read(text).decode("utf-8", "replace") if text in files else ""
             shapes = [
@@ -118,9 +118,12 @@ def read(files: InputFiles) -> Labels:
                 for row in lines.splitlines()
                 if row.strip()
             ]
+            image = Image.new("L", (width, height), NO_LABEL)
+            draw = ImageDraw.Draw(image)
             for k, fractions in shapes:
-                paint(labels, [fractions * [width, height]], k, outline=True)
-            yield name, labels
+                pixels = np.floor(fractions * [width, height]).tolist()
+                draw.polygon([(x, y) for x, y in pixels], fill=k, outline=k)
+            yield name, np.asarray(image)
 
     return Labels(classes, len(listed), images())
 

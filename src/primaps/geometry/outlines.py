@@ -83,8 +83,8 @@ def keyhole(mask: Bool[np.ndarray, "h w"]) -> Integer[np.ndarray, "n 2"]:
     """Return one closed line through the outermost pixels of a connected mask and of its holes.
 
     It is for formats without holes. A bridge along a row of the mask ties each hole to the ring on
-    its left, and is passed there and back. Filling the line by the even-odd rule and drawing the
-    line itself, as ``fillPoly`` of OpenCV does, gives the mask.
+    its left, and is passed there and back. ``fillPoly`` of OpenCV and ``ImageDraw.polygon`` of
+    Pillow, which draw the line and fill it by the even-odd rule, give the mask.
 
     Returns:
         (x, y) of pixels.
@@ -143,7 +143,7 @@ def parse_points(content: Any, where: str, minimum: int = 3) -> Float[np.ndarray
 
 
 def fill(
-    rings: Sequence[Float[np.ndarray, "_ 2"]], height: int, width: int, outline: bool = False
+    rings: Sequence[Float[np.ndarray, "_ 2"]], height: int, width: int
 ) -> Bool[np.ndarray, "h w"]:
     """Return the pixels whose centers lie inside an odd number of rings.
 
@@ -151,30 +151,25 @@ def fill(
         rings: Points (x, y) of closed lines; pixel (0, 0) covers 0 to 1 in both.
         height: Height of the mask in pixels.
         width: Width of the mask in pixels.
-        outline: Add the pixels that the lines pass, for lines through the outermost pixels.
 
     Examples:
         >>> fill([np.array([[1.0, 0.0], [3.0, 0.0], [3.0, 1.0], [1.0, 1.0]])], 2, 4).tolist()
         [[False, True, True, False], [False, False, False, False]]
     """
     crossings = np.zeros((height, width + 1), np.int64)
-    mask = np.zeros((height, width), bool)
     step = max(1, CROSSINGS // max(height, width, 1))
     for ring in rings:
         following = np.roll(ring, -1, 0)
         for first in range(0, len(ring), step):
             begin, end = ring[first : first + step], following[first : first + step]
-            if outline:
-                _draw(mask, begin, end)
             _cross(crossings, begin, end)
-    return mask | (crossings.cumsum(1)[:, :width] % 2 == 1)
+    return crossings.cumsum(1)[:, :width] % 2 == 1
 
 
 def paint(
     labels: UInt8[np.ndarray, "h w"],
     rings: Sequence[Float[np.ndarray, "_ 2"]],
     value: int,
-    outline: bool = False,
 ) -> None:
     """Set the pixels of :func:`fill` to a value; only the bounding box of the rings is searched."""
     points = np.concatenate(rings)
@@ -183,7 +178,7 @@ def paint(
     high = (np.floor(points.max(0)) + 1).clip(low, limit).astype(int)
     box = labels[low[1] : high[1], low[0] : high[0]]
     if box.size:
-        box[fill([ring - low for ring in rings], box.shape[0], box.shape[1], outline)] = value
+        box[fill([ring - low for ring in rings], *box.shape)] = value
 
 
 def _cross(
@@ -202,17 +197,3 @@ def _cross(
     fraction = (row + 0.5 - low[edge, 1]) / (high - low)[edge, 1]
     x = low[edge, 0] + fraction * (high - low)[edge, 0]
     np.add.at(crossings, (row, np.ceil(x - 0.5).clip(0, width).astype(int)), 1)
-
-
-def _draw(
-    mask: Bool[np.ndarray, "h w"], begin: Float[np.ndarray, "n 2"], end: Float[np.ndarray, "n 2"]
-) -> None:
-    """Draw lines between the pixels that contain the points."""
-    limit = np.array(mask.shape[::-1]) - 1
-    begin, end = (np.floor(one).clip(0, limit) for one in (begin, end))
-    count = np.abs(end - begin).max(1).astype(int) + 1
-    edge = np.repeat(np.arange(len(begin)), count)
-    step = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count)
-    fraction = step / np.maximum(count - 1, 1)[edge]
-    x, y = np.rint(begin[edge] + fraction[:, None] * (end - begin)[edge]).astype(int).T
-    mask[y, x] = True

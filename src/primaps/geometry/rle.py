@@ -34,8 +34,8 @@ def run_lengths(bits: Bool[np.ndarray, " n"]) -> Integer[np.ndarray, " m"]:
     return np.concatenate([[0], lengths]) if len(bits) and bits[0] else lengths
 
 
-def from_run_lengths(lengths: Any, size: int, where: str) -> Bool[np.ndarray, " n"]:
-    """Return the bits of run lengths.
+def set_positions(lengths: Any, size: int, where: str) -> Integer[np.ndarray, " n"]:
+    """Return the positions of the bits that run lengths set: few for a small mask of a large image.
 
     Args:
         lengths: Integers, the first one for zeros. Anything else is rejected.
@@ -44,6 +44,10 @@ def from_run_lengths(lengths: Any, size: int, where: str) -> Bool[np.ndarray, " 
 
     Raises:
         InputError: ``lengths`` are not non-negative integers with the sum ``size``.
+
+    Examples:
+        >>> set_positions([2, 3, 4, 1], 10, "a.json").tolist()
+        [2, 3, 4, 9]
     """
     try:
         numbers = np.asarray(lengths)
@@ -57,7 +61,10 @@ def from_run_lengths(lengths: Any, size: int, where: str) -> Bool[np.ndarray, " 
             f"{where}: the run lengths of a mask must be integers with the sum {size}, the number "
             "of its pixels; export the file again"
         )
-    return np.repeat(np.arange(len(numbers)) % 2 == 1, numbers.astype(np.int64))
+    numbers = numbers.astype(np.int64)
+    counts = numbers[1::2]
+    starts = numbers.cumsum()[0::2][: len(counts)]
+    return np.repeat(starts - counts.cumsum() + counts, counts) + np.arange(counts.sum())
 
 
 def encode_coco(regions: Regions) -> Iterator[str]:
@@ -79,28 +86,28 @@ def encode_coco(regions: Regions) -> Iterator[str]:
             lengths[-1] += after
         elif after:
             lengths = np.append(lengths, after)
-        content = {"size": [height, width], "counts": lengths.tolist()}
+        content = {"size": [height, width], "counts": lengths}
         yield coco.frPyObjects(content, height, width)["counts"].decode("ascii")
 
 
-def decode_coco(counts: Any, height: int, width: int, where: str) -> Bool[np.ndarray, "h w"]:
-    """Return the mask of a COCO encoding, compressed text or a list of run lengths.
+def decode_coco(counts: Any, size: int, where: str) -> Integer[np.ndarray, " n"]:
+    """Return the positions of the pixels of a COCO encoding, counted down the columns.
 
     Args:
-        counts: ``counts`` of the encoding.
-        height: Height of the image, checked by the caller.
-        width: Width of the image.
+        counts: ``counts`` of the encoding: compressed text, or a list of run lengths.
+        size: Number of pixels of the image.
         where: File and image, for error messages.
 
     Raises:
-        InputError: The encoding is damaged or does not have ``height * width`` pixels.
+        InputError: The encoding is damaged or has another number of pixels.
 
     Examples:
-        >>> decode_coco("213", 3, 2, "a.json").astype(int).tolist()
-        [[0, 0], [0, 0], [1, 0]]
+        >>> decode_coco("213", 6, "a.json").tolist()
+        [2]
     """
-    lengths = _decompress(counts, where) if isinstance(counts, str) else counts
-    return from_run_lengths(lengths, height * width, where).reshape(width, height).T
+    return set_positions(
+        _decompress(counts, where) if isinstance(counts, str) else counts, size, where
+    )
 
 
 def _decompress(text: str, where: str) -> Integer[np.ndarray, " m"]:
