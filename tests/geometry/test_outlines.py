@@ -26,7 +26,7 @@ def test_outlines_of_connected_masks_fill_to_the_mask(mask):
         np.testing.assert_array_equal(exact, component)
         image = Image.new("1", (width, height))
         line = [(x, y) for x, y in keyhole(component).tolist()]
-        ImageDraw.Draw(image).polygon(line * 2, fill=1, outline=1)
+        ImageDraw.Draw(image).polygon(line + line[-1:] * 2, fill=1, outline=1)
         np.testing.assert_array_equal(np.asarray(image), component)
 
 
