@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 from collections import defaultdict
@@ -65,9 +66,9 @@ class OutputError(PrimapsError, ValueError):
 
 
 def is_marked(path: Path) -> bool:
-    """Return whether a file exists and carries the mark of this package."""
+    """Return whether a regular file exists and carries the mark of this package."""
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if path.is_file() else io.BytesIO() as file:
             return MARKS[path.suffix.lower()] in file.read(HEAD)
     except OSError:
         return False
@@ -242,19 +243,13 @@ class OutputFolder:
             source: digest of the source.
             names: files of the result, written by this process or another one.
         """
-        names = list(names)
-        if self._finished(source, names):
-            return True
-        self._read_journal()
-        return self._finished(source, names)
-
-    def _finished(self, source: str, names: list[str]) -> bool:
-        return all(
-            (last := self._last.get(name)) is not None
-            and last[:2] == (source, self._digest)
-            and _digest_of(self.folder / name) == last[2]
-            for name in names
-        )
+        for name in names:
+            expected = source, self._digest, _digest_of(self.folder / name)
+            if self._last.get(name) != expected:
+                self._read_journal()
+                if self._last.get(name) != expected:
+                    return False
+        return True
 
     def write(self, source: str, files: Mapping[str, Callable[[Path], Any]]) -> None:
         """Write the files of one result.
