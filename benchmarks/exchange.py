@@ -1,11 +1,10 @@
-"""How long exports and imports take, and how much memory.
+"""Measure time and memory of exports and imports.
 
     python benchmarks/exchange.py [--images 1000] [--formats coco cvat ...] [--size 640 480]
 
-Makes label maps of 27 classes with regions like those of predictions (smooth noise, the largest
-channel), and images beside them. Each format runs in a process of its own; printed are seconds of
-export and import, and by how much the memory of the process exceeds that with a tenth of the
-images.
+The label maps have 27 classes and regions of the size of predictions; they are the argmax of smooth
+noise. Each format runs in its own process. The table has seconds of export and import, the size of
+the files, and the peak memory of the process, in parentheses with a tenth of the images.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ CLASSES = 27
 
 
 def label_map(seed: int, width: int, height: int) -> np.ndarray:
-    """Smooth noise of two scales; the largest of 27 channels, at a quarter of the size."""
+    """Return the argmax of 27 channels of smooth noise of two scales, at a quarter of the size."""
     generator = np.random.default_rng(seed)
     noise = generator.standard_normal((CLASSES, height // 4, width // 4)).astype(np.float32)
     coarse = np.stack([gaussian_filter(one, 9) * 9 for one in noise])
@@ -40,7 +39,7 @@ def label_map(seed: int, width: int, height: int) -> np.ndarray:
 
 
 def make(root: Path, images: int, width: int, height: int) -> float:
-    """Write maps and images; returns regions per image. 20 maps, flipped and turned by 180."""
+    """Write images and label maps (20 distinct, flipped); return regions per image."""
     maps = [label_map(seed, width, height) for seed in range(min(20, images))]
     (root / "images").mkdir(parents=True)
     (root / "result").mkdir()
@@ -56,13 +55,13 @@ def make(root: Path, images: int, width: int, height: int) -> float:
 
 
 def peak() -> float:
-    """MB that this process held at most; getrusage would count the process that started it."""
+    """Return the peak memory of this process in MB; getrusage would include the parent process."""
     (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
     return int(line.split()[1]) / 1024
 
 
-def one(root: Path, name: str) -> dict[str, float]:
-    """Export and import a collection in this process."""
+def measure(root: Path, name: str) -> dict[str, float]:
+    """Export and import a collection in this process, and return the measurements."""
     with tempfile.TemporaryDirectory(dir=root) as folder:
         began = time.monotonic()
         export_labels(root / "result", root / "images", name, Path(folder) / "out")
@@ -84,7 +83,7 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, metavar=("ROOT", "FORMAT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(one(Path(arguments.one[0]), arguments.one[1])))
+        print(json.dumps(measure(Path(arguments.one[0]), arguments.one[1])))
         return
     with tempfile.TemporaryDirectory() as folder:
         few, many = Path(folder) / "few", Path(folder) / "many"

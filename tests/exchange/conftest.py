@@ -20,7 +20,7 @@ NAMES = (
 
 @pytest.fixture
 def street(tmp_path: Path) -> Collection:
-    """Four images of several sizes, one without any label, with names that need care."""
+    """Four images of several sizes, one without labels, and class names with special characters."""
     maps = {
         "train/a b, c.png": blocks(0, 60, 75, len(NAMES)),
         "train/Ä.v1.png": blocks(1, 41, 30, len(NAMES)),
@@ -33,7 +33,7 @@ def street(tmp_path: Path) -> Collection:
 
 @pytest.fixture
 def masks(tmp_path: Path) -> Collection:
-    """Two images with proposals, one of which has more than 8 bits can count."""
+    """Two images with mask proposals, one of which has more than 255."""
     many = np.arange(30 * 20, dtype=np.uint16).reshape(30, 20) // 2
     few = np.zeros((24, 40), np.uint8)
     few[2:9, 3:20], few[12:, 30:], few[20:, :5] = 1, 2, 1

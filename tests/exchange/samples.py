@@ -1,4 +1,4 @@
-"""Folders as ``predict`` and ``propose`` leave them, and the images beside them."""
+"""Folders as ``predict`` and ``propose`` write them, with their images."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from primaps.exchange.classes import Classes
 
 @dataclass
 class Collection:
-    """Images, their label maps, and what the maps are about."""
+    """Images with label maps and classes."""
 
     root: Path
     maps: dict[str, np.ndarray]
@@ -28,7 +28,7 @@ class Collection:
 
 
 def collection(root: Path, maps: dict[str, np.ndarray], classes: Classes | None) -> Collection:
-    """``maps`` by file names of images with their suffix; without classes they are proposals."""
+    """Write label maps by file names of images; without classes they are mask proposals."""
     for name, labels in maps.items():
         image = root / "images" / name
         image.parent.mkdir(parents=True, exist_ok=True)
@@ -37,23 +37,23 @@ def collection(root: Path, maps: dict[str, np.ndarray], classes: Classes | None)
         path = root / "result" / f"{key_of(name, maps)}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(labels).save(path)
-    about: dict = {"command": "propose"}
+    record: dict = {"command": "propose"}
     if classes is not None:
-        about = {"command": "predict", "names": list(classes.names)}
+        record = {"command": "predict", "names": list(classes.names)}
         content = json.dumps(classes.as_json())
         (root / "result" / "classes.json").write_text(content, "utf-8")
-    (root / "result" / "primaps.json").write_text(json.dumps(about), "utf-8")
+    (root / "result" / "primaps.json").write_text(json.dumps(record), "utf-8")
     return Collection(root, maps, classes or Classes(("proposal",)))
 
 
 def key_of(name: str, maps: dict[str, np.ndarray]) -> str:
     bare = str(Path(name).with_suffix(""))
-    alike = [one for one in maps if str(Path(one).with_suffix("")).casefold() == bare.casefold()]
-    return bare if len(alike) == 1 else name
+    equal = [one for one in maps if str(Path(one).with_suffix("")).casefold() == bare.casefold()]
+    return bare if len(equal) == 1 else name
 
 
 def read_maps(folder: Path) -> dict[str, np.ndarray]:
-    """Label maps of a folder by their keys."""
+    """Return the label maps of a folder by their keys."""
     return {
         path.relative_to(folder).as_posix()[: -len(".png")]: np.asarray(Image.open(path))
         for path in sorted(folder.rglob("*.png"))
@@ -61,7 +61,7 @@ def read_maps(folder: Path) -> dict[str, np.ndarray]:
 
 
 def blocks(seed: int, height: int, width: int, classes: int, block: int = 9) -> np.ndarray:
-    """A label map of regions with holes, specks and pixels without a label."""
+    """Return a label map of regions with holes, specks and pixels without a label."""
     generator = np.random.default_rng(seed)
     rows, columns = -(-height // block), -(-width // block)
     coarse = generator.integers(0, classes, (rows, columns))

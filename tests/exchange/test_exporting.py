@@ -1,4 +1,4 @@
-"""What an export does with folders, files and names, whatever the format."""
+"""Folders, files and names of exports of any format."""
 
 import gc
 import json
@@ -25,7 +25,7 @@ def content(folder):
 
 
 def rejected(data, match, name="coco", out=None, **options):
-    """The export raises one sentence, and leaves everything as it was."""
+    """The export raises one sentence and changes no file."""
     out = out or data.root / "out"
     before = content(data.root)
     options.setdefault("images", data.images)

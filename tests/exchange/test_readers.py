@@ -1,4 +1,4 @@
-"""Every format is read by the tool it is for, pixel by pixel; needs the extra ``interop``."""
+"""Every format is read by its target tool, pixel by pixel; needs the extra ``interop``."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def export(data, name, **options):
 
 
 def expected(data, name):
-    """Label map of an image by its file name."""
+    """Return the label map of an image by its file name."""
     return data.maps[name]
 
 
@@ -68,7 +68,7 @@ def test_datumaro_reads_coco_panoptic(street, per):
     (root := street.root / "panoptic" / "annotations").mkdir(parents=True)
     (out / "panoptic.json").rename(root / "panoptic_train.json")
     (out / "panoptic").rename(root / "panoptic_train")
-    shutil.copytree(street.images, root.parent / "images")  # which datumaro insists on
+    shutil.copytree(street.images, root.parent / "images")  # which datumaro requires
     found = Dataset.import_from(str(root.parent), "coco_panoptic")
     assert [one.name for one in found.categories()[AnnotationType.label]] == list(
         street.classes.names
@@ -90,7 +90,7 @@ def test_datumaro_reads_cvat(street, per):
     from datumaro.components.dataset import Dataset
 
     out = export(street, "cvat", per=per)
-    shutil.copytree(street.images, out / "images")  # which datumaro insists on
+    shutil.copytree(street.images, out / "images")  # which datumaro requires
     found = Dataset.import_from(str(out), "cvat")
     assert [one.name for one in found.categories()[AnnotationType.label]] == list(
         street.classes.names
@@ -280,8 +280,8 @@ def test_datasets_does_not_guess_splits_from_names(tmp_path):
         np.testing.assert_array_equal(np.asarray(row["label"]), labels)
 
 
-def burnt(shapes, size, to_pixels):
-    """Label map of polygons by shapely: the class whose polygon covers each pixel's center."""
+def rasterized(shapes, size, to_pixels):
+    """Return the label map of polygons: the class whose polygon contains the center of a pixel."""
     shapely = pytest.importorskip("shapely")
     labels = np.full(size, 255)
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
@@ -305,7 +305,9 @@ def test_gdal_reads_geojson_in_pixels(street):
             path, columns=["class", "name", "color"]
         )
         shapes = list(zip(k, shapely.from_wkb(geometry), strict=True))
-        np.testing.assert_array_equal(burnt(shapes, labels.shape, lambda x, y: (x, -y)), labels)
+        np.testing.assert_array_equal(
+            rasterized(shapes, labels.shape, lambda x, y: (x, -y)), labels
+        )
         assert [street.classes.names[one] for one in k] == list(names)
         assert [street.classes.hex_colors[one] for one in k] == list(colors)
 
@@ -345,16 +347,16 @@ def test_gdal_reads_both_map_formats_in_the_crs_of_the_image(tmp_path):
             out / "regions.gpkg", layer="regions_32633", columns=["class"], where=f"image='{name}'"
         )
         shapes = list(zip(k, shapely.from_wkb(geometry), strict=True))
-        np.testing.assert_array_equal(burnt(shapes, maps[name].shape, to_map), maps[name])
+        np.testing.assert_array_equal(rasterized(shapes, maps[name].shape, to_map), maps[name])
     _, _, geometry, (k,) = pyogrio.raw.read(
         out / "regions.gpkg", layer="regions", columns=["class"]
     )
     shapes = list(zip(k, shapely.from_wkb(geometry), strict=True))
-    found = burnt(shapes, maps["c.tif"].shape, lambda x, y: (x, -y))
+    found = rasterized(shapes, maps["c.tif"].shape, lambda x, y: (x, -y))
     np.testing.assert_array_equal(found, maps["c.tif"])
 
     export_labels(data.result, data.images, "geojson", tmp_path / "json")
     assert pyogrio.read_info(tmp_path / "json" / "a.geojson")["crs"] == "EPSG:32633"
     _, _, geometry, (k,) = pyogrio.raw.read(tmp_path / "json" / "a.geojson", columns=["class"])
     shapes = list(zip(k, shapely.from_wkb(geometry), strict=True))
-    np.testing.assert_array_equal(burnt(shapes, (30, 40), to_map), maps["a.tif"])
+    np.testing.assert_array_equal(rasterized(shapes, (30, 40), to_map), maps["a.tif"])

@@ -20,7 +20,7 @@ COLORED = ["coco", "coco-panoptic", "cvat", "cvat-mask", "labelstudio", "voc", "
 """Formats that keep colors; these are distinct here."""
 
 
-def there_and_back(data: Collection, name: str, **options) -> Path:
+def export_and_import(data: Collection, name: str, **options) -> Path:
     out, back = data.root / "out", data.root / "back"
     export_labels(data.result, data.images, name, out, **options)
     progress = []
@@ -29,7 +29,7 @@ def there_and_back(data: Collection, name: str, **options) -> Path:
     return back
 
 
-def same_maps(data: Collection, back: Path) -> None:
+def assert_same_maps(data: Collection, back: Path) -> None:
     found = read_maps(back)
     assert found.keys() == {key_of(name, data.maps) for name in data.maps}
     for name, labels in data.maps.items():
@@ -38,8 +38,8 @@ def same_maps(data: Collection, back: Path) -> None:
 
 @pytest.mark.parametrize("name", READABLE)
 def test_labels_names_and_colors_come_back(street, name):
-    back = there_and_back(street, name)
-    same_maps(street, back)
+    back = export_and_import(street, name)
+    assert_same_maps(street, back)
     from primaps.exchange.classes import read_classes
 
     classes = read_classes(back)
@@ -51,18 +51,19 @@ def test_labels_names_and_colors_come_back(street, name):
 @pytest.mark.parametrize("per", ["class", "region"])
 @pytest.mark.parametrize("name", [one for one in READABLE if FORMATS[one].per])
 def test_labels_come_back_per_class_and_per_region(street, name, per):
-    same_maps(street, there_and_back(street, name, per=per))
+    assert_same_maps(street, export_and_import(street, name, per=per))
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_images_that_differ_in_their_suffix_alone_stay_apart(tmp_path, name):
+def test_images_with_equal_names_and_other_suffixes_stay_distinct(tmp_path, name):
     maps = {"a.png": np.zeros((12, 12), np.uint8), "a.bmp": np.ones((12, 12), np.uint8)}
-    same_maps(data := collection(tmp_path, maps, Classes(("x", "y"))), there_and_back(data, name))
+    data = collection(tmp_path, maps, Classes(("x", "y")))
+    assert_same_maps(data, export_and_import(data, name))
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_an_import_is_a_result_that_exports_again(street, name):
-    back = there_and_back(street, name)
+def test_an_import_can_be_exported_again(street, name):
+    back = export_and_import(street, name)
     again = export_labels(back, street.images, "hf", street.root / "again")
     assert again.images == len(street.maps)
 
@@ -97,19 +98,19 @@ def collections(draw):
 @pytest.mark.parametrize("name", READABLE)
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(drawn=collections())
-def test_any_collection_comes_back(name, drawn):
+def test_random_collections_come_back(name, drawn):
     with tempfile.TemporaryDirectory() as folder:
         data = collection(Path(folder), *drawn)
-        same_maps(data, there_and_back(data, name))
+        assert_same_maps(data, export_and_import(data, name))
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_masks_come_back_as_pixels_of_one_class(masks, name):
+def test_proposals_come_back_as_pixels_of_one_class(masks, name):
     if not FORMATS[name].proposals:
         with pytest.raises(InputError, match=f"{name} has only classes"):
-            there_and_back(masks, name)
+            export_and_import(masks, name)
         return
-    found = read_maps(there_and_back(masks, name))
+    found = read_maps(export_and_import(masks, name))
     for file, numbers in masks.maps.items():
         expected = np.where(numbers > 0, 0, 255)
         np.testing.assert_array_equal(found[key_of(file, masks.maps)], expected)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
+from primaps.data import LogCallback
 from primaps.data.collection import IMAGE_SUFFIXES, ImageFile, find_images
 from primaps.data.images import opened, upright_size
 from primaps.exchange.classes import Classes, read_classes
@@ -70,7 +71,7 @@ def export_labels(
     classes: Classes | str | Path | None = None,
     per: str | None = None,
     progress: ProgressCallback = silent,
-    log: Callable[[str], None] = logger.warning,
+    log: LogCallback = logger.warning,
 ) -> Exported:
     """Write label maps or mask proposals in the format of another tool: ``primaps export``.
 
@@ -141,9 +142,7 @@ def _recorded_classes(result: Path) -> tuple[bool, Classes | None]:
     return False, Classes(tuple(names)) if isinstance(names, list) and names else None
 
 
-def _images_with_maps(
-    files: list[ImageFile], result: Path, log: Callable[[str], None]
-) -> list[ImageFile]:
+def _images_with_maps(files: list[ImageFile], result: Path, log: LogCallback) -> list[ImageFile]:
     """Return the images that have a label map; every label map must have its image."""
     present = [file for file in files if (result / f"{file.key}.png").is_file()]
     known = {result / f"{file.key}.png" for file in present}
