@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from primaps import DenseCRF, PriMaPsEM
+from primaps import DenseCRF, InferenceOptions, PriMaPsEM
 from primaps.crf import CLASS_CRF
 from primaps.data import find_images, fit_to_patches, load_image, to_tensor
 
@@ -37,7 +37,9 @@ def main() -> None:
     for file in files[:: max(1, len(files) // arguments.count)][: arguments.count]:
         scaled = fit_to_patches(load_image(file.source), model.size, model.backbone.patch_size)
         images = to_tensor(scaled)[None]
-        before = model.predict_probabilities(images, flip=True, crf=False)
+        features = model.segmenter.encode(images, InferenceOptions(flip=True))
+        logits = model.segmenter.logits(features)
+        before = model.segmenter.probabilities(logits, images, crf=False)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         full = None

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from primaps.backbones.load import load_backbone
 from primaps.backbones.weights import write_folder
@@ -120,7 +121,7 @@ def test_codes_come_from_the_network_of_the_checkpoint_and_masks_from_the_backbo
     monkeypatch.setattr(
         Segmenter, "logits", lambda self, codes: (seen.append(codes), codes[:, :3])[1]
     )
-    model.predict_probabilities(picture, crf=False)
+    model.segment(Image.fromarray(picture[0].permute(1, 2, 0).numpy()), crf=False)
     expected = reference_codes(state, other(pixels)).float()
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
     made = model.mask_maker()

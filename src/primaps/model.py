@@ -20,7 +20,7 @@ from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, image_features, image_side, weights_digest
 from primaps.backbones.load import load_backbone
-from primaps.classes.legend import Legend, legend
+from primaps.classes.legend import Class, Legend, legend
 from primaps.classes.summary import ClassSummary, summarize_classes
 from primaps.classes.tree import TreeError
 from primaps.config import (
@@ -61,6 +61,7 @@ from primaps.persistence import (
 from primaps.projections.checkpoints import as_projection
 from primaps.projections.projection import Projection, code_network, encoder
 from primaps.proposals.image_size import image_masks
+from primaps.utils.colors import palette
 from primaps.utils.distributed import processes
 from primaps.utils.errors import InputError
 from primaps.utils.progress import ProgressCallback, silent
@@ -310,9 +311,17 @@ class PriMaPsEM:
         return other
 
     @property
+    def shown_classes(self) -> tuple[Class, ...]:
+        """Classes that :meth:`predict` returns, in the order of their values."""
+        if self.legend_ is not None:
+            return self.legend_.shown
+        colors = palette(self.config.classes).tolist()
+        return tuple(Class(str(k), f"class {k}", tuple(c), ()) for k, c in enumerate(colors))
+
+    @property
     def classes(self) -> int:
         """Number of classes that :meth:`predict` returns."""
-        return self.config.classes if self.legend_ is None else len(self.legend_.shown)
+        return len(self.shown_classes)
 
     def _fingerprint(self, extracted: Extracted) -> str:
         """Return the SHA-256 of everything that training depends on."""
@@ -385,23 +394,6 @@ class PriMaPsEM:
             InputError: an option is out of range, or the scaled image does not fit into memory.
         """
         return self.segment(load_image(image), **options).labels
-
-    @validated
-    def predict_probabilities(
-        self, images: UInt8[Tensor, "b 3 H W"], **options: Any
-    ) -> Float[Tensor, "b k H W"]:
-        """Predict class probabilities of a batch of images that are scaled already.
-
-        Args:
-            images: 8-bit RGB images; sides are multiples of the patch size.
-            **options: fields of :class:`primaps.config.InferenceOptions`; ``size`` has no effect.
-
-        Raises:
-            ModelError: the model is not fitted.
-        """
-        segmenter, chosen = self.segmenter, InferenceOptions(**options)
-        logits = segmenter.logits(segmenter.encode(images, chosen))
-        return segmenter.probabilities(logits, images, chosen.crf)
 
     @validated
     def segment(self, image: Image.Image, **options: Any) -> Segmentation:

@@ -62,9 +62,9 @@ def test_accuracy_and_iou_agree_with_torchmetrics():
 @pytest.mark.parametrize(
     ("prediction", "label", "words"),
     [
-        ([0, 1], [0, 7], "label has the value 7"),
-        ([0, 9], [0, 1], "prediction has the value 9"),
-        ([0, -1], [0, 1], "prediction has the value -1"),
+        ([0, 1], [0, 7], "label: value 7 is not 0 to 1 or the ignore index 255"),
+        ([0, 9], [0, 1], "prediction: value 9 is not 0 to 1"),
+        ([0, -1], [0, 1], "prediction: value -1 is not 0 to 1"),
         ([0], [0, 1], "differ in shape"),
     ],
 )

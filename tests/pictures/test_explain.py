@@ -9,7 +9,6 @@ from PIL import Image
 from primaps.backbones.load import load_backbone
 from primaps.batch import explain_files
 from primaps.pictures.explain import (
-    classes_picture,
     masks_picture,
     similarity_maps,
     steps_picture,
@@ -37,14 +36,6 @@ def test_masks_have_their_colors_and_ignored_pixels_are_dark(image):
         assert np.allclose(pixels[y, x], 45 + 0.55 * palette(2)[mask - 1], atol=1)
     assert masks_picture(image, masks, ["a", "b"]).height > image.height
     assert masks_picture(image, torch.zeros(2, 2, dtype=torch.int64)).size == image.size
-
-
-def test_oracle_classes_share_a_color(image):
-    masks, classes = torch.tensor([[0, 1], [2, 3]]), torch.tensor([2, 1, 0, 1])
-    pixels = np.asarray(classes_picture(image, masks, classes, ["sky", "road"]))
-    assert pixels[5, 5].tolist() == [45, 45, 45]
-    assert pixels[5, 45].tolist() == pixels[35, 45].tolist() != pixels[35, 5].tolist()
-    assert pixels.shape[0] > image.height  # the legend
 
 
 def test_similarity_maps(features):

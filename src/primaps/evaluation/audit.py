@@ -272,7 +272,7 @@ def prepare(
     files = find_images(images, exclude=folder)
     check_audit(folder, answers)
     each = max(1, POOL // len(files))
-    names = model.legend_.names if model.legend_ else [f"class {k}" for k in range(model.classes)]
+    names = [one.name for one in model.shown_classes]
     pixels: list[Pixel] = []
     loaded = read(files, lambda file: load_image(file.source), log)
     for number, (file, image) in enumerate(loaded):

@@ -144,7 +144,7 @@ def scores(
     """
     total = int(confusion.sum())
     if total == 0:
-        raise InputError("all labels are the ignore index; check ignore_index and the label maps")
+        raise InputError("no labeled pixel was counted; check ignore_index and the label maps")
     assignment = match(confusion) if assignment is None else assignment
     counts = confusion.cpu().numpy().astype(np.float64)
     matched = by_class(confusion, assignment)[:, :-1].cpu().numpy().astype(np.float64)

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Integer, UInt8
+from jaxtyping import Float, Integer, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from primaps.pictures.overlays import grid, overlay, overlay_masks, with_legend
+from primaps.pictures.overlays import grid, overlay_masks, with_legend
 from primaps.proposals.image_size import CRF, image_masks
 from primaps.proposals.principal_masks import Proposals, propose
 from primaps.utils.colors import palette
@@ -36,27 +36,6 @@ def masks_picture(
     """
     picture = overlay_masks(image, _to_size(masks, image))
     return with_legend(picture, names, palette(len(names)))
-
-
-def classes_picture(
-    image: Image.Image,
-    masks: Integer[Tensor, "h w"],
-    classes: Int[Tensor, " z1"],
-    names: Sequence[str],
-) -> Image.Image:
-    """Draw each mask in the color of its class.
-
-    Args:
-        image: image in RGB.
-        masks: 0 = ignore, 1..Z, at any size.
-        classes: classes from :func:`primaps.evaluation.oracle.oracle_classes`.
-        names: class names.
-    """
-    labels = classes.cpu().numpy()[_to_size(masks, image)]
-    colors = np.concatenate([palette(len(names)), np.zeros((1, 3), np.uint8)])
-    present = [int(k) for k in np.unique(labels) if k < len(names)]
-    picture = overlay(image, labels, colors, ignore=len(names))
-    return with_legend(picture, [names[k] for k in present], colors[present])
 
 
 def similarity_maps(

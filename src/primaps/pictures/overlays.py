@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from primaps.config import InferenceOptions
 from primaps.model import PriMaPsEM
 from primaps.results import write_marked_png
 from primaps.utils.colors import palette
@@ -181,7 +182,9 @@ def model_preview(model: PriMaPsEM, path: str | Path, crf: bool = True) -> None:
         raise InputError("a loaded model has no training images; draw the preview after fit")
     images = model.samples_.to(model.backbone.device)
     masks = model.masks(model.backbone(images.float() / 255), images).cpu().numpy()
-    labels = model.predict_probabilities(images, crf=crf).argmax(1).cpu().numpy()
+    sizes = [(images.shape[2], images.shape[3])] * len(images)
+    found = model.segmenter.segment_batch(images, sizes, InferenceOptions(crf=crf))
+    labels = np.stack([one.labels.cpu().numpy() for one in found])
     colors = palette(model.config.classes)
     rows = []
     for image, mask, label in zip(images.cpu(), masks, labels, strict=True):

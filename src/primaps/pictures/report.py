@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Integer
 from PIL import Image
 from torch import Tensor
 
-from primaps.classes.legend import Class, hidden_last, legend
+from primaps.classes.legend import Class, hidden_last
 from primaps.config import InferenceOptions
 from primaps.data import (
     ImageError,
@@ -34,7 +34,6 @@ from primaps.pictures.overlays import overlay
 from primaps.pictures.report_page import ClassExamples, ReportItem, page
 from primaps.results import check_file, output_file
 from primaps.utils.bilinear import upsample
-from primaps.utils.colors import palette
 from primaps.utils.files import user_path
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.seeding import generator
@@ -110,7 +109,7 @@ def write_report(
         random = generator("report", model.config.seed)
         rows = torch.randperm(len(files), generator=random)[:max_images].sort().values.tolist()
         files = [files[row] for row in rows]
-    classes = shown_classes(model)
+    classes = model.shown_classes
     examples = [ClassExamples() for _ in classes]
     items: list[ReportItem] = []
     load: Callable[[ImageFile], Any] = analyze or (lambda file: load_image(file.source))
@@ -134,16 +133,6 @@ def write_report(
     with output_file(path) as temporary:
         temporary.write_text(text, "utf-8")
     return path
-
-
-def shown_classes(model: PriMaPsEM) -> tuple[Class, ...]:
-    """Return the classes that a model predicts, in the order of their values."""
-    if model.legend_ is not None:
-        return model.legend_.shown
-    if model.class_summary_ is not None:
-        return legend(model.class_summary_.tree).shown
-    colors = palette(model.config.classes).tolist()
-    return tuple(Class(str(k), f"class {k}", tuple(c), ()) for k, c in enumerate(colors))
 
 
 @torch.no_grad()

@@ -22,7 +22,6 @@ from primaps.scenes.source import Scene
 from primaps.scenes.tile_inference import blend, blended_values, refine
 from primaps.scenes.tiling import TilingOptions
 from primaps.scenes.writer import Labels, check_side_file, write_labels, written_digest
-from primaps.utils.colors import palette
 from primaps.utils.errors import InputError
 from primaps.utils.files import temporary_folder
 from primaps.utils.progress import ProgressCallback, silent
@@ -174,9 +173,10 @@ def shown_classes(
     Raises:
         InputError: the number of names is not the number of classes.
     """
-    legend, count = model.legend_, model.classes
-    titles = legend.names if legend else [f"class {k}" for k in range(count)]
-    titles = list(names) if names else titles
-    if len(titles) != count:
-        raise InputError(f"names has {len(titles)} entries for {count} classes; give one per class")
-    return titles, legend.colors if legend else palette(count)
+    shown = model.shown_classes
+    titles = list(names) if names else [one.name for one in shown]
+    if len(titles) != len(shown):
+        raise InputError(
+            f"names has {len(titles)} entries for {len(shown)} classes; give one per class"
+        )
+    return titles, np.array([one.color for one in shown], np.uint8)
