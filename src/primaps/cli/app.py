@@ -99,8 +99,10 @@ def _root(
 def command(group: typer.Typer, *args: Any, **kwargs: Any) -> Callable[[Callable[..., None]], Any]:
     """Register a command as ``group.command`` does, with options declared by their types.
 
-    Help texts include the range of the type. Values are validated before any work starts. ``~`` in
-    a path is replaced by the home folder.
+    A parameter is annotated with its type and its help text: ``Annotated[int, Ge(1), "Text."]``.
+    Positional arguments and options with other flags have a ``typer.Argument`` or ``typer.Option``.
+    ``--help`` shows the range of the type. Values are validated before any work starts. ``~`` in a
+    path is replaced by the home folder.
     """
 
     def decorate(function: Callable[..., None]) -> Any:
@@ -133,17 +135,13 @@ def _flag(name: str, kind: Any) -> str:
 
 def _typer_annotation(kind: Any) -> Any:
     """Return the annotation for typer: a type that it can parse, and the complete help text."""
-    plain, *notes = get_args(kind) if get_origin(kind) is Annotated else (kind,)
-    shown = []
-    for info in notes:
-        if isinstance(info, ParameterInfo):
-            info = copy.copy(info)
-            info.help = info.help or next(_descriptions(kind))
-            if text := range_text(kind):
-                head, bracket, default = info.help.partition(" [default")
-                info.help = f"{head} [range: {text}]{bracket}{default}"
-            shown.append(info)
-    return Annotated[(_plain(plain), *shown)] if shown else _plain(plain)
+    given = [note for note in get_args(kind)[1:] if isinstance(note, ParameterInfo)]
+    info = copy.copy(given[-1]) if given else typer.Option()
+    info.help = info.help or next(_descriptions(kind))
+    if text := range_text(kind):
+        head, bracket, default = info.help.partition(" [default")
+        info.help = f"{head} [range: {text}]{bracket}{default}"
+    return Annotated[_plain(kind), info]
 
 
 def _descriptions(kind: Any) -> Iterator[str]:

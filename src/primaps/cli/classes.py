@@ -51,26 +51,17 @@ def studio(
         typer.Argument(metavar="IMAGES", help="Image folder, searched recursively. Not modified."),
     ],
     options: dict[str, Any],
-    out: Annotated[
-        Path | None, typer.Option(help="Output folder of the studio. [default: NAME-studio]")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Folder of an existing model whose classes are edited.")
-    ] = None,
+    out: Annotated[Path | None, "Output folder of the studio. [default: NAME-studio]"] = None,
+    model: Annotated[Path | None, "Folder of an existing model whose classes are edited."] = None,
     classes: Annotated[
-        Classes | Literal["auto"],
-        typer.Option(help="Number of classes that the page suggests, or auto."),
+        Classes | Literal["auto"], "Number of classes that the page suggests, or auto."
     ] = "auto",
-    port: Annotated[
-        int, Interval(ge=0, le=65535), typer.Option(help="Port to listen on; 0 selects a free one.")
-    ] = 0,
+    port: Annotated[int, Interval(ge=0, le=65535), "Port to listen on; 0 selects a free one."] = 0,
     host: Annotated[
-        str,
-        typer.Option(help="Address to listen on. Other than loopback also needs --allow-host."),
+        str, "Address to listen on. Other than loopback also needs --allow-host."
     ] = "127.0.0.1",
     allow_host: Annotated[
-        list[str] | None,
-        typer.Option(help="Name under which other machines reach this one. May be repeated."),
+        list[str] | None, "Name under which other machines reach this one. May be repeated."
     ] = None,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
@@ -187,7 +178,7 @@ def name(
     min_agreement: Annotated[
         float,
         Interval(ge=0, le=1),
-        typer.Option(help="Minimum fraction of the labeled pixels of a class with its label."),
+        "Minimum fraction of the labeled pixels of a class with its label.",
     ] = 0.5,
     device: DeviceOption = "auto",
 ) -> None:
@@ -214,13 +205,11 @@ def name(
 def report(
     model: FolderArgument,
     images: ImagesArgument,
-    out: Annotated[Path, typer.Option(help="Output folder of report.html.")],
+    out: Annotated[Path, "Output folder of report.html."],
     labels: LabelsOption = None,
     ignore_index: IgnoreIndexOption = None,
     cut: CutOption = None,
-    max_images: Annotated[
-        int, Ge(1), typer.Option(help="Maximum number of images, sampled with a fixed seed.")
-    ] = 200,
+    max_images: Annotated[int, Ge(1), "Maximum number of images, sampled with a fixed seed."] = 200,
     crf: CrfOption = True,
     device: DeviceOption = "auto",
 ) -> None:
@@ -240,14 +229,12 @@ def report(
 def audit(
     model: FolderArgument,
     images: ImagesArgument,
-    out: Annotated[Path, typer.Option(help="Folder of questions and answers.")],
+    out: Annotated[Path, "Folder of questions and answers."],
     answers: Annotated[
-        int,
-        Interval(ge=2, le=2000),
-        typer.Option(help="Number of questions. 50 to 100 usually suffice."),
+        int, Interval(ge=2, le=2000), "Number of questions. 50 to 100 usually suffice."
     ] = 80,
     crf: CrfOption = True,
-    seed: Annotated[Seed, typer.Option(help="Random seed of the sampled pixels.")] = 0,
+    seed: Annotated[Seed, "Random seed of the sampled pixels."] = 0,
     device: DeviceOption = "auto",
 ) -> None:
     """Estimate the accuracy, with a 95 % interval, from your answers about single pixels."""

@@ -25,16 +25,14 @@ def export_command(
     result: Annotated[
         Path, typer.Argument(metavar="RESULT", help="Folder that `predict` or `propose` wrote.")
     ],
-    images: Annotated[list[str], typer.Option(help="Image folder of the RESULT. May be repeated.")],
-    to: Annotated[str, typer.Option(help=f"Format: {', '.join(EXPORT_FORMATS)}.")],
+    images: Annotated[list[str], "Image folder of the RESULT. May be repeated."],
+    to: Annotated[str, f"Format: {', '.join(EXPORT_FORMATS)}."],
     out: OutOption,
     classes: ClassesOf = None,
     per: Annotated[
         Literal["class", "region"] | None,
-        typer.Option(
-            help="What a mask covers: class (all pixels of a class) or region (connected pixels). "
-            "[default: depends on the format]"
-        ),
+        "What a mask covers: class (all pixels of a class) or region (connected pixels). "
+        "[default: depends on the format]",
     ] = None,
 ) -> None:
     """Convert label maps or mask proposals to the format of another tool."""
@@ -84,8 +82,7 @@ def push(
         ),
     ] = True,
     scores: Annotated[
-        Path | None,
-        typer.Option(help="JSON file that `evaluate --json` wrote, for the model card."),
+        Path | None, "JSON file that `evaluate --json` wrote, for the model card."
     ] = None,
 ) -> None:
     """Upload a model to the Hugging Face hub, with a model card."""

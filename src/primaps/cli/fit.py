@@ -44,10 +44,8 @@ def fit(
     out: OutOption,
     classes: Annotated[
         str,
-        typer.Option(
-            help="K, the number of classes to find. A range LOW-HIGH or auto selects K by the "
-            "stability of the classes."
-        ),
+        "K, the number of classes to find. A range LOW-HIGH or auto selects K by the "
+        "stability of the classes.",
     ],
     options: dict[str, Any],
     tiling: dict[str, Any],
@@ -55,7 +53,7 @@ def fit(
     split: SplitOption = None,
     sample: Annotated[
         Annotated[int, Interval(ge=1, le=10**9)] | None,
-        typer.Option(help="Number of images to fit on, sampled with --seed. [default: all]"),
+        "Number of images to fit on, sampled with --seed. [default: all]",
     ] = None,
     projection: ProjectionOption = None,
     cache: CacheOption = None,
@@ -123,10 +121,7 @@ def probe(
     out: OutOption,
     options: dict[str, Any],
     located: dict[str, Any],
-    classes: Annotated[
-        Classes | None,
-        typer.Option(help="Number of classes. [default: that of classes.json]"),
-    ] = None,
+    classes: Annotated[Classes | None, "Number of classes. [default: that of classes.json]"] = None,
     projection: ProjectionOption = None,
     cache: CacheOption = None,
     tensorboard: TensorBoardOption = None,

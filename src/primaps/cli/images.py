@@ -31,7 +31,7 @@ TILED = {"tile_overlap", "scale", "crf_tile"}
 
 @command(app, rich_help_panel=IMAGES)
 def demo(
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("primaps-demo"),
+    out: Annotated[Path, "Output folder."] = Path("primaps-demo"),
     device: DeviceOption = "auto",
 ) -> None:
     """Run propose, fit and predict on six sample images."""
@@ -99,9 +99,7 @@ def predict(
     out: ResultOption,
     inference: dict[str, Any],
     tiling: dict[str, Any],
-    names: Annotated[
-        str | None, typer.Option(help="Class names for the legend, separated by commas.")
-    ] = None,
+    names: Annotated[str | None, "Class names for the legend, separated by commas."] = None,
     classes: CutOption = None,
     tiles: Annotated[
         bool,

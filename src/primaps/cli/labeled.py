@@ -63,15 +63,12 @@ def evaluate(
     resize: ResizeOption = "pillow",
     matching: Annotated[
         Literal["hungarian", "majority", "none"],
-        typer.Option(
-            help="Matching of clusters and classes: hungarian (one to one), majority (for more "
-            "clusters than classes) or none (cluster k is class k)."
-        ),
+        "Matching of clusters and classes: hungarian (one to one), majority (for more "
+        "clusters than classes) or none (cluster k is class k).",
     ] = "hungarian",
     json_file: JsonOption = None,
     pictures: Annotated[
-        Path | None,
-        typer.Option(help="Folder for figures: confusion matrix, IoU per class, examples."),
+        Path | None, "Folder for figures: confusion matrix, IoU per class, examples."
     ] = None,
     classes: CutOption = None,
     engine: EngineOption = "torch",

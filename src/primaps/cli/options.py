@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +50,7 @@ ModelArgument = Annotated[
 FolderArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Folder that `fit --out` wrote.")
 ]
-OutOption = Annotated[Path, typer.Option(help="Output folder.")]
+OutOption = Annotated[Path, "Output folder."]
 ResultOption = Annotated[
     Path, typer.Option("--out", help="Output folder, or for a scene the .tif file to write.")
 ]
@@ -58,12 +58,9 @@ CrfOption = Annotated[
     bool, typer.Option("--crf/--no-crf", help=option_help("crf", InferenceOptions))
 ]
 EngineOption = Annotated[
-    Engine,
-    typer.Option(
-        help="Runtime of the backbone. openvino (an extra) is about 1.4 times as fast on a CPU."
-    ),
+    Engine, "Runtime of the backbone. openvino (an extra) is about 1.4 times as fast on a CPU."
 ]
-DeviceOption = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1, ...")]
+DeviceOption = Annotated[str, "Device: auto, cpu, cuda, cuda:1, ..."]
 CutOption = Annotated[
     Classes | None,
     typer.Option(
@@ -72,107 +69,71 @@ CutOption = Annotated[
 ]
 ShardOption = Annotated[
     str,
-    typer.Option(
-        help="Shard I/N of the images for this process, or auto for the one that torchrun or a "
-        "Slurm array assigns."
-    ),
+    "Shard I/N of the images for this process, or auto for the one that torchrun or a "
+    "Slurm array assigns.",
 ]
 LabelsOption = Annotated[
-    str | None,
-    typer.Option(help="Folder of label maps, under the relative paths of the images."),
+    str | None, "Folder of label maps, under the relative paths of the images."
 ]
 IgnoreIndexOption = Annotated[
     Annotated[int, Interval(ge=0, le=65_535)] | None,
-    typer.Option(help="Label value that is not counted. [default: that of classes.json, or 255]"),
+    "Label value that is not counted. [default: that of classes.json, or 255]",
 ]
 DatasetOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Data set with IMAGES as its root: cityscapes, cocostuff, potsdam or folder."
-    ),
+    str | None, "Data set with IMAGES as its root: cityscapes, cocostuff, potsdam or folder."
 ]
 SplitOption = Annotated[
-    str | None,
-    typer.Option(help="Split of the data set. [default: train for fitting, val for evaluation]"),
+    str | None, "Split of the data set. [default: train for fitting, val for evaluation]"
 ]
 CacheOption = Annotated[
     str | None,
-    typer.Option(
-        help="Folder of cached features and masks, or none to cache nothing. [default: features "
-        "in the cache folder]"
-    ),
+    "Folder of cached features and masks, or none to cache nothing. [default: features "
+    "in the cache folder]",
 ]
 CacheContentOption = Annotated[
     CacheContent,
-    typer.Option(
-        help="What is cached for each image: its features, or only the features of its masks, "
-        "which need about 1 % of the space and suffice for recipe orthogonal."
-    ),
+    "What is cached for each image: its features, or only the features of its masks, "
+    "which need about 1 % of the space and suffice for recipe orthogonal.",
 ]
 ProjectionOption = Annotated[
     str | None,
-    typer.Option(
-        help="Projection of the features: a folder that `project` wrote, or a checkpoint of STEGO "
-        "or HP."
-    ),
+    "Projection of the features: a folder that `project` wrote, or a checkpoint of STEGO or HP.",
 ]
-TensorBoardOption = Annotated[
-    Path | None, typer.Option(help="Folder for TensorBoard logs of the metrics per epoch.")
-]
+TensorBoardOption = Annotated[Path | None, "Folder for TensorBoard logs of the metrics per epoch."]
 ResizeOption = Annotated[
     Resize,
-    typer.Option(
-        help="Resampling of images: pillow (antialiased) or tensor (not antialiased, as in the "
-        "evaluation program of the authors)."
-    ),
+    "Resampling of images: pillow (antialiased) or tensor (not antialiased, as in the "
+    "evaluation program of the authors).",
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="JSON file for the scores.")]
 
 TILING = {
     "tile_overlap": Annotated[
         Annotated[int, Ge(0)] | None,
-        typer.Option(
-            help="Overlap of neighboring tiles in network pixels. [default: an eighth of --size]",
-            rich_help_panel="Scenes",
-        ),
+        "Overlap of neighboring tiles in network pixels. [default: an eighth of --size]",
     ],
     "crf_tile": Annotated[
         CrfTile | None,
-        typer.Option(
-            help="Side of the tiles that the CRF refines, in network pixels. [default: 840, "
-            "smaller for more than 12 classes]",
-            rich_help_panel="Scenes",
-        ),
+        "Side of the tiles that the CRF refines, in network pixels. [default: 840, "
+        "smaller for more than 12 classes]",
     ],
     "scale": Annotated[
         Annotated[float, Gt(0)] | None,
-        typer.Option(
-            help="Scene pixels per network pixel, along each side. [default: 1]",
-            rich_help_panel="Scenes",
-        ),
+        "Scene pixels per network pixel, along each side. [default: 1]",
     ],
     "mpp": Annotated[
         Annotated[float, Gt(0)] | None,
-        typer.Option(
-            help="Ground size of a network pixel in meters, instead of --scale.",
-            rich_help_panel="Scenes",
-        ),
+        "Ground size of a network pixel in meters, instead of --scale.",
     ],
     "bands": Annotated[
         str | None,
-        typer.Option(
-            help="Bands to use as red, green and blue, such as 4,3,2. [default: those that the "
-            "file declares]",
-            rich_help_panel="Scenes",
-        ),
+        "Bands to use as red, green and blue, such as 4,3,2. [default: those that the "
+        "file declares]",
     ],
     "stretch": Annotated[
         str | None,
-        typer.Option(
-            help="Band values that become black and white, such as 0,3000. [default: 2nd and 98th "
-            "percentile of the scene]",
-            rich_help_panel="Scenes",
-        ),
+        "Band values that become black and white, such as 0,3000. [default: 2nd and 98th "
+        "percentile of the scene]",
     ],
 }
 """Fields of :class:`primaps.scenes.tiling.TilingOptions` on the command line."""
@@ -187,7 +148,10 @@ CONFIG_PANELS = {
 
 
 def option_group(
-    parameter: str, group: Mapping[str, tuple[Any, Any]], given_only: bool = False
+    parameter: str,
+    group: Mapping[str, tuple[Any, Any]],
+    given_only: bool = False,
+    panels: Mapping[str, str] | None = None,
 ) -> Callable[[Command], Command]:
     """Give a command several options, which it receives as one dictionary.
 
@@ -196,6 +160,7 @@ def option_group(
         group: option name to its annotation and default. Options that the command has as
             parameters of its own are left out.
         given_only: leave out options that are None.
+        panels: option name to its panel of ``--help``.
     """
 
     def decorate(command: Command) -> Command:
@@ -208,6 +173,8 @@ def option_group(
         names = [name for name in group if name not in parameters]
         for name in names:
             annotation, default = group[name]
+            if panels and name in panels:
+                annotation = Annotated[annotation, typer.Option(rich_help_panel=panels[name])]
             parameters[name] = inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
             )
@@ -231,21 +198,16 @@ def config_options(*names: str, optional: bool = False) -> Callable[[Command], C
     """Give a command options of :class:`primaps.Config`, in the parameter ``options``.
 
     Args:
-        names: names of the options. Without names, all options.
+        names: names of the options. Without names, all options except ``classes``.
         optional: without defaults; ``options`` has those that were given.
     """
-    types, group = option_types(), {}
-    panels = {name: panel for panel, members in CONFIG_PANELS.items() for name in members}
-    for field in fields(Config):
-        if names and field.name not in names:
-            continue
-        kind, required = types[field.name], field.default is MISSING
-        panel = panels.get(field.name) if not names else None
-        group[field.name] = (
-            Annotated[kind | None if optional else kind, typer.Option(rich_help_panel=panel)],
-            inspect.Parameter.empty if required else None if optional else field.default,
-        )
-    return option_group("options", group, given_only=optional)
+    types, defaults = option_types(), {one.name: one.default for one in fields(Config)}
+    group = {
+        name: (types[name] | None, None) if optional else (types[name], defaults[name])
+        for name in names or (name for name in types if name != "classes")
+    }
+    panels = {} if names else {n: panel for panel, own in CONFIG_PANELS.items() for n in own}
+    return option_group("options", group, given_only=optional, panels=panels)
 
 
 def inference_options(**defaults: Any) -> Callable[[Command], Command]:
@@ -265,8 +227,9 @@ def inference_options(**defaults: Any) -> Callable[[Command], Command]:
 
 
 def tiling_options(*names: str) -> Callable[[Command], Command]:
-    """Give a command options of :data:`TILING`, in the parameter ``tiling``; see `read_tiling`."""
-    return option_group("tiling", {name: (TILING[name], None) for name in names}, given_only=True)
+    """Give a command options of :data:`TILING`, in ``tiling``; :func:`read_tiling` reads them."""
+    group = {name: (TILING[name], None) for name in names}
+    return option_group("tiling", group, given_only=True, panels=dict.fromkeys(names, "Scenes"))
 
 
 def label_options() -> Callable[[Command], Command]:

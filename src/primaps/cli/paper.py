@@ -44,8 +44,7 @@ def convert(
     ],
     out: OutOption,
     kind: Annotated[
-        str | None,
-        typer.Option(help="Kind of the checkpoint: stego or hp. [default: detected from FILE]"),
+        str | None, "Kind of the checkpoint: stego or hp. [default: detected from FILE]"
     ] = None,
 ) -> None:
     """Convert a checkpoint, including its backbone, to safetensors.
@@ -63,20 +62,16 @@ def convert(
 @config_options("backbone", "size", "precision", "seed")
 def project(
     images: ImagesArgument,
-    classes: Annotated[
-        Classes, typer.Option(help="K, the number of clusters of the projected features.")
-    ],
+    classes: Annotated[Classes, "K, the number of clusters of the projected features."],
     out: OutOption,
     options: dict[str, Any],
-    method: Annotated[str, typer.Option(help="Training method: stego or hp.")] = "stego",
+    method: Annotated[str, "Training method: stego or hp."] = "stego",
     preset: Annotated[
         str,
-        typer.Option(
-            help="Training settings: own, or those of the papers for DINO on cityscapes, cocostuff "
-            "or potsdam."
-        ),
+        "Training settings: own, or those of the papers for DINO on cityscapes, cocostuff "
+        "or potsdam.",
     ] = "own",
-    steps: Annotated[Steps, typer.Option(help="Number of training steps.")] = 300,
+    steps: Annotated[Steps, "Number of training steps."] = 300,
     five_crops: Annotated[
         bool, typer.Option("--five-crops", help="Train on five crops of each image as well.")
     ] = False,
@@ -133,35 +128,26 @@ def reproduce(
     ],
     options: dict[str, Any],
     root: Annotated[
-        list[str] | None,
-        typer.Option(help="Root folder of the data set, or NAME=FOLDER for several data sets."),
+        list[str] | None, "Root folder of the data set, or NAME=FOLDER for several data sets."
     ] = None,
     dataset: Annotated[
-        str | None,
-        typer.Option(help="Run only this data set of the table, or folder: a folder with labels."),
+        str | None, "Run only this data set of the table, or folder: a folder with labels."
     ] = None,
     backbone: Annotated[
-        list[str] | None,
-        typer.Option(help="Backbone. May be repeated. [default: those of the paper]"),
+        list[str] | None, "Backbone. May be repeated. [default: those of the paper]"
     ] = None,
-    seeds: Annotated[
-        str, typer.Option(help="Random seeds; each row runs once per seed.")
-    ] = "0,1,2",
+    seeds: Annotated[str, "Random seeds; each row runs once per seed."] = "0,1,2",
     projection: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Checkpoint of a projection: STEGO=PATH or HP=PATH, or "
-            "HP/cityscapes/dino-vits8=PATH for one data set and backbone."
-        ),
+        "Checkpoint of a projection: STEGO=PATH or HP=PATH, or "
+        "HP/cityscapes/dino-vits8=PATH for one data set and backbone.",
     ] = None,
     protocol: Annotated[
         Literal["paper", "program"],
-        typer.Option(
-            help="Evaluation protocol: paper, or program for the resizing, the ramp of the moving "
-            "average and the positions of the authors' program."
-        ),
+        "Evaluation protocol: paper, or program for the resizing, the ramp of the moving "
+        "average and the positions of the authors' program.",
     ] = "paper",
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("reproduction"),
+    out: Annotated[Path, "Output folder."] = Path("reproduction"),
     cache: CacheOption = None,
     plan: Annotated[
         bool,
@@ -169,7 +155,7 @@ def reproduce(
     ] = False,
     budget: Annotated[
         Annotated[float, Ge(0)] | None,
-        typer.Option(help="Time budget in minutes. Runs that would exceed it do not start."),
+        "Time budget in minutes. Runs that would exceed it do not start.",
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
