@@ -1,3 +1,4 @@
+import sys
 import tempfile
 from pathlib import Path
 
