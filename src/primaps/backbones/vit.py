@@ -149,11 +149,7 @@ def scaled_positions(
     by the resulting factor: 40.1 / 28 for 320 px in patches of 8, 23.1 / 37 for 322 px in patches
     of 14.
 
-    Args:
-        embeddings: embedding module of the model.
-        tokens: not used; part of the signature in transformers.
-        height: height of the image in pixels.
-        width: width of the image in pixels.
+    The argument ``tokens`` belongs to the signature in transformers; it is not used.
     """
     table, patch = embeddings.position_embeddings, embeddings.patch_size
     assert isinstance(table, Tensor)

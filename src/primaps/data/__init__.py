@@ -1,32 +1,21 @@
 """Images and labels from disk, labeled data sets, and the scaling and crops of the protocol."""
 
 from primaps.data.collection import (
-    IMAGE_SUFFIXES,
-    ClassList,
-    IgnoreIndex,
     ImageCollection,
     ImageFile,
     find_images,
     find_label,
     image_files,
-    local_files,
     read_classes,
-    read_protocol,
-    sample_items,
 )
 from primaps.data.dataset import DataError, Dataset, Sample
-from primaps.data.datasets import DATASETS, as_dataset, load_dataset, pair_up
+from primaps.data.datasets import as_dataset, load_dataset, pair_up
 from primaps.data.images import (
     ImageError,
-    Stored,
-    image_size,
     load_image,
     load_label,
-    opened,
-    upright,
-    upright_size,
 )
-from primaps.data.stream import LogCallback, chunks, content_digest, in_memory, read
+from primaps.data.stream import LogCallback, chunks, content_digest, read
 from primaps.data.transforms import (
     center_crop,
     fit_to_patches,
@@ -38,18 +27,13 @@ from primaps.data.transforms import (
 )
 
 __all__ = [
-    "DATASETS",
-    "IMAGE_SUFFIXES",
-    "ClassList",
     "DataError",
     "Dataset",
-    "IgnoreIndex",
     "ImageCollection",
     "ImageError",
     "ImageFile",
     "LogCallback",
     "Sample",
-    "Stored",
     "as_dataset",
     "center_crop",
     "chunks",
@@ -58,23 +42,15 @@ __all__ = [
     "find_label",
     "fit_to_patches",
     "image_files",
-    "image_size",
-    "in_memory",
     "load_dataset",
     "load_image",
     "load_label",
     "load_label_square",
     "load_pair",
-    "local_files",
-    "opened",
     "pair_up",
     "read",
     "read_classes",
-    "read_protocol",
     "resize_shorter",
-    "sample_items",
     "square",
     "to_tensor",
-    "upright",
-    "upright_size",
 ]

@@ -36,7 +36,6 @@ def check_dataset(
         name: ``cityscapes``, ``cocostuff``, ``potsdam`` or ``folder``.
         root: root folder; see :func:`primaps.data.load_dataset`.
         quick: do not read the values of label maps.
-        progress: progress callback.
 
     Yields:
         Findings of one sentence each.

@@ -17,27 +17,15 @@ SOURCE = (
 )
 CITIES = {
     "train": {
-        "aachen": 174,
-        "bochum": 96,
-        "bremen": 316,
-        "cologne": 154,
-        "darmstadt": 85,
-        "dusseldorf": 221,
-        "erfurt": 109,
-        "hamburg": 248,
-        "hanover": 196,
-        "jena": 119,
-        "krefeld": 99,
-        "monchengladbach": 94,
-        "strasbourg": 365,
-        "stuttgart": 196,
-        "tubingen": 144,
-        "ulm": 95,
-        "weimar": 142,
-        "zurich": 122,
+        "aachen": 174, "bochum": 96, "bremen": 316, "cologne": 154, "darmstadt": 85,
+        "dusseldorf": 221, "erfurt": 109, "hamburg": 248, "hanover": 196, "jena": 119,
+        "krefeld": 99, "monchengladbach": 94, "strasbourg": 365, "stuttgart": 196, "tubingen":
+        144, "ulm": 95, "weimar": 142, "zurich": 122,
     },
-    "val": {"frankfurt": 267, "lindau": 59, "munster": 174},
-}
+    "val": {
+        "frankfurt": 267, "lindau": 59, "munster": 174,
+    },
+}  # fmt: skip
 """Number of images of each city."""
 CLASSES: dict[str, Color] = {  # in the order of ids, with the colors of the data set
     "road": (128, 64, 128),

@@ -151,7 +151,6 @@ def prepare_cocostuff(
             sub-folders) or the downloaded archives. Curated lists in it are used, too.
         out: output folder.
         make_lists: make missing curated lists by their rule (:func:`is_curated`).
-        progress: progress callback.
         log: called with a sentence about each missing or damaged file.
 
     Returns:

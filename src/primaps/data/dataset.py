@@ -158,9 +158,8 @@ def need_folder(root: Path, folder: str, source: str) -> Path:
     """Return ``root/folder``, if it exists.
 
     Args:
-        root: root folder of the data set.
         folder: relative path; its first part identifies the data set.
-        source: where to get the data.
+        source: where to get the data, for the error message.
 
     Raises:
         DataError: the folder does not exist; the message says whether the root is a folder too high
@@ -193,7 +192,6 @@ def read_list(path: Path, how: str) -> list[str]:
     """Read a list of names, one per line.
 
     Args:
-        path: the list.
         how: sentence about how to get the list, for the error message.
 
     Raises:

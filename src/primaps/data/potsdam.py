@@ -119,7 +119,6 @@ def prepare_potsdam(
         raw: folder with ``top_potsdam_2_10_RGBIR.tif`` (or ``_RGB.tif``) and
             ``top_potsdam_2_10_label.tif``, at any depth.
         out: output folder.
-        progress: progress callback.
         log: called with a sentence about missing tiles and unknown colors.
 
     Returns:

@@ -56,8 +56,6 @@ def members(
         name: name of the archive in messages.
         file: the archive, open for reading; only headers are read from it.
         read_range: function that reads the images later.
-        suffixes: suffixes of images.
-        archive: path of a local archive.
     """
     size = file.seek(0, 2)
     file.seek(0)

@@ -30,8 +30,6 @@ def read(
     Decoding releases the interpreter lock and runs beside the network.
 
     Args:
-        files: the images.
-        transform: function that reads one image.
         log: called with one sentence about each image that raises :class:`ImageError`.
         ahead: number of files that are read ahead.
     """

@@ -120,8 +120,6 @@ def load_pair(
     """Load an image and its label map.
 
     Args:
-        data: the data set.
-        sample: image and label map.
         size: side of the center crop in pixels, as in the protocol: the shorter side is scaled to
             it, bilinearly for the image and by nearest neighbor for the label map. None loads both
             whole and unscaled.

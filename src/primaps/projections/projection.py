@@ -235,10 +235,7 @@ def from_tensors(
     """Make a projection from ``codes.linear.*``, ``codes.branch.{0,2}.*`` and ``clusters``.
 
     Args:
-        tensors: the weights.
         where: file or folder in messages.
-        name: name of the projection.
-        about: metadata.
 
     Raises:
         ProjectionError: a tensor is missing, surplus or has another shape.

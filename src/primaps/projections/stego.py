@@ -236,10 +236,7 @@ def automatic_shifts(
 
     Args:
         features: features of N images and their flips; N is at least 2.
-        settings: settings of STEGO.
         classes: K, the number of classes.
-        seed: random seed.
-        progress: progress callback of k-means.
 
     Raises:
         InputError: more than twice as many classes as channels, or features with NaN.
