@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, image_features
+from primaps.classes.tree import leaf_cosines
 from primaps.data import fit_to_patches, to_tensor
 from primaps.model import PriMaPsEM
 from primaps.proposals.image_size import mask_probabilities
@@ -80,8 +81,7 @@ def analyze(model: PriMaPsEM, image: Image.Image) -> ImageAnalysis:
         masked = image_features(model.backbone, to_tensor(scaled)[None])
     size = (image.height, image.width)
     margin = F.adaptive_avg_pool2d(found.margin[None], (masked.shape[-2], masked.shape[-1]))[0]
-    cosines = F.normalize(codes, dim=0).flatten(1).T @ tree.directions.to(codes).T
-    best = upsample(cosines.amax(1).view(1, 1, *codes.shape[1:]), size)[0, 0].cpu()
+    best = upsample(leaf_cosines(tree, codes).amax(0)[None, None], size)[0, 0].cpu()
     flat = leaves.flatten().long()
     counts = flat.bincount(minlength=len(tree))
     sums = flat.bincount(best.flatten().double(), len(tree))

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 
 from primaps.classes.legend import Class, node_classes
@@ -58,9 +56,8 @@ def describe_classes(
                 "hidden": one.hidden,
                 "named": one.named,
                 **_metrics(class_summary, one, shares),
-                "nearest": nearest,
             }
-            for one, nearest in zip(classes, _nearest(class_summary, classes), strict=True)
+            for one in classes
         ],
         "undo": undo,
         "redo": redo,
@@ -77,31 +74,15 @@ def _metrics(
 ) -> dict[str, Any]:
     """Return share, number of images and stability; from the masks until an image is analyzed."""
     statistics = class_summary.stability[int(one.id)] if one.id.isdecimal() else None
-    stability = (
-        None if statistics is None or np.isnan(statistics.stability) else statistics.stability
-    )
+    stability = statistics.stability if statistics else np.nan
     if len(shares):
         share = shares[:, list(one.leaves)].sum(1)
-        images = int((share > 0).sum())
-        return {"share": float(share.mean()), "images": images, "stability": stability}
-    mask_share = sum(class_summary.shares[leaf] for leaf in one.leaves)
-    return {
-        "share": mask_share,
-        "images": statistics.images if statistics else 0,
-        "stability": stability,
-    }
-
-
-def _nearest(class_summary: ClassSummary, classes: Sequence[Class]) -> list[str | None]:
-    """Return for each class the id of the class with the most similar mean direction."""
-    if len(classes) < 2:
-        return [None] * len(classes)
-    tree = class_summary.tree
-    weighted = tree.directions.float() * tree.masks[:, None]
-    means = torch.stack([weighted[list(one.leaves)].sum(0) for one in classes])
-    directions = F.normalize(means, dim=1)
-    cosines = (directions @ directions.T).fill_diagonal_(-2)
-    return [classes[number].id for number in cosines.argmax(1).tolist()]
+        mean, images = float(share.mean()), int((share > 0).sum())
+    else:
+        mean = sum(class_summary.shares[leaf] for leaf in one.leaves)
+        images = statistics.images if statistics else 0
+    stable = None if np.isnan(stability) else stability
+    return {"share": mean, "images": images, "stability": stable}
 
 
 def class_crops(

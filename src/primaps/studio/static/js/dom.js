@@ -109,7 +109,7 @@ export function refill(node, ...children) {
 
 /** Creates a file name that is shortened before its last characters, in which neighbors differ. */
 export function fileLabel(name) {
-  const at = Math.max(0, name.length - 14);
+  const at = Math.max(0, name.length - 11);
   const seen = [el("span", { class: "ellipsis", "aria-hidden": true }, name.slice(0, at)), el("span", { "aria-hidden": true }, name.slice(at))];
   return el("span", { class: "file-label" }, el("span", { class: "visually-hidden" }, name), seen);
 }

@@ -17,16 +17,6 @@ export function duration(seconds) {
   return `${(minutes / 60).toFixed(1)} hours`;
 }
 
-export function bytes(number) {
-  const units = ["bytes", "kB", "MB", "GB"];
-  let place = 0;
-  while (number >= 1000 && place < 3) {
-    number /= 1000;
-    place += 1;
-  }
-  return `${number < 10 && place ? number.toFixed(1) : Math.round(number)} ${units[place]}`;
-}
-
 /** Starts an error message of the server with a capital letter. */
 export function sentence(text) {
   return text && text[0].toUpperCase() + text.slice(1);

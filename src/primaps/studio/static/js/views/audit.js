@@ -166,6 +166,7 @@ export const audit = {
   guide: ({ audit }) => {
     const next = { to: "export", label: "Export" };
     if (!audit?.total) return { text: "Answer a few dozen yes-or-no questions to estimate the accuracy on all pixels.", ...next };
+    if (audit.stale) return { text: "The classes have changed since the audit. Start over to measure the current classes.", ...next };
     if (audit.question) return { text: "Press Y if the class of the point is correct, N if not. The interval narrows with every answer; you can stop at any time.", ...next };
     return { text: "The audit is complete. Export the classes to your tool.", ...next };
   },

@@ -71,8 +71,9 @@ function mount(root) {
         band,
         el("figcaption", { class: "row apart small" },
           fileLabel(fileName(names[image])),
-          corrected.includes(image) ? el("span", { class: "badge", title: "Corrected with the brush" }, icon("brush"), el("span", { class: "visually-hidden" }, "corrected")) : null,
-          el("span", { class: "muted uncertainty" }, uncertain)));
+          corrected.includes(image)
+            ? el("span", { class: "badge", title: "Corrected with the brush" }, icon("brush"), el("span", { class: "visually-hidden" }, "corrected"))
+            : el("span", { class: "muted uncertainty" }, uncertain)));
     },
   });
   grid.node.classList.add("wide");
