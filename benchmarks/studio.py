@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument(
         "--analyzed", type=int, default=24, help="number of analyzed images to wait for"
     )
-    parser.add_argument("--keep", type=Path, help="folder for images and model, which is kept")
+    parser.add_argument("--keep", type=Path, help="folder for images and model; not deleted")
     given = parser.parse_args()
     root = given.keep or Path(tempfile.mkdtemp(prefix="studio-"))
     folder, model = root / "images", root / "model"

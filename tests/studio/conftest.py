@@ -1,4 +1,4 @@
-"""A small model, its images, and a studio that is served on a real port."""
+"""A small model, its images, and a studio on a real port."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ ARGUMENTS = (
 
 @pytest.fixture
 def own_cache(monkeypatch, tmp_path):
-    """A cache of this test for features, with the compiled functions that are there already."""
+    """A feature cache for one test, with the shared cache of compiled functions."""
     compiled = cache_dir() / "compiled"
     compiled.mkdir(parents=True, exist_ok=True)
     (tmp_path / "cache").mkdir()
@@ -73,7 +73,7 @@ def browser():
 
 @pytest.fixture
 def folder(prepared, tmp_path) -> Path:
-    """A copy, to be edited."""
+    """A copy of the images and the model, for one test."""
     for name in ("images", "model"):
         shutil.copytree(prepared / name, tmp_path / name)
     return tmp_path
@@ -81,7 +81,7 @@ def folder(prepared, tmp_path) -> Path:
 
 @dataclass
 class Served:
-    """A studio that answers."""
+    """A running studio and its client."""
 
     client: "httpx.Client"
     port: int
@@ -95,7 +95,7 @@ class Served:
         return self.client.post(f"/api/{path}", json=content)
 
     def raw(self, text: bytes) -> bytes:
-        """The answer to a request that no client would send."""
+        """Send raw bytes and return the answer."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
             connection.sendall(text)
             found = b""
@@ -104,7 +104,7 @@ class Served:
         return found
 
     def seen(self):
-        """Wait until all images were looked at."""
+        """Wait until all images were analyzed."""
         images = self.studio.images
         for _ in range(600):
             if images.analyzed == len(images.workspace.images) and self.studio.editor is not None:
@@ -115,7 +115,7 @@ class Served:
 
 @contextmanager
 def serving(workspace, classes=3):
-    """A studio on a port of its own, with a client that has its cookie."""
+    """A studio on a free port, with a client that has its cookie."""
     import uvicorn
 
     from primaps.studio.serve import create_app
@@ -147,7 +147,7 @@ def serving(workspace, classes=3):
 
 @contextmanager
 def model_served(folder):
-    """A studio with a model that is there already."""
+    """A studio with an existing model."""
     from primaps.studio.workspace import open_workspace
 
     given = folder / "images", folder / "out", {}, folder / "model"
@@ -161,14 +161,14 @@ def model_served(folder):
 
 @pytest.fixture
 def served(folder):
-    """A studio of this test alone."""
+    """A studio for one test."""
     with model_served(folder) as found:
         yield found
 
 
 @pytest.fixture(scope="session")
 def shared(prepared, tmp_path_factory):
-    """A studio that tests ask, and do not change."""
+    """A studio for tests that do not change it."""
     root = tmp_path_factory.mktemp("shared")
     for name in ("images", "model"):
         shutil.copytree(prepared / name, root / name)

@@ -208,7 +208,7 @@ def test_a_correction_is_painted_counted_and_exported(served, tmp_path):
     counts = np.bincount(painted.ravel(), minlength=content["leaves"]) / painted.size
     assert np.allclose(images["shares"][3], counts, atol=1e-4)
     assert images["shares"][3] != shares
-    # Hide one class, export the corrected image, and read it back with the tool's own reader.
+    # Hide a class, export the corrected image, and import it again.
     hidden = content["classes"][0]
     answer = served.post("classes", revision=answer["revision"], edits=[{"hide": hidden["id"]}])
     answer = answer.json()
@@ -230,7 +230,7 @@ def test_a_correction_is_painted_counted_and_exported(served, tmp_path):
     assert (back == 255).any()
     annotations = json.loads(Path(f"{folders[0]}/annotations.json").read_text())
     assert [image["file_name"] for image in annotations["images"]] == ["a/3.png"]
-    # Undone, it is gone from everything.
+    # After undo the correction is gone everywhere.
     answer = served.post("undo", revision=answer["revision"]).json()
     answer = served.post("undo", revision=answer["revision"]).json()
     assert answer["image"] == 3
@@ -286,13 +286,13 @@ def test_an_audit_can_be_continued_and_becomes_stale(served):
             assert served.post("audit/undo").json() == before
             page = served.post("audit/answer", right=answers[-1], done=done).json()
     assert page["done"] == 12
-    kept = Audit.load(served.root / "audit")
-    assert kept.estimate().accuracy == page["estimate"]["accuracy"] == np.mean(answers)
+    loaded = Audit.load(served.root / "audit")
+    assert loaded.estimate().accuracy == page["estimate"]["accuracy"] == np.mean(answers)
     assert page["estimate"]["low"] < page["estimate"]["accuracy"] < page["estimate"]["high"]
-    # `primaps audit` goes on with it: the same model, the same names.
+    # `primaps audit` can continue it: model and class names agree.
     from primaps.evaluation.audit import audit_subject
 
-    assert kept.record.subject == audit_subject(model_of(served))
+    assert loaded.record.subject == audit_subject(model_of(served))
     revision = served.get("classes").json()["revision"]
     served.post("classes", revision=revision, edits=[{"rename": "0", "to": "sky"}])
     assert served.get("audit").json()["stale"]
@@ -315,7 +315,7 @@ def test_browsers_cache_images_of_one_collection(folder):
     from primaps.studio.workspace import open_workspace
     from tests.studio.conftest import serving
 
-    def kept(served, of):
+    def cacheable(served, of):
         names = ("images/0/image.jpg", "images/0/thumbnail.jpg", "crops/0.jpg")
         found = [served.get(name, of=of, box="0,0,1,1") for name in names]
         return {"max-age" in answer.headers["cache-control"] for answer in found}
@@ -325,11 +325,11 @@ def test_browsers_cache_images_of_one_collection(folder):
         serving(workspace) as served,
     ):
         first = served.get("state").json()["collection"]
-        assert kept(served, first) == {True}
+        assert cacheable(served, first) == {True}
         whole = served.get("images/0/image.jpg", of=first).content
         second = served.post("folder", path="b").json()["collection"]
         assert second != first
-        assert (kept(served, first), kept(served, second)) == ({False}, {True})
+        assert (cacheable(served, first), cacheable(served, second)) == ({False}, {True})
         assert served.get("images/0/image.jpg", of=second).content != whole
         workspace.begin(3)
     with open_workspace(folder / "images", folder / "out", {}) as again:
@@ -391,7 +391,7 @@ def test_tabs_receive_events_of_edits(served):
     assert events[0] == "event: state"
     revision = served.get("classes").json()["revision"]
     new = served.post("classes", revision=revision, edits=[{"rename": "0", "to": "sky"}]).json()
-    # And of another program's.
+    # Edits by another program are announced as well.
     from primaps.persistence import change_edits
 
     tree = served.studio.class_summary.tree
@@ -425,7 +425,7 @@ def test_unreadable_images_are_skipped(folder):
             assert "damaged.png" in answer.json()["error"]
         assert served.get("images").json()["uncertainty"][number] is None
         assert served.post("export", format="coco").json()["images"] == 10
-        # One that vanishes meanwhile is left out of the report, and one that is mended comes back.
+        # The report skips an image that became unreadable; a repaired image is analyzed.
         (folder / "images" / "a" / "1.png").write_bytes(b"no image")
         served.studio.images._analyses.put(1, None)
         assert served.get("report.html").status_code == 200

@@ -25,15 +25,15 @@ from tests.studio.conftest import MODEL, TOKEN, serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 AS_IF_A_CARD_DREW = "WebGL2RenderingContext.prototype.getExtension = () => null"
-"""So that the page takes WebGL, which it leaves alone where it is computed without a card."""
+"""Makes the page use WebGL, which it avoids without a graphics card."""
 CLASSES = 6
 PATIENCE = 240_000
-"""Milliseconds, for a machine that does other things at the same time."""
+"""Timeout in milliseconds, for a machine under load."""
 
 
 @pytest.fixture(scope="module")
 def image_folder(tmp_path_factory, request):
-    """The images of the demo and, where they are, four frames of CamVid."""
+    """The images of the demo and four frames of CamVid, if available."""
     folder = tmp_path_factory.mktemp("journeys") / "images"
     (folder / "street").mkdir(parents=True)
     for place in IMAGES:
@@ -103,12 +103,12 @@ def saved(page):
 
 
 def ask(page, path):
-    """An answer of the server, as the page gets it."""
+    """Return an answer of the server to the page."""
     return page.evaluate("path => fetch('/api/' + path).then(answer => answer.json())", path)
 
 
 def fitted(page):
-    """Find the classes if that was not done yet, and wait until every image was looked at."""
+    """Find the classes if necessary, and wait until every image was analyzed."""
     page.get_by_role("heading", level=1).wait_for()
     if ask(page, "state")["stage"] != "fitted":
         go(page, "Start")
@@ -116,20 +116,20 @@ def fitted(page):
     page.get_by_text(re.compile(r"\d+ class(es)?( in|$)")).first.wait_for()
     until = time.monotonic() + PATIENCE / 1000
     while None in ask(page, "images")["uncertainty"]:
-        assert time.monotonic() < until, "the images were not looked at"
+        assert time.monotonic() < until, "the images were not analyzed"
         page.wait_for_timeout(100)
     page.reload()
     page.get_by_role("heading", level=1).wait_for()
 
 
 def legend(out):
-    """The classes as the files have them."""
+    """Return the classes in the files."""
     class_summary = read_class_summary(out / "model")
     return read_legend(out / "model", class_summary.tree)
 
 
 def gallery(page, names):
-    """The page shows these classes, as soon as everything is saved."""
+    """Wait until the page shows these classes."""
     saved(page)
     page.wait_for_function(
         "names => [...document.querySelectorAll('.card .name')].map(one => one.value)"
@@ -145,7 +145,7 @@ def card(page, name):
 
 
 def set_range(page, label, value):
-    """Move a slider as a hand does: to a value, and let go."""
+    """Move a slider to a value and release it."""
     page.get_by_label(label, exact=True).evaluate(
         "(range, value) => { range.value = value; range.dispatchEvent(new Event('input'));"
         " range.dispatchEvent(new Event('change')) }",
@@ -154,7 +154,7 @@ def set_range(page, label, value):
 
 
 def pixels(page, selector=".stage canvas"):
-    """What is seen of a canvas."""
+    """Return the visible pixels of a canvas."""
     import io
 
     shot = Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")
@@ -266,7 +266,7 @@ def test_the_threshold_changes_the_masks(page):
         page.get_by_text(re.compile(rf"^{masks} masks?, borders refined")).wait_for()
         counts[threshold] = pixels(page)
     assert (counts[0.2] != counts[0.6]).any()
-    # Pointing at a mask brings what is like it in other images.
+    # The similar regions of a pinned mask appear.
     for key in ("m", "m", "n"):
         page.keyboard.press(key)
     page.get_by_text(re.compile("^Regions similar to mask .*, most similar first")).wait_for()
@@ -282,7 +282,7 @@ def test_cuts_names_merges_splits_and_undo(page, served, browser):
     gallery(page, start)
     changes = 0
 
-    # K: every cut is shown while the slider moves, and the one where it is let go is kept.
+    # The slider previews every cut and saves the one on which it is released.
     requests = []
     page.on("request", lambda request: requests.append(request.method))
     slider = page.get_by_label("Number of classes", exact=True)
@@ -295,7 +295,7 @@ def test_cuts_names_merges_splits_and_undo(page, served, browser):
     assert len(legend(out).classes) == 4
     changes += 1
 
-    # A name, typed; one that looks like markup stays text.
+    # A typed name with markup stays text.
     name = "<b>road</b> & pavement"
     field = page.locator(".card .name").first
     field.fill(name)
@@ -306,13 +306,13 @@ def test_cuts_names_merges_splits_and_undo(page, served, browser):
     assert page.locator(".card b").count() == 0
     changes += 1
 
-    # Another tab has it without being asked.
+    # Another tab receives the name by an event.
     other = browser.new_context().new_page()
     other.goto(address)
     other.locator(f'.card .name[title="{name}"]').wait_for(timeout=PATIENCE)
     other.close()
 
-    # A crop is seen in its whole image; T goes from one to the next.
+    # A click on a crop shows its whole image; T shows the next one.
     crop = page.locator(".card .crops img").last
     image = ask(page, "images")["names"][int(crop.get_attribute("data-image"))]
     crop.click()
@@ -323,7 +323,7 @@ def test_cuts_names_merges_splits_and_undo(page, served, browser):
     image = ask(page, "images")["names"][int(first)]
     page.locator(f'.preview .caption[title="{image}"]').wait_for()
 
-    # Merging by keyboard, and by dropping one onto another.
+    # Merging with the keyboard, and by drag and drop.
     first = page.locator(".card").first
     first.focus()
     for key in ("m", "ArrowRight", "Enter"):
@@ -331,7 +331,7 @@ def test_cuts_names_merges_splits_and_undo(page, served, browser):
     page.get_by_text(re.compile("^Merged .* into ")).first.wait_for()
     gallery(page, legend(out).names)
     assert len(legend(out).classes) == 3
-    assert name in legend(out).names, "a name that was given went with the merge"
+    assert name in legend(out).names, "the merge lost a given name"
     changes += 1
     page.locator(".notice").first.wait_for(state="detached")
     boxes = [page.locator(".card .crops").nth(i).bounding_box() for i in range(2)]
@@ -345,7 +345,7 @@ def test_cuts_names_merges_splits_and_undo(page, served, browser):
     assert len(legend(out).classes) == 2
     changes += 1
 
-    # Splitting and hiding by keyboard.
+    # Splitting and hiding with the keyboard.
     split = page.locator(".card").first
     split.focus()
     page.keyboard.press("s")
@@ -385,7 +385,7 @@ def test_a_region_is_corrected_and_the_classes_are_audited(page, served):
     page.locator(".viewer .stage[data-shown]").wait_for()
     least = page.locator(".present .line").last
     name = least.locator(".ellipsis").inner_text()
-    least.click()  # the class that there is least of: the brush is on
+    least.click()  # selecting a class turns the brush on
     page.get_by_text(re.compile(f"assign it to {name}")).wait_for()
     page.locator(".stage canvas").focus()
     page.keyboard.press("ArrowRight")
@@ -454,7 +454,7 @@ def test_exports_can_be_imported(page, served, image_folder, tmp_path):
         assert len(maps) == count
         found = json.loads((labels / "classes.json").read_text())
         assert set(names) <= set(map(str, json.dumps(found, ensure_ascii=False).split('"')))
-    # Both tools are told the same, and it is what the page shows.
+    # Both formats have the same label maps.
     for path in sorted((tmp_path / "coco").rglob("*.png")):
         one, other = (np.asarray(Image.open(tmp_path / form / path.relative_to(tmp_path / "coco")))
                       for form in ("coco", "cvat"))  # fmt: skip

@@ -17,7 +17,7 @@ VIEWS = {
     "Audit": ".audit h2",
     "Export": ".format",
 }
-"""Views, and what is there when they have opened."""
+"""Views, and a selector of what they show once they are open."""
 
 
 @pytest.fixture(scope="module")

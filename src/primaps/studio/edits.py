@@ -249,7 +249,7 @@ class ClassEditor:
             verb = "undo" if undone else "redo"
             actions = self.history.done if undone else self.history.undone
             if not actions:
-                raise ConflictError(f"there is no action to {verb}")
+                raise ConflictError(f"no action to {verb}")
             action = actions[-1]
             if action["do"] == "paint":
                 self.history.add({verb: True})
