@@ -106,7 +106,7 @@ class Served:
     def seen(self):
         """Wait until all images were analyzed."""
         images = self.studio.images
-        for _ in range(600):
+        for _ in range(5000):
             if images.analyzed == len(images.workspace.images) and self.studio.editor is not None:
                 return self
             time.sleep(0.05)
@@ -152,7 +152,7 @@ def model_served(folder):
 
     given = folder / "images", folder / "out", {}, folder / "model"
     with open_workspace(*given) as workspace, serving(workspace) as found:
-        for _ in range(400):
+        for _ in range(5000):
             if found.studio.editor is not None:
                 break
             time.sleep(0.05)

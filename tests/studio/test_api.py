@@ -398,7 +398,7 @@ def test_tabs_receive_events_of_edits(served):
     change_edits(served.studio.workspace.model, tree, lambda edits: [*edits, {"hide": "1"}])
     newest = served.get("classes").json()["revision"]
     wanted = [f'data: {{"revision": "{one}"}}' for one in (new["revision"], newest)]
-    for _ in range(200):
+    for _ in range(2000):
         if set(wanted) <= set(events):
             break
         time.sleep(0.05)

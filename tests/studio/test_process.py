@@ -103,7 +103,7 @@ def test_a_fit_resumes_after_a_stop_and_after_a_kill(vit, folder, own_cache):
         first.wait(lambda s: saved.is_file())
         (worker,) = first.children()
         first.kill()
-        for _ in range(200):
+        for _ in range(2000):
             if not worker.exists() or "State:\tZ" in (worker / "status").read_text():
                 break
             time.sleep(0.05)
@@ -245,7 +245,7 @@ def test_a_model_without_a_tree_is_rejected(folder):
     (folder / "model" / "tree.safetensors").unlink()
     given = folder / "images", folder / "out", {}, folder / "model"
     with open_workspace(*given) as workspace, serving(workspace) as served:
-        for _ in range(500):
+        for _ in range(5000):
             state = served.get("state").json()
             if state["stage"] == "failed":
                 break
