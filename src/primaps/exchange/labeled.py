@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -95,7 +94,8 @@ def mask_proposals(
     return LabeledImage(name, key, labels, file, masks)
 
 
-class Labels(NamedTuple):
+@dataclass(frozen=True)
+class Labels:
     """Label maps that a reader found.
 
     Attributes:

@@ -219,10 +219,10 @@ def import_labels(
     wanted = read_classes(classes) if isinstance(classes, str | Path) else classes
     check_folder(out.absolute())
     with open_files(path) as files, output_folder(out) as folder:
-        found, total, images = row.read(files)
-        table = _value_table(found, wanted, path)
+        found = row.read(files)
+        table = _value_table(found.classes, wanted, path)
         names: dict[str, None] = {}
-        for name, labels in images:
+        for name, labels in found.images:
             safe = safe_name(name, str(path))
             if safe in names:
                 raise InputError(f"{path} has two label maps of {safe}; remove one of them")
@@ -230,14 +230,14 @@ def import_labels(
             target = folder / f"{safe}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(table[labels]).save(target)
-            progress("import", len(names), total, {})
+            progress("import", len(names), found.total, {})
         if not names:
             raise InputError(f"{path} has no images of the format {source_format}")
         for name, key in zip(names, image_keys(list(names)), strict=True):
             (folder / f"{name}.png").rename(folder / f"{key}.png")
-        content = json.dumps((wanted or found).as_json(), ensure_ascii=False, indent=1)
+        content = json.dumps((wanted or found.classes).as_json(), ensure_ascii=False, indent=1)
         (folder / "classes.json").write_text(content + "\n", "utf-8")
-    return Imported(len(names), out, wanted or found)
+    return Imported(len(names), out, wanted or found.classes)
 
 
 def image_keys(names: list[str]) -> list[str]:
