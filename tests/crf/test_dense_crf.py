@@ -318,7 +318,7 @@ PROBABILITIES = LOGITS.softmax(0)
         ({"logits": LOGITS, "theta_alpha": math.nan}, "theta_alpha is"),
         ({"logits": LOGITS, "tolerance": -1.0}, "tolerance is"),
         ({"logits": LOGITS, "dtype": "float16"}, "dtype is .float16.; it must"),
-        ({"logits": LOGITS, "theta_beta": 1e-9}, "positions: 5 axes spread too far"),
+        ({"logits": LOGITS, "theta_beta": 1e-9}, "positions: 5 axes spread over too many"),
     ],
 )
 def test_errors_name_the_argument(arguments, message):

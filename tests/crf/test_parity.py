@@ -207,7 +207,7 @@ def test_dropped_labels_return(small):
     weak[:3] = 0.9
     rows.shorten(weak)
     assert rows.width < full
-    assert rows.hears.tolist() == [1, 1, 1, 0]
+    assert rows.receives.tolist() == [1, 1, 1, 0]
     found = np.empty_like(unary)
     rows.end(found, 0, 50)
     np.testing.assert_allclose(found, np.exp(unary), atol=1e-6)
@@ -215,7 +215,7 @@ def test_dropped_labels_return(small):
     assert rows.width < full
     rows.shorten(np.array([0.9, 0.9, 0.9, 0.21], np.float32))
     assert rows.width == full
-    assert rows.hears.all()
+    assert rows.receives.all()
     np.testing.assert_allclose(rows.values, values, atol=1e-6)
     rows.shorten(weak)
     assert rows.width == full
