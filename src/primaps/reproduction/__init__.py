@@ -1,10 +1,9 @@
-"""The paper's tables and figures, run again: ``primaps reproduce``."""
+"""The tables and figures of the paper: ``primaps reproduce``."""
 
 from primaps.reproduction.plan import plan_lines
-from primaps.reproduction.registry import NAMES, PAPER, TABLES, experiment
-from primaps.reproduction.reproduction import Reproduction
-from primaps.reproduction.rows import Experiment, TableRow
+from primaps.reproduction.registry import NAMES, PAPER, TABLES, Experiment, TableRow, experiment
 from primaps.reproduction.run import reproduce
+from primaps.reproduction.settings import Reproduction
 
 __all__ = [
     "NAMES",

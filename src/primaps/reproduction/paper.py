@@ -1,15 +1,15 @@
-"""Figures of the paper (Hahn et al., TMLR 2024): accuracy and mean IoU in %, as printed there."""
+"""Scores printed in the paper (Hahn et al., TMLR 2024): accuracy and mean IoU in %."""
 
 from __future__ import annotations
 
 PaperScores = tuple[float | None, float]
-"""Accuracy and mean IoU in %; accuracy is None where the paper gives mean IoU alone."""
+"""Accuracy and mean IoU in %; accuracy is None if the paper has only mean IoU."""
 
 BACKBONES = ("dino-vits8", "dino-vitb8", "dinov2-vits14", "dinov2-vitb14")
 DATASETS = ("cityscapes", "cocostuff", "potsdam")
 
 EPOCHS = {"cityscapes": 50, "cocostuff": 5, "potsdam": 50}
-"""Passes of EM over the images, and of the baseline (section 4.1)."""
+"""Epochs of EM and of the baseline (section 4.1)."""
 
 # Tables 1 to 3: data set, backbone -> baseline, PriMaPs-EM, linear probe.
 MAIN: dict[str, dict[str, tuple[PaperScores, PaperScores, PaperScores]]] = {
@@ -34,7 +34,7 @@ MAIN: dict[str, dict[str, tuple[PaperScores, PaperScores, PaperScores]]] = {
 }
 
 # The same tables, STEGO and HP: (method, backbone) -> alone, with PriMaPs-EM, linear probe on its
-# codes. The paper quotes the figures of the method alone and of its probe from the method's paper.
+# codes. The paper quotes the scores of the method alone and of its probe from the method's paper.
 ON_TOP: dict[
     str, dict[tuple[str, str], tuple[PaperScores | None, PaperScores | None, PaperScores | None]]
 ] = {
@@ -70,7 +70,7 @@ EM: dict[str, PaperScores] = {
     "+ CRF": (48.4, 21.9),
 }
 
-# Table 5, DINO ViT-B/8: pixels in masks, and all pixels with those in no mask counted wrong.
+# Table 5, DINO ViT-B/8: pixels in masks, and all pixels, of which those in no mask count as wrong.
 ORACLE: dict[str, tuple[PaperScores, PaperScores]] = {
     "cityscapes": ((92.4, 54.0), (73.2, 32.4)),
     "cocostuff": ((93.4, 82.4), (74.1, 55.9)),
@@ -84,14 +84,14 @@ ON_DINOV2: dict[str, tuple[str, tuple[PaperScores, PaperScores, PaperScores, Pap
     "potsdam": ("dinov2-vits14", ((82.4, 69.9), (79.4, 65.7), (83.1, 71.0), (79.6, 66.0))),
 }
 
-# Figure 7, DINO ViT-B/8: mean IoU by psi, as far as the text says: 0.5 against the default of 0.4.
+# Figure 7, DINO ViT-B/8: mean IoU for each psi that the text states.
 PSI: dict[str, dict[float, PaperScores]] = {
     "cityscapes": {0.4: (59.6, 17.6), 0.5: (None, 17.6 + 1.4)},
     "cocostuff": {0.4: (48.5, 21.9), 0.5: (None, 21.9 - 0.8)},
     "potsdam": {0.4: (80.5, 67.0)},
 }
 
-# Figure 8a, COCO-Stuff with DINO ViT-B/8: IoU by class.
+# Figure 8a, COCO-Stuff with DINO ViT-B/8: IoU per class.
 IOU_METHODS = ("baseline", "PriMaPs-EM", "STEGO", "STEGO + PriMaPs-EM")
 IOU_OF = ("cocostuff", "dino-vitb8")
 """The data set and the backbone of Figure 8."""

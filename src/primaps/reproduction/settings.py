@@ -1,4 +1,4 @@
-"""How an experiment is run here: data, seeds, device, and what differs from the paper."""
+"""Settings of a reproduction: data, seeds, device, and differences from the paper."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any, Literal
 
 from primaps.config import EM_STEPS, Config, Positions, Resize
 from primaps.reproduction import paper
-from primaps.reproduction.registry import experiment
-from primaps.reproduction.rows import METHODS, Experiment, TableRow
-from primaps.reproduction.tables import FOLDER
+from primaps.reproduction.registry import FOLDER, METHODS, Experiment, TableRow, experiment
 from primaps.utils.errors import InputError
 from primaps.utils.validation import validate
 
@@ -20,22 +18,22 @@ Protocol = Literal["paper", "program"]
 
 @dataclass(frozen=True)
 class Reproduction:
-    """How experiments are run.
+    """Settings of a reproduction.
 
     Attributes:
-        out: folder of results, models and reports.
-        roots: folders of data sets by name.
-        dataset: the only one to run on; ``folder`` for a folder with labels.
-        backbones: instead of those of the paper.
-        seeds: one run each.
-        projections: checkpoints by ``STEGO`` or ``HP``, or by ``HP/cityscapes/dinov2-vitb14`` where
-            a run needs several.
-        options: fields of :class:`primaps.Config` for all rows; a row's own come first.
-        protocol: ``paper``, or ``program``: images and labels are resized at evaluation, the moving
-            average is ramped up, and positions are scaled as in the authors' program.
+        out: output folder of results, models and reports.
+        roots: folders of the data sets, by name.
+        dataset: run on this data set only; ``folder`` is a labeled folder.
+        backbones: backbones instead of those of the paper.
+        seeds: random seeds, one run each.
+        projections: checkpoints of STEGO and HP, with the key ``STEGO`` or ``HP``, or
+            ``HP/cityscapes/dinov2-vitb14`` if a run needs several.
+        options: fields of :class:`primaps.Config` for all rows. Options of a row take precedence.
+        protocol: ``paper``, or ``program`` to resize at evaluation, ramp the moving average and scale
+            position embeddings as the authors' program does.
         device: ``auto``, ``cpu``, ``cuda``, ...
-        cache: folder that keeps features and masks; None keeps nothing.
-        budget: seconds; a row that would go beyond is not begun.
+        cache: folder of cached features and masks; None disables the cache.
+        budget: time limit in seconds. A row that would exceed it is not started.
     """
 
     out: Path
@@ -54,55 +52,55 @@ class Reproduction:
         validate(self.protocol, Protocol, "protocol")
 
     def experiment(self, name: str) -> Experiment:
-        """The rows of a table or figure on these data sets and backbones."""
+        """Return a table or figure with the rows for these data sets and backbones."""
         return experiment(name, self.dataset, self.backbones)
 
     @property
     def views(self) -> int | str:
-        """Augmented views: new ones in every step, as the paper, unless it is a folder."""
+        """Augmented views per image: ``fresh`` as in the paper, or the default for a folder."""
         return self.options.get("views", Config.views if self.dataset == FOLDER else "fresh")
 
     def config(self, row: TableRow, seed: int) -> dict[str, Any]:
-        """Fields of :class:`primaps.Config` of a run of a row, without classes and backbone.
+        """Return the fields of :class:`primaps.Config` for a run, without classes and backbone.
 
-        The decay of Eq. 11 is constant on the paper's data sets; on a folder, whose few steps would
-        hardly move the average then, it is ramped up as in the program.
+        The decay of Eq. 11 is constant on the data sets of the paper. A folder has few steps, in
+        which a constant decay would hardly move the average, so its decay is ramped.
         """
-        usual = {
+        defaults = {
             "epochs": paper.EPOCHS.get(row.dataset, 50),
             "views": self.views,
             "momentum_ramp": self.protocol == "program" or row.dataset == FOLDER,
         }
-        given = {"recipe": "paper", **usual, **self.options, **METHODS[row.kind], **row.options}
+        given = {"recipe": "paper", **defaults, **self.options, **METHODS[row.kind], **row.options}
         if given["recipe"] != "paper" and "method" not in given:
             given = {name: value for name, value in given.items() if name not in EM_STEPS}
         return {**given, "seed": seed}
 
     @property
     def resize(self) -> Resize:
-        """Of images and labels that are scored."""
+        """Resizing of the images and labels that are scored."""
         return "tensor" if self.protocol == "program" else "pillow"
 
     @property
     def positions(self) -> Positions:
-        """Of the backbones."""
+        """Interpolation of the position embeddings."""
         return "scaled" if self.protocol == "program" else "exact"
 
     def seeds_of(self, row: TableRow) -> tuple[int, ...]:
-        """An oracle has nothing random: one run."""
+        """Return the seeds of a row. An oracle has nothing random and runs once."""
         return self.seeds[:1] if row.kind == "oracle" else self.seeds
 
     def projection(self, row: TableRow) -> Path | None:
-        """The checkpoint that a row is on top of, if it was given."""
+        """Return the checkpoint of a row, or None if none was given."""
         full = f"{row.projection}/{row.dataset}/{row.backbone}"
         return self.projections.get(full, self.projections.get(row.projection))
 
     def trains(self, row: TableRow) -> bool:
-        """Whether a row's projection is trained on the images, as no checkpoint was given."""
+        """Return whether the projection of a row is trained on the images: no checkpoint was given."""
         return bool(row.projection) and row.dataset == FOLDER and self.projection(row) is None
 
     def codes(self, row: TableRow) -> str:
-        """What prototypes are fitted to, in words."""
+        """Describe the space of the prototypes."""
         if not row.projection:
             return "features"
         if self.trains(row):
@@ -110,25 +108,25 @@ class Reproduction:
         return f"codes of {row.projection}'s checkpoint"
 
     def lacking(self, row: TableRow) -> str:
-        """Why a row cannot run here, weights of its backbone apart; nothing if it can."""
+        """Return why a row cannot run, or an empty string. Weights of backbones are not checked."""
         if row.dataset not in self.roots:
-            return f"no data: give --root {row.dataset}=FOLDER"
+            return f"no data: add --root {row.dataset}=FOLDER"
         if not row.projection or self.trains(row):
             return ""
         path = self.projection(row)
         if path is None:
             full = f"{row.projection}/{row.dataset}/{row.backbone}"
-            return f"no checkpoint of {row.projection}: give --projection {full}=PATH"
+            return f"no checkpoint of {row.projection}: add --projection {full}=PATH"
         if not path.exists():
-            return f"there is no checkpoint {path}"
+            return f"the checkpoint {path} does not exist"
         return ""
 
 
 def read_roots(given: Sequence[str], experiments: Sequence[Experiment]) -> dict[str, Path]:
-    """Folders of data sets from ``FOLDER`` or ``NAME=FOLDER``.
+    """Parse folders of data sets from ``FOLDER`` or ``NAME=FOLDER``.
 
     Raises:
-        InputError: there are several data sets, and a folder does not say which it is.
+        InputError: the experiments use several data sets, and a folder has no name.
 
     Examples:
         >>> read_roots(["cityscapes=a"], [experiment("table5")])
@@ -143,8 +141,8 @@ def read_roots(given: Sequence[str], experiments: Sequence[Experiment]) -> dict[
         if not (separator and name in known):
             if len(known) > 1:
                 raise InputError(
-                    f"--root {text}: say of which data set, {known[0]}=FOLDER; there are "
-                    f"{', '.join(known)}"
+                    f"--root {text} has no name of a data set; write {known[0]}=FOLDER (names: "
+                    f"{', '.join(known)})"
                 )
             name, folder = known[0], text
         roots[name] = Path(folder).expanduser()
@@ -152,10 +150,10 @@ def read_roots(given: Sequence[str], experiments: Sequence[Experiment]) -> dict[
 
 
 def read_pairs(given: Sequence[str], option: str) -> dict[str, Path]:
-    """Paths by name from ``NAME=PATH``.
+    """Parse paths of checkpoints from ``NAME=PATH``.
 
     Raises:
-        InputError: it does not read like this.
+        InputError: a text has another form.
 
     Examples:
         >>> read_pairs(["HP=hp.pt"], "--projection")
@@ -171,10 +169,10 @@ def read_pairs(given: Sequence[str], option: str) -> dict[str, Path]:
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
-    """Seeds from ``0,1,2``.
+    """Parse seeds from ``0,1,2``.
 
     Raises:
-        InputError: they are no numbers, or one is there twice.
+        InputError: a seed is not an integer, or occurs twice.
 
     Examples:
         >>> read_seeds("0,1,2")
@@ -185,5 +183,5 @@ def read_seeds(text: str) -> tuple[int, ...]:
     except ValueError:
         seeds = ()
     if not seeds or len(set(seeds)) < len(seeds):
-        raise InputError(f"--seeds is {text!r}; it must be numbers like 0,1,2")
+        raise InputError(f"--seeds is {text!r}; it must be distinct integers such as 0,1,2")
     return seeds
