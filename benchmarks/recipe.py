@@ -19,9 +19,9 @@ from pathlib import Path
 
 from primaps import PriMaPsEM, evaluate
 from primaps.features.extract import extract
-from primaps.reproduction.data_sources import load_source
-from primaps.reproduction.feature_cache import KeptFeatures
 from primaps.reproduction.report import spread
+from primaps.reproduction.run import CachedFeatures
+from primaps.reproduction.run_context import load_source
 from primaps.utils.files import cache_dir
 
 SETS = ("coco200", "aerial260", "camvid")
@@ -58,7 +58,7 @@ def main() -> None:
                     source.train.samples, model.network, model.size, cache=arguments.cache, **needed
                 )
                 each = (time.monotonic() - began) / len(extracted.keys)
-                kept = KeptFeatures(model.network, arguments.cache)
+                kept = CachedFeatures(model.network, arguments.cache)
             began = time.monotonic()
             model.fit_extracted(extracted)
             seconds.append(time.monotonic() - began)

@@ -61,7 +61,7 @@ def test_every_row_has_a_number(everything, name):
     table = [line for line in text.splitlines() if line.startswith("| ")]
     assert not any("| - |" in line for line in table[: len(CAPTIONS[name])])
     if any(row["quoted"] for row in about["rows"]):
-        assert "Figures with * are quoted in the paper" in text
+        assert "Scores with * are quoted in the paper" in text
 
 
 @pytest.mark.parametrize("name", PAPER)

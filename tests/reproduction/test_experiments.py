@@ -25,12 +25,12 @@ from primaps.reproduction import (
     paper,
     report,
     run,
-    sheets,
+    drawings,
     training,
 )
-from primaps.reproduction.costs import Estimator, training_products
-from primaps.reproduction.feature_cache import KeptFeatures
-from primaps.reproduction.run_context import Laboratory, Run
+from primaps.reproduction.plan import Estimator, training_products
+from primaps.reproduction.run import CachedFeatures
+from primaps.reproduction.run_context import Run, RunContext
 from tests.cli.test_cli import call
 from tests.conftest import painted
 from tests.reproduction.miniature import data_sets
@@ -190,14 +190,14 @@ def test_rows_share_features_masks_and_fits(table1, monkeypatch):
     assert len(fits) == 8
 
 
-def test_kept_codes_are_those_of_the_encoder_to_the_last_bit(colors, tmp_path):
+def test_cached_codes_are_those_of_the_encoder_to_the_last_bit(colors, tmp_path):
     network = load_backbone(colors, "cpu", patch_size=8)
     projection = Projection(Head(channels=16, dim=5))
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    kept = KeptFeatures(network, tmp_path, projection)
+    cached = CachedFeatures(network, tmp_path, projection)
     expected = flip_average(encoder(network, projection), images)
-    assert torch.equal(kept(images), expected)
-    assert torch.equal(kept(images[[2, 0]]), expected[[2, 0]])  # from the store
+    assert torch.equal(cached(images), expected)
+    assert torch.equal(cached(images[[2, 0]]), expected[[2, 0]])
     assert not torch.equal(expected, projection(flip_average(network, images)))
 
 
@@ -218,7 +218,7 @@ def test_rows_on_top_of_projections_say_what_is_missing(table1, tmp_path):
     settings = Reproduction(tmp_path, roots={"cityscapes": tmp_path})
     row = next(row for row in experiment("table6").rows if row.label == "HP + PriMaPs-EM")
     assert settings.lacking(row) == (
-        "no checkpoint of HP: give --projection HP/cityscapes/dinov2-vitb14=PATH"
+        "no checkpoint of HP: add --projection HP/cityscapes/dinov2-vitb14=PATH"
     )
 
 
@@ -368,14 +368,14 @@ def test_a_budget_stops_before_a_row_and_the_same_command_goes_on(table1, tmp_pa
 
 def test_the_worst_images_are_those_of_lowest_accuracy(table1, tmp_path, monkeypatch):
     shown, labeled = [], []
-    predict, load = sheets.predict_samples, sheets.load_pair
+    predict, load = drawings.predict_samples, drawings.load_pair
     monkeypatch.setattr(
-        sheets,
+        drawings,
         "predict_samples",
         lambda *a, **k: (shown.extend(s.key for s in a[2]), predict(*a, **k))[1],
     )
     monkeypatch.setattr(
-        sheets, "load_pair", lambda *a, **k: (labeled.append(a[1].key), load(*a, **k))[1]
+        drawings, "load_pair", lambda *a, **k: (labeled.append(a[1].key), load(*a, **k))[1]
     )
     _, text = table1("--seeds", 0, name="figure10")
     assert "Images of lowest accuracy: of the segmentation (left, of all)" in text
@@ -385,7 +385,7 @@ def test_the_worst_images_are_those_of_lowest_accuracy(table1, tmp_path, monkeyp
     assert [accuracy[key] for key in shown] == sorted(accuracy.values())
     assert set(labeled) == set(accuracy)  # every pseudo label is judged, as there are few
     labeled.clear()
-    monkeypatch.setattr(sheets, "JUDGED", 2)
+    monkeypatch.setattr(drawings, "JUDGED_IMAGES", 2)
     _, text = table1("--seeds", 0, name="figure10")
     assert labeled == ["10", "12"]  # at even distances
     assert "(right, of at most 2 at even distances)" in text
@@ -404,7 +404,9 @@ def test_the_order_of_the_paper_is_judged_by_mean_iou():
     assert "mean IoU (b: baseline 10.0, PriMaPs-EM 20.0, linear probe 30.0" in holds
     assert holds.endswith("40.0) holds.")
     (broken,) = report._order(outcomes(baseline=0.3, em=0.2, probe=0.3, oracle=0.4))
-    text = "does not hold: baseline is not below PriMaPs-EM, most of all in b (20.0 against 10.0)"
+    text = (
+        "does not hold: baseline is not below PriMaPs-EM, mostly because of b (20.0 against 10.0)"
+    )
     for part in (text, "a (40.0 against 30.0)"):
         assert part in broken
     assert "c (" not in broken
@@ -423,17 +425,17 @@ def test_all_tables_are_planned_without_data_or_network(monkeypatch):
     for name in PAPER:
         assert f"{name}: " in done.output
     rows = [line for line in done.output.splitlines() if line.startswith("  ")]
-    assert all("data not given; weights not here" in row for row in rows)
+    assert all("data not given; weights not found" in row for row in rows)
     codes = [row for row in rows if "codes of HP's" in row]
     assert codes == [row for row in rows if "checkpoint of HP not given" in row]
-    assert re.search(r"in all: GPU [\d.]+ (h|days), CPU [\d.]+ days", done.output)
+    assert re.search(r"total: GPU [\d.]+ (h|days), CPU [\d.]+ days", done.output)
 
 
 def test_a_plan_counts_shared_work_once_and_writes_nothing(root, vit, tmp_path):
     done = call("reproduce", "table1", "--dataset", "folder", "--root", root, "--backbone", vit,
                 "--out", tmp_path / "out", "--plan")  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert done.output.count("data there; weights here") == 10
+    assert done.output.count("data found; weights found") == 10
     assert done.output.count("shares the work of another") == 2  # of the oracle
     assert not (tmp_path / "out").exists()
 
@@ -564,8 +566,8 @@ def test_what_decides_features_is_in_every_digest(root, vit, tmp_path, monkeypat
     def digests(size=64, **options):
         options["options"] = {"size": size, "precision": options.pop("precision", "float32")}
         about = Reproduction(tmp_path, roots={"folder": root}, device="cpu", **options)
-        room = Laboratory(about)
-        found = Run.prepare(row, 0, room, room.backbone(str(vit)))
+        context = RunContext(about)
+        found = Run.prepare(row, 0, context, context.backbone(str(vit)))
         return found.images, found.fit, found.result
 
     plain = digests()
@@ -594,16 +596,22 @@ def test_the_means_of_figure_8a_are_those_of_table_2():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["table9"], "there is no 'table9' to reproduce; there are table1, "),
-        (["table1", "--dataset", "potsdam"], "table1 is about cityscapes, not 'potsdam'"),
-        (["table1"], "table1 needs data: give --root cityscapes=FOLDER, or see --plan"),
-        (["table5", "--root", "x"], "say of which data set, cityscapes=FOLDER"),
+        (["table9"], "'table9' is not a table or figure; choose one of table1, "),
+        (
+            ["table1", "--dataset", "potsdam"],
+            "table1 does not use the data set 'potsdam'; choose cityscapes",
+        ),
+        (["table1"], "table1 needs data: add --root cityscapes=FOLDER, or use --plan"),
+        (["table5", "--root", "x"], "has no name of a data set; write cityscapes=FOLDER"),
         (["table1", "--root", "x"], "x does not exist; give the folder that holds leftImg8bit/"),
-        (["table1", "--seeds", "a,b"], "--seeds is 'a,b'; it must be numbers like 0,1,2"),
+        (
+            ["table1", "--seeds", "a,b"],
+            "--seeds is 'a,b'; it must be distinct integers such as 0,1,2",
+        ),
         (["table1", "--seeds", "1,1"], "--seeds is '1,1'"),
         (["table1", "--views", "many"], "views is 'many'"),
         (["table1", "--projection", "x.pt"], "it must be STEGO=PATH or HP=PATH"),
-        (["table1", "--dataset", "folder", "--plan"], "give --root: a folder with images"),
+        (["table1", "--dataset", "folder", "--plan"], "add --root: a folder with images"),
     ],
 )
 def test_what_users_can_mend_is_one_sentence(arguments, words, tmp_path):

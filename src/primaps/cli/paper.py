@@ -23,8 +23,8 @@ from primaps.cli.options import (
 from primaps.config import Classes, Steps
 
 if TYPE_CHECKING:
-    from primaps.reproduction.reproduction import Reproduction
-    from primaps.reproduction.rows import Experiment
+    from primaps.reproduction.registry import Experiment
+    from primaps.reproduction.settings import Reproduction
 
 projection_app = typer.Typer(
     no_args_is_help=True, help="Convert learned projections of features (STEGO, HP)."
@@ -169,7 +169,7 @@ def reproduce(
         from primaps.reproduction import Reproduction, plan_lines
         from primaps.reproduction import reproduce as run
         from primaps.reproduction.registry import papers
-        from primaps.reproduction.reproduction import read_pairs, read_roots, read_seeds
+        from primaps.reproduction.settings import read_pairs, read_roots, read_seeds
 
         kept, seconds = cache_folder(cache), None if budget is None else 60 * budget
         reproduction = Reproduction(
@@ -193,7 +193,7 @@ def _reproduce_all(
 ) -> None:
     """Run several experiments; one that cannot run does not stop the others."""
     from primaps.reproduction import reproduce as run
-    from primaps.reproduction.data_sources import load_source
+    from primaps.reproduction.run_context import load_source
     from primaps.utils.errors import PrimapsError
 
     for each, folder in reproduction.roots.items():

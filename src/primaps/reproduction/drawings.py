@@ -22,7 +22,7 @@ from primaps.backbones.backbone import image_features
 from primaps.data import Dataset, ImageError, load_pair
 from primaps.em.em import assign
 from primaps.evaluation.oracle import oracle_classes
-from primaps.evaluation.protocol import Evaluation, model_predictions
+from primaps.evaluation.protocol import Evaluation, predict_samples
 from primaps.features.feature_cache import MASKS
 from primaps.model import PriMaPsEM
 from primaps.pictures.charts import iou_chart, save, sweep_chart
@@ -122,8 +122,8 @@ def _psi(done: Sequence[Outcome], folder: Path) -> CaptionedFile:
         curves.setdefault(name, []).append(point)
     save(sweep_chart(panels, "psi", "mean IoU, %"), folder / "psi.png")
     return "psi.png", (
-        "Mean IoU for each psi; bars: standard deviation over the seeds. The oracle, which is not in "
-        "the paper, assigns the classes of the labels to the masks."
+        "Mean IoU for each psi; bars: standard deviation over the seeds. The oracle, which is not "
+        "in the paper, assigns the classes of the labels to the masks."
     )
 
 
@@ -153,7 +153,7 @@ def _sheet(
     figure: Figure, group: Sequence[Outcome], context: RunContext, folder: Path, name: str,
     title: str,
 ) -> Iterator[CaptionedFile]:  # fmt: skip
-    if group[0].row.backbone not in context.loaded:  # results of an earlier run, weights missing now
+    if group[0].row.backbone not in context.loaded:  # earlier results, no weights
         return
     outcomes = group if figure in ("oracle", "similarities", "thresholds") else compared(group)
     sheet = SHEETS[figure](outcomes, context, SHEET_IMAGES) if outcomes else None
@@ -211,7 +211,9 @@ def similarities(outcomes: Sequence[Outcome], context: RunContext, count: int) -
     titles += [f"direction {i + 1}" for i in range(FIRST_MASKS)]
     titles += [f"neighbor {i + 1}" for i in range(FIRST_MASKS)]
     caption = f"{SELECTION}. Similarity to the principal direction of each of the first masks, and "
-    caption += "to its nearest neighbor (cross): dark blue is 0 or less, yellow the maximum, gray is "
+    caption += (
+        "to its nearest neighbor (cross): dark blue is 0 or less, yellow the maximum, gray is "
+    )
     return _with_classes(grid(rows, titles, 180), maps, data), f"{caption}in an earlier mask"
 
 
@@ -249,7 +251,7 @@ def pseudo_labels(outcomes: Sequence[Outcome], context: RunContext, count: int) 
 
 
 def failures(outcomes: Sequence[Outcome], context: RunContext, count: int) -> Sheet | None:
-    """Figure 10: the images with the lowest accuracy of the segmentation and of the pseudo label."""
+    """Figure 10: images with the lowest accuracy of the segmentation and of the pseudo label."""
     fitted = _fitted(outcomes[-1], context)
     if fitted is None:
         return None
@@ -257,16 +259,17 @@ def failures(outcomes: Sequence[Outcome], context: RunContext, count: int) -> Sh
     data = context.source(outcomes[-1].row.dataset).score
     by_key = {sample.key: sample for sample in data.samples}
     worst = sorted(result.by_image, key=result.by_image.__getitem__)[:count]
-    options = {k: getattr(result.options, k) for k in ("size", "flip", "crf", "resize")}
     rows, maps, classes = [], [], class_table(result, data.ignore_index)
-    for one in model_predictions(model, data, [by_key[key] for key in worst], **options):
+    for one in predict_samples(model, data, [by_key[key] for key in worst], result.options):
         image = _image(one.image)
         shown = [one.label.numpy(), classes[one.clusters.numpy()]]
         rows.append([image, *(_overlay(image, labels, data) for labels in shown)])
         maps += shown
     judged = []
     for key in (s.key for s in evenly(data, JUDGED_IMAGES) if s.key in result.by_image):
-        pixels, label = load_pair(data, by_key[key], model.size, resize=options["resize"])
+        pixels, label = load_pair(
+            data, by_key[key], model.size, resize=result.options.resize or "pillow"
+        )
         pair = label.numpy(), _pseudo_label(model, result, data, pixels)[1]
         counted = (pair[0] != data.ignore_index) & (pair[1] != data.ignore_index)
         if counted.any():
@@ -277,7 +280,9 @@ def failures(outcomes: Sequence[Outcome], context: RunContext, count: int) -> Sh
         row += [image, *(_overlay(image, labels, data) for labels in pair)]
         maps += pair
     titles = ("image", "label", "segmentation", "image", "label", "pseudo label")
-    caption = "Images with the lowest accuracy of the segmentation (left, of all images), and of the "
+    caption = (
+        "Images with the lowest accuracy of the segmentation (left, of all images), and of the "
+    )
     caption += f"pseudo label inside of masks (right, of at most {JUDGED_IMAGES} images)"
     return _with_classes(grid(rows, titles), maps, data), caption
 
@@ -334,7 +339,7 @@ def _pseudo_label(
     """Return the masks of an image, and its pseudo label in the classes of the data set."""
     mask = model.masks(image_features(model.backbone, pixels[None]), pixels[None])
     mask = torch.where(mask < MASKS, mask, 0)
-    logits = model.logits(image_features(model.encoder, pixels[None]))
+    logits = model.segmenter.logits(image_features(model.encoder, pixels[None]))
     clusters = assign(logits, mask)[0][0].cpu().numpy()
     classes = np.append(class_table(result, data.ignore_index), data.ignore_index)  # for -1
     return mask[0].cpu(), classes[clusters]

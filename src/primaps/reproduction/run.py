@@ -66,10 +66,10 @@ def reproduce(
 ) -> Path:
     """Run a table or figure of the paper and write its report.
 
-    ``out/rows`` has one file per run, and ``out/models`` has the models and the projections that were
-    trained for them. All experiments with the same ``out`` share both. The report is
-    ``out/NAME/report.md``, beside ``report.json``, images and lists of image ids. An interrupted call
-    continues when it is repeated.
+    ``out/rows`` has one file per run, and ``out/models`` has the models and the projections that
+    were trained for them. All experiments with the same ``out`` share both. The report is
+    ``out/NAME/report.md``, beside ``report.json``, images and lists of image ids. A repeated call
+    continues an interrupted one.
 
     Args:
         name: one of :data:`primaps.reproduction.NAMES`.
@@ -167,8 +167,8 @@ class Budget:
         expected = cost.seconds(self.rate, self.estimator.flops(row))
         if not self.stopped and expected > left:
             self.stopped = (
-                f"not run: the budget ended before {row.label}, seed {seed}, which would take about "
-                f"{duration(expected)}; the same command continues"
+                f"not run: the budget ended before {row.label}, seed {seed}, which would take "
+                f"about {duration(expected)}; the same command continues"
             )
         return self.stopped
 

@@ -1,4 +1,4 @@
-"""What the runs of an experiment share: data sets, backbones, checkpoints, and their fingerprints."""
+"""What the runs of an experiment share: data sets, backbones, checkpoints, fingerprints."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ class Reproduction:
         projections: checkpoints of STEGO and HP, with the key ``STEGO`` or ``HP``, or
             ``HP/cityscapes/dinov2-vitb14`` if a run needs several.
         options: fields of :class:`primaps.Config` for all rows. Options of a row take precedence.
-        protocol: ``paper``, or ``program`` to resize at evaluation, ramp the moving average and scale
-            position embeddings as the authors' program does.
+        protocol: ``paper``, or ``program`` to resize at evaluation, ramp the moving average and
+            scale position embeddings as the authors' program does.
         device: ``auto``, ``cpu``, ``cuda``, ...
         cache: folder of cached features and masks; None disables the cache.
         budget: time limit in seconds. A row that would exceed it is not started.
@@ -96,7 +96,7 @@ class Reproduction:
         return self.projections.get(full, self.projections.get(row.projection))
 
     def trains(self, row: TableRow) -> bool:
-        """Return whether the projection of a row is trained on the images: no checkpoint was given."""
+        """Return whether the projection of a row is trained here, without a checkpoint."""
         return bool(row.projection) and row.dataset == FOLDER and self.projection(row) is None
 
     def codes(self, row: TableRow) -> str:
