@@ -21,11 +21,11 @@ from primaps.reproduction import (
     TABLES,
     Reproduction,
     TableRow,
+    drawings,
     experiment,
     paper,
     report,
     run,
-    drawings,
     training,
 )
 from primaps.reproduction.plan import Estimator, training_products
