@@ -26,7 +26,6 @@ from primaps.reproduction import (
     paper,
     report,
     run,
-    training,
 )
 from primaps.reproduction.plan import Estimator, training_products
 from primaps.reproduction.run import CachedFeatures
@@ -336,8 +335,8 @@ def test_a_checkpoint_with_clusters_for_other_classes_is_the_reason_of_its_row(t
 
 
 def test_projections_of_a_folder_are_trained_once_a_seed(table1, vit, tmp_path, monkeypatch):
-    few = partial(training.train_projection, steps=3)
-    monkeypatch.setattr(training, "train_projection", few)
+    few = partial(run.train_projection, steps=3)
+    monkeypatch.setattr(run_module, "train_projection", few)
     _, text = table1("--seeds", 0, name="projections")
     assert "not run" not in text
     for label in ("STEGO + CRF", "STEGO + PriMaPs-EM", "HP", "HP + PriMaPs-EM + CRF"):
