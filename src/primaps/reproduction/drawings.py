@@ -25,21 +25,23 @@ from primaps.evaluation.oracle import oracle_classes
 from primaps.evaluation.protocol import Evaluation, predict_samples
 from primaps.features.feature_cache import MASKS
 from primaps.model import PriMaPsEM
-from primaps.pictures.charts import iou_chart, save, sweep_chart
-from primaps.pictures.explain import masks_picture, similarity_pictures
-from primaps.pictures.overlays import grid, overlay, with_legend
-from primaps.pictures.scores import (
+from primaps.pictures.charts import (
     class_colors,
     class_table,
     evenly,
     example_sheet,
+    iou_chart,
     result_confusion,
+    save,
+    sweep_chart,
 )
+from primaps.pictures.explain import masks_picture, similarity_pictures
+from primaps.pictures.overlays import grid, overlay, with_legend
 from primaps.proposals.image_size import image_masks
 from primaps.proposals.principal_masks import propose
 from primaps.reproduction.registry import Experiment, Figure
 from primaps.reproduction.run_context import Outcome, RunContext
-from primaps.results import write_own_png
+from primaps.results import write_marked_png
 from primaps.utils.errors import PrimapsError
 from primaps.utils.validation import validate
 
@@ -161,7 +163,7 @@ def _sheet(
         return
     image, caption = sheet
     file = f"{_slug(figure)}-{name}.png"
-    write_own_png(image, folder / file)
+    write_marked_png(image, folder / file)
     yield file, f"{caption}; {title}, seed {next(iter(outcomes[0].results))}."
 
 

@@ -17,9 +17,8 @@ from primaps.backbones.weights import WeightsError, find_weights
 from primaps.config import Config
 from primaps.em.fit import Schedule, schedule
 from primaps.planning import duration
-from primaps.projections.shifts import STEPS as SHIFT_STEPS
-from primaps.projections.stego import StegoSettings
-from primaps.projections.train import STEPS, projection_settings
+from primaps.projections.stego import SHIFT_STEPS, StegoSettings
+from primaps.projections.training import STEPS, projection_settings
 from primaps.reproduction.registry import Experiment, TableRow
 from primaps.reproduction.run_context import Source, image_counts
 from primaps.reproduction.settings import Reproduction

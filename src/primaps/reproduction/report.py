@@ -22,8 +22,8 @@ from primaps.reproduction.paper import IOU, IOU_METHODS, IOU_OF
 from primaps.reproduction.registry import FOLDER, Experiment
 from primaps.reproduction.run_context import Outcome, RunContext, image_ids
 from primaps.reproduction.settings import Reproduction
-from primaps.results import GENERATOR, own_file
-from primaps.utils.files import atomic_path, write_json
+from primaps.results import GENERATOR, is_marked, output_file, write_marked_json
+from primaps.utils.files import atomic_path
 from primaps.version import VERSION
 
 ORDER = ("baseline", "PriMaPs-EM", "linear probe", "oracle, pixels in masks")
@@ -42,15 +42,14 @@ def write_report(experiment: Experiment, outcomes: Sequence[Outcome], context: R
     folder = context.reproduction.out / experiment.name
     captions = draw(experiment, outcomes, context, folder)
     settings = environment(outcomes, context)
-    header = {"generator": GENERATOR, "name": experiment.name, "title": experiment.title}
+    header = {"name": experiment.name, "title": experiment.title}
     content = {**header, "rows": [_row_content(outcome) for outcome in outcomes], **settings}
-    replaces_report = (folder / "report.json").is_file()
+    replaces_report = is_marked(folder / "report.json")
     for name, part, split in _splits(context):
         path = folder / f"{name}-{part}.txt"
-        with (atomic_path if replaces_report else own_file)(path) as temporary:
+        with (atomic_path if replaces_report else output_file)(path) as temporary:
             temporary.write_bytes(image_ids(split))
-    with own_file(folder / "report.json") as temporary:
-        write_json(temporary, content)
+    write_marked_json(folder / "report.json", content)
     lines = [f"# {experiment.title}", "", " ".join(_introduction(outcomes, context)), ""]
     lines += [*table(outcomes), ""]
     notes = experiment.notes if any(o.row.paper for o in outcomes) else ()
@@ -62,7 +61,7 @@ def write_report(experiment: Experiment, outcomes: Sequence[Outcome], context: R
     for image, caption in captions:
         lines += [f"![{Path(image).stem}]({image})", "", caption, ""]
     lines += ["## Environment", "", *environment_lines(settings)]
-    with own_file(folder / "report.md") as temporary:
+    with output_file(folder / "report.md") as temporary:
         text = "\n".join(lines).rstrip()
         temporary.write_text(f"<!-- generator: {GENERATOR} -->\n\n{text}\n", "utf-8")
     return folder / "report.md"

@@ -13,7 +13,7 @@ from typing import Any
 from primaps.backbones.backbone import Backbone
 from primaps.backbones.load import load_backbone
 from primaps.data import DataError, Dataset, load_dataset
-from primaps.data.sets import find_layout
+from primaps.data.datasets import find_layout
 from primaps.em.orthogonal import CONSENSUS
 from primaps.model import PriMaPsEM
 from primaps.projections import Projection, load_projection
@@ -51,7 +51,7 @@ def load_source(name: str, root: str | Path) -> Source:
         DataError: the layout of the data set is wrong, or it has no classes.json.
     """
     source = Source(*(load_dataset(name, root, split) for split in ("train", "val")))
-    if source.score.layout.guessed:
+    if source.score.layout.unnamed:
         raise DataError(f"{root} has no classes.json with the names of its classes; add it")
     return source
 
