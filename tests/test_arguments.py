@@ -1,4 +1,4 @@
-"""Public functions with arguments that they cannot use, and in a torch with other defaults."""
+"""Public functions with invalid arguments, and with other default settings of torch."""
 
 import contextlib
 
@@ -85,7 +85,7 @@ CALLS = {
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("words", CALLS)
-def test_what_cannot_be_used_is_one_sentence(words):
+def test_invalid_arguments_raise_one_sentence(words):
     with pytest.raises(PrimapsError) as raised:
         CALLS[words]()
     assert words in str(raised.value)
@@ -93,8 +93,8 @@ def test_what_cannot_be_used_is_one_sentence(words):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_switches_and_numbers_of_public_functions_are_checked():
-    """Every option with a default of a plain type, by the types that are declared."""
+def test_numbers_and_booleans_of_public_functions_are_validated():
+    """Options whose default is a number or a boolean are validated by their type."""
     functions = {
         "propose": lambda **given: primaps.propose(FEATURES, **given),
         "dense_crf": lambda **given: primaps.dense_crf(IMAGE, np.ones((2, 6, 6)), **given),
@@ -118,7 +118,7 @@ def test_switches_and_numbers_of_public_functions_are_checked():
     assert seen > 100
 
 
-def test_a_size_beyond_memory_is_refused_before_it_is_allocated(monkeypatch):
+def test_a_size_that_exceeds_memory_is_refused_before_allocation(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda device=None: 10**9)
     with pytest.raises(InputError, match="size 16384 needs at least .* GB of memory"):
         model(size=16384)
@@ -126,7 +126,7 @@ def test_a_size_beyond_memory_is_refused_before_it_is_allocated(monkeypatch):
 
 
 @given(st.integers(0, 10**20), st.one_of(st.none(), st.integers(0, 10**14)))
-def test_what_is_larger_than_memory_is_refused_and_nothing_else(need, there):
+def test_only_sizes_that_exceed_memory_are_refused(need, there):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "available_memory", lambda device=None: there)
         fits = there is None or need <= there
@@ -143,7 +143,7 @@ QUIET = settings(
 @QUIET
 @given(arrays.arrays(st.sampled_from([np.float16, np.float32, np.float64]), SHAPES,
                      elements=st.floats(-8, 8, width=16)))  # fmt: skip
-def test_proposals_are_the_same_from_tensors_arrays_and_lists(maps):
+def test_proposals_of_tensors_arrays_and_lists_are_identical(maps):
     expected = primaps.propose(torch.tensor(maps))
     for given_as in (maps, list(maps), maps.tolist(), [torch.tensor(one) for one in maps]):
         exact = maps.dtype == np.float64 or not isinstance(given_as[0], list)
@@ -155,7 +155,7 @@ def test_proposals_are_the_same_from_tensors_arrays_and_lists(maps):
 @QUIET
 @given(st.integers(0, 3), st.integers(1, 4), st.integers(2, 7), st.integers(2, 7),
        st.integers(0, 99))  # fmt: skip
-def test_the_crf_takes_tensors_arrays_and_lists_and_empty_batches(batch, labels, h, w, seed):
+def test_the_crf_accepts_tensors_arrays_lists_and_empty_batches(batch, labels, h, w, seed):
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (batch, h, w, 3), np.uint8)
     values = random.random((batch, labels, h, w), np.float32)
@@ -193,7 +193,7 @@ SURROUNDINGS = {
 
 
 def everything(colors, images, method="em", **options):
-    """Weights of a fit and what it predicts."""
+    """Return the weights of a fit and its predictions."""
     options = {**QUICK, **options}
     if options["recipe"] == "orthogonal":
         options = {name: value for name, value in options.items() if name not in EM_STEPS}
@@ -210,7 +210,7 @@ def everything(colors, images, method="em", **options):
 
 @pytest.mark.parametrize("name", SURROUNDINGS)
 @pytest.mark.parametrize("options", [{}, {"recipe": "orthogonal"}], ids=["paper", "orthogonal"])
-def test_results_are_the_same_whatever_the_defaults_of_torch(colors, name, options):
+def test_results_do_not_depend_on_the_defaults_of_torch(colors, name, options):
     images = [painted(seed)[0] for seed in range(5)]
     expected = everything(colors, images, **options)
     with SURROUNDINGS[name]():
@@ -223,7 +223,7 @@ def test_results_are_the_same_whatever_the_defaults_of_torch(colors, name, optio
         assert torch.equal(found[key], value), key
 
 
-def test_a_projection_is_trained_without_gradients_around_it():
+def test_a_projection_is_trained_where_gradients_are_disabled():
     from primaps.features.training_data import ImageArrays
 
     rows = ImageArrays(torch.randn(6, 2, 8, 5, 5, generator=torch.Generator().manual_seed(1)))
@@ -234,13 +234,13 @@ def test_a_projection_is_trained_without_gradients_around_it():
             assert primaps.train_projection(rows, "stego", **options).digest == expected
 
 
-def test_a_network_of_double_precision_is_taken_as_it_is(colors):
+def test_a_network_of_double_precision_is_accepted(colors):
     double = torch.nn.Conv2d(3, 4, 8, 8).double()
     backbone = primaps.load_backbone(double, "cpu", 8)
     assert backbone(torch.rand(1, 3, 16, 16)).dtype == torch.float32
 
 
-def test_kmeans_takes_its_epochs_whatever_those_of_a_start_are(colors):
+def test_kmeans_runs_its_epochs_without_initialization_epochs(colors):
     images = [painted(seed)[0] for seed in range(4)]
     options = {**QUICK, "min_init_steps": 0, "init_epochs": 0}
     fitted = primaps.PriMaPsEM(3, backbone=colors, method="kmeans", **options).fit(images)

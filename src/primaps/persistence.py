@@ -340,7 +340,9 @@ def _read_files(
         tensors, _ = parse_tensors(data, str(path / WEIGHTS))
         _check_tensors(path, record, tensors)
         history = path / HISTORY
-        lines = read_json(history, list[Line], most=LARGEST_HISTORY) if history.exists() else []
+        lines = (
+            read_json(history, list[Line], max_bytes=LARGEST_HISTORY) if history.exists() else []
+        )
     except (OSError, InputError) as error:
         what = getattr(error, "strerror", None) or str(error)
         raise ModelError(

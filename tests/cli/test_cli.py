@@ -65,7 +65,7 @@ def test_fit_predict_evaluate_and_propose(vit, painted_folder, tmp_path):
         (["propose", "{images}", "--out", "{images}"], "choose another output folder"),
     ],
 )
-def test_what_users_can_mend_is_one_sentence(vit, painted_folder, tmp_path, arguments, words):
+def test_input_errors_are_one_sentence(vit, painted_folder, tmp_path, arguments, words):
     filled = [str(a).format(images=painted_folder / "images", tmp=tmp_path) for a in arguments]
     if filled[0] != "predict":
         filled += ["--backbone", vit]
@@ -75,14 +75,14 @@ def test_what_users_can_mend_is_one_sentence(vit, painted_folder, tmp_path, argu
     assert "Traceback" not in done.output
 
 
-def test_a_file_where_a_folder_should_be_written_is_named(vit, painted_folder, tmp_path):
+def test_an_output_folder_that_is_a_file_is_an_error_with_its_name(vit, painted_folder, tmp_path):
     (tmp_path / "out").write_text("a file")
     done = call("propose", painted_folder / "images", "--out", tmp_path / "out", "--backbone", vit)
     assert done.exit_code == 1
     assert str(tmp_path / "out") in done.output.replace("\n", "")
 
 
-def test_help_answers_in_under_a_second():
+def test_help_is_fast_and_imports_no_torch():
     times = []
     for _ in range(3):
         began = time.monotonic()
@@ -100,7 +100,7 @@ def test_version():
     assert call("--version").output.strip() == primaps.__version__
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_can_be_imported():
     for name in primaps.__all__:
         assert getattr(primaps, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
@@ -108,7 +108,7 @@ def test_every_public_name_is_there():
 
 
 @pytest.mark.parametrize("name", ["[val]", "[/a]", "[red]x[/red]", "a\x1b[31mb"])
-def test_brackets_and_escapes_in_paths_are_text(name, tmp_path):
+def test_markup_and_escape_sequences_in_paths_are_printed_as_text(name, tmp_path):
     done = call("propose", tmp_path / name, "--out", tmp_path / "o")
     assert done.exit_code == 1
     assert isinstance(done.exception, SystemExit)
@@ -117,7 +117,7 @@ def test_brackets_and_escapes_in_paths_are_text(name, tmp_path):
     assert "\x1b[31m" not in done.output
 
 
-def test_errors_of_others_are_named_and_debug_shows_where_they_come_from(
+def test_unexpected_errors_are_named_and_debug_prints_the_traceback(
     vit, painted_folder, tmp_path, monkeypatch
 ):
     from primaps import batch
@@ -136,7 +136,7 @@ def test_errors_of_others_are_named_and_debug_shows_where_they_come_from(
     assert "Traceback" in call("--debug", *command).output
 
 
-def test_commands_are_grouped_in_the_order_of_work():
+def test_help_lists_commands_in_the_order_of_a_workflow():
     shown = call("--help").output
     panels = ["Images without labels", "Evaluation with labels", "Labeled data sets", "Experiments"]
     assert sorted(panels, key=shown.index) == panels

@@ -1,4 +1,4 @@
-"""``primaps fit`` from the command line: killed, resumed, planned, logged."""
+"""``primaps fit``: interruption, plan, logs, data sets and projections."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
-def test_a_fit_killed_at_any_moment_ends_with_the_same_bytes(images, vit, tmp_path):
+def test_a_fit_that_is_killed_and_resumed_gives_identical_bytes(images, vit, tmp_path):
     options = [*QUICK, "--min-steps", "400", "--min-init-steps", "200", "--views", "1"]
     arguments = [str(images), "--backbone", vit, *options]
 
@@ -76,7 +76,7 @@ def test_a_fit_killed_at_any_moment_ends_with_the_same_bytes(images, vit, tmp_pa
         assert path.read_bytes() == other.read_bytes(), path
 
 
-def test_plan_says_what_it_takes_and_writes_nothing(images, vit, tmp_path):
+def test_plan_prints_the_cost_and_writes_nothing(images, vit, tmp_path):
     store = tmp_path / "store"
     done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--plan",
                 "--views", 2, "--cache", store)  # fmt: skip
@@ -88,7 +88,7 @@ def test_plan_says_what_it_takes_and_writes_nothing(images, vit, tmp_path):
     assert not list(store.rglob("rows.bin"))
 
 
-def test_a_sample_is_drawn_by_the_seed_and_the_plan_says_what_it_saves(images, vit, tmp_path):
+def test_plan_states_the_cache_size_of_a_sample_and_of_all_images(images, vit, tmp_path):
     def plan(*more):
         done = call("fit", images, "--backbone", vit, *OWN, "--out", tmp_path / "m", "--plan",
                     "--cache", "none", *more)  # fmt: skip
@@ -112,14 +112,14 @@ def test_a_sample_is_drawn_by_the_seed_and_the_plan_says_what_it_saves(images, v
     assert "sample is 0; it must be at least 1" in done.output
 
 
-def test_plan_of_a_recipe_counts_its_starts_and_no_em(images, vit, tmp_path):
+def test_plan_of_recipe_orthogonal_counts_restarts_and_no_em_steps(images, vit, tmp_path):
     done = call("fit", images, "--backbone", vit, *OWN, "--out", tmp_path / "m", "--plan")
     assert done.exit_code == 0, done.output
     assert f"{RESTARTS * 184} k-means steps\n" in done.output
     assert " EM steps" not in done.output.splitlines()[-1]
 
 
-def test_tensorboard_gets_the_figures(images, vit, tmp_path):
+def test_tensorboard_logs_the_metrics(images, vit, tmp_path):
     pytest.importorskip("tensorboard")
     done = call("fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", "--min-steps",
                 3, "--min-init-steps", 3, "--tensorboard", tmp_path / "log")  # fmt: skip
@@ -146,8 +146,8 @@ def test_probe_and_evaluate(painted_folder, vit, tmp_path):
     assert "has no classes.json; add it or give --classes" in done.output.replace("\n", " ")
 
 
-def test_data_sets_by_name_are_the_same_as_their_folders(painted_folder, vit, tmp_path):
-    """Models are fitted on train and scored on val unless another split is given."""
+def test_a_data_set_by_name_gives_the_results_of_its_folders(painted_folder, vit, tmp_path):
+    """The default split is train for fits and val for evaluation."""
     for kind in ("images", "labels"):
         for number, path in enumerate(sorted((painted_folder / kind).glob("*.png"))):
             split = painted_folder / kind / ("train" if number % 3 else "val")
@@ -190,7 +190,7 @@ def test_data_sets_by_name_are_the_same_as_their_folders(painted_folder, vit, tm
         ("--loss-size", "huge", "'huge' is not one of 'image', 'feature'"),
     ],
 )
-def test_options_are_checked_before_any_work(images, vit, tmp_path, option, value, words):
+def test_options_are_validated_before_any_work(images, vit, tmp_path, option, value, words):
     done = call(
         "fit", images, "--backbone", vit, *QUICK, "--out", tmp_path / "m", f"{option}={value}"
     )
@@ -198,7 +198,7 @@ def test_options_are_checked_before_any_work(images, vit, tmp_path, option, valu
     assert words in " ".join(done.output.replace("│", " ").split())
 
 
-def test_project_and_fit_on_its_codes(images, vit, tmp_path):
+def test_project_and_fit_on_the_projection(images, vit, tmp_path):
     done = call("project", images, "--classes", 3, "--backbone", vit, "--size", 64, "--steps", 3,
                 "--out", tmp_path / "stego", "--five-crops")  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -213,8 +213,8 @@ def test_project_and_fit_on_its_codes(images, vit, tmp_path):
     assert len(list((tmp_path / "maps").glob("*.png"))) == 20
 
 
-def test_kmeans_on_a_projection_with_clusters_is_the_projection(images, vit, tmp_path):
-    """As many clusters as classes: nothing runs, and what is announced is what happens."""
+def test_kmeans_with_as_many_classes_as_clusters_keeps_the_projection(images, vit, tmp_path):
+    """The message before the fit states that there are no k-means steps."""
     from primaps.projections import Head, Projection
 
     torch.manual_seed(0)
@@ -247,7 +247,7 @@ def test_kmeans_on_a_projection_with_clusters_is_the_projection(images, vit, tmp
     assert [line["stage"] for line in history] == ["orthogonal"]
 
 
-def test_a_probe_whose_labels_match_nothing_says_why(images, vit, tmp_path):
+def test_a_probe_without_matching_labels_states_the_reason(images, vit, tmp_path):
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "classes.json").write_text('{"classes": ["a", "b"]}')
     done = call("probe", images, "--labels", tmp_path / "labels", "--out", tmp_path / "m",
@@ -272,7 +272,7 @@ def test_a_probe_reads_every_image_once(painted_folder, vit, tmp_path, monkeypat
     assert decoded.count("RGB") == 8 + 6  # images, and those to be shown
 
 
-def test_a_model_is_not_written_over_files_of_others(images, vit, tmp_path):
+def test_a_model_does_not_overwrite_files_of_other_programs(images, vit, tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text('{"mine": 1}')
     for out, words in (

@@ -1,4 +1,4 @@
-"""Every option of every command with values that it cannot have."""
+"""Every option of every command with invalid values."""
 
 import re
 
@@ -21,7 +21,7 @@ TEXTS = ("", "[/x]", "a\x1b[31mb")
 
 
 def walk(command, words=()):
-    """Every command that does something, with its name."""
+    """Yield every command with its name."""
     if hasattr(command, "commands"):
         for name, below in command.commands.items():
             yield from walk(below, (*words, name))
@@ -43,7 +43,7 @@ def is_number(option):
 
 
 def required(command, tmp_path, but):
-    """Values for everything that has to be there; none of them exists."""
+    """Return values for required parameters; no path in them exists."""
     words = []
     for parameter in command.params:
         if not parameter.required or parameter is but:
@@ -57,7 +57,7 @@ def required(command, tmp_path, but):
 
 
 def call(name, command, tmp_path, option, value):
-    """The answer without its frame and line breaks, after what is true of every failure."""
+    """Return the output on one line, after checks that apply to every error."""
     given = f"{spelled(option)}={value}"
     done = runner.invoke(app, [*name.split(), *required(command, tmp_path, option), given])
     text = " ".join(done.output.replace("│", " ").split())
@@ -72,14 +72,14 @@ def call(name, command, tmp_path, option, value):
     return text
 
 
-def test_there_are_options_of_numbers():
+def test_numeric_options_are_found():
     numbers = [o for c in COMMANDS.values() for o in c.params if is_number(o)]
     assert len(numbers) > 40
     assert {"fit", "data check", "projection convert", "reproduce"} <= COMMANDS.keys()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_numbers_that_are_none_or_out_of_range_are_refused_by_name(name, tmp_path):
+def test_invalid_numbers_are_refused_with_the_flag(name, tmp_path):
     command = COMMANDS[name]
     options = [option for option in command.params if is_number(option)]
     if name == "fit":
@@ -95,7 +95,7 @@ def test_numbers_that_are_none_or_out_of_range_are_refused_by_name(name, tmp_pat
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_texts_that_mean_nothing_are_refused_in_a_sentence(name, tmp_path, monkeypatch):
+def test_invalid_text_is_refused_in_one_sentence(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = COMMANDS[name]
     for option in command.params:
@@ -108,7 +108,7 @@ def test_texts_that_mean_nothing_are_refused_in_a_sentence(name, tmp_path, monke
             call(name, command, tmp_path, option, value)
 
 
-def test_the_choices_of_an_option_are_said_before_any_work(tmp_path):
+def test_invalid_choices_are_refused_with_the_valid_ones(tmp_path):
     for name, option, value in (
         ("evaluate", "--matching", "magic"),
         ("project", "--precision", "int4"),

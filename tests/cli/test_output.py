@@ -1,4 +1,4 @@
-"""What commands print: to readers who go away, to full disks, with the texts of others in it."""
+"""Output of the commands: closed pipes, full disks, control characters in names."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def primaps(arguments, **options):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")  # noqa: PTH110
-def test_an_output_that_takes_nothing_is_named_in_one_sentence():
+def test_a_full_standard_output_is_one_sentence():
     with open("/dev/full", "w") as full:  # noqa: PTH123
         runs = [primaps(arguments, stdout=full) for arguments in PRINTING]
         for run in runs:
@@ -39,7 +39,7 @@ def test_an_output_that_takes_nothing_is_named_in_one_sentence():
             assert said == "error: standard output: No space left on device\n"
 
 
-def test_a_reader_who_goes_away_is_no_error():
+def test_a_closed_pipe_is_not_reported():
     reading, writing = os.pipe()
     os.close(reading)
     runs = [primaps(arguments, stdout=writing) for arguments in PRINTING]
@@ -66,7 +66,7 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=30) | st.sampled_from(
 
 @settings(max_examples=60, deadline=None)
 @given(TEXT)
-def test_texts_of_others_are_shown_as_they_are_and_control_nothing(text):
+def test_messages_and_cells_escape_control_characters(text):
     assume(all(map(cell_len, words.visible(text))))  # marks on nothing are not drawn by rich
     file = io.StringIO()
     console = Console(file=file, width=400, force_terminal=False)
@@ -83,14 +83,14 @@ def test_texts_of_others_are_shown_as_they_are_and_control_nothing(text):
     assert words.visible(shown) == shown
 
 
-def test_errors_of_many_lines_are_one():
+def test_errors_are_one_line():
     assert "\n" not in words.sentence(RuntimeError("a\nb"))
     assert words.sentence(OSError(28, "No space left on device", "a.png")).startswith("a.png: ")
     assert "not enough memory" in words.sentence(MemoryError())
 
 
-def test_an_interruption_is_seen_behind_what_compiled_code_makes_of_it():
-    """CPython says SystemError where a compiled function returns with Ctrl-C pending."""
+def test_ctrl_c_in_compiled_code_is_recognized():
+    """CPython raises SystemError if a compiled function returns while Ctrl-C is pending."""
     error = SystemError("<function> returned a result with an exception set")
     error.__cause__ = KeyboardInterrupt()
     assert is_interruption(error)
@@ -105,7 +105,7 @@ class Destroyed:
         raise self.error
 
 
-def test_ctrl_c_that_a_destructor_swallows_comes_again(monkeypatch, capsys):
+def test_ctrl_c_in_a_destructor_is_repeated(monkeypatch, capsys):
     monkeypatch.setattr(sys, "unraisablehook", interrupt_again)
     Destroyed(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
@@ -122,7 +122,7 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
-def test_ctrl_c_is_one_sentence_and_130(images, vit, tmp_path):
+def test_ctrl_c_prints_one_sentence_and_exits_with_130(images, vit, tmp_path):
     out = tmp_path / "out"
     run = primaps(["propose", images, "--out", out, "--backbone", vit, "--size", "320"])
     while not (out / "primaps.json").is_file():  # the work begins
@@ -136,7 +136,7 @@ def test_ctrl_c_is_one_sentence_and_130(images, vit, tmp_path):
     assert not list(out.glob(".writing-*"))
 
 
-def test_a_full_disk_is_said_with_the_name_of_the_file(images, vit, tmp_path):
+def test_a_full_disk_is_reported_with_the_file(images, vit, tmp_path):
     def small_files():  # as a full disk, a limit on the size of files stops writing half-way
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
@@ -158,7 +158,7 @@ def fitted(vit, painted_folder, tmp_path):
     return tmp_path / "model"
 
 
-def test_names_of_classes_are_text_wherever_they_are_shown(fitted, painted_folder, tmp_path):
+def test_class_names_are_escaped_everywhere(fitted, painted_folder, tmp_path):
     strange = "[red]$x_{$ <b>&\x1b[31m"
     assert call("classes", fitted, "rename", 0, strange[:-5]).exit_code == 0
     shown = call("classes", fitted).output
@@ -191,7 +191,7 @@ def test_names_of_classes_are_text_wherever_they_are_shown(fitted, painted_folde
         assert path.read_bytes() == b"mine: primaps wrote nothing of this"
 
 
-def test_a_tilde_is_the_home_of_a_user(fitted, painted_folder, tmp_path, monkeypatch):
+def test_a_tilde_is_the_home_folder(fitted, painted_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     done = call("predict", fitted, painted_folder / "images", "--out", "~/maps", "--no-crf")
@@ -202,9 +202,7 @@ def test_a_tilde_is_the_home_of_a_user(fitted, painted_folder, tmp_path, monkeyp
     assert "no user has this name" in done.output.replace("\n", " ")
 
 
-def test_a_store_that_has_everything_is_only_read(
-    fitted, vit, painted_folder, tmp_path, monkeypatch
-):
+def test_a_complete_cache_is_only_read(fitted, vit, painted_folder, tmp_path, monkeypatch):
     from primaps.features.feature_cache import ArrayCache
     from primaps.utils import files
 
@@ -229,7 +227,7 @@ def test_a_store_that_has_everything_is_only_read(
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_refit_says_that_the_edits_of_the_fit_before_stay(fitted, vit, painted_folder):
+def test_a_second_fit_reports_that_edits_are_kept(fitted, vit, painted_folder):
     assert call("classes", fitted, "rename", 0, "sky").exit_code == 0
     before = (fitted / "edits.json").read_bytes()
     quick = ["--size", 64, "--min-init-steps", 9]

@@ -1,4 +1,4 @@
-"""What is read is a regular file of bounded size, and of its type before anything is made of it."""
+"""Files are regular, of bounded size, and validated before they are used."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def pipe(tmp_path):
     return tmp_path / "pipe"
 
 
-def test_what_might_never_end_is_not_read(pipe, tmp_path):
+def test_pipes_devices_and_folders_are_not_read(pipe, tmp_path):
     from pathlib import Path
 
     for path in (pipe, Path("/dev/zero"), tmp_path):
@@ -34,7 +34,7 @@ def test_what_might_never_end_is_not_read(pipe, tmp_path):
                 read(path)
 
 
-def test_a_file_larger_than_it_can_be_is_not_read(tmp_path):
+def test_files_above_the_size_limit_are_not_read(tmp_path):
     with (tmp_path / "a.json").open("wb") as file:
         file.truncate(1 << 40)  # without taking any room
     with pytest.raises(
@@ -58,7 +58,7 @@ def test_a_file_larger_than_it_can_be_is_not_read(tmp_path):
         ("", "is not JSON"),
     ],
 )
-def test_what_no_json_of_ours_can_be_is_one_sentence(text, words):
+def test_invalid_json_is_one_sentence(text, words):
     with pytest.raises(InputError) as error:
         parse_json(text.encode(), dict[str, float], "a.json", "mend it")
     assert words in str(error.value)
@@ -67,7 +67,7 @@ def test_what_no_json_of_ours_can_be_is_one_sentence(text, words):
     assert len(str(error.value)) < 300
 
 
-def test_a_message_is_one_line_whatever_names_are_in_it():
+def test_a_message_is_one_line_even_with_line_breaks_in_names():
     for kind in (InputError, NotFoundError):
         assert str(kind("a\nb\r\nc does not exist")) == "a b c does not exist"
 
@@ -80,7 +80,7 @@ def test_a_list_of_a_million_names_is_refused_by_its_length():
         parse_json(json.dumps({"classes": names}), ClassList, "classes.json")
 
 
-def test_tensors_are_those_that_were_saved(tmp_path):
+def test_tensors_and_metadata_are_read_as_saved(tmp_path):
     saved = {"a": torch.randn(2, 3), "b": torch.arange(4), "c": torch.zeros(0)}
     save_file(saved, tmp_path / "a.safetensors", {"about": "it"})
     tensors, note = read_tensors(tmp_path / "a.safetensors")
@@ -88,13 +88,13 @@ def test_tensors_are_those_that_were_saved(tmp_path):
     assert all(torch.equal(tensors[name], value) for name, value in saved.items())
 
 
-def test_metadata_that_is_null_is_none():
-    """Which safetensors reads."""
+def test_metadata_may_be_null():
+    """safetensors allows it."""
     header = json.dumps({"__metadata__": None}).encode()
     assert parse_tensors(len(header).to_bytes(8, "little") + header, "x") == ({}, {})
 
 
-def test_a_header_that_declares_more_than_there_is_is_refused():
+def test_a_header_that_exceeds_the_file_is_refused():
     data = save({"a": torch.zeros(4)})
     size = int.from_bytes(data[:8], "little")
     for forged in (
@@ -123,7 +123,7 @@ def test_a_header_that_declares_more_than_there_is_is_refused():
         (torch.full((2, 3), torch.inf).half(), "x: tensor a has NaN or infinity"),
     ],
 )
-def test_a_tensor_of_another_kind_is_named(tensor, words):
+def test_a_tensor_of_wrong_type_or_shape_is_named(tensor, words):
     with pytest.raises(InputError, match=words):
         need_tensor({"a": tensor}, "a", (None, 3), "x")
     with pytest.raises(InputError, match="x: tensor b is missing"):

@@ -28,8 +28,8 @@ DEEPEST_JSON = 32
 """Maximum nesting of JSON. Files of primaps have at most six levels."""
 
 
-def need_file(path: Path, most: int) -> None:
-    """Refuse a path that is not a regular file, or larger than ``most`` bytes.
+def need_file(path: Path, max_bytes: int) -> None:
+    """Refuse a path that is not a regular file, or larger than ``max_bytes``.
 
     Raises:
         InputError: the path is a pipe, a device or a folder, or the file is too large.
@@ -38,37 +38,39 @@ def need_file(path: Path, most: int) -> None:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is not a regular file")
-    if status.st_size > most:
+    if status.st_size > max_bytes:
         raise InputError(
-            f"{path} has {status.st_size:,} bytes; a file of this kind has at most {most:,}"
+            f"{path} has {status.st_size:,} bytes; a file of this kind has at most {max_bytes:,}"
         )
 
 
-def read_bytes(path: Path, most: int = LARGEST_JSON) -> bytes:
-    """Read a regular file of at most ``most`` bytes.
+def read_bytes(path: Path, max_bytes: int = LARGEST_JSON) -> bytes:
+    """Read a regular file of at most ``max_bytes``.
 
     Raises:
         InputError: the path is not a regular file, or the file is too large.
         OSError: the file does not exist or cannot be read.
     """
-    need_file(path, most)
+    need_file(path, max_bytes)
     with path.open("rb") as file:
-        return file.read(most)
+        return file.read(max_bytes)
 
 
-def read_json(path: Path, kind: type[T] | Any, hint: str = "", most: int = LARGEST_JSON) -> Any:
+def read_json(
+    path: Path, kind: type[T] | Any, hint: str = "", max_bytes: int = LARGEST_JSON
+) -> Any:
     """Read a JSON file and validate it by a type.
 
     Args:
         hint: what to do about an invalid file, for the error message.
-        most: maximum size of the file in bytes.
+        max_bytes: maximum size of the file in bytes.
 
     Raises:
         InputError: the file is not JSON, too large, nested too deeply, or not of this type; the
             message names the file and the field.
         OSError: the file does not exist or cannot be read.
     """
-    return parse_json(read_bytes(path, most), kind, str(path), hint)
+    return parse_json(read_bytes(path, max_bytes), kind, str(path), hint)
 
 
 def parse_json(data: bytes | str, kind: type[T] | Any, where: str, hint: str = "") -> Any:
@@ -106,7 +108,7 @@ def parse_json(data: bytes | str, kind: type[T] | Any, where: str, hint: str = "
 
 
 def read_tensors(
-    path: Path, most: int = LARGEST_TENSORS
+    path: Path, max_bytes: int = LARGEST_TENSORS
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors and the metadata of a safetensors file.
 
@@ -114,7 +116,7 @@ def read_tensors(
         InputError: the file is not a safetensors file, damaged, or too large.
         OSError: the file does not exist or cannot be read.
     """
-    return parse_tensors(read_bytes(path, most), str(path))
+    return parse_tensors(read_bytes(path, max_bytes), str(path))
 
 
 def parse_tensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
