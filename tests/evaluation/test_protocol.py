@@ -94,7 +94,7 @@ def test_folders_and_data_sets_have_the_same_scores(model, tmp_path):
     data = evaluate(model, load_dataset("folder", root, "all"), crf=False)
     folders = evaluate(model, root / "images", root / "labels", crf=False)
     assert data.confusion == folders.confusion
-    with pytest.raises(ValueError, match="a data set has its own labels"):
+    with pytest.raises(ValueError, match="a data set has labels"):
         evaluate(model, load_dataset("folder", root, "all"), root / "labels")
     with pytest.raises(ValueError, match="give the folder of label maps"):
         evaluate(model, root / "images")
@@ -346,7 +346,12 @@ def test_images_without_usable_label_are_skipped_by_name(fitted, painted_folder)
     Image.new("RGB", (64, 64)).save(labels / "3.png")
     result = evaluate(fitted, painted_folder / "images", labels, log=lambda sentence: None)
     assert result.images == 4
-    words = ["has no label", "63x64 pixels and its image 64x64", "has the value 9", "one channel"]
+    words = [
+        "has no label",
+        "63x64 pixels, but its image has 64x64",
+        "has the value 9",
+        "one channel",
+    ]
     for word, sentence in zip(words, result.skipped, strict=True):
         assert word in sentence
 
