@@ -61,7 +61,7 @@ def test_a_cut_is_one_edit(editor):
     assert editor.next_actions()[0] == "changed to 9 classes"
     editor.cut(editor.revision, 5)
     assert len(editor.legend().classes) == 5
-    with pytest.raises(ValueError, match="cuts of 1 to 20"):
+    with pytest.raises(ValueError, match="cut at 1 to 20"):
         editor.cut(editor.revision, 21)
 
 
@@ -69,7 +69,7 @@ def test_too_many_edits_are_rejected(editor, monkeypatch):
     monkeypatch.setattr(persistence, "MAX_EDITS", 2)
     editor.append(editor.revision, [{"hide": "0"}, {"hide": "1"}])
     lines = editor.history.lines
-    with pytest.raises(EditError, match="2 are the most"):
+    with pytest.raises(EditError, match="at most 2 are possible"):
         editor.append(editor.revision, [{"hide": "2"}])
     assert editor.history.lines == lines
     assert len(again(editor).edits) == 2
