@@ -72,8 +72,8 @@ def find_images(
     given: list[Any] = [inputs]
     if isinstance(inputs, Iterable) and not isinstance(inputs, str):
         given = list(inputs)
-    if odd := [entry for entry in given if not isinstance(entry, str | Path)]:
-        raise InputError(f"an input is {odd[0]!r}; give files, folders or globs")
+    if invalid := [entry for entry in given if not isinstance(entry, str | Path)]:
+        raise InputError(f"an input is {invalid[0]!r}; give files, folders or globs")
     if not given:
         raise NotFoundError("no input was given; give files, folders or globs")
     local, groups = _split_inputs(given)
@@ -180,7 +180,7 @@ def _local_images(given: Sequence[str | Path], exclude: str | Path | None) -> li
                 "choose another output folder"
             )
         raise NotFoundError(
-            f"no image in {inputs_named} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"
+            f"no image in {inputs_named} (supported suffixes: {', '.join(sorted(IMAGE_SUFFIXES))})"
         )
     root = Path(os.path.commonpath(roots))
     names = {path: path.relative_to(root) for path in found}
@@ -247,7 +247,7 @@ class ClassList:
         if twice:
             raise InputError(f"two classes have the name {twice[0]!r}; names must be distinct")
         if self.colors is not None and len(self.colors) != len(self.classes):
-            raise InputError(f"there are {len(self.colors)} colors for {len(self.classes)} classes")
+            raise InputError(f"{len(self.colors)} colors do not fit {len(self.classes)} classes")
 
 
 def read_classes(labels: str | Path) -> tuple[list[str] | None, int | None]:

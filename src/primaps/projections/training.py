@@ -95,7 +95,7 @@ def train_projection(
 
     Raises:
         InputError: an argument is out of its range, the settings belong to the other method, or
-            there are too few images.
+            the number of images is too small.
     """
     validate(method, Method, "method")
     settings = projection_settings(method) if settings is None else settings
