@@ -1,14 +1,14 @@
-"""Large images: memory, time per megapixel, another window size, and pictures of seams.
+"""Measure scenes: memory, time per megapixel, sizes of tiles, and seams between tiles.
 
     python benchmarks/scenes.py memory [--side 20000] [--scale 4] [--engine openvino]
     python benchmarks/scenes.py time
-    python benchmarks/scenes.py windows
-    python benchmarks/scenes.py pictures OUT [AERIAL]
+    python benchmarks/scenes.py tiles [AERIAL]
+    python benchmarks/scenes.py overlays OUT [AERIAL]
 
-``memory`` predicts a synthetic GeoTIFF in a process of its own and prints its largest resident
-size, PyTorch included. ``time`` compares seconds per megapixel that the network sees with those of
-photos, in turns. ``windows`` predicts scenes with several windows. ``pictures`` predicts
-a photo, or a mosaic of the aerial chips that are neighbors, with and without blending.
+``memory`` predicts a synthetic GeoTIFF in a process of its own and prints its peak resident size,
+including PyTorch. ``time`` compares seconds per network megapixel with those of images, in turns.
+``tiles`` predicts scenes with several sizes of tiles. ``overlays`` predicts an image, or a mosaic
+of neighboring aerial chips, with and without blending. AERIAL is the folder of the aerial data set.
 """
 
 from __future__ import annotations
@@ -26,21 +26,20 @@ from PIL import Image
 
 CLASSES = 27
 PART = (4000, 1150, 5288, 2116)
-"""Of the aerial mosaic: a building site; its sides are multiples of a window."""
+"""Part of the aerial mosaic: a building site whose sides are multiples of the tile size."""
 CLOSE = (560, 180, 1000, 860)
-"""Of this part: what is drawn close up."""
+"""Region of this part that is drawn enlarged."""
 
 
-def photos() -> list[Image.Image]:
-    """Six photos that scikit-image and scikit-learn bring along."""
+def sample_images() -> list[Image.Image]:
+    """Return six images that scikit-image and scikit-learn include."""
     from primaps.demo import IMAGES, _packaged
 
     return [Image.open(_packaged(*each)).convert("RGB") for each in IMAGES]
 
 
 def synthetic(path: Path, side: int, kind: str = "shapes", block: int = 500) -> None:
-    """A square GeoTIFF, tiled, written strip by strip: photos side by side, or shapes with
-    textures of many scales."""
+    """Write a square GeoTIFF: images side by side, or shapes with textures of many scales."""
     import rasterio
     from rasterio.transform import from_origin
 
@@ -49,31 +48,31 @@ def synthetic(path: Path, side: int, kind: str = "shapes", block: int = 500) -> 
     settings |= {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
     settings |= {"crs": "EPSG:32633", "transform": from_origin(4e5, 5.8e6, 0.1, 0.1)}
     cells = -(-side // block)
-    if kind == "photos":
-        pictures = [np.asarray(p.resize((block, block))) for p in photos()]
+    if kind == "images":
+        pictures = [np.asarray(p.resize((block, block))) for p in sample_images()]
         chosen = random.integers(0, len(pictures), (cells, cells))
     else:
         field = _field(random, side)
     with rasterio.open(path, "w", **settings) as dataset:
         for top in range(0, side, block):
             high = min(block, side - top)
-            if kind == "photos":
+            if kind == "images":
                 row = np.concatenate([pictures[k] for k in chosen[top // block]], 1)[:high, :side]
             else:
                 row = _shapes(field, top, high, side)
             window = rasterio.windows.Window(0, top, side, high)
-            dataset.write(row.transpose(2, 0, 1), crf_tile=window)
+            dataset.write(row.transpose(2, 0, 1), window=window)
 
 
 def _field(random: np.random.Generator, side: int) -> np.ndarray:
-    """Smooth heights, one for 64 pixels, whose level sets are the shapes."""
+    """Return smooth heights, one per 64 pixels, whose level sets are the shapes."""
     from scipy.ndimage import gaussian_filter
 
     return gaussian_filter(random.standard_normal((side // 64 + 3, side // 64 + 3)), 4)
 
 
 def _shapes(field: np.ndarray, top: int, high: int, side: int) -> np.ndarray:
-    """Rows of the image: six colors by height, each with a grain of its own."""
+    """Return rows of the image: six colors by height, each with its own texture."""
     from scipy.ndimage import map_coordinates
 
     y, x = np.mgrid[top : top + high, 0:side]
@@ -88,17 +87,17 @@ def _shapes(field: np.ndarray, top: int, high: int, side: int) -> np.ndarray:
 
 
 def fitted(classes: int = CLASSES, images: list[Image.Image] | None = None):
-    """A model of DINOv2 ViT-S/14, fitted briefly: what matters here is what predicting costs."""
+    """Fit a model of DINOv2 ViT-S/14 briefly; only the cost of prediction is measured."""
     from primaps import PriMaPsEM
 
-    few = images or [p.crop((x, y, x + 300, y + 300)) for p in photos()
+    few = images or [p.crop((x, y, x + 300, y + 300)) for p in sample_images()
                      for x in (0, 150) for y in (0, 80)]  # fmt: skip
     options = {"method": "kmeans", "min_init_steps": 60, "init_epochs": 1, "device": "cpu"}
     return PriMaPsEM(classes, **options).fit(few)
 
 
 def memory(side: int, scale: float, kind: str, engine: str) -> None:
-    """Predict a synthetic scene in a process of its own; its largest resident size."""
+    """Predict a synthetic scene in a process of its own and print its peak resident size."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         fitted().save_pretrained(root / "model")
@@ -117,11 +116,11 @@ def memory(side: int, scale: float, kind: str, engine: str) -> None:
 
 
 def child(root: Path, scale: float, engine: str) -> None:
-    """One prediction, and what it took."""
+    """Predict one scene and print memory and time as JSON."""
     from primaps import PriMaPsEM, predict_scene
 
     def peak() -> float:
-        # Of this program: what getrusage says begins with the size of the process that started it.
+        # VmHWM is that of this program; getrusage starts with the size of the parent process.
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
@@ -142,18 +141,18 @@ def child(root: Path, scale: float, engine: str) -> None:
 
 
 def timing(classes: int, precision: str, repeats: int = 3) -> None:
-    """Seconds per megapixel that the network sees: photos of 640x480 in one command and one by
-    one, and a scene, in turns."""
+    """Print seconds per network megapixel: images of 640x480 in one command and one by one, and a
+    scene, in turns."""
     from primaps import PriMaPsEM, predict_files
     from primaps.scenes.predict import predict_image
 
-    small = [p.resize((640, 480)) for p in photos()]
-    seen = 322 * 434 / 1e6  # megapixels that the network sees of each
-    # Crops and windows overlap on this side about as much as in large scenes.
+    small = [p.resize((640, 480)) for p in sample_images()]
+    seen = 322 * 434 / 1e6  # network megapixels of each image
+    # On this side, tiles overlap about as much as in large scenes.
     side = 2562
     scene = Image.new("RGB", (side, side))
     for i, place in enumerate((x, y) for x in range(0, side, 500) for y in range(0, side, 500)):
-        scene.paste(photos()[i % 6].resize((500, 500)), place)
+        scene.paste(sample_images()[i % 6].resize((500, 500)), place)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         fitted(classes).save_pretrained(root / "model")
@@ -163,7 +162,7 @@ def timing(classes: int, precision: str, repeats: int = 3) -> None:
             small[i % 6].save(root / f"{i}.jpg")
         files = sorted(root.glob("*.jpg"))
         ways = {
-            "photos": (48, lambda out: predict_files(model, files, out, **options)),
+            "images": (48, lambda out: predict_files(model, files, out, **options)),
             "one by one": (6, lambda out: [model.predict(image, **options) for image in small]),
             "scene": (side**2 / 1e6 / seen, lambda out: predict_image(model, scene, **options)),
         }
@@ -173,7 +172,7 @@ def timing(classes: int, precision: str, repeats: int = 3) -> None:
                 began = time.perf_counter(), time.process_time()
                 run(root / f"maps{round_}")
                 took = time.perf_counter() - began[0], time.process_time() - began[1]
-                if round_:  # the first one compiles and loads
+                if round_:  # the first round compiles and loads
                     cost[name].append((took[0] / count / seen, took[1] / count / seen))
     for name, values in cost.items():
         ratios = np.median(np.array(cost["scene"]) / np.array(values), 0)
@@ -181,9 +180,11 @@ def timing(classes: int, precision: str, repeats: int = 3) -> None:
               f"{ratios.round(2)} times as long")  # fmt: skip
 
 
-def window_sizes(aerial: Path | None) -> None:
-    """Share of pixels that change with the window, and with the size of crops: photos side by
-    side, and the aerial mosaic, each by a model that the default recipe is fitted to."""
+def tile_sizes(aerial: Path | None) -> None:
+    """Print the share of pixels that change with the CRF tile and with the tile size.
+
+    The scenes are images side by side and the aerial mosaic; the default recipe is fitted to each.
+    """
     import rasterio
 
     from primaps import PriMaPsEM, scene_tiles
@@ -191,27 +192,29 @@ def window_sizes(aerial: Path | None) -> None:
 
     images = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "photos.tif"
-        synthetic(path, 1288, "photos")
+        path = Path(folder) / "images.tif"
+        synthetic(path, 1288, "images")
         with rasterio.open(path) as data:
             scene = Image.fromarray(data.read().transpose(1, 2, 0))
-        windows = scene_tiles(path, 100, 322, folder=Path(folder) / "windows")
-        images["photos"] = scene, [Image.open(file.source) for file in windows]
+        tiles = scene_tiles(path, 100, 322, folder=Path(folder) / "tiles")
+        images["images"] = scene, [Image.open(file.source) for file in tiles]
     if aerial is not None:
         chips = [Image.open(file) for file in sorted((aerial / "images").iterdir())]
         images["aerial"] = mosaic(aerial).convert("RGB").crop(PART), chips
     for name, (image, parts) in images.items():
         model = PriMaPsEM(6, device="cpu").fit(parts)
         whole = predict_image(model, image, crf_tile=1400)
-        for look in ({"crf_tile": 322}, {"crf_tile": 448}, {"crf_tile": 602}, {"crf_tile": 840},
+        for options in ({"crf_tile": 322}, {"crf_tile": 448}, {"crf_tile": 602}, {"crf_tile": 840},
                      {"size": 448, "crf_tile": 1400}):  # fmt: skip
-            differ = (predict_image(model, image, **look) != whole).mean()
-            print(f"{name}: {look} against one window over all of it: {differ:.2%}", flush=True)
+            differ = (predict_image(model, image, **options) != whole).mean()
+            print(
+                f"{name}: {options} against one CRF tile over the scene: {differ:.2%}", flush=True
+            )
         print(f"{name}: classes have {np.sort(np.bincount(whole.ravel()) / whole.size).round(3)}")
 
 
 def mosaic(folder: Path) -> Image.Image:
-    """The largest piece of land that chips fit together to, transparent where there is none."""
+    """Return the largest mosaic of neighboring chips, transparent where no chip fits."""
     files = sorted((folder / "images").iterdir())
     chips = [np.asarray(Image.open(file).convert("RGB")).astype(np.float32) for file in files]
     side = chips[0].shape[0]
@@ -255,24 +258,30 @@ def mosaic(folder: Path) -> Image.Image:
     return Image.fromarray(canvas)
 
 
-def pictures(out: Path, aerial: Path | None = None) -> None:
-    """A scene, its classes crop beside crop, blended, and refined by the CRF; without a folder
-    of chips a photo, seen at twice its size."""
+def overlays(out: Path, aerial: Path | None = None) -> None:
+    """Draw a scene and its classes: tiles side by side, blended, and refined by the CRF.
+
+    Without a folder of chips the scene is an image at twice its size.
+    """
     from primaps.pictures.overlays import grid, overlay
     from primaps.scenes.predict import predict_image
     from primaps.utils.colors import palette
 
     out.mkdir(parents=True, exist_ok=True)
     if aerial is None:
-        scene, scale, close = photos()[4].crop((0, 0, 640, 322)), 0.5, (0, 0, 640, 322)
-        parts = [p.crop((x, y, x + 161, y + 161)) for p in photos()
+        scene, scale, close = sample_images()[4].crop((0, 0, 640, 322)), 0.5, (0, 0, 640, 322)
+        parts = [p.crop((x, y, x + 161, y + 161)) for p in sample_images()
                  for x in (50, 250) for y in (20, 160)]  # fmt: skip
     else:
         scene, scale, close = mosaic(aerial).crop(PART), 1, CLOSE
         parts = [Image.open(f) for f in sorted((aerial / "images").iterdir())[::8]]
     rgb, model = scene.convert("RGB"), fitted(6, parts)
     shown = {"scene": rgb}
-    for name, overlap, crf in (("apart", 0, False), ("blended", 40, False), ("crf", 40, True)):
+    for name, overlap, crf in (
+        ("side by side", 0, False),
+        ("blended", 40, False),
+        ("crf", 40, True),
+    ):
         labels = predict_image(model, scene, crf=crf, tile_overlap=overlap, scale=scale)
         if scale == 1:
             print(f"{name}: {seams(labels, overlap)}", flush=True)
@@ -284,15 +293,18 @@ def pictures(out: Path, aerial: Path | None = None) -> None:
 
 
 def seams(labels: np.ndarray, overlap: int) -> str:
-    """How often neighbors differ in class across the rims of crops, and anywhere."""
+    """Return how often neighboring pixels differ in class across borders of tiles, and anywhere."""
     from primaps.scenes.tiling import plan_tiles
 
     plan = plan_tiles(*labels.shape, 14, 322, overlap)
     across = [at * 14 for at in plan.lefts[1:]] + [at * 14 + 322 for at in plan.lefts[:-1]]
     down = [at * 14 for at in plan.tops[1:]] + [at * 14 + 322 for at in plan.tops[:-1]]
     changes = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
-    rims = changes[0][:, [x - 1 for x in across]].mean(), changes[1][[y - 1 for y in down]].mean()
-    rates = [f"{np.mean(rims):.2%} at the rims of crops"]
+    borders = (
+        changes[0][:, [x - 1 for x in across]].mean(),
+        changes[1][[y - 1 for y in down]].mean(),
+    )
+    rates = [f"{np.mean(borders):.2%} across borders of tiles"]
     rates += [f"{np.mean([each.mean() for each in changes]):.2%} anywhere"]
     return ", ".join(rates)
 
@@ -300,14 +312,14 @@ def seams(labels: np.ndarray, overlap: int) -> str:
 def main() -> None:
     """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["memory", "time", "windows", "pictures", "child"])
+    parser.add_argument("what", choices=["memory", "time", "tiles", "overlays", "child"])
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--side", type=int, default=20_000)
     parser.add_argument("--scale", type=float, default=4.0)
-    parser.add_argument("--kind", choices=["shapes", "photos"], default="photos")
-    parser.add_argument("--engine", default="torch", help="of memory: the backbone's")
-    parser.add_argument("--classes", type=int, default=CLASSES, help="of time")
-    parser.add_argument("--precision", default="auto", help="of time: the backbone's")
+    parser.add_argument("--kind", choices=["shapes", "images"], default="images")
+    parser.add_argument("--engine", default="torch", help="for memory: engine of the backbone")
+    parser.add_argument("--classes", type=int, default=CLASSES, help="for time: number of classes")
+    parser.add_argument("--precision", default="auto", help="for time: precision of the backbone")
     given = parser.parse_args()
     if given.what == "memory":
         memory(given.side, given.scale, given.kind, given.engine)
@@ -315,10 +327,10 @@ def main() -> None:
         child(given.paths[0], given.scale, given.engine)
     elif given.what == "time":
         timing(given.classes, given.precision)
-    elif given.what == "windows":
-        window_sizes(given.paths[0] if given.paths else None)
+    elif given.what == "tiles":
+        tile_sizes(given.paths[0] if given.paths else None)
     else:
-        pictures(*given.paths)
+        overlays(*given.paths)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_fit_predict_and_propose_a_scene(vit, tmp_path, monkeypatch):
         (["propose", scene, "--out", tmp_path / "o.tif", "--explain"], "applies to images"),
         (
             ["fit", scene, "--classes", 3, "--out", tmp_path / "m", "--scale", 2],
-            "give --scene-tiles",
+            "add --scene-tiles",
         ),
     ):
         extra = [] if words[0] == "predict" else ["--backbone", vit]
