@@ -25,10 +25,10 @@ COLUMNS = {"class": np.int32, "name": object, "color": object, "area": float, "p
 
 def write_polygons(
     labels: Path,
-    pixels: int,
     out: Path,
     names: Sequence[str],
     colors: UInt8[np.ndarray, "k 3"],
+    size: tuple[int, int],
     progress: ProgressCallback,
 ) -> bool:
     """Write the connected regions of a class map: class, name, color, area and number of pixels.
@@ -37,11 +37,7 @@ def write_polygons(
 
     Args:
         labels: result of :func:`primaps.scenes.writer.write_labels`.
-        pixels: number of pixels of the class map, for the progress.
-        out: GeoPackage to write.
-        names: names of the classes.
-        colors: colors of the classes.
-        progress: progress callback.
+        size: height and width of the class map.
 
     Returns:
         Whether the file was written: False if an earlier call had written it.
@@ -52,46 +48,31 @@ def write_polygons(
     """
     check_geopackage(out)
     options = {"primaps": VERSION, "names": list(names), "colors": colors.tolist()}
+    total = size[0] * size[1]
+
+    def rows(place: vectors.Georeference | None) -> Iterator[tuple[Any, ...]]:
+        area, done = place.pixel_area if place else 1.0, 0
+        for region in vectors.label_polygons(labels, HIDDEN, place):
+            k, pixels = region.label, region.pixels
+            yield region.polygon, k, names[k], "#" + bytes(colors[k]).hex(), pixels * area, pixels
+            done += pixels
+            progress("polygons", done, total, {})
+        progress("polygons", total, total, {})
+
     with resumable_file(out, labels, options, _read_digest) as (work, digest):
         if work is None:
             return False
         with vectors.geo_module("rasterio").Env(GDAL_CACHEMAX=CACHE_BYTES):
             place = vectors.read_georeference(labels)
-            rows = _rows(labels, pixels, place, names, colors, progress)
+            crs, description = place.crs if place else None, PREFIX + digest
             with atomic_path(out) as temporary:
                 temporary.unlink()  # GDAL creates the file itself
-                vectors.write_polygons(
-                    temporary, LAYER, COLUMNS, rows, place and place.crs, PREFIX + digest
-                )
+                vectors.write_polygons(temporary, LAYER, COLUMNS, rows(place), crs, description)
     return True
 
 
-def _rows(
-    labels: Path,
-    total: int,
-    place: vectors.Georeference | None,
-    names: Sequence[str],
-    colors: UInt8[np.ndarray, "k 3"],
-    progress: ProgressCallback,
-) -> Iterator[tuple[Any, ...]]:
-    """Yield the polygon and the values of :data:`COLUMNS` of every region."""
-    area = place.pixel_area if place else 1.0
-    done = 0
-    for region in vectors.label_polygons(labels, HIDDEN, place):
-        k, pixels = region.label, region.pixels
-        yield region.polygon, k, names[k], "#" + bytes(colors[k]).hex(), pixels * area, pixels
-        done += pixels
-        progress("polygons", done, total, {})
-    progress("polygons", total, total, {})
-
-
 def check_geopackage(out: Path) -> None:
-    """Check that polygons can be written to a file, before a prediction that may take hours.
-
-    Raises:
-        OutputError: the file is not a ``.gpkg``, or exists and was not written by primaps.
-        MissingPackageError: rasterio, shapely or pyogrio is not installed.
-    """
+    """Check that polygons can be written to a file, before a prediction that may take hours."""
     for package in ("rasterio", "shapely", "pyogrio"):
         vectors.geo_module(package)
     if out.suffix.lower() != ".gpkg":

@@ -79,7 +79,8 @@ def predict_scene(
             f"the model has {len(titles)} classes; a class map of a scene holds at most {HIDDEN}"
         )
     if polygons is not None:
-        check_geopackage(Path(polygons).expanduser())
+        polygons = Path(polygons).expanduser()
+        check_geopackage(polygons)
     check_side_file(out, titles)
     manifest = {
         "primaps": VERSION,
@@ -88,7 +89,7 @@ def predict_scene(
         "names": titles,
         "colors": colors.tolist(),
         **asdict(inference),
-        **tiling.to_dict(),
+        **asdict(tiling),
     }
     with (
         closing(open_scene(path, tiling.bands)) as scene,
@@ -100,10 +101,7 @@ def predict_scene(
             write_labels(labels, out, digest, progress)
     written = work is not None
     if polygons is not None:
-        pixels = scene.height * scene.width
-        written |= write_polygons(
-            out, pixels, Path(polygons).expanduser(), titles, colors, progress
-        )
+        written |= write_polygons(out, polygons, titles, colors, scene.sizes[0], progress)
     return written
 
 
@@ -137,12 +135,7 @@ def predict_image(model: PriMaPsEM, image: Image.Image, **options: Any) -> UInt8
 def split_options(
     model: PriMaPsEM, options: dict[str, Any]
 ) -> tuple[InferenceOptions, TilingOptions]:
-    """Separate the options of inference from those of tiling; both have ``size``.
-
-    Raises:
-        ModelError: the model is not fitted.
-        InputError: an option is out of range.
-    """
+    """Separate the options of inference from those of tiling; both have ``size``."""
     names = {"crf", "flip", "precision"}
     inference = InferenceOptions(**{name: options[name] for name in names & options.keys()})
     tiling = TilingOptions(**{name: value for name, value in options.items() if name not in names})
@@ -168,11 +161,7 @@ def scene_classes(
 def shown_classes(
     model: PriMaPsEM, names: Sequence[str] | None
 ) -> tuple[list[str], UInt8[np.ndarray, "k 3"]]:
-    """Return the names and colors of the classes that a model predicts.
-
-    Raises:
-        InputError: the number of names is not the number of classes.
-    """
+    """Return the names and colors of the classes that a model predicts."""
     shown = model.shown_classes
     titles = list(names) if names else [one.name for one in shown]
     if len(titles) != len(shown):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def propose_scene(
         "precision": network.arithmetic,
         "threshold": threshold,
         "mask_crf": mask_crf,
-        **options.to_dict(),
+        **asdict(options),
     }
     with (
         closing(open_scene(path, options.bands)) as scene,
@@ -159,8 +160,7 @@ def tile_masks(
             row["shown"] = sorted(set(row["shown"]) - {0})
             rows.append(row)
             work.save(rows=rows)
-        each = len(tiles.lefts)
-        progress("tiles", (i + 1) * each, len(tiles.tops) * each, {})
+        progress("tiles", (i + 1) * len(tiles.lefts), len(tiles.tops) * len(tiles.lefts), {})
     return raw
 
 

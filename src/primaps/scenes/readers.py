@@ -123,13 +123,7 @@ def tiff_tags(file: BinaryIO) -> set[int]:
 
 
 def open_geotiff(path: Path, bands: Sequence[int] | None = None) -> Scene:
-    """Open a scene by rasterio; nodata, alpha, masks and NaN make pixels invalid.
-
-    Raises:
-        SceneError: the file is damaged, or has five or more bands and none are selected.
-        InputError: the file has no such band.
-        MissingPackageError: rasterio is not installed.
-    """
+    """Open a scene by rasterio; nodata, alpha, masks and NaN make pixels invalid."""
     rasterio = geo_module("rasterio")
     environment = rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_NUM_THREADS=1)
     with ExitStack() as datasets:  # closed on an error
@@ -200,11 +194,7 @@ def _palette(dataset: Any) -> np.ndarray | None:
 
 
 def tifffile_module() -> Any:
-    """Import tifffile.
-
-    Raises:
-        MissingPackageError: it is not installed.
-    """
+    """Import tifffile, or raise a MissingPackageError."""
     try:
         import tifffile
     except ImportError:
@@ -215,14 +205,7 @@ def tifffile_module() -> Any:
 
 
 def open_tiff(path: Path, bands: Sequence[int] | None = None) -> Scene:
-    """Open the first image of a TIFF by tifffile, with the smaller levels of its pyramid.
-
-    Raises:
-        SceneError: the file is damaged, is not a 2-D image, or has five or more bands and none are
-            selected.
-        InputError: the file has no such band.
-        MissingPackageError: tifffile is not installed.
-    """
+    """Open the first image of a TIFF by tifffile, with the smaller levels of its pyramid."""
     tifffile = tifffile_module()
     with ExitStack() as files:  # closed on an error
         with decoding_errors(path):

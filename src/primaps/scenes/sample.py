@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,12 @@ def scene_tiles(
         NotFoundError: no scene was found.
     """
     options, files = TilingOptions(**tiling), find_images(scenes)
+    paths = [Path(str(file.source)) for file in files]
     if count < 1:
         raise InputError(f"--scene-tiles must be at least 1, got {count}")
-    areas = np.zeros(len(files))
-    for number, file in enumerate(files):
-        with _view(file, options) as view:
+    areas = np.zeros(len(paths))
+    for number, path in enumerate(paths):
+        with _view(path, options) as view:
             if min(view.height, view.width) < size:
                 raise InputError(
                     f"{view.scene.path} has {view.width}x{view.height} pixels at scale "
@@ -79,28 +81,25 @@ def scene_tiles(
     ends = np.rint(areas.cumsum() / areas.sum() * count).astype(int).tolist()
     root = Path(folder).expanduser() if folder is not None else cache_dir() / "scene-tiles"
     found: list[ImageFile] = []
-    for number, (file, begin, end) in enumerate(zip(files, [0, *ends], ends, strict=False)):
-        key = json.dumps([VERSION, seed, number, size, options.to_dict(), sha256(_path(file))])
+    counts = np.diff(ends, prepend=0).tolist()
+    for number, (file, path) in enumerate(zip(files, paths, strict=True)):
+        key = json.dumps([VERSION, seed, number, size, asdict(options), sha256(path)])
         subfolder = root / hashlib.sha256(key.encode()).hexdigest()[:16]
-        with _view(file, options) as view:
-            for colors, name in _random_tiles(view, end - begin, size, seed + number):
-                path = subfolder / f"{name}.png"
-                if not path.exists():
-                    with atomic_path(path) as temporary:
+        with _view(path, options) as view:
+            for colors, name in _random_tiles(view, counts[number], size, seed + number):
+                tile = subfolder / f"{name}.png"
+                if not tile.exists():
+                    with atomic_path(tile) as temporary:
                         save_image(Image.fromarray(colors), temporary)
-                found.append(ImageFile(path, f"{file.key}/{name}"))
+                found.append(ImageFile(tile, f"{file.key}/{name}"))
                 progress("sampling", len(found), count, {})
     return found
 
 
-def _path(file: ImageFile) -> Path:
-    return Path(str(file.source))
-
-
 @contextmanager
-def _view(file: ImageFile, options: TilingOptions) -> Iterator[View]:
+def _view(path: Path, options: TilingOptions) -> Iterator[View]:
     """Open a scene; one at a time, because a collection may have thousands."""
-    with closing(open_scene(_path(file), options.bands)) as scene:
+    with closing(open_scene(path, options.bands)) as scene:
         yield options.view(scene)
 
 

@@ -122,11 +122,7 @@ def select_bands(
 
 @contextmanager
 def decoding_errors(path: Path) -> Iterator[None]:
-    """Turn every error that a decoder raises into a :class:`SceneError` that names the file.
-
-    Raises:
-        SceneError: the block raised an error.
-    """
+    """Turn every error that a decoder raises into a :class:`SceneError` that names the file."""
     try:
         yield
     except (PrimapsError, MemoryError):
@@ -135,7 +131,5 @@ def decoding_errors(path: Path) -> Iterator[None]:
         raise SceneError(f"{path} does not exist") from None
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise SceneError(
-            f"{path} is damaged or not in a supported image format ({reason}); restore or convert "
-            "it"
-        ) from None
+        problem = f"{path} is damaged or not in a supported image format ({reason})"
+        raise SceneError(f"{problem}; restore or convert it") from None

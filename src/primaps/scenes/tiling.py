@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -22,8 +22,6 @@ from primaps.utils.errors import InputError
 from primaps.utils.parallel import lane_count
 from primaps.utils.validation import validate_fields
 
-Bands = list[Annotated[int, Ge(1)]]
-Limits = tuple[float, float]
 Span = tuple[int, int]
 
 
@@ -50,10 +48,6 @@ class TilingOptions:
 
     Raises:
         InputError: a value is out of its range.
-
-    Examples:
-        >>> TilingOptions(size=322, tile_overlap=42).to_dict()["tile_overlap"]
-        42
     """
 
     size: Size | None = None
@@ -61,8 +55,8 @@ class TilingOptions:
     crf_tile: CrfTile | None = None
     scale: Annotated[float, Gt(0)] | None = None
     mpp: Annotated[float, Gt(0)] | None = None
-    bands: Bands | None = None
-    stretch: Limits | None = None
+    bands: list[Annotated[int, Ge(1)]] | None = None
+    stretch: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         validate_fields(self)
@@ -72,21 +66,13 @@ class TilingOptions:
                 f"stretch: the black value {low:g} must be below the white value {high:g}"
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options as JSON."""
-        return asdict(self)
-
     def view(self, scene: Scene, seed: int = 0) -> View:
         """Return the scene at the selected scale and colors."""
         scale = view_scale(scene, self.scale, self.mpp)
         return View(scene, scale, stretch_limits(scene, seed, self.stretch))
 
     def tiles(self, view: View, network: Backbone, size: int, classes: int = 1) -> Tiles:
-        """Return the tiles of a view; ``size`` is the default side.
-
-        Raises:
-            InputError: a tile needs more memory than available, or the overlap exceeds half of it.
-        """
+        """Return the tiles of a view; ``size`` is the default side."""
         side = image_side(network, self.size or size, lane_count(network.device), classes)
         overlap = side // 8 if self.tile_overlap is None else self.tile_overlap
         return plan_tiles(view.height, view.width, network.patch_size, side, overlap)
@@ -137,14 +123,8 @@ def plan_tiles(height: int, width: int, patch: int, size: int, overlap: int) -> 
     if not 0 <= 2 * common <= side:
         raise InputError(f"--tile-overlap {overlap} must be between 0 and half of the size {size}")
     rows, columns = -(-height // patch), -(-width // patch)
-    return Tiles(
-        patch,
-        rows,
-        columns,
-        (min(side, rows), min(side, columns)),
-        tile_starts(rows, side, common),
-        tile_starts(columns, side, common),
-    )
+    tops, lefts = (tile_starts(length, side, common) for length in (rows, columns))
+    return Tiles(patch, rows, columns, (min(side, rows), min(side, columns)), tops, lefts)
 
 
 def tile_starts(length: int, side: int, overlap: int) -> tuple[int, ...]:
@@ -196,11 +176,6 @@ def cosine_weights(side: tuple[int, int]) -> Float[Tensor, "n m"]:
 
 
 def is_scene(inputs: list[str], out: Path) -> bool:
-    """Return whether a command processes one scene: one input file, and a TIFF as output.
-
-    Examples:
-        >>> is_scene(["images"], Path("out")), is_scene([__file__], Path("a.TIF"))
-        (False, True)
-    """
+    """Return whether a command processes one scene: one input file, and a TIFF as output."""
     single = len(inputs) == 1 and not Path(inputs[0]).expanduser().is_dir()
     return single and out.suffix.lower() in (".tif", ".tiff")

@@ -170,31 +170,23 @@ def prefetched(function: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple
         [(-1, 1), (2, 2)]
     """
     with ThreadPoolExecutor(1) as pool:
-        waiting: list[tuple[A, Future[B]]] = []
+        previous: tuple[A, Future[B]] | None = None
         for item in items:
-            waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > 1:
-                before, future = waiting.pop(0)
-                yield before, future.result()
-        for before, future in waiting:
-            yield before, future.result()
+            current = item, pool.submit(function, item)
+            if previous is not None:
+                yield previous[0], previous[1].result()
+            previous = current
+        if previous is not None:
+            yield previous[0], previous[1].result()
 
 
 def view_scale(scene: Scene, scale: float | None, mpp: float | None) -> float:
-    """Return the scene pixels per network pixel, from ``scale`` or from meters per network pixel.
-
-    Raises:
-        InputError: both are given, or the scene does not declare its ground size, or it is smaller
-            than one network pixel.
-    """
+    """Return the scene pixels per network pixel from ``--scale`` or ``--mpp``."""
     if scale is not None and mpp is not None:
         raise InputError("--scale and --mpp exclude each other: give one of them")
     if mpp is not None and scene.meters is None:
         raise InputError(f"--mpp: {scene.path} does not declare its ground size; give --scale")
-    found = scale if mpp is None else mpp / (scene.meters or 1.0)
-    found = 1.0 if found is None else found
-    if not 0 < found < math.inf:
-        raise InputError(f"the scale must be positive and finite, got {found:g}")
+    found = scale or 1.0 if mpp is None else mpp / (scene.meters or 1.0)
     if found > min(scene.height, scene.width):
         raise InputError(
             f"scale {found:g} is larger than {scene.path} ({scene.width}x{scene.height} pixels); "
@@ -211,9 +203,6 @@ def stretch_limits(
     Without ``limits`` they are the 2nd and 98th percentile of a seeded sample of the whole scene.
     Every tile gets the same stretch. The sample is read from the smallest resolution level that is
     large enough.
-
-    Raises:
-        SceneError: the sample has no valid pixel.
     """
     if limits is None and scene.eight_bit:
         return None

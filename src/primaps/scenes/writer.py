@@ -19,7 +19,7 @@ from primaps.geometry.vectors import Georeference, geo_module
 from primaps.results import RawFile, check_file, output_file
 from primaps.scenes.readers import CACHE_BYTES, tifffile_module
 from primaps.utils.files import atomic_path
-from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.progress import ProgressCallback
 
 TILE = 512
 """Side of the tiles of the written file, and number of rows that are copied at once."""
@@ -50,7 +50,7 @@ class Labels:
     dtype: str = "uint8"
 
     def strips(
-        self, progress: ProgressCallback = silent
+        self, progress: ProgressCallback
     ) -> Iterator[tuple[int, Integer[np.ndarray, "h w"]]]:
         """Yield the first row and the labels of every strip of :data:`TILE` rows."""
         height = self.raw.shape[0]
@@ -64,12 +64,7 @@ class Labels:
 
 
 def write_labels(labels: Labels, out: Path, digest: str, progress: ProgressCallback) -> None:
-    """Write ``out``, and the class names to ``out.aux.xml``, where QGIS and ArcGIS find them.
-
-    Raises:
-        OutputError: ``out.aux.xml`` exists and has other content.
-        MissingPackageError: neither rasterio nor tifffile is installed.
-    """
+    """Write ``out``, and the class names to ``out.aux.xml``, where QGIS and ArcGIS find them."""
     use_gdal = labels.georeference is not None or importlib.util.find_spec("rasterio") is not None
     if labels.names:
         with output_file(check_side_file(out, labels.names)) as temporary:
@@ -79,11 +74,7 @@ def write_labels(labels: Labels, out: Path, digest: str, progress: ProgressCallb
 
 
 def check_side_file(out: Path, names: Sequence[str]) -> Path:
-    """Return the path of the class names, ``out.aux.xml``.
-
-    Raises:
-        OutputError: the file exists and has other content.
-    """
+    """Return the path of the class names, ``out.aux.xml``."""
     path = out.with_name(out.name + ".aux.xml")
     check_file(path, _names_xml(names).encode())
     return path
