@@ -247,7 +247,9 @@ class ClassList:
         if twice:
             raise InputError(f"two classes have the name {twice[0]!r}; names must be distinct")
         if self.colors is not None and len(self.colors) != len(self.classes):
-            raise InputError(f"{len(self.colors)} colors do not fit {len(self.classes)} classes")
+            raise InputError(
+                f"{len(self.colors)} colors for {len(self.classes)} classes; give one color per class"
+            )
 
 
 def read_classes(labels: str | Path) -> tuple[list[str] | None, int | None]:
