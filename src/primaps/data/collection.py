@@ -248,7 +248,7 @@ class ClassList:
             raise InputError(f"two classes have the name {twice[0]!r}; names must be distinct")
         if self.colors is not None and len(self.colors) != len(self.classes):
             raise InputError(
-                f"{len(self.colors)} colors for {len(self.classes)} classes; give one color per class"
+                f"{len(self.colors)} colors for {len(self.classes)} classes; give one per class"
             )
 
 
