@@ -114,7 +114,7 @@ def mask_probabilities(
     if len(images) != len(features):
         raise InputError(f"got {len(features)} feature maps for {len(images)} images")
     if not (crf is None or crf == "dense" or callable(crf)):
-        raise InputError(f"crf must be 'dense', a callable or None, got {crf!r}")
+        raise InputError(f"crf is {crf!r}; it must be 'dense', a callable or None")
     proposals = propose(
         features,
         threshold=threshold,
