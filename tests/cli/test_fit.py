@@ -277,7 +277,7 @@ def test_a_model_does_not_overwrite_files_of_other_programs(images, vit, tmp_pat
     (tmp_path / "m" / "config.json").write_text('{"mine": 1}')
     for out, words in (
         (tmp_path / "m", "config.json was not written by primaps"),
-        (images, "holds the image"),
+        (images, "choose another output folder"),
     ):
         before = {path: path.read_bytes() for path in out.iterdir()}
         done = call("fit", images, "--backbone", vit, *QUICK, "--out", out)
