@@ -48,7 +48,7 @@ def data_sets(root: Path) -> dict[str, Path]:
         path.write_text("".join(f"{name}\n" for name in names))
     for folder in ("imgs", "gt"):
         (potsdam / folder).mkdir(parents=True)
-    lists = {"labeled_train": [7, 12], "labeled_test": [3, 90], "unlabeled_train": []}
+    lists = {"labelled_train": [7, 12], "labelled_test": [3, 90], "unlabelled_train": []}
     for name, patches in lists.items():
         (potsdam / f"{name}.txt").write_text("".join(f"{patch}\n" for patch in patches))
         for patch in patches:

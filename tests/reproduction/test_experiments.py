@@ -142,7 +142,7 @@ def test_after_an_interrupt_only_missing_rows_are_run(table1, tmp_path, monkeypa
     assert runs[4] == runs[3]
     assert len(runs) == 4 + 15 - 3  # seven rows of two seeds and one oracle, which three rows share
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert done.output.count("(from before)") == 5  # three, and two more rows of the oracle
+    assert done.output.count("(from an earlier run)") == 5  # three, and two more rows of the oracle
     assert "not run" not in text
     table1("--seeds", "0,1")
     assert len(runs) == 16
@@ -293,9 +293,9 @@ def test_a_row_that_fails_keeps_its_reason_and_the_others_go_on(
     for path in (out / "rows").glob("*baseline*"):
         path.unlink()
     _, text = table1("--seeds", 0)
-    assert cells_of(text, "linear probe")[2].endswith("remove it, and the run is done again")
+    assert cells_of(text, "linear probe")[2].endswith("remove the file to repeat the run")
     assert cells_of(text, "baseline")[2] == (
-        f"{fit} is of another fit; remove it, and the run is done again"
+        f"{fit} belongs to another fit; remove the file to repeat the run"
     )
     assert float(cells_of(text, "PriMaPs-EM")[0]) > 0
 
@@ -330,29 +330,29 @@ def test_a_checkpoint_with_clusters_for_other_classes_is_the_reason_of_its_row(t
         given = f"HP={tmp_path / words}"
         _, text = table1("--seeds", 0, "--projection", given, "--epochs", 1, name="table6")
         reason = cells_of(text, "HP")[2]
-        assert reason == f"the checkpoint of HP has {words}, not one for each of the 3 classes"
+        assert reason == f"the checkpoint of HP has {words}; the row needs one for each of the 3 classes"
         assert float(cells_of(text, "baseline")[0]) > 0
 
 
 def test_projections_of_a_folder_are_trained_once_a_seed(table1, vit, tmp_path, monkeypatch):
     few = partial(run.train_projection, steps=3)
-    monkeypatch.setattr(run_module, "train_projection", few)
+    monkeypatch.setattr(run, "train_projection", few)
     _, text = table1("--seeds", 0, name="projections")
     assert "not run" not in text
     for label in ("STEGO + CRF", "STEGO + PriMaPs-EM", "HP", "HP + PriMaPs-EM + CRF"):
         assert float(cells_of(text, label)[0]) > 0
-    hp, stego = sorted((tmp_path / "out" / "models").glob("[A-Z]*/projection.json"))
+    hp, stego = sorted((tmp_path / "out" / "models").glob("[A-Z]*/projection.safetensors"))
     assert (hp.parent.name[:14], stego.parent.name[:17]) == ("HP-vit0-seed0-", "STEGO-vit0-seed0-")
     report = json.loads((tmp_path / "out" / "projections" / "report.json").read_text())
     digests = {name: load_projection(None, path.parent).digest
                for name, path in (("HP", hp), ("STEGO", stego))}  # fmt: skip
     for row in (row for row in report["rows"] if row["projection"]):
         assert row["runs"][0]["codes"]["projection"] == digests[row["projection"]]
-    assert f"(models/{hp.parent.name}): SHA-256 `{digests['HP']}`, of the network `" in text
+    assert f"(models/{hp.parent.name}): SHA-256 `{digests['HP']}`, network `" in text
     model = primaps.PriMaPsEM(3, backbone=vit, size=64, projection=hp.parent, device="cpu")
     assert model.projection.digest == digests["HP"]  # a person can go on with it
     again, _ = table1("--seeds", 0, name="projections")
-    assert again.output.count("(from before)") == 12
+    assert again.output.count("(from an earlier run)") == 12
 
 
 def test_a_budget_stops_before_a_row_and_the_same_command_goes_on(table1, tmp_path):
@@ -377,7 +377,7 @@ def test_the_worst_images_are_those_of_lowest_accuracy(table1, tmp_path, monkeyp
         drawings, "load_pair", lambda *a, **k: (labeled.append(a[1].key), load(*a, **k))[1]
     )
     _, text = table1("--seeds", 0, name="figure10")
-    assert "Images of lowest accuracy: of the segmentation (left, of all)" in text
+    assert "Images with the lowest accuracy of the segmentation (left, of all images)" in text
     about = json.loads((tmp_path / "out" / "figure10" / "report.json").read_text())
     accuracy = about["rows"][0]["runs"][0]["by_image"]
     assert set(accuracy) == {"10", "11", "12"}
@@ -387,7 +387,7 @@ def test_the_worst_images_are_those_of_lowest_accuracy(table1, tmp_path, monkeyp
     monkeypatch.setattr(drawings, "JUDGED_IMAGES", 2)
     _, text = table1("--seeds", 0, name="figure10")
     assert labeled == ["10", "12"]  # at even distances
-    assert "(right, of at most 2 at even distances)" in text
+    assert "(right, of at most 2 images)" in text
 
 
 def test_the_order_of_the_paper_is_judged_by_mean_iou():
@@ -456,7 +456,7 @@ def test_a_plan_counts_the_training_of_projections_once_a_seed(root, vit, tmp_pa
 
 
 def test_a_plan_speaks_of_augmentation_where_there_is_some():
-    assert "--views 2 keeps two" in call("reproduce", "figure1", "--plan").output
+    assert "--views 2 computes two" in call("reproduce", "figure1", "--plan").output
     assert "--views 2" not in call("reproduce", "table5", "--plan").output
 
 
