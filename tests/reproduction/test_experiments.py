@@ -330,7 +330,10 @@ def test_a_checkpoint_with_clusters_for_other_classes_is_the_reason_of_its_row(t
         given = f"HP={tmp_path / words}"
         _, text = table1("--seeds", 0, "--projection", given, "--epochs", 1, name="table6")
         reason = cells_of(text, "HP")[2]
-        assert reason == f"the checkpoint of HP has {words}; the row needs one for each of the 3 classes"
+        assert (
+            reason
+            == f"the checkpoint of HP has {words}; the row needs one for each of the 3 classes"
+        )
         assert float(cells_of(text, "baseline")[0]) > 0
 
 
