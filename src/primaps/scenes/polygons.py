@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def write_polygons(
 def check_geopackage(out: Path) -> None:
     """Check that polygons can be written to a file, before a prediction that may take hours."""
     for package in ("rasterio", "shapely", "pyogrio"):
-        vectors.geo_module(package)
+        if find_spec(package) is None:  # an import would take memory that the prediction needs
+            vectors.geo_module(package)
     if out.suffix.lower() != ".gpkg":
         raise OutputError(
             f"{out}: polygons are written as a GeoPackage; choose {out.with_suffix('.gpkg')}"
