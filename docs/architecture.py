@@ -26,10 +26,10 @@ LAYERS = (
     ("reproduction", "studio"),
     ("cli",),
 )
-"""From the ground up. In a layer, what stands later may import what stands earlier."""
+"""From the lowest layer up. Within a layer, a name may import the names before it."""
 WORDS = {
     "utils": "files, errors, processes",
-    "results": "may I write here?",
+    "results": "output folders, locks",
     "version": "a constant",
     "demo": "six images",
     "config": "every option",
@@ -37,21 +37,21 @@ WORDS = {
     "data": "images and labels",
     "proposals": "section 3.1: masks",
     "backbones": "images to features",
-    "features": "computed once, kept",
+    "features": "computed once, cached",
     "em": "section 3.2: prototypes",
     "projections": "STEGO, HP, yours",
     "classes": "tree, edits, stability",
     "exchange": "formats of other tools",
     "geometry": "regions, polygons",
-    "model": "what a user holds",
+    "model": "fit, predict, save, load",
     "persistence": "files of a model",
     "evaluation": "scores by labels",
     "pictures": "overlays, charts",
     "inference": "images to label maps",
     "batch": "propose, predict",
     "engines": "Ray, datasets, Spark",
-    "planning": "what a fit takes",
-    "fitting": "images to a model's folder",
+    "planning": "time, memory, disk space",
+    "fitting": "images to a model folder",
     "scenes": "images of any size",
     "reproduction": "the paper's tables",
     "studio": "server and page",
@@ -72,7 +72,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports() -> dict[str, set[str]]:
-    """What each module imports of the package, wherever in the module it says so."""
+    """Return the modules of the package that each module imports, also inside functions."""
     known = modules()
     graph: dict[str, set[str]] = {}
     for name, path in known.items():
@@ -93,12 +93,12 @@ def imports() -> dict[str, set[str]]:
 
 
 def room(module: str) -> str:
-    """The folder of a module, or the module itself if it stands in none."""
+    """Return the folder of a module, or the module itself if it is at the top level."""
     return module.partition(".")[0]
 
 
 def rooms() -> dict[str, set[str]]:
-    """What each folder imports of the others."""
+    """Return the folders that each folder imports."""
     graph = defaultdict(set)
     for module, targets in imports().items():
         graph[room(module)] |= {room(target) for target in targets} - {room(module)}
@@ -106,7 +106,7 @@ def rooms() -> dict[str, set[str]]:
 
 
 def direct(graph: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Those imports that no chain of others implies: what a picture needs to show."""
+    """Return the imports that are not implied by a chain of other imports."""
 
     def below(name: str) -> set[str]:
         return graph.get(name, set()).union(*map(below, graph.get(name, set())))
@@ -164,7 +164,7 @@ def draw(path: Path = PICTURE) -> None:
                   weight="bold", zorder=3)  # fmt: skip
         axes.text(x, y - 1.5, words, ha="center", va="center", color="#51606f", size=8, zorder=3)
     axes.text(3, 122.2, "primaps: imports run downwards", color=ink, size=14, weight="bold")
-    axes.text(3, 119.6, "drawn from the imports, without those that others imply; science in blue",
+    axes.text(3, 119.6, "arrows: imports, except those implied by others; blue: methods, scores",
               color="#51606f", size=9)  # fmt: skip
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -35,7 +35,7 @@ Classes = Annotated[int, Interval(ge=2, le=256)]
 CosineScale = Annotated[float, Interval(gt=0, le=10**6)]
 
 DEFAULT_SIZE = 320
-"""Shorter image side of the paper in pixels; the nearest multiple of the patch size is taken."""
+"""Shorter image side of the paper in pixels; the nearest multiple of the patch size is used."""
 ORTHOGONAL_SCALE = 6.0
 """Default scale of the cosine logits of recipe "orthogonal"."""
 EM_STEPS = (
@@ -68,7 +68,9 @@ class Config:
         "Shorter side of the images in pixels, a multiple of the patch size. "
         f"[default: the multiple nearest to {DEFAULT_SIZE}]",
     ] = None
-    epochs: Annotated[Epochs, "Epochs of recipe paper and of methods kmeans and probe."] = 50
+    epochs: Annotated[
+        Epochs, "Number of training epochs, for recipe paper and methods kmeans and probe."
+    ] = 50
     init_epochs: Annotated[
         int, Interval(ge=0, le=10**6), "Epochs per k-means restart of the initialization."
     ] = 2
@@ -119,8 +121,8 @@ class Config:
     mask_crf: Annotated[bool, "Refine masks with the dense CRF."] = True
     views: Annotated[
         Views,
-        "Augmented views per image, computed once, or fresh for new views in every step. For "
-        "recipe paper.",
+        "Number of augmented views per image, computed once; or fresh for new views in every "
+        "step. For recipe paper.",
     ] = 0
     loss_size: Annotated[
         LossSize, "Resolution of the majority votes and of the loss, for recipe paper."
@@ -158,7 +160,7 @@ class Config:
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """How a fitted model turns images into label maps."""
+    """Options of inference with a fitted model."""
 
     crf: Annotated[bool, "Refine class probabilities with the dense CRF."] = True
     flip: Annotated[bool, "Average features over the image and its horizontal flip."] = False

@@ -244,7 +244,7 @@ def check_model_folder(folder: Path) -> None:
 
 @contextmanager
 def model_writing(folder: Path, images: Sequence[ImageFile]) -> Iterator[None]:
-    """Hold a folder for the model of some images; another process that wants it waits.
+    """Lock a folder to write the model of some images; other processes wait for it.
 
     Raises:
         OutputError: An image lies in the folder itself, or the folder has files with the names of
@@ -312,7 +312,7 @@ def read_record(folder: Path) -> ModelRecord:
     """Read ``config.json`` in the folder of a model.
 
     Raises:
-        InputError: The file is damaged, or of another program or version.
+        InputError: The file is damaged, not written by primaps, or of another version.
         OSError: The file does not exist or cannot be read.
     """
     path = folder / CONFIG
@@ -464,11 +464,11 @@ def read_class_summary(folder: str | Path) -> ClassSummary | None:
         tree = Tree.from_tensors(tensors)
         record = parse_json(note.get("summary", "null"), SummaryRecord, "summary")
         if len(record.stability) != tree.classes or len(record.shares) != len(tree):
-            raise InputError("summary is of another number of classes or leaves")
+            raise InputError("summary and tree differ in the number of classes or leaves")
         stability = [_from_numbers(ClassStability, one, "stability") for one in record.stability]
         curve = [_from_numbers(Evidence, one, "curve") for one in record.curve]
         if any(not -1 <= one.nearest < tree.classes for one in stability):
-            raise InputError("summary has a nearest class that does not exist")
+            raise InputError("summary refers to a nearest class that does not exist")
     except (InputError, TreeError, OSError) as error:
         raise TreeError(
             f"{path} is damaged ({error}); fit again, or remove the file to use the model without "

@@ -1,14 +1,14 @@
-"""The one answer to "may I write here?": files, folders and unfinished work of this package.
+"""Output files and folders: ownership, journals, and the work of interrupted runs.
 
-Nothing is replaced unless this package wrote it. There are two records of what it wrote:
+A file or folder is replaced only if this package wrote it. Two records tell what it wrote:
 
 - A single file carries a mark in its content (:data:`MARKS`). Files that belong together, such as
   those of a model, have one marked JSON file that describes them (:func:`check_set`).
 - A folder has a journal with the SHA-256 of every file that was written to it. A file that was
   changed since has another digest and is refused (:class:`OutputFolder`, :func:`output_folder`).
 
-Files appear complete or not at all (:func:`primaps.utils.files.atomic_path`). A killed process
-leaves nothing that blocks the next one.
+Files are written atomically (:func:`primaps.utils.files.atomic_path`). Files that a killed process
+leaves do not block the next process.
 """
 
 from __future__ import annotations
@@ -452,7 +452,7 @@ class RawFile:
 
 
 class WorkFolder:
-    """Folder with the intermediate arrays of one run and how far each of its steps has come.
+    """Folder with the intermediate arrays of one run and the progress of each of its steps.
 
     Args:
         folder: an existing folder.
@@ -486,9 +486,9 @@ class WorkFolder:
 def resumable_file(
     out: Path, source: Path, options: Mapping[str, Any], read_digest: Callable[[Path], str | None]
 ) -> Iterator[tuple[WorkFolder | None, str]]:
-    """Return the work on one output file: that of an interrupted run, if one left any.
+    """Return the work folder of one output file, with the work of an interrupted run, if any.
 
-    The work lies in a hidden folder next to ``out`` until the block ends without an error.
+    It is a hidden folder next to ``out`` until the block ends without an error.
 
     Args:
         out: the file to write.
@@ -530,7 +530,7 @@ def resumable_file(
 
 
 def _remove_work(folder: Path) -> None:
-    """Remove a work folder. The manifest goes last, because this process may be killed, too."""
+    """Remove a work folder, the manifest last, because this process may also be killed."""
     if folder.is_dir():
         for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
             path.unlink()

@@ -399,8 +399,11 @@ def test_truncated_weights_say_that_they_are_to_be_deleted(copied):
             {"num_hidden_layers": 2_000_000_000},
             "num_hidden_layers is 2000000000, which is out of range",
         ),
-        ({"hidden_size": 10**6, "num_attention_heads": 1}, "declares .* numbers, more than it has"),
-        ({"image_size": 10**6}, "declares .* numbers, more than it has"),
+        (
+            {"hidden_size": 10**6, "num_attention_heads": 1},
+            "declares .* parameters, more than its files hold",
+        ),
+        ({"image_size": 10**6}, "declares .* parameters, more than its files hold"),
         ({"intermediate_size": -1}, "intermediate_size is -1"),
         ({"patch_size": 0}, "patch_size is 0"),
         ({"hidden_size": "x"}, "cannot be loaded"),
@@ -471,7 +474,7 @@ def test_a_digest_tells_how_positions_were_scaled(tmp_path):
     with pytest.raises(ValueError, match="positions"):
         load_backbone(folder, "cpu", positions="near")
     for loaded in (exact, torch.nn.AvgPool2d(8)):
-        with pytest.raises(InputError, match="positions applies when weights are loaded"):
+        with pytest.raises(InputError, match="positions cannot be changed"):
             load_backbone(loaded, "cpu", patch_size=8, positions="scaled")
 
 

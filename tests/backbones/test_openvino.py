@@ -199,9 +199,9 @@ def test_the_engine_is_chosen_by_name(folder):
 
 def test_what_cannot_be_had_is_told_in_one_sentence(folder, monkeypatch):
     pool = torch.nn.AvgPool2d(8)
-    with pytest.raises(InputError, match="applies when weights are loaded"):
+    with pytest.raises(InputError, match="cannot be selected after weights are loaded"):
         load_backbone(pool, "cpu", patch_size=8, engine="openvino")
-    with pytest.raises(InputError, match="applies when weights are loaded"):
+    with pytest.raises(InputError, match="cannot be selected after weights are loaded"):
         load_backbone(load_backbone(folder, "cpu", engine="openvino"), engine="torch")
     assert load_backbone(pool, "cpu", patch_size=8, engine="torch").engine == "torch"
     with pytest.raises(InputError, match="engine"):

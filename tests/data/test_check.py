@@ -184,9 +184,9 @@ def test_a_patch_on_two_lists(mini, tmp_path):
 def test_wrong_roots(mini, tmp_path):
     root = cityscapes_tree(tmp_path / "data" / "cityscapes")
     for given, words in (
-        (root.parent, f"a folder too high: give {root}"),
-        (root / "leftImg8bit", f"a folder too low: give {root}"),
-        (root / "leftImg8bit" / "val", f"a folder too low: give {root}"),
+        (root.parent, f"one folder too high: give {root}"),
+        (root / "leftImg8bit", f"one folder too deep: give {root}"),
+        (root / "leftImg8bit" / "val", f"one folder too deep: give {root}"),
         (root / "nowhere", "does not exist; give the folder that holds leftImg8bit/"),
     ):
         wrong = found("cityscapes", given)

@@ -312,7 +312,7 @@ def test_every_response_has_the_security_headers(shared):
         (b'{"revision": "", "edits": [{"hide": 3}]}', "it must be a string or a list"),
         (b'{"revision": "", "edits": [{"hide": "0"}], "more": 1}', "is unknown"),
         (b'{"revision": "", "edits": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too deeply"),
-        (b'{"revision": NaN, "edits": [{"hide": "0"}]}', "NaN is not a number of JSON"),
+        (b'{"revision": NaN, "edits": [{"hide": "0"}]}', "NaN is not a valid JSON number"),
         (b'{"revision": "' + b"9" * 5000 + b'", "edits": [{"hide": "0"}]}', "has the length 5000"),
     ],
 )  # fmt: skip

@@ -71,18 +71,20 @@ def load_backbone(
     scaling: Positions = validate(positions or "exact", Positions, "positions")
     if positions is not None and callable(backbone):
         raise InputError(
-            "positions applies when weights are loaded; give the name or path of a backbone"
+            "positions cannot be changed after weights are loaded; give the name or path of a "
+            "backbone instead of a callable"
         )
     asked = validate(engine, Engine | None, "engine")
     if callable(backbone) and asked not in (None, getattr(backbone, "engine", "torch")):
         raise InputError(
-            f"engine {asked} applies when weights are loaded; give the name or path of a backbone"
+            f"engine {asked} cannot be selected after weights are loaded; give the name or path of "
+            "a backbone instead of a callable"
         )
     if isinstance(backbone, Backbone):
         return _adapted(backbone, device, precision)
     target, precision = resolve_device(device), precision or "float32"
     if not callable(backbone) and not isinstance(backbone, str | Path):
-        raise InputError(f"backbone is {backbone!r}; it must be a name, a path or a callable")
+        raise InputError(f"backbone must be a name, a path or a callable, got {backbone!r}")
     if callable(backbone):
         if patch_size is None:
             raise InputError("patch_size must be given with a callable backbone")

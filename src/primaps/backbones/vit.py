@@ -194,7 +194,9 @@ def load_vit(folder_or_id: str, local: bool) -> tuple[nn.Module, int]:
         if folder is not None:
             declared = _declared(config)
             if declared > sum(path.stat().st_size for path in weight_files(folder)) > 0:
-                raise ValueError(f"config.json declares {declared:,} numbers, more than it has")
+                raise ValueError(
+                    f"config.json declares {declared:,} parameters, more than its files hold"
+                )
         model, loading = AutoModel.from_pretrained(
             folder_or_id,
             config=config,
@@ -217,7 +219,7 @@ def load_vit(folder_or_id: str, local: bool) -> tuple[nn.Module, int]:
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # not needed for patch tokens, and random if the checkpoint has none
     if mismatched := loading.get("mismatched_keys"):
-        raise WeightsError(f"{folder_or_id} has tensors of another shape: {mismatched}")
+        raise WeightsError(f"{folder_or_id} has tensors of unexpected shapes: {mismatched}")
     patch = getattr(config, "patch_size", None)
     if not isinstance(patch, int):
         raise WeightsError(

@@ -1,4 +1,4 @@
-"""Number of classes: how far halves of the images agree on the clusters, for several K.
+"""Choose the number of classes by the agreement of two halves of the images, for several K.
 
 No collection has one true K. For each K, the masks of two random halves of the images are clustered
 separately, and both clusterings assign the masks of the whole collection. Their agreement beyond

@@ -2,8 +2,7 @@
 
 Edits never change the prototypes. They move leaves of the tree between classes, or change how a
 class is displayed. All edits together are a table from leaves to the values of a label map, with a
-name and a color per value. Edits are applied in their order, so an edit is undone by leaving it
-out.
+name and a color per value. Edits are applied in order; removing an edit from the list undoes it.
 """
 
 from __future__ import annotations
@@ -99,8 +98,8 @@ class Legend:
         """
         if self.hides and len(self.shown) > HIDDEN:
             raise EditError(
-                f"{len(self.shown)} classes are shown besides hidden ones, and label maps have "
-                f"values for {HIDDEN}; hide or merge more classes, or cut at fewer"
+                f"label maps have values for {HIDDEN} classes besides hidden ones, got "
+                f"{len(self.shown)}; hide or merge more classes, or cut at fewer"
             )
         found = torch.full((self.leaves,), HIDDEN, dtype=torch.long)
         for value, one in enumerate(self.shown):

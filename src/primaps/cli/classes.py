@@ -229,7 +229,7 @@ def report(
 def audit(
     model: FolderArgument,
     images: ImagesArgument,
-    out: Annotated[Path, "Folder of questions and answers."],
+    out: Annotated[Path, "Folder of the audit: questions, answers and the image of the question."],
     answers: Annotated[
         int, Interval(ge=2, le=2000), "Number of questions. 50 to 100 usually suffice."
     ] = 80,
@@ -260,7 +260,7 @@ def audit(
 
 def _ask(found: Audit) -> None:
     """Ask the questions of an audit until all are answered or the user quits."""
-    note(f"The question is drawn in {found.picture}. Open it in a viewer that reloads the file.")
+    note(f"Each question is shown in {found.picture}. Use a viewer that reloads changed files.")
     while (question := found.next()) is not None:
         found.draw(question)
         done, total = found.progress

@@ -76,7 +76,8 @@ def evaluate(
 ) -> None:
     """Print accuracy, mean IoU and the IoU of each class of a model or of label maps.
 
-    Label maps are evaluated whole, as they are. They have the relative paths of the labels.
+    Label maps are evaluated at full size, without cropping or refinement. They must have the same
+    relative paths as the labels.
     """
     with running() as progress:
         from primaps.evaluation.protocol import evaluate as run
@@ -182,7 +183,7 @@ def check(
     ],
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Root folder of the data set.")],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Skip the values of the label maps.")
+        bool, typer.Option("--quick", help="Do not check the values of the label maps.")
     ] = False,
 ) -> None:
     """Check whether a data set is complete and has the expected layout.
@@ -215,7 +216,7 @@ def prepare(
         ),
     ] = False,
 ) -> None:
-    """Convert downloads to the usual layout: cut the tiles of Potsdam, arrange COCO-Stuff."""
+    """Convert downloads to the expected layout: cut the tiles of Potsdam, arrange COCO-Stuff."""
     with running() as progress:
         from primaps.data.cocostuff import prepare_cocostuff
         from primaps.data.potsdam import prepare_potsdam

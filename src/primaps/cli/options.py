@@ -87,8 +87,8 @@ SplitOption = Annotated[
 ]
 CacheOption = Annotated[
     str | None,
-    "Folder of cached features and masks, or none to cache nothing. [default: features "
-    "in the cache folder]",
+    "Folder of cached features and masks, or none to keep them in memory. [default: "
+    "features in the cache folder of primaps]",
 ]
 CacheContentOption = Annotated[
     CacheContent,
@@ -157,8 +157,8 @@ def option_group(
 
     Args:
         parameter: parameter of the command that receives the dictionary.
-        group: option name to its annotation and default. Options that the command has as
-            parameters of its own are left out.
+        group: option name to its annotation and default. Options that are parameters of the
+            command are omitted.
         given_only: leave out options that are None.
         panels: option name to its panel of ``--help``.
     """

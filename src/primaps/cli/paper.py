@@ -131,7 +131,7 @@ def reproduce(
         list[str] | None, "Root folder of the data set, or NAME=FOLDER for several data sets."
     ] = None,
     dataset: Annotated[
-        str | None, "Run only this data set of the table, or folder: a folder with labels."
+        str | None, "Data set to run, or folder for a labeled folder of your own (--root)."
     ] = None,
     backbone: Annotated[
         list[str] | None, "Backbone. May be repeated. [default: those of the paper]"

@@ -163,7 +163,7 @@ def need_folder(root: Path, folder: str, source: str) -> Path:
 
     Raises:
         DataError: the folder does not exist; the message says whether the root is a folder too high
-            or too low, or the archive is not unpacked.
+            or too deep, or the archive is not unpacked.
     """
     if (root / folder).is_dir():
         return root / folder
@@ -176,9 +176,9 @@ def need_folder(root: Path, folder: str, source: str) -> Path:
         raise DataError(f"{root / folder} does not exist; it is part of {source}")
     for above in list(root.resolve().parents)[:3]:
         if (above / first).is_dir():
-            raise DataError(f"{root} is a folder too low: give {above}, which holds {first}/")
+            raise DataError(f"{root} is one folder too deep: give {above}, which holds {first}/")
     if below := next((path for path in sorted(root.glob(f"*/{first}")) if path.is_dir()), None):
-        raise DataError(f"{root} is a folder too high: give {below.parent}, which holds {first}/")
+        raise DataError(f"{root} is one folder too high: give {below.parent}, which holds {first}/")
     packed = [*root.glob("*.zip"), *root.glob("*.tar*"), *root.glob("*.tgz")]
     if packed:
         raise DataError(

@@ -130,7 +130,7 @@ def kmeans_step(
     Args:
         data: feature maps, or sampled tokens, of which a step reads :data:`TOKENS_PER_STEP` per
             image.
-        number: number of the step, from 1; with ``seed`` it determines everything random.
+        number: number of the step, from 1; with ``seed`` it determines all random numbers.
     """
     index = batch_indices(number, len(data), batch_size, "k-means", seed)
     random = generator("k-means mirror", seed, number)  # a seed: the text must not change

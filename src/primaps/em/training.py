@@ -176,7 +176,7 @@ class Recorder:
         record = {"step": step, "steps": self._steps, "epochs": self.epochs}
         note = {"fingerprint": self.fingerprint, "about": json.dumps(record)}
         with atomic_path(self._path(stage)) as temporary:
-            # save_file of safetensors writes a temporary file of its own, which a kill would leave.
+            # save_file of safetensors writes its own temporary file, which a kill would leave.
             temporary.write_bytes(save(tensors, {**note, "sha256": _digest(tensors, note)}))
 
     def restore(self, stage: str, modules: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -1,1 +1,1 @@
-"""What predictions and masks are worth, by labels: matching, scores, the protocol, the oracle."""
+"""Evaluation with labels: matching, scores, the protocol, the oracle; and the audit."""

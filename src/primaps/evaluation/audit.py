@@ -142,7 +142,7 @@ class Audit:
         """Return the audit in a folder, or None.
 
         Raises:
-            InputError: ``audit.json`` is damaged or of another program.
+            InputError: ``audit.json`` is damaged or was not written by primaps.
         """
         path = Path(folder) / NAME
         if not path.is_file():
@@ -151,7 +151,8 @@ class Audit:
             return cls(Path(folder), read_json(path, AuditRecord))
         except InputError as error:
             raise InputError(
-                f"{path} is damaged or of another program ({error}); move it away to start over"
+                f"{path} is damaged or was not written by primaps ({error}); move it away to "
+                "start over"
             ) from None
 
     @property
@@ -353,7 +354,7 @@ def begin(
     """
     check_audit(folder, answers)
     if not pixels:
-        raise InputError("no pixel has a class that is shown; show a class and try again")
+        raise InputError("every pixel has a hidden class; show a class and try again")
     chosen = strips(
         torch.tensor([pixel.value for pixel in pixels]),
         torch.tensor([pixel.margin for pixel in pixels]),

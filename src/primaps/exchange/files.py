@@ -85,7 +85,7 @@ def get_field(content: Any, key: str, kind: type[T] | tuple[type[T], ...], where
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(content, dict) or key not in content:
-        raise InputError(f"{where}: field {key!r} is missing; is the file of another format?")
+        raise InputError(f"{where}: field {key!r} is missing; does the file have another format?")
     value = content[key]
     if not isinstance(value, kinds) or isinstance(value, bool):
         names = " or ".join(one.__name__ for one in kinds)

@@ -27,7 +27,7 @@ def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str)
     """Write ``images``, ``labels`` (class k is k, 255 is no label) and metadata of each split.
 
     ``README.md`` declares the splits. Without it, ``datasets`` guesses splits from words in file
-    names: ``test 1.png`` would be in a split of its own, without its label.
+    names: ``test 1.png`` would be in a separate split, without its label.
     """
     write_file(out / CLASSES, json.dumps(classes.as_json(), ensure_ascii=False) + "\n")
     with contextlib.ExitStack() as stack:

@@ -1,6 +1,6 @@
 """Label Studio: tasks with predictions of the brush.
 
-The brush has a run-length encoding of its own, a stream of bits. 32 bits count the values, 5 bits
+The brush uses its own run-length encoding, a stream of bits. 32 bits count the values, 5 bits
 are the width of a value, four times 4 bits the widths of run lengths. Then come blocks: 1 bit (one
 value repeated, or as many values as the length), 2 bits that choose the width of the length, the
 length less one, and the value or values. A mask has four values per pixel, as RGBA.

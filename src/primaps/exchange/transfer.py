@@ -75,8 +75,8 @@ def export_labels(
 ) -> Exported:
     """Write label maps or mask proposals in the format of another tool: ``primaps export``.
 
-    The label map of an image is found by the relative path of the image, so that both folders may
-    have been moved. Give the images as ``predict`` got them.
+    The label map of an image is found by the relative path of the image; both folders may have
+    been moved. Pass the same images as to ``predict``.
 
     Args:
         result: Folder that ``predict``, ``propose`` or :func:`import_labels` wrote.

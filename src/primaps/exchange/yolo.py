@@ -80,7 +80,7 @@ def label_path(path: str, folder: str, suffix: str) -> str:
 
 
 def _yaml(classes: Classes, splits: set[str], extra: Iterable[str] = ()) -> str:
-    """Return ``data.yaml``, without ``path``, so that the folder may be moved."""
+    """Return ``data.yaml``, without ``path``: the folder can be moved."""
     if splits == {"train", "val"}:
         rows = [f"{name}: {IMAGES}/{name}" for name in ("train", "val")]
     else:
@@ -133,7 +133,7 @@ def _read_row(row: str, count: int, where: str) -> tuple[int, Float[np.ndarray, 
     if not number.isdecimal() or int(number) >= count:
         raise InputError(f"{where}: class must be between 0 and {count - 1}, got {number!r}")
     if len(numbers) == 4:
-        raise InputError(f"{where} has boxes, which do not say their pixels; export polygons")
+        raise InputError(f"{where} has boxes, which do not define pixels; export polygons")
     return int(number), parse_points(numbers, where)
 
 

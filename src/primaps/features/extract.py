@@ -113,7 +113,7 @@ def extract(
 
     Args:
         size: side of the square in pixels.
-        views: augmented feature maps per image; ``fresh`` computes them anew in every step.
+        views: augmented feature maps per image; ``fresh`` computes them again in every step.
         labels: data set whose samples are the files, to train a linear probe on.
         seed: random seed of the augmentation in every step.
         cache: cache folder; ``auto`` is memory below 2 GB and the default folder otherwise; None is

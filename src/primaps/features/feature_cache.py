@@ -236,7 +236,7 @@ class FeatureCache:
     Args:
         images: approximate number of images, to choose between memory and disk.
         views: augmented feature maps per image; ``fresh`` caches the images instead, to augment
-            them anew in every step.
+            them again in every step.
         masks: how to compute masks; None for no masks.
         full: keys of the images whose feature maps are cached; of the other images only the
             features of their masks are. None caches the feature maps and masks of all images.
@@ -247,7 +247,7 @@ class FeatureCache:
         shape: (C, h, w) of the features of an image.
         features: (2, C, h, w) in half precision, of the image and the flipped image.
         views: (C, h, w) in half precision, one cache per view.
-        images: (3, size, size) 8-bit, if views are computed anew in every step.
+        images: (3, size, size) 8-bit, if views are computed again in every step.
         masks: (size, size) 8-bit, 0 = ignore.
         table: :func:`primaps.features.training_data.mask_rows`, instead of ``masks``.
     """
@@ -430,7 +430,7 @@ def cache_bytes(
 
 
 def _describe(folder: Path, description: dict[str, Any]) -> None:
-    """Write ``about.json``, which tells a reader what the folder holds."""
+    """Write ``about.json``, which describes the content of the folder."""
     path = folder / "about.json"
     try:
         if json.loads(path.read_text("utf-8")) == description:

@@ -1,4 +1,4 @@
-"""What a fit reads: batches of feature maps, sampled patch tokens, and a table of all masks.
+"""Training data of a fit: batches of feature maps, sampled patch tokens, and a table of all masks.
 
 Feature maps of an image are stored as (2, C, h, w): [0] of the image, [1] of the flipped image.
 """
@@ -166,7 +166,7 @@ class Views:
         return mean_of_both(both[None])[0]
 
     def batch(self, index: Integer[Tensor, " b"], step: int, seed: int) -> Batch:
-        """Return the features of a batch; ``step`` and ``seed`` determine everything random."""
+        """Return the features of a batch; ``step`` and ``seed`` determine all random numbers."""
         random = generator("views", seed, step)
         rows, local = self.local_rows(index)
         if self.augmented:

@@ -1,1 +1,1 @@
-"""Pictures of label maps, of scores, of how masks come about."""
+"""Overlays of label maps, charts of scores, figures of mask proposals, and the report."""

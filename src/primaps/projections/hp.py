@@ -3,9 +3,9 @@
 Two tokens are a hidden positive pair if their cosine is larger than the cosine of one of them to
 every token in a pool of random reference tokens. Cosines are of features (task-agnostic positives)
 and, with a growing weight, of codes (task-specific positives). Positives of an anchor also attract
-its neighbors (local hidden positives). Written from section 3 of the paper.
+its neighbors (local hidden positives). Implemented from section 3 of the paper.
 
-Two differences to the paper make training on cached features and on a CPU possible:
+Two differences from the paper make training on cached features and on a CPU possible:
 
 - the paper weights the neighbors of an anchor by the attention in the last layer of the backbone,
   which is not in the feature cache; here the weight is the cosine of their features;

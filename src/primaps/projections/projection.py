@@ -93,7 +93,7 @@ class Projection(nn.Module):
         about: metadata for ``projection.json``, such as settings. The key ``backbone`` has the
             digest of the weights for which the projection was made, if known.
         backbone: a folder with those weights, which :func:`primaps.load_backbone` takes: codes are
-            then of this network, whatever masks are made from.
+            then computed from its features, also if the masks come from another network.
 
     Attributes:
         digest: SHA-256 over weights and clusters, or None for a callable without weights.

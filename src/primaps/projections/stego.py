@@ -2,7 +2,8 @@
 
 If two tokens have similar features, their codes attract each other; otherwise they repel. Pairs of
 tokens are in one image, in an image and one of its nearest neighbors, and in two random images.
-Written from section 3 of the paper; comments name the details that come from the authors' program.
+Implemented from section 3 of the paper; comments name the details that come from the authors'
+program.
 """
 
 from __future__ import annotations

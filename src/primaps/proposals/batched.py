@@ -1,7 +1,7 @@
 """Principal mask proposals in batched torch operations, for accelerators.
 
 One iteration finds one mask in every unfinished image. Only the list of unfinished images is read
-back per iteration. The covariance is computed anew each time, which is cheaper on an accelerator
+back per iteration. The covariance is computed again each time, which is cheaper on an accelerator
 than updating it. The non-iterative variant of Table 4a also runs here.
 """
 

@@ -1,6 +1,6 @@
 """The cost of experiments before they run: ``primaps reproduce --plan`` and ``--budget``.
 
-Rows share features, masks and fits. The first row that needs one pays for it.
+Rows share features, masks and fits. Shared work is counted for the first row that needs it.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def plan_lines(experiments: list[Experiment], reproduction: Reproduction) -> lis
     lines += [GPU.source, cpu.source]
     if reproduction.views == "fresh" and any(r.kind == "em" for e in experiments for r in e.rows):
         lines.append(
-            "PriMaPs-EM augments images anew in every step, as in the paper, and each step needs a "
+            "PriMaPs-EM augments images again in every step, as in the paper. Each step needs a "
             "pass through the backbone; --views 2 computes two views per image once instead"
         )
     return lines

@@ -237,7 +237,7 @@ def _augmentation(reproduction: Reproduction) -> str:
     views = reproduction.views
     if views == 0:
         return "The student processes clean images. The paper augments them (--views fresh)."
-    how = "anew in every step" if views == "fresh" else f"once, in {views} views per image"
+    how = "again in every step" if views == "fresh" else f"once, in {views} views per image"
     return (
         f"Images are augmented {how}, in RGB. The program augments the normalized tensor, which "
         "clamps jittered views at the mean color."

@@ -1,4 +1,4 @@
-"""What the runs of an experiment share: data sets, backbones, checkpoints, fingerprints."""
+"""Resources that the runs of an experiment share: data, backbones, checkpoints, fingerprints."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def image_ids(data: Dataset) -> bytes:
 def fingerprint(data: Dataset) -> str:
     """Return a digest of ids, classes and file sizes.
 
-    File sizes are quick to read, and a file that changes rarely keeps its size.
+    File sizes are quick to read, and a changed file rarely has the same size.
     """
     header = [list(data.classes), sorted(data.layout.values.items()), data.ignore_index]
     lines = [json.dumps(header)]

@@ -87,7 +87,7 @@ class Reproduction:
         return "scaled" if self.protocol == "program" else "exact"
 
     def seeds_of(self, row: TableRow) -> tuple[int, ...]:
-        """Return the seeds of a row. An oracle has nothing random and runs once."""
+        """Return the seeds of a row. An oracle is deterministic and runs once."""
         return self.seeds[:1] if row.kind == "oracle" else self.seeds
 
     def projection(self, row: TableRow) -> Path | None:
@@ -153,7 +153,7 @@ def read_pairs(given: Sequence[str], option: str) -> dict[str, Path]:
     """Parse paths of checkpoints from ``NAME=PATH``.
 
     Raises:
-        InputError: a text has another form.
+        InputError: a text is not ``NAME=PATH``.
 
     Examples:
         >>> read_pairs(["HP=hp.pt"], "--projection")

@@ -1,1 +1,1 @@
-"""Images of any size: read by windows, blended on the feature grid, written as they are placed."""
+"""Images of any size: read in blocks, blended on the token grid, and georeferenced."""

@@ -50,10 +50,10 @@ def propose_scene(
 
     Command line: ``primaps propose scene.tif --out masks.tif``.
 
-    Masks cannot be blended as logits can. Every tile has masks of its own; two masks of neighboring
-    tiles become one if they agree on the overlap; every pixel takes its mask from the tile with the
-    nearest center. Masks are numbered 1, 2, ... over the scene; 0 is no mask or no value. A run
-    that was killed is resumed by the same call.
+    Masks, unlike logits, cannot be blended. They are proposed in each tile. Two masks of
+    neighboring tiles are joined if they agree on the overlap, and every pixel takes its mask from
+    the tile with the nearest center. Masks are numbered 1, 2, ... over the scene; 0 means no mask,
+    or a pixel that is not valid. A run that was killed is resumed by the same call.
 
     Args:
         path: the scene: a GeoTIFF, a TIFF, a slide or another image file.

@@ -199,7 +199,7 @@ def tifffile_module() -> Any:
         import tifffile
     except ImportError:
         raise MissingPackageError(
-            "TIFF scenes and slides need tifffile; install it by pip install 'primaps[slides]'"
+            "TIFF scenes and slides need tifffile: pip install 'primaps[slides]'"
         ) from None
     return tifffile
 

@@ -1,4 +1,4 @@
-"""What a scene is, independent of its file format: size, bands and a function that reads blocks."""
+"""Interface of a scene, for all file formats: size, bands and a function that reads blocks."""
 
 from __future__ import annotations
 

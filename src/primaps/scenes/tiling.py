@@ -1,4 +1,4 @@
-"""How a scene is divided into tiles: options, positions, blending weights."""
+"""Tiling of a scene: options, positions of tiles, blending weights."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class TilingOptions:
             to patches; None is the size that the model was fitted at.
         tile_overlap: overlap of neighboring tiles in network pixels, at most half of the size; None
             is an eighth of the size.
-        crf_tile: side of the tiles that the CRF refines, in network pixels, at least 168. It
-            decides the memory of the CRF and hardly changes classes. None is 840, and smaller above
-            12 classes.
+        crf_tile: side of the tiles that the CRF refines, in network pixels, at least 168. A
+            smaller tile needs less memory and hardly changes the result. None is 840, and smaller
+            above 12 classes.
         scale: scene pixels per network pixel, along each side; None is 1.
         mpp: ground size of a network pixel in meters, in place of ``scale``.
         bands: bands to use as red, green and blue, counted from 1; None means as declared in the

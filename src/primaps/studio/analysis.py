@@ -1,8 +1,8 @@
 """Analysis of an image: what the network computes for it, independent of edits and corrections.
 
-A leaf of the class tree for every pixel is all that a number of classes, an edit or a correction
-needs (:func:`primaps.classes.tree.leaf_map`). An analysis therefore stays valid whatever the user
-edits, and is cached.
+The leaf of each pixel in the class tree determines its class for any number of classes, edits and
+corrections (:func:`primaps.classes.tree.leaf_map`). An analysis therefore stays valid after edits,
+and is cached.
 """
 
 from __future__ import annotations

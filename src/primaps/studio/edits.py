@@ -1,8 +1,8 @@
 """Edits and corrections of the classes, with undo and redo.
 
 ``edits.json`` and the corrections hold the current state. ``history.jsonl`` records all actions.
-A line is on the disk before its effect is, which tells after a kill what is left to do. Edits that
-another program wrote to ``edits.json`` become an action of their own and can be undone.
+Each line is written to disk before its effect; after a kill, the history tells what is left to do.
+Edits that another program wrote to ``edits.json`` become a separate action and can be undone.
 
     {"do": "edits", "edits": [{"rename": "3", "to": "car"}], "description": "renamed 3 to car"}
     {"do": "paint", "key": "2024/a", "leaf": 7, "size": [640, 480], "runs": [[9, 4]], "before": []}

@@ -1,8 +1,7 @@
-"""The fit of a studio, in a process of its own: ``python -m primaps.studio.fitting``.
+"""The fit of a studio, in a separate process: ``python -m primaps.studio.fitting``.
 
-A process can be stopped at any moment, and returns its memory. It ends with the server that started
-it, whatever ended the server, because its standard input closes. It reads one line of JSON and
-writes many:
+A process can be stopped at any moment, and its memory is then free. It exits when the server exits
+for any reason, because its standard input closes. It reads one line of JSON and writes many:
 
     in:  {"task": "plan" | "fit", "images": [[path, key], ...], "classes": 12 | "auto", ...}
     out: {"progress": [stage, done, total, metrics]}, {"log": sentence}, {"done": ...},

@@ -1,4 +1,4 @@
-"""Access control: one browser of this machine, from the studio's own page, with its token.
+"""Access control: requests must come from the studio's own page, with its token.
 
 A page of another site can make a browser send requests to 127.0.0.1, and can resolve its own name
 to 127.0.0.1 (DNS rebinding). The raw Host header must therefore be the server's own. The token of

@@ -40,7 +40,7 @@ def run_studio(
     log: Callable[[str], None] = print,
     **options: Any,
 ) -> None:
-    """Serve the studio, in which a folder of images becomes named, corrected and exported classes.
+    """Serve the studio, a web page to name, correct and export the classes of an image folder.
 
     Returns when the server is stopped with Ctrl-C. The same call continues where it was stopped.
 
@@ -64,7 +64,7 @@ def run_studio(
         InputError: An option is invalid, or ``out`` belongs to another studio.
     """
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
-        raise MissingPackageError("the studio needs more packages: pip install 'primaps[studio]'")
+        raise MissingPackageError("the studio needs its extra: pip install 'primaps[studio]'")
     check_names(options)
     check_used(Config(2 if classes == "auto" else validate(classes, int, "classes"), **options))
     host = host.strip("[]")

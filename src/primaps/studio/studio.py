@@ -163,8 +163,8 @@ class Studio:
     def _fit_changed(self) -> None:
         """Announce an image for the preview of the masks.
 
-        During feature extraction it is the last processed image, and then one of a few evenly
-        spaced images after the other.
+        During feature extraction it is the last processed image. Later, a few evenly spaced images
+        are announced in turn.
         """
         progress, total = self.fitting.progress, len(self.workspace.images)
         if not progress or time.monotonic() - self._last_preview < PREVIEW_INTERVAL:

@@ -60,7 +60,7 @@ def _cached(function: Callable[..., Any], fastmath: bool) -> Any:
         try:
             dispatcher.enable_caching()
             dispatcher._cache.save_overload = _if_there_is_room(dispatcher._cache.save_overload)
-        except RuntimeError:  # no writable cache: every process compiles anew
+        except RuntimeError:  # no writable cache: every process compiles again
             pass
         finally:
             numba.config.CACHE_DIR = before
@@ -78,7 +78,7 @@ def _distinguish(function: Callable[..., Any]) -> None:
 
 
 def _if_there_is_room(save: Callable[..., None]) -> Callable[..., None]:
-    """Ignore errors of the cache, for example on a full disk: the next process compiles anew."""
+    """Ignore errors of the cache, for example on a full disk: the next process compiles again."""
 
     def attempt(*args: Any) -> None:
         with suppress(OSError):

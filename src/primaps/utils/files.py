@@ -1,4 +1,4 @@
-"""Paths, and files that appear complete or not at all.
+"""Paths, atomic writing of files, and locks.
 
 Whether a file may be written is decided in :mod:`primaps.results`.
 """
@@ -157,15 +157,15 @@ def _elsewhere(error: OSError, path: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path, lock_file: Path | None = None) -> Iterator[None]:
-    """Hold a file or folder; another process or thread that wants it waits.
+    """Lock a file or folder; other processes and threads wait for it.
 
-    A process that is killed releases what it holds.
+    A killed process releases its locks.
 
     Args:
         path: the file or folder; need not exist.
         lock_file: file of the lock. None is a file in the cache, which leaves nothing next to
             ``path`` and works among processes that share a cache. Folders that several machines
-            write to need a lock file of their own.
+            write to need a separate lock file.
     """
     from filelock import FileLock, Timeout
 

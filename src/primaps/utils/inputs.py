@@ -77,7 +77,7 @@ def parse_json(data: bytes | str, kind: type[T] | Any, where: str, hint: str = "
     """Parse JSON in UTF-8 and validate it by a type.
 
     Args:
-        where: what the error message calls the JSON, such as the path of its file.
+        where: name of the JSON in error messages, such as the path of its file.
         hint: what to do about invalid JSON, for the error message.
 
     Raises:
@@ -187,7 +187,7 @@ def need_tensor(
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is not a number of JSON")
+        raise ValueError(f"{text[:20]} is not a valid JSON number")
     return number
 
 

@@ -1,8 +1,7 @@
 """Batches on threads: one batch per CPU core, or one at a time on an accelerator.
 
-On a CPU each thread computes a batch of its own, and no thread waits for another, unlike the
-threads of one operation. An accelerator computes one batch at a time, while other threads read and
-write.
+On a CPU each thread computes its own batch, and no thread waits for another, unlike the threads of
+one operation. An accelerator computes one batch at a time, while other threads read and write.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def validate_options(
     Args:
         types: argument name to annotated type.
         given: argument name to value.
-        label: gives what an error message calls an argument from its name.
+        label: function from the name of an argument to its name in error messages.
 
     Returns:
         ``given``, with the scalars of NumPy as Python's.
@@ -139,7 +139,7 @@ def validate(value: Any, kind: Any, name: str) -> Any:
 
     Args:
         kind: type, with ranges of ``annotated_types``.
-        name: what the error message calls the value.
+        name: name of the value in error messages.
 
     Raises:
         InputError: the value is not of this type, or outside its range.

@@ -44,7 +44,7 @@ function mount(root) {
       el("figure", { class: "whole" }, el("div", { class: "frame" }, whole, small), caption)),
     el("div", { class: "answers" }, answers.right, answers.wrong),
     el("div", { class: "row apart" }, answers.unsure, answers.undo));
-  const begin = button("Start over", () => start(), { title: "Sample new questions; the earlier answers stay in a folder of their own" });
+  const begin = button("Start over", () => start(), { title: "Sample new questions; the earlier answers are saved in a separate folder" });
   const report = el("a", { class: "button", href: "/api/report.html", target: "_blank", rel: "noopener" }, icon("file"), "Open report");
   const result = el("aside", { class: "panel stack", "aria-label": "Estimate" },
     interval.node, el("div", { class: "stack tight" }, left, bar), el("div", { class: "row wrap" }, report, begin));

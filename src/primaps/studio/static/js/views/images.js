@@ -178,7 +178,7 @@ export const images = {
   open: ({ server, images: found, classes }) => server?.stage === "fitted" && Boolean(found?.names.length && classes),
   guide: ({ images: found }) => ({
     text: found?.corrected.length
-      ? `${count(found.corrected.length, "image is", "images are")} corrected. When the most uncertain images are right, measure the accuracy on all images.`
+      ? `${count(found.corrected.length, "image is", "images are")} corrected. When the most uncertain images are correct, measure the accuracy on all images.`
       : "Open the most uncertain images first. Correct regions with a wrong class with the brush.",
     to: "audit",
     label: "Audit",

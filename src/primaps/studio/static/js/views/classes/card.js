@@ -175,7 +175,7 @@ export function createCard(first, act) {
       const text = `${percent(fraction)} of all pixels${places && ` · ${places}`}${stable}`;
       setText(shareText, percent(fraction));
       setText(counts, places);
-      counts.title = one.stability == null ? text : `${text} (stability ${percent(one.stability)} when fitted to other samples of the images)`;
+      counts.title = one.stability == null ? text : `${text} (stability ${percent(one.stability)} under resampling of the images)`;
       node.setAttribute("aria-label", `${one.name}${one.hidden ? ", hidden" : ""}, ${text}`);
     },
     mark(joining, waiting) {

@@ -17,7 +17,7 @@ export function createCutSlider() {
       clearTimeout(resting);
       store.set({ cut });
     },
-    // A key press is a change of its own; a few quick ones are saved once.
+    // Every key press is a change; a few quick ones are saved once.
     change: () => save(),
   });
   const node = el("div", { class: "panel cut-panel" }, control, note);
