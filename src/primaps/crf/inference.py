@@ -34,7 +34,23 @@ class DenseCRF(CRFParameters):
     2011, Eq. 3). Filtering runs on the permutohedral lattice (Adams et al. 2010). The defaults are
     those of unsupervised segmentation (PriMaPs, STEGO and others).
 
-    The parameters are those of :class:`primaps.crf.CRFParameters`.
+    Attributes:
+        iterations: number of mean-field updates.
+        bilateral_weight: weight of the bilateral kernel; 0 disables it.
+        theta_alpha: spatial standard deviation of the bilateral kernel in pixels.
+        theta_beta: color standard deviation of the bilateral kernel in 8-bit units (0..255).
+        gaussian_weight: weight of the Gaussian kernel; 0 disables it.
+        theta_gamma: standard deviation of the Gaussian kernel in pixels.
+        compatibility: K x K penalties ``mu(l, l')`` for label l next to label l', as nested lists
+            or a tensor; None is the Potts model, 1 for different labels and 0 for equal ones.
+        exact: evaluate the kernels exactly instead of on the lattice, for small images; memory
+            grows with the square of the number of pixels.
+        dtype: "float32", or "float64" for reference results, which is slow.
+        tolerance: stop an image after an update whose mean absolute change of the marginals is
+            below this value; None runs all iterations.
+        negligible: labels whose largest marginals in an image sum to less than this are dropped
+            from message passing until the sum grows to twice that. Only used on the CPU and with
+            the Potts model; with 0.3 a class map changes very little.
 
     Raises:
         InputError: a parameter is out of range.
@@ -168,8 +184,10 @@ def dense_crf(
 ) -> Any:
     """Refine label probabilities with a dense CRF: ``DenseCRF(...)(images, probabilities)``.
 
-    See :class:`DenseCRF` for the parameters, and :meth:`DenseCRF.__call__` for the arguments,
-    results and errors.
+    Args:
+        images, probabilities, logits, return_changes: as in :meth:`DenseCRF.__call__`, which also
+            documents results and errors.
+        parameters: parameters of :class:`DenseCRF`.
 
     Example:
         >>> image = torch.randint(0, 256, (1, 3, 6, 6), dtype=torch.uint8)

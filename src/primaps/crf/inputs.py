@@ -1,7 +1,5 @@
 """Parameters and arguments of the dense CRF: their ranges, their checks, and the unary term."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,23 +34,7 @@ Deviation = Annotated[float, Gt(0)]
 class CRFParameters:
     """Parameters of the kernels and of the inference of a dense CRF.
 
-    Attributes:
-        iterations: number of mean-field updates.
-        bilateral_weight: weight of the bilateral kernel; 0 disables it.
-        theta_alpha: spatial standard deviation of the bilateral kernel in pixels.
-        theta_beta: color standard deviation of the bilateral kernel in 8-bit units (0..255).
-        gaussian_weight: weight of the Gaussian kernel; 0 disables it.
-        theta_gamma: standard deviation of the Gaussian kernel in pixels.
-        compatibility: K x K penalties ``mu(l, l')`` for label l next to label l', as nested lists
-            or a tensor; None is the Potts model, 1 for different labels and 0 for equal ones.
-        exact: evaluate the kernels exactly instead of on the lattice, for small images; memory
-            grows with the square of the number of pixels.
-        dtype: "float32", or "float64" for reference results, which is slow.
-        tolerance: stop an image after an update whose mean absolute change of the marginals is
-            below this value; None runs all iterations.
-        negligible: labels whose largest marginals in an image sum to less than this are dropped
-            from message passing until the sum grows to twice that. Only used on the CPU and with
-            the Potts model; with 0.3 a class map changes very little.
+    :class:`primaps.DenseCRF` documents them.
 
     Raises:
         InputError: a parameter is out of range.
@@ -135,7 +117,7 @@ def _depth(values: Any) -> int:
     return 1 + _depth(values[0]) if isinstance(values, list | tuple) and len(values) else 0
 
 
-def _from_pil(image: Image) -> UInt8[Tensor, "3 h w"]:
+def _from_pil(image: "Image") -> UInt8[Tensor, "3 h w"]:
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         raise InputError(
             f"images: expected an 8-bit PIL image, got mode {image.mode!r}; convert it to 'RGB'"

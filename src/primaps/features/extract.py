@@ -172,8 +172,6 @@ def extract(
     keys = [key for key, _ in everyone]
     sampled = [key for key, content in everyone if content.partition(" ")[0] in sample]
     maps, restart_maps = _views(feature_cache, keys, sampled, used, contents, seed)
-    count = min(PREVIEW_IMAGES, len(keys))
-    shown = {keys[i * len(keys) // count] for i in range(count)}  # neighbors are often similar
     local = [contents[key] for key in used]
     digests = "".join(digest for _, digest in everyone)
     return Extracted(
@@ -184,10 +182,17 @@ def extract(
         masks=feature_cache.masks.rows(local) if feature_cache.masks else None,
         table=feature_cache.mask_table(local),
         labels=ImageArrays([label_maps[key] for key in used]) if label_maps else None,
-        samples=torch.stack(
-            [square(load_image(file.source), size) for file in files if file.key in shown]
-        ),
+        samples=_preview_images(files, keys, size),
     )
+
+
+def _preview_images(
+    files: Sequence[ImageFile], keys: Sequence[str], size: int
+) -> UInt8[Tensor, "s 3 h w"]:
+    """Load images at even distances in the list, because neighbors are often similar."""
+    count = min(PREVIEW_IMAGES, len(keys))
+    shown = {keys[i * len(keys) // count] for i in range(count)}
+    return torch.stack([square(load_image(f.source), size) for f in files if f.key in shown])
 
 
 def restart_sample(contents: Sequence[str]) -> set[str]:

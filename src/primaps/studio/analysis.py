@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, image_features
@@ -199,7 +199,7 @@ def save_analysis(analysis: ImageAnalysis, path: Path, key: str) -> None:
     arrays = {name: np.asarray(value) for name, value in asdict(analysis).items()}
     arrays["leaves"] = np.frombuffer(file.getvalue(), np.uint8)
     with atomic_path(path) as temporary:
-        save_file(arrays, temporary, {"key": key})
+        temporary.write_bytes(save(arrays, {"key": key}))
 
 
 def load_analysis(path: Path, key: str) -> ImageAnalysis | None:
