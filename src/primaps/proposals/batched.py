@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,7 +24,8 @@ TINY = 1e-30
 PATIENCE = 3  # the non-iterative variant stops after so many directions without a new mask
 
 
-class ImageProposals(NamedTuple):
+@dataclass(frozen=True)
+class ImageProposals:
     """Masks of one image with N patch tokens.
 
     Attributes:
