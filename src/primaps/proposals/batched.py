@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,8 +24,7 @@ TINY = 1e-30
 PATIENCE = 3  # the non-iterative variant stops after so many directions without a new mask
 
 
-@dataclass(frozen=True)
-class ImageProposals:
+class ImageProposals(NamedTuple):
     """Masks of one image with N patch tokens.
 
     Attributes:
