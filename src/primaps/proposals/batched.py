@@ -5,8 +5,6 @@ back per iteration. The covariance is computed again each time, which is cheaper
 than updating it. The non-iterative variant of Table 4a also runs here.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
