@@ -58,7 +58,7 @@ CALLS = {
     "features: expected": lambda: primaps.propose("features"),
     "features must be (B": lambda: primaps.propose([[1.0, 2.0]]),
     "differ in shape": lambda: primaps.propose([np.zeros((4, 3, 3)), np.zeros((4, 2, 3))]),
-    "crf must be 'dense'": lambda: primaps.image_masks(FEATURES, PIXELS, crf="no"),
+    "crf is 'no'; it must be 'dense'": lambda: primaps.image_masks(FEATURES, PIXELS, crf="no"),
     "gain is 0": lambda: primaps.image_masks(FEATURES, PIXELS, gain=0),
     "iterations is 1.5": lambda: primaps.DenseCRF(iterations=1.5),
     "iterations is 10000000000": lambda: primaps.DenseCRF(iterations=10**10),

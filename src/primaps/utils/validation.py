@@ -11,9 +11,9 @@ import copy
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from threading import Lock
 from types import NoneType, UnionType
@@ -62,6 +62,8 @@ EXPECTED = {
     "tuple_type": "a list",
 }
 """What a value must be, by pydantic's type of the error; its context fills the braces."""
+MAX_KEYS = 10_000
+"""Maximum number of keys of a dictionary whose values have a type."""
 
 
 def validated(function: Callable[P, T]) -> Callable[P, T]:
@@ -154,6 +156,10 @@ def validate(value: Any, kind: Any, name: str) -> Any:
     """
     from pydantic_core import ValidationError
 
+    def label(path: str) -> str:
+        return f"{name}{path}"
+
+    _check_keys(value, kind, label)
     try:
         if isinstance(value, list | tuple | dict):
             try:  # JSON has one kind of sequence, and objects for dataclasses
@@ -164,7 +170,7 @@ def validate(value: Any, kind: Any, name: str) -> Any:
                 return _validator(kind).validate_json(text)[0]
         return _validator(kind).validate_python([_python_scalar(value)])[0]
     except ValidationError as error:
-        raise InputError(_sentence(error, [value], lambda path: f"{name}{path}")) from None
+        raise InputError(_sentence(error, [value], label)) from None
 
 
 def validate_json(text: str, content: Any, kind: Any) -> Any:
@@ -182,6 +188,7 @@ def validate_json(text: str, content: Any, kind: Any) -> Any:
     def field(path: str) -> str:
         return f'field "{path.lstrip(".")}"' if path else "the content"
 
+    _check_keys(content, kind, field)
     try:
         return _validator(kind).validate_json(f"[{text}]")[0]
     except ValidationError as error:
@@ -273,7 +280,7 @@ def _default_float32() -> Iterator[None]:
 
 @functools.cache
 def _validator(kind: Any) -> SchemaValidator:
-    """The validator of a list of one value, which stops at the first wrong item of a container.
+    """The validator of a list of one value, which stops at the first wrong item of a list.
 
     pydantic applies the settings of a list to the dataclasses in it, and takes no settings for a
     dataclass itself.
@@ -281,19 +288,24 @@ def _validator(kind: Any) -> SchemaValidator:
     from pydantic import ConfigDict, TypeAdapter
     from pydantic_core import CoreConfig, SchemaValidator
 
-    def fail_fast(schema: Any) -> None:
+    def adapt(schema: Any) -> None:
         if isinstance(schema, dict):
-            if schema.get("type") in ("list", "tuple", "dict"):
-                schema["fail_fast"] = True
             for part in schema.values():
-                fail_fast(part)
+                adapt(part)
+            if schema.get("type") in ("list", "tuple"):
+                schema["fail_fast"] = True
+            elif schema.get("type") == "literal" and {int} == set(map(type, schema["expected"])):
+                # pydantic takes true for 1.
+                literal = dict(schema)
+                schema.clear()
+                schema.update(type="chain", steps=[{"type": "int"}, literal])
         elif isinstance(schema, list | tuple):
             for part in schema:
-                fail_fast(part)
+                adapt(part)
 
     settings = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     schema = copy.deepcopy(TypeAdapter(list[kind], config=settings).core_schema)
-    fail_fast(schema)
+    adapt(schema)
     return SchemaValidator(schema, CoreConfig(strict=True, allow_inf_nan=False))
 
 
@@ -335,6 +347,49 @@ def _bounds(kind: Any) -> Iterator[Any]:
             yield from _bounds(part)
 
 
+def _check_keys(value: Any, kind: Any, label: Callable[[str], str], path: str = "") -> None:
+    """Refuse unknown fields and dictionaries of too many keys.
+
+    pydantic would collect an error for each of them, which takes a hundred times the memory of the
+    JSON.
+
+    Raises:
+        InputError: a dataclass does not have a field, or a dictionary has too many keys.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if not _has_keys(kind):
+        return
+    if origin is Annotated:
+        _check_keys(value, parts[0], label, path)
+    elif origin in (Union, UnionType):
+        if len(parts := [part for part in parts if part is not NoneType]) == 1:
+            _check_keys(value, parts[0], label, path)
+    elif origin in (list, tuple) and isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            _check_keys(item, parts[0], label, f"{path}[{number}]")
+    elif is_dataclass(kind) and isinstance(value, dict):
+        types = _field_types(kind)
+        for key, item in value.items():
+            if key not in types:
+                raise InputError(f"{label(path + _step(key))} is unknown")
+            _check_keys(item, types[key], label, path + _step(key))
+    elif origin is dict and isinstance(value, dict) and len(value) > MAX_KEYS:
+        raise InputError(f"{label(path)} has {len(value):,} keys; it must be at most {MAX_KEYS:,}")
+
+
+@functools.cache
+def _has_keys(kind: Any) -> bool:
+    """Whether a type contains dataclasses, or dictionaries whose values have a type."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _has_keys(parts[0])
+    if origin is dict:
+        return parts[1] is not Any
+    if origin in (Union, UnionType, list, tuple):
+        return any(map(_has_keys, parts))
+    return is_dataclass(kind)
+
+
 def _sentence(error: Any, content: Any, field: Callable[[str], str]) -> str:
     """Describe the first field that is wrong; a union has an error for each of its types.
 
@@ -344,8 +399,8 @@ def _sentence(error: Any, content: Any, field: Callable[[str], str]) -> str:
         field: gives the name of a field from its path.
     """
     details = error.errors(include_url=False)
-    first, value = _locate(details[0]["loc"], content)
-    same = [one for one in details if _locate(one["loc"], content)[0] == first]
+    first, value = _locate(details[0], content)
+    same = [one for one in details if _locate(one, content)[0] == first]
     detail, name = details[0], field(first)
     if detail["type"] == "value_error":  # of a __post_init__
         said = str(detail["ctx"]["error"])
@@ -367,15 +422,21 @@ def _expected(detail: Any) -> str:
     return template.format(**detail.get("ctx", {}))
 
 
-def _locate(location: Sequence[int | str], content: Any) -> tuple[str, Any]:
+def _locate(detail: Any, content: Any) -> tuple[str, Any]:
     """The path of a field in words, and its value; names of the types in a union are left out."""
     path, value = "", content
-    for step, key in enumerate(location):
+    for step, key in enumerate(detail["loc"]):
         if isinstance(value, list | tuple) and isinstance(key, int):
             path = f"{path}[{key}]" if step else ""
             value = value[key] if key < len(value) else None
         elif isinstance(value, dict) and key in value:
-            path, value = f"{path}.{key}", value[key]
-        elif isinstance(value, dict) and step == len(location) - 1:
-            path, value = f"{path}.{key}", None
+            path, value = path + _step(key), value[key]
+        elif isinstance(value, dict) and detail["type"] == "missing":
+            path, value = path + _step(key), None
     return path, value
+
+
+def _step(key: Any) -> str:
+    """A key in the path of a field; keys of a file may be long, or have line breaks."""
+    text = str(key)
+    return f".{text}" if text.isprintable() and len(text) <= 60 else f".{short(text)}"
