@@ -211,6 +211,10 @@ def test_a_manifest_of_another_program_is_refused(tmp_path):
     with pytest.raises(OutputError, match="was not written by primaps"):
         OutputFolder(tmp_path, {"primaps": "1"}, [], ["a"])
     assert (tmp_path / "primaps.json").read_text() == '{"mine": 1}'
+    (tmp_path / "primaps.json").unlink()
+    os.mkfifo(tmp_path / "primaps.json")  # never opened
+    with pytest.raises(OutputError, match="was not written by primaps"):
+        OutputFolder(tmp_path, {"primaps": "1"}, [], ["a"])
 
 
 def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
@@ -313,6 +317,14 @@ def test_a_set_of_files_is_written_again_after_a_kill(tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(OutputError, match="weights.bin was not written by primaps"):
         check_set(tmp_path, "config.json", ["weights.bin"])
+
+
+def test_a_link_in_a_set_of_files_is_not_followed(tmp_path):
+    write_marked_json(tmp_path / "set" / "projection.json", {})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "set" / "backbone").symlink_to(tmp_path / "mine")
+    with pytest.raises(OutputError, match="backbone is a link"):
+        check_set(tmp_path / "set", "projection.json", ["backbone"])
 
 
 def test_a_folder_that_was_changed_is_not_replaced(tmp_path):

@@ -39,6 +39,7 @@ from primaps.utils.files import (
     user_path,
     write_json,
 )
+from primaps.utils.inputs import read_bytes
 from primaps.version import VERSION
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ MARKS = {
     ".png": b"Software\0primaps ",
 }
 """Suffix to the bytes that a file of this package contains."""
+LARGEST_MANIFEST = 256 << 20
+"""Maximum size of ``primaps.json`` in bytes; that of a scene with many masks has some megabytes."""
 HEAD = 1 << 16
 """Number of bytes at the beginning of a file that are searched for the mark."""
 MANIFEST, JOURNAL, LOCK = "primaps.json", "primaps.jsonl", ".primaps.lock"
@@ -160,14 +163,18 @@ def check_set(folder: Path, description: str, names: Iterable[str]) -> None:
         names: the other files and folders of the set.
 
     Raises:
-        OutputError: ``folder`` is a file, or one of the names exists and the description is not
-            marked.
+        OutputError: ``folder`` is a file, one of the names is a link, or one of the names exists
+            and the description is not marked.
     """
+    names = (description, *names)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; choose a folder for the output")
+    for name in names:
+        if (folder / name).is_symlink():  # a link to a folder would be written through
+            raise OutputError(f"{folder / name} is a link; move it away, or choose another folder")
     if is_marked(folder / description):
         return
-    for name in (description, *names):
+    for name in names:
         if os.path.lexists(folder / name):
             raise _not_ours(folder / name)
 
@@ -561,8 +568,8 @@ def _digest_of(path: Path) -> str | None:
 
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = json.loads(read_bytes(path, LARGEST_MANIFEST))
+    except (OSError, ValueError, RecursionError):  # InputError is a ValueError
         return None
     return content if isinstance(content, dict) else None
 

@@ -178,7 +178,8 @@ def locked(path: Path, lock_file: Path | None = None) -> Iterator[None]:
     except Timeout:
         logger.info("waiting for another run that writes to %s", path)
         lock.acquire(poll_interval=0.01)
-    except OSError:  # a cache that cannot be written, or a file system without locks
+    # A cache that cannot be written, or a file system without locks.
+    except (OSError, NotImplementedError):
         yield
         return
     try:
