@@ -118,7 +118,7 @@ def test_floats_with_nan_and_scenes_of_nothing(model, picture, tmp_path):
         ({"size": 0}, "size is 0; it must be at least 1"),
         ({"crf_tile": 100}, "crf_tile is 100; it must be at least 168"),
         ({"tile_overlap": 40}, "half of the size"),
-        ({"scale": 0}, "scale is 0; it must be above 0"),
+        ({"scale": 0}, "scale is 0; it must be at least 1e-06"),
         ({"scale": 1000}, "is larger than .*scene.tif"),
         ({"scale": 2, "mpp": 3}, "give one of them"),
         ({"stretch": (5, 5)}, "black value 5 must be below"),

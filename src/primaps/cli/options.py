@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Interval
 
 from primaps.config import (
     CacheContent,
@@ -23,6 +23,7 @@ from primaps.config import (
     Engine,
     InferenceOptions,
     Resize,
+    Scale,
     option_help,
     option_types,
 )
@@ -118,11 +119,11 @@ TILING = {
         "smaller for more than 12 classes]",
     ],
     "scale": Annotated[
-        Annotated[float, Gt(0)] | None,
+        Scale | None,
         "Scene pixels per network pixel, along each side. [default: 1]",
     ],
     "mpp": Annotated[
-        Annotated[float, Gt(0)] | None,
+        Scale | None,
         "Ground size of a network pixel in meters, instead of --scale.",
     ],
     "bands": Annotated[

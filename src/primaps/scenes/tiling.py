@@ -10,12 +10,12 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, image_side
-from primaps.config import CrfTile, Size
+from primaps.config import CrfTile, Scale, Size
 from primaps.scenes.source import Scene
 from primaps.scenes.view import View, stretch_limits, view_scale
 from primaps.utils.errors import InputError
@@ -53,8 +53,8 @@ class TilingOptions:
     size: Size | None = None
     tile_overlap: Annotated[int, Ge(0)] | None = None
     crf_tile: CrfTile | None = None
-    scale: Annotated[float, Gt(0)] | None = None
-    mpp: Annotated[float, Gt(0)] | None = None
+    scale: Scale | None = None
+    mpp: Scale | None = None
     bands: list[Annotated[int, Ge(1)]] | None = None
     stretch: tuple[float, float] | None = None
 
