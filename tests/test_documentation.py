@@ -1,0 +1,60 @@
+"""Commands, options and Python names in README.md and in the pages of docs/ exist."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from primaps.cli import app
+from primaps.config import Config, InferenceOptions
+from primaps.scenes.tiling import TilingOptions
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+KEYWORDS = {one.name for kind in (Config, InferenceOptions, TilingOptions) for one in fields(kind)}
+"""Arguments that functions take as ``**options``."""
+
+
+def commands(group: Any, name: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Yield all commands with their options."""
+    yield name, {flag for one in group.params for flag in (*one.opts, *one.secondary_opts)}
+    for word, one in getattr(group, "commands", {}).items():
+        yield from commands(one, f"{name} {word}".strip())
+
+
+COMMANDS = dict(commands(get_command(app)))
+OPTIONS = {"--help"}.union(*COMMANDS.values())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_exist(page):
+    text = re.sub(r"```python.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    for line in re.findall(r"(?:^|[`$&] ?)primaps ([^`\n]*)", text, re.MULTILINE):
+        words = re.sub(r"[\[\]\"]|\s#.*", "", line).split()
+        name = max((c for c in COMMANDS if f"{' '.join(words)} ".startswith(f"{c} ")), default="")
+        assert name or words[0].startswith("-"), line
+        used = {word.partition("=")[0] for word in words if word.startswith("-")}
+        assert used <= COMMANDS[name] | {"--help"}, line
+    assert set(re.findall(r"`(--[a-z-]+)[^`]*`", text)) <= OPTIONS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_names_and_arguments_exist(page):
+    for code in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("primaps"):
+                assert all(hasattr(import_module(str(node.module)), one.name) for one in node.names)
+            function = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if isinstance(node, ast.Call) and re.fullmatch(r"primaps(\.\w+)+", function):
+                found = eval(function, {"primaps": import_module("primaps")})
+                known = inspect.signature(found).parameters
+                assert {one.arg for one in node.keywords if one.arg} <= {*known, *KEYWORDS}, code
