@@ -1,13 +1,15 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from primaps.config import Config
 from primaps.em.em import fit_em
 from primaps.em.kmeans import fit_kmeans, pca_init
-from primaps.em.training import Recorder
+from primaps.em.training import Recorder, clear_checkpoints
 from primaps.features.training_data import ImageArrays, Views
+from primaps.results import OutputError
 
 SETTINGS = Config(3, recipe="paper", batch_size=4, momentum_every=3)
 
@@ -74,6 +76,19 @@ def test_a_damaged_checkpoint_is_reported(tmp_path, at, caplog):
     assert torch.equal(found.direction, expected.direction)
     assert "the checkpoint is damaged" in caplog.text
     assert str(path) in caplog.text
+
+
+def test_files_of_others_under_the_names_of_checkpoints_stay(tmp_path):
+    paths = [tmp_path / f"training-{name}.safetensors" for name in ("EM", "data", "notes")]
+    for path in paths[:2]:
+        path.write_bytes(safetensors.torch.save({"weight": torch.ones(3)}))
+    paths[2].write_text("not a safetensors file")
+    contents = [path.read_bytes() for path in paths]
+    with pytest.raises(OutputError, match="training-EM.safetensors was not written by primaps"):
+        run(tmp_path)
+    clear_checkpoints(tmp_path)
+    assert [path.read_bytes() for path in paths] == contents
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
 def test_a_checkpoint_of_another_shape_is_ignored(tmp_path, caplog):

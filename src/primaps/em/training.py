@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from primaps.results import OutputError
 from primaps.utils.distributed import from_first, gather, rank, total
 from primaps.utils.errors import InputError
 from primaps.utils.files import atomic_path
@@ -224,6 +226,10 @@ class Recorder:
             return None
         try:
             tensors, note = read_tensors(path)
+            if "fingerprint" not in note:
+                raise OutputError(
+                    f"{path} was not written by primaps; move it away, or choose another folder"
+                )
             if note.pop("sha256", "") != _digest(tensors, note):
                 raise InputError(f"{path} has a wrong checksum")
             if note.get("fingerprint") != self.fingerprint:
@@ -242,7 +248,9 @@ def clear_checkpoints(folder: str | Path) -> None:
     """Remove the checkpoints of a fit whose model is saved."""
     if rank() == 0:
         for path in Path(folder).glob("training-*.safetensors"):
-            path.unlink(missing_ok=True)
+            with suppress(InputError, OSError):  # files of the user stay
+                if "fingerprint" in read_tensors(path)[1]:
+                    path.unlink()
 
 
 def _digest(tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> str:

@@ -25,6 +25,7 @@ from typing import (
     ParamSpec,
     TypeVar,
     Union,
+    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -362,17 +363,17 @@ def _check_keys(value: Any, kind: Any, label: Callable[[str], str], path: str = 
     if origin is Annotated:
         _check_keys(value, parts[0], label, path)
     elif origin in (Union, UnionType):
-        if len(parts := [part for part in parts if part is not NoneType]) == 1:
-            _check_keys(value, parts[0], label, path)
+        if len(types := [part for part in parts if part is not NoneType]) == 1:
+            _check_keys(value, types[0], label, path)
     elif origin in (list, tuple) and isinstance(value, list | tuple):
         for number, item in enumerate(value):
             _check_keys(item, parts[0], label, f"{path}[{number}]")
     elif is_dataclass(kind) and isinstance(value, dict):
-        types = _field_types(kind)
+        hints = _field_types(cast(Any, kind))
         for key, item in value.items():
-            if key not in types:
+            if key not in hints:
                 raise InputError(f"{label(path + _step(key))} is unknown")
-            _check_keys(item, types[key], label, path + _step(key))
+            _check_keys(item, hints[key], label, path + _step(key))
     elif origin is dict and isinstance(value, dict) and len(value) > MAX_KEYS:
         raise InputError(f"{label(path)} has {len(value):,} keys; it must be at most {MAX_KEYS:,}")
 
