@@ -6,12 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
+from primaps.backbones.backbone import image_side
 from primaps.backbones.load import load_backbone
 from primaps.backbones.weights import write_folder
 from primaps.inference import Segmenter
 from primaps.model import PriMaPsEM
 from primaps.persistence import ModelError
 from primaps.projections import Head, Projection, convert_projection
+from primaps.projections.projection import encoder
 from primaps.utils.errors import InputError
 from tests.backbones.test_backbones import original_names
 from tests.conftest import painted
@@ -161,3 +163,13 @@ def test_a_projection_of_another_backbone_that_it_does_not_carry_is_refused(
     write_folder(folder / "backbone", original_names(depth=3, width=64, patch=8, dinov2=False))
     with pytest.raises(InputError, match="does not hold the weights that the projection hp"):
         PriMaPsEM(3, backbone=vit, projection=folder, **QUICK)
+
+
+def test_the_memory_check_of_a_network_holds_for_codes_of_it():
+    network = torch.nn.AvgPool2d(8)
+    network.bytes_per_token = 10**12
+    backbone = load_backbone(network, "cpu", patch_size=8)
+    codes = encoder(backbone, Projection(lambda features: features))
+    for each in (backbone, codes):
+        with pytest.raises(InputError, match="size 512"):
+            image_side(each, 512)

@@ -334,7 +334,7 @@ class _Codes(nn.Module):
     def __init__(self, network: Backbone, projection: Projection) -> None:
         super().__init__()
         self.features, self.projection = network.features, projection
-        self.bytes_per_position = getattr(network.features, "bytes_per_position", 0)
+        self.bytes_per_token = getattr(network.features, "bytes_per_token", 0)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d h w"]:
         features = self.features(images)
