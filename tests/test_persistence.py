@@ -132,7 +132,7 @@ def test_errors_are_one_sentence(model, hub, tmp_path):
         push_to_hub(model, "owner/name", token="hf_x", endpoint=hub.address)
     with pytest.raises(InputError, match="the upload to"):
         push_to_hub(model, "no such/id/at all", token="hf_x", endpoint=hub.address)
-    with pytest.raises(InputError, match="are not those of evaluate"):
+    with pytest.raises(InputError, match="were not written by evaluate"):
         push_to_hub(model, "owner/name", scores={"iou": 3}, token="x", endpoint=hub.address)
     with pytest.raises(ModelError, match="has no config.json"):
         push_to_hub(tmp_path, "owner/name", token="hf_x", endpoint=hub.address)

@@ -122,8 +122,8 @@ class Config:
     mask_crf: Annotated[bool, "Refine masks with the dense CRF."] = True
     views: Annotated[
         Views,
-        "Number of augmented views per image, computed once; or fresh for new views in every "
-        "step. For recipe paper.",
+        "Number of augmented views per image, computed once, or fresh to compute new ones in "
+        "every step. For recipe paper.",
     ] = 0
     loss_size: Annotated[
         LossSize, "Resolution of the majority votes and of the loss, for recipe paper."
@@ -168,13 +168,13 @@ class InferenceOptions:
     size: Annotated[
         Size | None,
         "Shorter side of the images in pixels, or for scenes the tile size. "
-        "[default: that of the fit]",
+        "[default: as in the fit]",
     ] = None
     precision: Annotated[
         PredictPrecision | None,
         "Floating-point precision of the backbone: float32, bfloat16 (about 1.5 times as fast on "
         "recent processors), or auto for bfloat16 if the processor has instructions for it. "
-        "[default: that of the fit]",
+        "[default: as in the fit]",
     ] = None
 
     def __post_init__(self) -> None:

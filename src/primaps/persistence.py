@@ -275,7 +275,7 @@ def read_model(
 
     Raises:
         ModelError: The folder is not a model, or its files are damaged or of different fits.
-        TreeError: The tree is damaged or of another fit.
+        TreeError: The tree is damaged or belongs to another fit.
     """
     path = _local_folder(folder)
     record, tensors, history = _read_files(folder, path)
@@ -289,14 +289,14 @@ def read_model(
         codes = Projection.load(path)
     channels = tensors["direction"].shape[1]
     if isinstance(codes, Projection) and codes.channels not in (None, channels):
-        raise ModelError(f"{folder}: projection and weights are of different fits")
+        raise ModelError(f"{folder}: projection and weights come from different fits")
     summary, edits = read_class_summary(path), []
     if summary is not None:
         tree = summary.tree
         if (tree.classes, tree.directions.shape[1]) != (record.config.classes, channels):
             raise TreeError(
-                f"{path / TREE} and {path / WEIGHTS} are of different fits; fit again, or remove "
-                f"{TREE} to use the model without a tree"
+                f"{path / TREE} and {path / WEIGHTS} come from different fits; fit again, or "
+                f"remove {TREE} to use the model without a tree"
             )
         edits = list(read_edits(path, tree).edits)
     kind = LinearProbe if record.config.method == "probe" else Prototypes
@@ -336,7 +336,7 @@ def _read_files(
         record = read_record(path)
         data = read_bytes(path / WEIGHTS, LARGEST_TENSORS)
         if hashlib.sha256(data).hexdigest() != record.weights:
-            raise InputError(f"{path}: {CONFIG} and {WEIGHTS} are of different fits; fit again")
+            raise InputError(f"{path}: {CONFIG} and {WEIGHTS} come from different fits; fit again")
         tensors, _ = parse_tensors(data, str(path / WEIGHTS))
         _check_tensors(path, record, tensors)
         history = path / HISTORY
@@ -419,12 +419,12 @@ def fitted_backbone(
     )
     if fitted.sha256 and fitted.positions != found.positions:
         raise ModelError(
-            f"{folder} was fitted with {fitted.positions} positions, but the backbone has "
-            f"{found.positions} positions; load it with positions={fitted.positions!r}"
+            f"{folder} was fitted with positions={fitted.positions!r}, but the backbone has "
+            f"positions={found.positions!r}; load it with positions={fitted.positions!r}"
         )
     if fitted.sha256 not in (None, found.digest):
         raise ModelError(
-            f"{folder} was fitted on other weights of {fitted.name} than those at {found.source}; "
+            f"{folder} was fitted on weights of {fitted.name} that differ from {found.source}; "
             "pass the original weights as backbone"
         )
     return found
@@ -628,7 +628,9 @@ def _check_edits(folder: Path, tree: Tree, edits: list[dict[str, Any]]) -> None:
     except EditError as error:
         if edits:
             raise
-        logger.warning("the existing %s is of an earlier fit and is not used: %s", EDITS, error)
+        logger.warning(
+            "the existing %s belongs to an earlier fit and is not used: %s", EDITS, error
+        )
 
 
 def push_to_hub(
@@ -759,5 +761,7 @@ def _score_rows(scores: dict[str, Any]) -> list[str]:
             f"{100 * scores['accuracy']:.1f} %, mean IoU {100 * scores['mean_iou']:.1f} %."
         )
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError("the scores are not those of evaluate; evaluate the model again") from None
+        raise InputError(
+            "the scores were not written by evaluate; evaluate the model again"
+        ) from None
     return ["## Scores", "", text, "", "| class | IoU, % |", "|---|---|", *ious, ""]

@@ -185,7 +185,7 @@ def _stage_seconds(
         extract(sample, model.network, model.size, masks=maker, cache=None, log=_ignore)
         return (time.monotonic() - began) / len(sample)
 
-    seconds_per_image(em)  # the first run compiles and allocates
+    seconds_per_image(em)  # warm-up: compiles and allocates
     features = seconds_per_image(False)  # of an image and its flip
     masks = seconds_per_image(True) - features if em else 0.0
     kmeans_step, em_step = _step_seconds(model, sample)

@@ -1,6 +1,6 @@
 """Output files and folders: ownership, journals, and the work of interrupted runs.
 
-A file or folder is replaced only if this package wrote it. Two records tell what it wrote:
+A file or folder is replaced only if this package wrote it. Two records identify what it wrote:
 
 - A single file carries a mark in its content (:data:`MARKS`). Files that belong together, such as
   those of a model, have one marked JSON file that describes them (:func:`check_set`).
@@ -126,7 +126,7 @@ def output_file(path: str | Path) -> Iterator[Path]:
         yield temporary
         marked = path.suffix.lower() in MARKS
         assert not marked or is_marked(temporary), f"{path.suffix} files need the mark"
-        # Again, because writing takes time.
+        # Check again: another program may have created the file in the meantime.
         check_file(path, None if marked else temporary.read_bytes())
 
 
@@ -195,10 +195,10 @@ class OutputFolder:
     """Folder with the results of one command, which several processes and threads may share.
 
     ``primaps.json`` has the options. ``primaps.jsonl`` has one line per result: digests of the
-    source, of the options and of each file. A line is appended before its files take their
-    places, under a lock. A result is finished if its last line names the same source and options
-    and its files have the digests of that line. Modification times are not used, so a folder may
-    be copied or unpacked from an archive.
+    source, of the options and of each file. Under a lock, a line is appended before its files
+    are moved to their final paths. A result is finished if its last line names the same source
+    and options and its files have the digests of that line. Modification times are not used, so a
+    folder may be copied or unpacked from an archive.
 
     Args:
         folder: may be missing.
@@ -382,7 +382,7 @@ def output_folder(out: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)  # mkdtemp creates private folders
-        check_folder(out)  # again: writing takes time
+        check_folder(out)  # check again: another program may have written to it
         if out.is_dir() and any(out.iterdir()):
             with temporary_folder(out.parent) as old:
                 out.rename(old / "old")

@@ -234,5 +234,5 @@ def test_a_second_fit_reports_that_edits_are_kept(fitted, vit, painted_folder):
     done = call("fit", painted_folder / "images", "--classes", 4, "--out", fitted, "--seed", 5,
                 "--backbone", vit, *quick)  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert "the existing edits.json is of an earlier fit" in done.output.replace("\n", " ")
+    assert "the existing edits.json belongs to an earlier fit" in done.output.replace("\n", " ")
     assert (fitted / "edits.json").read_bytes() == before

@@ -198,7 +198,9 @@ def test_a_driver_that_is_not_installed_is_one_sentence(monkeypatch):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
-    with pytest.raises(ImportError, match=r"s3:// needs its driver: Install s3fs"):
+    with pytest.raises(
+        ImportError, match=r"s3:// needs a driver that is not installed: Install s3fs"
+    ):
         find_images("s3://bucket/photos")
 
 

@@ -105,7 +105,7 @@ def test_a_checkpoint_of_another_shape_is_ignored(tmp_path, caplog):
     before = other.weight.clone()
     assert Recorder(folder=tmp_path, fingerprint="a").restore("em", other, optimizer) == 0
     assert torch.equal(other.weight, before)
-    assert "is of another model: em starts over" in caplog.text
+    assert "belongs to another model: em starts over" in caplog.text
     same, optimizer = network(2)
     assert Recorder(folder=tmp_path, fingerprint="a").restore("em", same, optimizer) == 4
     assert torch.equal(same.weight, first[0].weight)

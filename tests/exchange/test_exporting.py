@@ -161,7 +161,7 @@ def test_damaged_maps_and_records_are_rejected(street):
     rejected(street, "it must be an object; run predict or propose again")
     rejected(street, "got 'tiff'", "tiff")
     rejected(street, "got 'pixel'", per="pixel")
-    rejected(street, "hf does not list regions", "hf", per="class")
+    rejected(street, "hf does not support regions", "hf", per="class")
     (street.result / "primaps.json").unlink()
     (street.result / "classes.json").unlink()
     rejected(street, "has no class names")

@@ -72,7 +72,7 @@ def test_a_hostile_file_is_one_sentence_on_the_command_line(tmp_path):
     arguments = ["projection", "convert", str(tmp_path / "a.ckpt"), "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 1
-    assert "which no file of weights needs" in " ".join(done.output.split())
+    assert "which no weights file needs" in " ".join(done.output.split())
     assert "Traceback" not in done.output
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "out").exists()

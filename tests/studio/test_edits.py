@@ -132,7 +132,7 @@ def test_undo_and_redo_restore_identical_bytes(editor):
     editor.undo(editor.revision)
     editor.append(editor.revision, [{"hide": "1"}])
     assert editor.next_actions()[1] is None
-    with pytest.raises(ConflictError, match="no action to redo"):
+    with pytest.raises(ConflictError, match="nothing to redo"):
         editor.redo(editor.revision)
 
 

@@ -45,7 +45,7 @@ def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path, way, nested):
             write_raw(path, pickled(content))
     else:
         write_raw(path, pickled({"state_dict": attack}))
-    with pytest.raises(UnsafeFileError, match="which no file of weights needs: it was not called"):
+    with pytest.raises(UnsafeFileError, match="which no weights file needs; it was not called"):
         read_torch_file(path)
     with pytest.raises(UnsafeFileError, match="file is refused"):
         read_checkpoint(None, path)
@@ -109,7 +109,7 @@ def test_a_pickle_cannot_change_the_functions_that_it_may_call(tmp_path):
     change = b"(N}X\x04\x00\x00\x00nameX\x01\x00\x00\x00xst"  # (None, {"name": "x"})
     for target in (b"ctorch._utils\n_rebuild_tensor_v2\n", b"comegaconf\nA\n"):
         write_raw(tmp_path / "a.pth", b"\x80\x02" + target + change + b"b.")
-        with pytest.raises(UnsafeFileError, match="is damaged or not a file of weights"):
+        with pytest.raises(UnsafeFileError, match="is damaged or not a weights file"):
             read_torch_file(tmp_path / "a.pth")
     assert not hasattr(Inert, "name")
 

@@ -86,7 +86,7 @@ class Backbone(nn.Module):
 
     @property
     def _dtype(self) -> torch.dtype:
-        """Type of the parameters, which a network of the user may have in double precision."""
+        """Type of the parameters; a network of the user may have double precision."""
         found = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
         return found or torch.float32
 
@@ -145,7 +145,7 @@ def image_side(
     """
     side = backbone.default_size if size is None else validate(size, Size, "size")
     token = getattr(backbone.features, "bytes_per_token", 0) / backbone.patch_size**2
-    # 8-bit image, input of the network before and after normalization, logits and probabilities.
+    # Bytes per pixel: 8-bit image, input before and after normalization, logits, probabilities.
     pixel = 3 + 2 * 12 + 2 * 4 * classes + token
     check_memory(int(images * side**2 * pixel), f"size {side}", backbone.device)
     return side

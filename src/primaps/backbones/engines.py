@@ -61,7 +61,7 @@ class Linear(nn.Linear):
         """Compute ``input @ weight.T + bias``."""
         plain = input.dtype == self.weight.dtype == torch.float32 and input.device.type == "cpu"
         if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return super().forward(input)  # in bfloat16 this is oneDNN, too
+            return super().forward(input)  # in bfloat16, PyTorch also uses oneDNN
         return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
 
 
@@ -193,7 +193,7 @@ class OpenVINOLayers(nn.Module):
         self._reset()
 
     def _reset(self) -> None:
-        """Drop what was compiled."""
+        """Discard the compiled layers."""
         self._lock, self._thread_state = threading.Lock(), threading.local()
         self._compiled: dict[tuple[bool, int], Any] = {}
         self._graph: Any = None

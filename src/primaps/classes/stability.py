@@ -1,7 +1,8 @@
 """Stability and statistics of classes, computed from masks without labels.
 
-The stability of a class says whether other images give the same class: images are resampled, their
-masks are clustered again, and the class is compared with the most similar new cluster.
+The stability of a class measures whether similar images give the same class: images are
+resampled, their masks are clustered again, and the class is compared with the most similar new
+cluster.
 """
 
 from __future__ import annotations

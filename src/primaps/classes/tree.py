@@ -79,7 +79,9 @@ class Tree:
         free = set(range(leaves))
         for number, pair in enumerate(self.merges.tolist()):
             if pair[0] == pair[1] or not set(pair) <= free:
-                raise TreeError(f"merge {number} joins nodes {pair}, which are not both free")
+                raise TreeError(
+                    f"merge {number} joins nodes {pair}; they must be distinct and not yet merged"
+                )
             free = (free - set(pair)) | {leaves + number}
         if (self.owner.diff() < 0).any():
             raise TreeError("leaves are not in the order of their classes")
@@ -334,7 +336,7 @@ def merge_order(
     count = len(totals)
     totals, weights = totals.double().clone(), weights.double().clone()
     cost = torch.full((count, count), torch.inf, dtype=torch.double)
-    number = list(range(count))  # of the group in each row
+    number = list(range(count))  # node number of each row
     for row in range(count - 1):
         cost[row, row + 1 :] = ward(
             totals[row], weights[row], totals[row + 1 :], weights[row + 1 :]
@@ -427,7 +429,7 @@ def _halve(
         )
     if min(int(second.sum()), int((~second).sum())) < MIN_MASKS:
         return 0.0, none
-    if bool(second[0]):  # the half of the first mask comes first, whatever the sign
+    if bool(second[0]):  # the sign is arbitrary: the half of the first mask comes first
         second = ~second
     other = members[second].sum(0)
     return float(other.norm() + (total - other).norm() - total.norm()), second

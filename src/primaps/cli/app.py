@@ -129,7 +129,7 @@ def _flag(name: str, kind: Any) -> str:
     """Return the flag of an option."""
     for info in getattr(kind, "__metadata__", ()):
         if isinstance(info, ParameterInfo) and isinstance(info.default, str):
-            return info.default  # where typer keeps the flags of an annotation
+            return info.default  # typer stores the first flag here
     return f"--{name.replace('_', '-')}"
 
 

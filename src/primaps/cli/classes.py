@@ -58,10 +58,10 @@ def studio(
     ] = "auto",
     port: Annotated[int, Interval(ge=0, le=65535), "Port to listen on; 0 selects a free one."] = 0,
     host: Annotated[
-        str, "Address to listen on. Other than loopback also needs --allow-host."
+        str, "Address to listen on. An address other than loopback also needs --allow-host."
     ] = "127.0.0.1",
     allow_host: Annotated[
-        list[str] | None, "Name under which other machines reach this one. May be repeated."
+        list[str] | None, "Host name under which other machines reach this one. May be repeated."
     ] = None,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
@@ -178,7 +178,7 @@ def name(
     min_agreement: Annotated[
         float,
         Interval(ge=0, le=1),
-        "Minimum fraction of the labeled pixels of a class with its label.",
+        "Minimum share of the most frequent label among the labeled pixels of a class.",
     ] = 0.5,
     device: DeviceOption = "auto",
 ) -> None:
@@ -246,7 +246,7 @@ def audit(
         found = Audit.load(out)
         if found is not None and found.record.subject != audit_subject(network):
             raise InputError(
-                f"{out} holds an audit of other classes or names than {model} has now; choose "
+                f"{out} contains an audit of other classes, or {model} was edited since; choose "
                 "another --out"
             )
         if found is None:

@@ -61,7 +61,7 @@ def fit(
     scene_tiles: Annotated[
         Annotated[int, Interval(ge=1, le=10**8)] | None,
         typer.Option(
-            help="Number of tiles to fit on, sampled with --seed from the scenes IMAGES.",
+            help="Fit on this number of tiles, sampled with --seed. IMAGES are then scenes.",
             rich_help_panel="Scenes",
         ),
     ] = None,
@@ -121,7 +121,7 @@ def probe(
     out: OutOption,
     options: dict[str, Any],
     located: dict[str, Any],
-    classes: Annotated[Classes | None, "Number of classes. [default: that of classes.json]"] = None,
+    classes: Annotated[Classes | None, "Number of classes. [default: from classes.json]"] = None,
     projection: ProjectionOption = None,
     cache: CacheOption = None,
     tensorboard: TensorBoardOption = None,

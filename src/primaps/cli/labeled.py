@@ -100,7 +100,9 @@ def evaluate(
         elif source is folder and located["labels"]:
             data = labels_as_dataset(located["labels"], located["ignore_index"])
         else:
-            raise InputError("IMAGES is missing; only label maps with --labels need no images")
+            raise InputError(
+                "IMAGES is missing; it may be omitted only for label maps with --labels"
+            )
         found = run(
             source, data, crop=crop, resize=resize, matching=matching, progress=progress, log=warn,
             **inference,

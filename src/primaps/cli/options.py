@@ -65,7 +65,7 @@ DeviceOption = Annotated[str, "Device: auto, cpu, cuda, cuda:1, ..."]
 CutOption = Annotated[
     Classes | None,
     typer.Option(
-        "--classes", help="Number of classes to cut the class tree at. [default: that of the fit]"
+        "--classes", help="Number of classes to cut the class tree at. [default: as in the fit]"
     ),
 ]
 ShardOption = Annotated[
@@ -78,7 +78,7 @@ LabelsOption = Annotated[
 ]
 IgnoreIndexOption = Annotated[
     Annotated[int, Interval(ge=0, le=65_535)] | None,
-    "Label value that is not counted. [default: that of classes.json, or 255]",
+    "Label value that is not counted. [default: from classes.json, or 255]",
 ]
 DatasetOption = Annotated[
     str | None, "Data set with IMAGES as its root: cityscapes, cocostuff, potsdam or folder."

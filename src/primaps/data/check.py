@@ -119,7 +119,7 @@ def _check_split(
 
 
 class _Mistake(NamedTuple):
-    """A type of mistake, and the file."""
+    """A type of problem, and the file that has it."""
 
     kind: str
     detail: str
@@ -168,7 +168,7 @@ def _size(layout: Layout, sample: Sample) -> tuple[int, int] | _Mistake:
 
 
 class _ColorError(Exception):
-    """A label map has colors."""
+    """A label map contains colors instead of class indices."""
 
 
 def _header(path: Path, label: bool) -> tuple[int, int]:

@@ -319,6 +319,8 @@ def _unpack(
 
 def _member(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     if info.file_size > LARGEST_MEMBER:
-        raise ValueError(f"it declares {info.file_size:,} bytes")
+        raise ValueError(
+            f"size of {info.file_size:,} bytes, at most {LARGEST_MEMBER:,} are allowed"
+        )
     with packed.open(info) as file:  # reads at most the declared size
         return file.read()

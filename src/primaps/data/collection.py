@@ -133,7 +133,7 @@ def _join(files: list[ImageFile], groups: dict[str, list[ImageFile]]) -> list[Im
     for file in found:
         if (other := known.setdefault(file.key.casefold(), file)) is not file:
             raise NotFoundError(
-                f"{other.source} and {file.source} would have results of the same name; process "
+                f"{other.source} and {file.source} would have the same output name; process "
                 "them in separate runs"
             )
     return found

@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Layout:
-    """Layout of a data set on disk, and what the protocol expects of it.
+    """Layout of a data set on disk, and its classes and splits in the protocol.
 
     Attributes:
         name: ``cityscapes``, ``cocostuff``, ``potsdam`` or ``folder``.

@@ -103,7 +103,7 @@ def pair_up(
     labels: str | Path,
     ignore_index: int | None = None,
 ) -> Dataset:
-    """Make a data set from images and a folder of label maps.
+    """Pair images with the label maps of a folder.
 
     Args:
         images: files, folders (searched recursively) or globs.
@@ -134,7 +134,9 @@ def as_dataset(
     """
     if isinstance(images, Dataset):
         if labels is not None or ignore_index is not None:
-            raise InputError("a data set has labels and an ignore index; do not give labels, too")
+            raise InputError(
+                "a data set already has labels and an ignore index; omit labels and ignore_index"
+            )
         return images
     if labels is None:
         raise InputError("give the folder of label maps, or the name of a data set")

@@ -1,6 +1,6 @@
 """Read one array of real numbers from a MATLAB file of version 5 or 4.
 
-Not by ``scipy.io.loadmat``, which ends the process by SIGSEGV on some damaged files: SciPy 1.17.1
+``scipy.io.loadmat`` is not used, because it crashes (SIGSEGV) on some damaged files: SciPy 1.17.1
 crashed 5 times in 15,000 files of 1 kB with random changes (2026-11-30). Here the sizes that a file
 declares are compared with the file before memory is allocated.
 """

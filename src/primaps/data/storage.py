@@ -183,7 +183,9 @@ def _file_system(url: str) -> tuple[Any, str]:
     try:
         return url_to_fs(url)
     except ImportError as error:
-        raise MissingPackageError(f"{protocol}:// needs its driver: {error}") from None
+        raise MissingPackageError(
+            f"{protocol}:// needs a driver that is not installed: {error}"
+        ) from None
     except ValueError as error:
         raise NotFoundError(f"{url} is not supported by fsspec ({error})") from None
     except Exception as error:  # such as missing credentials

@@ -55,7 +55,7 @@ def fit_em(
         if config.loss_size == "feature":
             mask = _at_tokens(mask, (batch.clean.shape[2], batch.clean.shape[3]))
         height, width = mask.shape[1:]
-        pixels = len(index) * height * width  # of the batch in all processes
+        pixels = len(index) * height * width  # of the whole batch, over all processes
 
         # E-step: the momentum prototypes label each mask of the clean image.
         pseudo, counts = assign(momentum(batch.clean), mask)

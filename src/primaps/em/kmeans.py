@@ -133,7 +133,7 @@ def kmeans_step(
         number: number of the step, from 1; with ``seed`` it determines all random numbers.
     """
     index = batch_indices(number, len(data), batch_size, "k-means", seed)
-    random = generator("k-means mirror", seed, number)  # a seed: the text must not change
+    random = generator("k-means mirror", seed, number)  # the text is part of the seed
     rows, local = data.local_rows(index)
     if not len(rows):
         return torch.zeros((), device=data.device)

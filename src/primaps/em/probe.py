@@ -55,7 +55,7 @@ def fit_probe(
 
     def step(number: int) -> dict[str, Tensor]:
         index = batch_indices(number, len(views), config.batch_size, "probe", config.seed)
-        random = generator("probe mirror", config.seed, number)  # a seed: the text must not change
+        random = generator("probe mirror", config.seed, number)  # the text is part of the seed
         rows, local = views.local_rows(index)
         flip = (torch.rand(len(index), generator=random) < 0.5)[local]
         label = labels.take(rows).long()

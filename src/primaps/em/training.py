@@ -178,7 +178,7 @@ class Recorder:
         record = {"step": step, "steps": self._steps, "epochs": self.epochs}
         note = {"fingerprint": self.fingerprint, "about": json.dumps(record)}
         with atomic_path(self._path(stage)) as temporary:
-            # save_file of safetensors writes its own temporary file, which a kill would leave.
+            # save_file would write another temporary file, which a killed process leaves behind.
             temporary.write_bytes(save(tensors, {**note, "sha256": _digest(tensors, note)}))
 
     def restore(self, stage: str, modules: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -197,7 +197,7 @@ class Recorder:
         record, tensors = saved
         shapes = {f"module.{name}": value.shape for name, value in modules.state_dict().items()}
         if shapes != {k: v.shape for k, v in tensors.items() if k.startswith("module.")}:
-            logger.warning("%s is of another model: %s starts over", self._path(stage), stage)
+            logger.warning("%s belongs to another model: %s starts over", self._path(stage), stage)
             return 0
         parts: dict[str, dict[str, Tensor]] = {"module": {}, "adam": {}, "sum": {}}
         for name, value in tensors.items():

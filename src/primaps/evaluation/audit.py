@@ -399,7 +399,9 @@ def strips(
         InputError: There are fewer pixels than answers, or fewer than two answers.
     """
     if not 2 <= answers <= len(classes):
-        raise InputError(f"answers must be between 2 and {len(classes)} (pixels), got {answers}")
+        raise InputError(
+            f"answers must be between 2 and {len(classes)}, the number of pixels, got {answers}"
+        )
     random = generator("audit", seed)
     order = confidence.argsort(stable=True)
     order = order[classes[order].argsort(stable=True)]

@@ -130,7 +130,7 @@ def read_classes(path: str | Path) -> Classes:
 
 
 def parse_classes(text: bytes, where: str) -> Classes:
-    """Return the classes of the content of such a file; see :func:`read_classes`."""
+    """Return the classes from the content of ``classes.json``; see :func:`read_classes`."""
     hint = (
         'it must be {"classes": [names], "ignore_index": number, "colors": [[r, g, b], ...]}, '
         "where only the names are required"

@@ -41,7 +41,9 @@ def check_text(text: str, what: str) -> None:
     """
     for character in text:
         if unicodedata.category(character) in ("Cc", "Cs", "Cn", "Zl", "Zp"):
-            raise InputError(f"{what} {text!r} has the character {character!r}; rename it")
+            raise InputError(
+                f"{what} {text!r} has the unsupported character {character!r}; rename it"
+            )
 
 
 def safe_name(name: object, where: str) -> str:
@@ -55,7 +57,7 @@ def safe_name(name: object, where: str) -> str:
         'a/b.png'
         >>> safe_name("../b.png", "x.json")
         Traceback (most recent call last):
-        primaps.utils.errors.InputError: x.json: the file name '../b.png' leaves its folder; ...
+        primaps.utils.errors.InputError: x.json: the file name '../b.png' is outside of its ...
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise InputError(f"{where}: a file name is {name!r}; it must be text; export it again")
@@ -63,7 +65,7 @@ def safe_name(name: object, where: str) -> str:
     path = PurePosixPath(name.replace("\\", "/"))
     drive = PureWindowsPath(name).drive
     if path.is_absolute() or drive or ".." in path.parts or not path.parts:
-        raise InputError(f"{where}: the file name {name!r} leaves its folder; rename it")
+        raise InputError(f"{where}: the file name {name!r} is outside of its folder; rename it")
     sizes = [len(part.encode()) + 1 for part in path.parts]
     if max(sizes) > MAX_NAME or sum(sizes) > MAX_PATH:
         raise InputError(f"{where}: the file name {name[:60]!r}... is too long; rename it")

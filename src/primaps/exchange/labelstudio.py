@@ -230,7 +230,9 @@ def decode(content: Any, height: int, width: int, where: str) -> Bool[np.ndarray
     try:
         data = bytes(content)
     except (TypeError, ValueError):
-        raise InputError(f"{where}: the code of a brush must be bytes; export it again") from None
+        raise InputError(
+            f"{where}: the run lengths of a brush must be bytes; export it again"
+        ) from None
     bits = np.unpackbits(np.frombuffer(data, np.uint8))
     text = bits.tobytes().translate(bytes([48, 49]) + bytes(254))  # "0" and "1" for int()
     position = 0
@@ -239,7 +241,7 @@ def decode(content: Any, height: int, width: int, where: str) -> Bool[np.ndarray
         nonlocal position
         position += size
         if position > len(text):
-            raise InputError(f"{where}: the code of a brush ends early; is the file cut off?")
+            raise InputError(f"{where}: the run lengths of a brush end early; is the file cut off?")
         return int(text[position - size : position], 2)
 
     count, value_width = take(32), take(5) + 1

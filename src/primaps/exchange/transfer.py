@@ -94,7 +94,7 @@ def export_labels(
         Number of images, the folder, and the next step in the other tool.
 
     Raises:
-        InputError: An option, a label map or a name is invalid. Nothing is left at ``out``.
+        InputError: An option, a label map or a name is invalid. ``out`` is then not created.
         OutputError: ``out`` must not be replaced.
         ImageError: A label map or image is damaged.
         NotFoundError: There are no images.
@@ -104,7 +104,7 @@ def export_labels(
     if per is not None and per not in ("class", "region"):
         raise InputError(f"per must be class or region, got {per!r}")
     if per is not None and row.per is None:
-        raise InputError(f"{to} does not list regions; remove per")
+        raise InputError(f"{to} does not support regions; omit per")
     has_proposals, recorded = _recorded_classes(result)
     if has_proposals and not row.proposals:
         raise InputError(
@@ -149,10 +149,12 @@ def _images_with_maps(files: list[ImageFile], result: Path, log: LogCallback) ->
     if spare := sorted(set(result.rglob("*.png")) - known):  # overlays are JPEG files
         raise InputError(
             f"{len(spare)} label maps of {result} have no image, first "
-            f"{spare[0].relative_to(result)}; give the images as predict got them"
+            f"{spare[0].relative_to(result)}; give the same images as to predict"
         )
     if not present:
-        raise InputError(f"{result} has no label maps of these images; give the images of predict")
+        raise InputError(
+            f"{result} has no label maps of these images; give the images that predict processed"
+        )
     if absent := len(files) - len(present):
         first = next(file for file in files if file not in present)
         log(f"{absent} of {len(files)} images have no label map in {result}; first {first.source}")
@@ -210,7 +212,7 @@ def import_labels(
         Number of label maps, the folder, and the classes.
 
     Raises:
-        InputError: The file is malformed or has other classes. Nothing is left at ``out``.
+        InputError: The file is malformed or has other classes. ``out`` is then not created.
         OutputError: ``out`` must not be replaced.
         ImageError: An image file is damaged.
     """

@@ -60,7 +60,7 @@ def augmented(
 
 
 def view_chances(view: int, content: str) -> Float[Tensor, " 8"]:
-    """Return the random numbers of a view of an image: flip if below 0.5, then the chances.
+    """Return the random numbers of a view: the flip (if below 0.5), then ``chances``.
 
     They depend on the content of the image and not on the seed, so all fits share the views.
     """

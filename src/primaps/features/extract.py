@@ -223,7 +223,7 @@ def _compute_missing(
     progress: ProgressCallback,
     log: LogCallback,
 ) -> list[str]:
-    """Compute what the cache lacks, one batch per CPU core, and return the keys of the images used.
+    """Compute missing features and masks, one batch per CPU core; return the keys of the images.
 
     Batches are cached in order, whichever is finished first.
     """

@@ -333,7 +333,7 @@ class FeatureCache:
         return set().union(*(cache.missing(self._wanted(cache, keys)) for cache in self.all))
 
     def compute(self, images: UInt8[Tensor, "b 3 H W"], keys: Sequence[str]) -> list[Computed]:
-        """Compute what is missing of a batch of images, for :meth:`add`; safe on several threads.
+        """Compute the missing arrays of a batch of images, for :meth:`add`; thread-safe.
 
         Masks are computed from features in half precision, as they are cached. They are the same
         whether the features are new or were cached before.
@@ -359,7 +359,7 @@ class FeatureCache:
         return [(cache, [array.cpu().numpy() for array in arrays]) for cache, arrays in computed]
 
     def add(self, computed: Sequence[Computed], keys: Sequence[str]) -> None:
-        """Cache what was computed of a batch of images, each image once."""
+        """Cache the results of :meth:`compute`, each image once."""
         for cache, arrays in computed:
             missing = cache.missing(self._wanted(cache, keys))
             if missing:

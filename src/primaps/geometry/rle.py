@@ -1,8 +1,8 @@
 """Run-length encodings of masks: COCO's, and plain run lengths.
 
-pycocotools encodes. It does not decode here: it does not check the sum of run lengths, and fills a
-mask whose run lengths are too short with uninitialized memory. Files of other tools may hold
-anything in place of run lengths, so sums and types are checked before memory is allocated.
+pycocotools encodes. It is not used for decoding: it does not check the sum of run lengths, and
+fills a mask whose run lengths are too short with uninitialized memory. Files of other tools
+may hold anything in place of run lengths, so sums and types are checked before memory is allocated.
 """
 
 from __future__ import annotations

@@ -234,7 +234,8 @@ def layer_description(path: Path) -> str | None:
     pyogrio = geo_module("pyogrio")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of GDAL, about foreign files
+            # GDAL warns about files of other programs.
+            warnings.simplefilter("ignore", RuntimeWarning)
             metadata = pyogrio.read_info(path)["layer_metadata"] or {}
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError):
         return None

@@ -112,11 +112,12 @@ def iou_chart(
         for at, (place, value, length) in enumerate(zip(places, known, lengths, strict=True)):
             text = "does not occur" if value is None else f"{length:.1f}"
             if value is None and all(other[classes[at]] is None for other in series.values()):
-                if i:  # one text for all methods
+                if i:  # write the text once, not per method
                     continue
                 place = at
             size = 7 if len(series) > 1 else 8
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # on the dashed lines
+            # The box hides the dashed lines behind the text.
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
             axes.text(length + 0.8, place, text, va="center", size=size, bbox=box)
     axes.set_yticks(range(len(classes)), [_plain(name) for name in classes])
     axes.set_ylim(len(classes) - 0.5, -0.5)

@@ -245,10 +245,10 @@ class _Batch(NamedTuple):
     """Random tokens of each image of a step; the first ones are anchors."""
 
     tokens: Float[Tensor, "b n c"]
-    anchors: Int[Tensor, " a"]  # among all b * n
+    anchors: Int[Tensor, " a"]  # indices into the b * n tokens
     near: Float[Tensor, "b a 9 c"]
     weights: Float[Tensor, "b a 9"]
-    opposite: Float[Tensor, "b a c"]  # the anchors in the flipped image
+    opposite: Float[Tensor, "b a c"]  # features of the anchors in the flipped image
 
 
 def _sample_batch(

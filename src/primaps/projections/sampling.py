@@ -78,7 +78,7 @@ def nearest_images(images: Float[Tensor, "n c"], count: int) -> Int[Tensor, "n k
     for start in range(0, len(images), 1024):
         cosines = images[start : start + 1024] @ images.T
         rows = torch.arange(len(cosines), device=images.device)
-        cosines[rows, start + rows] = -torch.inf  # not the image itself
+        cosines[rows, start + rows] = -torch.inf  # exclude the image itself
         found.append(cosines.topk(min(count, len(images) - 1)).indices)
     return torch.cat(found)
 
@@ -87,7 +87,7 @@ def partners(count: int, generator: torch.Generator) -> Int[Tensor, " b"]:
     """Sample a partner for each of ``count`` images of a batch, never the image itself."""
     order = torch.randperm(count, generator=generator)
     found = torch.empty(count, dtype=torch.int64)
-    found[order] = order.roll(1)  # one cycle of all images
+    found[order] = order.roll(1)  # one cycle, so no image is its own partner
     return found
 
 

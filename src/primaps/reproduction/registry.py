@@ -133,7 +133,7 @@ def projection_rows(
 
 
 def main_rows_of_folder(dataset: str, backbones: Sequence[str]) -> Iterator[TableRow]:
-    """Table 1 on a labeled folder: also with and without the CRF, our recipe, and the oracle."""
+    """Table 1 on a labeled folder, with more rows: CRF on and off, our recipe, the oracle."""
     for backbone in backbones:
         yield TableRow("baseline", dataset, backbone, "baseline", crf=False)
         yield TableRow("baseline + CRF", dataset, backbone, "baseline")
@@ -167,7 +167,8 @@ def mask_ablation(dataset: str, backbones: Sequence[str]) -> Iterator[TableRow]:
 def em_ablation(dataset: str, backbones: Sequence[str]) -> Iterator[TableRow]:
     """Table 4b: parts of PriMaPs-EM, added one after the other to the full masks.
 
-    The augmentation is that of the run. A folder, whose default is none, has two views per image.
+    The data sets of the paper use the augmentation of the run, and a labeled folder two views per
+    image.
     """
     clean: dict[str, Any] = {"views": 0}
     augmented: dict[str, Any] = {"views": 2} if dataset == FOLDER else {}

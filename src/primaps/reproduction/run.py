@@ -111,7 +111,7 @@ def reproduce(
 def _run_all(
     outcomes: list[Outcome], context: RunContext, progress: ProgressCallback, log: LogCallback
 ) -> Iterator[str]:
-    """Run what is missing. Yield a sentence about every run, and about every reason once."""
+    """Run the rows without a result. Yield a sentence per run, and once per reason to skip one."""
     reproduction, budget = context.reproduction, Budget(context)
     reported: set[str] = set()
     for outcome in outcomes:

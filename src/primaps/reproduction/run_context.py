@@ -224,7 +224,8 @@ class Run:
 def _check_clusters(model: PriMaPsEM, row: TableRow) -> None:
     """Refuse a checkpoint without one cluster per class.
 
-    STEGO or HP alone is scored with its own clusters. K-means would be another method.
+    STEGO or HP alone is scored with its own clusters. K-means on its codes is
+    another method.
 
     Raises:
         InputError: the checkpoint has no clusters, or another number of them.

@@ -34,7 +34,8 @@ def write_polygons(
 ) -> bool:
     """Write the connected regions of a class map: class, name, color, area and number of pixels.
 
-    The area is in square units of the map. A region is one polygon, whatever its size.
+    The area is in square units of the map. Each region is one
+    polygon, even across tiles.
 
     Args:
         labels: result of :func:`primaps.scenes.writer.write_labels`.

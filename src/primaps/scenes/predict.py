@@ -76,7 +76,7 @@ def predict_scene(
     titles, colors = shown_classes(model, names)
     if len(titles) > HIDDEN:
         raise InputError(
-            f"the model has {len(titles)} classes; a class map of a scene holds at most {HIDDEN}"
+            f"the model has {len(titles)} classes; a class map of a scene supports at most {HIDDEN}"
         )
     if polygons is not None:
         polygons = Path(polygons).expanduser()

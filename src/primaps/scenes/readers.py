@@ -68,7 +68,7 @@ def open_scene(path: str | Path, bands: Sequence[int] | None = None) -> Scene:
         if suffix in TIFF_SUFFIXES or suffix in SLIDE_SUFFIXES:
             return open_tiff(path, bands)
         if bands is not None:
-            raise InputError(f"--bands does not apply to {path}, which has red, green and blue")
+            raise InputError(f"--bands does not apply to {path}, which is an RGB image")
         with opened(path) as image:
             return in_memory(upright(image), path)
 

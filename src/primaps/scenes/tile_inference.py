@@ -181,7 +181,7 @@ def refine(
     work: WorkFolder,
     progress: ProgressCallback,
 ) -> RawFile:
-    """Label every pixel of the scene: the CRF runs on overlapping tiles, which lose their margin.
+    """Label every pixel of the scene: the CRF runs on overlapping tiles without their margins.
 
     Args:
         blended: result of :func:`blend`.

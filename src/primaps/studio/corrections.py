@@ -87,7 +87,7 @@ def run_pixels(runs: Runs, count: int) -> Integer[np.ndarray, " n"]:
         return np.zeros(0, np.int64)
     starts, lengths = table[:, 0], table[:, 1]
     if starts.min() < 0 or lengths.min() < 1 or (starts + lengths).max() > count:
-        raise InputError(f"the correction leaves the image, which has {count} pixels")
+        raise InputError(f"the correction extends beyond the image, which has {count} pixels")
     if lengths.sum() > count:
         raise InputError("the correction has overlapping runs")
     first = np.repeat(starts - np.concatenate([[0], lengths.cumsum()[:-1]]), lengths)

@@ -1,7 +1,7 @@
 """Edits and corrections of the classes, with undo and redo.
 
 ``edits.json`` and the corrections hold the current state. ``history.jsonl`` records all actions.
-Each line is written to disk before its effect; after a kill, the history tells what is left to do.
+Each line is written to disk before its effect; a restart after a kill applies what is missing.
 Edits that another program wrote to ``edits.json`` become a separate action and can be undone.
 
     {"do": "edits", "edits": [{"rename": "3", "to": "car"}], "description": "renamed 3 to car"}
@@ -59,7 +59,7 @@ class History:
                 try:
                     self._apply(json.loads(line))
                 except (ValueError, KeyError, TypeError, IndexError):
-                    continue  # a kill left an incomplete line, whose effect never began
+                    continue  # incomplete line of a killed process: it had no effect yet
 
     @property
     def edits(self) -> list[Any]:
@@ -139,7 +139,7 @@ class ClassEditor:
         if self.history.last is not None:
             action, undone = self.history.last
             if action["do"] == "paint":
-                self._paint(action, undone)  # a kill may have come between the line and its effect
+                self._paint(action, undone)  # in case the process was killed before this
 
     @property
     def revision(self) -> str:
@@ -214,7 +214,7 @@ class ClassEditor:
 
         Raises:
             EditError: The class does not exist.
-            InputError: The runs leave the image.
+            InputError: The runs extend beyond the image.
         """
         with self._lock:
             self._check(revision)
@@ -249,7 +249,7 @@ class ClassEditor:
             verb = "undo" if undone else "redo"
             actions = self.history.done if undone else self.history.undone
             if not actions:
-                raise ConflictError(f"no action to {verb}")
+                raise ConflictError(f"nothing to {verb}")
             action = actions[-1]
             if action["do"] == "paint":
                 self.history.add({verb: True})

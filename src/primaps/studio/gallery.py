@@ -91,8 +91,8 @@ def class_crops(
     """Find the most typical and the most uncertain regions of a class, one per image.
 
     Args:
-        name: Id or name of a class, or id of a node of the tree. An unknown one has no regions: an
-            undo in another tab may have removed it.
+        name: Id or name of a class, or id of a node of the tree. An unknown name has no
+            regions: an undo in another tab may have removed the class.
     """
     classes = [*editor.legend().classes, *node_classes(editor.tree, editor.edits)]
     known = {key: one.leaves for one in reversed(classes) for key in (one.name, one.id)}

@@ -133,7 +133,7 @@ class ImageCache:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything, for the images of another folder."""
+        """Clear all caches, because another folder was chosen."""
         # New caches: a thread that still reads an image of the old folder writes to the old cache.
         self._analyses: LRUCache[int, ImageAnalysis] = LRUCache(24)
         self._features: LRUCache[int, Tensor] = LRUCache(8)

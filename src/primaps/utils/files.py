@@ -77,7 +77,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            with _UMASK:  # it can only be read by setting it, in all threads
+            with _UMASK:  # reading the umask requires setting it, for all threads
                 umask = os.umask(0)
                 os.umask(umask)
             temporary.chmod(0o666 & ~umask)  # mkstemp creates private files
@@ -92,7 +92,7 @@ def save_image(image: Image.Image, path: Path, **options: Any) -> None:
     Pillow does not notice if a nearly full disk takes only a part of a write.
     """
     content = io.BytesIO()
-    content.name = path.name  # Pillow takes the format from it
+    content.name = path.name  # Pillow derives the format from the suffix
     image.save(content, **options)
     path.write_bytes(content.getvalue())
 
@@ -202,7 +202,7 @@ def _clear_abandoned(folder: Path) -> None:
 
 
 def _runs(process: int) -> bool:
-    if os.name == "nt":  # os.kill would end the process
+    if os.name == "nt":  # on Windows, os.kill would terminate the process
         return True
     try:
         os.kill(process, 0)  # signal 0 only tests whether the process exists

@@ -36,7 +36,7 @@ def check_memory(needed: int, what: str, device: torch.device | None = None) -> 
     if free is not None and needed > free:
         raise InputError(
             f"{what} needs at least {needed / 1e9:,.1f} GB of memory, but only "
-            f"{free / 1e9:,.1f} GB are available; choose a smaller one"
+            f"{free / 1e9:,.1f} GB are available; choose a smaller value"
         )
 
 
@@ -53,8 +53,8 @@ def available_memory(device: torch.device | None = None) -> int | None:
 def release_memory() -> None:
     """Return free memory of the C library to the system.
 
-    glibc has a heap for each thread, and keeps what threads freed. Other C libraries are not
-    changed.
+    glibc has a heap per thread and does not return freed memory by itself. For other C libraries
+    this has no effect.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):

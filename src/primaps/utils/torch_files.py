@@ -54,7 +54,7 @@ _registry = Lock()
 
 
 class UnsafeFileError(PrimapsError, RuntimeError):
-    """A file is damaged, or names something that no file of weights needs."""
+    """A file is damaged, or names something that no weights file needs."""
 
 
 class Inert:
@@ -97,7 +97,7 @@ def read_torch_file(path: str | Path) -> Any:
         if isinstance(error, OSError) and error.filename:  # the file cannot be opened
             raise
         text = reason(error) if not isinstance(error, UnpicklingError) else "invalid pickle"
-        raise UnsafeFileError(f"{path} is damaged or not a file of weights ({text})") from None
+        raise UnsafeFileError(f"{path} is damaged or not a weights file ({text})") from None
 
 
 @contextmanager
@@ -151,7 +151,7 @@ def check_pickle(path: Path, archive: zipfile.ZipFile) -> set[str]:
     if len(pickles) != 1:
         raise UnsafeFileError(f"{path} is a zip archive that torch.save did not write")
     if sizes[pickles[0]] > LARGEST_PICKLE:
-        raise UnsafeFileError(f"{path} describes more objects than a file of weights needs")
+        raise UnsafeFileError(f"{path} describes more objects than a weights file needs")
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}byteorder" in sizes and archive.read(f"{root}byteorder") != b"little":
         raise UnsafeFileError(f"{path} was written on a big-endian machine; save it again")
@@ -160,9 +160,9 @@ def check_pickle(path: Path, archive: zipfile.ZipFile) -> set[str]:
     instructions = pickletools.genops(archive.read(pickles[0]))
     value: Any
     for number, (code, value, _) in enumerate(instructions):
-        # Numbers beyond 64 bits could be chosen to have one hash value in dictionaries.
+        # Integers beyond 64 bits can be crafted to have equal hashes, which slows dictionaries.
         if number > MAX_INSTRUCTIONS or (isinstance(value, int) and abs(value) > 1 << 64):
-            raise UnsafeFileError(f"{path} describes more objects than a file of weights needs")
+            raise UnsafeFileError(f"{path} describes more objects than a weights file needs")
         kind = "BININT" if code.name.startswith("BININT") else code.name
         if kind in ("BINPUT", "LONG_BINPUT"):
             memo[value] = recent[-1] if recent[-1][0] in ("BINUNICODE", "GLOBAL") else ("", None)
@@ -180,7 +180,7 @@ def check_pickle(path: Path, archive: zipfile.ZipFile) -> set[str]:
         # Repeated copies of a large dictionary would fill the memory.
         copies += kind == "GLOBAL" and value in COPYING
         if copies > MAX_COPIES or (_makes_dictionary(recent[-1]) and kind != "EMPTY_TUPLE"):
-            raise UnsafeFileError(f"{path} copies objects, which no file of weights needs")
+            raise UnsafeFileError(f"{path} copies objects, which no weights file needs")
         if kind == "BINPERSID":
             _check_storage(path, root, sizes, recent)
         recent = [*recent[1:], (kind, value)]
@@ -206,7 +206,7 @@ def _checked_name(path: Path, name: str) -> str:
     inert = full in _INERT_NAMES or module.split(".")[0] in _INERT_PACKAGES
     if not (known or inert or full in COPYING):
         raise UnsafeFileError(
-            f"{path} asks for {full}, which no file of weights needs: it was not called, and the "
+            f"{path} refers to {full}, which no weights file needs; it was not called, and the "
             "file is refused. Do not open it with torch.load"
         )
     return full
@@ -238,7 +238,7 @@ def _replacements(names: set[str]) -> list[Any]:
 
 @contextmanager
 def _safe_globals(classes: list[Any]) -> Iterator[None]:
-    """Let ``torch.load`` use some classes; afterwards its list is the same as before."""
+    """Let ``torch.load`` use some classes; afterwards its list of safe classes is restored."""
     with _registry:
         before = torch.serialization.get_safe_globals()
         torch.serialization.add_safe_globals(classes)
