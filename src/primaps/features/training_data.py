@@ -145,7 +145,7 @@ class Views:
     def local_rows(
         self, index: Integer[Tensor, " b"]
     ) -> tuple[Integer[Tensor, " h"], Bool[Tensor, " b"]]:
-        """Return the rows of the images at ``index`` in this process, and the mask of these images."""
+        """Return rows of the images at ``index`` in this process, and the mask of these images."""
         rows = index if self.row_of is None else self.row_of[index]
         return rows[rows >= 0], rows >= 0
 
@@ -231,7 +231,7 @@ class SampledTokens:
     def local_rows(
         self, index: Integer[Tensor, " b"]
     ) -> tuple[Integer[Tensor, " h"], Bool[Tensor, " b"]]:
-        """Return the rows of the images at ``index`` in this process, and the mask of these images."""
+        """Return rows of the images at ``index`` in this process, and the mask of these images."""
         rows = self.row_of[index]
         return rows[rows >= 0], rows >= 0
 
