@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pytest
 from annotated_types import Ge, Gt, Interval, Len
+from pydantic import Field
 
 from primaps.utils.errors import InputError
 from primaps.utils.inputs import parse_json
@@ -29,6 +30,11 @@ class Outer:
     def __post_init__(self) -> None:
         if len({*self.names}) < len(self.names):
             raise InputError("names must be distinct")
+
+
+@dataclass(frozen=True)
+class Renamed:
+    name: Annotated[str, Field(alias="class")]
 
 
 @pytest.mark.parametrize(
@@ -106,6 +112,13 @@ def test_an_object_in_place_of_a_value_is_named():
         InputError, match=r'field "\[0\].a" is {}; it must be a string or an integer'
     ):
         parse_json('[{"a": {}}]', list[dict[str, str | int]], "a.json")
+
+
+def test_a_field_may_have_another_name_in_json():
+    found = parse_json('{"class": "sky"}', Renamed, "a.json")
+    assert found.name == "sky"
+    with pytest.raises(InputError, match='"name" is unknown'):
+        parse_json('{"name": "sky"}', Renamed, "a.json")
 
 
 def test_many_wrong_or_unknown_keys_give_one_error():

@@ -321,6 +321,16 @@ def _field_types(kind: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
+@functools.cache
+def _json_types(kind: Any) -> dict[str, Any]:
+    """The types of the fields of a dataclass by their names in JSON."""
+    found = {}
+    for name, hint in _field_types(kind).items():
+        aliases = (getattr(note, "alias", None) for note in getattr(hint, "__metadata__", ()))
+        found[next(filter(None, aliases), name)] = hint
+    return found
+
+
 def _is_option(kind: Any) -> bool:
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
@@ -369,7 +379,7 @@ def _check_keys(value: Any, kind: Any, label: Callable[[str], str], path: str = 
         for number, item in enumerate(value):
             _check_keys(item, parts[0], label, f"{path}[{number}]")
     elif is_dataclass(kind) and isinstance(value, dict):
-        hints = _field_types(cast(Any, kind))
+        hints = _json_types(cast(Any, kind))
         for key, item in value.items():
             if key not in hints:
                 raise InputError(f"{label(path + _step(key))} is unknown")
