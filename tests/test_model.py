@@ -170,7 +170,7 @@ def test_a_model_of_a_callable_asks_for_it(fitted, tmp_path):
 def test_other_weights_are_refused(fitted, colors, tmp_path):
     fitted.save_pretrained(tmp_path)
     colors.mix.weight.data += 1
-    with pytest.raises(ModelError, match="fitted on other weights"):
+    with pytest.raises(ModelError, match="fitted on weights of"):
         PriMaPsEM.from_pretrained(tmp_path, backbone=colors)
 
 

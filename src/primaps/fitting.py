@@ -35,7 +35,7 @@ def class_evidence(
     progress: ProgressCallback = silent,
     log: LogCallback = logger.warning,
 ) -> list[Evidence]:
-    """Measure the stability of several numbers of classes, from which one is chosen.
+    """Measure the stability for several numbers of classes, to choose one.
 
     Args:
         wanted: ``auto`` for 2 to 48 classes (fewer with few masks), or a range ``LOW-HIGH``.

@@ -199,7 +199,7 @@ def test_the_audit_command_asks_stops_and_resumes(model, painted_folder, tmp_pat
     assert shares.exit_code == 0, shares.output
     other = call(*command)
     assert other.exit_code == 1
-    assert "of other classes or names" in other.output.replace("\n", " ")
+    assert "an audit of other classes" in other.output.replace("\n", " ")
 
 
 def test_a_hidden_class_has_a_column_in_charts_of_an_evaluation(model, painted_folder, tmp_path):

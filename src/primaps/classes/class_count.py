@@ -62,7 +62,7 @@ class Choice:
 
 
 def candidates(low: int = RANGE[0], high: int = RANGE[1], points: int = POINTS) -> list[int]:
-    """Return numbers of classes from ``low`` to ``high`` at about even ratios.
+    """Return about geometrically spaced numbers of classes from ``low`` to ``high``.
 
     Raises:
         InputError: The range is not within 2 to 256.

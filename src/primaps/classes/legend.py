@@ -369,7 +369,7 @@ class _State:
         return self.ids[leaves]
 
     def name(self, key: str) -> str:
-        """Return the given name, or one made of the names of the classes around or inside."""
+        """Return the given name, or one derived from the classes that contain it or are in it."""
         if key in self.names:
             return self.names[key]
         if "+" in key:
@@ -378,7 +378,7 @@ class _State:
         return f"{self.name(above)}.{half}" if dot else f"class {key}"
 
     def color(self, key: str) -> tuple[int, int, int]:
-        """Return the given color, or that of the first class inside or of the class around."""
+        """Return the given color, or that of a class in it, or of the class that contains it."""
         if key in self.colors:
             return self.colors[key]
         if "+" in key:

@@ -160,7 +160,7 @@ class Tree:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Tree:
-        """Build the tree of which :meth:`tensors` were written.
+        """Build the tree from the output of :meth:`tensors`.
 
         Raises:
             TreeError: A tensor is missing or has another shape.
@@ -235,7 +235,7 @@ def best_leaves(
 
 
 def leaf_count(classes: int) -> int:
-    """Return the number of leaves for enough masks: 4 per class, but 64 to 256 in all.
+    """Return the number of leaves if masks suffice: 4 per class, limited to 64 to 256 in total.
 
     Examples:
         >>> leaf_count(3), leaf_count(27), leaf_count(100)
@@ -367,7 +367,7 @@ def ward(
 
     Args:
         total, weight: sum and number of the features of one group.
-        totals, weights: the same of each of the other groups.
+        totals, weights: the same for every other group.
     """
     mean, means = total / weight, totals / weights[:, None]
     return weight * weights / (weight + weights) * (mean - means).square().sum(1)

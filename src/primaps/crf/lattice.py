@@ -49,7 +49,7 @@ class Lattice:
     Attributes:
         vertices: lattice points at the corners of the simplex of each position, 0..M-1.
         weights: barycentric weights of these corners, in [0, 1]; each row sums to 1.
-        neighbors: previous and next point of each lattice point in each direction; M for none.
+        neighbors: previous and next point of each lattice point in each direction; M if missing.
     """
 
     vertices: Int[Tensor, "n corners"]

@@ -52,7 +52,7 @@ class Stored:
 
 
 def load_image(source: str | Path | Stored | Image.Image | np.ndarray | Tensor) -> Image.Image:
-    """Read an image as 8-bit RGB, rotated as its EXIF data say.
+    """Read an image as 8-bit RGB, rotated by its EXIF orientation.
 
     Gray, palette and CMYK images are converted to RGB. Transparent pixels become white. Images of
     16 or 32 bits are scaled from the smallest of 8, 10, 12, 14, 16, 24 or 32 bits that holds their
@@ -189,7 +189,7 @@ def _mat_image(path: str | Path) -> np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Decode an image in its own mode, and rotate it as its EXIF data say."""
+    """Decode an image in its own mode, and rotate it by its EXIF orientation."""
     image.load()
     try:
         return ImageOps.exif_transpose(image)

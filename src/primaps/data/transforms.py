@@ -46,7 +46,7 @@ def tensor_square(
     """Scale a tensor and take its center crop, as the authors' program does at evaluation.
 
     Bilinear scaling is without antialiasing: a large image keeps noise that Pillow averages away.
-    Nearest neighbor takes the upper left of the pixels from which Pillow takes the middle.
+    Nearest neighbor takes the upper left source pixel of each block; Pillow takes the middle one.
 
     Examples:
         >>> tensor_square(torch.arange(16, dtype=torch.uint8).view(1, 2, 8), 1).tolist()

@@ -157,8 +157,8 @@ class Recorder:
     ) -> None:
         """Write a checkpoint atomically, every few seconds and after the last step.
 
-        The first process decides when, and writes for all processes: the checkpoint is of one
-        step, whenever the fit is stopped.
+        The first process decides when to write, and writes for all processes. A checkpoint
+        therefore contains the state after a single step.
         """
         if self.folder is None:
             return

@@ -123,7 +123,7 @@ def _read_labelmap(content: bytes, where: str) -> dict[str, tuple[int, ...]]:
 
 
 def instance_colors() -> UInt8[np.ndarray, "256 3"]:
-    """Return VOC's colors of numbers: their bits, in turn, to red, green and blue, high bits first.
+    """Return VOC's palette: bits of the number go to red, green, blue in turn, high bits first.
 
     Examples:
         >>> instance_colors()[:5].tolist()

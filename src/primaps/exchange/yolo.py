@@ -35,7 +35,7 @@ def write(images: Iterable[LabeledImage], classes: Classes, out: Path, per: str)
     """Write ``images``, ``labels`` (a line of class and polygon per region) and ``data.yaml``.
 
     A polygon runs through the centers of the outermost pixels, because Ultralytics draws the line
-    as well. Holes are tied to it by lines that are passed there and back.
+    as well. A line that is traversed in both directions connects each hole to it.
     """
     splits = set()
     for image in images:

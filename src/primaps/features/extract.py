@@ -199,7 +199,7 @@ def restart_sample(contents: Sequence[str]) -> set[str]:
     """Return the images that k-means restarts read: those with the smallest digests.
 
     The sample does not depend on the order and names of the images, and a few additional images
-    change only a few of the sample.
+    replace only a few images of the sample.
 
     Args:
         contents: SHA-256 of each image of the collection.

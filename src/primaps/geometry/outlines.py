@@ -82,9 +82,10 @@ def trace(mask: Bool[np.ndarray, "h w"]) -> list[Ring]:
 def keyhole(mask: Bool[np.ndarray, "h w"]) -> Integer[np.ndarray, "n 2"]:
     """Return one closed line through the outermost pixels of a connected mask and of its holes.
 
-    It is for formats without holes. A bridge along a row of the mask ties each hole to the ring on
-    its left, and is passed there and back. ``fillPoly`` of OpenCV and ``ImageDraw.polygon`` of
-    Pillow, which draw the line and fill it by the even-odd rule, give the mask.
+    It is for formats without holes. A bridge along a row of the mask connects each hole to the
+    ring on its left, and is traversed in both directions. ``fillPoly`` of OpenCV and
+    ``ImageDraw.polygon`` of Pillow, which draw the line and fill it by the even-odd rule, give the
+    mask.
 
     Returns:
         (x, y) of pixels.
@@ -109,7 +110,7 @@ def keyhole(mask: Bool[np.ndarray, "h w"]) -> Integer[np.ndarray, "n 2"]:
 
 
 def _turns(line: Integer[np.ndarray, "n 2"]) -> Integer[np.ndarray, "m 2"]:
-    """Remove the points that a closed line passes straight."""
+    """Remove the collinear points of a closed line."""
     moves = (line != np.roll(line, 1, 0)).any(1)
     line = line[moves] if moves.any() else line[:1]
     (ax, ay), (bx, by) = (line - np.roll(line, 1, 0)).T, (np.roll(line, -1, 0) - line).T

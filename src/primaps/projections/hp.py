@@ -1,9 +1,10 @@
 """HP (Seong et al., CVPR 2023): contrastive learning of codes with hidden positives.
 
-Two tokens are a hidden positive pair if their cosine is larger than the cosine of one of them to
-every token in a pool of random reference tokens. Cosines are of features (task-agnostic positives)
-and, with a growing weight, of codes (task-specific positives). Positives of an anchor also attract
-its neighbors (local hidden positives). Implemented from section 3 of the paper.
+Two tokens are a hidden positive pair if, for at least one of them, their cosine exceeds its
+maximum cosine to a pool of random reference tokens. Cosines are computed from features
+(task-agnostic positives) and, with increasing weight, from codes (task-specific positives).
+Positives of an anchor also attract its neighbors (local hidden positives). Implemented from section
+3 of the paper.
 
 Two differences from the paper make training on cached features and on a CPU possible:
 
@@ -85,7 +86,7 @@ HP_PRESETS = {
 def hidden_positives(
     vectors: Float[Tensor, "n c"], anchors: Int[Tensor, " a"], pool: Float[Tensor, "m c"]
 ) -> Bool[Tensor, "a n"]:
-    """Find pairs with a larger cosine than one of the two has to any reference token.
+    """Find pairs whose cosine exceeds all reference cosines of one of the two tokens.
 
     Args:
         vectors: features or codes of all tokens of a batch.

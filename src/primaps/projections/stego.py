@@ -225,9 +225,9 @@ def automatic_shifts(
     """Compute shifts b from K and the classes of the k-means baseline (Eq. 9).
 
     The paper tunes b for each backbone and data set. It determines the share of point pairs that
-    attract: pairs whose centered correlation is above b. With too many of them all codes become
-    equal, and with too few classes are split. Here the shares are fixed, and b is the quantile of
-    the centered correlations in 16 batches.
+    attract: pairs whose centered correlation is above b. If too many pairs attract, all codes
+    become equal. If too few attract, classes are split. Here the shares are fixed, and b is the
+    quantile of the centered correlations in 16 batches.
 
     - Random pairs of images: 1 / K, the probability that two points have the same class if classes
       are equally large.

@@ -131,13 +131,13 @@ def forward_flops(backbone: str, size: int) -> float:
 
 
 def training_products(method: str, images: int, width: int, step: float) -> float:
-    """Return the products of training STEGO or HP.
+    """Return the number of multiplications to train STEGO or HP.
 
     Args:
         method: ``STEGO`` or ``HP``.
         images: number of training images.
         width: channels of the features.
-        step: products of a k-means step, by which STEGO finds its shifts.
+        step: multiplications of a k-means step, which STEGO runs to compute its shifts.
     """
     settings = projection_settings(method.lower())
     head = STEPS * min(settings.batch_size, images) * HEAD * width**2

@@ -228,7 +228,7 @@ def _check_clusters(model: PriMaPsEM, row: TableRow) -> None:
     another method.
 
     Raises:
-        InputError: the checkpoint has no clusters, or another number of them.
+        InputError: the checkpoint has no clusters, or a different number.
     """
     clusters = model.projection.clusters if model.projection else None
     classes = model.config.classes

@@ -62,7 +62,7 @@ def predict_scene(
             :class:`primaps.scenes.tiling.TilingOptions`.
 
     Returns:
-        Whether anything was written: False if an earlier call had written all of it.
+        Whether anything was written: False if an earlier call already wrote everything.
 
     Raises:
         SceneError: the scene is damaged, or has five or more bands and none are selected.

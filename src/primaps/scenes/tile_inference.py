@@ -86,7 +86,7 @@ def blend(
 
     Args:
         values: maps images to values on the token grid; several threads call it.
-        groups: numbers of consecutive channels of which only differences matter. Each group is
+        groups: sizes of channel groups; only differences in a group matter. Each group is
             stored in half precision after its maximum was subtracted, which keeps the largest
             values exact.
 

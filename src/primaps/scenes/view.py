@@ -78,7 +78,7 @@ class View:
         return colors, valid
 
     def piece(self, box: Box) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
-        """Return the colors of a rectangle, and the pixels of which at least half is valid.
+        """Return the colors of a rectangle, and a mask of the pixels that are at least half valid.
 
         Up to rounding, a pixel does not depend on the rectangle that it is read in.
         """

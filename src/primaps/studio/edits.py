@@ -177,7 +177,7 @@ class ClassEditor:
             self._settle()
 
     def _settle(self) -> None:
-        """Record that a change could not be written after its line was."""
+        """Record that a change was not applied although its line was written."""
         if self._writing:
             self.history.synchronize(self._edits.edits)
             self._writing = False
