@@ -297,7 +297,7 @@ class FeatureCache:
         return ArrayCache(shape, dtype, folder, several=name.startswith("table-"))
 
     def _folder(self, root: str | Path | None) -> Path | None:
-        """Return the folder for this backbone, precision, size and (if there are several) process."""
+        """Return the folder for this backbone, precision, size and, under torchrun, process."""
         backbone = self.backbone
         if root is None or backbone.digest is None:
             if root is not None:
