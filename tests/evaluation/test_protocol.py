@@ -94,7 +94,7 @@ def test_folders_and_data_sets_have_the_same_scores(model, tmp_path):
     data = evaluate(model, load_dataset("folder", root, "all"), crf=False)
     folders = evaluate(model, root / "images", root / "labels", crf=False)
     assert data.confusion == folders.confusion
-    with pytest.raises(ValueError, match="a data set has labels"):
+    with pytest.raises(ValueError, match="a data set already has labels"):
         evaluate(model, load_dataset("folder", root, "all"), root / "labels")
     with pytest.raises(ValueError, match="give the folder of label maps"):
         evaluate(model, root / "images")
