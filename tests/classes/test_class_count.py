@@ -88,7 +88,7 @@ def test_a_short_range_has_three_proposals():
 
 def test_too_few_masks_is_one_sentence():
     features = F.normalize(torch.randn(10, 4), dim=1)
-    with pytest.raises(ValueError, match="too few for 9 classes"):
+    with pytest.raises(ValueError, match="but 9 classes need"):
         curve(features, torch.arange(10), [2, 9])
 
 
@@ -96,7 +96,7 @@ def test_few_masks_limit_the_range():
     features = F.normalize(torch.randn(30, 4), dim=1)
     found = [one.classes for one in curve(features, torch.arange(10).repeat(3), repeats=2)]
     assert (found[0], found[-1]) == (2, 15 // 2)
-    with pytest.raises(ValueError, match="too few for 2 classes"):
+    with pytest.raises(ValueError, match="but 2 classes need"):
         curve(features[:2], torch.arange(2))
     many = F.normalize(torch.randn(300, 4), dim=1)
     assert [one.classes for one in curve(many, torch.arange(300), repeats=1)] == candidates()
