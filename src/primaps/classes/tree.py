@@ -344,7 +344,7 @@ def merge_order(
     cost = torch.minimum(cost, cost.T)
     merges = []
     for step in range(count - 1):
-        row, column = divmod(int(cost.argmin()), count)  # the smaller row first
+        row, column = divmod(int(cost.argmin()), count)  # first of two equal minima: row < column
         merges.append([number[row], number[column]])
         totals[row] += totals[column]
         weights[row] += weights[column]

@@ -46,8 +46,8 @@ class Scene:
         path: the file.
         sizes: height and width of every resolution level in the file, the full size first. The
             other levels are overviews, or the levels of a pyramid.
-        read: returns the values of the selected bands, (B, h, w), and the valid pixels of a
-            :class:`Box` of the level with this number.
+        read: function of the number of a level and a :class:`Box`; returns the values of the
+            selected bands, (B, h, w), and the valid pixels.
         eight_bit: whether values are 8-bit colors, which need no stretch.
         all_valid: whether every pixel is known to be valid.
         by_rows: whether the file stores whole rows of pixels, instead of tiles.
