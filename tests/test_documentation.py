@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+import primaps
 from primaps.cli import app
 from primaps.config import Config, InferenceOptions
 from primaps.scenes.tiling import TilingOptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-KEYWORDS = {one.name for kind in (Config, InferenceOptions, TilingOptions) for one in fields(kind)}
-"""Arguments that functions take as ``**options``."""
+KEYWORDS = {
+    one.name for kind in (Config, InferenceOptions, TilingOptions) for one in fields(kind)
+}  # of **options
 
 
 def commands(group: Any, name: str = "") -> Iterator[tuple[str, set[str]]]:
@@ -38,7 +40,9 @@ OPTIONS = {"--help"}.union(*COMMANDS.values())
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_options_exist(page):
     text = re.sub(r"```python.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
-    for line in re.findall(r"(?:^|[`$&] ?)primaps ([^`\n]*)", text, re.MULTILINE):
+    blocks = "".join(re.findall(r"```.*?```", text, re.DOTALL))
+    lines = re.findall(r"(?:^|[$&] )primaps ([^\n]*)", blocks, re.MULTILINE)
+    for line in [*lines, *re.findall(r"`primaps ([^`\n]*)`", text)]:
         words = re.sub(r"[\[\]\"]|\s#.*", "", line).split()
         name = max((c for c in COMMANDS if f"{' '.join(words)} ".startswith(f"{c} ")), default="")
         assert name or words[0].startswith("-"), line
@@ -53,8 +57,11 @@ def test_python_names_and_arguments_exist(page):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("primaps"):
                 assert all(hasattr(import_module(str(node.module)), one.name) for one in node.names)
-            function = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            if isinstance(node, ast.Call) and re.fullmatch(r"primaps(\.\w+)+", function):
-                found = eval(function, {"primaps": import_module("primaps")})
-                known = inspect.signature(found).parameters
-                assert {one.arg for one in node.keywords if one.arg} <= {*known, *KEYWORDS}, code
+            if isinstance(node, ast.Call) and re.fullmatch(
+                r"primaps[.\w]+", ast.unparse(node.func)
+            ):
+                known = inspect.signature(eval(ast.unparse(node.func), {"primaps": primaps}))
+                assert {one.arg for one in node.keywords if one.arg} <= {
+                    *known.parameters,
+                    *KEYWORDS,
+                }, code
