@@ -1,7 +1,5 @@
 """Commands, options and Python names in README.md and in the pages of docs/ exist."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re
@@ -21,13 +19,11 @@ from primaps.scenes.tiling import TilingOptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-KEYWORDS = {
-    one.name for kind in (Config, InferenceOptions, TilingOptions) for one in fields(kind)
-}  # of **options
+OPTION_CLASSES = (Config, InferenceOptions, TilingOptions)
+KEYWORDS = {one.name for kind in OPTION_CLASSES for one in fields(kind)}
 
 
 def commands(group: Any, name: str = "") -> Iterator[tuple[str, set[str]]]:
-    """Yield all commands with their options."""
     yield name, {flag for one in group.params for flag in (*one.opts, *one.secondary_opts)}
     for word, one in getattr(group, "commands", {}).items():
         yield from commands(one, f"{name} {word}".strip())
@@ -57,11 +53,7 @@ def test_python_names_and_arguments_exist(page):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("primaps"):
                 assert all(hasattr(import_module(str(node.module)), one.name) for one in node.names)
-            if isinstance(node, ast.Call) and re.fullmatch(
-                r"primaps[.\w]+", ast.unparse(node.func)
-            ):
-                known = inspect.signature(eval(ast.unparse(node.func), {"primaps": primaps}))
-                assert {one.arg for one in node.keywords if one.arg} <= {
-                    *known.parameters,
-                    *KEYWORDS,
-                }, code
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if re.fullmatch(r"primaps[.\w]+", name):
+                known = {*inspect.signature(eval(name, {"primaps": primaps})).parameters, *KEYWORDS}
+                assert {one.arg for one in node.keywords if one.arg} <= known, code
