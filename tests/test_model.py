@@ -149,7 +149,7 @@ def test_the_scale_of_cosines_sharpens_probabilities_and_leaves_classes(colors, 
         .probabilities
         for scale in (None, 10.0)
     )
-    torch.testing.assert_close(sharp, (plain.log() * 10).softmax(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sharp, (plain.log() * 10).softmax(0), rtol=1e-4, atol=1e-5)
 
 
 def test_bad_images_among_many_are_reported_and_left_out(colors, painted_folder):
@@ -333,6 +333,6 @@ def test_predict_takes_whatever_fit_takes_and_converts_it_alike(colors, tmp_path
     expected = model.predict(plain, crf=False)
     assert torch.equal(model.predict(array, crf=False), expected)
     assert torch.equal(model.predict(torch.tensor(array).permute(2, 0, 1), crf=False), expected)
-    for odd, words in ((array.astype(float), "must be uint8"), (3, "not int")):
+    for odd, words in ((array.astype(float), "it must be a uint8 array"), (3, "not int")):
         with pytest.raises(ValueError, match=words):
             model.predict(odd)

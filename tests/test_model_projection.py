@@ -161,7 +161,7 @@ def test_a_projection_of_another_backbone_that_it_does_not_carry_is_refused(
     with pytest.raises(InputError, match="was made for the weights .* convert the checkpoint"):
         PriMaPsEM(3, backbone=vit, projection=folder, **QUICK)
     write_folder(folder / "backbone", original_names(depth=3, width=64, patch=8, dinov2=False))
-    with pytest.raises(InputError, match="does not hold the weights that the projection hp"):
+    with pytest.raises(InputError, match="does not have the weights for which the projection hp"):
         PriMaPsEM(3, backbone=vit, projection=folder, **QUICK)
 
 

@@ -68,7 +68,7 @@ def test_outputs_inside_the_input_folder_are_not_inputs(network, painted_folder)
 
 def test_results_are_not_mixed_with_images(network, painted_folder):
     before = {p.name: p.read_bytes() for p in (painted_folder / "images").iterdir()}
-    with pytest.raises(ValueError, match="write to another folder"):
+    with pytest.raises(ValueError, match="choose another output folder"):
         propose_files(painted_folder / "images", painted_folder / "images", backbone=network)
     assert before == {p.name: p.read_bytes() for p in (painted_folder / "images").iterdir()}
 

@@ -213,7 +213,7 @@ def test_rows_without_weights_stay_with_the_reason(table1):
 
 def test_rows_on_top_of_projections_say_what_is_missing(table1, tmp_path):
     _, text = table1("--seeds", 0, "--projection", f"HP={tmp_path}/none.pt", name="table6")
-    assert cells_of(text, "HP")[2] == f"there is no checkpoint {tmp_path}/none.pt"
+    assert cells_of(text, "HP")[2] == f"the checkpoint {tmp_path}/none.pt does not exist"
     settings = Reproduction(tmp_path, roots={"cityscapes": tmp_path})
     row = next(row for row in experiment("table6").rows if row.label == "HP + PriMaPs-EM")
     assert settings.lacking(row) == (
