@@ -127,6 +127,7 @@ def test_links_between_documents_lead_somewhere():
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
+@pytest.mark.slow
 def test_the_reference_builds_from_the_docstrings_without_a_warning(tmp_path):
     pytest.importorskip("pdoc")
     command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "docs/reference.py")]

@@ -102,6 +102,7 @@ def folder(tmp_path):
     return tmp_path / "vit"
 
 
+@pytest.mark.slow
 def test_ctrl_c_after_fits_with_openvino_raises_keyboard_interrupt(folder):
     process = subprocess.Popen(
         [sys.executable, "-c", AFTER_FIT, folder],
@@ -117,6 +118,7 @@ def test_ctrl_c_after_fits_with_openvino_raises_keyboard_interrupt(folder):
     assert errors.splitlines()[-1] == "KeyboardInterrupt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["features", "k-means"])
 def test_ctrl_c_during_fit_with_openvino_is_one_sentence_and_status_130(folder, tmp_path, stage):
     from tests.conftest import painted

@@ -189,6 +189,7 @@ def test_an_edit_with_an_old_revision_is_refused(tree, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_concurrent_processes_lose_no_edit(tree, tmp_path):
     torch.save(tree.tensors(), tmp_path / "tree.pt")
     program = """if True:

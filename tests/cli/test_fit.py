@@ -36,6 +36,7 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_killed_and_resumed_gives_identical_bytes(images, vit, tmp_path):
     options = [*QUICK, "--min-steps", "400", "--min-init-steps", "200", "--views", "1"]
     arguments = [str(images), "--backbone", vit, *options]
@@ -213,6 +214,7 @@ def test_project_and_fit_on_the_projection(images, vit, tmp_path):
     assert len(list((tmp_path / "maps").glob("*.png"))) == 20
 
 
+@pytest.mark.slow
 def test_kmeans_with_as_many_classes_as_clusters_keeps_the_projection(images, vit, tmp_path):
     """The message before the fit states that there are no k-means steps."""
     from primaps.projections import Head, Projection
@@ -286,6 +288,7 @@ def test_a_model_does_not_overwrite_files_of_other_programs(images, vit, tmp_pat
         assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_two_fits_on_one_folder_take_turns(images, vit, tmp_path):
     command = [sys.executable, "-m", "primaps", "fit", str(images), "--backbone", vit, *QUICK,
                "--out", str(tmp_path / "m"), "--min-steps", "20",

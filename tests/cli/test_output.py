@@ -105,6 +105,7 @@ class Destroyed:
         raise self.error
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_destructor_is_repeated(monkeypatch, capsys):
     monkeypatch.setattr(sys, "unraisablehook", interrupt_again)
     Destroyed(KeyboardInterrupt())
@@ -122,6 +123,7 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
+@pytest.mark.slow
 def test_ctrl_c_prints_one_sentence_and_exits_with_130(images, vit, tmp_path):
     out = tmp_path / "out"
     run = primaps(["propose", images, "--out", out, "--backbone", vit, "--size", "320"])

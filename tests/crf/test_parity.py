@@ -104,6 +104,7 @@ def test_torch_operations_give_the_same_labels(name, labels):
     assert (compiled - portable).abs().mean() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PHOTOS)
 def test_lattice_is_near_brute_force(name):
     """The lattice approximates the kernels; check its labels at 60 x 60 pixels."""

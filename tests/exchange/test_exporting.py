@@ -47,6 +47,7 @@ def test_the_same_labels_give_the_same_bytes(street, name, monkeypatch):
     assert content(street.root / "one") == content(street.root / "two")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_image_is_released_after_it_is_written(name, tmp_path):
     path = tmp_path / "a.png"

@@ -185,6 +185,7 @@ def test_unreadable_images_are_reported_every_time(folder, counting, tmp_path_fa
         extract(find_images(folder), counting, 64, cache=store, log=problems.append)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 @pytest.mark.usefixtures("unchecked")
 def test_memory_does_not_grow_with_the_collection(tmp_path):

@@ -109,6 +109,7 @@ def append_for_ever(folder):
             store.append([f"key{i}"], np.full((1, *SHAPE), i % 1000, np.float16))
 
 
+@pytest.mark.slow
 def test_a_killed_writer_loses_no_complete_row(tmp_path):
     context = multiprocessing.get_context("spawn")
     before = 0

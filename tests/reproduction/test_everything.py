@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+import primaps
+from primaps.data import load_dataset
 from primaps.reproduction import PAPER
 from tests.cli.test_cli import call
 from tests.reproduction import miniature
@@ -62,6 +64,24 @@ def test_every_row_has_a_number(everything, name):
     assert not any("| - |" in line for line in table[: len(CAPTIONS[name])])
     if any(row["quoted"] for row in about["rows"]):
         assert "Scores with * are quoted in the paper" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"), zip(("table1", "table2", "table3"), THREE, strict=True)
+)
+def test_scores_are_those_of_the_saved_models(everything, monkeypatch, name, dataset):
+    out, _ = everything
+    monkeypatch.setenv("PRIMAPS_CACHE", str(out.parent / "cache"))
+    monkeypatch.setattr("primaps.backbones.weights._hub_reachable", lambda: False)
+    rows = json.loads((out / name / "report.json").read_text())["rows"]
+    data = load_dataset(dataset, out.parent / "data" / dataset, "val")
+    for kind in ("baseline", "em", "probe"):
+        row = next(row for row in rows if row["kind"] == kind and not row["projection"])
+        (run,) = row["runs"]
+        model = primaps.PriMaPsEM.from_pretrained(out / run["model"], device="cpu")
+        scores = primaps.evaluate(model, data, crf=row["crf"])
+        assert scores.confusion == run["confusion"], (dataset, kind)
+        assert (scores.accuracy, scores.mean_iou) == (run["accuracy"], run["mean_iou"])
 
 
 @pytest.mark.parametrize("name", PAPER)

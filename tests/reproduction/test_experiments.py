@@ -123,6 +123,7 @@ def test_a_table_has_spread_pictures_and_environment(table1, tmp_path, root):
     assert str(root.parent) not in text + json.dumps(about)  # readable on any machine
 
 
+@pytest.mark.slow
 def test_after_an_interrupt_only_missing_rows_are_run(table1, tmp_path, monkeypatch):
     original, runs = run._result, []
 
@@ -148,6 +149,7 @@ def test_after_an_interrupt_only_missing_rows_are_run(table1, tmp_path, monkeypa
     assert len(runs) == 16
 
 
+@pytest.mark.slow
 def test_what_decides_a_result_is_in_its_name(table1, root, tmp_path):
     rows = lambda: set((tmp_path / "out" / "rows").iterdir())  # noqa: E731
     table1("--seeds", 0)
@@ -200,6 +202,7 @@ def test_cached_codes_are_those_of_the_encoder_to_the_last_bit(colors, tmp_path)
     assert not torch.equal(expected, projection(flip_average(network, images)))
 
 
+@pytest.mark.slow
 def test_rows_without_weights_stay_with_the_reason(table1):
     done, text = table1("--seeds", 0, "--backbone", "dino-vitb8")
     cells = cells_of(text, "PriMaPs-EM", "dino-vitb8")
@@ -267,6 +270,7 @@ def test_all_goes_on_after_what_failed_and_fails_if_nothing_else_is_left(all_of_
     assert (done.exit_code, begun) == (1, [])  # data is looked at before any work
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_keeps_its_reason_and_the_others_go_on(
     table1, root, vit, tmp_path, monkeypatch
 ):
@@ -337,6 +341,7 @@ def test_a_checkpoint_with_clusters_for_other_classes_is_the_reason_of_its_row(t
         assert float(cells_of(text, "baseline")[0]) > 0
 
 
+@pytest.mark.slow
 def test_projections_of_a_folder_are_trained_once_a_seed(table1, vit, tmp_path, monkeypatch):
     few = partial(run.train_projection, steps=3)
     monkeypatch.setattr(run, "train_projection", few)
@@ -358,6 +363,7 @@ def test_projections_of_a_folder_are_trained_once_a_seed(table1, vit, tmp_path, 
     assert again.output.count("(from an earlier run)") == 12
 
 
+@pytest.mark.slow
 def test_a_budget_stops_before_a_row_and_the_same_command_goes_on(table1, tmp_path):
     done, text = table1("--seeds", 0, "--budget", 0)
     for label in ("baseline", "oracle, pixels in masks"):
@@ -542,6 +548,7 @@ def test_rows_of_table_4_change_what_they_say_and_nothing_else(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_the_protocol_of_the_program_is_its_resizing_its_ramp_and_its_positions(table1, tmp_path):
     row = experiment("table1").rows[1]
     ours, program = (Reproduction(tmp_path, protocol=p) for p in ("paper", "program"))

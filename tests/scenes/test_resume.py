@@ -25,6 +25,7 @@ primaps.predict_scene(model, sys.argv[2], sys.argv[3], progress=progress, **look
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_identical_bytes(vit, painted_folder, tmp_path, picture):
     pytest.importorskip("rasterio")
     quick = {"min_init_steps": 10, "mask_crf": False}

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 KERNELS = """
 from functools import cache
 import numpy as np
@@ -19,6 +21,7 @@ def make(n):
 """
 
 
+@pytest.mark.slow
 def test_cached_functions_of_one_name_are_distinguished(tmp_path):
     """numba numbers what it compiles in each process: the first one keeps 2 as its second function,
     another one, which has loaded 2, keeps 3 as its second, and a third one needs both."""

@@ -83,6 +83,7 @@ def kill_with_children(process: int) -> None:
         kill_with_children(int(child))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["em", "orthogonal", "masks alone 7", "masks alone 1", "probe"])
 def test_two_processes_give_the_model_of_one(folder, method):
     from primaps.model import PriMaPsEM
@@ -127,6 +128,7 @@ with distributed.group("cpu") as device:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux to find children")
 def test_two_killed_processes_resume_to_the_same_model(folder):
     """Kill while checkpoints are written, between them, and before the first ($PRIMAPS_KILLS)."""

@@ -93,6 +93,7 @@ def test_threads_write_one_folder(tmp_path):
     assert len((tmp_path / JOURNAL).read_text().splitlines()) == 60
 
 
+@pytest.mark.slow
 def test_torchrun_gives_each_process_its_shard(vit, painted_folder, tmp_path):
     from tests.cli.test_cli import call
     from tests.utils.test_distributed import environment
