@@ -167,11 +167,17 @@ def _parsed(value: Any, kind: Any) -> Any:
     """Expand ``~`` in a path, and convert the integer of a union that typer parses as str."""
     if isinstance(value, Path):
         return user_path(value)
-    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    accepts_int = get_origin(plain) in (Union, UnionType) and int in map(_plain, get_args(plain))
-    if accepts_int and isinstance(value, str) and re.fullmatch("-?[0-9]{1,18}", value):
+    if isinstance(value, str) and _accepts_int(kind) and re.fullmatch("-?[0-9]{1,18}", value):
         return int(value)
     return value
+
+
+def _accepts_int(kind: Any) -> bool:
+    """Return whether a type, or a member of a union, is int."""
+    parts = get_args(kind)
+    if get_origin(kind) is Annotated:
+        return _accepts_int(parts[0])
+    return kind is int or (get_origin(kind) in (Union, UnionType) and any(map(_accepts_int, parts)))
 
 
 @contextmanager
