@@ -124,7 +124,7 @@ def test_invalid_choices_are_refused_with_the_valid_ones(tmp_path):
         assert re.search(rf"'{value}'(; it)? (is not|must be) (one of )?'?\w+", text), (name, text)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize("command", ["fit x --classes 3 --out y --recipe paper", "reproduce all"])
     "command", ["fit x --classes 3 --out y --recipe paper", "reproduce table1"]
 )
 def test_views_accepts_an_integer(command):
