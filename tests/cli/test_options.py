@@ -125,8 +125,6 @@ def test_invalid_choices_are_refused_with_the_valid_ones(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["fit x --classes 3 --out y --recipe paper", "reproduce all"])
-    "command", ["fit x --classes 3 --out y --recipe paper", "reproduce table1"]
-)
 def test_views_accepts_an_integer(command):
     done = runner.invoke(app, [*command.split(), "--views", "2"])
     assert "--views" not in done.output  # the missing input is the error, not the number
