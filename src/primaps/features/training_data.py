@@ -206,7 +206,7 @@ def batch_indices(
 
 @dataclass(frozen=True)
 class SampledTokens:
-    """Directions of sampled patch tokens of the images that this process has.
+    """L2-normalized features of sampled patch tokens of the images of this process.
 
     A k-means step reads a few tokens of each of many images. In a feature map the channels of a
     token lie far apart in memory; here they are contiguous.

@@ -165,7 +165,7 @@ def similar_regions(
         mask: Number of the mask, from 1.
 
     Returns:
-        Image number, box and similarity, the most similar first.
+        One dict per mask, most similar first: ``image`` number, ``box`` and ``similarity``.
     """
     masks = propose(features[None], threshold=threshold)[0]
     directions = mask_directions(features, masks).cpu().numpy()

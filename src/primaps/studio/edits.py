@@ -8,7 +8,7 @@ Edits that another program wrote to ``edits.json`` become a separate action and 
     {"do": "paint", "key": "2024/a", "leaf": 7, "size": [640, 480], "runs": [[9, 4]], "before": []}
     {"undo": true}
     {"redo": true}
-    {"reset": [...]}                the edits after another program had removed some
+    {"reset": [...]}                the edits that remain after another program removed some
 """
 
 from __future__ import annotations

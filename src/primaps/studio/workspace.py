@@ -213,12 +213,16 @@ class Workspace:
         if self.given_model is not None and record.model != str(self.given_model):
             raise InputError(f"{path} belongs to another model; use another --out")
         if _leaves_folder(record.chosen):
-            raise InputError(f"{path}: chosen must be a folder below the images")
+            raise InputError(
+                f"{path}: chosen must be a folder inside the image folder; use another --out"
+            )
         root = self.folder / record.chosen
         for image in record.images:
             for text in (image.path, image.key):
                 if not text or _leaves_folder(text):
-                    raise InputError(f"{path}: {text!r} is not a file below the images")
+                    raise InputError(
+                        f"{path}: {text!r} is not a path inside the image folder; use another --out"
+                    )
             if not (root / image.path).is_file():
                 self.skipped.append(f"{root / image.path} no longer exists")
             elif not image.width:

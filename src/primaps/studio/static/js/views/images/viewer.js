@@ -17,7 +17,7 @@ const MODES = [
 ];
 const WORDS = {
   classes: "with its classes", image: "without its classes", masks: "with its masks",
-  side: "beside its classes", swipe: "with its classes right of the border",
+  side: "beside its classes", swipe: "with its classes to the right of the divider",
 };
 const LAYERS = { classes: ["classes"], image: [null], masks: ["masks"], side: [null, "classes"], swipe: [null, "classes"] };
 
