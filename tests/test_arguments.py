@@ -41,7 +41,7 @@ CALLS = {
     "views is 1000000": lambda: model(views=1_000_000),
     "classes is 2.5": lambda: primaps.PriMaPsEM(2.5, backbone=POOL, patch_size=8),
     "patch_size is 0": lambda: primaps.PriMaPsEM(3, backbone=POOL, patch_size=0),
-    "backbone is 3": lambda: primaps.load_backbone(3),
+    "backbone must be a name, a path or a callable, got 3": lambda: primaps.load_backbone(3),
     "unknown backbone ''": lambda: primaps.load_backbone(""),
     "unknown backbone 'a/b/c'": lambda: primaps.load_backbone("a/b/c"),
     "device 'mps' is not": lambda: primaps.load_backbone(POOL, "mps", 8),

@@ -333,6 +333,9 @@ def test_predict_takes_whatever_fit_takes_and_converts_it_alike(colors, tmp_path
     expected = model.predict(plain, crf=False)
     assert torch.equal(model.predict(array, crf=False), expected)
     assert torch.equal(model.predict(torch.tensor(array).permute(2, 0, 1), crf=False), expected)
-    for odd, words in ((array.astype(float), "it must be a uint8 array"), (3, "not int")):
+    for odd, words in (
+        (array.astype(float), "it must be a uint8 array"),
+        (3, "int is not an image"),
+    ):
         with pytest.raises(ValueError, match=words):
             model.predict(odd)

@@ -169,7 +169,7 @@ def test_whole_images_become_multiples_of_the_patch(size):
         ('{"classes": ["a"], "ignore_index": "x"}', "\"ignore_index\" is 'x'"),
         ('{"classes": ["a"], "colors": [[1, 2]]}', 'field "colors[0][2]" is missing'),
         ('{"classes": ["a"], "colours": []}', 'field "colours" is unknown'),
-        ('{"names": ["a"]}', 'field "classes" is missing'),
+        ('{"names": ["a"]}', 'field "names" is unknown'),
         ("[1]", "it must be an object"),
         ("[" * 100_000, "nested too deeply"),
         ("{", "is not JSON"),

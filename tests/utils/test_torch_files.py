@@ -59,11 +59,11 @@ def test_a_chain_of_getattr_from_a_listed_name_to_a_command_is_refused(tmp_path)
     pickle.loads(chain + f"(S'touch {marker}'\ntR.".encode())
     assert marker.exists()  # the usual means does run it
     marker.unlink()
-    with pytest.raises(UnsafeFileError, match=r"asks for builtins.getattr"):
+    with pytest.raises(UnsafeFileError, match=r"refers to builtins.getattr"):
         read_torch_file(tmp_path / "a.pth")
     for first in (b"ccollections\nOrderedDict\n", b"comegaconf\nA\n"):
         write_raw(tmp_path / "b.pth", b"cbuiltins\ngetattr\n(" + first + b"S'__init__'\ntR.")
-        with pytest.raises(UnsafeFileError, match=r"asks for builtins.getattr"):
+        with pytest.raises(UnsafeFileError, match=r"refers to builtins.getattr"):
             read_torch_file(tmp_path / "b.pth")
     assert not marker.exists()
 
@@ -88,7 +88,7 @@ def test_a_chain_of_getattr_from_a_listed_name_to_a_command_is_refused(tmp_path)
 )
 def test_other_names_are_refused_even_without_a_call(tmp_path, name):
     write_raw(tmp_path / "a.pth", b"\x80\x02" + name)
-    with pytest.raises(UnsafeFileError, match="asks for"):
+    with pytest.raises(UnsafeFileError, match="refers to"):
         read_torch_file(tmp_path / "a.pth")
 
 

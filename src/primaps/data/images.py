@@ -75,7 +75,7 @@ def load_image(source: str | Path | Stored | Image.Image | np.ndarray | Tensor) 
             return _to_rgb(upright(image))
     if not isinstance(source, str | Path):
         raise ImageError(
-            f"an image is a {type(source).__name__}; give a path, a Pillow image, an array or a "
+            f"{type(source).__name__} is not an image; give a path, a Pillow image, an array or a "
             "tensor"
         )
     if Path(source).suffix.lower() == ".mat":
