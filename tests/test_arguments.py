@@ -51,7 +51,7 @@ CALLS = {
     "an input is None": lambda: primaps.find_images(None),
     "no input was given": lambda: model().fit([]),
     "labels is 3": lambda: model(method="probe").fit("images", 3),
-    "an image is a int; give a path": lambda: model().predict(3),
+    "int is not an image; give a path": lambda: model().predict(3),
     "threshold is nan": lambda: primaps.propose(FEATURES, threshold=float("nan")),
     "threshold is '0.4'": lambda: primaps.propose(FEATURES, threshold="0.4"),
     "anchor is 'yes'": lambda: primaps.propose(FEATURES, anchor="yes"),
