@@ -107,6 +107,14 @@ def ask(page, path):
     return page.evaluate("path => fetch('/api/' + path).then(answer => answer.json())", path)
 
 
+def analyzed(page):
+    """Wait until every image was analyzed: the shares, and the order of the cards, are final."""
+    until = time.monotonic() + PATIENCE / 1000
+    while None in ask(page, "images")["uncertainty"]:
+        assert time.monotonic() < until, "the images were not analyzed"
+        page.wait_for_timeout(100)
+
+
 def fitted(page):
     """Find the classes if necessary, and wait until every image was analyzed."""
     page.get_by_role("heading", level=1).wait_for()
@@ -114,10 +122,7 @@ def fitted(page):
         go(page, "Start")
         page.get_by_role("button", name="Find the classes").click()
     page.get_by_text(re.compile(r"\d+ class(es)?( in|$)")).first.wait_for()
-    until = time.monotonic() + PATIENCE / 1000
-    while None in ask(page, "images")["uncertainty"]:
-        assert time.monotonic() < until, "the images were not analyzed"
-        page.wait_for_timeout(100)
+    analyzed(page)
     page.reload()
     page.get_by_role("heading", level=1).wait_for()
 
@@ -178,6 +183,8 @@ def fit_and_edit(page, served):
     served.seen()
     go(page, "Masks")
     page.get_by_text("refined by the CRF").wait_for()
+    analyzed(page)
+    page.reload()
     go(page, "Classes")
     names = legend(served.root).names
     gallery(page, names)
@@ -188,7 +195,7 @@ def fit_and_edit(page, served):
     page.get_by_text(f"Renamed {old} to sky.").wait_for()
     saved(page)
     assert set(legend(served.root).names) == {*names, "sky"} - {old}
-    page.locator(".card").first.focus()
+    card(page, "sky").focus()
     for key in ("m", "ArrowRight", "Enter"):
         page.keyboard.press(key)
     merged = page.get_by_text(re.compile("^Merged sky into class [012][.]$"))

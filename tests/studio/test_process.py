@@ -235,7 +235,7 @@ def test_a_studio_of_other_images_is_rejected(folder):
     path = folder / "out" / "studio.json"
     path.write_text(path.read_text().replace('"path": "a/0.png"', '"path": "../../secret.png"'))
     with (
-        pytest.raises(ValueError, match="not a file below"),
+        pytest.raises(ValueError, match="not a path inside the image folder"),
         open_workspace(folder / "images", folder / "out", {}),
     ):
         pass
