@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from primaps.geometry.regions import class_regions, connected_regions
+from primaps.geometry.regions import Regions, class_regions, connected_regions
 from primaps.geometry.rle import (
     _decompress,
     decode_coco,
@@ -42,7 +42,13 @@ def test_damaged_text_is_rejected(code):
         decode_coco(code, 4, "a.json")
 
 
-@given(st.lists(st.integers(0, 2**31), min_size=1, max_size=20))
+def test_an_image_that_pycocotools_would_write_beyond_its_memory_for_is_rejected():
+    regions = Regions(np.broadcast_to(np.zeros((), np.int32), (2**15, 2**14)), np.array([1]))
+    with pytest.raises(InputError, match="32768 x 16384 pixels is too large for COCO masks"):
+        next(encode_coco(regions))
+
+
+@given(st.lists(st.integers(0, 2**29 - 1), min_size=1, max_size=20))
 def test_text_holds_lengths_of_any_size(lengths):
     text = coco.frPyObjects({"size": [1, 1], "counts": lengths}, 1, 1)["counts"].decode()
     assert _decompress(text, "").tolist() == lengths

@@ -3,6 +3,7 @@
 pycocotools encodes. It is not used for decoding: it does not check the sum of run lengths, and
 fills a mask whose run lengths are too short with uninitialized memory. Files of other tools
 may hold anything in place of run lengths, so sums and types are checked before memory is allocated.
+It reserves six letters per run length, which hold 29 bits, and writes a seventh beyond that memory.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from primaps.utils.errors import InputError
 
 _COMPRESSED = re.compile("(?:[P-o]{0,6}[0-O])*")
 """Numbers of at most seven letters, of which the last has no bit for "another letter follows"."""
+_MAX_PIXELS = 2**29 - 1
 
 
 def run_lengths(bits: Bool[np.ndarray, " n"]) -> Integer[np.ndarray, " m"]:
@@ -70,12 +72,20 @@ def set_positions(lengths: Any, size: int, where: str) -> Integer[np.ndarray, " 
 def encode_coco(regions: Regions) -> Iterator[str]:
     """Yield the compressed COCO encoding of each region.
 
+    Raises:
+        InputError: The image has 2^29 pixels or more, which pycocotools does not encode.
+
     Examples:
         >>> numbers = np.array([[0, 1], [0, 1], [2, 1]])
         >>> list(encode_coco(Regions(numbers, np.array([5, 6]))))
         ['33', '213']
     """
     height, width = regions.numbers.shape
+    if height * width > _MAX_PIXELS:
+        raise InputError(
+            f"an image of {height} x {width} pixels is too large for COCO masks, which hold "
+            f"{_MAX_PIXELS:,} pixels; cut it into tiles"
+        )
     for i, (_, columns) in enumerate(regions.slices()):
         # Run lengths go down the columns; only the columns of the region are searched.
         mask = regions.numbers[:, columns] == i + 1
