@@ -182,6 +182,41 @@ def paint(
         box[fill([ring - low for ring in rings], *box.shape)] = value
 
 
+def stroke(
+    line: Float[np.ndarray, "n 2"], line_width: float, height: int, width: int
+) -> Bool[np.ndarray, "h w"]:
+    """Return the pixels of a line: those that it crosses, and those within half its width.
+
+    Args:
+        line: Points (x, y) of an open line; one point is a dot.
+        line_width: Width of the line in pixels.
+        height: Height of the mask in pixels.
+        width: Width of the mask in pixels.
+
+    Examples:
+        >>> stroke(np.array([[0.5, 0.5], [2.5, 0.5]]), 1, 2, 4).astype(int).tolist()
+        [[1, 1, 1, 0], [0, 0, 0, 0]]
+    """
+    mask = np.zeros((height, width), bool)
+    radius = line_width / 2
+    ends = line[1:] if len(line) > 1 else line
+    for begin, end in zip(line, ends, strict=False):
+        low = np.floor(np.minimum(begin, end) - radius).clip(0, (width, height)).astype(int)
+        high = np.ceil(np.maximum(begin, end) + radius).clip(low, (width, height)).astype(int)
+        x = np.arange(low[0], high[0]) + 0.5 - begin[0]
+        y = np.arange(low[1], high[1])[:, None] + 0.5 - begin[1]
+        dx, dy = end - begin
+        fraction = ((x * dx + y * dy) / max(dx * dx + dy * dy, 1e-12)).clip(0, 1)
+        near = (x - fraction * dx) ** 2 + (y - fraction * dy) ** 2 < radius**2
+        mask[low[1] : high[1], low[0] : high[0]] |= near
+        # A thin line may pass between the centers of pixels.
+        steps = np.linspace(0, 1, 2 + int(4 * np.abs(end - begin).max()))[:, None]
+        column, row = np.floor(begin + steps * (end - begin)).astype(int).T
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        mask[row[inside], column[inside]] = True
+    return mask
+
+
 def _cross(
     crossings: Integer[np.ndarray, "h w1"],
     begin: Float[np.ndarray, "n 2"],

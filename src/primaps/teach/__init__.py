@@ -1,0 +1,1 @@
+"""What a person knows: annotations, a classifier that learns from them, and questions to ask."""
