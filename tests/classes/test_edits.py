@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from primaps.classes.legend import EditError, legend, undone
+from primaps.classes.legend import EditError, legend, node_classes, undone
 from primaps.persistence import change_edits, read_edits, read_legend, tree_digest
 
 
@@ -149,6 +151,76 @@ def test_two_names_cannot_be_the_same(tree):
     edits = [{"rename": "0", "to": "car"}, {"rename": "1", "to": "car"}]
     with pytest.raises(EditError, match=r"edits\[1\]: class 0 already has the name 'car'"):
         legend(tree, edits)
+
+
+def test_a_name_below_and_above_gives_distinct_names_in_every_cut(tree):
+    """The class that contains a named one gets the same name: no two parts have one name."""
+    key = next(key for key in ("1", "2", "0") if f"{key}.1.1" in tree.names())
+    edits = [{"cut": 20}]
+    while f"{key}.1" not in [one.id for one in legend(tree, edits).classes]:
+        edits[0] = {"cut": edits[0]["cut"] - 1}
+    edits += [{"rename": f"{key}.1", "to": "sky"}, {"cut": 5}, {"rename": key, "to": "sky"}]
+    for classes in range(1, 21):
+        names = legend(tree, edits, classes).names
+        assert len(set(names)) == len(names)
+    titles = {one.id: one.name for one in node_classes(tree, edits)}
+    assert [titles[f"{key}{end}"] for end in ("", ".1", ".1.1", ".2")] == [
+        "sky", "sky", "sky.1.1", "sky.2",
+    ]  # fmt: skip
+
+
+def test_a_name_stays_when_the_class_is_merged(tree):
+    edits = [{"split": "1"}, {"rename": "1.1", "to": "sky"}]
+    one = next(one for one in legend(tree, edits, 4).classes if "1" in one.id.split("+"))
+    assert (one.name, one.named) == ("sky", True)
+    (whole,) = [one for one in node_classes(tree, edits) if one.id == "1"]
+    assert (whole.name, whole.named) == ("sky", True)
+    edits += [{"rename": "1.2", "to": "tree"}]
+    (whole,) = [one for one in node_classes(tree, edits) if one.id == "1"]
+    assert (whole.name, whole.named) == ("sky + tree", False)
+    named = [{"rename": "1", "to": "car"}, {"merge": ["1", "3"]}]
+    assert legend(tree, named).names[1] == "car"
+
+
+def test_a_typed_name_wins_over_an_automatic_one(tree):
+    edits = [{"rename": "0", "to": "sky"}, {"split": "0"}, {"rename": "3", "to": "sky.2"}]
+    found = {one.id: one.name for one in legend(tree, edits).classes}
+    assert (found["3"], found["0.1"], found["0.2"]) == ("sky.2", "sky.1", "sky.2 (class 0.2)")
+    assert legend(tree, [*edits, {"hide": "sky.2 (class 0.2)"}]).classes[1].hidden
+
+
+STEP = st.tuples(
+    st.sampled_from(("rename", "rename", "merge", "split", "cut")), st.integers(0, 99)
+)
+
+
+@given(st.lists(STEP, max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_names_are_distinct_after_any_edits(tree, steps):
+    """In every cut: an export needs distinct names."""
+    edits = []
+    for kind, number in steps:
+        found = legend(tree, edits).classes
+        one = found[number % len(found)].id
+        if kind == "rename":
+            new = {"rename": one, "to": ("sky", "sky.1", "sky.2", "tree", "sky + tree")[number % 5]}
+        elif kind == "merge":
+            new = {"merge": [one, found[(number + 1) % len(found)].id]}
+        else:
+            new = {"cut": 1 + number % 20} if kind == "cut" else {"split": one}
+        try:
+            legend(tree, [*edits, new])
+        except EditError:  # another class has the name, or the class is a leaf
+            continue
+        edits.append(new)
+    for classes in (None, *range(1, 21)):
+        names = legend(tree, edits, classes).names
+        assert len(set(names)) == len(names)
+    nodes = {one.leaves: one.name for one in node_classes(tree, edits)}
+    shown = legend(tree, edits).classes
+    assert [one.name for one in shown if one.leaves in nodes] == [
+        nodes[one.leaves] for one in shown if one.leaves in nodes
+    ]
 
 
 def test_every_edit_can_be_undone(tree, tmp_path):

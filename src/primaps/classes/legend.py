@@ -43,11 +43,12 @@ class Class:
     Attributes:
         id: nodes of the tree that the class consists of: ``3``, ``3.1``, ``0+4``. It does not
             depend on other edits or on the cut.
-        name: name that a person gave, or one made of the names of merged or split classes.
+        name: name that a person gave, or one derived from the names of the classes in it or above
+            it. Classes without a common leaf have different names, whatever the cut.
         color: red, green and blue, 0..255.
         leaves: leaves of the tree.
         hidden: whether its pixels have no class in label maps.
-        named: whether a person gave the name.
+        named: whether a person gave the name, to the class or to all named classes in it.
     """
 
     id: str
@@ -159,10 +160,9 @@ def node_classes(tree: Tree, edits: Sequence[Any] = ()) -> list[Class]:
         >>> tree = Tree(torch.eye(3), torch.tensor([5, 2, 4]), torch.tensor([[0, 1], [3, 2]]),
         ...             torch.tensor([0.1, 0.2]), classes=2)
         >>> [node.name for node in node_classes(tree, [{"rename": "0", "to": "car"}])]
-        ['car.1', 'car.2', 'class 1', 'car', 'car + class 1']
+        ['car.1', 'car.2', 'class 1', 'car', 'car']
     """
-    state = _after(tree, edits)
-    return [state.as_class(leaves) for leaves in tree.node_leaves]
+    return _after(tree, edits).as_classes(tree.node_leaves)
 
 
 def undone(edits: list[dict[str, Any]], number: int | None = None) -> list[dict[str, Any]]:
@@ -236,6 +236,21 @@ def hidden_last(
     return labels.where(labels != HIDDEN, len(legend.shown))
 
 
+def _joined(names: list[str]) -> str:
+    """Join names to one of at most :data:`MAX_NAME` characters.
+
+    Examples:
+        >>> _joined(["sky", "tree"]), _joined(["sky", 30 * "tree"])
+        ('sky + tree', 'sky + ...')
+    """
+    shown = len(names)
+    text = " + ".join(names)
+    while len(text) > MAX_NAME and shown > 1:
+        shown -= 1
+        text = " + ".join([*names[:shown], "..."])
+    return text
+
+
 def _after(tree: Tree, edits: Sequence[Any]) -> _State:
     state = _State(tree, [tree.node_leaves[node] for node in tree.nodes(tree.classes)])
     for number, edit in enumerate(edits):
@@ -266,13 +281,17 @@ class _State:
         self.ids: dict[tuple[int, ...], str] = {}  # cache of id()
 
     def legend(self) -> Legend:
-        return Legend(tuple(map(self.as_class, sorted(self.groups))), len(self.tree))
+        return Legend(tuple(self.as_classes(sorted(self.groups))), len(self.tree))
 
-    def as_class(self, leaves: tuple[int, ...]) -> Class:
-        """Return the class of these leaves."""
-        key = self.id(leaves)
-        hidden, named = set(leaves) <= self.hidden, key in self.names
-        return Class(key, self.name(key), self.color(key), leaves, hidden, named)
+    def as_classes(self, groups: Sequence[tuple[int, ...]]) -> list[Class]:
+        """Return the classes of these leaves."""
+        titles, found = self.titles(), []
+        for leaves in groups:
+            key = self.id(leaves)
+            name, named = titles[key]
+            hidden = set(leaves) <= self.hidden
+            found.append(Class(key, name, self.color(key), leaves, hidden, named))
+        return found
 
     def apply(self, edit: Any) -> None:
         kinds = [kind for kind in KINDS if isinstance(edit, dict) and kind in edit]
@@ -297,10 +316,11 @@ class _State:
                 "with a space"
             )
         for other in map(self.id, self.groups):
-            if other != key and self.name(other) == name:
+            if other != key and self.names.get(other) == name:
                 raise EditError(
                     f"class {other} already has the name {short(name)}; merge the classes instead"
                 )
+        self.names.pop(key, None)
         self.names[key] = name
 
     def _color(self, which: Any, color: Any) -> None:
@@ -352,8 +372,9 @@ class _State:
         ids = [self.id(group) for group in self.groups]
         if which in ids:
             return ids.index(which)
+        titles = self.titles()
         for place in sorted(range(len(ids)), key=self.groups.__getitem__):
-            if self.name(ids[place]) == which:
+            if titles[ids[place]][0] == which:
                 return place
         return self.groups.index(self.legend().find(which).leaves)  # raises, and lists the classes
 
@@ -368,14 +389,81 @@ class _State:
             self.ids[leaves] = "+".join(key for _, key in sorted(found))
         return self.ids[leaves]
 
-    def name(self, key: str) -> str:
-        """Return the given name, or one derived from the classes that contain it or are in it."""
-        if key in self.names:
-            return self.names[key]
+    def titles(self) -> dict[str, tuple[str, bool]]:
+        """Return the name of every node and group, and whether a person gave it.
+
+        Names do not depend on the cut, and classes without a common leaf have different ones. Of
+        equal names, the one that a person gave last stays, then other given ones, then automatic
+        ones of larger classes; the id of the class is appended to the others.
+        """
+        leaves = dict(zip(self.tree.names(), self.tree.node_leaves, strict=True))
+        if not self.names:  # default names are distinct
+            keys = {*leaves, *map(self.id, self.groups)}
+            return {key: (self._automatic(key), False) for key in keys}
+        leaves |= {self.id(group): group for group in sorted(self.groups)}
+        for key in self.names:  # of a merge that was split again
+            leaves.setdefault(key, self._leaves(key))
+        members = {key: frozenset(group) for key, group in leaves.items()}
+        wanted = {key: self._derived(key, members) for key in members}
+        wanted |= {key: (name, True) for key, name in self.names.items()}
+        latest = list(self.names)[::-1]
+        others = sorted(
+            (key for key in members if key not in self.names),
+            key=lambda key: (not wanted[key][1], -len(members[key]), leaves[key]),
+        )
+        titles: dict[str, tuple[str, bool]] = {}
+        holders: dict[str, list[frozenset[int]]] = {}
+        for key in [*latest, *others]:
+            (name, given), own = wanted[key], members[key]
+            while any(map(own.isdisjoint, holders.get(name, ()))):
+                name = f"{name} (class {key})"
+            holders.setdefault(name, []).append(own)
+            titles[key] = name, given
+        return titles
+
+    def _leaves(self, key: str) -> tuple[int, ...]:
+        nodes = [self.node[part] for part in key.split("+")]
+        return tuple(sorted(leaf for node in nodes for leaf in self.tree.node_leaves[node]))
+
+    def _derived(self, key: str, members: dict[str, frozenset[int]]) -> tuple[str, bool]:
+        """Return the name of a class that has none, and whether all named classes in it agree."""
+        own = members[key]
+        within = {one: members[one] for one in self.names if members[one] < own}
+        outer = [one for one in within if not any(within[one] < more for more in within.values())]
+        if not outer:
+            return " + ".join(map(self._automatic, key.split("+"))), False
+        found = {min(within[one]): self.names[one] for one in outer}
+        left = own.difference(*(within[one] for one in outer))
+        for part in key.split("+"):
+            above = self._above(part)
+            if above and (rest := left.intersection(self._leaves(part))):
+                whole = len(rest) == len(self._leaves(part))
+                found[min(rest)] = self._automatic(part) if whole else above[0]
+        names = list(dict.fromkeys(found[leaf] for leaf in sorted(found)))
+        return _joined(names), len(names) == 1
+
+    def _automatic(self, key: str) -> str:
+        """Return the name of a node by its place in the class that contains it and has a name."""
         if "+" in key:
-            return " + ".join(self.name(one) for one in key.split("+"))
-        above, dot, half = key.rpartition(".")
-        return f"{self.name(above)}.{half}" if dot else f"class {key}"
+            return " + ".join(map(self._automatic, key.split("+")))
+        above = self._above(key)
+        return ".".join(above) if above else f"class {key}"
+
+    def _above(self, key: str) -> tuple[str, str] | None:
+        """Return the name of the class that contains a node, and the place of the node in it.
+
+        Classes in a class of the same name are skipped, which makes the places distinct.
+        """
+        found: tuple[str, str] | None = None
+        above = key
+        while "." in above:
+            above = above.rpartition(".")[0]
+            name = self.names.get(above)
+            if name is not None and (found is None or found[0] == name):
+                found = name, key.removeprefix(f"{above}.")
+            elif name is not None:
+                break
+        return found
 
     def color(self, key: str) -> tuple[int, int, int]:
         """Return the given color, or that of a class in it, or of the class that contains it."""

@@ -54,7 +54,6 @@ def describe_classes(
             {
                 **_base(one),
                 "hidden": one.hidden,
-                "named": one.named,
                 **_metrics(class_summary, one, shares),
             }
             for one in classes
@@ -66,7 +65,9 @@ def describe_classes(
 
 def _base(one: Class) -> dict[str, Any]:
     color, leaves = hex_color(one.color), list(one.leaves)
-    return {"id": one.id, "name": one.name, "color": color, "leaves": leaves}
+    return {
+        "id": one.id, "name": one.name, "named": one.named, "color": color, "leaves": leaves,
+    }  # fmt: skip
 
 
 def _metrics(

@@ -16,8 +16,8 @@ export function cutClasses(found, count) {
   const hidden = new Set(found.classes.filter((one) => one.hidden).flatMap((one) => one.leaves));
   const known = new Map(found.classes.map((one) => [one.id, one]));
   return cutNodes(found.tree, found.leaves, count).map((node) => {
-    const { id, name, color, leaves } = found.tree.nodes[node];
-    return known.get(id) ?? { id, name, color, leaves, hidden: leaves.every((leaf) => hidden.has(leaf)), preview: true };
+    const { id, name, named, color, leaves } = found.tree.nodes[node];
+    return known.get(id) ?? { id, name, named, color, leaves, hidden: leaves.every((leaf) => hidden.has(leaf)), preview: true };
   });
 }
 
