@@ -189,9 +189,7 @@ def test_a_typed_name_wins_over_an_automatic_one(tree):
     assert legend(tree, [*edits, {"hide": "sky.2 (class 0.2)"}]).classes[1].hidden
 
 
-STEP = st.tuples(
-    st.sampled_from(("rename", "rename", "merge", "split", "cut")), st.integers(0, 99)
-)
+STEP = st.tuples(st.sampled_from(("rename", "rename", "merge", "split", "cut")), st.integers(0, 99))
 
 
 @given(st.lists(STEP, max_size=12))
