@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from primaps.geometry import outlines
-from primaps.geometry.outlines import fill, keyhole, paint, parse_points, trace
+from primaps.geometry.outlines import fill, keyhole, parse_points, trace
 from primaps.geometry.regions import connected_regions
+from primaps.geometry.shapes import Polygon, paint
 from primaps.utils.errors import InputError
 from tests.geometry.strategies import masks
 
@@ -45,7 +46,7 @@ def test_a_polygon_covers_the_pixels_whose_centers_lie_in_it(points):
             return  # a center on the line may be on either side
     np.testing.assert_array_equal(mask, crossings % 2 == 1)
     labels = np.full((11, 9), 255, np.uint8)
-    paint(labels, [ring], 3)
+    paint(labels, Polygon([ring]), 3)
     np.testing.assert_array_equal(labels == 3, mask)
 
 

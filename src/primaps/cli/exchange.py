@@ -61,7 +61,7 @@ def import_command(
     with running() as progress:
         from primaps.exchange.transfer import import_labels
 
-        done = import_labels(path, source_format, out, classes=classes, progress=progress)
+        done = import_labels(path, source_format, out, classes=classes, progress=progress, log=warn)
     note(f"{done.images} label maps of {len(done.classes)} classes: {out}")
     note(f"Next: primaps evaluate MODEL IMAGES --labels {out}")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from primaps.exchange.classes import Classes, classes_of
 from primaps.exchange.files import (
@@ -19,10 +18,11 @@ from primaps.exchange.files import (
     safe_name,
     write_file,
 )
-from primaps.exchange.labeled import LabeledImage, Labels
-from primaps.geometry.outlines import paint, parse_points
+from primaps.exchange.labeled import ImageShapes, LabeledImage, Labels, label_map_image
+from primaps.geometry.outlines import parse_points
 from primaps.geometry.regions import NO_LABEL
 from primaps.geometry.rle import decode_coco, encode_coco
+from primaps.geometry.shapes import Pixels, Polygon, Shape
 from primaps.utils.errors import InputError
 
 HEAD: dict[str, Any] = {"info": {"description": "written by primaps"}, "licenses": []}
@@ -100,7 +100,10 @@ def _image_entry(image: LabeledImage, image_id: int) -> dict[str, Any]:
 
 
 def read(files: InputFiles) -> Labels:
-    """Read instances: compressed or plain run lengths, or polygons; later ones lie on top."""
+    """Read instances: compressed or plain run lengths, or polygons; later ones lie on top.
+
+    The polygons of an annotation are filled and united as pycocotools does. Keypoints are left out.
+    """
     content, where = _load(files)
     class_by_id, classes = _read_categories(content, where)
     by_image: dict[Any, list[Any]] = {}
@@ -115,15 +118,14 @@ def read(files: InputFiles) -> Labels:
             "has; export it again"
         )
 
-    def images() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+    def images() -> Iterator[ImageShapes]:
         for image in listed:
             file = safe_name(get_field(image, "file_name", str, where), where)
             place = f"{where}, {file}"
             size = image_size(image.get("width"), image.get("height"), place)
-            labels = np.full(size, NO_LABEL, np.uint8, order="F")
-            for annotation in by_image.pop(image["id"], []):
-                _paint(labels, annotation, _class_of(annotation, class_by_id, place), place)
-            yield file, labels
+            annotations = by_image.pop(image["id"], [])
+            shapes = _classified(annotations, class_by_id, *size, place)
+            yield ImageShapes(file, *size, shapes)
 
     return Labels(classes, len(listed), images())
 
@@ -142,7 +144,7 @@ def read_panoptic(files: InputFiles) -> Labels:
     # The file names of COCO's lists leave out the folder.
     pngs = {one.split("/", 1)[-1]: one for one in files.names if one.lower().endswith(".png")}
 
-    def images() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+    def images() -> Iterator[ImageShapes]:
         for annotation in annotations:
             image_id = get_field(annotation, "image_id", (int, str), where)
             if image_id not in names:
@@ -164,7 +166,7 @@ def read_panoptic(files: InputFiles) -> Labels:
                     "list; export it again"
                 )
             table = np.array([segments[one] for one in present.tolist()], np.uint8)
-            yield names[image_id], table[inverse].reshape(ids.shape)
+            yield label_map_image(names[image_id], table[inverse].reshape(ids.shape))
 
     return Labels(classes, len(annotations), images())
 
@@ -201,19 +203,25 @@ def _class_of(annotation: Any, class_by_id: dict[int, int], where: str) -> int:
     return class_by_id[category_id]
 
 
-def _paint(labels: UInt8[np.ndarray, "h w"], annotation: Any, k: int, where: str) -> None:
-    height, width = labels.shape
-    shape: Any = get_field(annotation, "segmentation", (list, dict), where)
-    if isinstance(shape, list):
-        if not shape:
+def _classified(
+    annotations: list[Any], class_by_id: dict[int, int], height: int, width: int, where: str
+) -> Iterator[tuple[int, Shape]]:
+    """Yield class and area of the annotations of an image."""
+    for one in annotations:
+        yield _class_of(one, class_by_id, where), _shape(one, height, width, where)
+
+
+def _shape(annotation: Any, height: int, width: int, where: str) -> Shape:
+    """Return the area of an annotation."""
+    content: Any = get_field(annotation, "segmentation", (list, dict), where)
+    if isinstance(content, list):
+        if not content:
             raise InputError(f"{where} has a box without a mask; draw its outline or remove it")
-        paint(labels, [parse_points(ring, where) for ring in shape], k)
-        return
-    if get_field(shape, "size", list, where) != [height, width]:
+        return Polygon([parse_points(ring, where) for ring in content], "coco")
+    if get_field(content, "size", list, where) != [height, width]:
         raise InputError(
-            f"{where}: a mask has the size {shape['size']}, but the image {[height, width]}; "
+            f"{where}: a mask has the size {content['size']}, but the image {[height, width]}; "
             "export it again"
         )
-    down = labels.ravel(order="F")  # a view, because columns are contiguous
-    counts: Any = get_field(shape, "counts", (str, list), where)
-    down[decode_coco(counts, height * width, where)] = k
+    counts: Any = get_field(content, "counts", (str, list), where)
+    return Pixels.from_columns(decode_coco(counts, height * width, where), height)

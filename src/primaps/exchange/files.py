@@ -97,6 +97,23 @@ def get_field(content: Any, key: str, kind: type[T] | tuple[type[T], ...], where
     return value
 
 
+def text_lines(content: bytes, where: str) -> list[str]:
+    """Return the lines of a text in UTF-8, without blank lines at the end and spaces around lines.
+
+    Raises:
+        InputError: The text is not UTF-8.
+
+    Examples:
+        >>> text_lines(b"car\\r\\nroad \\n\\n", "classes.txt")
+        ['car', 'road']
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{where} is not text in UTF-8; save it again in UTF-8") from None
+    return [line.strip() for line in text.rstrip().splitlines()]
+
+
 def image_size(width: Any, height: Any, where: str) -> tuple[int, int]:
     """Return height and width of an image as a file declares them.
 

@@ -8,12 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-from jaxtyping import UInt8
-
 from primaps.exchange.classes import Classes, parse_classes
 from primaps.exchange.files import InputFiles, get_field, png, safe_name, to_json, write_file
-from primaps.exchange.labeled import LabeledImage, Labels
+from primaps.exchange.labeled import ImageShapes, LabeledImage, Labels, label_map_image
 from primaps.utils.errors import InputError
 from primaps.utils.inputs import parse_json
 
@@ -59,9 +56,9 @@ def read(files: InputFiles) -> Labels:
     if CLASSES not in files or not tables:
         raise InputError(f"{files.path} must have {CLASSES} and a {METADATA} in its folders")
     classes = parse_classes(files.read(CLASSES), files.where(CLASSES))
-    rows = [(name, row) for name in tables for row in files.read(name).splitlines()]
+    rows = [(name, row) for name in tables for row in files.read(name).splitlines() if row.strip()]
 
-    def images() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+    def images() -> Iterator[ImageShapes]:
         for name, row in rows:
             where = files.where(name)
             content = parse_json(row, Any, where, "is it cut off?")
@@ -69,6 +66,6 @@ def read(files: InputFiles) -> Labels:
             label = safe_name(get_field(content, "label_file_name", str, where), where)
             path = name[: -len(METADATA)] + label
             labels = classes.normalized(files.label_map(path), files.where(path))
-            yield image.removeprefix("images/"), labels
+            yield label_map_image(image.removeprefix("images/"), labels)
 
     return Labels(classes, len(rows), images())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Integer, UInt8
 
 from primaps.exchange.classes import Classes
 from primaps.geometry.regions import NO_LABEL, Regions, class_regions, connected_regions
+from primaps.geometry.shapes import Line, Points, Shape, paint
 from primaps.utils.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -95,15 +97,70 @@ def mask_proposals(
 
 
 @dataclass(frozen=True)
+class ImageShapes:
+    """What a file says about an image, not rasterized.
+
+    Attributes:
+        name: File name relative to the folder of images, with suffix and ``/`` as separator.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        shapes: Class and shape, in the order in which they cover each other. Iterate once: shapes
+            are parsed one at a time. The class 255 means that the area has no label.
+        base: Label map below the shapes; None for no labels.
+    """
+
+    name: str
+    height: int
+    width: int
+    shapes: Iterable[tuple[int, Shape]] = ()
+    base: UInt8[np.ndarray, "h w"] | None = None
+
+    def label_map(self, notes: Counter[str] | None = None) -> UInt8[np.ndarray, "h w"]:
+        """Return the label map.
+
+        Args:
+            notes: Counts shapes that have no pixels.
+
+        Raises:
+            InputError: A shape is malformed.
+        """
+        notes = Counter() if notes is None else notes
+        labels = np.full((self.height, self.width), NO_LABEL, np.uint8)
+        if self.base is not None:
+            labels[:] = self.base
+        for k, shape in self.shapes:
+            if isinstance(shape, Line | Points):
+                notes[f"{shape.kind}s, which are not areas and were left out"] += 1
+            elif not self._paint(labels, shape, k):
+                notes["areas that cover the center of no pixel"] += 1
+        return labels
+
+    def _paint(self, labels: UInt8[np.ndarray, "h w"], shape: Shape, k: int) -> bool:
+        try:
+            return paint(labels, shape, k)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from None
+
+
+def label_map_image(name: str, labels: UInt8[np.ndarray, "h w"]) -> ImageShapes:
+    """Return an image of which a file has the label map."""
+    height, width = labels.shape
+    return ImageShapes(name, height, width, base=labels)
+
+
+@dataclass(frozen=True)
 class Labels:
-    """Label maps that a reader found.
+    """Labels that a reader found.
 
     Attributes:
         classes: Classes that the file names.
         total: Number of images.
-        images: File name with suffix and label map of each image, read one at a time.
+        images: Shapes or label map of each image, read one at a time.
+        notes: What is left out or chosen, as "points, which are not areas and were left out", and
+            how often; complete when all images have been read.
     """
 
     classes: Classes
     total: int
-    images: Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]
+    images: Iterator[ImageShapes]
+    notes: Counter[str] = field(default_factory=Counter)

@@ -194,6 +194,7 @@ def import_labels(
     *,
     classes: Classes | str | Path | None = None,
     progress: ProgressCallback = silent,
+    log: LogCallback = logger.warning,
 ) -> Imported:
     """Write labels of another tool as label maps and ``classes.json``: ``primaps import``.
 
@@ -207,6 +208,8 @@ def import_labels(
         classes: Classes, or a ``classes.json`` or model with the names that the file may have, in
             the order of the values to write; None for the order of the file.
         progress: Progress callback.
+        log: Log callback, called with a sentence about each kind of content that label maps cannot
+            hold, such as points and lines, and its number.
 
     Returns:
         Number of label maps, the folder, and the classes.
@@ -224,8 +227,9 @@ def import_labels(
         found = row.read(files)
         table = _value_table(found.classes, wanted, path)
         names: dict[str, None] = {}
-        for name, labels in found.images:
-            safe = safe_name(name, str(path))
+        for image in found.images:
+            safe = safe_name(image.name, str(path))
+            labels = image.label_map(found.notes)
             if safe in names:
                 raise InputError(f"{path} has two label maps of {safe}; remove one of them")
             names[safe] = None
@@ -239,6 +243,8 @@ def import_labels(
             (folder / f"{name}.png").rename(folder / f"{key}.png")
         content = json.dumps((wanted or found.classes).as_json(), ensure_ascii=False, indent=1)
         (folder / "classes.json").write_text(content + "\n", "utf-8")
+    for note, count in found.notes.items():
+        log(f"{path}: {note}: {count:,}")
     return Imported(len(names), out, wanted or found.classes)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from primaps.exchange.classes import Classes, classes_of, distinct_colors
 from primaps.exchange.files import InputFiles, add_to_zip, png, write_file
-from primaps.exchange.labeled import LabeledImage, Labels
+from primaps.exchange.labeled import ImageShapes, LabeledImage, Labels, label_map_image
 from primaps.geometry.regions import NO_LABEL
 from primaps.utils.errors import InputError
 
@@ -71,7 +71,7 @@ def read(files: InputFiles) -> Labels:
     base = name[: -len(LABELMAP)] + FOLDER + "/"
     pngs = [one for one in files.names if one.startswith(base) and one.lower().endswith(".png")]
 
-    def images() -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+    def images() -> Iterator[ImageShapes]:
         for path in pngs:
             found = files.image(path, "RGB").astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
             index = np.searchsorted(codes, found).clip(0, len(codes) - 1)
@@ -82,7 +82,7 @@ def read(files: InputFiles) -> Labels:
                     f"{files.where(path)}: {LABELMAP} does not declare the color {code >> 16},"
                     f"{code >> 8 & 255},{code & 255}; add it"
                 )
-            yield path[len(base) :], table[index]
+            yield label_map_image(path[len(base) :], table[index])
 
     return Labels(classes, len(pngs), images())
 

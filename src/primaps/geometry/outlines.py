@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, UInt8
+from jaxtyping import Bool, Float, Integer
 
 from primaps.utils.errors import InputError
 
@@ -165,21 +165,6 @@ def fill(
             begin, end = ring[first : first + step], following[first : first + step]
             _cross(crossings, begin, end)
     return crossings.cumsum(1)[:, :width] % 2 == 1
-
-
-def paint(
-    labels: UInt8[np.ndarray, "h w"],
-    rings: Sequence[Float[np.ndarray, "_ 2"]],
-    value: int,
-) -> None:
-    """Set the pixels of :func:`fill` to a value; only the bounding box of the rings is searched."""
-    points = np.concatenate(rings)
-    limit = labels.shape[1], labels.shape[0]
-    low = np.floor(points.min(0)).clip(0, limit).astype(int)
-    high = (np.floor(points.max(0)) + 1).clip(low, limit).astype(int)
-    box = labels[low[1] : high[1], low[0] : high[0]]
-    if box.size:
-        box[fill([ring - low for ring in rings], *box.shape)] = value
 
 
 def stroke(

@@ -9,11 +9,11 @@ It reserves six letters per run length, which hold 29 bits, and writes a seventh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool, Float, Integer
 from pycocotools import mask as coco
 
 from primaps.geometry.regions import Regions
@@ -22,6 +22,8 @@ from primaps.utils.errors import InputError
 _COMPRESSED = re.compile("(?:[P-o]{0,6}[0-O])*")
 """Numbers of at most seven letters, of which the last has no bit for "another letter follows"."""
 _MAX_PIXELS = 2**29 - 1
+_MAX_OUTLINE = 1 << 22
+"""Maximum length of the outline of a polygon in pixels. pycocotools takes 100 bytes for each."""
 
 
 def run_lengths(bits: Bool[np.ndarray, " n"]) -> Integer[np.ndarray, " m"]:
@@ -118,6 +120,36 @@ def decode_coco(counts: Any, size: int, where: str) -> Integer[np.ndarray, " n"]
     return set_positions(
         _decompress(counts, where) if isinstance(counts, str) else counts, size, where
     )
+
+
+def polygon_positions(
+    rings: Sequence[Float[np.ndarray, "_ 2"]], height: int, width: int
+) -> Integer[np.ndarray, " n"]:
+    """Return the positions of the pixels of polygons as pycocotools fills and unites them.
+
+    Args:
+        rings: Points (x, y) of closed lines, at least three each.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+
+    Raises:
+        InputError: An outline is too long, because points lie far outside of the image.
+
+    Examples:
+        >>> rings = [np.array([[0, 0], [2, 0], [2, 1], [0, 1.0]]) + [left, 0] for left in (0, 1)]
+        >>> polygon_positions(rings, 2, 4).tolist()
+        [0, 2, 4]
+    """
+    for ring in rings:
+        length = np.abs(np.diff(ring, axis=0, append=ring[:1])).max(1).sum()
+        if length > _MAX_OUTLINE:
+            raise InputError(
+                f"the outline of a polygon has a length of {length:,.0f} pixels, but its image "
+                f"{width} x {height}; remove or redraw it"
+            )
+    codes = coco.frPyObjects([ring.ravel().tolist() for ring in rings], height, width)
+    united = coco.merge(codes)["counts"].decode("ascii")
+    return decode_coco(united, height * width, "polygon")
 
 
 def _decompress(text: str, where: str) -> Integer[np.ndarray, " m"]:
