@@ -22,19 +22,20 @@ from torch import Tensor
 from primaps.backbones.backbone import Backbone, image_features, image_side
 from primaps.backbones.load import load_backbone
 from primaps.classes.legend import HIDDEN
-from primaps.config import InferenceOptions, Size, Threshold
+from primaps.config import Depth, InferenceOptions, Size, Threshold
 from primaps.data import (
     ImageError,
     ImageFile,
     LogCallback,
+    at_depth,
     find_images,
     fit_to_patches,
-    load_image,
+    pixel_digest,
     read,
     to_tensor,
 )
 from primaps.data.collection import local_files
-from primaps.data.stream import content_digest, in_memory
+from primaps.data.stream import in_memory
 from primaps.inference import ImageSize
 from primaps.model import PriMaPsEM
 from primaps.pictures.explain import steps_picture, threshold_picture
@@ -89,12 +90,15 @@ class Labeler:
         size: shorter side of scaled images in pixels; None does not scale.
         patch_size: sides of scaled images are multiples of it.
         device: device of the network.
+        depth: bits of the values of images of more than 8 bits in the fit; None without a fit to
+            such images.
     """
 
     label: Callable[[Tensor, Sequence[ImageSize]], list[Tensor]]
     size: int | None
     patch_size: int
     device: torch.device
+    depth: int | None = None
 
     @property
     def batch_size(self) -> int:
@@ -145,7 +149,7 @@ def predict_labeler(model: PriMaPsEM, options: InferenceOptions) -> Labeler:
         return [one.labels for one in segmenter.segment_batch(images, sizes, options)]
 
     encoder = segmenter.encoder
-    return Labeler(label, options.size, encoder.patch_size, encoder.device)
+    return Labeler(label, options.size, encoder.patch_size, encoder.device, model.depth_)
 
 
 def tiled_labeler(model: PriMaPsEM, options: dict[str, Any]) -> Labeler:
@@ -167,6 +171,7 @@ def propose_files(
     threshold: Threshold = 0.4,
     mask_crf: bool = True,
     size: Size | None = None,
+    depth: Depth | None = None,
     device: str | torch.device = "auto",
     engine: str | None = None,
     shard: str | None = None,
@@ -188,6 +193,8 @@ def propose_files(
         mask_crf: refine the masks by the dense CRF.
         size: shorter side of the scaled images in pixels; None is the multiple of the patch size
             nearest to 320.
+        depth: bits of the values of images of more than 8 bits; None decides it from the images,
+            see :func:`primaps.data.at_depth`.
         device: ``auto``, ``cpu``, ``cuda``, ...
         engine: see :func:`primaps.load_backbone`.
         shard: ``I/N`` processes the I-th of N shares of the images; processes may write to the
@@ -206,7 +213,7 @@ def propose_files(
     side, out = image_side(network, size), Path(out).expanduser()
     return _write_maps(
         "proposals",
-        find_images(inputs, exclude=out),
+        at_depth(find_images(inputs, exclude=out, log=log), depth),
         out,
         propose_labeler(network, threshold, mask_crf, side),
         overlay_masks,
@@ -265,7 +272,8 @@ def predict_files(
         manifest["tiles"] = dict(tiles)
         labeler = tiled_labeler(model, {**asdict(chosen), **tiles})
     out = Path(out).expanduser()
-    files, draw = find_images(inputs, exclude=out), class_overlay(model, titles)
+    files = at_depth(find_images(inputs, exclude=out, log=log), model.depth_)
+    draw = class_overlay(model, titles)
     return _write_maps("prediction", files, out, labeler, draw, manifest, shard, progress, log)
 
 
@@ -278,6 +286,7 @@ def explain_files(
     threshold: Threshold = 0.4,
     mask_crf: bool = True,
     size: Size | None = None,
+    depth: Depth | None = None,
     shard: str | None = None,
     progress: ProgressCallback = silent,
     log: LogCallback = logger.warning,
@@ -288,7 +297,7 @@ def explain_files(
     ``<relative path>.thresholds.jpg`` the masks at several thresholds.
 
     Args:
-        inputs, out, size, shard, progress, log: as in :func:`propose_files`.
+        inputs, out, size, depth, shard, progress, log: as in :func:`propose_files`.
         backbone: loaded backbone.
         threshold: psi of Eq. 6 for the steps.
         mask_crf: refine the masks of the threshold strip by the dense CRF.
@@ -296,7 +305,7 @@ def explain_files(
     Raises:
         NotFoundError: no image was found.
     """
-    files: Sequence[ImageFile] = find_images(inputs, exclude=out)
+    files: Sequence[ImageFile] = at_depth(find_images(inputs, exclude=out, log=log), depth)
     written = []
     crf: Literal["dense"] | None = "dense" if mask_crf else None
     side, out = image_side(backbone, size), Path(out).expanduser()
@@ -310,7 +319,7 @@ def explain_files(
 
     def load(file: ImageFile) -> tuple[str, Image.Image]:
         file = in_memory(file)
-        return content_digest(file), load_image(file.source)
+        return pixel_digest(file), file.load()
 
     for done, (file, (digest, image)) in enumerate(read(files, load, log), 1):
         scaled = fit_to_patches(image, side, backbone.patch_size)
@@ -450,10 +459,10 @@ def _write_maps(
 
     def load(file: ImageFile) -> _Loaded | None:
         file = in_memory(file)
-        digest = content_digest(file)
+        digest = pixel_digest(file)
         if output.finished(digest, names[file.key]):
             return None
-        image = load_image(file.source)
+        image = file.load()
         size = (image.height, image.width)
         return _Loaded(file.key, digest, labeler.scale(image), _shrink(image), size)
 

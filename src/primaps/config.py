@@ -32,7 +32,10 @@ Scale = Annotated[float, Interval(ge=1e-6, le=1e6)]
 Seed = Annotated[int, Interval(ge=-(10**18), le=10**18)]
 Epochs = Annotated[int, Interval(ge=1, le=10**6)]
 Steps = Annotated[int, Interval(ge=1, le=10**8)]
-Classes = Annotated[int, Interval(ge=2, le=256)]
+MAX_CLASSES = 255
+"""Maximum number of classes: values 0 to 254 of label maps, in which 255 is no label."""
+Classes = Annotated[int, Interval(ge=2, le=MAX_CLASSES)]
+Depth = Annotated[int, Interval(ge=8, le=32)]
 CosineScale = Annotated[float, Interval(gt=0, le=10**6)]
 
 DEFAULT_SIZE = 320
@@ -128,6 +131,11 @@ class Config:
     loss_size: Annotated[
         LossSize, "Resolution of the majority votes and of the loss, for recipe paper."
     ] = "image"
+    depth: Annotated[
+        Depth | None,
+        "Bits of the values of images of more than 8 bits, such as 12 for camera data in files of "
+        "16 bits. [default: the smallest of 8, 10, 12, 14, 16, 24 or 32 that holds the images]",
+    ] = None
     precision: Annotated[
         Precision,
         "Floating-point precision of the backbone. bfloat16 is about 1.5 times as fast on recent "

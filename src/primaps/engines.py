@@ -20,12 +20,13 @@ from PIL import Image
 from primaps.backbones.backbone import Backbone
 from primaps.backbones.load import load_backbone
 from primaps.batch import Labeler, group_by_key, narrow, predict_labeler, propose_labeler
-from primaps.config import InferenceOptions
+from primaps.config import Depth, InferenceOptions
 from primaps.data import ImageError, load_image
 from primaps.data.images import Stored
 from primaps.model import PriMaPsEM
 from primaps.utils.errors import InputError
 from primaps.utils.parallel import lanes, overlapped
+from primaps.utils.validation import validate
 
 PROBLEM = "problem"
 """Output column: why an image has no label map; empty if it has one."""
@@ -41,10 +42,13 @@ class BatchLabeler(ABC):
         output: output column with the label maps at the size of their images: arrays (H, W), or
             PNG files.
         encoded: output PNG files as bytes, which are small and which every engine can store.
+        depth: bits of the values of images of more than 8 bits; None takes that of the model. A
+            batch does not show the whole collection: without a depth such images are refused.
     """
 
-    def __init__(self, column: str, output: str, encoded: bool) -> None:
+    def __init__(self, column: str, output: str, encoded: bool, depth: int | None = None) -> None:
         self.column, self.output, self.encoded = column, output, encoded
+        self.depth = validate(depth, Depth | None, "depth")
 
     @abstractmethod
     def labeler(self) -> Labeler:
@@ -72,7 +76,7 @@ class BatchLabeler(ABC):
         usable = []
         for number, value in enumerate(batch[self.column]):
             try:
-                image = _image(value)
+                image = _image(value, self.depth or labeler.depth or 8)
             except ImageError as error:
                 problems[number] = str(error)
             else:
@@ -103,7 +107,7 @@ class Predictor(BatchLabeler):
         classes: number of classes to cut the class tree at; None keeps the classes of the model.
         engine: see :func:`primaps.load_backbone`; only for a folder or hub id.
         device: ``auto``, ``cpu``, ``cuda``, ...; only for a folder or hub id.
-        column, output, encoded: see :class:`BatchLabeler`.
+        column, output, encoded, depth: see :class:`BatchLabeler`.
         **options: fields of :class:`primaps.config.InferenceOptions`; the default ``precision`` is
             ``auto`` for a folder or hub id.
 
@@ -133,9 +137,10 @@ class Predictor(BatchLabeler):
         column: str = "image",
         output: str = "labels",
         encoded: bool = False,
+        depth: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(column, output, encoded)
+        super().__init__(column, output, encoded, depth)
         self.model, self.classes, self.engine, self.device = model, classes, engine, device
         precision = None if isinstance(model, PriMaPsEM) else "auto"
         self.options = InferenceOptions(**{"precision": precision, **options})
@@ -154,7 +159,7 @@ class Proposer(BatchLabeler):
     Args:
         backbone: name, hub id or folder of a backbone, or a :class:`Backbone`, which is pickled.
         threshold, mask_crf, size, engine, device: as in :func:`primaps.propose_files`.
-        column, output, encoded: see :class:`BatchLabeler`.
+        column, output, encoded, depth: see :class:`BatchLabeler`.
 
     Raises:
         WeightsError: at the first call, if the backbone has no weights on this machine.
@@ -172,8 +177,9 @@ class Proposer(BatchLabeler):
         column: str = "image",
         output: str = "masks",
         encoded: bool = False,
+        depth: int | None = None,
     ) -> None:
-        super().__init__(column, output, encoded)
+        super().__init__(column, output, encoded, depth)
         self.backbone, self.threshold, self.mask_crf = backbone, threshold, mask_crf
         self.size, self.engine, self.device = size, engine, device
 
@@ -194,13 +200,13 @@ def _backbone(name: str, device: str, engine: str | None) -> Backbone:
     return load_backbone(name, device, engine=engine)
 
 
-def _image(value: Any) -> Image.Image:
+def _image(value: Any, depth: int) -> Image.Image:
     if isinstance(value, Mapping) and {"bytes", "path"} & value.keys():  # Hugging Face datasets
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes | bytearray | memoryview):
         content = bytes(value)
-        return load_image(Stored("image in the batch", lambda: content))
-    return load_image(str(value) if isinstance(value, np.str_) else value)
+        return load_image(Stored("image in the batch", lambda: content), depth)
+    return load_image(str(value) if isinstance(value, np.str_) else value, depth)
 
 
 def _png(labels: np.ndarray) -> bytes:

@@ -51,8 +51,8 @@ def class_evidence(
         cache_content, model.config, len(files), model.projection is not None
     )
     extracted = extract(
-        files, model.network, model.size, masks=model.mask_maker(), cache=cache,
-        cache_content=content, progress=progress, log=log,
+        files, model.network, model.size, masks=model.mask_maker(), depth=model.config.depth,
+        cache=cache, cache_content=content, progress=progress, log=log,
     )  # fmt: skip
     table = extracted.mask_table(model.projection)
     assert table is not None

@@ -95,6 +95,8 @@ class PriMaPsEM:
         prototypes_: K prototypes, or the linear probe; None before :meth:`fit`.
         history_: metrics of each epoch: loss and label-free diagnostics.
         samples_: a few training images as 8-bit RGB, for the preview.
+        depth_: bits of the values of images of more than 8 bits, with which :meth:`predict` reads
+            images; None if the fit had none.
         class_summary_: class tree, and stability and size of the classes; None without masks.
         edits_: edits of the classes, as in ``edits.json``.
         legend_: names and colors of the classes after edits or a cut; None for the K classes of
@@ -155,6 +157,7 @@ class PriMaPsEM:
         self.prototypes_: Prototypes | LinearProbe | None = None
         self.history_: list[HistoryLine] = []
         self.samples_: UInt8[Tensor, "s 3 H W"] | None = None
+        self.depth_: int | None = config.depth
         self.class_summary_: ClassSummary | None = None
         self.edits_: list[dict[str, Any]] = []
         self.legend_: Legend | None = None
@@ -229,6 +232,7 @@ class PriMaPsEM:
             masks=self.mask_maker() if method == "em" else None,
             labels=data,
             seed=self.config.seed,
+            depth=self.config.depth,
             cache=cache,
             cache_content=resolve_cache_content(
                 cache_content, self.config, len(files), self.projection is not None
@@ -263,6 +267,7 @@ class PriMaPsEM:
             InputError: only features of masks were extracted, and the method needs all features.
         """
         self._images, self.samples_ = len(extracted.keys), extracted.samples
+        self.depth_ = extracted.depth
         if extracted.table is not None:
             resolve_cache_content("masks", self.config, self._images, self.projection is not None)
         projection, masks = self.projection, extracted.mask_table(self.projection)
@@ -393,7 +398,7 @@ class PriMaPsEM:
             ModelError: the model is not fitted.
             InputError: an option is out of range, or the scaled image does not fit into memory.
         """
-        return self.segment(load_image(image), **options).labels
+        return self.segment(load_image(image, self.depth_), **options).labels
 
     @validated
     def segment(self, image: Image.Image, **options: Any) -> Segmentation:
@@ -412,6 +417,7 @@ class PriMaPsEM:
         """Return the SHA-256 of everything that a prediction with default options depends on."""
         network = f"{self.network.digest or self.network.name} {self.network.arithmetic}"
         text = f"{network} {self.size} {self.config.cosine}"
+        text += "" if self.depth_ is None else f" {self.depth_} bits"
         if self.projection is not None:
             text += f" {self.projection.digest or self.projection.name}"
         if self.prototypes_ is not None:
@@ -442,7 +448,11 @@ class PriMaPsEM:
             self.prototypes_,
             self.history_,
             TrainingRecord(
-                self._images, plan.all_init_steps, plan.steps, self.config.method == "probe"
+                self._images,
+                plan.all_init_steps,
+                plan.steps,
+                self.config.method == "probe",
+                self.depth_,
             ),
             self.class_summary_,
             self.edits_,
@@ -486,6 +496,7 @@ class PriMaPsEM:
         model = cls(**options, device=device, projection=found.projection)
         model.prototypes_ = found.prototypes.to(model.backbone.device)
         model._images, model.history_ = found.training.images, found.history
+        model.depth_ = found.training.depth
         model.class_summary_, model.edits_ = found.class_summary, found.edits
         if found.class_summary is not None and found.edits:
             model.legend_ = legend(found.class_summary.tree, found.edits)

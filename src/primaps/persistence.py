@@ -43,7 +43,7 @@ from primaps.classes.legend import EditError, Legend, legend
 from primaps.classes.stability import ClassStability
 from primaps.classes.summary import ClassSummary
 from primaps.classes.tree import Tree, TreeError
-from primaps.config import Config, Positions
+from primaps.config import Config, Depth, Positions
 from primaps.data import ImageFile
 from primaps.em.kmeans import Prototypes
 from primaps.em.probe import LinearProbe
@@ -135,12 +135,14 @@ class TrainingRecord:
         init_steps: steps of all k-means restarts.
         steps: steps of EM or of the linear probe.
         labels_read: whether the fit was given labels, as only the linear probe is.
+        depth: bits of the values of images of more than 8 bits; None if there were none.
     """
 
     images: Annotated[int, Ge(0)]
     init_steps: Annotated[int, Ge(0)]
     steps: Annotated[int, Ge(0)]
     labels_read: bool
+    depth: Depth | None = None
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 from primaps.config import CacheContent, CachedContent, Config
-from primaps.data import ImageCollection, ImageFile, image_files, read
-from primaps.data.stream import content_digest
+from primaps.data import ImageCollection, ImageFile, at_depth, image_files, pixel_digest, read
 from primaps.em.em import fit_em
 from primaps.em.fit import resolve_cache_content, schedule
 from primaps.em.kmeans import TOKENS_PER_STEP, Prototypes, fit_kmeans, fit_restarts
@@ -126,13 +125,13 @@ def plan(
     config = model.config
     if config.method == "probe":
         raise InputError("a plan is available for the methods em and kmeans, not for probe")
-    files = image_files(images)
+    files = at_depth(image_files(images), config.depth)
     em = config.method == "em"
     views = config.views if em else 0
     projected = model.projection is not None
     content = resolve_cache_content(cache_content, config, len(files), projected)
     digests: dict[str, str] = {}
-    for done, (file, digest) in enumerate(read(files, content_digest, _ignore), 1):
+    for done, (file, digest) in enumerate(read(files, pixel_digest, _ignore), 1):
         digests[file.key] = digest
         progress("reading", done, len(files), {})
     full = restart_sample([*digests.values()]) if content == "masks" else None

@@ -44,7 +44,7 @@ EDITS = {
 
 
 @command(app, rich_help_panel=CLASSES)
-@config_options("backbone", "size", "recipe", "precision", "seed", optional=True)
+@config_options("backbone", "size", "depth", "recipe", "precision", "seed", optional=True)
 def studio(
     images: Annotated[
         Path,

@@ -113,8 +113,9 @@ def fit(
 
 @command(app, rich_help_panel=SCORES)
 @config_options(
-    "backbone", "size", "epochs", "min_steps", "batch_size", "learning_rate", "precision", "seed"
-)
+    "backbone", "size", "epochs", "min_steps", "batch_size", "learning_rate", "depth", "precision",
+    "seed",
+)  # fmt: skip
 @label_options()
 def probe(
     images: ImagesArgument,

@@ -43,7 +43,7 @@ def demo(
 
 
 @command(app, rich_help_panel=IMAGES)
-@config_options("backbone", "threshold", "mask_crf", "size")
+@config_options("backbone", "threshold", "mask_crf", "size", "depth")
 @tiling_options("tile_overlap", "scale", "mpp", "bands", "stretch")
 def propose(
     inputs: InputsArgument,
@@ -76,6 +76,8 @@ def propose(
         options["backbone"] = network
         note(f"backbone {network.name} from {network.source}")
         if scene:
+            if options.pop("depth") is not None:
+                raise InputError("--depth applies to image collections; give --stretch for a scene")
             if explain:
                 raise InputError("--explain applies to images; omit it for a scene")
             count = propose_scene(inputs[0], out, progress=progress, **options, **tiles)

@@ -129,7 +129,7 @@ def _print_scores(found: Evaluation) -> None:
 
 
 @command(app, rich_help_panel=SCORES)
-@config_options("backbone", "threshold", "mask_crf", "size")
+@config_options("backbone", "threshold", "mask_crf", "size", "depth")
 @label_options()
 def oracle(
     images: ImagesArgument,
@@ -150,7 +150,7 @@ def oracle(
         data = labeled_images(images, "val", **located)
         network = load_backbone(options["backbone"], device)
         found = evaluate_oracle(
-            data, backbone=network, size=options["size"], resize=resize,
+            data, backbone=network, size=options["size"], depth=options["depth"], resize=resize,
             threshold=options["threshold"], crf="dense" if options["mask_crf"] else None,
             progress=progress, log=warn,
         )  # fmt: skip

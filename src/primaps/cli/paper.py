@@ -59,7 +59,7 @@ def convert(
 
 
 @command(app, rich_help_panel=PAPER)
-@config_options("backbone", "size", "precision", "seed")
+@config_options("backbone", "size", "depth", "precision", "seed")
 def project(
     images: ImagesArgument,
     classes: Annotated[Classes, "K, the number of clusters of the projected features."],
@@ -85,7 +85,7 @@ def project(
     with running() as progress:
         from primaps.backbones.backbone import image_side
         from primaps.backbones.load import load_backbone
-        from primaps.data import find_images
+        from primaps.data import at_depth, find_images
         from primaps.features.extract import BACKBONE_BATCH, extract
         from primaps.projections import projection_settings, train_projection
         from primaps.projections.training import write_crops
@@ -95,7 +95,7 @@ def project(
         network = load_backbone(options["backbone"], device, precision=options["precision"])
         note(f"backbone {network.name} from {network.source}")
         side = image_side(network, options["size"], BACKBONE_BATCH)
-        files = find_images(images, exclude=out)
+        files = at_depth(find_images(images, exclude=out, log=warn), options["depth"])
         with temporary_folder() as folder:
             if five_crops:
                 files += write_crops(files, side, folder, warn)

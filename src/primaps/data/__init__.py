@@ -10,6 +10,7 @@ from primaps.data.collection import (
 )
 from primaps.data.dataset import DataError, Dataset, Sample
 from primaps.data.datasets import as_dataset, load_dataset, pair_up
+from primaps.data.depth import at_depth, pixel_digest
 from primaps.data.images import (
     ImageError,
     load_image,
@@ -35,6 +36,7 @@ __all__ = [
     "LogCallback",
     "Sample",
     "as_dataset",
+    "at_depth",
     "center_crop",
     "chunks",
     "content_digest",
@@ -48,6 +50,7 @@ __all__ = [
     "load_label_square",
     "load_pair",
     "pair_up",
+    "pixel_digest",
     "read",
     "read_classes",
     "resize_shorter",

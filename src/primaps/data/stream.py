@@ -78,7 +78,7 @@ def in_memory(file: ImageFile) -> ImageFile:
         content = source.read()
     else:
         return file
-    return ImageFile(Stored(str(source), lambda: content), file.key)
+    return ImageFile(Stored(str(source), lambda: content), file.key, depth=file.depth)
 
 
 def content_digest(file: ImageFile) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from primaps.config import Resize
 from primaps.data.dataset import Dataset, Sample
-from primaps.data.images import ImageError, image_size, load_image
+from primaps.data.images import ImageError, image_size
 
 MAX_PIXELS = 89_478_485
 """Maximum number of pixels of a scaled image; Pillow warns of larger files, too."""
@@ -129,7 +129,7 @@ def load_pair(
     Raises:
         ImageError: the label map is missing, or does not fit the image or the classes.
     """
-    image = load_image(sample.source)
+    image = sample.load()
     classes = _label_of_size(data, sample, image.size)
     if size is None:
         return to_tensor(image), _to_long(classes)

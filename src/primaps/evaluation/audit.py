@@ -26,8 +26,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from primaps.classes.legend import HIDDEN
-from primaps.config import Seed
-from primaps.data import LogCallback, find_images, load_image, read
+from primaps.config import Depth, Seed
+from primaps.data import LogCallback, at_depth, find_images, load_image, read
 from primaps.model import PriMaPsEM
 from primaps.results import OutputError, write_marked_png
 from primaps.utils.bilinear import upsample
@@ -107,6 +107,7 @@ class AuditRecord:
         questions: pixels of each strip, including the spare ones.
         asked: number of questions that were asked, per strip.
         answers: answer per strip; None without one.
+        depth: bits of the values of images of more than 8 bits; None without such images.
     """
 
     format: Literal[1]
@@ -115,6 +116,7 @@ class AuditRecord:
     questions: list[Annotated[list[Question], Len(1)]]
     asked: list[Number]
     answers: list[bool | None]
+    depth: Depth | None = None
 
     def __post_init__(self) -> None:
         strips = list(range(len(self.questions)))
@@ -209,7 +211,7 @@ class Audit:
 
     def draw(self, question: Question) -> Path:
         """Write the image of a question: a cross at the pixel, and its surroundings enlarged."""
-        image = load_image(Path(question.path))
+        image = load_image(Path(question.path), self.record.depth)
         if question.x >= image.width or question.y >= image.height:
             raise InputError(
                 f"{question.path} has {image.width}x{image.height} pixels, but {NAME} asks about "
@@ -270,12 +272,12 @@ def prepare(
         OutputError: The folder already has an audit.
     """
     folder = Path(folder).expanduser()
-    files = find_images(images, exclude=folder)
+    files = at_depth(find_images(images, exclude=folder, log=log), model.depth_)
     check_audit(folder, answers)
     each = max(1, POOL // len(files))
     names = [one.name for one in model.shown_classes]
     pixels: list[Pixel] = []
-    loaded = read(files, lambda file: load_image(file.source), log)
+    loaded = read(files, lambda file: file.load(), log)
     for number, (file, image) in enumerate(loaded):
         found = model.segment(image, crf=crf)
         labels = found.labels.cpu().numpy()
@@ -284,7 +286,7 @@ def prepare(
         progress("audit", number + 1, len(files), {})
     if model.legend_ is not None and model.legend_.hides:
         pixels = [pixel for pixel in pixels if pixel.value != HIDDEN]
-    return begin(folder, pixels, names, audit_subject(model), answers, seed)
+    return begin(folder, pixels, names, audit_subject(model), answers, seed, files[0].depth)
 
 
 def check_audit(folder: Path, answers: int) -> None:
@@ -337,6 +339,7 @@ def begin(
     subject: list[str],
     answers: int,
     seed: int = 0,
+    depth: int | None = None,
 ) -> Audit:
     """Choose the pixels to ask about, and write the questions.
 
@@ -347,6 +350,7 @@ def begin(
         subject: model and class names that the answers refer to; see :func:`audit_subject`.
         answers: number of strips.
         seed: random seed.
+        depth: bits of the values of images of more than 8 bits; None without such images.
 
     Raises:
         InputError: There is no pixel, or the number of answers is out of range.
@@ -369,7 +373,8 @@ def begin(
             path, x, y, value = pixels[row][:4]
             questions[-1].append(Question(strip, spare, path, x, y, value, names[value]))
     order, asked = asking_order(answers, seed), [0] * answers
-    audit = Audit(folder, AuditRecord(1, subject, order, questions, asked, [None] * answers))
+    unanswered: list[bool | None] = [None] * answers
+    audit = Audit(folder, AuditRecord(1, subject, order, questions, asked, unanswered, depth))
     audit.save()
     return audit
 

@@ -14,8 +14,8 @@ from jaxtyping import Int, Integer, UInt8
 from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, image_features, image_side
-from primaps.config import Resize, Size
-from primaps.data import Dataset, LogCallback, as_dataset
+from primaps.config import Depth, Resize, Size
+from primaps.data import Dataset, LogCallback, as_dataset, at_depth
 from primaps.data.collection import IgnoreIndex
 from primaps.evaluation.metrics import Scores, confusion_matrix, scores
 from primaps.evaluation.protocol import Prediction, accumulate, predict_crops
@@ -212,6 +212,7 @@ def evaluate_oracle(
     backbone: Backbone,
     ignore_index: IgnoreIndex | None = None,
     size: Size | None = None,
+    depth: Depth | None = None,
     resize: str = "pillow",
     batch_size: Annotated[int, Interval(ge=1, le=10**6)] = 8,
     progress: ProgressCallback = silent,
@@ -229,6 +230,7 @@ def evaluate_oracle(
         backbone: backbone from :func:`primaps.load_backbone`.
         ignore_index: label value that is not counted; None takes that of ``classes.json``, or 255.
         size: side of the crops in pixels; None is the multiple of the patch size nearest to 320.
+        depth: bits of the values of images of more than 8 bits; None decides it from the images.
         resize: see :func:`primaps.evaluate`.
         batch_size: number of images that are processed together.
         progress: progress callback.
@@ -251,7 +253,13 @@ def evaluate_oracle(
 
     def predict(skip: LogCallback) -> Iterator[Prediction]:
         return predict_crops(
-            data, data.samples, masks, side, batch_size, skip, cast(Resize, resize)
+            data,
+            at_depth(data.samples, depth),
+            masks,
+            side,
+            batch_size,
+            skip,
+            cast(Resize, resize),
         )
 
     def count(one: Prediction) -> Int[Tensor, "classes classes1"]:

@@ -23,6 +23,7 @@ from primaps.data import (
     LogCallback,
     Sample,
     as_dataset,
+    at_depth,
     chunks,
     load_pair,
     pair_up,
@@ -285,7 +286,7 @@ def predict_samples(
     """
     if isinstance(source, Path):
         return _read_maps(source, data, samples, log)
-    segmenter = source.segmenter
+    segmenter, samples = source.segmenter, at_depth(samples, source.depth_, of=data.samples)
     inference = segmenter.resolve(
         InferenceOptions(bool(options.crf), bool(options.flip), options.size, options.precision)
     )

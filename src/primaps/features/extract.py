@@ -25,9 +25,9 @@ from primaps.data import (
     ImageFile,
     LogCallback,
     Sample,
-    content_digest,
-    load_image,
+    at_depth,
     load_label_square,
+    pixel_digest,
     read,
     square,
 )
@@ -75,6 +75,7 @@ class Extracted:
         table: table of masks, if only the features of masks are cached; see :meth:`mask_table`.
         labels: label maps at image size, 255 = not counted; None if not requested.
         samples: a few evenly spaced images, for the preview.
+        depth: bits of the values of images of more than 8 bits; None without such images.
     """
 
     keys: list[str]
@@ -85,6 +86,7 @@ class Extracted:
     table: MaskTable | None
     labels: ImageArrays | None
     samples: UInt8[Tensor, "s 3 H W"]
+    depth: int | None = None
 
     def mask_table(self, projection: Coding | None = None) -> MaskTable | None:
         """Return features, or codes, of the masks of this process; None if there are no masks."""
@@ -102,6 +104,7 @@ def extract(
     masks: MaskMaker | None = None,
     labels: Dataset | None = None,
     seed: int = 0,
+    depth: int | None = None,
     cache: str | Path | None = "auto",
     cache_content: CachedContent = "features",
     progress: ProgressCallback = silent,
@@ -116,6 +119,8 @@ def extract(
         views: augmented feature maps per image; ``fresh`` computes them again in every step.
         labels: data set whose samples are the files, to train a linear probe on.
         seed: random seed of the augmentation in every step.
+        depth: bits of the values of images of more than 8 bits, see
+            :func:`primaps.data.at_depth`.
         cache: cache folder; ``auto`` is memory below 2 GB and the default folder otherwise; None is
             memory.
         cache_content: ``features`` caches feature maps and masks of all images. ``masks`` caches
@@ -129,12 +134,13 @@ def extract(
     """
     if cache_content == "masks" and (masks is None or views):
         raise InputError("cache_content='masks' needs masks and no augmented views")
+    files = at_depth(files, depth)
     share = files[rank() :: processes()]
     label_maps: dict[str, np.ndarray] = {}
     skipped: list[str] = []
 
     def content_and_label(file: ImageFile) -> str:
-        content = content_digest(file)
+        content = pixel_digest(file)
         if labels is not None and isinstance(file, Sample):
             label = load_label_square(labels, file, size)
             label = label.where(label != labels.ignore_index, UNLABELED)
@@ -183,6 +189,7 @@ def extract(
         table=feature_cache.mask_table(local),
         labels=ImageArrays([label_maps[key] for key in used]) if label_maps else None,
         samples=_preview_images(files, keys, size),
+        depth=files[0].depth,
     )
 
 
@@ -192,7 +199,13 @@ def _preview_images(
     """Load images at even distances in the list, because neighbors are often similar."""
     count = min(PREVIEW_IMAGES, len(keys))
     shown = {keys[i * len(keys) // count] for i in range(count)}
-    return torch.stack([square(load_image(f.source), size) for f in files if f.key in shown])
+    chosen = [file for file in files if file.key in shown]
+    images = [image for _, image in read(chosen, lambda file: square(file.load(), size), _ignore)]
+    return torch.stack(images) if images else torch.zeros(0, 3, size, size, dtype=torch.uint8)
+
+
+def _ignore(sentence: str) -> None:
+    """Drop a sentence about an image of the preview that has vanished since it was read."""
 
 
 def restart_sample(contents: Sequence[str]) -> set[str]:
@@ -233,7 +246,7 @@ def _compute_missing(
 
     def load(file: ImageFile) -> Tensor | None:
         needed = group[file.key] in incomplete
-        return square(load_image(file.source), feature_cache.size) if needed else None
+        return square(file.load(), feature_cache.size) if needed else None
 
     Batch = list[tuple[ImageFile, Tensor | None]]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from primaps.config import Config
-from primaps.data import Dataset, Sample, load_image
+from primaps.data import Dataset, Sample
 from primaps.evaluation.metrics import by_class
 from primaps.evaluation.protocol import Evaluation, Prediction, predict_samples
 from primaps.model import PriMaPsEM
@@ -281,7 +281,7 @@ def _shown(one: Prediction) -> Image.Image:
     """Return the image of a prediction; for label maps, read it."""
     if one.image.numel():
         return Image.fromarray(one.image.permute(1, 2, 0).numpy())
-    return load_image(one.sample.source)
+    return one.sample.load()
 
 
 def class_table(result: Evaluation, ignore: int) -> Integer[np.ndarray, " clusters"]:

@@ -23,8 +23,8 @@ from primaps.data import (
     ImageError,
     ImageFile,
     LogCallback,
+    at_depth,
     find_images,
-    load_image,
     read,
 )
 from primaps.data.collection import IgnoreIndex
@@ -104,7 +104,7 @@ def write_report(
     chosen = InferenceOptions(**options)
     path = user_path(path)
     check_file(path)
-    files = find_images(images, exclude=path.parent)
+    files = at_depth(find_images(images, exclude=path.parent, log=log), model.depth_)
     if len(files) > max_images:
         random = generator("report", model.config.seed)
         rows = torch.randperm(len(files), generator=random)[:max_images].sort().values.tolist()
@@ -112,7 +112,7 @@ def write_report(
     classes = model.shown_classes
     examples = [ClassExamples() for _ in classes]
     items: list[ReportItem] = []
-    load: Callable[[ImageFile], Any] = analyze or (lambda file: load_image(file.source))
+    load: Callable[[ImageFile], Any] = analyze or (lambda file: file.load())
     for number, (file, loaded) in enumerate(read(files, load, log, ahead=3)):
         found = loaded if analyze else analyze_image(model, loaded, chosen)
         items.append(_add_image(model, file.key, found, classes, examples, number))

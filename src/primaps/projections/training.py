@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from primaps.config import Classes, Seed, Steps
-from primaps.data import ImageFile, LogCallback, load_image, read, square
+from primaps.data import ImageFile, LogCallback, read, square
 from primaps.features.training_data import ImageArrays
 from primaps.projections.hp import HP_PRESETS, HPSettings, train_hp
 from primaps.projections.projection import Projection
@@ -146,7 +146,7 @@ def write_crops(
         The crops in the order of the images.
     """
     found = []
-    for file, image in read(files, lambda file: square(load_image(file.source), size), log):
+    for file, image in read(files, lambda file: square(file.load(), size), log):
         for number, crop in enumerate(five_crops(image[None])):
             path = folder / f"{file.key}.{number}.png"
             with atomic_path(path) as temporary:

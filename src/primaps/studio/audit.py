@@ -57,7 +57,8 @@ def begin_audit(images: ImageCache, editor: ClassEditor, model: PriMaPsEM, answe
     pixels = [pixel for pixel in pixels if not (legend.hides and pixel.value == HIDDEN)]
     folder = workspace.out / "audit"
     with temporary_folder(workspace.out) as temporary:
-        begin(temporary / "audit", pixels, legend.names, audit_subject(model), answers)
+        subject, depth = audit_subject(model), workspace.depth
+        begin(temporary / "audit", pixels, legend.names, subject, answers, depth=depth)
         if folder.is_dir() and any(folder.iterdir()):
             folder.rename(unused_path(workspace.out, "audit"))
         (temporary / "audit").replace(folder)
@@ -145,8 +146,6 @@ def write_studio_report(images: ImageCache, model: PriMaPsEM, path: Path) -> Pat
         assert isinstance(file.source, Path)
         analysis = images.analysis(numbers[file.source.resolve()], SOON).result()
         labels, similarity = table[analysis.leaves], analysis.similarity[analysis.leaves]
-        return AnalyzedImage(
-            display_image(file.source), labels, similarity, 1 - analysis.uncertainty
-        )
+        return AnalyzedImage(display_image(file), labels, similarity, 1 - analysis.uncertainty)
 
     return write_report(model, list(numbers), path, max_images=REPORT_IMAGES, analyze=analyze)

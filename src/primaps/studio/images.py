@@ -14,11 +14,11 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Integer
-from PIL import Image, ImageCms
+from PIL import Image
 from torch import Tensor
 
 from primaps.backbones.backbone import image_features
-from primaps.data import ImageError, fit_to_patches, load_image, to_tensor
+from primaps.data import ImageError, ImageFile, fit_to_patches, to_tensor
 from primaps.studio.analysis import (
     ImageAnalysis,
     analyze,
@@ -38,29 +38,20 @@ DISPLAY_SIDE, THUMBNAIL_SIDE = 1600, 240
 QUALITY = 88
 
 
-def display_image(source: Any, side: int = DISPLAY_SIDE) -> Image.Image:
-    """Read an image with :func:`primaps.load_image` and scale it down to the displayed size.
+def display_image(file: ImageFile, side: int = DISPLAY_SIDE) -> Image.Image:
+    """Read an image as every command does, and scale it down to the displayed size.
 
     Raises:
         ImageError: The image cannot be read.
     """
-    image = load_image(source)
+    image = file.load()
     scale = min(1.0, side / max(image.size))
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def encode_jpeg(image: Image.Image) -> bytes:
-    """Encode the pixels in sRGB as a JPEG file without metadata (EXIF, XMP, comments)."""
-    profile = image.info.get("icc_profile")
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            image = (
-                ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB")) or image
-            )
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            pass  # the profile is damaged, or for another type of pixels
+    """Encode sRGB pixels as a JPEG file without metadata (EXIF, XMP, comments)."""
     plain = image.copy()
     plain.info = {}
     file = io.BytesIO()
@@ -151,7 +142,7 @@ class ImageCache:
         images = self._images
         if (cached := images.get(number)) is not None:
             return cached
-        return images.put(number, encode_jpeg(display_image(self._source(number))))
+        return images.put(number, encode_jpeg(display_image(self.workspace.file(number))))
 
     def thumbnail(self, number: int) -> bytes:
         """Return the thumbnail of an image; after a fit has begun it is also cached on disk."""
@@ -161,7 +152,7 @@ class ImageCache:
         source, path = self._source(number), self._path(number, ".thumbnail.jpg")
         if path.is_file() and source.is_file() and path.stat().st_mtime > source.stat().st_mtime:
             return thumbnails.put(number, path.read_bytes())
-        data = encode_jpeg(display_image(source, THUMBNAIL_SIDE))
+        data = encode_jpeg(display_image(self.workspace.file(number), THUMBNAIL_SIDE))
         if self.workspace.record is not None:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(data)
@@ -191,7 +182,7 @@ class ImageCache:
         def compute() -> Tensor:
             if (cached := cache.get(number)) is not None:
                 return cached
-            backbone, image = self.network.backbone(), display_image(self._source(number))
+            backbone, image = self.network.backbone(), display_image(self.workspace.file(number))
             scaled = fit_to_patches(image, self.network.size, backbone.patch_size)
             return cache.put(number, image_features(backbone, to_tensor(scaled)[None])[0])
 
@@ -199,7 +190,7 @@ class ImageCache:
 
     def masks(self, number: int, threshold: float, features: Tensor) -> Integer[np.ndarray, "H W"]:
         """Propose masks refined by the CRF; only in the thread of the network."""
-        image = display_image(self._source(number))
+        image = display_image(self.workspace.file(number))
         backbone, size = self.network.backbone(), self.network.size
         return refined_masks(backbone, image, features, size, threshold)
 
@@ -235,7 +226,7 @@ class ImageCache:
         analysis = load_analysis(path, key)
         if analysis is None:
             try:
-                image = display_image(source)
+                image = display_image(self.workspace.file(number))
             except ImageError as error:
                 self.unreadable[number] = str(error)
                 raise

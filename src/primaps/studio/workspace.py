@@ -7,22 +7,25 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Interval
+from annotated_types import Ge
 
+from primaps import config
 from primaps.data import ImageError, ImageFile, find_images
 from primaps.data.collection import IMAGE_SUFFIXES
+from primaps.data.depth import collection_depth
 from primaps.data.images import image_size
+from primaps.persistence import read_record
 from primaps.utils.errors import InputError, NotFoundError
 from primaps.utils.files import locked, write_json
 from primaps.utils.inputs import read_json
 
 NAME = "studio.json"
-Classes = Annotated[int, Interval(ge=2, le=256)] | Literal["auto"]
+Classes = config.Classes | Literal["auto"]
 MAX_FOLDERS = 2000
 """Maximum number of folders that the page lists."""
 
@@ -79,6 +82,7 @@ class Workspace:
         images: Images in the order of their numbers.
         skipped: A sentence about each image that cannot be used.
         collection: Id of the collection, which changes when the numbers belong to other images.
+        depth: Bits of the values of images of more than 8 bits; None without such images.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Workspace:
         self.images: list[ListedImage] = []
         self.skipped: list[str] = []
         self.collection = ""
+        self.depth = self._given_depth()
         self.record: StudioRecord | None = None
         if (self.out / NAME).is_file():
             self._reopen(read_json(self.out / NAME, StudioRecord, "move it away to start over"))
@@ -107,6 +112,13 @@ class Workspace:
         """The chosen image folder."""
         return self.folder / self.chosen
 
+    def _given_depth(self) -> int | None:
+        """Return the depth of the existing model, or of the options."""
+        if self.given_model is not None:
+            with suppress(InputError, OSError):  # opening the model reports them
+                return read_record(self.given_model).training.depth
+        return self.options.get("depth")
+
     def file(self, number: int) -> ImageFile:
         """Return an image by its number.
 
@@ -118,7 +130,7 @@ class Workspace:
                 f"image number must be between 0 and {len(self.images) - 1}, got {number}"
             )
         image = self.images[number]
-        return ImageFile(self.image_folder / image.path, image.key)
+        return ImageFile(self.image_folder / image.path, image.key, depth=self.depth)
 
     def number(self, key: str) -> int:
         """Return the number of the image with a key.
@@ -180,6 +192,7 @@ class Workspace:
                 skipped.append(str(error))
             relative = file.source.relative_to(root.resolve()).as_posix()
             images.append(ListedImage(file.key, relative, width, height))
+        self.depth = self._given_depth() or collection_depth(files)
         self.chosen, self.images, self.skipped = path, images, skipped
         self.collection = secrets.token_hex(4)
 
@@ -191,6 +204,8 @@ class Workspace:
         """
         if not self.images:
             raise InputError(f"{self.image_folder} has no images")
+        if self.depth is not None and self.given_model is None:
+            self.options = {**self.options, "depth": self.depth}
         content = {
             "format": 1,
             "folder": str(self.folder),
@@ -230,6 +245,7 @@ class Workspace:
         self.record, self.options = record, record.options
         self.chosen, self.images = record.chosen, record.images
         self.given_model = Path(record.model) if record.model else None
+        self.depth = self._given_depth()
         self.collection = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
 
 
