@@ -23,7 +23,7 @@ LAYERS = (
     ("persistence", "exchange", "inference", "model"),
     ("evaluation",),
     ("pictures",),
-    ("scenes", "batch", "engines", "planning", "fitting", "demo"),
+    ("scenes", "measure", "batch", "engines", "planning", "fitting", "demo"),
     ("reproduction", "studio"),
     ("cli",),
 )
@@ -51,6 +51,7 @@ WORDS = {
     "pictures": "overlays, charts",
     "inference": "images to label maps",
     "batch": "propose, predict",
+    "measure": "areas, objects",
     "engines": "Ray, datasets, Spark",
     "planning": "time, memory, disk space",
     "fitting": "images to a model folder",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from primaps.engines import Predictor, Proposer
     from primaps.evaluation.protocol import Evaluation, evaluate
     from primaps.exchange.transfer import export_labels, import_labels
+    from primaps.measure import measure_classes, measure_objects
     from primaps.model import PriMaPsEM
     from primaps.persistence import ModelError, push_to_hub
     from primaps.pictures.report import write_report
@@ -56,6 +57,8 @@ _MODULES = {
     "evaluate": "evaluation.protocol",
     "export_labels": "exchange.transfer",
     "import_labels": "exchange.transfer",
+    "measure_classes": "measure",
+    "measure_objects": "measure",
     "push_to_hub": "persistence",
     "PriMaPsEM": "model",
     "ModelError": "persistence",
@@ -102,6 +105,8 @@ __all__ = [
     "load_dataset",
     "load_image",
     "load_projection",
+    "measure_classes",
+    "measure_objects",
     "plan",
     "predict_files",
     "predict_image",

@@ -9,15 +9,8 @@ import typer
 
 from primaps.cli.app import EXCHANGE, app, command, running
 from primaps.cli.console import note, warn
-from primaps.cli.options import FolderArgument, OutOption
+from primaps.cli.options import ClassesOf, FolderArgument, OutOption
 from primaps.exchange.formats import EXPORT_FORMATS, IMPORT_FORMATS
-
-ClassesOf = Annotated[
-    Path | None,
-    typer.Option(
-        "--classes", help="classes.json or model folder with the names and colors of the classes."
-    ),
-]
 
 
 @command(app, "export", rich_help_panel=EXCHANGE)

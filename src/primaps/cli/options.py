@@ -73,6 +73,12 @@ ShardOption = Annotated[
     "Shard I/N of the images for this process, or auto for the one that torchrun or a "
     "Slurm array assigns.",
 ]
+ClassesOf = Annotated[
+    Path | None,
+    typer.Option(
+        "--classes", help="classes.json or model folder with the names and colors of the classes."
+    ),
+]
 LabelsOption = Annotated[
     str | None, "Folder of label maps, under the relative paths of the images."
 ]

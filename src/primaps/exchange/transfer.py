@@ -105,7 +105,7 @@ def export_labels(
         raise InputError(f"per must be class or region, got {per!r}")
     if per is not None and row.per is None:
         raise InputError(f"{to} does not support regions; omit per")
-    has_proposals, recorded = _recorded_classes(result)
+    has_proposals, recorded = recorded_classes(result)
     if has_proposals and not row.proposals:
         raise InputError(
             f"{result} has mask proposals, which have no class, and {to} has only classes; export "
@@ -127,7 +127,7 @@ def export_labels(
     return Exported(len(files), out, row.next.format(out=out, names=", ".join(chosen.names)))
 
 
-def _recorded_classes(result: Path) -> tuple[bool, Classes | None]:
+def recorded_classes(result: Path) -> tuple[bool, Classes | None]:
     """Return whether a folder has mask proposals, and the classes that it names."""
     if not result.is_dir():
         raise InputError(f"{result} is not a folder; give the folder that predict or propose wrote")
@@ -166,7 +166,7 @@ def _labeled_image(file: ImageFile, result: Path, classes: Classes | None) -> La
     source, path = Path(str(file.source)), result / f"{file.key}.png"
     name = str(Path(file.key).parent / source.name)
     check_text(name, "the file name")
-    labels = _read_map(path)
+    labels = read_map(path)
     with opened(source) as image:
         width, height = upright_size(image)
     if labels.shape != (height, width):
@@ -179,7 +179,13 @@ def _labeled_image(file: ImageFile, result: Path, classes: Classes | None) -> La
     return LabeledImage(name, file.key, classes.normalized(labels, path), source)
 
 
-def _read_map(path: Path) -> Integer[np.ndarray, "h w"]:
+def read_map(path: Path) -> Integer[np.ndarray, "h w"]:
+    """Read a label map as it is.
+
+    Raises:
+        InputError: The file does not have one channel of integers.
+        ImageError: The file is damaged.
+    """
     with opened(path) as image:
         labels = np.asarray(image)
     if labels.ndim != 2 or labels.dtype.kind not in "iu":

@@ -91,6 +91,20 @@ def written_digest(path: Path) -> str | None:
     return None
 
 
+def read_class_names(path: Path) -> list[str]:
+    """Return the class names in the metadata of a label map; empty if it has none."""
+    tags: dict[str, Any] = {}
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with geo_module("rasterio").open(path) as dataset:
+            tags = dataset.tags() | dataset.tags(1)
+    if DIGEST not in tags:
+        with contextlib.suppress(Exception), tifffile_module().TiffFile(path) as file:
+            tags = json.loads(file.pages[0].description)
+    names = [tags.get(f"{CLASS}{k}") for k in range(256)]
+    return [name for name in names[: names.index(None)] if name]
+
+
 def _write_cog(labels: Labels, out: Path, digest: str, progress: ProgressCallback) -> None:
     """Write a plain GeoTIFF to the work folder, which GDAL copies to a cloud-optimized one."""
     rasterio, shutil = geo_module("rasterio"), geo_module("rasterio.shutil")
