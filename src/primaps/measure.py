@@ -207,7 +207,8 @@ def find_objects(
         neck: See :func:`split_touching`; 0 does not split.
     """
     regions = connected_regions(labels)
-    numbers, values = np.zeros(labels.shape, np.int32), []
+    numbers = np.zeros(labels.shape, np.int32)
+    values: list[int] = []
     for i, (rows, columns) in enumerate(regions.slices()):
         mask = regions.numbers[rows, columns] == i + 1
         parts = split_touching(mask, neck) if neck else mask.astype(np.int32)
