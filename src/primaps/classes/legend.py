@@ -36,6 +36,23 @@ class EditError(PrimapsError, ValueError):
     """An edit cannot be made, or a class does not exist; the message says which and why."""
 
 
+def check_name(name: Any) -> str:
+    """Return a name that a class may be given.
+
+    Raises:
+        EditError: It is not 1 to 60 printable characters, looks like an id, or starts or ends with
+            a space.
+    """
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_NAME:
+        raise EditError(f"a name has 1 to {MAX_NAME} printable characters, got {short(name)}")
+    if name != name.strip() or RESERVED.fullmatch(name):
+        raise EditError(
+            f"{short(name)} is not allowed as a name: it looks like an id, or has spaces at its "
+            "ends"
+        )
+    return name
+
+
 @dataclass(frozen=True)
 class Class:
     """A class after edits.
@@ -307,14 +324,7 @@ class _State:
 
     def _rename(self, which: Any, name: Any) -> None:
         key = self.id(self.groups[self.find(which)])
-        printable = isinstance(name, str) and name.isprintable()
-        if not (printable and 0 < len(name.strip()) <= MAX_NAME):
-            raise EditError(f"a name has 1 to {MAX_NAME} printable characters, got {short(name)}")
-        if name != name.strip() or RESERVED.fullmatch(name):
-            raise EditError(
-                f"{short(name)} is not allowed as a name: it looks like an id, or starts or ends "
-                "with a space"
-            )
+        name = check_name(name)
         for other in map(self.id, self.groups):
             if other != key and self.names.get(other) == name:
                 raise EditError(

@@ -23,8 +23,10 @@ from typing import IO, Any, Literal, cast, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
+from pydantic_core import from_json
 
-from primaps.geometry.outlines import fill, parse_points, stroke
+from primaps.classes.legend import EditError, check_name
+from primaps.geometry.outlines import MAX_COORDINATE, fill, parse_points, stroke
 from primaps.geometry.regions import Regions
 from primaps.geometry.rle import decode_coco, encode_coco
 from primaps.results import OutputError
@@ -40,8 +42,8 @@ Answer = Literal["class", "unknown", "mixed"]
 KINDS, ANSWERS = get_args(Kind), get_args(Answer)
 MAX_SIDE = 10_000_000
 """Maximum height or width of an image in pixels."""
-MAX_NAME = 200
-"""Maximum length of a class name, as in ``classes.json``."""
+MAX_SOURCE = 200
+"""Maximum length of a source."""
 MAX_LINE = 256 << 20
 """Maximum size of a line in bytes; that of a dense label map has some megabytes."""
 INCOMPLETE = ".incomplete"
@@ -51,7 +53,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|\+00:00)")
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Annotation:
     """What a person says about a region of an image.
 
@@ -148,20 +150,15 @@ def now() -> str:
 
 
 def check_class_name(name: object) -> str:
-    """Return a class name.
+    """Return a class name; see :func:`primaps.classes.legend.check_name`.
 
     Raises:
-        InputError: It is not text of 1 to 200 printable characters without spaces at its ends.
+        InputError: A class cannot have this name.
     """
-    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME:
-        raise InputError(
-            f"the class name is {short(name)}; it must have 1 to {MAX_NAME} characters"
-        )
-    if name != name.strip() or not name.isprintable():
-        raise InputError(
-            f"the class name {short(name)} has spaces at its ends or control characters; rename it"
-        )
-    return name
+    try:
+        return check_name(name)
+    except EditError as error:
+        raise InputError(f"class name: {error}; rename the class") from None
 
 
 def _check_texts(one: Annotation) -> None:
@@ -190,9 +187,9 @@ def _check_texts(one: Annotation) -> None:
         raise InputError(
             f"time is {short(one.time)}; it must be in UTC, such as 2026-11-30T21:10:14Z"
         )
-    if not isinstance(one.source, str) or len(one.source) > MAX_NAME:
+    if not isinstance(one.source, str) or len(one.source) > MAX_SOURCE:
         raise InputError(
-            f"source is {short(one.source)}; it must have at most {MAX_NAME} characters"
+            f"source is {short(one.source)}; it must have at most {MAX_SOURCE} characters"
         )
 
 
@@ -202,7 +199,11 @@ _SIZES: dict[Any, tuple[int, int]] = {}
 def _size(content: Any) -> tuple[int, int]:
     """Return the size as a tuple that annotations of images of the same size share."""
     valid = isinstance(content, list | tuple) and len(content) == 2
-    if not valid or not all(type(one) is int and 1 <= one <= MAX_SIDE for one in content):
+    if not valid or not {type(one) for one in content} <= {int}:
+        valid = False
+    elif (known := _SIZES.get(tuple(content))) is not None:
+        return known
+    if not valid or not all(1 <= one <= MAX_SIDE for one in content):
         raise InputError(
             f"size is {short(content)}; it must be the height and width of the image in pixels, 1 "
             f"to {MAX_SIDE:,}"
@@ -215,7 +216,9 @@ def _size(content: Any) -> tuple[int, int]:
 
 def _numbers(content: Any, count: int, what: str) -> list[float]:
     valid = isinstance(content, list | tuple | np.ndarray) and len(content) == count
-    if not valid or not all(_is_number(one) and math.isfinite(one) for one in content):
+    if not valid or not all(
+        _is_number(one) and -MAX_COORDINATE <= one <= MAX_COORDINATE for one in content
+    ):
         raise InputError(f"geometry is {short(content)}; {what}")
     return [one if type(one) in (int, float) else float(one) for one in content]
 
@@ -693,10 +696,10 @@ def iter_annotations(
         with locked(path):  # not in the middle of a line that is being written
             end = file.seek(0, os.SEEK_END)
         file.seek(0)
-        number = 0
-        while file.tell() < end:
+        number = position = 0
+        while position < end:
             line = file.readline(MAX_LINE + 1)
-            number += 1
+            number, position = number + 1, position + len(line)
             where = f"{path}, line {number}"
             if len(line) > MAX_LINE:
                 raise InputError(f"{where} has more than {MAX_LINE:,} bytes; is it the right file?")
@@ -716,20 +719,20 @@ def _is_complete(line: bytes) -> bool:
     return True
 
 
-_FIELDS = tuple(Annotation.__dataclass_fields__)
+_FIELDS = frozenset(Annotation.__dataclass_fields__)
 _REQUIRED = frozenset(("image", "kind", "geometry", "size"))
 
 
 def _parse(line: bytes, where: str, shared: dict[str, str]) -> Annotation:
     """Return the annotation of a line; equal texts of a file share memory."""
     hint = f"correct or remove this line of {FILE}"
-    try:  # parse_json checks more, and takes longer
-        content = json.loads(line)
-        if not isinstance(content, dict):
-            raise ValueError
-    except (ValueError, RecursionError):
+    try:
+        content = from_json(line, allow_inf_nan=False)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):  # parse_json takes longer, and says what is wrong
         content = parse_json(line, dict[str, Any], where, hint)
-    if unknown := content.keys() - set(_FIELDS):
+    if unknown := content.keys() - _FIELDS:
         raise InputError(f"{where}: field {min(unknown)!r} is unknown; {hint}")
     if missing := _REQUIRED - content.keys():
         raise InputError(f"{where}: field {min(missing)!r} is missing; {hint}")
