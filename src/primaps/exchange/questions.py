@@ -60,7 +60,7 @@ SURROUNDINGS = 3.0
 """Side of a picture in units of the longer side of its region."""
 MIN_SHARE = 0.3
 """Minimum side of a picture, as a fraction of the shorter side of the image."""
-MAX_GAIN = 3.0
+MAX_GAIN = 2.5
 """Maximum factor by which dark pictures are brightened."""
 HEADER = ["number", "image", *(f"guess {i}" for i in range(1, GUESSES + 1)), "class"]
 
@@ -464,9 +464,9 @@ def draw_region(image: Image.Image, mask: Bool[np.ndarray, "h w"], side: int = S
 
 
 def _brightened(view: Image.Image) -> Image.Image:
-    """Return a dark image brighter, with its hues: bright pixels become nearly white."""
+    """Return a dark image brighter, with its hues."""
     bright = float(np.percentile(np.asarray(view.convert("L")), 98))
-    factor = min(max(235 / max(bright, 1), 1), MAX_GAIN)
+    factor = min(max(200 / max(bright, 1), 1), MAX_GAIN)
     return view.point(lambda value: min(round(value * factor), 255))
 
 
