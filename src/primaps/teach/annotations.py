@@ -375,7 +375,9 @@ def _region(
     if not mask.any():  # thinner than a pixel, or beside the image
         x, y = points.mean(0)
         mask[_pixel(y - low[1], shape[0]), _pixel(x - low[0], shape[1])] = True
-    return low[0], low[1], mask
+    (rows, columns) = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    tight = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return low[0] + int(columns[0]), low[1] + int(rows[0]), tight
 
 
 def _pixel(position: float, count: int) -> int:
