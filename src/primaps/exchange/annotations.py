@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 
 from primaps.classes.legend import HIDDEN, RESERVED
@@ -22,10 +22,9 @@ from primaps.exchange.files import InputFiles, get_field, open_files
 from primaps.exchange.formats import find_format
 from primaps.exchange.labeled import ImageShapes
 from primaps.exchange.questions import is_question_folder, read_answers
-from primaps.geometry.outlines import MAX_COORDINATE
 from primaps.geometry.regions import NO_LABEL, class_regions
 from primaps.geometry.rle import encode_coco
-from primaps.geometry.shapes import Line, Pixels, Points, Polygon, Shape
+from primaps.geometry.shapes import Bounds, Line, Points, Polygon, Shape
 from primaps.persistence import read_class_summary, read_legend
 from primaps.results import MANIFEST
 from primaps.teach.annotations import FILE, Annotation, iter_annotations, mask_geometry
@@ -38,7 +37,6 @@ STUDIO, CORRECTIONS, MODEL = "studio.json", "corrections", "model"
 """Files and folders in the output folder of a studio."""
 UNCORRECTED = 65535
 """Value of a pixel without a correction in the 16-bit PNG files of a studio."""
-JSON_SUFFIXES = (".json", ".xml", ".zip", ".jsonl", ".csv")
 
 
 def load_annotations(
@@ -163,8 +161,8 @@ def _matched(
     if absent:
         text = (
             f"{path}: {sum(absent.values()):,} of {len(annotations):,} annotations are of "
-            f"{len(absent):,} images that the collection does not have, or has several times, first "
-            f"{next(iter(absent))}"
+            f"{len(absent):,} images that the collection does not have, or has several times; the "
+            f"first is {next(iter(absent))}"
         )
         if not found:
             raise InputError(f"{text}; give the images that were annotated")
@@ -228,7 +226,9 @@ def _read_corrections(out: Path, log: LogCallback) -> Iterator[Annotation]:
     summary = read_class_summary(folder)
     if summary is None:
         if any((out / CORRECTIONS).rglob("[!.]*.png")):
-            raise InputError(f"{folder} has no model, which {out / CORRECTIONS} refers to; restore it")
+            raise InputError(
+                f"{folder} has no model, which {out / CORRECTIONS} refers to; restore it"
+            )
         return
     legend = read_legend(folder, summary.tree)
     values, names = legend.table().numpy(), legend.names
@@ -268,19 +268,12 @@ def _corrected(
     return np.where(known, values[np.where(known, leaves, 0)], HIDDEN).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class _Sign:
-    """A sign of a format: a file name, or keys of a JSON file."""
-
-    format: str
-    names: tuple[str, ...]
-
-
-_SIGNS = (
-    _Sign("cvat-mask", ("labelmap.txt",)),
-    _Sign("hf", ("metadata.jsonl",)),
-    _Sign("labelstudio", ("labeling_config.xml",)),
-)
+_SIGNS = {
+    "labelmap.txt": "cvat-mask",
+    "metadata.jsonl": "hf",
+    "labeling_config.xml": "labelstudio",
+}
+"""File names that only one format has."""
 
 
 def detect_format(files: InputFiles) -> str:
@@ -290,9 +283,9 @@ def detect_format(files: InputFiles) -> str:
         InputError: No format is recognized.
     """
     names = files.names
-    for sign in _SIGNS:
-        if any(PurePosixPath(name).name in sign.names for name in names):
-            return sign.format
+    for name in names:
+        if known := _SIGNS.get(PurePosixPath(name).name):
+            return known
     if any(PurePosixPath(name).name in ("data.yaml", "data.yml") for name in names):
         polygons = any("labels" in PurePosixPath(name).parts for name in names)
         return "yolo" if polygons else "yolo-semantic"
@@ -305,7 +298,8 @@ def detect_format(files: InputFiles) -> str:
         if isinstance(content, dict) and "shapes" in content:
             return "labelme"
         if isinstance(content, dict) and "images" in content and "annotations" in content:
-            first = next(iter(content["annotations"] or []), {})
+            listed = content["annotations"]
+            first: Any = listed[0] if isinstance(listed, list) and listed else {}
             panoptic = isinstance(first, dict) and "segments_info" in first
             return "coco-panoptic" if panoptic else "coco"
     raise InputError(
@@ -345,9 +339,11 @@ def _from_image(
             continue
         try:
             for kind, geometry in _geometries(shape, size):
-                yield Annotation(
-                    image.name, None, kind, names[k], geometry, size, source=source
-                ) if geometry is not None else None
+                yield (
+                    Annotation(image.name, None, kind, names[k], geometry, size, source=source)
+                    if geometry is not None
+                    else None
+                )
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
 
@@ -360,7 +356,9 @@ def _geometries(shape: Shape, size: tuple[int, int]) -> Iterator[tuple[Any, Any]
         yield "scribble", {"points": shape.points.tolist(), "width": 1}
     elif isinstance(shape, Polygon) and (len(shape.rings) == 1 or shape.rule == "center"):
         rings = [ring.tolist() for ring in shape.rings]
-        yield ("box", _box(shape)) if getattr(shape, "box", False) else ("polygon", rings)
+        yield ("box", _box(shape.rings[0])) if shape.box else ("polygon", rings)
+    elif isinstance(shape, Bounds):
+        yield "box", _box(shape.corners)
     else:
         left, top, region = shape.region(*size)
         mask = np.zeros(size, bool)
@@ -368,6 +366,6 @@ def _geometries(shape: Shape, size: tuple[int, int]) -> Iterator[tuple[Any, Any]
         yield "mask", mask_geometry(mask) if mask.any() else None
 
 
-def _box(shape: Polygon) -> list[float]:
-    (left, top), (right, bottom) = shape.rings[0].min(0), shape.rings[0].max(0)
+def _box(corners: Float[np.ndarray, "n 2"]) -> list[float]:
+    (left, top), (right, bottom) = corners.min(0).tolist(), corners.max(0).tolist()
     return [left, top, right - left, bottom - top]

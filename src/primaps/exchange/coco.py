@@ -22,7 +22,7 @@ from primaps.exchange.labeled import ImageShapes, LabeledImage, Labels, label_ma
 from primaps.geometry.outlines import parse_points
 from primaps.geometry.regions import NO_LABEL
 from primaps.geometry.rle import decode_coco, encode_coco
-from primaps.geometry.shapes import Pixels, Polygon, Shape
+from primaps.geometry.shapes import Bounds, Pixels, Polygon, Shape
 from primaps.utils.errors import InputError
 
 HEAD: dict[str, Any] = {"info": {"description": "written by primaps"}, "licenses": []}
@@ -211,12 +211,20 @@ def _classified(
         yield _class_of(one, class_by_id, where), _shape(one, height, width, where)
 
 
+def _box(content: list[Any], where: str) -> list[float]:
+    corners = parse_points(content, where, 2).ravel().tolist()
+    if len(corners) != 4:
+        raise InputError(f"{where}: a bbox must have 4 numbers, got {len(corners)}; correct it")
+    return corners
+
+
 def _shape(annotation: Any, height: int, width: int, where: str) -> Shape:
     """Return the area of an annotation."""
+    if not annotation.get("segmentation", True) or "segmentation" not in annotation:
+        left, top, columns, rows = _box(get_field(annotation, "bbox", list, where), where)
+        return Bounds(np.array([[left, top], [left + columns, top + rows]]))
     content: Any = get_field(annotation, "segmentation", (list, dict), where)
     if isinstance(content, list):
-        if not content:
-            raise InputError(f"{where} has a box without a mask; draw its outline or remove it")
         return Polygon([parse_points(ring, where) for ring in content], "coco")
     if get_field(content, "size", list, where) != [height, width]:
         raise InputError(

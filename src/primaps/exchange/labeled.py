@@ -13,7 +13,7 @@ from jaxtyping import Integer, UInt8
 
 from primaps.exchange.classes import Classes
 from primaps.geometry.regions import NO_LABEL, Regions, class_regions, connected_regions
-from primaps.geometry.shapes import Line, Points, Shape, paint
+from primaps.geometry.shapes import Bounds, Line, Points, Shape, paint
 from primaps.utils.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -129,6 +129,10 @@ class ImageShapes:
         if self.base is not None:
             labels[:] = self.base
         for k, shape in self.shapes:
+            if isinstance(shape, Bounds):
+                raise InputError(
+                    f"{self.name} has a box without a mask; draw its outline or remove it"
+                )
             if isinstance(shape, Line | Points):
                 notes[f"{shape.kind}s, which are not areas and were left out"] += 1
             elif not self._paint(labels, shape, k):

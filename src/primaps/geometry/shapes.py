@@ -19,7 +19,7 @@ from primaps.geometry.outlines import MAX_COORDINATE, fill
 from primaps.geometry.rle import polygon_positions
 from primaps.utils.errors import InputError
 
-Kind = Literal["area", "line", "point"]
+Kind = Literal["area", "line", "point", "box"]
 Rule = Literal["center", "coco", "drawn"]
 Region = tuple[int, int, Bool[np.ndarray, "bh bw"]]
 """Left, top, and the mask of a shape in this box, which lies inside the image."""
@@ -34,10 +34,12 @@ class Polygon:
         rule: pixels that belong to it. ``center``: their centers lie inside an odd number of
             rings. ``coco``: the union of the rings, each filled as pycocotools does. ``drawn``:
             the union of the rings, each filled with its line, as OpenCV and Ultralytics do.
+        box: whether it was drawn as an upright box, which may also bound an object.
     """
 
     rings: Sequence[Float[np.ndarray, "_ 2"]]
     rule: Rule = "center"
+    box: bool = False
     kind: ClassVar[Kind] = "area"
 
     def region(self, height: int, width: int) -> Region:
@@ -140,7 +142,19 @@ class Points:
     kind: ClassVar[Kind] = "point"
 
 
-Shape = Polygon | Ellipse | Pixels | Line | Points
+@dataclass(frozen=True)
+class Bounds:
+    """A box that bounds an object; which of its pixels show the object is unknown.
+
+    Attributes:
+        corners: (x, y) of the upper left and of the lower right corner.
+    """
+
+    corners: Float[np.ndarray, "2 2"]
+    kind: ClassVar[Kind] = "box"
+
+
+Shape = Polygon | Ellipse | Pixels | Line | Points | Bounds
 
 
 def rectangle(
@@ -162,7 +176,7 @@ def rectangle(
     if degrees:
         cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
         corners = (corners - center) @ np.array([[cosine, sine], [-sine, cosine]]) + center
-    return Polygon([corners])
+    return Polygon([corners], box=not degrees)
 
 
 def ellipse(
