@@ -91,7 +91,8 @@ def test_a_region_is_the_part_of_its_class_around_the_point():
         assert set(question.tokens.tolist()) <= set(expected.tolist())
         assert question.token in question.tokens.tolist()
         mask = question.mask(60, 80)
-        assert mask.shape == (60, 80) and mask.sum() == 100 * len(question.tokens)
+        assert mask.shape == (60, 80)
+        assert mask.sum() == 100 * len(question.tokens)
         x, y = question.point(60, 80)
         assert mask[int(y), int(x)]
 
@@ -151,7 +152,8 @@ def test_after_coverage_uncertain_regions_are_asked():
     maps.features["7.jpg"][:4] = between + 0.01
     earlier = asked(next_questions(5, maps), maps) * 10
     (found,) = next_questions(1, maps, probabilities=linear(5), asked=earlier)
-    assert (found.image, found.reason) == ("7.jpg", "margin") and found.token < 4
+    assert (found.image, found.reason) == ("7.jpg", "margin")
+    assert found.token < 4
     assert {k for k, _ in found.guesses[:2]} == {0, 1}
     assert [p for _, p in found.guesses] == sorted((p for _, p in found.guesses), reverse=True)
 
@@ -175,7 +177,8 @@ def test_large_collections_are_sampled(monkeypatch):
     monkeypatch.setattr(questions, "TOKENS", 40)
     maps, _ = collection(images=30)
     found = sample(maps, 0)
-    assert len(maps.read) == 4 and len(found.features) == 40
+    assert len(maps.read) == 4
+    assert len(found.features) == 40
     assert len(set(found.images.tolist())) == 4
 
 
@@ -188,8 +191,9 @@ def test_no_images_and_no_questions():
 def test_a_mask_has_the_size_of_the_image():
     question = Question("a", (2, 3), torch.tensor([0, 5]), 5, (), "coverage")
     mask = question.mask(7, 10)
-    assert mask.shape == (7, 10) and mask.dtype == np.bool_
-    assert mask[0, 0] and mask[6, 9] and not mask[0, 9] and not mask[6, 0]
+    assert mask.shape == (7, 10)
+    assert mask.dtype == np.bool_
+    assert [bool(mask[at]) for at in ((0, 0), (6, 9), (0, 9), (6, 0))] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("known", [0, 30])
