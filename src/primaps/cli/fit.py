@@ -38,7 +38,7 @@ from primaps.utils.errors import InputError, MissingPackageError
 
 @command(app, rich_help_panel=IMAGES)
 @config_options()
-@tiling_options("scale", "mpp", "bands", "stretch")
+@tiling_options("scale", "mpp", "bands", "stretch", "nodata", "alpha")
 def fit(
     images: ImagesArgument,
     out: OutOption,
@@ -163,7 +163,7 @@ def _files(
         raise InputError("--scene-tiles cannot be combined with --dataset; give one of them")
     size = options["size"] or load_backbone(options["backbone"], device).default_size
     found = sample_tiles(
-        images, scene_tiles, size, seed=options["seed"], progress=progress, **tiling
+        images, scene_tiles, size, seed=options["seed"], progress=progress, log=warn, **tiling
     )
     note(f"{len(found)} tiles of {size} px")
     return found

@@ -44,7 +44,7 @@ def demo(
 
 @command(app, rich_help_panel=IMAGES)
 @config_options("backbone", "threshold", "mask_crf", "size", "depth")
-@tiling_options("tile_overlap", "scale", "mpp", "bands", "stretch")
+@tiling_options("tile_overlap", "scale", "mpp", "bands", "stretch", "nodata", "alpha")
 def propose(
     inputs: InputsArgument,
     out: ResultOption,
@@ -80,7 +80,7 @@ def propose(
                 raise InputError("--depth applies to image collections; give --stretch for a scene")
             if explain:
                 raise InputError("--explain applies to images; omit it for a scene")
-            count = propose_scene(inputs[0], out, progress=progress, **options, **tiles)
+            count = propose_scene(inputs[0], out, progress=progress, log=warn, **options, **tiles)
             note(f"kept from an earlier run: {out}" if count is None else f"{count} masks: {out}")
             return
         shown = _shard_progress(shard, progress)
@@ -94,7 +94,7 @@ def propose(
 
 @command(app, rich_help_panel=IMAGES)
 @inference_options(precision="auto")
-@tiling_options("tile_overlap", "crf_tile", "scale", "mpp", "bands", "stretch")
+@tiling_options("tile_overlap", "crf_tile", "scale", "mpp", "bands", "stretch", "nodata", "alpha")
 def predict(
     model: ModelArgument,
     inputs: InputsArgument,
@@ -138,7 +138,7 @@ def predict(
         if scene:
             new = predict_scene(
                 network, inputs[0], out, names=titles, polygons=polygons, progress=progress,
-                **inference, **chosen,
+                log=warn, **inference, **chosen,
             )  # fmt: skip
             note(f"written: {out}" if new else f"kept from an earlier run: {out}")
             return

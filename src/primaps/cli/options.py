@@ -142,6 +142,16 @@ TILING = {
         "Band values that become black and white, such as 0,3000. [default: 2nd and 98th "
         "percentile of the scene]",
     ],
+    "nodata": Annotated[
+        float | None,
+        "Value of pixels without data, such as -9999. [default: as declared in the file]",
+    ],
+    "alpha": Annotated[
+        bool | None,
+        typer.Option("--alpha/--no-alpha"),
+        "Mask the pixels whose alpha is zero; --no-alpha treats an alpha band as data. [default: "
+        "--alpha]",
+    ],
 }
 """Fields of :class:`primaps.scenes.tiling.TilingOptions` on the command line."""
 CONFIG_PANELS = {

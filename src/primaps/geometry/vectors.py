@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,13 @@ import numpy as np
 from jaxtyping import Integer
 
 from primaps.utils.errors import InputError, MissingPackageError
+from primaps.utils.inputs import read_bytes
 
 METERS_PER_DEGREE = 111_320.0
+MAX_SIDE_FILE = 64 << 20
+"""Maximum size of an ``.aux.xml`` in bytes."""
+PLACE_MARKS = (b"<GeoTransform", b"<SRS", b"<GCPList", b"<NoDataValue")
+"""Elements of an ``.aux.xml`` that place an image or mask its pixels."""
 BATCH = 10_000
 """Polygons that are written at once."""
 
@@ -42,16 +48,60 @@ class Georeference:
     """Position of an image on a map.
 
     Attributes:
-        transform: ``rasterio.Affine`` from (column, row) of pixel corners to (x, y) of the map.
+        transform: ``rasterio.Affine`` from (column, row) of pixel corners to (x, y) of the map; the
+            best fit to the ground control points, if there are any.
         crs: ``rasterio.crs.CRS`` of the map; None if unknown.
+        gcps: ``rasterio.control.GroundControlPoint`` that place the image; empty if the transform
+            does.
+        rpcs: ``rasterio.rpc.RPC``, coefficients that place the image on the ground together with an
+            elevation model; None if something else does.
     """
 
     transform: Any
     crs: Any = None
+    gcps: tuple[Any, ...] = ()
+    rpcs: Any = None
+
+    def profile(self) -> dict[str, Any]:
+        """Return the keywords of ``rasterio.open`` that write this georeference."""
+        if self.rpcs is not None:
+            return {"rpcs": self.rpcs}
+        if self.gcps:
+            return {"gcps": list(self.gcps), "crs": self.crs}
+        return {"transform": self.transform, "crs": self.crs}
+
+    def on_map(self, polygon: Any) -> Any:
+        """Move a ``shapely`` geometry from (column, row) of pixel corners to the map.
+
+        Raises:
+            InputError: the image is placed by RPCs, or its ground control points do not suffice.
+        """
+        if self.rpcs is not None:
+            raise InputError(
+                "the image is placed by rational polynomial coefficients (RPC), which polygons do "
+                "not support; orthorectify it, such as: gdalwarp -rpc scene.tif ortho.tif"
+            )
+        if not self.gcps:
+            place = self.transform
+            matrix = [place.a, place.b, place.d, place.e, place.c, place.f]
+            return geo_module("shapely.affinity").affine_transform(polygon, matrix)
+        transformer = self._gcp_transformer
+
+        def move(corners: np.ndarray) -> np.ndarray:
+            x, y = transformer.xy(corners[:, 1], corners[:, 0], offset="ul")
+            return np.stack([x, y], 1)
+
+        return geo_module("shapely").transform(polygon, move)
+
+    @cached_property
+    def _gcp_transformer(self) -> Any:
+        """Transformer of GDAL: a polynomial whose order depends on the number of points."""
+        return geo_module("rasterio.transform").GCPTransformer(list(self.gcps))
 
     @property
     def pixel_area(self) -> float:
-        """Area of a pixel in square units of the map."""
+        """Area of a pixel in square units of the map; a mean if ground control points place the
+        image."""
         a, b, _, d, e, _ = self.transform[:6]
         return float(abs(np.linalg.det([[a, b], [d, e]])))
 
@@ -84,13 +134,68 @@ def dataset_georeference(dataset: Any) -> Georeference | None:
     """Return the georeference of an open rasterio dataset, or None if it has none.
 
     Raises:
-        InputError: The transform has NaN or infinity.
+        InputError: The transform or a ground control point has NaN or infinity, or the ground
+            control points do not determine a transform.
     """
-    if dataset.crs is None and dataset.transform.is_identity:
-        return None
-    if not all(map(math.isfinite, dataset.transform)):
+    transform, crs = dataset.transform, dataset.crs
+    if transform.is_identity and dataset.gcps[0]:
+        return _gcp_georeference(dataset)
+    if transform.is_identity and crs is None:
+        return Georeference(transform, rpcs=dataset.rpcs) if dataset.rpcs is not None else None
+    if not all(map(math.isfinite, transform)):
         raise InputError(f"{dataset.name}: the georeference has NaN or infinity; correct its tags")
-    return Georeference(dataset.transform, dataset.crs)
+    return Georeference(transform, crs)
+
+
+def _gcp_georeference(dataset: Any) -> Georeference:
+    gcps, crs = dataset.gcps
+    values = np.array([(one.row, one.col, one.x, one.y) for one in gcps], float)
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"{dataset.name}: a ground control point has NaN or infinity; correct its tags"
+        )
+    # Without a spread in both directions there is no transform, or one without an area.
+    if len(gcps) < 3 or np.linalg.matrix_rank(values[:, :2] - values[0, :2]) < 2:
+        raise InputError(
+            f"{dataset.name}: {len(gcps)} ground control points do not determine a place; at least "
+            "3 that are not on a line are needed"
+        )
+    fit = geo_module("rasterio.transform").from_gcps(gcps)
+    return Georeference(fit, crs or dataset.crs, tuple(gcps))
+
+
+def has_side_file(path: Path) -> bool:
+    """Return whether a file next to an image gives its place, mask or nodata, as GDAL reads it.
+
+    These are world files (``.tfw``, ``.jgw``, ``.pgw``, ``.wld``, ...), ``.tab`` of MapInfo,
+    rational polynomials (``.RPB``, ``_RPC.TXT``), masks (``.tif.msk``), and ``.aux.xml``, unless it
+    only has statistics or names.
+    """
+    suffix = path.suffix[1:].lower()
+    ends = ["wld", "tab", "rpb"] + ([f"{suffix[0]}{suffix[-1]}w", f"{suffix}w"] if suffix else [])
+    if any(path.with_suffix(f".{name}").is_file() for end in ends for name in (end, end.upper())):
+        return True
+    others = (f"{path.name}.msk", f"{path.stem}_RPC.TXT", f"{path.stem}_rpc.txt")
+    if any(path.with_name(name).is_file() for name in others):
+        return True
+    auxiliary = path.with_name(f"{path.name}.aux.xml")
+    if not auxiliary.is_file():
+        return False
+    try:
+        content = read_bytes(auxiliary, MAX_SIDE_FILE)
+    except OSError as error:
+        raise InputError(f"{auxiliary} cannot be read ({error.strerror})") from None
+    return any(mark in content for mark in PLACE_MARKS)
+
+
+def side_georeference(path: Path) -> Georeference | None:
+    """Return the georeference that a file next to an image gives; None without such a file.
+
+    Raises:
+        InputError: The file cannot be read.
+        MissingPackageError: There is such a file, and rasterio is not installed.
+    """
+    return read_georeference(path) if has_side_file(path) else None
 
 
 def read_georeference(path: Path) -> Georeference | None:
@@ -147,10 +252,8 @@ def label_polygons(
         ...     print(found.label, found.pixels, found.polygon.bounds, len(found.polygon.interiors))
         1 8 (0.0, -3.0, 3.0, 0.0) 1
     """
-    features, affinity = geo_module("rasterio.features"), geo_module("shapely.affinity")
-    geometry = geo_module("shapely.geometry")
-    place = georeference.transform if georeference else geo_module("rasterio").Affine.scale(1, -1)
-    matrix = [place.a, place.b, place.d, place.e, place.c, place.f]
+    features, geometry = geo_module("rasterio.features"), geo_module("shapely.geometry")
+    place = georeference or Georeference(geo_module("rasterio").Affine.scale(1, -1))
     with ExitStack() as files:
         mask, source = None, labels
         if isinstance(labels, Path):
@@ -165,7 +268,7 @@ def label_polygons(
         for shape, value in features.shapes(source, mask, connectivity=4):
             if value != nothing:
                 polygon = geometry.shape(shape)
-                on_map = geometry.polygon.orient(affinity.affine_transform(polygon, matrix))
+                on_map = geometry.polygon.orient(place.on_map(polygon))
                 yield LabelPolygon(int(value), round(polygon.area), on_map)
 
 

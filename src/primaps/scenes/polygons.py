@@ -53,10 +53,11 @@ def write_polygons(
     total = size[0] * size[1]
 
     def rows(place: vectors.Georeference | None) -> Iterator[tuple[Any, ...]]:
-        area, done = place.pixel_area if place else 1.0, 0
+        unit, done = place.pixel_area if place else 1.0, 0
         for region in vectors.label_polygons(labels, HIDDEN, place):
             k, pixels = region.label, region.pixels
-            yield region.polygon, k, names[k], "#" + bytes(colors[k]).hex(), pixels * area, pixels
+            area = region.polygon.area if place and place.gcps else pixels * unit
+            yield region.polygon, k, names[k], "#" + bytes(colors[k]).hex(), area, pixels
             done += pixels
             progress("polygons", done, total, {})
         progress("polygons", total, total, {})

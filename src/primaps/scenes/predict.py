@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -14,10 +15,11 @@ from PIL import Image
 
 from primaps.classes.legend import HIDDEN
 from primaps.config import InferenceOptions
+from primaps.data import LogCallback
 from primaps.model import PriMaPsEM
 from primaps.results import RawFile, WorkFolder, resumable_file
 from primaps.scenes.polygons import check_geopackage, write_polygons
-from primaps.scenes.readers import in_memory, open_scene
+from primaps.scenes.readers import in_memory
 from primaps.scenes.source import Scene
 from primaps.scenes.tile_inference import blend, blended_values, refine
 from primaps.scenes.tiling import TilingOptions
@@ -27,6 +29,8 @@ from primaps.utils.files import temporary_folder
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.validation import validated
 from primaps.version import VERSION
+
+logger = logging.getLogger("primaps")
 
 
 @validated
@@ -38,6 +42,7 @@ def predict_scene(
     names: Sequence[str] | None = None,
     polygons: str | Path | None = None,
     progress: ProgressCallback = silent,
+    log: LogCallback = logger.warning,
     **options: Any,
 ) -> bool:
     """Write the class map of an image of any size.
@@ -58,6 +63,7 @@ def predict_scene(
         names: class names; None means those of ``edits.json`` or of the cut.
         polygons: GeoPackage to write as well: regions with class, name and area.
         progress: progress callback.
+        log: called with one sentence if the scene seems to have nodata that is not declared.
         **options: fields of :class:`primaps.config.InferenceOptions` and of
             :class:`primaps.scenes.tiling.TilingOptions`.
 
@@ -92,7 +98,7 @@ def predict_scene(
         **asdict(tiling),
     }
     with (
-        closing(open_scene(path, tiling.bands)) as scene,
+        closing(tiling.open(path, log)) as scene,
         resumable_file(out, path, manifest, written_digest) as (work, digest),
     ):
         if work is not None:
@@ -115,7 +121,8 @@ def predict_image(model: PriMaPsEM, image: Image.Image, **options: Any) -> UInt8
         model: a fitted model.
         image: an image; fully transparent pixels get the value 255.
         **options: fields of :class:`primaps.config.InferenceOptions` and of
-            :class:`primaps.scenes.tiling.TilingOptions`, except ``bands``.
+            :class:`primaps.scenes.tiling.TilingOptions`, except ``bands``, ``nodata`` and
+            ``alpha``.
 
     Returns:
         Class 0..K-1 of every pixel; 255 for pixels without a value and hidden classes.
@@ -125,8 +132,10 @@ def predict_image(model: PriMaPsEM, image: Image.Image, **options: Any) -> UInt8
         InputError: an option does not fit the image.
     """
     inference, tiling = split_options(model, options)
-    if tiling.bands is not None:
-        raise InputError("bands applies to scenes, not to images; leave it out")
+    defaults = TilingOptions()
+    for name in ("bands", "nodata", "alpha"):
+        if getattr(tiling, name) != getattr(defaults, name):
+            raise InputError(f"{name} applies to scenes, not to images; leave it out")
     with temporary_folder() as folder:
         raw = scene_classes(model, in_memory(image), tiling, inference, WorkFolder(folder), silent)
         return raw.rows(0, image.height)

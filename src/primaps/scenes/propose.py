@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, image_features
 from primaps.backbones.load import load_backbone
+from primaps.data import LogCallback
 from primaps.proposals.image_size import mask_probabilities
 from primaps.results import RawFile, WorkFolder, resumable_file
-from primaps.scenes.readers import open_scene
 from primaps.scenes.tile_inference import map_tiles, scene_labels, tile_row, valid_tiles, view_box
 from primaps.scenes.tiling import Tiles, TilingOptions
 from primaps.scenes.view import View, prefetched
@@ -28,6 +29,7 @@ from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.validation import validated
 from primaps.version import VERSION
 
+logger = logging.getLogger("primaps")
 MIN_OVERLAP = 0.5
 """IoU inside the overlap of two tiles above which two masks are joined. Above one half, a mask
 matches at most one mask of the other tile."""
@@ -44,6 +46,7 @@ def propose_scene(
     device: str | torch.device = "auto",
     engine: str | None = None,
     progress: ProgressCallback = silent,
+    log: LogCallback = logger.warning,
     **tiling: Any,
 ) -> int | None:
     """Write the mask proposals of an image of any size.
@@ -64,6 +67,7 @@ def propose_scene(
         device: device of the backbone; ``auto`` is a GPU if available.
         engine: see :func:`primaps.load_backbone`.
         progress: progress callback.
+        log: called with one sentence if the scene seems to have nodata that is not declared.
         **tiling: fields of :class:`primaps.scenes.tiling.TilingOptions`; ``crf_tile`` has no
             effect.
 
@@ -89,7 +93,7 @@ def propose_scene(
         **asdict(options),
     }
     with (
-        closing(open_scene(path, options.bands)) as scene,
+        closing(options.open(path, log)) as scene,
         resumable_file(out, path, manifest, written_digest) as (work, digest),
     ):
         if work is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -14,8 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from primaps.data import ImageFile, find_images
-from primaps.scenes.readers import open_scene
+from primaps.data import ImageFile, LogCallback, find_images
 from primaps.scenes.source import Box, SceneError
 from primaps.scenes.tiling import TilingOptions
 from primaps.scenes.view import View
@@ -25,6 +25,7 @@ from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.validation import validated
 from primaps.version import VERSION
 
+logger = logging.getLogger("primaps")
 MIN_VALID = 0.5
 """Minimum share of valid pixels in a sampled tile."""
 MAX_TRIES = 50
@@ -40,6 +41,7 @@ def scene_tiles(
     seed: int = 0,
     folder: str | Path | None = None,
     progress: ProgressCallback = silent,
+    log: LogCallback = logger.warning,
     **tiling: Any,
 ) -> list[ImageFile]:
     """Sample tiles at random positions of scenes, to fit a model on.
@@ -54,8 +56,10 @@ def scene_tiles(
         seed: seed of the positions and of the stretch.
         folder: folder of the PNG files, which are reused; None is the cache.
         progress: progress callback.
+        log: called with one sentence about each scene that seems to have nodata that is not
+            declared.
         **tiling: fields of :class:`primaps.scenes.tiling.TilingOptions`; only ``scale``, ``mpp``,
-            ``bands`` and ``stretch`` have an effect.
+            ``bands``, ``stretch``, ``nodata`` and ``alpha`` have an effect.
 
     Returns:
         Images for :meth:`primaps.PriMaPsEM.fit`.
@@ -71,7 +75,7 @@ def scene_tiles(
         raise InputError(f"--scene-tiles must be at least 1, got {count}")
     areas = np.zeros(len(paths))
     for number, path in enumerate(paths):
-        with _view(path, options) as view:
+        with _view(path, options, log) as view:
             if min(view.height, view.width) < size:
                 raise InputError(
                     f"{view.scene.path} has {view.width}x{view.height} pixels at scale "
@@ -97,9 +101,9 @@ def scene_tiles(
 
 
 @contextmanager
-def _view(path: Path, options: TilingOptions) -> Iterator[View]:
+def _view(path: Path, options: TilingOptions, log: LogCallback | None = None) -> Iterator[View]:
     """Open a scene; one at a time, because a collection may have thousands."""
-    with closing(open_scene(path, options.bands)) as scene:
+    with closing(options.open(path, log)) as scene:
         yield options.view(scene)
 
 

@@ -35,7 +35,8 @@ class Box(NamedTuple):
 
 
 Block = tuple[Shaped[np.ndarray, "bands h w"], Bool[np.ndarray, "h w"]]
-"""Band values of a rectangle, unchanged from the file, and its valid pixels."""
+"""Gray or RGB values of a rectangle, and its valid pixels. Values are those of the file, except of
+color spaces, palettes, inverted gray, and samples of less than 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Scene:
         pixel_bytes: bytes of a pixel in memory.
         georeference: position on a map, if known.
         meters: ground size of a pixel, if known.
+        sample_factor, sample_offset: a sample ``s`` of the file is the value ``sample_factor * s +
+            sample_offset``; the factor is None for color spaces and palettes.
         close: closes the file.
     """
 
@@ -66,6 +69,8 @@ class Scene:
     pixel_bytes: int = 3
     georeference: Georeference | None = None
     meters: float | None = None
+    sample_factor: float | None = 1.0
+    sample_offset: float = 0.0
     close: Callable[[], None] = field(default=lambda: None)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +17,10 @@ from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, image_side
 from primaps.config import CrfTile, Scale, Size
+from primaps.data import LogCallback
+from primaps.data.storage import ARCHIVES, is_url
+from primaps.scenes.nodata import undeclared_nodata
+from primaps.scenes.readers import open_scene
 from primaps.scenes.source import Scene
 from primaps.scenes.view import View, stretch_limits, view_scale
 from primaps.utils.errors import InputError
@@ -45,6 +50,10 @@ class TilingOptions:
             file.
         stretch: band values that become black and white; None is the 2nd and 98th percentile of
             the scene, and leaves 8-bit bands unchanged.
+        nodata: value of pixels without data, in addition to what the file declares. A pixel has no
+            data if all selected bands have it.
+        alpha: whether the alpha band of a scene makes pixels invalid. False treats it as data, such
+            as near infrared.
 
     Raises:
         InputError: a value is out of its range.
@@ -57,6 +66,8 @@ class TilingOptions:
     mpp: Scale | None = None
     bands: list[Annotated[int, Ge(1)]] | None = None
     stretch: tuple[float, float] | None = None
+    nodata: float | None = None
+    alpha: bool = True
 
     def __post_init__(self) -> None:
         validate_fields(self)
@@ -65,6 +76,22 @@ class TilingOptions:
             raise InputError(
                 f"stretch: the black value {low:g} must be below the white value {high:g}"
             )
+
+    def open(self, path: Path, log: LogCallback | None = None) -> Scene:
+        """Open a scene with the selected bands and nodata.
+
+        Args:
+            path: the scene.
+            log: called with one sentence if the scene seems to have nodata that is not declared.
+        """
+        scene = open_scene(path, self.bands, self.nodata, self.alpha)
+        try:
+            if log is not None and self.nodata is None and (found := undeclared_nodata(scene)):
+                log(found)
+        except BaseException:
+            scene.close()
+            raise
+        return scene
 
     def view(self, scene: Scene, seed: int = 0) -> View:
         """Return the scene at the selected scale and colors."""
@@ -176,6 +203,25 @@ def cosine_weights(side: tuple[int, int]) -> Float[Tensor, "n m"]:
 
 
 def is_scene(inputs: list[str], out: Path) -> bool:
-    """Return whether a command processes one scene: one input file, and a TIFF as output."""
-    single = len(inputs) == 1 and not Path(inputs[0]).expanduser().is_dir()
-    return single and out.suffix.lower() in (".tif", ".tiff")
+    """Return whether a command processes one scene: one input file, and a TIFF as output.
+
+    Raises:
+        InputError: the output is a TIFF, and the input is several images or a folder.
+    """
+    if out.suffix.lower() not in (".tif", ".tiff") or out.is_dir():
+        return False
+    path = Path(inputs[0]).expanduser()
+    if len(inputs) > 1:
+        found = f"there are {len(inputs)} inputs"
+    elif path.is_dir():
+        found = f"{path} is a folder"
+    elif is_url(inputs[0]) or path.suffix.lower() in ARCHIVES:
+        found = f"{inputs[0]} is an archive or a URL"
+    elif not path.exists() and glob.has_magic(inputs[0]):
+        found = f"{inputs[0]} is a pattern of several files"
+    else:
+        return True
+    raise InputError(
+        f"--out {out} is the result of one scene, but {found}; give one image file, or a folder as "
+        "--out"
+    )

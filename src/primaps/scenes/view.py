@@ -200,15 +200,17 @@ def stretch_limits(
 ) -> Float[np.ndarray, "bands 2"] | None:
     """Return the values of each band that become 0 and 255; None leaves 8-bit values unchanged.
 
-    Without ``limits`` they are the 2nd and 98th percentile of a seeded sample of the whole scene.
-    Every tile gets the same stretch. The sample is read from the smallest resolution level that is
-    large enough.
+    Given limits are samples of the file. Without them, they are the 2nd and 98th percentile of a
+    seeded sample of the whole scene, which is read from the smallest resolution level that is large
+    enough. Every tile gets the same stretch.
     """
     if limits is None and scene.eight_bit:
         return None
     if limits is not None:
         bands = len(scene.read(0, Box(0, 1, 0, 1))[0])
-        return np.tile(np.array(limits, np.float64), (bands, 1))
+        factor = 1.0 if scene.sample_factor is None else scene.sample_factor
+        ends = sorted(factor * limit + scene.sample_offset for limit in limits)
+        return np.tile(np.array(ends, np.float64), (bands, 1))
     values = np.concatenate(_sampled_values(scene, seed), 1)
     if not values.shape[1]:
         raise SceneError(

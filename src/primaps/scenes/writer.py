@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from primaps.geometry.vectors import Georeference, geo_module
+from primaps.geometry.vectors import MAX_SIDE_FILE, Georeference, geo_module
 from primaps.results import RawFile, check_file, output_file
 from primaps.scenes.readers import CACHE_BYTES, tifffile_module
 from primaps.utils.files import atomic_path
+from primaps.utils.inputs import read_bytes
 from primaps.utils.progress import ProgressCallback
 
 TILE = 512
@@ -66,18 +68,36 @@ class Labels:
 def write_labels(labels: Labels, out: Path, digest: str, progress: ProgressCallback) -> None:
     """Write ``out``, and the class names to ``out.aux.xml``, where QGIS and ArcGIS find them."""
     use_gdal = labels.georeference is not None or importlib.util.find_spec("rasterio") is not None
-    if labels.names:
-        with output_file(check_side_file(out, labels.names)) as temporary:
+    if labels.names and not (side := check_side_file(out, labels.names)).exists():
+        with output_file(side) as temporary:
             temporary.write_text(_names_xml(labels.names), "utf-8")
     with atomic_path(out) as temporary:
         (_write_cog if use_gdal else _write_tiff)(labels, temporary, digest, progress)
 
 
 def check_side_file(out: Path, names: Sequence[str]) -> Path:
-    """Return the path of the class names, ``out.aux.xml``."""
+    """Return the path of the class names, ``out.aux.xml``.
+
+    QGIS and GDAL add statistics to this file. A file that has the same class names is accepted and
+    kept as it is.
+
+    Raises:
+        OutputError: the file exists with other content.
+    """
     path = out.with_name(out.name + ".aux.xml")
-    check_file(path, _names_xml(names).encode())
+    if path.is_symlink() or not path.is_file() or _category_names(path) != list(names):
+        check_file(path, _names_xml(names).encode())
     return path
+
+
+def _category_names(path: Path) -> list[str] | None:
+    """Return the class names in a side file of GDAL (PAM); None if it has none."""
+    try:
+        root = ElementTree.fromstring(read_bytes(path, MAX_SIDE_FILE))
+    except (OSError, ValueError, ElementTree.ParseError):  # InputError is a ValueError
+        return None
+    found = root.find("PAMRasterBand[@band='1']/CategoryNames")
+    return None if found is None else [one.text or "" for one in found.findall("Category")]
 
 
 def written_digest(path: Path) -> str | None:
@@ -110,9 +130,7 @@ def _write_cog(labels: Labels, out: Path, digest: str, progress: ProgressCallbac
     rasterio, shutil = geo_module("rasterio"), geo_module("rasterio.shutil")
     height, width = labels.raw.shape
     plain = labels.raw.path.with_name("plain.tif")
-    place: dict[str, Any] = {}
-    if labels.georeference is not None:
-        place = {"crs": labels.georeference.crs, "transform": labels.georeference.transform}
+    place = labels.georeference.profile() if labels.georeference is not None else {}
     settings = {"driver": "GTiff", "height": height, "width": width, "count": 1}
     settings |= {"dtype": labels.dtype, "nodata": labels.nothing, "tiled": True}
     settings |= {"blockxsize": TILE, "blockysize": TILE, "BIGTIFF": "IF_SAFER"}
