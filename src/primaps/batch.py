@@ -372,7 +372,7 @@ def class_overlay(model: PriMaPsEM, titles: Sequence[str]) -> DrawOverlay:
     _, colors = shown_classes(model, titles)
     classes = len(colors)
     with_hidden = np.concatenate([colors, np.zeros_like(colors[:1])])
-    hides = model.legend_ is not None and model.legend_.hides
+    hides = model.legend_ is not None and classes <= HIDDEN
 
     def draw(image: Image.Image, labels: Integer[np.ndarray, "h w"]) -> Image.Image:
         labels = np.where(labels == HIDDEN, classes, labels) if hides else labels

@@ -169,7 +169,7 @@ class Config:
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """Options of inference with a fitted model."""
+    """Options of inference with a fitted or taught model."""
 
     crf: Annotated[bool, "Refine class probabilities with the dense CRF."] = True
     flip: Annotated[bool, "Average features over the image and its horizontal flip."] = False
@@ -184,6 +184,11 @@ class InferenceOptions:
         "recent processors), or auto for bfloat16 if the processor has instructions for it. "
         "[default: as in the fit]",
     ] = None
+    reject: Annotated[
+        bool,
+        "Give pixels of which a taught model is unsure the value 255, none of its classes. The "
+        "threshold is calibrated on the annotations.",
+    ] = False
 
     def __post_init__(self) -> None:
         validate_fields(self)

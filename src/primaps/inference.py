@@ -7,6 +7,7 @@ differs between them is in :class:`primaps.config.InferenceOptions`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,14 +19,16 @@ from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, flip_average, image_features, image_side
 from primaps.backbones.load import load_backbone, resolve_precision
-from primaps.classes.legend import Legend, final_map
+from primaps.classes.legend import HIDDEN, Legend, final_map
 from primaps.classes.tree import Tree
 from primaps.config import InferenceOptions
 from primaps.crf import CLASS_CRF
 from primaps.data import fit_to_patches, to_tensor
 from primaps.em.kmeans import Prototypes
 from primaps.em.probe import LinearProbe
+from primaps.teach.tokens import TokenClassifier
 from primaps.utils.bilinear import largest_channel, upsample
+from primaps.utils.errors import InputError
 
 ImageSize = tuple[int, int]
 """Height and width in pixels."""
@@ -36,8 +39,10 @@ class Segmentation:
     """The result of inference on one image.
 
     Attributes:
-        labels: class of each pixel at the size of the image; 255 for hidden classes.
-        probabilities: probabilities of the K classes of the fit, at the size of the scaled image.
+        labels: class of each pixel at the size of the image; 255 for hidden classes and rejected
+            pixels.
+        probabilities: probabilities of the K classes of the classifier, at the size of the scaled
+            image. With ``reject``, an additional last channel is "none of these".
         logits: logits of these classes on the token grid.
         features: features (or codes) on the token grid.
     """
@@ -60,21 +65,24 @@ class Segmenter:
 
     Attributes:
         encoder: network from images to the features (or codes) that are classified.
-        classifier: prototypes or linear probe: features to K logits.
+        classifier: prototypes, linear probe or taught classifier: features to K logits.
         classes: number of classes K of the classifier.
         size: default shorter side of the scaled images in pixels.
         cosine: whether features are L2-normalized before they are classified.
         tree: class tree; needed with ``legend``.
         legend: classes after edits or a cut; None outputs the K classes of the classifier.
+        reject: calibrated probability below which a pixel has no class with the option ``reject``;
+            None without a calibration.
     """
 
     encoder: Backbone
-    classifier: Prototypes | LinearProbe
+    classifier: Prototypes | LinearProbe | TokenClassifier
     classes: int
     size: int
     cosine: bool = False
     tree: Tree | None = None
     legend: Legend | None = None
+    reject: float | None = None
 
     def resolve(self, options: InferenceOptions, images: int = 1) -> InferenceOptions:
         """Fill in the default size and precision.
@@ -83,9 +91,15 @@ class Segmenter:
             images: number of images that are processed together, for the memory check.
 
         Raises:
-            InputError: the images do not fit into memory.
+            InputError: the images do not fit into memory, or ``reject`` is set and the model has no
+                threshold for it.
         """
         encoder = self.encoder
+        if options.reject and self.reject is None:
+            raise InputError(
+                "reject needs a model that was taught with annotations in at least two images; "
+                "teach it, or leave reject out"
+            )
         return replace(
             options,
             size=image_side(encoder, options.size or self.size, images, self.classes),
@@ -113,9 +127,20 @@ class Segmenter:
 
     @torch.no_grad()
     def probabilities(
-        self, logits: Float[Tensor, "b k h w"], images: UInt8[Tensor, "b 3 H W"], crf: bool
-    ) -> Float[Tensor, "b k H W"]:
-        """Upsample logits to image size and apply the softmax, or with ``crf`` the dense CRF."""
+        self,
+        logits: Float[Tensor, "b k h w"],
+        images: UInt8[Tensor, "b 3 H W"],
+        crf: bool,
+        reject: bool = False,
+    ) -> Float[Tensor, "b channels H W"]:
+        """Upsample logits to image size and apply the softmax, or with ``crf`` the dense CRF.
+
+        With ``reject``, an additional last channel is "none of these". Its unnormalized probability
+        is the threshold :attr:`reject`, so it wins where no class reaches the threshold.
+        """
+        if reject and self.reject is not None:
+            none = torch.full_like(logits[:, :1], math.log(max(self.reject, 1e-30)))
+            logits = torch.cat([logits.log_softmax(1), none], 1)
         if crf:
             return CLASS_CRF(images.to(logits.device), logits=logits)
         return upsample(logits, images.shape[-2:]).softmax(1)
@@ -124,10 +149,14 @@ class Segmenter:
     def relabel(
         self, labels: Integer[Tensor, "H W"], features: Float[Tensor, "c h w"]
     ) -> Integer[Tensor, "H W"]:
-        """Map classes of the classifier to classes of the legend; 255 for hidden classes."""
+        """Map classes of the classifier to classes of the legend.
+
+        Hidden classes and rejected pixels, which have the value K, get the value 255.
+        """
         if self.legend is None or self.tree is None:
             return labels
-        return final_map(self.tree, self.legend, labels, features)
+        found = final_map(self.tree, self.legend, labels.clamp_max(self.classes - 1), features)
+        return torch.where(labels < self.classes, found, HIDDEN)
 
     def segment_batch(
         self,
@@ -146,7 +175,7 @@ class Segmenter:
         """
         features = self.encode(images, options) if features is None else features
         logits = self.logits(features)
-        probabilities = self.probabilities(logits, images, options.crf)
+        probabilities = self.probabilities(logits, images, options.crf, options.reject)
         return [
             Segmentation(self.relabel(largest_channel(p, size), f), p, z, f)
             for p, z, f, size in zip(probabilities, logits, features, sizes, strict=True)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from annotated_types import Interval
 from jaxtyping import Float, Integer, UInt8
 from PIL import Image
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from primaps.backbones.backbone import Backbone, image_features, image_side, weights_digest
 from primaps.backbones.load import load_backbone
-from primaps.classes.legend import Class, Legend, legend
+from primaps.classes.legend import Class, EditError, Legend, legend
 from primaps.classes.summary import ClassSummary, summarize_classes
 from primaps.classes.tree import TreeError
 from primaps.config import (
@@ -28,6 +29,7 @@ from primaps.config import (
     Classes,
     Config,
     InferenceOptions,
+    Seed,
     check_names,
     check_used,
 )
@@ -48,6 +50,7 @@ from primaps.em.probe import LinearProbe
 from primaps.em.training import HistoryLine, Recorder
 from primaps.features.extract import BACKBONE_BATCH, Extracted, extract
 from primaps.features.feature_cache import MaskMaker
+from primaps.features.maps import FeatureMaps, feature_maps
 from primaps.inference import Segmentation, Segmenter
 from primaps.persistence import (
     BackboneRecord,
@@ -61,6 +64,9 @@ from primaps.persistence import (
 from primaps.projections.checkpoints import as_projection
 from primaps.projections.projection import Projection, code_network, encoder
 from primaps.proposals.image_size import image_masks
+from primaps.teach.annotations import Annotation, read_annotations, resolve_annotations
+from primaps.teach.learner import LevelOption, check_annotations, learn, renamed
+from primaps.teach.taught import NamedPrototypes, Taught
 from primaps.utils.colors import palette
 from primaps.utils.distributed import processes
 from primaps.utils.errors import InputError
@@ -97,10 +103,12 @@ class PriMaPsEM:
         samples_: a few training images as 8-bit RGB, for the preview.
         depth_: bits of the values of images of more than 8 bits, with which :meth:`predict` reads
             images; None if the fit had none.
-        class_summary_: class tree, and stability and size of the classes; None without masks.
+        class_summary_: class tree, and stability and size of the classes; None without masks. Taught
+            classes are the leaves of their tree.
         edits_: edits of the classes, as in ``edits.json``.
         legend_: names and colors of the classes after edits or a cut; None for the K classes of
             the fit.
+        taught_: what the model was taught; None if it was not.
 
     Raises:
         InputError: an option is out of range, or the projection does not fit the backbone.
@@ -161,6 +169,8 @@ class PriMaPsEM:
         self.class_summary_: ClassSummary | None = None
         self.edits_: list[dict[str, Any]] = []
         self.legend_: Legend | None = None
+        self.taught_: Taught | None = None
+        self._fit_summary: ClassSummary | None = None  # of the fit, if the model was taught
         self._images = 0
 
     @property
@@ -290,6 +300,7 @@ class PriMaPsEM:
         )
         self.prototypes_, self.history_ = prototypes.requires_grad_(False), recorder.epochs
         self.class_summary_, self.edits_, self.legend_ = None, [], None
+        self.taught_ = self._fit_summary = None
         if masks is not None and isinstance(prototypes, Prototypes):
             self.class_summary_ = summarize_classes(
                 masks, prototypes.direction, prototypes.scale, seed=self.config.seed
@@ -314,6 +325,146 @@ class PriMaPsEM:
         other = copy.copy(self)
         other.legend_ = legend(self.class_summary_.tree, self.edits_, classes)
         return other
+
+    @validated
+    def teach(
+        self,
+        images: ImageCollection,
+        annotations: Sequence[Annotation] | str | Path,
+        *,
+        level: LevelOption = "auto",
+        cache: str | Path | None = "auto",
+        seed: Seed | None = None,
+        progress: ProgressCallback = silent,
+        log: LogCallback = logger.warning,
+    ) -> PriMaPsEM:
+        """Return a model that has learned from annotations; this model is not changed.
+
+        The classes of the result are those of the annotations and those of this model that have a
+        name. A taught model is taught again with its own annotations and the new ones.
+
+        Args:
+            images: the collection, with all annotated images. Class frequencies are estimated on
+                all of them.
+            annotations: annotations, in the order in which they were made, or their file.
+            level: ``tokens`` learns a linear classifier of patch tokens; ``auto`` chooses.
+            cache: folder to cache features in, as in :meth:`fit`.
+            seed: random seed; None is that of the fit.
+            progress: progress callback.
+            log: called with one sentence about each image that is skipped, and each contradiction
+                between annotations, in which the later one wins.
+
+        Raises:
+            ModelError: the model is not fitted.
+            InputError: an annotation does not fit its image, or there are fewer than two classes.
+        """
+        if self.prototypes_ is None:
+            raise ModelError("the model is not fitted: call fit before teach")
+        given = annotations
+        listed = read_annotations(given) if isinstance(given, str | Path) else list(given)
+        maps = self.feature_maps(images, cache=cache, progress=progress, log=log)
+        check_annotations(listed, maps)
+        listed = [*self._earlier(maps, log), *listed]
+        resolved, conflicts = resolve_annotations(listed)
+        for conflict in conflicts:
+            log(f"contradiction: {conflict}; the later annotation wins")
+        files = {file.key: file for file in image_files(images)}
+        options = InferenceOptions()
+        taught = learn(
+            resolved,
+            maps,
+            lambda key: self.segmenter.scale(load_image(files[key].source), options),
+            maps.digests,
+            self._named_prototypes(),
+            level=level,
+            seed=self.config.seed if seed is None else seed,
+            progress=progress,
+        )
+        return self._with_taught(replace(taught, annotations=tuple(listed), basis=list(self.edits_)))
+
+    def feature_maps(
+        self,
+        images: ImageCollection,
+        *,
+        cache: str | Path | None = "auto",
+        progress: ProgressCallback = silent,
+        log: LogCallback = logger.warning,
+    ) -> FeatureMaps:
+        """Return the features of whole images at the size of the model; missing ones are computed.
+
+        Args:
+            images, cache, progress, log: as in :meth:`teach`.
+
+        Raises:
+            ImageError: no image could be read.
+        """
+        files = image_files(images)
+        return feature_maps(
+            files, self.encoder, self.size, cache=cache, progress=progress, log=log
+        )
+
+    def _with_taught(self, taught: Taught) -> PriMaPsEM:
+        """Return a copy of the model that predicts taught classes."""
+        other = copy.copy(self)
+        if self.taught_ is None:
+            other._fit_summary = self.class_summary_
+        other.taught_, other.class_summary_ = taught, taught.summary
+        other.edits_ = [dict(edit) for edit in taught.edits]
+        hidden = {one.name for one in self.legend_.classes if one.hidden} if self.legend_ else set()
+        other.edits_ += [{"hide": name} for name in taught.names if name in hidden]
+        try:
+            other.legend_ = legend(other.class_summary_.tree, other.edits_)
+        except EditError as error:
+            raise InputError(f"a class cannot have its name: {error}; change the name") from None
+        return other
+
+    def _earlier(self, maps: FeatureMaps, log: LogCallback) -> list[Annotation]:
+        """Return the annotations that the model was taught with, under the present class names."""
+        if self.taught_ is None or self.legend_ is None:
+            return []
+        names = {
+            name: one.name
+            for one in self.legend_.classes
+            for k, name in enumerate(self.taught_.names)
+            if k in one.leaves
+        }
+        found = []
+        absent: dict[str, int] = {}
+        for one in self.taught_.read_annotations():
+            if one.image in maps and one.digest in (None, maps.digests[one.image]):
+                found += renamed(one, names)
+            else:
+                absent[one.image] = absent.get(one.image, 0) + 1
+        if absent:
+            log(
+                f"{sum(absent.values()):,} earlier annotations are of {len(absent):,} images that "
+                "are not in the collection, and were left out"
+            )
+        elif not found and sum(self.taught_.counts.values()):
+            log(
+                "the annotations that the model was taught with are not available; it learns from "
+                "the new ones only"
+            )
+        return found
+
+    def _named_prototypes(self) -> NamedPrototypes:
+        """Return the classes that were found without labels and that have a name."""
+        assert self.prototypes_ is not None
+        directions = F.normalize(self.prototypes_.direction.detach().cpu(), dim=1)
+        if self.taught_ is not None:
+            return self.taught_.unsupervised
+        if self.legend_ is None or self.class_summary_ is None:
+            return NamedPrototypes((), (), directions[:0])
+        tree = self.class_summary_.tree
+        named = [one for one in self.legend_.classes if one.named]
+        sums = [
+            (tree.directions.float() * tree.masks.clamp_min(1)[:, None])[list(one.leaves)].sum(0)
+            for one in named
+        ]
+        means = F.normalize(torch.stack(sums), dim=1) if sums else directions[:0]
+        return NamedPrototypes(
+            tuple(one.name for one in named), tuple(one.color for one in named), means
+        )
 
     @property
     def shown_classes(self) -> tuple[Class, ...]:
@@ -370,13 +521,20 @@ class PriMaPsEM:
         """
         if self.prototypes_ is None:
             raise ModelError("the model is not fitted: call fit, or load it with from_pretrained")
+        tree = None if self.class_summary_ is None else self.class_summary_.tree
+        if (taught := self.taught_) is not None:
+            classifier = taught.classifier.to(self.backbone.device)
+            return Segmenter(
+                self.encoder, classifier, len(taught.names), self.size, True, tree, self.legend_,
+                taught.reject,
+            )  # fmt: skip
         return Segmenter(
             self.encoder,
             self.prototypes_,
             self.config.classes,
             self.size,
             self.config.cosine,
-            None if self.class_summary_ is None else self.class_summary_.tree,
+            tree,
             self.legend_,
         )
 
@@ -422,6 +580,8 @@ class PriMaPsEM:
             text += f" {self.projection.digest or self.projection.name}"
         if self.prototypes_ is not None:
             text += str(weights_digest(self.prototypes_))
+        if self.taught_ is not None:
+            text += f" taught {weights_digest(self.taught_.classifier)} {self.taught_.reject}"
         if self.legend_ is not None:
             text += f" {self.legend_.table().tolist()}"
         return hashlib.sha256(text.encode()).hexdigest()
@@ -431,7 +591,8 @@ class PriMaPsEM:
 
         Args:
             folder: folder for ``model.safetensors``, ``config.json``, ``history.json``, the class
-                tree and, if the classes were edited, ``edits.json``.
+                tree and, if the classes were edited, ``edits.json``. A taught model also has
+                ``taught.safetensors``, and its annotations are appended to ``annotations.jsonl``.
 
         Raises:
             ModelError: the model is not fitted.
@@ -454,8 +615,9 @@ class PriMaPsEM:
                 self.config.method == "probe",
                 self.depth_,
             ),
-            self.class_summary_,
+            self.class_summary_ if self.taught_ is None else self._fit_summary,
             self.edits_,
+            self.taught_,
         )
         write_model(folder, saved, projection_backbone=self.network is not backbone)
 
@@ -497,7 +659,10 @@ class PriMaPsEM:
         model.prototypes_ = found.prototypes.to(model.backbone.device)
         model._images, model.history_ = found.training.images, found.history
         model.depth_ = found.training.depth
-        model.class_summary_, model.edits_ = found.class_summary, found.edits
-        if found.class_summary is not None and found.edits:
-            model.legend_ = legend(found.class_summary.tree, found.edits)
+        model.class_summary_, model.edits_ = found.shown_summary, found.edits
+        model.taught_, model._fit_summary = found.taught, found.class_summary
+        if found.taught is None:
+            model._fit_summary = None
+        if model.class_summary_ is not None and found.edits:
+            model.legend_ = legend(model.class_summary_.tree, found.edits)
         return model

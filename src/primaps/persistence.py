@@ -12,6 +12,9 @@ A model is a folder:
     {"format": 1, "tree": "3f0c9a1be2d4",
      "edits": [{"rename": "3", "to": "car"}, {"merge": ["0", "4"]}, {"hide": "7"}]}
 
+- ``taught.safetensors``: what the model was taught (:class:`primaps.teach.taught.Taught`). The names
+  and edits in ``edits.json`` are then those of the taught classes.
+- ``annotations.jsonl``: the annotations that it was taught with. It is only appended to.
 - ``projection.json``, ``projection.safetensors`` and ``backbone/``: a projection with weights.
 - ``preview.png``: an overlay of some training images.
 
@@ -50,6 +53,8 @@ from primaps.em.probe import LinearProbe
 from primaps.em.training import HistoryLine
 from primaps.projections.projection import Projection
 from primaps.results import GENERATOR, check_file, check_inputs, check_set, is_marked
+from primaps.teach.annotations import FILE, append_annotations, read_annotations
+from primaps.teach.taught import Taught, parse_taught, taught_bytes
 from primaps.utils.colors import palette
 from primaps.utils.distributed import rank
 from primaps.utils.errors import InputError, PrimapsError, reason
@@ -72,16 +77,19 @@ EDITS_FORMAT: Literal[1] = 1
 CONFIG, WEIGHTS, HISTORY, PREVIEW = (
     "config.json", "model.safetensors", "history.json", "preview.png",
 )  # fmt: skip
-TREE, EDITS = "tree.safetensors", "edits.json"
+TREE, EDITS, TAUGHT = "tree.safetensors", "edits.json", "taught.safetensors"
 PUBLISHED = (
-    CONFIG, WEIGHTS, HISTORY, TREE, EDITS, "projection.json", "projection.safetensors",
+    CONFIG, WEIGHTS, HISTORY, TREE, EDITS, TAUGHT, "projection.json", "projection.safetensors",
     "backbone/config.json", "backbone/model.safetensors",
 )  # fmt: skip
-"""Files that :func:`push_to_hub` uploads if they exist, besides the preview."""
+"""Files that :func:`push_to_hub` uploads if they exist, besides the preview. The annotations stay on
+this machine."""
 LARGEST_HISTORY = 256 << 20
 """Maximum size of ``history.json`` in bytes. A very long fit writes a tenth of it."""
 LARGEST_TREE = 64 << 20
 """Maximum size of ``tree.safetensors`` in bytes. 4,096 leaves of 4,096 channels take half of it."""
+LARGEST_TAUGHT = 1 << 30
+"""Maximum size of ``taught.safetensors`` in bytes. The keys of a million images take 0.1 GB."""
 MAX_EDITS = 10_000
 Line = dict[str, str | int | float | Annotated[list[int | float], Len(0, 4096)] | None]
 """One entry of the history: metric name to value."""
@@ -146,6 +154,19 @@ class TrainingRecord:
 
 
 @dataclass(frozen=True)
+class TeachingRecord:
+    """What a model was taught with.
+
+    Attributes:
+        annotations: class name to the number of annotations that show it.
+        images: number of annotated images.
+    """
+
+    annotations: dict[str, Annotated[int, Ge(0)]]
+    images: Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True)
 class ModelRecord:
     """Content of ``config.json``.
 
@@ -158,6 +179,7 @@ class ModelRecord:
         projection: network of the codes; None without one.
         training: size of the fit.
         versions: versions of the packages that fitted the model.
+        taught: what the model was taught with; None if it was not taught.
     """
 
     format: Literal[2]
@@ -168,6 +190,7 @@ class ModelRecord:
     projection: ProjectionRecord | None
     training: TrainingRecord
     versions: dict[str, str]
+    taught: TeachingRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -181,8 +204,9 @@ class SavedModel:
         prototypes: prototypes or linear probe.
         history: metrics per epoch.
         training: size of the fit.
-        class_summary: tree and statistics of the classes; None without masks.
-        edits: edits of the classes.
+        class_summary: tree and statistics of the classes of the fit; None without masks.
+        edits: edits of the classes; those of the taught classes if the model was taught.
+        taught: what the model was taught; None if it was not.
     """
 
     config: Config
@@ -193,6 +217,12 @@ class SavedModel:
     training: TrainingRecord
     class_summary: ClassSummary | None = None
     edits: list[dict[str, Any]] = field(default_factory=list)
+    taught: Taught | None = None
+
+    @property
+    def shown_summary(self) -> ClassSummary | None:
+        """Tree and statistics of the classes that the model predicts."""
+        return self.class_summary if self.taught is None else self.taught.summary
 
 
 def write_model(folder: str | Path, model: SavedModel, projection_backbone: bool = True) -> None:
@@ -207,20 +237,24 @@ def write_model(folder: str | Path, model: SavedModel, projection_backbone: bool
     """
     path, summary, projection = user_path(folder), model.class_summary, model.projection
     check_model_folder(path)
-    if summary is not None:
-        _check_edits(path, summary.tree, model.edits)
+    shown, taught = model.shown_summary, model.taught
+    replaced = taught is not None and _replaces_edits(path, taught)
+    if shown is not None and not replaced:
+        _check_edits(path, shown.tree, model.edits)
     projection_record = None
     if isinstance(projection, Projection):
         projection_record = ProjectionRecord(projection.name, projection.digest)
         if projection.has_head:
             projection.save(path, backbone=projection_backbone)
-    (path / TREE).unlink(missing_ok=True)  # a tree of another fit would not match
+    for name in (TREE, TAUGHT):  # those of another fit would not match
+        (path / name).unlink(missing_ok=True)
     tensors = {k: v.cpu().contiguous() for k, v in model.prototypes.state_dict().items()}
     weights = save(tensors, {"format": "pt"})
     record = ModelRecord(
         FORMAT, GENERATOR, model.config, hashlib.sha256(weights).hexdigest(), model.backbone,
         projection_record, model.training,
         {"primaps": VERSION, "torch": torch.__version__, "python": platform.python_version()},
+        None if taught is None else TeachingRecord(dict(taught.counts), len(taught.images)),
     )  # fmt: skip
     # The record comes first: weights of an earlier fit do not match it.
     write_json(path / CONFIG, asdict(record))
@@ -229,8 +263,38 @@ def write_model(folder: str | Path, model: SavedModel, projection_backbone: bool
     write_json(path / HISTORY, model.history)
     if summary is not None:
         write_class_summary(path, summary)
-        if model.edits:
-            change_edits(path, summary.tree, lambda _: model.edits)
+    if taught is not None:
+        _add_annotations(path / FILE, taught)
+        with atomic_path(path / TAUGHT) as temporary:
+            temporary.write_bytes(taught_bytes(taught, record.weights))
+    if replaced:
+        (path / EDITS).unlink(missing_ok=True)
+    if shown is not None and model.edits:
+        change_edits(path, shown.tree, lambda _: model.edits)
+
+
+def _replaces_edits(folder: Path, taught: Taught) -> bool:
+    """Return whether ``edits.json`` may be replaced by the edits of a taught model.
+
+    It may if it has no other edits than those that the model started from, or the names that an
+    earlier teaching wrote.
+    """
+    path = folder / EDITS
+    if not path.is_file():
+        return False
+    try:
+        present = read_json(path, EditsRecord).edits
+        earlier = read_taught(folder)
+    except (InputError, ModelError):
+        return False
+    return present == taught.basis or (earlier is not None and present == earlier.edits)
+
+
+def _add_annotations(path: Path, taught: Taught) -> None:
+    """Append the annotations that the file does not have yet; nothing of the file is lost."""
+    listed = taught.read_annotations()
+    present = {one.to_json() for one in read_annotations(path)} if path.is_file() else set()
+    append_annotations(path, [one for one in listed if one.to_json() not in present])
 
 
 def check_model_folder(folder: Path) -> None:
@@ -240,7 +304,7 @@ def check_model_folder(folder: Path) -> None:
         OutputError: The folder is a file, or has files with the names of a model that this package
             did not write.
     """
-    check_set(folder, CONFIG, (WEIGHTS, HISTORY, TREE, PREVIEW))
+    check_set(folder, CONFIG, (WEIGHTS, HISTORY, TREE, TAUGHT, PREVIEW))
     check_file(folder / PREVIEW)
 
 
@@ -292,7 +356,7 @@ def read_model(
     channels = tensors["direction"].shape[1]
     if isinstance(codes, Projection) and codes.channels not in (None, channels):
         raise ModelError(f"{folder}: projection and weights come from different fits")
-    summary, edits = read_class_summary(path), []
+    summary = _read_summary(path)
     if summary is not None:
         tree = summary.tree
         if (tree.classes, tree.directions.shape[1]) != (record.config.classes, channels):
@@ -300,13 +364,15 @@ def read_model(
                 f"{path / TREE} and {path / WEIGHTS} come from different fits; fit again, or "
                 f"remove {TREE} to use the model without a tree"
             )
-        edits = list(read_edits(path, tree).edits)
+    taught = _read_taught(path, channels)
+    shown = summary if taught is None else taught.summary
+    edits = [] if shown is None else list(read_edits(path, shown.tree).edits)
     kind = LinearProbe if record.config.method == "probe" else Prototypes
     prototypes = kind(tensors["direction"])
     prototypes.load_state_dict(tensors)
     return SavedModel(
         record.config, record.backbone, codes, prototypes.requires_grad_(False), history,
-        record.training, summary, edits,
+        record.training, summary, edits, taught,
     )  # fmt: skip
 
 
@@ -453,12 +519,44 @@ class SummaryRecord:
 
 
 def read_class_summary(folder: str | Path) -> ClassSummary | None:
-    """Read ``tree.safetensors``; None if the folder does not have the file.
+    """Return the summary of the classes that a model predicts; None without a tree.
+
+    They are those of ``taught.safetensors``, or else those of ``tree.safetensors``.
 
     Raises:
-        TreeError: The file is damaged.
+        TreeError: ``tree.safetensors`` is damaged.
+        ModelError: ``taught.safetensors`` is damaged or of another model.
     """
-    path = Path(folder) / TREE
+    taught = read_taught(folder)
+    return _read_summary(Path(folder)) if taught is None else taught.summary
+
+
+def read_taught(folder: str | Path) -> Taught | None:
+    """Return what the model in a folder was taught, or None.
+
+    Raises:
+        ModelError: ``taught.safetensors`` is damaged or of another model.
+    """
+    return _read_taught(Path(folder), None)
+
+
+def _read_taught(folder: Path, channels: int | None) -> Taught | None:
+    path = folder / TAUGHT
+    if not path.is_file():
+        return None
+    try:
+        data = read_bytes(path, LARGEST_TAUGHT)
+        model = read_record(folder).weights
+        return parse_taught(data, str(path), model, channels, folder / FILE)
+    except (InputError, OSError) as error:
+        raise ModelError(
+            f"{path} is damaged or of another model ({error}); teach again, or remove the file to "
+            "use the model as it was before it was taught"
+        ) from error
+
+
+def _read_summary(folder: Path) -> ClassSummary | None:
+    path = folder / TREE
     if not path.is_file():
         return None
     try:
@@ -712,15 +810,25 @@ def model_card(
         raise ModelError(f"{folder} is not a model of primaps ({error})") from None
     config, backbone, images = asdict(record.config), record.backbone.name, record.training.images
     names, colors = _names_and_colors(folder, record.config.classes)
-    how = "recipe" if config["method"] == "em" else "method"
+    how, taught = "recipe" if config["method"] == "em" else "method", read_taught(folder)
     argument = ", backbone=yours" if backbone.startswith("callable:") else ""
     rows = ["---", "library_name: primaps", "pipeline_tag: image-segmentation", "tags:"]
-    rows += ["- primaps", "- unsupervised-semantic-segmentation", "---", "", f"# {repo_id}", ""]
+    tag = "semantic-segmentation" if taught else "unsupervised-semantic-segmentation"
+    rows += ["- primaps", f"- {tag}", "---", "", f"# {repo_id}", ""]
     rows += [f"![training images, mask proposals, classes]({PREVIEW})", ""] if picture else []
-    rows += [
+    origin = (
         f"Unsupervised semantic segmentation with {len(names)} classes, which primaps found in "
-        f"{images:,} images without labels ({how} `{config[how]}`). The features are those of "
-        f"`{backbone}` at {config.get('size')} px, which is not part of this repository.",
+        f"{images:,} images without labels ({how} `{config[how]}`)."
+    )
+    if taught is not None:
+        origin = (
+            f"Semantic segmentation with {len(names)} classes. primaps found classes in "
+            f"{images:,} images without labels ({how} `{config[how]}`); the model was then "
+            f"{taught.sentence}."
+        )
+    rows += [
+        f"{origin} The features are those of `{backbone}` at {config.get('size')} px, which is not "
+        "part of this repository.",
         "", "## Use", "", "```python", "import primaps", "",
         f'model = primaps.PriMaPsEM.from_pretrained("{repo_id}"{argument})',
         'classes = model.predict(primaps.load_image("image.jpg"))  # (H, W)',

@@ -241,14 +241,14 @@ def legend_values(
 def hidden_last(
     labels: Integer[Tensor, "*shape"], legend: Legend | None
 ) -> Integer[Tensor, "*shape"]:
-    """Return labels with hidden pixels as one class after the shown ones, to count or color them.
+    """Return labels with pixels of no class as one class after the shown ones, to count or color them.
 
     Examples:
         >>> sky, car = Class("0", "sky", (0, 0, 0), (0,)), Class("1", "car", (0, 0, 0), (1,), True)
         >>> hidden_last(torch.tensor([0, 255]), Legend((sky, car), 2)).tolist()
         [0, 1]
     """
-    if legend is None or not legend.hides:
+    if legend is None or len(legend.shown) > HIDDEN:  # then 255 is a class
         return labels
     return labels.where(labels != HIDDEN, len(legend.shown))
 

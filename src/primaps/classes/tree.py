@@ -373,6 +373,31 @@ def ward(
     return weight * weights / (weight + weights) * (mean - means).square().sum(1)
 
 
+def flat_tree(means: Float[Tensor, "k c"], counts: Integer[Tensor, " k"]) -> Tree:
+    """Return the tree of classes that are leaves: taught classes, which are not divided.
+
+    Args:
+        means: mean feature of each class, of length 1.
+        counts: number of masks or tokens of each class.
+
+    Examples:
+        >>> flat_tree(F.normalize(torch.tensor([[1.0, 0], [0, 1.0], [0.9, 0.1]]), dim=1),
+        ...           torch.tensor([5, 4, 3])).merges.tolist()
+        [[0, 2], [1, 3]]
+    """
+    weights = counts.clamp_min(1).double()
+    totals = means.double() * weights[:, None]
+    classes = len(means)
+    first = list(range(classes))  # first leaf of each node
+    merges = []
+    for pair in merge_order(totals.float(), weights.float()).tolist():
+        merges.append(sorted(pair, key=first.__getitem__))
+        first.append(min(first[node] for node in pair))
+    cost = _costs(totals, merges) / float(weights.sum())
+    joined = torch.tensor(merges, dtype=torch.long).view(-1, 2)
+    return Tree(means.half().cpu(), counts.long().cpu(), joined, cost, classes)
+
+
 def _split_all(
     features: Float[Tensor, "m c"], rows: list[Tensor], wanted: int
 ) -> tuple[dict[int, tuple[int, int]], list[int]]:

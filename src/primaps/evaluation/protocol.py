@@ -53,7 +53,7 @@ Encode = Callable[[UInt8[Tensor, "b 3 H W"]], Float[Tensor, "b c h w"]]
 class EvaluationOptions:
     """Options of an evaluation, see :func:`evaluate`.
 
-    ``size``, ``flip``, ``crf``, ``precision`` and ``resize`` are None for label maps.
+    ``size``, ``flip``, ``crf``, ``precision``, ``resize`` and ``reject`` are None for label maps.
     """
 
     size: int | None = None
@@ -62,6 +62,7 @@ class EvaluationOptions:
     crf: bool | None = None
     precision: Literal["float32", "bfloat16"] | None = None
     resize: Resize | None = None
+    reject: bool | None = None
     matching: str
     ignore_index: int
     dataset: str
@@ -288,7 +289,10 @@ def predict_samples(
         return _read_maps(source, data, samples, log)
     segmenter, samples = source.segmenter, at_depth(samples, source.depth_, of=data.samples)
     inference = segmenter.resolve(
-        InferenceOptions(bool(options.crf), bool(options.flip), options.size, options.precision)
+        InferenceOptions(
+            bool(options.crf), bool(options.flip), options.size, options.precision,
+            bool(options.reject),
+        )  # fmt: skip
     )
     side, patch = cast(int, inference.size), segmenter.encoder.patch_size
 

@@ -269,7 +269,7 @@ class FeatureCache:
             count = None if full is None else len(full)
             need = cache_bytes(self.shape, size, images, views, masks is not None, count)
             root = None if need < MEMORY_LIMIT else cache_dir() / "features"
-        self.folder = self._folder(root)
+        self.folder = backbone_folder(backbone, size, root)
         half, cached = np.float16, range(0 if views == "fresh" else views)
         options = masks and _short_digest(masks.options)
         self.features = self._cache("features", (2, *self.shape), half)
@@ -295,27 +295,6 @@ class FeatureCache:
         if folder and masks:
             _describe(folder, masks.options)
         return ArrayCache(shape, dtype, folder, several=name.startswith("table-"))
-
-    def _folder(self, root: str | Path | None) -> Path | None:
-        """Return the folder for this backbone, precision, size and, under torchrun, process."""
-        backbone = self.backbone
-        if root is None or backbone.digest is None:
-            if root is not None:
-                logger.info(
-                    "%s has no weights that identify it: features stay in memory", backbone.name
-                )
-            return None
-        description = {
-            "format": FORMAT,
-            "backbone": backbone.digest,
-            "precision": backbone.arithmetic,
-            "size": self.size,
-        }
-        share = f"part-{rank()}-of-{processes()}" if processes() > 1 else ""
-        name = f"{backbone.name.replace('/', '--')}-{self.size}-{_short_digest(description)}"
-        folder = Path(root).expanduser() / name / share
-        _describe(folder, {"name": backbone.name, **description})
-        return folder
 
     @contextmanager
     def writing(self, keys: Sequence[str]) -> Iterator[None]:
@@ -399,6 +378,34 @@ class FeatureCache:
             (torch.from_numpy(np.array(array)) for array in rows), [len(array) for array in rows]
         )
         return table.to(self.backbone.device)
+
+
+def backbone_folder(backbone: Backbone, size: int, root: str | Path | None) -> Path | None:
+    """Return the folder for a backbone, precision, size and, under torchrun, process.
+
+    Args:
+        root: folder of all caches; None is memory.
+
+    Returns:
+        None if arrays stay in memory, as those of a backbone whose weights are unknown do.
+    """
+    if root is None or backbone.digest is None:
+        if root is not None:
+            logger.info(
+                "%s has no weights that identify it: features stay in memory", backbone.name
+            )
+        return None
+    description = {
+        "format": FORMAT,
+        "backbone": backbone.digest,
+        "precision": backbone.arithmetic,
+        "size": size,
+    }
+    share = f"part-{rank()}-of-{processes()}" if processes() > 1 else ""
+    name = f"{backbone.name.replace('/', '--')}-{size}-{_short_digest(description)}"
+    folder = Path(root).expanduser() / name / share
+    _describe(folder, {"name": backbone.name, **description})
+    return folder
 
 
 def cache_bytes(

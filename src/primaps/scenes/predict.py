@@ -145,7 +145,7 @@ def split_options(
     model: PriMaPsEM, options: dict[str, Any]
 ) -> tuple[InferenceOptions, TilingOptions]:
     """Separate the options of inference from those of tiling; both have ``size``."""
-    names = {"crf", "flip", "precision"}
+    names = {"crf", "flip", "precision", "reject"}
     inference = InferenceOptions(**{name: options[name] for name in names & options.keys()})
     tiling = TilingOptions(**{name: value for name, value in options.items() if name not in names})
     return replace(model.segmenter.resolve(inference), size=tiling.size), tiling
@@ -164,7 +164,7 @@ def scene_classes(
     tiles = tiling.tiles(view, network, segmenter.size, segmenter.classes)
     values, groups = blended_values(segmenter, inference)
     blended = blend(values, groups, view, tiles, work, progress, network.device)
-    return refine(segmenter, view, tiles, blended, inference.crf, tiling.crf_tile, work, progress)
+    return refine(segmenter, view, tiles, blended, inference, tiling.crf_tile, work, progress)
 
 
 def shown_classes(

@@ -176,7 +176,7 @@ def refine(
     view: View,
     tiles: Tiles,
     blended: RawFile,
-    crf: bool,
+    options: InferenceOptions,
     crf_tile: int | None,
     work: WorkFolder,
     progress: ProgressCallback,
@@ -185,6 +185,7 @@ def refine(
 
     Args:
         blended: result of :func:`blend`.
+        options: options of inference.
         crf_tile: side of CRF tiles in network pixels; None is :data:`CRF_TILE`, or less for many
             classes.
 
@@ -193,7 +194,7 @@ def refine(
     """
     patch, classes = tiles.patch, segmenter.classes
     out = work.file("labels.u8", (view.scene.height, view.scene.width), np.uint8)
-    margin = math.ceil(CRF_MARGIN / patch) if crf else 1
+    margin = math.ceil(CRF_MARGIN / patch) if options.crf else 1
     side = max(3 * margin, (crf_tile or min(CRF_TILE, math.isqrt(CRF_VALUES // classes))) // patch)
     rows, columns = (crf_spans(n, side, margin) for n in (tiles.rows, tiles.columns))
     done: int = work.get("refined", 0)
@@ -213,7 +214,9 @@ def refine(
                 inner = view_box(view, patch, inner_rows, inner_columns)
                 box = Box(*tall, *wide)
                 yield [
-                    partial(_label, segmenter, view, stored, colors, valid, box, inner, crf, out)
+                    partial(
+                        _label, segmenter, view, stored, colors, valid, box, inner, options, out
+                    )
                 ]
 
     with lanes(segmenter.encoder.device, CRF_TOGETHER, writers=0) as threads:
@@ -239,7 +242,7 @@ def _label(
     valid: Bool[np.ndarray, "h w"],
     box: Box,
     inner: Box,
-    crf: bool,
+    options: InferenceOptions,
     out: RawFile,
 ) -> None:
     """Label a CRF tile without its margin.
@@ -260,10 +263,14 @@ def _label(
     values = torch.from_numpy(stored[:, :, box.left : box.right]).float().permute(1, 0, 2)
     logits = values[None, :classes].to(segmenter.encoder.device)
     pixels = np.ascontiguousarray(colors[:, left : box.right * patch].transpose(2, 0, 1))
-    probabilities = segmenter.probabilities(logits, torch.from_numpy(pixels)[None], crf)
+    probabilities = segmenter.probabilities(
+        logits, torch.from_numpy(pixels)[None], options.crf, options.reject
+    )
     finish = _finish(segmenter, values[classes:], (box.top, box.left), view.scale * patch)
     for block, labels in scene_labels(view, probabilities[0], (top, left), inner):
-        shown = finish(labels, block).cpu().numpy().astype(np.uint8)
+        rejected = labels == classes  # the channel after the classes
+        shown = finish(labels.clamp_max(classes - 1), block).cpu().numpy().astype(np.uint8)
+        shown[rejected.cpu().numpy()] = HIDDEN
         shown[~view.scene_valid(block, valid, top)] = HIDDEN
         out.put(shown, block.top, block.left)
 
