@@ -103,8 +103,8 @@ class PriMaPsEM:
         samples_: a few training images as 8-bit RGB, for the preview.
         depth_: bits of the values of images of more than 8 bits, with which :meth:`predict` reads
             images; None if the fit had none.
-        class_summary_: class tree, and stability and size of the classes; None without masks. Taught
-            classes are the leaves of their tree.
+        class_summary_: class tree, and stability and size of the classes; None without masks. In
+            a taught model, each class is a leaf of the tree.
         edits_: edits of the classes, as in ``edits.json``.
         legend_: names and colors of the classes after edits or a cut; None for the K classes of
             the fit.
@@ -380,7 +380,9 @@ class PriMaPsEM:
             seed=self.config.seed if seed is None else seed,
             progress=progress,
         )
-        return self._with_taught(replace(taught, annotations=tuple(listed), basis=list(self.edits_)))
+        return self._with_taught(
+            replace(taught, annotations=tuple(listed), basis=list(self.edits_))
+        )
 
     def feature_maps(
         self,
@@ -399,9 +401,7 @@ class PriMaPsEM:
             ImageError: no image could be read.
         """
         files = image_files(images)
-        return feature_maps(
-            files, self.encoder, self.size, cache=cache, progress=progress, log=log
-        )
+        return feature_maps(files, self.encoder, self.size, cache=cache, progress=progress, log=log)
 
     def _with_taught(self, taught: Taught) -> PriMaPsEM:
         """Return a copy of the model that predicts taught classes."""

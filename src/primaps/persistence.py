@@ -12,8 +12,8 @@ A model is a folder:
     {"format": 1, "tree": "3f0c9a1be2d4",
      "edits": [{"rename": "3", "to": "car"}, {"merge": ["0", "4"]}, {"hide": "7"}]}
 
-- ``taught.safetensors``: what the model was taught (:class:`primaps.teach.taught.Taught`). The names
-  and edits in ``edits.json`` are then those of the taught classes.
+- ``taught.safetensors``: what the model was taught (:class:`primaps.teach.taught.Taught`). The
+  edits in ``edits.json`` are then those of the taught classes.
 - ``annotations.jsonl``: the annotations that it was taught with. It is only appended to.
 - ``projection.json``, ``projection.safetensors`` and ``backbone/``: a projection with weights.
 - ``preview.png``: an overlay of some training images.
@@ -82,8 +82,8 @@ PUBLISHED = (
     CONFIG, WEIGHTS, HISTORY, TREE, EDITS, TAUGHT, "projection.json", "projection.safetensors",
     "backbone/config.json", "backbone/model.safetensors",
 )  # fmt: skip
-"""Files that :func:`push_to_hub` uploads if they exist, besides the preview. The annotations stay on
-this machine."""
+"""Files that :func:`push_to_hub` uploads if they exist, besides the preview. Annotations are not
+uploaded."""
 LARGEST_HISTORY = 256 << 20
 """Maximum size of ``history.json`` in bytes. A very long fit writes a tenth of it."""
 LARGEST_TREE = 64 << 20

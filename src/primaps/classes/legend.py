@@ -241,7 +241,7 @@ def legend_values(
 def hidden_last(
     labels: Integer[Tensor, "*shape"], legend: Legend | None
 ) -> Integer[Tensor, "*shape"]:
-    """Return labels with pixels of no class as one class after the shown ones, to count or color them.
+    """Return labels with pixels of no class as an additional last class, to count or color them.
 
     Examples:
         >>> sky, car = Class("0", "sky", (0, 0, 0), (0,)), Class("1", "car", (0, 0, 0), (1,), True)

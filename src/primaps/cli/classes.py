@@ -150,6 +150,7 @@ def _print(found: ClassSummary, shown: Legend, edits: list[dict[str, Any]]) -> N
     for one in shown.classes:
         share = sum(found.shares[part] for part in one.leaves)
         statistics = found.stability[int(one.id)] if one.id.isdecimal() else None
+        measured = statistics is not None and statistics.stability == statistics.stability
         red, green, blue = one.color
         table.add_row(
             values.get(one.id, "hidden"),
@@ -157,8 +158,8 @@ def _print(found: ClassSummary, shown: Legend, edits: list[dict[str, Any]]) -> N
             cell(one.id),
             cell(one.name),
             f"{share:.1%}",
-            str(statistics.images) if statistics else "-",
-            f"{statistics.stability:.2f}" if statistics else "-",
+            str(statistics.images) if statistics and measured else "-",
+            f"{statistics.stability:.2f}" if statistics and measured else "-",
             cell(names.get(str(statistics.nearest), statistics.nearest)) if statistics else "-",
         )
     show(table)

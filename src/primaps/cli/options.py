@@ -332,7 +332,7 @@ def fitted_model(
     found = PriMaPsEM.from_pretrained(model, device=device, engine=engine)
     if classes is None:
         return found
-    if classes > found.config.classes:
+    if found.taught_ is None and classes > found.config.classes:
         note(
             f"{classes} classes are a split of the {found.config.classes} classes of the fit; "
             f"`fit --classes {classes}` gives better ones"

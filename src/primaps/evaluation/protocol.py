@@ -290,9 +290,12 @@ def predict_samples(
     segmenter, samples = source.segmenter, at_depth(samples, source.depth_, of=data.samples)
     inference = segmenter.resolve(
         InferenceOptions(
-            bool(options.crf), bool(options.flip), options.size, options.precision,
+            bool(options.crf),
+            bool(options.flip),
+            options.size,
+            options.precision,
             bool(options.reject),
-        )  # fmt: skip
+        )
     )
     side, patch = cast(int, inference.size), segmenter.encoder.patch_size
 

@@ -114,9 +114,11 @@ def page(
     body = "".join(
         f'<section id="{key}"><h2>{title}</h2>{text}</section>' for key, title, text in parts
     )
+    taught = "" if model.taught_ is None else f"; {escape(model.taught_.sentence)}"
     summary = (
-        f"{len(classes)} classes, fitted to {model._images} images without labels; {images} images "
-        f"in this report. Backbone {escape(model.backbone.name)}, primaps {VERSION}."
+        f"{len(classes)} classes, fitted to {model._images} images without labels{taught}; {images} "
+        f"images in this report. Backbone {escape(model.backbone.name)}, primaps "
+        f"{VERSION}."
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -145,10 +147,14 @@ def color_key(one: Class) -> str:
 def _classes(model: PriMaPsEM, classes: Sequence[Class], examples: Sequence[ClassExamples]) -> str:
     text = (
         "<p>Example regions come from different images; pixels outside of the class are pale. "
-        "Left: the regions most similar to the class. Right: the least similar ones. Stability is "
-        "the share of a class that is found again in other images of the collection: classes "
-        "above 0.75 are reproducible, classes below 0.5 are not.</p>"
+        "Left: the regions most similar to the class. Right: the least similar ones."
     )
+    if model.taught_ is None:
+        text += (
+            " Stability is the share of a class that is found again in other images of the "
+            "collection: classes above 0.75 are reproducible, classes below 0.5 are not."
+        )
+    text += "</p>"
     stability = model.class_summary_.stability if model.class_summary_ else ()
     names = {one.id: one.name for one in classes}
     for value in sorted(range(len(classes)), key=lambda k: -examples[k].pixels):
@@ -157,7 +163,8 @@ def _classes(model: PriMaPsEM, classes: Sequence[Class], examples: Sequence[Clas
         facts.append(f"in {found.images} image{'s' * (found.images != 1)}")
         if one.id.isdecimal() and stability:
             own = stability[int(one.id)]
-            facts.append(f"stability {own.stability:.2f}")
+            if own.stability == own.stability:  # taught classes have none
+                facts.append(f"stability {own.stability:.2f}")
             if own.nearest >= 0:
                 nearest = names.get(str(own.nearest), f"class {own.nearest}")
                 facts.append(f"nearest: {nearest} ({own.cosine:.2f})")

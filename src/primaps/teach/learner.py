@@ -39,7 +39,7 @@ FOLDS = 5
 MIN_REGION_IMAGES = 3
 """Minimum number of images with annotated regions for which ``auto`` considers the pixel level."""
 MIN_GAIN = 0.01
-"""Mean IoU on held-out annotated pixels that the pixel level must gain for ``auto`` to choose it."""
+"""Gain in mean IoU on held-out annotated pixels for which ``auto`` chooses the pixel level."""
 
 
 def learn(
@@ -100,7 +100,7 @@ def check_annotations(annotations: Iterable[Annotation], maps: FeatureMaps) -> N
     for one in annotations:
         if one.image not in maps:
             raise InputError(
-                f"the annotated image {one.image!r} is not in the collection; add it to the images, "
+                f"the annotated image {one.image!r} is not in the collection; add it to the images "
                 "or remove its annotations"
             )
         if one.image not in sizes:
@@ -113,7 +113,7 @@ def check_annotations(annotations: Iterable[Annotation], maps: FeatureMaps) -> N
             )
         if one.digest not in (None, maps.digests[one.image]):
             raise InputError(
-                f"the image {one.image!r} has changed since it was annotated; restore the image, or "
+                f"the image {one.image!r} has changed since it was annotated; restore it or "
                 "annotate it again"
             )
 

@@ -184,7 +184,9 @@ def taught_bytes(taught: Taught, model: str) -> bytes:
     return save(packed, {"taught": json.dumps(asdict(record), ensure_ascii=False)})
 
 
-def parse_taught(data: bytes, where: str, model: str, channels: int | None, annotations: Path) -> Taught:
+def parse_taught(
+    data: bytes, where: str, model: str, channels: int | None, annotations: Path
+) -> Taught:
     """Validate and return the content of ``taught.safetensors``.
 
     Args:

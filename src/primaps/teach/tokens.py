@@ -3,9 +3,10 @@
 For a token with feature f, the logit of class k is ``<w_k, x> + b_k`` with ``x = f / |f|``. Weights
 minimize the weighted cross-entropy of the examples plus ``penalty / 2 * |w_k - a_k|^2``, where a_k
 is the scaled prototype of a class that was found without labels and named, and 0 for other
-classes. All classes have the same total weight, so the classifier assumes that all classes are
-equally frequent. Their true frequencies are then estimated on the unlabeled tokens by EM (Saerens
-et al. 2002) and added to the biases. Everything is computed in float64 and is deterministic.
+classes. Such a prototype is also an example of its class. All classes have the same total weight,
+so the classifier assumes that all classes are equally frequent. Their true frequencies are then
+estimated on the unlabeled tokens by EM (Saerens et al. 2002) and added to the biases. Everything is
+computed in float64 and is deterministic.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ PENALTY = 0.05
 """Weight of the penalty, relative to a total example weight of one per example."""
 ANCHOR_SCALE = 6.0
 """Length of the weights that named prototypes pull to: the scale of the logits of a fit."""
+ANCHOR_WEIGHT = 1.0
+"""Weight of a named prototype as an example of its class."""
 MAX_EXAMPLES = 8_000
 """Maximum number of examples that weights are learned from; more are sampled."""
 ITERATIONS = 200
@@ -89,8 +92,11 @@ def learn_tokens(
     """
     count = len(anchors)
     chosen = _subset(classes, MAX_EXAMPLES)
-    x = F.normalize(features[chosen].double(), dim=1)
-    y, w = classes[chosen], balanced(classes[chosen], weights[chosen].double(), count)
+    own = torch.arange(count, device=classes.device)[anchored]
+    x = F.normalize(torch.cat([features[chosen], anchors[anchored].to(features)]).double(), dim=1)
+    y = torch.cat([classes[chosen], own])
+    w = torch.cat([weights[chosen].double(), torch.full((len(own),), ANCHOR_WEIGHT).double()])
+    w = balanced(y, w, count)
     target = torch.where(anchored[:, None], ANCHOR_SCALE * F.normalize(anchors.double(), dim=1), 0)
     rejected = None
     if negatives is not None and len(negatives[0]):
@@ -189,9 +195,9 @@ def _minimize(
 def class_prior(logits: Float[Tensor, "m k"]) -> Float[Tensor, " k"]:
     """Estimate how frequent classes are in unlabeled data (Saerens et al. 2002).
 
-    EM over the posteriors p of a classifier that was trained on equally frequent classes: the E-step
-    weights p_k by the frequency of class k and normalizes, the M-step averages over the data. The
-    average is mixed with :data:`EM_SMOOTHING` of the uniform distribution.
+    EM over the posteriors p of a classifier that was trained on equally frequent classes. The
+    E-step weights p_k by the frequency of class k and normalizes; the M-step averages over the
+    data. The average is mixed with :data:`EM_SMOOTHING` of the uniform distribution.
 
     Args:
         logits: logits of the classifier on the unlabeled data.
@@ -289,7 +295,9 @@ def _subset(classes: Integer[Tensor, " n"], number: int) -> Integer[Tensor, " m"
     low, high = 1, number
     while low < high:  # the largest limit per class that gives at most ``number`` examples
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if counts.clamp_max(middle).sum() <= number else (low, middle - 1)
+        low, high = (
+            (middle, high) if counts.clamp_max(middle).sum() <= number else (low, middle - 1)
+        )
     parts = []
     for k in counts.nonzero()[:, 0].tolist():
         rows = (classes == k).nonzero()[:, 0]
