@@ -65,6 +65,7 @@ from primaps.projections.checkpoints import as_projection
 from primaps.projections.projection import Projection, code_network, encoder
 from primaps.proposals.image_size import image_masks
 from primaps.teach.annotations import Annotation, read_annotations, resolve_annotations
+from primaps.teach.find import Found, find_region
 from primaps.teach.learner import LevelOption, check_annotations, learn, renamed
 from primaps.teach.taught import NamedPrototypes, Taught
 from primaps.utils.colors import palette
@@ -383,6 +384,35 @@ class PriMaPsEM:
         return self._with_taught(
             replace(taught, annotations=tuple(listed), basis=list(self.edits_))
         )
+
+    @validated
+    def find(
+        self,
+        images: ImageCollection,
+        regions: Annotation | Sequence[Annotation],
+        *,
+        cache: str | Path | None = "auto",
+        progress: ProgressCallback = silent,
+        log: LogCallback = logger.warning,
+    ) -> Found:
+        """Score all images for the class of a region: this, everywhere.
+
+        Args:
+            images, cache, progress, log: as in :meth:`teach`.
+            regions: one region, or several of one class. Those with ``negative`` show what it is
+                not.
+
+        Returns:
+            A score in [0, 1] for every patch token. With a threshold the result can be accepted as
+            annotations: :meth:`primaps.teach.find.Found.annotations`.
+
+        Raises:
+            InputError: a region does not fit its image, or regions have several names.
+        """
+        listed = [regions] if isinstance(regions, Annotation) else list(regions)
+        maps = self.feature_maps(images, cache=cache, progress=progress, log=log)
+        check_annotations(listed, maps)
+        return find_region(listed, maps, seed=self.config.seed, progress=progress)
 
     def feature_maps(
         self,

@@ -177,9 +177,9 @@ def test_five_hundred_annotations_learn_in_two_seconds():
     features = torch.randn(500, 384, generator=generator)
     labels = torch.randint(0, 20, (500,), generator=generator)
     prior = torch.randn(20_000, 384, generator=generator)
-    start = time.perf_counter()
+    start = time.process_time()
     learn_tokens(
         features, labels, torch.ones(500), torch.zeros(20, 384),
         torch.zeros(20, dtype=torch.bool), prior,
     )  # fmt: skip
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

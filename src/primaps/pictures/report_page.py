@@ -116,8 +116,8 @@ def page(
     )
     taught = "" if model.taught_ is None else f"; {escape(model.taught_.sentence)}"
     summary = (
-        f"{len(classes)} classes, fitted to {model._images} images without labels{taught}; {images} "
-        f"images in this report. Backbone {escape(model.backbone.name)}, primaps "
+        f"{len(classes)} classes, fitted to {model._images} images without labels{taught}; "
+        f"{images} images in this report. Backbone {escape(model.backbone.name)}, primaps "
         f"{VERSION}."
     )
     return (
