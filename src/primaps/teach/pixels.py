@@ -9,7 +9,7 @@ convolutions and matrix products, stored as plain tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
