@@ -49,7 +49,7 @@ class Segmentation:
 
     labels: Integer[Tensor, "H W"]
     probabilities: Float[Tensor, "k h w"]
-    logits: Float[Tensor, "k h2 w2"]
+    logits: Float[Tensor, "k1 h2 w2"]
     features: Float[Tensor, "c h2 w2"]
 
     @property

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from primaps.data import (
     ImageCollection,
     ImageFile,
     LogCallback,
+    at_depth,
     image_files,
     load_image,
     pair_up,
@@ -66,7 +67,7 @@ from primaps.projections.projection import Projection, code_network, encoder
 from primaps.proposals.image_size import image_masks
 from primaps.teach.annotations import Annotation, read_annotations, resolve_annotations
 from primaps.teach.find import Found, find_region
-from primaps.teach.learner import LevelOption, check_annotations, learn, renamed
+from primaps.teach.learner import check_annotations, learn, renamed
 from primaps.teach.taught import NamedPrototypes, Taught
 from primaps.utils.colors import palette
 from primaps.utils.distributed import processes
@@ -333,7 +334,7 @@ class PriMaPsEM:
         images: ImageCollection,
         annotations: Sequence[Annotation] | str | Path,
         *,
-        level: LevelOption = "auto",
+        level: Literal["auto", "tokens"] = "auto",
         cache: str | Path | None = "auto",
         seed: Seed | None = None,
         progress: ProgressCallback = silent,
@@ -369,15 +370,11 @@ class PriMaPsEM:
         resolved, conflicts = resolve_annotations(listed)
         for conflict in conflicts:
             log(f"contradiction: {conflict}; the later annotation wins")
-        files = {file.key: file for file in image_files(images)}
-        options = InferenceOptions()
         taught = learn(
             resolved,
             maps,
-            lambda key: self.segmenter.scale(load_image(files[key].source), options),
             maps.digests,
             self._named_prototypes(),
-            level=level,
             seed=self.config.seed if seed is None else seed,
             progress=progress,
         )
@@ -430,7 +427,7 @@ class PriMaPsEM:
         Raises:
             ImageError: no image could be read.
         """
-        files = image_files(images)
+        files = at_depth(image_files(images), self.depth_)
         return feature_maps(files, self.encoder, self.size, cache=cache, progress=progress, log=log)
 
     def _with_taught(self, taught: Taught) -> PriMaPsEM:
@@ -445,7 +442,8 @@ class PriMaPsEM:
         try:
             other.legend_ = legend(other.class_summary_.tree, other.edits_)
         except EditError as error:
-            raise InputError(f"a class cannot have its name: {error}; change the name") from None
+            reason = error.__cause__ or error
+            raise InputError(f"the class name {reason}; rename the class") from None
         return other
 
     def _earlier(self, maps: FeatureMaps, log: LogCallback) -> list[Annotation]:

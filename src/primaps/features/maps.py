@@ -24,7 +24,7 @@ from primaps.data import (
     LogCallback,
     content_digest,
     fit_to_patches,
-    load_image,
+    pixel_digest,
     read,
     to_tensor,
 )
@@ -171,27 +171,33 @@ def feature_maps(
         log(sentence)
 
     digests: dict[str, str] = {}
-    for file, digest in read(files, content_digest, skip):
-        digests[file.key] = digest
+    contents: dict[str, str] = {}  # keys of the cache, which depend on the depth of an image
+    for file, (digest, content) in read(files, both_digests, skip):
+        digests[file.key], contents[file.key] = digest, content
         progress("reading", len(digests), len(files), {})
-    if missing := set(rows.missing(digests.values())):
+    if missing := set(rows.missing(contents.values())):
         with rows.writing():
             wanted = set(rows.missing(missing))  # another process may have written some
-            computed = [file for file in files if digests.get(file.key) in wanted]
-            _compute(rows, computed, digests, encoder, size, progress, skip)
-        absent = set(rows.missing(digests.values()))
-        digests = {key: digest for key, digest in digests.items() if digest not in absent}
+            computed = [file for file in files if contents.get(file.key) in wanted]
+            _compute(rows, computed, contents, encoder, size, progress, skip)
+        absent = set(rows.missing(contents.values()))
+        digests = {key: digest for key, digest in digests.items() if contents[key] not in absent}
     if not digests:
         reason = f"; first: {skipped[0]}" if skipped else ""
         raise ImageError(f"none of the {len(files)} images could be read{reason}")
-    found = rows.rows(list(digests.values())).arrays
+    found = rows.rows([contents[key] for key in digests]).arrays
     return FeatureMaps(digests, dict(zip(digests, found, strict=True)), channels)
+
+
+def both_digests(file: ImageFile) -> tuple[str, str]:
+    """Return the digest of a file, and that of its pixels as they are read."""
+    return content_digest(file), pixel_digest(file)
 
 
 def _compute(
     rows: ArrayCache,
     files: Sequence[ImageFile],
-    digests: dict[str, str],
+    contents: dict[str, str],
     encoder: Backbone,
     size: int,
     progress: ProgressCallback,
@@ -200,7 +206,7 @@ def _compute(
     """Compute and cache the maps of images, one image per thread."""
 
     def load(file: ImageFile) -> tuple[Tensor, tuple[int, int]]:
-        image = load_image(file.source)
+        image = file.load()
         scaled = to_tensor(fit_to_patches(image, size, encoder.patch_size))
         return scaled, (image.height, image.width)
 
@@ -216,7 +222,7 @@ def _compute(
             ((file, (scaled, original)),) = batch
             with threads.turn:
                 features = image_features(encoder, scaled[None])[0]
-            return digests[file.key], pack_map(features, original)
+            return contents[file.key], pack_map(features, original)
 
         for done, (digest, packed) in enumerate(overlapped(batches(), work, threads), 1):
             if rows.missing([digest]):

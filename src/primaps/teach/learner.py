@@ -7,13 +7,12 @@ every annotation.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from primaps.classes.legend import HIDDEN
@@ -31,25 +30,20 @@ from primaps.utils.colors import palette
 from primaps.utils.errors import InputError
 from primaps.utils.progress import ProgressCallback, silent
 
-LevelOption = Literal["auto", "tokens", "pixels"]
 PRIOR_TOKENS = 20_000
 """Number of unlabeled tokens that class frequencies are estimated on."""
 FOLDS = 5
 """Maximum number of groups of annotated images that are held out in turn."""
-MIN_REGION_IMAGES = 3
-"""Minimum number of images with annotated regions for which ``auto`` considers the pixel level."""
-MIN_GAIN = 0.01
-"""Gain in mean IoU on held-out annotated pixels for which ``auto`` chooses the pixel level."""
+MAX_REJECT = 0.99
+"""Maximum rejection threshold, if all held-out examples are classified with certainty."""
 
 
 def learn(
     annotations: Iterable[Annotation],
     maps: FeatureMaps,
-    scaled_image: Callable[[str], UInt8[Tensor, "3 H W"]],
     digests: Mapping[str, str],
     unsupervised: NamedPrototypes,
     *,
-    level: LevelOption = "auto",
     seed: int = 0,
     progress: ProgressCallback = silent,
 ) -> Taught:
@@ -59,12 +53,8 @@ def learn(
         annotations: annotations without contradictions, see
             :func:`primaps.teach.annotations.resolve_annotations`.
         maps: feature maps of the collection.
-        scaled_image: returns an annotated image at the size that its feature map was computed at.
         digests: image key to SHA-256, of the images of the collection.
         unsupervised: classes that were found without labels and named.
-        level: ``tokens``, ``pixels``, or ``auto``: pixels if the mean IoU on held-out annotated
-            pixels is at least :data:`MIN_GAIN` higher than with tokens, and annotations cover
-            regions in at least :data:`MIN_REGION_IMAGES` images.
         seed: random seed.
         progress: progress callback.
 
@@ -263,6 +253,7 @@ def calibrate(
     weights = balanced(chosen.classes, chosen.weights.double(), count) * frequency[chosen.classes]
     temperature = fit_temperature(logits, chosen.classes, weights)
     reject = reject_threshold(logits / temperature, chosen.classes, weights)
+    reject = min(reject, MAX_REJECT)
     guesses = logits.argmax(1)
     scores = {"tokens": mean_iou(guesses, chosen.classes, chosen.weights, count)}
     return temperature, reject, scores

@@ -33,8 +33,9 @@ EM_ITERATIONS = 200
 """Maximum number of iterations of the EM of class frequencies."""
 EM_SMOOTHING = 0.02
 """Share of the unlabeled tokens that is spread evenly over all classes, so that none vanishes."""
-TEMPERATURES = (0.05, 20.0)
-"""Smallest and largest temperature of :func:`fit_temperature`."""
+TEMPERATURES = (0.5, 20.0)
+"""Smallest and largest temperature of :func:`fit_temperature`. A few held-out examples that are all
+correct say little about how sure a classifier may be."""
 
 
 class TokenClassifier(nn.Module):
