@@ -49,6 +49,7 @@ from primaps.em.kmeans import Prototypes
 from primaps.em.orthogonal import CONSENSUS
 from primaps.em.probe import LinearProbe
 from primaps.em.training import HistoryLine, Recorder
+from primaps.exchange.annotations import load_annotations
 from primaps.features.extract import BACKBONE_BATCH, Extracted, extract
 from primaps.features.feature_cache import MaskMaker
 from primaps.features.maps import FeatureMaps, feature_maps
@@ -65,7 +66,7 @@ from primaps.persistence import (
 from primaps.projections.checkpoints import as_projection
 from primaps.projections.projection import Projection, code_network, encoder
 from primaps.proposals.image_size import image_masks
-from primaps.teach.annotations import Annotation, read_annotations, resolve_annotations
+from primaps.teach.annotations import Annotation, resolve_annotations
 from primaps.teach.find import Found, find_region
 from primaps.teach.learner import check_annotations, learn, renamed
 from primaps.teach.taught import NamedPrototypes, Taught
@@ -348,7 +349,8 @@ class PriMaPsEM:
         Args:
             images: the collection, with all annotated images. Class frequencies are estimated on
                 all of them.
-            annotations: annotations, in the order in which they were made, or their file.
+            annotations: annotations, in the order in which they were made, or what
+                :func:`primaps.exchange.annotations.load_annotations` reads: a file, or a folder.
             level: ``tokens`` learns a linear classifier of patch tokens; ``auto`` chooses.
             cache: folder to cache features in, as in :meth:`fit`.
             seed: random seed; None is that of the fit.
@@ -362,9 +364,13 @@ class PriMaPsEM:
         """
         if self.prototypes_ is None:
             raise ModelError("the model is not fitted: call fit before teach")
-        given = annotations
-        listed = read_annotations(given) if isinstance(given, str | Path) else list(given)
-        maps = self.feature_maps(images, cache=cache, progress=progress, log=log)
+        files = at_depth(image_files(images), self.depth_)
+        if isinstance(annotations, str | Path):
+            names = [one.name for one in self.shown_classes]
+            listed = load_annotations(annotations, files, names=names, log=log)
+        else:
+            listed = list(annotations)
+        maps = self.feature_maps(files, cache=cache, progress=progress, log=log)
         check_annotations(listed, maps)
         listed = [*self._earlier(maps, log), *listed]
         resolved, conflicts = resolve_annotations(listed)
