@@ -463,15 +463,15 @@ class PriMaPsEM:
             if k in one.leaves
         }
         found = []
-        absent: dict[str, int] = {}
+        absent: list[str] = []
         for one in self.taught_.read_annotations():
             if one.image in maps and one.digest in (None, maps.digests[one.image]):
                 found += renamed(one, names)
             else:
-                absent[one.image] = absent.get(one.image, 0) + 1
+                absent.append(one.image)
         if absent:
             log(
-                f"{sum(absent.values()):,} earlier annotations are of {len(absent):,} images that "
+                f"{len(absent):,} earlier annotations are of {len(set(absent)):,} images that "
                 "are not in the collection, and were left out"
             )
         elif not found and sum(self.taught_.counts.values()):
