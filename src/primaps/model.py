@@ -474,7 +474,7 @@ class PriMaPsEM:
                 f"{len(absent):,} earlier annotations are of {len(set(absent)):,} images that "
                 "are not in the collection, and were left out"
             )
-        elif not found and sum(self.taught_.counts.values()):
+        elif not found and any(self.taught_.counts.values()):
             log(
                 "the annotations that the model was taught with are not available; it learns from "
                 "the new ones only"
