@@ -1,6 +1,7 @@
 """The routes of docs/studio.md, compared with the results of the library."""
 
 import contextlib
+import hashlib
 import json
 import threading
 import time
@@ -196,8 +197,7 @@ def test_a_correction_is_painted_counted_and_exported(served, tmp_path):
     shares = served.get("images").json()["shares"][3]
     one = content["classes"][2]
     runs = [[64 * row + 5, 40] for row in range(10, 40)]
-    answer = served.post("images/3/correction", **{"class": one["id"], "runs": runs},
-                         revision=content["revision"]).json()  # fmt: skip
+    answer = served.correct(3, one["id"], runs, content["revision"]).json()
     assert answer["image"] == 3
     assert answer["undo"] == "corrected a/3"
     painted = before.copy()
@@ -238,6 +238,49 @@ def test_a_correction_is_painted_counted_and_exported(served, tmp_path):
     assert served.get("images").json()["corrected"] == []
     assert served.get("images").json()["shares"][3] == shares
     assert served.post("export", format="coco", images="corrected").status_code == 400
+
+
+def test_a_correction_of_another_image_is_rejected(served):
+    """Its map was painted over in the page while the next image was opened."""
+    served.seen()
+    revision = served.get("classes").json()["revision"]
+    runs = [[0, 64]]
+    wrong = served.correct(3, "1", runs, revision, key="a/4")
+    assert (wrong.status_code, "painted on a/4, not on a/3" in wrong.text) == (409, True)
+    digest = served.get("images/4/leaves").headers["x-digest"]
+    wrong = served.correct(3, "1", runs, revision, digest=digest)
+    assert (wrong.status_code, "was replaced after" in wrong.text) == (409, True)
+    content = {"class": "1", "runs": runs, "revision": revision}
+    assert served.post("images/3/correction", **content).status_code == 400
+    # The file is replaced: the correction of the old image is rejected, the new one is analyzed.
+    before = grid(served.get("images/3/leaves"))
+    digest = served.get("images/3/leaves").headers["x-digest"]
+    source = served.studio.workspace.file(3).source
+    source.write_bytes(served.studio.workspace.file(7).source.read_bytes())
+    assert served.correct(3, "1", runs, revision, digest=digest).status_code == 409
+    assert (grid(served.get("images/3/leaves")) != before).any()
+    assert served.get("images").json()["corrected"] == []
+    assert served.correct(3, "1", runs, revision).status_code == 200
+    line = json.loads((served.root / "history.jsonl").read_text())
+    assert line["digest"] == hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+def test_a_change_that_is_sent_again_is_made_once(served):
+    """The page sends a change again if the server was killed before it answered."""
+    served.seen()
+    revision = served.get("classes").json()["revision"]
+    sent = {"revision": revision, "edits": [{"rename": "0", "to": "sky"}], "change": "one"}
+    first = served.post("classes", **sent)
+    assert served.post("classes", **sent).json() == first.json()
+    assert served.post("classes", **{**sent, "change": "two"}).status_code == 409
+    undo = {"revision": first.json()["revision"], "change": "three"}
+    back = served.post("undo", **undo).json()
+    assert served.post("undo", **undo).json() == back
+    assert back["redo"] == "renamed class 0 to sky"
+    painted = [
+        served.correct(3, "1", [[0, 64]], back["revision"], change="four").json() for _ in range(2)
+    ]
+    assert painted[0] == painted[1]
 
 
 def test_an_export_of_all_images_equals_predict_and_export(served, tmp_path):

@@ -102,6 +102,32 @@ def test_a_failed_write_keeps_earlier_edits(editor, monkeypatch):
     assert again(editor).edits == [sky, {"hide": "1"}]
 
 
+def test_a_change_without_an_effect_is_made_when_it_is_sent_again(editor, monkeypatch):
+    """The process is killed between the line of a change and edits.json, twice."""
+
+    def killed(path, content):
+        raise KeyboardInterrupt
+
+    sky = [{"rename": "0", "to": "sky"}]
+    with monkeypatch.context() as patch:
+        patch.setattr(persistence, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            editor.append(editor.revision, sky, "one")
+    assert again(editor).edits == again(editor).edits == []
+    editor = again(editor)
+    editor.append(editor.revision, sky, "one")
+    assert again(editor).edits == sky
+    with monkeypatch.context() as patch:
+        patch.setattr(persistence, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            editor.undo(editor.revision, "two")
+    editor = again(editor)
+    assert editor.edits == sky
+    editor.undo(editor.revision, "two")
+    editor.undo("an earlier revision", "two")
+    assert again(editor).edits == []
+
+
 def test_undo_and_redo_restore_identical_bytes(editor):
     path = editor.model / "edits.json"
     change_edits(editor.model, editor.tree, lambda edits: edits)  # a file without edits

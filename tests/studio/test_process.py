@@ -1,5 +1,6 @@
 """The command: started, killed at any moment, started again."""
 
+import asyncio
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from primaps.studio.workspace import open_workspace
+from primaps.utils.errors import NotFoundError
 from tests.cli.test_cli import call
 from tests.studio.conftest import httpx, serving
 from tests.studio.test_api import grid
@@ -137,9 +139,9 @@ def test_saved_changes_survive_a_kill(folder, vit, own_cache):
         assert [c["id"] for c in content["classes"]] == [c["id"] for c in answer.json()["classes"]]
         leaves = grid(one.client.get("/api/images/4/leaves"))
         name, runs = content["classes"][1]["id"], [[0, 64], [640, 9]]
-        answer = one.post(
-            "images/4/correction", **{"class": name}, revision=content["revision"], runs=runs
-        )
+        answer = one.client.get("/api/images/4/leaves")
+        own = {"key": "a/4", "digest": answer.headers["x-digest"], "class": name}
+        answer = one.post("images/4/correction", **own, revision=content["revision"], runs=runs)
         one.kill()
     with running(folder) as one:
         one.wait(lambda state: state["stage"] == "fitted")
@@ -154,6 +156,69 @@ def test_saved_changes_survive_a_kill(folder, vit, own_cache):
         assert one.get("classes")["redo"] == "corrected a/4"
     shown = call("classes", folder / "out" / "model")
     assert "sky" in shown.output
+
+
+def test_a_folder_keeps_its_token_and_port(folder, monkeypatch, tmp_path):
+    """An open page works again after a restart."""
+    from primaps.studio import serve
+
+    monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path / "cache"))
+    said = []
+    options = {"browser": False, "log": said.append}
+
+    async def restarted(out, **more):
+        handle = serve.run_studio(folder / "images", out, **options, **more)
+        handle.stop()
+        return handle.url
+
+    def run(out, **more):
+        return asyncio.run(restarted(folder / out, **more))
+
+    first = run("out")
+    assert first == run("out")
+    assert not (folder / "out").exists()
+    (file,) = (tmp_path / "cache" / "studio").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert first.split("=")[1] in file.read_text()
+    assert run("other").split("=")[1] != first.split("=")[1]
+    with socket.socket() as taken:  # another program has the port: the token stays
+        taken.bind(("127.0.0.1", int(re.search(r":(\d+)/", first)[1])))
+        taken.listen()
+        moved = run("out")
+    assert moved.split("/?")[0] != first.split("/?")[0]
+    assert moved.split("=")[1] == first.split("=")[1]
+    file.chmod(0o644)  # others could read it: a new token
+    assert run("out").split("=")[1] != first.split("=")[1]
+    file.write_text("{")
+    assert len(run("out").split("=")[1]) >= 32
+
+
+def test_a_notebook_gets_a_handle(folder):
+    """In a running event loop the studio runs in a thread."""
+    from primaps.studio.serve import run_studio
+
+    async def cell():
+        given = folder / "images", folder / "out"
+        handle = run_studio(*given, model=folder / "model", browser=False, log=lambda _: None)
+        base, query = handle.url.split("/?")
+        with httpx.Client(base_url=base, timeout=60) as client:
+            for _ in range(500):
+                if client.get(f"/?{query}").status_code == 303:
+                    break
+                time.sleep(0.02)
+            assert client.get("/api/state").json()["images"] == 10
+        assert "runs at" in repr(handle)
+        handle.stop()
+        handle.stop()
+        assert "was stopped" in repr(handle)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(base)
+        with pytest.raises(NotFoundError, match="is not a folder"):
+            run_studio(folder / "none", browser=False)
+        with open_workspace(*given, {}, folder / "model"):
+            pass  # the folder is unlocked
+
+    asyncio.run(cell())
 
 
 @pytest.mark.slow

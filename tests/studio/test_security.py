@@ -42,6 +42,13 @@ def test_dns_rebinding_is_rejected(shared, host):
     assert b"folder" not in answer
 
 
+def test_a_forwarded_port_is_told_about_allow_host(shared):
+    status, answer = request(shared, host=["localhost:9000"])
+    assert status == 403
+    assert b"start it with --allow-host localhost:9000" in answer
+    assert b"--allow-host" not in request(shared, host=["<b>:1"])[1]
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]"])
 def test_own_names_are_accepted(shared, host):
     assert request(shared, host=[f"{host}:{shared.port}"])[0] == 200
@@ -349,6 +356,8 @@ def test_only_allowed_names_are_accepted(folder):
     from primaps.studio.workspace import open_workspace
 
     with open_workspace(folder / "images", folder / "new", {}) as workspace:
-        guard = create_app(Studio(workspace, 3, "cpu"), TOKEN, 8080, ["desk.example"])
+        names = ["desk.example", "localhost:9000", "[::2]", "[::3]:9000"]
+        guard = create_app(Studio(workspace, 3, "cpu"), TOKEN, 8080, names)
         assert b"desk.example:8080" in guard.hosts
+        assert {b"localhost:9000", b"[::2]:8080", b"[::3]:9000"} < guard.hosts
         assert b"other.example:8080" not in guard.hosts

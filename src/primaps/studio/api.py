@@ -146,8 +146,13 @@ class Api:
         _, editor = self.studio.opened()
         number = image_number(request)
         await self._analysis(number)
-        leaves = await run_sync(corrected_leaves, self.studio.images, editor, number)
-        return await run_sync(map_response, leaves)
+
+        def answer() -> Response:
+            images = self.studio.images
+            key, digest = images.workspace.file(number).key, images.digest(number)
+            return map_response(corrected_leaves(images, editor, number), key, digest)
+
+        return await run_sync(answer)
 
     async def logits(self, request: Request) -> Response:
         self.studio.opened()
@@ -193,29 +198,45 @@ class Api:
 
     async def edit(self, request: Request) -> Response:
         given = await read_body(request, messages.EditsBody)
-        return await self._change(lambda editor: editor.append(given.revision, given.edits))
+        return await self._change(
+            lambda editor: editor.append(given.revision, given.edits, given.change)
+        )
 
     async def cut(self, request: Request) -> Response:
         given = await read_body(request, messages.CutBody)
-        return await self._change(lambda editor: editor.cut(given.revision, given.classes))
+        return await self._change(
+            lambda editor: editor.cut(given.revision, given.classes, given.change)
+        )
 
     async def undo(self, request: Request) -> Response:
         given = await read_body(request, messages.RevisionBody)
-        return await self._change(lambda editor: editor.undo(given.revision))
+        return await self._change(lambda editor: editor.undo(given.revision, given.change))
 
     async def redo(self, request: Request) -> Response:
         given = await read_body(request, messages.RevisionBody)
-        return await self._change(lambda editor: editor.redo(given.revision))
+        return await self._change(lambda editor: editor.redo(given.revision, given.change))
 
     async def correct(self, request: Request) -> Response:
         given = await read_body(request, messages.CorrectionBody)
         number = image_number(request)
-        key = self.studio.workspace.file(number).key
+        file = self.studio.workspace.file(number)
+        if given.key != file.key:
+            raise ConflictError(
+                f"this correction was painted on {given.key}, not on {file.key}; paint it again"
+            )
         height, width = (await self._analysis(number)).leaves.shape
 
         def paint(editor: ClassEditor) -> str:
-            editor.paint(given.revision, key, (height, width), given.name, given.runs)
-            return key
+            if given.digest != self.studio.images.digest(number):
+                raise ConflictError(
+                    f"{file.source} was replaced after this correction was painted; reload the "
+                    "page and paint it again"
+                )
+            size = (height, width)
+            editor.paint(
+                given.revision, file.key, size, given.name, given.runs, given.digest, given.change
+            )
+            return file.key
 
         return await self._change(paint)
 

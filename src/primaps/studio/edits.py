@@ -5,10 +5,14 @@ Each line is written to disk before its effect; a restart after a kill applies w
 Edits that another program wrote to ``edits.json`` become a separate action and can be undone.
 
     {"do": "edits", "edits": [{"rename": "3", "to": "car"}], "description": "renamed 3 to car"}
-    {"do": "paint", "key": "2024/a", "leaf": 7, "size": [640, 480], "runs": [[9, 4]], "before": []}
+    {"do": "paint", "key": "2024/a", "digest": "9f86...", "leaf": 7, "size": [640, 480],
+     "runs": [[9, 4]], "before": []}
     {"undo": true}
     {"redo": true}
     {"reset": [...]}                the edits that remain after another program removed some
+
+A line that the page caused has the id of the change, ``"change": "5f0c..."``. The page sends a
+change again if it did not receive the answer; a change that is in the history is not made twice.
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ class History:
         done, undone: Actions to undo and to redo, the next one last.
         lines: Number of lines, which never decreases.
         last: Action of the last line, and whether the line undid it.
+        changes: Id of each change of the page that took effect, and the action of its line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,6 +59,8 @@ class History:
         self.base: list[Any] = []
         self.lines = 0
         self.last: tuple[Action, bool] | None = None
+        self.changes: dict[str, Action] = {}
+        self._last_change = ""
         if path.is_file():
             for line in path.read_bytes().split(b"\n"):
                 try:
@@ -112,13 +119,20 @@ class History:
             self.done.append(line)
             self.undone, self.last = [], (line, False)
         self.lines += 1
+        change = str(line.get("change", ""))
+        if change:
+            self.changes[change] = self.last[0] if self.last else line
+        elif "undo" in line or "redo" in line or "reset" in line:
+            # Written by synchronize(): the change of the line before had no effect.
+            self.changes.pop(self._last_change, None)
+        self._last_change = change
 
 
 class ClassEditor:
     """The edited classes of a model and its corrections.
 
     Every change takes the revision that the user saw and raises :class:`ConflictError` if the
-    current revision is another one.
+    current revision is another one. A change with an id that was made before is not made again.
 
     Args:
         model: Folder of the model.
@@ -182,33 +196,49 @@ class ClassEditor:
             self.history.synchronize(self._edits.edits)
             self._writing = False
 
-    def append(self, revision: str, edits: Sequence[dict[str, Any]]) -> None:
+    def append(self, revision: str, edits: Sequence[dict[str, Any]], change: str = "") -> None:
         """Append edits as one action.
+
+        Args:
+            change: Id of the change; "" without one.
 
         Raises:
             EditError: One of the edits is not possible; none of them is made.
         """
         with self._lock:
-            self._check(revision)
-            self._append(list(edits))
+            if self._made(change) is None:
+                self._check(revision)
+                self._append(list(edits), change)
 
-    def cut(self, revision: str, classes: int) -> None:
+    def cut(self, revision: str, classes: int, change: str = "") -> None:
         """Cut the class tree at a number of classes.
 
         Raises:
             TreeError: The tree has no such cut.
         """
         with self._lock:
+            if self._made(change) is not None:
+                return
             self._check(revision)
             wanted = [self.tree.node_leaves[node] for node in self.tree.nodes(classes)]
             if wanted != [one.leaves for one in self.legend().classes]:
-                self._append([{"cut": classes}])
+                self._append([{"cut": classes}], change)
 
-    def paint(self, revision: str, key: str, size: tuple[int, int], name: str, runs: Runs) -> None:
+    def paint(
+        self,
+        revision: str,
+        key: str,
+        size: tuple[int, int],
+        name: str,
+        runs: Runs,
+        digest: str = "",
+        change: str = "",
+    ) -> None:
         """Assign pixels of an image to a class.
 
         Args:
             key: Key of the image.
+            digest: Digest of the image file.
             size: Height and width of the map that the runs refer to.
             name: Id of the class.
 
@@ -217,6 +247,8 @@ class ClassEditor:
             InputError: The runs extend beyond the image.
         """
         with self._lock:
+            if self._made(change) is not None:
+                return
             self._check(revision)
             leaf = self.legend().find(name).leaves[0]
             pixels = run_pixels(runs, size[0] * size[1])
@@ -227,24 +259,27 @@ class ClassEditor:
             action = {
                 "do": "paint",
                 "key": key,
+                "digest": digest,
                 "leaf": leaf,
                 "size": list(size),
                 "runs": [list(run) for run in runs],
                 "before": to_runs(pixels, before),
             }
-            self.history.add(action)
+            self.history.add(_with_id(action, change))
             self._paint(action, undone=False)
 
-    def undo(self, revision: str) -> str | None:
+    def undo(self, revision: str, change: str = "") -> str | None:
         """Undo the last action; return the key of the image if it was a correction."""
-        return self._step(revision, undone=True)
+        return self._step(revision, change, undone=True)
 
-    def redo(self, revision: str) -> str | None:
+    def redo(self, revision: str, change: str = "") -> str | None:
         """Redo the action undone last; return the key of the image if it was a correction."""
-        return self._step(revision, undone=False)
+        return self._step(revision, change, undone=False)
 
-    def _step(self, revision: str, undone: bool) -> str | None:
+    def _step(self, revision: str, change: str, undone: bool) -> str | None:
         with self._lock:
+            if (made := self._made(change)) is not None:
+                return str(made["key"]) if made["do"] == "paint" else None
             self._check(revision)
             verb = "undo" if undone else "redo"
             actions = self.history.done if undone else self.history.undone
@@ -252,12 +287,12 @@ class ClassEditor:
                 raise ConflictError(f"nothing to {verb}")
             action = actions[-1]
             if action["do"] == "paint":
-                self.history.add({verb: True})
+                self.history.add(_with_id({verb: True}, change))
                 self._paint(action, undone)
                 return str(action["key"])
             edits = list(self._edits.edits)
             edits = edits[: -len(action["edits"])] if undone else [*edits, *action["edits"]]
-            self._write(edits, {verb: True})
+            self._write(edits, _with_id({verb: True}, change))
             return None
 
     def next_actions(self) -> tuple[str | None, str | None]:
@@ -275,10 +310,15 @@ class ClassEditor:
             raise ConflictError(CHANGED)
         self._settle()
 
-    def _append(self, edits: list[dict[str, Any]]) -> None:
+    def _made(self, change: str) -> Action | None:
+        """Return the action of a change that was made before; None for another one."""
+        self._refresh()
+        return self.history.changes.get(change)
+
+    def _append(self, edits: list[dict[str, Any]], change: str) -> None:
         text = describe(edits, self.legend())
         action = {"do": "edits", "edits": edits, "description": text}
-        self._write([*self._edits.edits, *edits], action)
+        self._write([*self._edits.edits, *edits], _with_id(action, change))
 
     def _write(self, edits: list[dict[str, Any]], line: Action) -> None:
         """Write the edits after a line in the history, while no other program does."""
@@ -305,6 +345,10 @@ class ClassEditor:
             strokes += [([run[:2]], run[2]) for run in action["before"]]
         height, width = action["size"]
         self.corrections.paint(action["key"], (height, width), strokes)
+
+
+def _with_id(line: Action, change: str) -> Action:
+    return {**line, "change": change} if change else line
 
 
 def describe(edits: Sequence[dict[str, Any]], classes: Legend) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from primaps.backbones.backbone import image_features
-from primaps.data import ImageError, ImageFile, fit_to_patches, to_tensor
+from primaps.data import ImageError, ImageFile, content_digest, fit_to_patches, to_tensor
 from primaps.studio.analysis import (
     ImageAnalysis,
     analyze,
@@ -36,6 +36,18 @@ V = TypeVar("V")
 DISPLAY_SIDE, THUMBNAIL_SIDE = 1600, 240
 """Longer side of a displayed image and of a thumbnail, in pixels."""
 QUALITY = 88
+
+
+FileState = tuple[int, int, int] | None
+"""Inode, time of the last change and size of a file; None if the file does not exist."""
+
+
+def _file_state(path: Path) -> FileState:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def display_image(file: ImageFile, side: int = DISPLAY_SIDE) -> Image.Image:
@@ -82,6 +94,11 @@ class LRUCache(Generic[K, V]):
             if len(self._values) > self.size:
                 self._values.popitem(last=False)
         return value
+
+    def drop(self, key: K) -> None:
+        """Remove a value."""
+        with self._lock:
+            self._values.pop(key, None)
 
 
 @dataclass(frozen=True)
@@ -132,6 +149,9 @@ class ImageCache:
         self._thumbnails: LRUCache[int, bytes] = LRUCache(256)
         self.summaries: dict[int, Summary] = {}
         self.unreadable: dict[int, str] = {}
+        self._analyzed: dict[int, FileState] = {}
+        """State of each file when it was analyzed."""
+        self._digests: dict[int, tuple[FileState, str]] = {}
 
     def close(self) -> None:
         """Stop the analysis of all images."""
@@ -157,6 +177,14 @@ class ImageCache:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(data)
         return thumbnails.put(number, data)
+
+    def digest(self, number: int) -> str:
+        """Return the SHA-256 of an image file."""
+        file, state = self.workspace.file(number), _file_state(self._source(number))
+        known = self._digests.get(number)
+        if known is None or known[0] != state:
+            known = self._digests[number] = (state, content_digest(file))
+        return known[1]
 
     def crop(self, number: int, box: tuple[float, float, float, float]) -> bytes:
         """Return a crop of a displayed image as a JPEG file.
@@ -196,10 +224,20 @@ class ImageCache:
 
     def analysis(self, number: int, priority: int) -> Future[ImageAnalysis]:
         """Return the analysis of an image, computed in the thread of the network if necessary."""
-        self.workspace.file(number)
+        self._forget_replaced(number)
         if (cached := self.cached_analysis(number)) is not None:
             return _done(cached)
         return self.network.queue.submit(priority, lambda: self._analyze(number))
+
+    def _forget_replaced(self, number: int) -> None:
+        """Drop what is cached for an image whose file was replaced since its analysis."""
+        state, analyzed = _file_state(self._source(number)), self._analyzed.get(number)
+        if state is None or analyzed is None or state == analyzed:
+            return
+        for cache in (self._analyses, self._features, self._images, self._thumbnails):
+            cache.drop(number)
+        self.summaries.pop(number, None)
+        self._analyzed.pop(number)
 
     def cached_analysis(self, number: int) -> ImageAnalysis | None:
         """Return the analysis of an image from memory or disk; None if it has to be computed."""
@@ -217,7 +255,7 @@ class ImageCache:
         if (cached := self._analyses.get(number)) is not None:
             return cached
         source, path = self._source(number), self._path(number, ".safetensors")
-        model = self.network.model()
+        model, state = self.network.model(), _file_state(source)
         try:
             key = cache_key(self.network.digest(), source)
         except OSError as error:
@@ -233,6 +271,7 @@ class ImageCache:
             analysis = analyze(model, image)
             save_analysis(analysis, path, key)
         self._analyses.put(number, analysis)
+        self._analyzed[number] = state
         self.unreadable.pop(number, None)
         if number not in self.summaries:
             counts = np.bincount(analysis.leaves.ravel(), minlength=len(analysis.similarity))

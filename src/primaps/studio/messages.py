@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 from annotated_types import Interval, Len
@@ -27,6 +28,8 @@ T = TypeVar("T")
 Text = Annotated[str, Len(0, 4000)]
 Natural = Annotated[int, Interval(ge=0, le=10**9)]
 Edit = dict[str, str | list[str]]
+ChangeId = Annotated[str, Len(0, 64)]
+"""Id of a change, which the page sends again if it did not receive the answer."""
 MAX_WAITING = 64
 """Events that wait for one tab. A slower tab loses the oldest ones."""
 HEARTBEAT = 15.0
@@ -53,6 +56,7 @@ class EditsBody:
 
     revision: Text
     edits: Annotated[list[Edit], Len(1, 1000)]
+    change: ChangeId = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class CutBody:
 
     revision: Text
     classes: Annotated[int, Interval(ge=1, le=65535)]
+    change: ChangeId = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class RevisionBody:
     """Body of ``POST undo`` and ``POST redo``."""
 
     revision: Text
+    change: ChangeId = ""
 
 
 @dataclass(frozen=True)
@@ -96,11 +102,17 @@ class ExportBody:
 
 @dataclass(frozen=True)
 class CorrectionBody:
-    """Body of ``POST images/N/correction``; the page sends ``name`` as ``class``."""
+    """Body of ``POST images/N/correction``; the page sends ``name`` as ``class``.
+
+    ``key`` and ``digest`` are those of the image on which it was painted.
+    """
 
     revision: Text
+    key: Text
+    digest: Text
     name: Annotated[Text, Field(alias="class")]
     runs: Annotated[list[tuple[Natural, Natural]], Len(1, 2_000_000)]
+    change: ChangeId = ""
 
 
 async def read_body(request: Request, kind: type[T]) -> T:
@@ -142,12 +154,18 @@ def box(request: Request) -> tuple[float, float, float, float]:
     return left, top, right, bottom
 
 
-def map_response(labels: Integer[np.ndarray, "h w"]) -> Response:
-    """Encode a label map: width, height, then 8 or 16 bits per pixel, row by row."""
+def map_response(labels: Integer[np.ndarray, "h w"], key: str = "", digest: str = "") -> Response:
+    """Encode a label map: width, height, then 8 or 16 bits per pixel, row by row.
+
+    Args:
+        key, digest: Those of the image, for a map that can be corrected.
+    """
     dtype = np.dtype("u1") if labels.max(initial=0) < 256 else np.dtype("<u2")
     size = np.array(labels.shape[::-1], "<u2").tobytes()
     data = gzip.compress(size + labels.astype(dtype).tobytes(), 1)
     headers = {"X-Values": f"u{8 * dtype.itemsize}", "Content-Encoding": "gzip"}
+    if digest:
+        headers |= {"X-Key": quote(key), "X-Digest": digest}
     return Response(data, media_type="application/octet-stream", headers=headers)
 
 

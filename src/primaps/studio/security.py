@@ -11,6 +11,7 @@ from __future__ import annotations
 import hmac
 import html
 import json
+import re
 from collections.abc import Iterable
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
@@ -28,6 +29,8 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+HOST = re.compile(r"([A-Za-z0-9._-]{1,200}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
+WITH_PORT = re.compile(r"^[^:]*:\d{1,5}$|\]:\d{1,5}$")
 HEADERS = {
     b"content-security-policy": POLICY.encode(),
     b"x-content-type-options": b"nosniff",
@@ -60,13 +63,15 @@ class Guard:
         app: Application behind the guard.
         token: Token of the printed address.
         port: Port of the server.
-        names: Names of the server, as in a Host header without the port.
+        names: Names of the server, as in a Host header with or without the port.
     """
 
     def __init__(self, app: ASGIApp, token: str, port: int, names: Iterable[str]) -> None:
         self.app, self.token = app, token
         names = [name.lower() for name in names]
-        self.hosts = {f"{name}:{port}".encode() for name in names}
+        self.hosts = {
+            (name if WITH_PORT.search(name) else f"{name}:{port}").encode() for name in names
+        }
         if port == 80:
             self.hosts |= {name.encode() for name in names}
         self.cookie = f"primaps-{port}"
@@ -104,7 +109,7 @@ class Guard:
             return 400, "the request target must be a path"
         host = _header(scope, b"host")
         if len(host) != 1 or host[0].lower() not in self.hosts:
-            return 403, "the Host header is not a name of this server"
+            return 403, _unknown_host(host)
         origin = _header(scope, b"origin")
         if method not in SAFE_METHODS and origin != [b"http://" + host[0]]:
             return 403, "cross-origin change rejected"
@@ -139,6 +144,17 @@ class Guard:
         headers = [(b"location", b"/"), (b"set-cookie", cookie.encode()), (b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 303, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
+
+
+def _unknown_host(host: list[bytes]) -> str:
+    """Return the sentence for a Host header that is not a name of the server."""
+    given = host[0].decode("latin-1") if len(host) == 1 else ""
+    if not HOST.fullmatch(given):
+        return "the Host header is not a name of this server"
+    return (
+        f"the studio does not know the name {given}; if you forwarded its port to this address "
+        f"yourself, start it with --allow-host {given}"
+    )
 
 
 def _limited(receive: Receive) -> Receive:

@@ -54,10 +54,13 @@ def user_path(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     """Return a temporary path that replaces ``path`` when the block ends without an error.
 
     A reader sees the old file or the complete new one.
+
+    Args:
+        private: only the owner can read and write the file.
 
     Examples:
         >>> target = Path(tempfile.mkdtemp()) / "folder" / "a.txt"
@@ -80,7 +83,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             with _UMASK:  # reading the umask requires setting it, for all threads
                 umask = os.umask(0)
                 os.umask(umask)
-            temporary.chmod(0o666 & ~umask)  # mkstemp creates private files
+            if not private:  # mkstemp creates private files
+                temporary.chmod(0o666 & ~umask)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -213,9 +217,13 @@ def _runs(process: int) -> bool:
     return True
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Write ``content`` as indented JSON, atomically."""
-    with atomic_path(path) as temporary:
+def write_json(path: str | Path, content: Any, *, private: bool = False) -> None:
+    """Write ``content`` as indented JSON, atomically.
+
+    Args:
+        private: only the owner can read and write the file.
+    """
+    with atomic_path(path, private=private) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
