@@ -264,6 +264,128 @@ def test_a_stroke_continues_while_the_last_one_is_saved(fresh):
     assert '"runs":[[0,2]]' in found[1][0]
 
 
+def test_the_brush_waits_for_the_map_of_its_image(fresh):
+    """J, B and a stroke, before the next map has arrived."""
+    found = fresh.evaluate("""async () => {
+      const { createBrush } = await import("/js/views/images/brush.js");
+      const { store } = await import("/js/store.js");
+      store.set({ classes: { revision: "a", leaves: 2, classes: [
+        { id: "0", name: "a", leaves: [0] }, { id: "1", name: "b", leaves: [1] }] } });
+      const view = {
+        map: null, redrawMap(map) { this.map = map; },
+        stage: { node: document.createElement("div"), image: null },
+      };
+      let image = 0;
+      const brush = createBrush({ view: () => view, masks: () => null, image: () => image });
+      const map = (key) => ({ width: 4, height: 1, values: new Uint8Array(4), key, digest: "d" });
+      brush.arrive(map("first"));
+      brush.choose(store.state.classes.classes[1]);
+      const started = brush.tool();
+      started.start({ x: 0.1, y: 0.5 });
+      image = 1;
+      brush.leave(); // the next image is opened in the middle of a stroke
+      started.end();
+      const during = brush.tool();
+      for (const { keys, act } of brush.keys) if (keys.includes(" ")) act({ key: " " });
+      brush.arrive(map("second"));
+      brush.tool().start({ x: 0.1, y: 0.5 });
+      brush.tool().end();
+      await new Promise((resolve) => setTimeout(resolve));
+      return [during, asked.filter((one) => one.includes("correction"))];
+    }""")
+    assert found[0] is None
+    (sent,) = found[1]
+    assert sent.startswith("/api/images/1/correction")
+    assert '"key":"second","digest":"d"' in sent
+
+
+UNSENT = """async () => {
+  const { change, restoreUnsent } = await import("/js/classes.js");
+  const { store } = await import("/js/store.js");
+  sessionStorage.clear();
+  const server = { stage: "fitted", collection: "one" };
+  store.set({ server, classes: { revision: "a", classes: [] } });
+  const wait = () => new Promise((resolve) => setTimeout(resolve, 20));
+  const posts = () => asked.filter((one) => one.includes("change"))
+    .map((one) => JSON.parse(one.slice(one.indexOf("{"))));
+  const answer = window.fetch;
+  window.fetch = (address, options) => {
+    asked.push(address + (options?.body ?? ""));
+    return Promise.reject(new TypeError("no connection"));
+  };
+  const ahead = (found) => ({ ...found, shown: "b" });
+  const saved = change("classes", { edits: [1] }, "Renamed a to b.", ahead);
+  change("classes", { edits: [2] }, "Renamed c to d.");
+  await wait();
+  const lost = { ...store.state, kept: JSON.parse(sessionStorage.getItem("unsent one")).length };
+  window.fetch = answer;
+  """
+
+
+def test_an_unconfirmed_edit_is_sent_again(fresh):
+    """The server was killed: the edit stays displayed, is marked, and is sent after a restart."""
+    found = fresh.evaluate(
+        UNSENT
+        + """
+      answers["/api/state"] = { stage: "fitted", collection: "one" };
+      answers["/api/classes"] = { revision: "b", classes: [] };
+      store.set({ disconnected: "" });
+      await saved;
+      await wait();
+      return [lost.disconnected, lost.unsaved, lost.classes.shown, lost.kept, posts(),
+        store.state.saving, sessionStorage.getItem("unsent one")];
+    }"""
+    )
+    assert found[0].startswith("The server does not respond")
+    assert found[1:4] == [["Renamed a to b", "Renamed c to d"], "b", 2]
+    first, again, second = found[4]
+    assert first == again
+    assert (first["revision"], second["revision"], second["edits"]) == ("a", "b", [2])
+    assert len({first["change"], second["change"]}) == 2
+    assert found[5:] == [0, None]
+
+
+def test_a_lost_edit_is_shown_with_its_content(fresh):
+    """After the restart, the server rejects it: another program changed the classes."""
+    shown = fresh.evaluate(
+        UNSENT
+        + """
+      answers["/api/state"] = { stage: "fitted", collection: "one" };
+      window.fetch = async (address, options) => options?.body
+        ? Response.json({ error: "another tab changed the classes" }, { status: 409 })
+        : answer(address, options);
+      answers["/api/classes"] = { revision: "z", classes: [] };
+      store.set({ disconnected: "" });
+      await saved;
+      await wait();
+      const notices = [...document.querySelectorAll(".notice.lost span")];
+      const { classes, saving } = store.state;
+      return [notices.map((one) => one.textContent), classes.shown ?? null, saving];
+    }"""
+    )
+    assert shown[0] == [
+        "Not saved: Renamed a to b. Another tab changed the classes",
+        "Not saved: Renamed c to d. Another tab changed the classes",
+    ]
+    assert shown[1:] == [None, 0]
+
+
+def test_a_reloaded_tab_sends_what_is_not_saved(fresh):
+    sent = fresh.evaluate("""async () => {
+      const { restoreUnsent } = await import("/js/classes.js");
+      const { store } = await import("/js/store.js");
+      const kept = { id: "x", path: "classes", body: { edits: [1] }, done: "a.", revision: "a" };
+      sessionStorage.setItem("unsent one", JSON.stringify([kept]));
+      store.set({ server: { stage: "ready", collection: "one" } });
+      restoreUnsent();
+      const early = asked.length;
+      store.set({ server: { stage: "fitted", collection: "one" } });
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      return [early, ...asked, sessionStorage.getItem("unsent one")];
+    }""")
+    assert sent == [0, '/api/classes{"revision":"a","edits":[1],"change":"x"}', None]
+
+
 def test_a_card_changes_only_with_its_class(fresh):
     touched = fresh.evaluate("""async () => {
       const { createCard } = await import("/js/views/classes/card.js");

@@ -56,12 +56,16 @@ def studio(
     classes: Annotated[
         Classes | Literal["auto"], "Number of classes that the page suggests, or auto."
     ] = "auto",
-    port: Annotated[int, Interval(ge=0, le=65535), "Port to listen on; 0 selects a free one."] = 0,
+    port: Annotated[
+        int, Interval(ge=0, le=65535), "Port to listen on; 0 selects the last one or a free one."
+    ] = 0,
     host: Annotated[
         str, "Address to listen on. An address other than loopback also needs --allow-host."
     ] = "127.0.0.1",
     allow_host: Annotated[
-        list[str] | None, "Host name under which other machines reach this one. May be repeated."
+        list[str] | None,
+        "Host name under which other machines reach this one, or NAME:PORT of a forwarded port. "
+        "May be repeated.",
     ] = None,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -194,7 +193,7 @@ class Workspace:
             images.append(ListedImage(file.key, relative, width, height))
         self.depth = self._given_depth() or collection_depth(files)
         self.chosen, self.images, self.skipped = path, images, skipped
-        self.collection = secrets.token_hex(4)
+        self.collection = _collection_id(root, images)
 
     def begin(self, classes: int | str) -> None:
         """Write ``studio.json``, which fixes the images, the options and the number of classes.
@@ -246,7 +245,13 @@ class Workspace:
         self.chosen, self.images = record.chosen, record.images
         self.given_model = Path(record.model) if record.model else None
         self.depth = self._given_depth()
-        self.collection = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
+        self.collection = _collection_id(root, record.images)
+
+
+def _collection_id(root: Path, images: list[ListedImage]) -> str:
+    """Return the id of a folder and the numbers of its images, which a restart keeps."""
+    paths = [os.fsencode(root), *(os.fsencode(image.path) for image in images)]
+    return hashlib.sha256(b"\0".join(paths)).hexdigest()[:8]
 
 
 def _leaves_folder(text: str) -> bool:

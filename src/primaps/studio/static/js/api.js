@@ -17,7 +17,7 @@ async function fetched(address, options) {
     answer = await fetch(address, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(0, "The studio does not respond. Start it again in the terminal; saved changes are not lost.");
+    throw new ApiError(0, "The server does not respond. Start it again in the terminal with the same command.");
   }
   if (answer.ok) return answer;
   const found = await answer.json().catch(() => ({}));
@@ -33,14 +33,14 @@ export async function post(path, body = {}) {
   return (await ask(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
 }
 
-/** Loads a label map: `{ width, height, values }`. */
+/** Loads a label map: `{ width, height, values }`; one that can be corrected has the `key` and `digest` of its image. */
 export async function getMap(path, options) {
   const answer = await ask(path, options);
   const wide = answer.headers.get("X-Values") === "u16";
   const data = await answer.arrayBuffer();
   const [width, height] = new Uint16Array(data, 0, 2);
   const values = wide ? new Uint16Array(data, 4) : new Uint8Array(data, 4);
-  return { width, height, values };
+  return { width, height, values, key: decodeURIComponent(answer.headers.get("X-Key") ?? ""), digest: answer.headers.get("X-Digest") };
 }
 
 /** Loads class logits on the feature grid: `{ classes, height, width, values }`. */

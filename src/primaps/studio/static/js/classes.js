@@ -1,10 +1,10 @@
 // The displayed classes, and all edits. An edit is displayed at once. If the server rejects it, the
-// saved classes are loaded again.
+// saved classes are loaded again, and a notice says which edit was lost.
 
 import { get, post } from "./api.js";
 import { count as number } from "./format.js";
 import * as loader from "./loader.js";
-import { notifyError, notify } from "./notices.js";
+import { notifyError, notifyLost, notify } from "./notices.js";
 import { store } from "./store.js";
 import { classId, cutClasses } from "./tree.js";
 
@@ -43,36 +43,98 @@ export function shareOf(one, leaves) {
   return one.leaves.reduce((sum, leaf) => sum + (leaves[leaf] ?? 0), 0);
 }
 
-// Changes are sent one after the other, each with the revision after the one before.
-let queue = Promise.resolve();
+// Changes are sent one after the other, each with the revision after the one before. Until the server
+// confirms a change, it stays in `unsent`: after a lost connection it is sent again, under the same id, which
+// the server makes once. A tab that is reloaded finds it in the session storage.
+const unsent = [];
+let sending = false;
+let answers = 0; // number of confirmed changes
+const stored = () => `unsent ${store.state.server?.collection}`;
 
-/** Sends a change; `ahead` computes the classes to show before the server answers. */
-export function change(path, body, done = "", ahead = null) {
-  if (ahead) store.set({ classes: ahead(store.state.classes) });
-  store.set({ saving: store.state.saving + 1 });
-  queue = queue.then(() => send(path, body, done));
-  return queue;
+function keep() {
+  const kept = unsent.map(({ id, path, body, done, revision }) => ({ id, path, body, done, revision }));
+  try {
+    if (kept.length) sessionStorage.setItem(stored(), JSON.stringify(kept));
+    else sessionStorage.removeItem(stored());
+  } catch {
+    // The storage is full or disabled: the changes stay in this page.
+  }
+  store.set({ saving: unsent.length, unsaved: unsent.map(({ done }) => done.replace(/[.]$/, "")) });
 }
 
-async function send(path, body, done) {
-  let saved = false;
+/**
+ * Sends a change.
+ *
+ * @param done sentence of the notice when the change is saved
+ * @param ahead computes the classes to show before the server answers
+ * @param what sentence about a change that is not saved
+ */
+export function change(path, body, done = "", ahead = null, what = done) {
+  if (ahead) store.set({ classes: ahead(store.state.classes) });
+  // The first change is based on the displayed revision; the others on that after the one before.
+  const revision = unsent.length ? null : (store.state.classes?.revision ?? null);
+  return new Promise((resolve) => {
+    unsent.push({ id: newId(), path, body, done: what, notice: done, revision, ahead, resolve });
+    keep();
+    flush();
+  });
+}
+
+const newId = () => [...crypto.getRandomValues(new Uint32Array(4))].map((word) => word.toString(36)).join("");
+
+/** Sends the changes that the server has not confirmed, unless the connection is lost. */
+async function flush() {
+  const open = () => !store.state.disconnected && (store.state.server?.stage ?? "fitted") === "fitted";
+  if (sending) return;
+  sending = true;
+  while (unsent.length && open()) await send(unsent[0]);
+  sending = false;
+}
+store.on("disconnected server", flush);
+
+async function send(entry) {
+  const { path, body, notice, id } = entry;
   try {
-    const answer = await post(path, { revision: store.state.classes?.revision, ...body });
+    const revision = entry.revision ?? store.state.classes?.revision;
+    const answer = await post(path, { revision, ...body, change: id });
+    answers += 1;
+    unsent.shift();
+    if (unsent.length) unsent[0].revision = answer.revision;
     // If a later change is already displayed, its answer has all classes.
-    const latest = store.state.saving === 1;
-    store.set({ classes: latest ? answer : { ...store.state.classes, revision: answer.revision } });
-    if (done) notify(done);
+    store.set({ classes: unsent.length ? { ...store.state.classes, revision: answer.revision } : answer });
+    keep();
+    if (notice) notify(notice);
     if (answer.image !== undefined) repainted(answer.image);
-    saved = true;
-    return answer;
+    entry.resolve(answer);
   } catch (error) {
-    notifyError(error);
+    // Without an answer, or with a new token, the change waits for the connection.
+    if (error.status === 0 || error.status === 403) return store.set({ disconnected: error.message });
+    unsent.shift();
+    store.set({ cut: null });
+    notifyLost(entry.done, error);
     await reload();
-    return null;
-  } finally {
-    store.set({ saving: store.state.saving - 1, ...(saved ? {} : { cut: null }) });
+    if (unsent.length) unsent[0].revision = store.state.classes?.revision ?? null;
+    keep();
+    entry.resolve(null);
   }
 }
+
+/** Sends the changes that this tab had not sent before it was reloaded. */
+export function restoreUnsent() {
+  let kept = [];
+  try {
+    kept = JSON.parse(sessionStorage.getItem(stored()) ?? "[]");
+  } catch {
+    return;
+  }
+  const known = new Set(unsent.map(({ id }) => id));
+  unsent.push(...kept.filter(({ id }) => !known.has(id)).map((one) => ({ ...one, notice: `Saved after a lost connection: ${one.done}`, resolve() {} })));
+  keep();
+  flush();
+}
+
+// The browser asks before it closes a page with changes that are not saved.
+addEventListener("beforeunload", (event) => unsent.length && store.state.disconnected && event.preventDefault());
 
 /** Drops the leaf map of an image whose corrections changed. */
 function repainted(image) {
@@ -82,9 +144,13 @@ function repainted(image) {
 
 export async function reload() {
   const collection = store.state.server?.collection;
+  const before = answers;
   try {
     const classes = await get("classes");
-    if (collection === store.state.server?.collection) store.set({ classes });
+    if (answers !== before) return; // the answer of a later change is newer
+    // Changes that are not sent yet stay displayed.
+    const now = unsent.reduce((shown, { ahead }) => (ahead ? ahead(shown) : shown), classes);
+    if (collection === store.state.server?.collection) store.set({ classes: now });
   } catch (error) {
     if (error.status !== 409 && error.status !== 404) notifyError(error);
   }
@@ -97,12 +163,12 @@ const replaced = (id, patch) => (found) => ({
 
 export function rename(one, name) {
   const to = name.trim();
-  if (!to || to === one.name) return queue;
+  if (!to || to === one.name) return Promise.resolve(null);
   return change("classes", { edits: [{ rename: one.id, to }] }, `Renamed ${one.name} to ${to}.`, replaced(one.id, { name: to, named: true }));
 }
 
 export function recolor(one, to) {
-  return change("classes", { edits: [{ color: one.id, to }] }, "", replaced(one.id, { color: to }));
+  return change("classes", { edits: [{ color: one.id, to }] }, "", replaced(one.id, { color: to }), `Changed the color of ${one.name}.`);
 }
 
 /** Previews a color while the color picker is open. */
@@ -138,7 +204,7 @@ export function split(one) {
 export function commitCut(count) {
   if (!store.state.classes || count === store.state.classes.classes.length) {
     store.set({ cut: null });
-    return queue;
+    return Promise.resolve(null);
   }
   return change("classes/cut", { classes: count }, `${number(count, "class", "classes")}.`).then((answer) => {
     // The user may have chosen another number meanwhile, which is saved later.
@@ -147,17 +213,17 @@ export function commitCut(count) {
   });
 }
 
-/** Assigns pixels of an image, given as runs `[start, length]` in row-major order, to a class. */
-export function correct(image, one, runs) {
-  return change(`images/${image}/correction`, { class: one.id, runs }, `Corrected to ${one.name}.`);
+/** Assigns pixels of an image, given as runs `[start, length]` in row-major order of its map, to a class. */
+export function correct(image, { key, digest }, one, runs) {
+  return change(`images/${image}/correction`, { class: one.id, key, digest, runs }, `Corrected to ${one.name}.`);
 }
 
 export function undo() {
   const what = store.state.classes?.undo;
-  return what ? change("undo", {}, `Undone: ${what}.`) : queue;
+  return what ? change("undo", {}, `Undone: ${what}.`) : Promise.resolve(null);
 }
 
 export function redo() {
   const what = store.state.classes?.redo;
-  return what ? change("redo", {}, `Redone: ${what}.`) : queue;
+  return what ? change("redo", {}, `Redone: ${what}.`) : Promise.resolve(null);
 }

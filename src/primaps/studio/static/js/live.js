@@ -21,8 +21,12 @@ export function onExport(listener) {
   return () => exports.delete(listener);
 }
 
+const RETRY = 2000; // ms between two attempts to connect
+let events = null;
+
 export function listen() {
-  const events = new EventSource("/api/events");
+  events?.close();
+  events = new EventSource("/api/events");
   const on = (name, act) => events.addEventListener(name, (event) => act(JSON.parse(event.data)));
   on("state", arrive);
   on("image", (preview) => previews.forEach((listener) => listener(preview)));
@@ -33,13 +37,33 @@ export function listen() {
       if (!store.state.saving && store.state.classes?.revision !== revision) followEdit();
     }, 150);
   });
-  events.addEventListener("open", () => store.set({ disconnected: "" }));
-  events.addEventListener("error", () => {
-    setTimeout(() => {
-      if (events.readyState !== EventSource.OPEN) store.set({ disconnected: "The studio does not respond." });
-    }, 1500);
+  const mine = events;
+  mine.addEventListener("error", () => {
+    setTimeout(() => mine === events && mine.readyState !== EventSource.OPEN && connect(), 1500);
   });
 }
+
+/** Asks for the state until the server answers, and listens again. */
+async function connect() {
+  if (connecting) return;
+  connecting = true;
+  for (;;) {
+    try {
+      const server = await get("state");
+      await arrive(server);
+      break;
+    } catch (error) {
+      store.set({ disconnected: error.status === 403 ? MOVED : error.message });
+      await new Promise((resolve) => setTimeout(resolve, RETRY));
+    }
+  }
+  connecting = false;
+  if (events.readyState !== EventSource.OPEN) listen();
+  store.set({ disconnected: "" });
+}
+let connecting = false;
+const MOVED = "The server was started with a new address. Open the address that the terminal printed.";
+store.on("disconnected", ({ disconnected }) => disconnected && connect());
 
 async function followEdit() {
   loader.leaves.forget();

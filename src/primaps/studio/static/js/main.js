@@ -1,7 +1,7 @@
 // Starts the page: loads the state, opens the view in the address, and listens to events.
 
 import { get } from "./api.js";
-import { redo, undo } from "./classes.js";
+import { redo, restoreUnsent, undo } from "./classes.js";
 import { emptyState } from "./dom.js";
 import { pageKeys, showKeys, viewKeys } from "./keyboard.js";
 import { arrive, listen } from "./live.js";
@@ -59,9 +59,10 @@ async function begin() {
     // After a fit, the page opens with the classes.
     if (!location.hash && server.stage === "fitted") history.replaceState(null, "", "#classes");
     await arrive(server);
+    restoreUnsent();
   } catch (error) {
     refresh();
-    view.append(emptyState("warn", error.status === 403 ? "The address lacks its token" : "The studio does not respond",
+    view.append(emptyState("warn", error.status === 403 ? "The address lacks its token" : "The server does not respond",
       error.status === 403 ? "Open the address that the terminal printed, which has the access token." : error.message));
     return;
   }

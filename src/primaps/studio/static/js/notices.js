@@ -7,6 +7,7 @@ const PLACE = () => document.getElementById("notices");
 
 function show(text, bad, seconds) {
   const notice = el("div", { class: bad ? "notice bad" : "notice" }, el("span", {}, text));
+  notice.classList.toggle("lost", !seconds);
   const end = () => {
     if (notice.contains(document.activeElement)) document.getElementById("view").focus({ preventScroll: true });
     notice.remove();
@@ -14,9 +15,11 @@ function show(text, bad, seconds) {
   if (bad) notice.append(iconButton("close", "Close this message", end));
   const place = PLACE();
   for (const other of [...place.children]) if (other.textContent === text) other.remove();
-  while (place.children.length > 1) place.firstChild.remove();
+  // Notices of lost changes stay until they are closed.
+  const passing = [...place.children].filter((other) => !other.classList.contains("lost"));
+  for (const other of passing.slice(0, -1)) other.remove();
   place.append(notice);
-  setTimeout(end, seconds * 1000);
+  if (seconds) setTimeout(end, seconds * 1000);
 }
 
 export function notify(text) {
@@ -27,4 +30,9 @@ export function notify(text) {
 export function notifyError(error) {
   if (error.name === "AbortError") return;
   show(sentence(error.message || String(error)), true, 15);
+}
+
+/** Shows that a change was lost, and its content, until the user closes the notice. */
+export function notifyLost(what, error) {
+  show(`Not saved: ${what.replace(/[.]$/, "")}. ${sentence(error.message)}`, true, 0);
 }

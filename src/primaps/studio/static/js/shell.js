@@ -2,6 +2,7 @@
 
 import { el, icon, iconButton, setText } from "./dom.js";
 import { redo, undo } from "./classes.js";
+import { count } from "./format.js";
 import { showKeys } from "./keyboard.js";
 import { store } from "./store.js";
 import { onTheme, toggleTheme } from "./theme.js";
@@ -37,10 +38,11 @@ export function createShell(views) {
 
   function refresh() {
     const { state } = store;
-    const { classes, server, saving, view, disconnected } = state;
+    const { classes, server, saving, unsaved, view, disconnected } = state;
     setText(folder, server?.folder ?? "");
     folder.title = server?.folder ?? "";
-    setText(saved, disconnected ? "Disconnected" : saving ? "Saving…" : classes ? "Saved" : "");
+    setText(saved, disconnected ? (saving ? "Not saved" : "Disconnected") : saving ? "Saving…" : classes ? "Saved" : "");
+    saved.classList.toggle("bad", Boolean(disconnected && saving));
     for (const [name, what] of [["undo", classes?.undo], ["redo", classes?.redo]]) {
       tools[name].disabled = !what;
       const does = name === "undo" ? "Undo" : "Redo";
@@ -62,7 +64,8 @@ export function createShell(views) {
       : { text: "This view opens when the classes are found.", to: "start", label: "Start" };
     sentence.classList.toggle("disconnected", Boolean(disconnected));
     sentence.setAttribute("aria-live", disconnected ? "assertive" : "off"); // a screen reader reads a lost connection at once
-    setText(sentence, disconnected ? `${disconnected} Start it again in the terminal; saved changes are not lost.` : text);
+    const waiting = saving ? ` ${count(saving, "change is", "changes are")} not saved and will be sent then: ${unsaved.slice(-3).join("; ")}.` : "";
+    setText(sentence, disconnected ? disconnected + waiting : text);
     next.hidden = !to;
     if (to && next.dataset.to !== `${to} ${label}`) {
       next.dataset.to = `${to} ${label}`;
@@ -70,6 +73,6 @@ export function createShell(views) {
       next.replaceChildren(label, icon("next"));
     }
   }
-  store.on("server classes images audit saving view disconnected", refresh);
+  store.on("server classes images audit saving unsaved view disconnected", refresh);
   return refresh;
 }

@@ -15,6 +15,7 @@ export const store = {
     outlines: true,
     minConfidence: 0, // 0..1; pixels below it are shown without a class
     saving: 0, // number of changes that the server has not confirmed
+    unsaved: [], // a sentence about each of them
     painted: null, // {image}: its corrections changed
     disconnected: "", // reason for a lost connection
   },

@@ -16,7 +16,7 @@ export function createBrush({ view, masks, image }) {
   let target = null; // id of the painted class
   let snap = true;
   let size = 24; // radius in pixels of the image
-  let base = null; // the saved leaf map
+  let base = null; // the saved leaf map; null while that of another image loads
   let of = -1; // number of its image
   let marked = null; // 1 for the pixels of the current stroke
   let ahead = ""; // pixels of the region that is previewed
@@ -44,7 +44,7 @@ export function createBrush({ view, masks, image }) {
   function describe() {
     const one = chosen();
     const words = one && (snap ? `Click a region, or press Space, to assign it to ${one.name}.` : `Paint the pixels of ${one.name}.`);
-    setText(says, on && one ? words : "");
+    setText(says, on && one ? (base ? words : "The image is loading…") : "");
   }
 
   /** Describes the place that the arrow keys reached, for a screen reader. */
@@ -85,7 +85,7 @@ export function createBrush({ view, masks, image }) {
 
   function point() {
     const { stage } = view();
-    cursor.hidden = !on || !stage.image;
+    cursor.hidden = !on || !stage.image || !base;
     if (cursor.hidden) return;
     const place = stage.locate(at);
     const across = snap ? 14 : (2 * size * stage.scale()) / (base?.width ?? 1);
@@ -140,11 +140,12 @@ export function createBrush({ view, masks, image }) {
     end() {
       if (!marked) return;
       const found = runs(marked);
+      const painted = of;
       marked = null;
       if (!found.length) return;
       base = { ...base, values: view().map.values };
-      correct(image(), chosen(), found).then((answer) => {
-        if (!answer) store.set({ painted: { image: image() } }); // rejected: show the saved map
+      correct(painted, base, chosen(), found).then((answer) => {
+        if (!answer) store.set({ painted: { image: painted } }); // rejected: show the saved map
       });
     },
   };
@@ -188,6 +189,14 @@ export function createBrush({ view, masks, image }) {
       describe();
       self.changed();
     },
+    /** Stops painting until the map of another image arrives. */
+    leave() {
+      marked = null;
+      base = null;
+      ahead = "";
+      point();
+      describe();
+    },
     /** Sets the saved leaf map; a stroke in the same image continues on it. */
     arrive(map) {
       if (of !== image()) marked = null;
@@ -196,6 +205,7 @@ export function createBrush({ view, masks, image }) {
       ahead = "";
       if (marked) preview([...marked.keys()].filter((pixel) => marked[pixel]));
       point();
+      describe();
     },
     hover(place) {
       if (!on) return;

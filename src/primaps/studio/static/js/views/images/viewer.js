@@ -118,6 +118,7 @@ export function createViewer({ step, back }) {
     open(next, near) {
       image = next;
       proposals = null;
+      brush.leave();
       const full = store.state.images.names[next];
       name.replaceChildren(fileLabel(fileName(full)));
       name.title = full;
