@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from primaps.em.training import HistoryLine, clear_checkpoints
 from primaps.features.extract import extract
 from primaps.features.training_data import gather_table
 from primaps.model import PriMaPsEM
-from primaps.persistence import model_writing
+from primaps.persistence import model_writing, set_aside
 from primaps.pictures.overlays import model_preview
 from primaps.utils.distributed import rank
 from primaps.utils.progress import ProgressCallback, silent
@@ -69,6 +69,7 @@ def fit_folder(
     *,
     labels: Dataset | None = None,
     evidence: Sequence[Evidence] = (),
+    replace: bool = False,
     cache: str | Path | None = "auto",
     cache_content: CacheContent = "auto",
     progress: ProgressCallback = silent,
@@ -84,19 +85,25 @@ def fit_folder(
         out: model folder; if another process writes to it, the call waits.
         labels: labeled images, for the linear probe.
         evidence: stability of several numbers of classes, saved with the class tree.
+        replace: if the folder has a model with edits or annotations, keep it as ``out.bak-N`` when
+            the new model is complete.
         on_epoch: called with the metrics of each epoch.
 
     Raises:
-        OutputError: the folder contains an image of the collection, or files of other programs.
+        OutputError: the folder contains an image of the collection, files of other programs, or a
+            model with edits or annotations and ``replace`` is False.
     """
-    with model_writing(out, files):
+    with model_writing(out, files, replace):
         model.fit(
             files, labels, cache=cache, cache_content=cache_content, checkpoints=out,
             progress=progress, log=log, on_epoch=on_epoch,
         )  # fmt: skip
         if model.class_summary_ is not None and evidence:
-            model.class_summary_ = replace(model.class_summary_, curve=tuple(evidence))
+            model.class_summary_ = dataclasses.replace(model.class_summary_, curve=tuple(evidence))
         if rank() == 0:
+            if kept := set_aside(out):
+                clear_checkpoints(kept)
+                logger.info("the earlier model, with its edits and annotations, is now %s", kept)
             model.save_pretrained(out)
             model_preview(model, out / "preview.png")
             clear_checkpoints(out)

@@ -24,9 +24,11 @@ Each file is written atomically, and validated when it is read.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
+import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,7 +54,14 @@ from primaps.em.kmeans import Prototypes
 from primaps.em.probe import LinearProbe
 from primaps.em.training import HistoryLine
 from primaps.projections.projection import Projection
-from primaps.results import GENERATOR, check_file, check_inputs, check_set, is_marked
+from primaps.results import (
+    GENERATOR,
+    OutputError,
+    check_file,
+    check_inputs,
+    check_set,
+    is_marked,
+)
 from primaps.teach.annotations import FILE, append_annotations, read_annotations
 from primaps.teach.taught import Taught, parse_taught, taught_bytes
 from primaps.utils.colors import palette
@@ -309,20 +318,70 @@ def check_model_folder(folder: Path) -> None:
 
 
 @contextmanager
-def model_writing(folder: Path, images: Sequence[ImageFile]) -> Iterator[None]:
+def model_writing(
+    folder: Path, images: Sequence[ImageFile], replace: bool = False
+) -> Iterator[None]:
     """Lock a folder to write the model of some images; other processes wait for it.
 
+    Args:
+        replace: the folder may have a model with edits or annotations, which is then moved aside by
+            :func:`set_aside`.
+
     Raises:
-        OutputError: An image lies in the folder itself, or the folder has files with the names of
-            a model that this package did not write.
+        OutputError: An image lies in the folder itself, the folder has files with the names of a
+            model that this package did not write, or a model with edits or annotations and
+            ``replace`` is False.
     """
     check_inputs([folder], (image.source for image in images if isinstance(image.source, Path)))
     check_model_folder(folder)
+    check_replaced(folder, replace)
     if rank() > 0:  # the first process holds it for all
         yield
         return
     with locked(folder):
         yield
+
+
+def check_replaced(folder: Path, replace: bool) -> None:
+    """Check that a fit does not replace the work of a person.
+
+    Raises:
+        OutputError: The folder has a model with edits or annotations, and ``replace`` is False.
+    """
+    if not replace and (work := user_work(folder)):
+        raise OutputError(
+            f"{folder} has a model with {work}, which another fit would replace; choose another "
+            "folder, or add --replace (replace=True) to keep it as "
+            f"{folder.absolute().name}.bak-1"
+        )
+
+
+def user_work(folder: Path) -> str:
+    """Return the files of a model that hold the work of a person; empty if there are none."""
+    found = [name for name in (FILE, TAUGHT) if (folder / name).is_file()]
+    if (folder / EDITS).is_file():
+        try:
+            record: EditsRecord = read_json(folder / EDITS, EditsRecord)
+            edited = bool(record.edits)
+        except InputError:
+            edited = True  # an unknown file is not thrown away
+        found += [EDITS] if edited else []
+    return " and ".join(sorted(found))
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Rename the folder of a model that a person has worked on to ``NAME.bak-N``.
+
+    Returns:
+        The new path; None if the folder has no such model, and keeps its name.
+    """
+    if not user_work(folder):
+        return None
+    folder = folder.absolute()
+    names = (folder.with_name(f"{folder.name}.bak-{n}") for n in itertools.count(1))
+    target = next(path for path in names if not os.path.lexists(path))
+    folder.rename(target)
+    return target
 
 
 def is_model(folder: Path) -> bool:
@@ -723,14 +782,8 @@ def change_edits(
 
 def _check_edits(folder: Path, tree: Tree, edits: list[dict[str, Any]]) -> None:
     """Check, before anything is written, that an existing ``edits.json`` belongs to the model."""
-    try:
+    if edits or user_work(folder):
         read_edits(folder, tree)
-    except EditError as error:
-        if edits:
-            raise
-        logger.warning(
-            "the existing %s belongs to an earlier fit and is not used: %s", EDITS, error
-        )
 
 
 def push_to_hub(

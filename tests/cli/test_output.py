@@ -229,12 +229,22 @@ def test_a_complete_cache_is_only_read(fitted, vit, painted_folder, tmp_path, mo
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_second_fit_reports_that_edits_are_kept(fitted, vit, painted_folder):
+def test_a_second_fit_keeps_names_and_edits(fitted, vit, painted_folder):
     assert call("classes", fitted, "rename", 0, "sky").exit_code == 0
-    before = (fitted / "edits.json").read_bytes()
-    quick = ["--size", 64, "--min-init-steps", 9]
-    done = call("fit", painted_folder / "images", "--classes", 4, "--out", fitted, "--seed", 5,
-                "--backbone", vit, *quick)  # fmt: skip
+    before = {path.name: path.read_bytes() for path in fitted.iterdir() if path.is_file()}
+    again = ["fit", painted_folder / "images", "--classes", 4, "--out", fitted, "--seed", 5,
+             "--backbone", vit, "--size", 64, "--min-init-steps", 9]  # fmt: skip
+    done = call(*again)
+    assert done.exit_code == 1
+    text = " ".join(done.output.split())
+    assert "has a model with edits.json, which another fit would replace" in text
+    assert {path.name: path.read_bytes() for path in fitted.iterdir() if path.is_file()} == before
+    done = call(*again, "--replace")
     assert done.exit_code == 0, done.output
-    assert "the existing edits.json belongs to an earlier fit" in done.output.replace("\n", " ")
-    assert (fitted / "edits.json").read_bytes() == before
+    kept = fitted.with_name(fitted.name + ".bak-1")
+    assert {path.name: path.read_bytes() for path in kept.iterdir() if path.is_file()} == before
+    assert not (fitted / "edits.json").exists()
+    assert json.loads((fitted / "config.json").read_text())["config"]["classes"] == 4
+    assert call("classes", fitted, "rename", 1, "road").exit_code == 0
+    assert call(*again, "--replace").exit_code == 0
+    assert fitted.with_name(fitted.name + ".bak-2").is_dir()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +34,14 @@ from primaps.cli.options import (
 )
 from primaps.config import CacheContent, Classes
 from primaps.utils.errors import InputError, MissingPackageError
+
+ReplaceOption = Annotated[
+    bool,
+    typer.Option(
+        "--replace",
+        help="If --out has a model with names, edits or annotations, keep it as OUT.bak-N.",
+    ),
+]
 
 
 @command(app, rich_help_panel=IMAGES)
@@ -65,6 +73,7 @@ def fit(
             rich_help_panel="Scenes",
         ),
     ] = None,
+    replace: ReplaceOption = False,
     plan: Annotated[
         bool,
         typer.Option("--plan", help="Only print the expected time, memory and disk space."),
@@ -81,8 +90,11 @@ def fit(
     with running() as progress, _process(device) as own:
         from primaps.data.collection import sample_items
         from primaps.model import PriMaPsEM
+        from primaps.persistence import check_replaced
         from primaps.planning import plan as estimate
 
+        if not plan:
+            check_replaced(out, replace)  # before the work
         data = dataset_by_name(dataset, images, split, "train")
         if data is not None and data.incomplete:
             warn(data.incomplete)
@@ -99,10 +111,12 @@ def fit(
         model = PriMaPsEM(**options)
         if plan:
             expected = estimate(model, files, cache_folder(cache), cache_content, progress)
-            result("\n".join(replace(expected, collection=len(found)).lines()))
+            result("\n".join(dataclasses.replace(expected, collection=len(found)).lines()))
             return
         note(_schedule_text(model, len(files)))
-        _train(model, files, None, out, cache, tensorboard, progress, evidence, cache_content)
+        _train(
+            model, files, None, out, cache, tensorboard, progress, evidence, cache_content, replace
+        )
         last = model.history_[-1] if model.history_ else {}
         if empty := last.get("empty", []):
             note(
@@ -125,6 +139,7 @@ def probe(
     classes: Annotated[Classes | None, "Number of classes. [default: from classes.json]"] = None,
     projection: ProjectionOption = None,
     cache: CacheOption = None,
+    replace: ReplaceOption = False,
     tensorboard: TensorBoardOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -143,7 +158,7 @@ def probe(
             classes or len(data.classes), method="probe", projection=projection, device=own,
             **options,
         )  # fmt: skip
-        _train(model, data.samples, data, out, cache, tensorboard, progress)
+        _train(model, data.samples, data, out, cache, tensorboard, progress, replace=replace)
 
 
 def _files(
@@ -224,7 +239,7 @@ def _process(device: str) -> Iterator[str]:
 
 def _train(
     model: Any, files: Any, labels: Any, out: Path, cache: str | None, tensorboard: Path | None,
-    progress: Any, evidence: Any = (), cache_content: CacheContent = "auto",
+    progress: Any, evidence: Any = (), cache_content: CacheContent = "auto", replace: bool = False,
 ) -> None:  # fmt: skip
     """Fit the model, write it and print its folder."""
     from primaps.fitting import fit_folder
@@ -233,8 +248,9 @@ def _train(
     note(f"backbone {model.backbone.name} from {model.backbone.source}")
     with _tensorboard(tensorboard) as write:
         fit_folder(
-            model, files, out, labels=labels, evidence=evidence, cache=cache_folder(cache),
-            cache_content=cache_content, progress=progress, log=warn, on_epoch=write,
+            model, files, out, labels=labels, evidence=evidence, replace=replace,
+            cache=cache_folder(cache), cache_content=cache_content, progress=progress, log=warn,
+            on_epoch=write,
         )  # fmt: skip
     if rank() == 0:
         result(out)
