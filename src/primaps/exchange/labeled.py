@@ -115,11 +115,14 @@ class ImageShapes:
     shapes: Iterable[tuple[int, Shape]] = ()
     base: UInt8[np.ndarray, "h w"] | None = None
 
-    def label_map(self, notes: Counter[str] | None = None) -> UInt8[np.ndarray, "h w"]:
+    def label_map(
+        self, notes: Counter[str] | None = None, where: object = "labels"
+    ) -> UInt8[np.ndarray, "h w"]:
         """Return the label map.
 
         Args:
             notes: Counts shapes that have no pixels.
+            where: File, for error messages.
 
         Raises:
             InputError: A shape is malformed.
@@ -135,15 +138,15 @@ class ImageShapes:
                 )
             if isinstance(shape, Line | Points):
                 notes[f"{shape.kind}s, which are not areas and were left out"] += 1
-            elif not self._paint(labels, shape, k):
+            elif not self._paint(labels, shape, k, where):
                 notes["areas that cover the center of no pixel"] += 1
         return labels
 
-    def _paint(self, labels: UInt8[np.ndarray, "h w"], shape: Shape, k: int) -> bool:
+    def _paint(self, labels: UInt8[np.ndarray, "h w"], shape: Shape, k: int, where: object) -> bool:
         try:
             return paint(labels, shape, k)
         except InputError as error:
-            raise InputError(f"{self.name}: {error}") from None
+            raise InputError(f"{where}, {self.name}: {error}") from None
 
 
 def label_map_image(name: str, labels: UInt8[np.ndarray, "h w"]) -> ImageShapes:

@@ -235,7 +235,7 @@ def import_labels(
         names: dict[str, None] = {}
         for image in found.images:
             safe = safe_name(image.name, str(path))
-            labels = image.label_map(found.notes)
+            labels = image.label_map(found.notes, path)
             if safe in names:
                 raise InputError(f"{path} has two label maps of {safe}; remove one of them")
             names[safe] = None
