@@ -16,6 +16,7 @@ from primaps.utils.bilinear import (
     largest_channel_at,
     largest_channel_at_torch,
 )
+from primaps.utils.errors import InputError
 from tests.conftest import painted
 
 OWN = {
@@ -124,6 +125,15 @@ def test_changed_labels_do_not_go_on_from_the_state_of_the_old_ones(
     for path in labels.glob("*.png"):
         Image.fromarray(2 - np.asarray(Image.open(path))).save(path)
     assert not torch.equal(fitted(), before)
+
+
+def test_labels_that_are_all_ignored_train_no_probe(colors, painted_folder):
+    labels = painted_folder / "labels"
+    for path in labels.glob("*.png"):
+        Image.new("L", (64, 64), 255).save(path)
+    model = PriMaPsEM(3, backbone=colors, method="probe", **QUICK)
+    with pytest.raises(InputError, match="8 label maps in .* have only ignored pixels"):
+        model.fit(painted_folder / "images", labels=labels)
 
 
 def test_pixels_without_a_label_do_not_train_the_probe(colors, painted_folder):

@@ -10,6 +10,8 @@ from primaps.batch import predict_files
 from primaps.classes.legend import legend
 from primaps.classes.tree import TreeError
 from primaps.evaluation.protocol import evaluate
+from primaps.exchange.classes import read_classes
+from primaps.exchange.transfer import export_labels, import_labels
 from primaps.model import PriMaPsEM
 from primaps.persistence import change_edits, read_class_summary
 from primaps.pictures.report import write_report
@@ -136,6 +138,36 @@ def test_names_come_from_a_few_labels(model, painted_folder):
     named = loaded(model).legend_
     assert {name.split()[0] for name in named.names} <= {"red", "green", "blue"}
     assert len(set(named.names)) == 3
+
+
+def test_label_values_name_classes_without_classes_json(model, painted_folder):
+    images, labels = painted_folder / "images", painted_folder / "labels"
+    (labels / "classes.json").unlink()
+    done = call("name", model, images, "--labels", labels, "--min-agreement", "0")
+    assert done.exit_code == 0, done.output
+    assert {" ".join(name.split()[:2]) for name in loaded(model).legend_.names} <= {
+        "label 0",
+        "label 1",
+        "label 2",
+    }
+    assert "3 of 3 classes named" in done.output
+
+
+@pytest.mark.parametrize("form", ["coco", "coco-panoptic", "cvat", "labelstudio", "voc", "hf"])
+def test_given_colors_survive_predict_export_and_import(model, painted_folder, form):
+    images = painted_folder / "images"
+    assert call("classes", model, "color", "1", "#123456").exit_code == 0
+    out = painted_folder / "out"
+    done = call("predict", model, images, "--out", out / "maps", "--no-crf")
+    assert done.exit_code == 0, done.output
+    export_labels(out / "maps", images, form, out / form)
+    expected = loaded(model).legend_.colors
+    assert expected[1].tolist() == [0x12, 0x34, 0x56]
+    if form == "voc":
+        painted = Image.open(out / form / "SegmentationClass" / "0.png")
+        assert painted.getpalette()[3:6] == [0x12, 0x34, 0x56]
+    import_labels(out / form, form, out / "back")
+    np.testing.assert_array_equal(read_classes(out / "back").colors, expected)
 
 
 def test_a_damaged_file_stops_commands_with_one_sentence(model, painted_folder):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from primaps.data.collection import read_protocol
 from primaps.exchange.classes import Classes, read_classes
 from primaps.exchange.formats import FORMATS
 from primaps.exchange.labeled import LabeledImage
-from primaps.exchange.transfer import export_labels
+from primaps.exchange.transfer import export_labels, import_labels
 from primaps.utils.errors import InputError, PrimapsError
 from tests.exchange.samples import blocks, collection
 
@@ -185,6 +186,25 @@ def test_names_come_from_what_predict_recorded_or_from_a_model(street):
     (model / "config.json").write_text('{"config": {"classes": 8}}')
     done = export_labels(street.result, street.images, "cvat", street.root / "out", classes=model)
     assert "class 7" in done.next
+
+
+def test_a_list_of_a_million_classes_is_refused_before_it_is_parsed(tmp_path, monkeypatch):
+    (tmp_path / "labels").mkdir()
+    path = tmp_path / "labels" / "classes.json"
+    path.write_text(json.dumps({"classes": [f"c{k}" for k in range(10**6)]}))
+    monkeypatch.setattr(json, "loads", None)
+    for read in (read_classes, read_protocol):
+        with pytest.raises(InputError, match="a list of classes has at most 4,096 names") as caught:
+            read(path.parent)
+        assert str(path) in str(caught.value)
+
+
+def test_a_file_of_a_million_categories_is_refused_at_once(tmp_path):
+    listed = [{"id": k, "name": str(k)} for k in range(10**5)]
+    content = {"images": [], "annotations": [], "categories": listed}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="between 1 and 255, got 100000"):
+        import_labels(tmp_path / "a.json", "coco", tmp_path / "out")
 
 
 def test_classes_json_is_checked(tmp_path):

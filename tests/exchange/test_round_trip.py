@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from primaps.exchange.classes import Classes
+from primaps.exchange.classes import Classes, read_classes
 from primaps.exchange.formats import FORMATS
 from primaps.exchange.transfer import export_labels, import_labels
 from primaps.utils.errors import InputError
@@ -40,8 +40,6 @@ def assert_same_maps(data: Collection, back: Path) -> None:
 def test_labels_names_and_colors_come_back(street, name):
     back = export_and_import(street, name)
     assert_same_maps(street, back)
-    from primaps.exchange.classes import read_classes
-
     classes = read_classes(back)
     assert classes.names == street.classes.names
     if name in COLORED:
@@ -66,6 +64,35 @@ def test_an_import_can_be_exported_again(street, name):
     back = export_and_import(street, name)
     again = export_labels(back, street.images, "hf", street.root / "again")
     assert again.images == len(street.maps)
+
+
+AWKWARD = (
+    "tree, tall",
+    '"quoted"',
+    "it's",
+    "a/b",
+    ".hidden",
+    "..",
+    "255",
+    "-1",
+    "Größe",
+    "樹",
+    "no",
+)
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_awkward_names_holes_single_pixels_and_unused_classes_come_back(tmp_path, name):
+    labels = np.full((9, 12), 255, np.uint8)
+    labels[1:8, 1:8] = 0  # a ring of 0 around 1 around 2, which touches itself at a corner
+    labels[2:7, 2:7] = 1
+    labels[3, 3], labels[4, 4], labels[3, 4] = 2, 2, 255
+    labels[0, 11], labels[8, 0] = 10, 9  # single pixels; the classes 3 to 8 have no pixel
+    maps = {"a.png": labels, "b.png": np.full((1, 1), 10, np.uint8)}
+    data = collection(tmp_path, maps, Classes(AWKWARD))
+    back = export_and_import(data, name)
+    assert_same_maps(data, back)
+    assert read_classes(back).names == AWKWARD
 
 
 letters = st.characters(exclude_categories=("Cc", "Cs", "Cn", "Zl", "Zp", "Co"))

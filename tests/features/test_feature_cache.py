@@ -9,6 +9,7 @@ import torch
 
 from primaps.features.feature_cache import ArrayCache
 from primaps.features.training_data import ImageArrays
+from primaps.utils.errors import InputError
 
 SHAPE = (3, 5)
 
@@ -39,6 +40,32 @@ def test_rows_come_back_by_key_in_any_order(tmp_path, kept):
     assert np.array_equal(content(store, ["c", "a", "c"]), expected)
     with pytest.raises(KeyError):
         store.rows(["x"])
+
+
+@pytest.mark.parametrize("several_rows", [False, True])
+@pytest.mark.parametrize("length", [0, 31, 100])
+def test_a_file_that_is_shortened_between_two_uses_is_one_sentence(tmp_path, several_rows, length):
+    """Reading behind the end of a mapped file would end the process by SIGBUS."""
+    store = ArrayCache(SHAPE, np.float16, tmp_path, several=several_rows)
+    keys = [f"key{i}" for i in range(4)]
+    with store.writing():
+        store.append(keys, [one[None] for one in rows(4)] if several_rows else rows(4))
+    mapped = store.rows(keys).arrays
+    assert np.array_equal(np.stack([one.reshape(SHAPE) for one in mapped]), rows(4))
+    os.truncate(tmp_path / "rows.bin", length)
+    for use in (lambda: mapped[3], lambda: list(mapped), lambda: store.rows(keys)):
+        with pytest.raises(InputError, match=r"rows.bin was shortened by another program"):
+            use()
+    assert np.array_equal(mapped[0].reshape(SHAPE), rows(1)[0]) if length > 30 else True
+    with pytest.raises(InputError, match="was shortened"):
+        store.append(["new"], [rows(1)] if several_rows else rows(1))
+    missing = store.missing(keys)
+    assert missing == keys[length // 30 :]
+    with store.writing():  # computed again
+        again = rows(4)[length // 30 :]
+        store.append(missing, [one[None] for one in again] if several_rows else again)
+    found = store.rows(keys).arrays
+    assert np.array_equal(np.stack([one.reshape(SHAPE) for one in found]), rows(4))
 
 
 def test_another_process_finds_them(tmp_path):

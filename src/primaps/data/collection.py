@@ -6,6 +6,7 @@ import glob
 import logging
 import os
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from primaps.data.images import Stored, load_image
 from primaps.data.storage import ARCHIVES, COMPRESSED, images_at, is_url, local_archive
 from primaps.utils.errors import InputError, NotFoundError
 from primaps.utils.files import user_path
-from primaps.utils.inputs import read_json
+from primaps.utils.inputs import need_file, parse_json
 from primaps.utils.seeding import generator
 from primaps.utils.validation import validate
 
@@ -37,6 +38,8 @@ LABELS = 65_536
 """Number of values that a 16-bit label map can have."""
 MAX_CLASSES = 4096
 """Maximum number of classes in ``classes.json``; a confusion matrix has as many rows."""
+LARGEST_CLASS_LIST = 4 << 20
+"""Maximum size of ``classes.json`` in bytes."""
 IgnoreIndex = Annotated[int, Interval(ge=0, le=LABELS - 1)]
 Level = Annotated[int, Interval(ge=0, le=255)]
 IMAGE_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
@@ -481,6 +484,31 @@ class ClassList:
             )
 
 
+def parse_class_list(content: bytes, where: str, hint: str = "") -> ClassList:
+    """Parse the content of ``classes.json``.
+
+    Args:
+        where: File, for error messages.
+        hint: What the file must contain, for error messages.
+
+    Raises:
+        InputError: The content is too large, not JSON, or not of this form.
+    """
+    if len(content) > LARGEST_CLASS_LIST:
+        raise InputError(
+            f"{where} has more than {LARGEST_CLASS_LIST:,} bytes; a list of classes has at most "
+            f"{MAX_CLASSES:,} names: shorten it"
+        )
+    return parse_json(content, ClassList, where, hint)
+
+
+def read_class_file(path: Path) -> bytes:
+    """Read ``classes.json``, at most one byte more than :func:`parse_class_list` accepts."""
+    need_file(path, sys.maxsize)
+    with path.open("rb") as file:
+        return file.read(LARGEST_CLASS_LIST + 1)
+
+
 def read_classes(labels: str | Path) -> tuple[list[str] | None, int | None]:
     """Read class names and ignore index from ``classes.json``.
 
@@ -499,7 +527,7 @@ def read_classes(labels: str | Path) -> tuple[list[str] | None, int | None]:
         if not path.is_file():
             continue
         form = 'it must contain {"classes": [names], "ignore_index": number}'
-        content = read_json(path, ClassList, form)
+        content = parse_class_list(read_class_file(path), str(path), form)
         return content.classes, content.ignore_index
     return None, None
 

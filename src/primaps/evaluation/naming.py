@@ -10,7 +10,7 @@ from annotated_types import Interval
 from jaxtyping import Int
 from torch import Tensor
 
-from primaps.classes.legend import Legend
+from primaps.classes.legend import RESERVED, Legend
 from primaps.data import Dataset, LogCallback
 from primaps.evaluation.protocol import (
     EvaluationOptions,
@@ -40,7 +40,8 @@ def naming(
     Args:
         counts: pixels by label (rows) and shown class (columns).
         legend: current classes.
-        names: names of the labels.
+        names: names of the labels. Names that are reserved for ids get the word "label": "class 3"
+            and "3" are "label 3".
         min_agreement: minimum share of the labeled pixels of a class that have the label.
 
     Examples:
@@ -61,13 +62,23 @@ def naming(
         one = legend.shown[place]
         if one.named or best[place] == 0 or share[place] < min_agreement:
             continue
-        name = wanted = names[int(winner[place])]
+        name = wanted = _allowed_name(names[int(winner[place])])
         number = 2
         while name in taken:
             name, number = f"{wanted} {number}", number + 1
         taken.add(name)
         found.append({"rename": one.id, "to": name})
     return found
+
+
+def _allowed_name(name: str) -> str:
+    """Return the name of a label as a name that a class can have.
+
+    Examples:
+        >>> _allowed_name("class 3"), _allowed_name("0"), _allowed_name("class room")
+        ('label 3', 'label 0', 'class room')
+    """
+    return f"label {name.removeprefix('class ')}" if RESERVED.fullmatch(name) else name
 
 
 def count_labels(

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from primaps.data.collection import ClassList
+from primaps.data.collection import LARGEST_CLASS_LIST, parse_class_list, read_class_file
 from primaps.exchange.files import check_text, get_field
 from primaps.geometry.regions import NO_LABEL
 from primaps.persistence import read_class_summary, read_legend
 from primaps.utils.colors import palette
 from primaps.utils.errors import InputError
-from primaps.utils.inputs import parse_json, read_bytes
+from primaps.utils.inputs import parse_json
 
 MAX_CLASSES = 255
 
@@ -126,7 +126,7 @@ def read_classes(path: str | Path) -> Classes:
     file = next((one for one in candidates if one.is_file()), None)
     if file is None:
         raise InputError(f"{path} has no classes.json; give this file, its folder, or a model")
-    return parse_classes(read_bytes(file), str(file))
+    return parse_classes(read_class_file(file), str(file))
 
 
 def parse_classes(text: bytes, where: str) -> Classes:
@@ -135,11 +135,12 @@ def parse_classes(text: bytes, where: str) -> Classes:
         'it must be {"classes": [names], "ignore_index": number, "colors": [[r, g, b], ...]}, '
         "where only the names are required"
     )
-    content = parse_json(text, Any, where, hint)
-    if isinstance(content, dict) and "config" in content and "classes" not in content:
-        count = get_field(content["config"], "classes", int, where)
-        return Classes(tuple(f"class {k}" for k in range(min(count, MAX_CLASSES + 1))))
-    listed: ClassList = parse_json(text, ClassList, where, hint)
+    if len(text) <= LARGEST_CLASS_LIST:
+        content = parse_json(text, Any, where, hint)
+        if isinstance(content, dict) and "config" in content and "classes" not in content:
+            count = get_field(content["config"], "classes", int, where)
+            return Classes(tuple(f"class {k}" for k in range(min(count, MAX_CLASSES + 1))))
+    listed = parse_class_list(text, where, hint)
     colors = None if listed.colors is None else np.array(listed.colors, np.uint8)
     ignore_index = NO_LABEL if listed.ignore_index is None else listed.ignore_index
     try:
@@ -187,7 +188,9 @@ def parse_color(text: str | None) -> tuple[int, int, int] | None:
 
 def classes_of(names: Sequence[str], colors: Sequence[Sequence[int] | None] = ()) -> Classes:
     """Return classes with the colors of a file; missing colors are those of primaps."""
+    if len(names) > MAX_CLASSES:
+        return Classes(tuple(names))  # raises
     chosen = palette(len(names)).tolist()
-    for k, color in enumerate(colors):
+    for k, color in enumerate(colors[: len(names)]):
         chosen[k] = chosen[k] if color is None else list(color)
     return Classes(tuple(names), np.array(chosen, np.uint8).reshape(len(names), 3))

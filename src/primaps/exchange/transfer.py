@@ -16,9 +16,9 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from primaps.data import LogCallback
-from primaps.data.collection import IMAGE_SUFFIXES, ImageFile, find_images
+from primaps.data.collection import IMAGE_SUFFIXES, ImageFile, Level, find_images
 from primaps.data.images import opened, upright_size
-from primaps.exchange.classes import Classes, read_classes
+from primaps.exchange.classes import Classes, classes_of, read_classes
 from primaps.exchange.files import check_text, open_files, safe_name
 from primaps.exchange.formats import find_format
 from primaps.exchange.labeled import LabeledImage, mask_proposals
@@ -27,6 +27,7 @@ from primaps.results import check_folder, output_folder
 from primaps.utils.errors import InputError
 from primaps.utils.inputs import read_json
 from primaps.utils.progress import ProgressCallback, silent
+from primaps.utils.validation import validate
 
 logger = logging.getLogger("primaps")
 PROPOSAL = Classes(("proposal",))
@@ -139,7 +140,11 @@ def recorded_classes(result: Path) -> tuple[bool, Classes | None]:
     if (result / "classes.json").is_file():
         return False, read_classes(result)
     names = content.get("names")
-    return False, Classes(tuple(names)) if isinstance(names, list) and names else None
+    if not isinstance(names, list) or not names:
+        return False, None
+    kind = list[tuple[Level, Level, Level]] | None
+    colors = validate(content.get("colors"), kind, f"{record}: colors")
+    return False, classes_of(names, colors or ())
 
 
 def _images_with_maps(files: list[ImageFile], result: Path, log: LogCallback) -> list[ImageFile]:

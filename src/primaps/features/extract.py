@@ -156,6 +156,16 @@ def extract(
     for file, content in read(share, content_and_label, skip):
         contents[file.key] = content
         progress("reading", len(contents), len(share), {})
+    if labels is not None:
+        labeled = [bool((one != UNLABELED).any()) for one in label_maps.values()]
+        if (everywhere := [flag for part in gather(labeled) for flag in part]) and not any(
+            everywhere
+        ):
+            raise InputError(
+                f"the {len(everywhere)} label maps in {labels.root} have only ignored pixels in the "
+                "centered squares of the images; check their values and the ignore index "
+                f"{labels.ignore_index}"
+            )
     sample = restart_sample([one for part in gather(list(contents.values())) for one in part])
 
     # Features and masks that are not cached.

@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,10 +51,63 @@ FORMAT = 1
 """Version of the cached arrays; increase it when features or masks change their meaning."""
 MEMORY_LIMIT = 2e9
 """With ``auto``, smaller caches stay in memory. In bytes."""
+SHORTENED = (
+    "{} was shortened by another program while it was in use; run the command again, which "
+    "computes the missing features"
+)
 MASKS = 256
 """Mask numbers of an 8-bit mask map: 0 = ignore, 1..255."""
 EXPECTED_MASKS = 6
 """Approximate number of masks per image, to estimate the size of the cache."""
+
+
+class MappedRows(Sequence[np.ndarray]):
+    """Rows of a memory-mapped file, which may be shortened by another program.
+
+    Reading behind the end of a mapped file ends the process by SIGBUS. The size of the file is
+    therefore checked at each access.
+
+    Args:
+        path: File of the rows.
+        row: Shape of a row, and its type.
+        places: Row, or rows, of each item.
+    """
+
+    def __init__(
+        self, path: Path, row: tuple[tuple[int, ...], np.dtype], places: Sequence[slice | int]
+    ) -> None:
+        self.path, self.places = path, places
+        shape, dtype = row
+        self._row_bytes = math.prod(shape) * dtype.itemsize
+        self._file = path.open("rb")  # the mapped file, also after another one has its name
+        rows = os.fstat(self._file.fileno()).st_size // self._row_bytes
+        self._rows = (
+            np.memmap(self._file, dtype, "r", shape=(rows, *shape)).view(np.ndarray)
+            if rows
+            else np.empty((0, *shape), dtype)
+        )
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return an item.
+
+        Raises:
+            InputError: The file was shortened.
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = self.places[index]
+        stop = place.stop if isinstance(place, slice) else place + 1
+        size = min(os.fstat(self._file.fileno()).st_size, len(self._rows) * self._row_bytes)
+        if size < stop * self._row_bytes:
+            raise InputError(SHORTENED.format(self.path))
+        return self._rows[place]
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
 
 
 class ArrayCache:
@@ -100,13 +154,12 @@ class ArrayCache:
         """Return those ``keys`` that have no intact row, each once."""
         with self._lock:
             wanted = list(dict.fromkeys(keys))
+            self._forget_lost(wanted)
             unverified = [key for key in wanted if key in self._unverified]
             if unverified:
-                arrays = self._arrays()
+                rows = self._mapped([self._unverified[key][0] for key in unverified])
                 with ThreadPoolExecutor(2) as pool:
-                    sums = pool.map(
-                        lambda key: zlib.crc32(arrays[self._unverified[key][0]].data), unverified
-                    )
+                    sums = pool.map(lambda row: zlib.crc32(row.data), rows)
                     for key, found in zip(unverified, sums, strict=True):
                         where, checksum = self._unverified.pop(key)
                         if found == checksum:
@@ -118,6 +171,7 @@ class ArrayCache:
 
         Raises:
             OSError: the disk is full or not writable; rows that were cached before stay intact.
+            InputError: the file was shortened.
         """
         values = [np.ascontiguousarray(row, self.dtype) for row in rows]
         shapes = {value.shape[1:] if self.several else value.shape for value in values}
@@ -131,6 +185,8 @@ class ArrayCache:
             self._memory |= {key: row.copy() for key, row in zip(keys, values, strict=True)}
         else:
             with named(self.folder / "rows.bin"), (self.folder / "rows.bin").open("ab") as file:
+                if file.tell() < self._count * self.row_bytes:
+                    raise InputError(SHORTENED.format(self.folder / "rows.bin"))
                 for value in values:
                     file.write(value.tobytes())
             lines = []
@@ -152,17 +208,21 @@ class ArrayCache:
 
         Raises:
             KeyError: a key has no intact row.
+            InputError: the file was shortened.
         """
         if not keys:
             return ImageArrays(np.empty((0, *self.shape), self.dtype))
         with self._lock:
+            stops = [self._intact[key].stop for key in keys if key in self._intact]
+            if self.folder is not None and max(stops, default=0) > self._rows_on_disk():
+                raise InputError(SHORTENED.format(self.folder / "rows.bin"))
             self.missing(keys)
             if self.folder is None:
                 return ImageArrays([self._memory[key] for key in keys])
-            arrays, places = self._arrays(), [self._intact[key] for key in keys]
-        return ImageArrays(
-            [arrays[where] if self.several else arrays[where.start] for where in places]
-        )
+            places = [self._intact[key] for key in keys]
+            return ImageArrays(
+                self._mapped(places if self.several else [where.start for where in places])
+            )
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -174,20 +234,33 @@ class ArrayCache:
             self._read_journal(repair=True)
             yield
 
-    def _arrays(self) -> np.ndarray:
-        """Map all rows on disk into memory."""
-        shape = (self._count, *self.shape)
-        if not self._count:
-            return np.empty(shape, self.dtype)
+    def _mapped(self, places: Sequence[slice | int]) -> MappedRows:
+        """Map rows on disk into memory."""
         assert self.folder is not None
-        return np.memmap(self.folder / "rows.bin", self.dtype, "r", shape=shape).view(np.ndarray)
+        return MappedRows(self.folder / "rows.bin", (self.shape, self.dtype), places)
+
+    def _rows_on_disk(self) -> int:
+        assert self.folder is not None
+        data = self.folder / "rows.bin"
+        return data.stat().st_size // self.row_bytes if data.is_file() else 0
+
+    def _forget_lost(self, keys: Iterable[str]) -> None:
+        """Forget rows that the file on disk has no more; they are computed again."""
+        if self.folder is None:
+            return
+        rows = self._rows_on_disk()
+        for key in keys:
+            if key in self._intact and self._intact[key].stop > rows:
+                del self._intact[key]
+            if key in self._unverified and self._unverified[key][0].stop > rows:
+                del self._unverified[key]
 
     def _read_journal(self, repair: bool = False) -> None:
         """Find the rows that both files have; with ``repair``, cut off the incomplete ones."""
         assert self.folder is not None
         data, journal = self.folder / "rows.bin", self.folder / "rows.txt"
         lines = journal.read_bytes().split(b"\n")[:-1] if journal.is_file() else []
-        rows_on_disk = data.stat().st_size // self.row_bytes if data.is_file() else 0
+        rows_on_disk = self._rows_on_disk()
         self._count, self._intact, self._unverified = 0, {}, {}
         read = valid = 0  # bytes of the journal, and up to the last line whose rows exist
         for line in lines:
