@@ -158,11 +158,10 @@ def extract(
         progress("reading", len(contents), len(share), {})
     if labels is not None:
         labeled = [bool((one != UNLABELED).any()) for one in label_maps.values()]
-        if (everywhere := [flag for part in gather(labeled) for flag in part]) and not any(
-            everywhere
-        ):
+        flags = [flag for part in gather(labeled) for flag in part]
+        if flags and not any(flags):
             raise InputError(
-                f"the {len(everywhere)} label maps in {labels.root} have only ignored pixels in the "
+                f"the {len(flags)} label maps in {labels.root} have only ignored pixels in the "
                 "centered squares of the images; check their values and the ignore index "
                 f"{labels.ignore_index}"
             )
