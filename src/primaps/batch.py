@@ -43,6 +43,8 @@ from primaps.pictures.overlays import overlay, overlay_masks, with_legend
 from primaps.proposals.image_size import mask_probabilities
 from primaps.results import OutputFolder
 from primaps.scenes.predict import predict_image, shown_classes
+from primaps.scenes.readers import georeferences
+from primaps.scenes.writer import write_geotiff
 from primaps.utils.bilinear import largest_channel
 from primaps.utils.files import save_image
 from primaps.utils.parallel import lanes, overlapped
@@ -58,6 +60,8 @@ DrawOverlay = Callable[[Image.Image, Integer[np.ndarray, "h w"]], Image.Image]
 """Draw a label map over its image."""
 SUFFIXES = (".png", ".overlay.jpg")
 """File name suffixes of the label map and the overlay of an image."""
+GEOTIFF = ".tif"
+"""Suffix of the label map of an image with a georeference."""
 OVERLAY_SIDE = 1600
 """Longest side of overlays in pixels."""
 MAX_PENDING = 48
@@ -182,7 +186,8 @@ def propose_files(
 
     For each image ``out/<relative path>.png`` holds the masks at the size of the image: 0 =
     ignore, 1..Z in the order of discovery, as 8 bits, or 16 bits if Z > 255. ``.overlay.jpg``
-    beside it shows them. Results of an earlier call with the same options are kept.
+    beside it shows them. An image with a georeference gets a GeoTIFF, ``.tif``, that keeps it.
+    Results of an earlier call with the same options are kept.
 
     Args:
         inputs: files, folders (searched recursively), globs, tar files or URLs, see
@@ -241,7 +246,8 @@ def predict_files(
 
     For each image ``out/<relative path>.png`` holds the class of every pixel at the size of the
     image: 0..K-1 as 8 bits, 255 for hidden classes. ``.overlay.jpg`` beside it shows them with a
-    legend. Results of an earlier call with the same options are kept.
+    legend. An image with a georeference gets a GeoTIFF, ``.tif``, that keeps it. Results of an
+    earlier call with the same options are kept.
 
     Args:
         model: fitted model.
@@ -274,7 +280,9 @@ def predict_files(
     out = Path(out).expanduser()
     files = at_depth(find_images(inputs, exclude=out, log=log), model.depth_)
     draw = class_overlay(model, titles)
-    return _write_maps("prediction", files, out, labeler, draw, manifest, shard, progress, log)
+    return _write_maps(
+        "prediction", files, out, labeler, draw, manifest, shard, progress, log, colors
+    )
 
 
 @validated
@@ -439,10 +447,12 @@ def _write_maps(
     shard: str | None,
     progress: ProgressCallback,
     log: LogCallback,
+    colors: UInt8[np.ndarray, "k 3"] | None = None,
 ) -> Written:
     """Write the label map and the overlay of every image that has none with this manifest yet."""
     share = read_shard(shard)
-    names = {file.key: [f"{file.key}{suffix}" for suffix in SUFFIXES] for file in files}
+    places = georeferences(files, log)
+    names = {file.key: _names(file.key, file.key in places) for file in files}
     all_names = [name for pair in names.values() for name in pair]
     output = OutputFolder(out, manifest, local_files(files), all_names)
     files = share.of(files)
@@ -480,7 +490,11 @@ def _write_maps(
             with own.turn:
                 maps = labeler([one.scaled for one in batch], [one.size for one in batch])
             for one, labels in zip(batch, maps, strict=True):
-                _write(output, one, labels.numpy(), draw)
+                values, place = narrow(labels.numpy()), places.get(one.key)
+                save: Callable[[Path], Any] = partial(save_image, Image.fromarray(values))
+                if place is not None:
+                    save = partial(write_geotiff, values=values, place=place, colors=colors)
+                _write(output, one, values, draw, {names[one.key][0]: save})
             return [one.key for one in batch]
 
         batches = group_by_key(
@@ -494,8 +508,8 @@ def _write_maps(
     if files and not written and not kept:
         raise ImageError(f"none of the {len(files)} images could be read; first: {problems[0]}")
     return Written(
-        [out / f"{file.key}.png" for file in files if file.key in written],
-        [out / f"{file.key}.png" for file in files if file.key in kept],
+        [out / names[file.key][0] for file in files if file.key in written],
+        [out / names[file.key][0] for file in files if file.key in kept],
         problems,
     )
 
@@ -507,18 +521,23 @@ def _shrink(image: Image.Image) -> Image.Image:
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
+def _names(key: str, placed: bool) -> list[str]:
+    """Return the names of the label map and of the overlay of an image."""
+    return [f"{key}{GEOTIFF if placed else SUFFIXES[0]}", f"{key}{SUFFIXES[1]}"]
+
+
 def _write(
-    output: OutputFolder, one: _Loaded, labels: Integer[np.ndarray, "h w"], draw: DrawOverlay
+    output: OutputFolder,
+    one: _Loaded,
+    values: Integer[np.ndarray, "h w"],
+    draw: DrawOverlay,
+    files: dict[str, Callable[[Path], Any]],
 ) -> None:
-    label_map = Image.fromarray(narrow(labels))
-    small = label_map.resize(one.shown.size, Image.Resampling.NEAREST)
+    """Write a label map, which ``files`` does, after its overlay."""
+    small = Image.fromarray(values).resize(one.shown.size, Image.Resampling.NEAREST)
     drawn = draw(one.shown, np.asarray(small))
-    map_name, overlay_name = (f"{one.key}{suffix}" for suffix in SUFFIXES)
-    saves: dict[str, Callable[[Path], Any]] = {
-        overlay_name: partial(save_image, drawn, quality=90),
-        map_name: partial(save_image, label_map),
-    }
-    output.write(one.digest, saves)
+    overlay_name = f"{one.key}{SUFFIXES[1]}"
+    output.write(one.digest, {overlay_name: partial(save_image, drawn, quality=90), **files})
 
 
 def narrow(labels: Integer[np.ndarray, "h w"]) -> Integer[np.ndarray, "h w"]:

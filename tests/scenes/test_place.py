@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import primaps
-from primaps.geometry.vectors import label_polygons
+from primaps.geometry.vectors import label_polygons, read_georeference
 from primaps.results import OutputError
 from primaps.scenes.readers import open_scene
 from primaps.scenes.source import Box
@@ -226,3 +226,34 @@ def test_many_images_with_the_output_of_one_scene_are_refused(inputs, message, t
 def test_a_name_with_brackets_is_one_scene(picture, tmp_path):
     picture.save(tmp_path / "a[1].png")
     assert is_scene([str(tmp_path / "a[1].png")], tmp_path / "x.tif")
+
+
+def test_a_folder_of_scenes_keeps_every_place(model, picture, tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "maps"
+    photos.mkdir()
+    geotiff(photos / "a.tif", bands(picture))
+    geotiff(photos / "b.tiff", bands(picture), crs="EPSG:25832",
+            transform=rasterio.Affine(2, 0, 7e5, 0, -2, 5.5e6))  # fmt: skip
+    copied("gcps.tif", photos)
+    copied("aux.tif", photos)
+    picture.save(photos / "c.jpg")
+    picture.save(photos / "d.png")
+    _write_side(photos / "d.png", ".pgw")
+    done = primaps.predict_files(model, photos, out)
+    names = ["a.tif", "aux.tif", "b.tif", "c.png", "d.tif", "gcps.tif"]
+    assert sorted(path.name for path in done.written) == names
+    assert sorted(p.name for p in out.iterdir() if p.suffix in (".png", ".tif")) == names
+    for image in sorted(photos.iterdir()):
+        if image.suffix in (".tif", ".tiff", ".png"):
+            place, found = read_georeference(image), read_georeference(out / f"{image.stem}.tif")
+            assert place is not None
+            assert (found.transform, found.crs) == (place.transform, place.crs)
+            assert len(found.gcps) == len(place.gcps) == (4 if image.stem == "gcps" else 0)
+    wanted = model.predict(picture)
+    with rasterio.open(out / "a.tif") as one:
+        assert one.nodata == 255
+        assert one.colormap(1)[0] == (243, 195, 0, 255)
+        assert (one.read(1) == np.asarray(wanted)).all()
+    again = primaps.predict_files(model, photos, out)
+    assert sorted(path.name for path in again.kept) == names
+    assert not again.written

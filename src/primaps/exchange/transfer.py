@@ -30,6 +30,8 @@ from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.validation import validate
 
 logger = logging.getLogger("primaps")
+MAP_SUFFIXES = (".png", ".tif")
+"""Suffixes of the label maps that predict and propose write."""
 PROPOSAL = Classes(("proposal",))
 
 
@@ -147,11 +149,18 @@ def recorded_classes(result: Path) -> tuple[bool, Classes | None]:
     return False, classes_of(names, colors or ())
 
 
+def _map_path(result: Path, file: ImageFile) -> Path:
+    """Return the label map that predict or propose wrote: a GeoTIFF if the image has a place."""
+    paths = [result / f"{file.key}{end}" for end in MAP_SUFFIXES]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
 def _images_with_maps(files: list[ImageFile], result: Path, log: LogCallback) -> list[ImageFile]:
     """Return the images that have a label map; every label map must have its image."""
-    present = [file for file in files if (result / f"{file.key}.png").is_file()]
-    known = {result / f"{file.key}.png" for file in present}
-    if spare := sorted(set(result.rglob("*.png")) - known):  # overlays are JPEG files
+    present = [file for file in files if _map_path(result, file).is_file()]
+    known = {_map_path(result, file) for file in present}
+    written = {path for end in MAP_SUFFIXES for path in result.rglob(f"*{end}")}
+    if spare := sorted(written - known):  # overlays are JPEG files
         raise InputError(
             f"{len(spare)} label maps of {result} have no image, first "
             f"{spare[0].relative_to(result)}; give the same images as to predict"
@@ -168,7 +177,7 @@ def _images_with_maps(files: list[ImageFile], result: Path, log: LogCallback) ->
 
 def _labeled_image(file: ImageFile, result: Path, classes: Classes | None) -> LabeledImage:
     """Return an image with its label map, or with its mask proposals if ``classes`` is None."""
-    source, path = Path(str(file.source)), result / f"{file.key}.png"
+    source, path = Path(str(file.source)), _map_path(result, file)
     name = str(Path(file.key).parent / source.name)
     check_text(name, "the file name")
     labels = read_map(path)

@@ -8,8 +8,8 @@ import re
 import struct
 import threading
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,13 +18,14 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from PIL import Image
 
-from primaps.data import load_image
-from primaps.data.images import opened, upright
+from primaps.data import ImageError, ImageFile, LogCallback, load_image
+from primaps.data.images import ORIENTATION, opened, upright
 from primaps.geometry.vectors import (
     Georeference,
     dataset_georeference,
     geo_module,
     has_side_file,
+    read_georeference,
     side_georeference,
 )
 from primaps.scenes.colors import (
@@ -59,7 +60,9 @@ SLIDE_SUFFIXES = frozenset((".svs", ".ndpi", ".scn", ".bif", ".qptiff"))
 """Slides are TIFF files that never have a georeference."""
 GDAL_SUFFIXES = frozenset((".vrt", ".jp2", ".img"))
 """Map formats other than TIFF."""
-GDAL_TAGS = frozenset((33550, 33922, 34264, 34735, 42112, 42113, 50844))
+PLACE_TAGS = frozenset((33550, 33922, 34264, 50844))
+"""TIFF tags that place an image: scale, points, transform and rational polynomials."""
+GDAL_TAGS = PLACE_TAGS | {34735, 42112, 42113}
 """TIFF tags of a georeference, of rational polynomials, of GDAL's metadata and of nodata."""
 CACHE_BYTES = 64 << 20
 """Cache of decoded blocks in GDAL, whose default is 5 % of the memory of the machine."""
@@ -109,10 +112,11 @@ def open_scene(
             raise InputError(f"--bands does not apply to {path}, which is an RGB image")
         place = side_georeference(path)
         with opened(path) as image:
-            # A side file places the pixels as they are stored.
-            image.load()
-            pixels = image if place else upright(image)
-            return in_memory(pixels, path, nodata, alpha, place)
+            # A side file places the pixels as they are stored, before the EXIF rotation. Images of
+            # 16 bits are complete until Pillow has decoded them.
+            colors = load_image(image if place else path)
+            stored = image if place else upright(image)
+            return in_memory(stored, path, nodata, alpha, place, colors)
 
 
 def in_memory(
@@ -121,6 +125,7 @@ def in_memory(
     nodata: float | None = None,
     alpha: bool = True,
     georeference: Georeference | None = None,
+    colors: Image.Image | None = None,
 ) -> Scene:
     """Return an image in memory as a scene in 8-bit RGB; fully transparent pixels are invalid.
 
@@ -129,10 +134,13 @@ def in_memory(
         >>> scene.sizes, scene.read(0, Box(0, 1, 0, 2))[0].tolist()
         (((3, 4),), [[[255, 255]], [[0, 0]], [[0, 0]]])
     """
+    # ``colors`` is the image in 8-bit RGB, if the caller has read it.
     path, missing = Path(path), _nodata_value(Path(path), nodata, np.dtype(np.uint8))
     transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     mask = np.asarray(image.convert("RGBA").getchannel("A")) if transparent and alpha else None
-    pixels = np.asarray(load_image(image if alpha else _opaque(image)))
+    if colors is None or (transparent and not alpha):
+        colors = load_image(image if alpha else _opaque(image))
+    pixels = np.asarray(colors)
 
     def read(level: int, box: Box) -> Block:
         inside = slice(box.top, box.bottom), slice(box.left, box.right)
@@ -199,6 +207,47 @@ def _needs_gdal(path: Path) -> bool:
     return not GDAL_TAGS.isdisjoint(tags) or (
         _subsampled(tags) and find_spec("rasterio") is not None
     )
+
+
+def georeferences(files: Iterable[ImageFile], log: LogCallback) -> dict[str, Georeference]:
+    """Return the georeferences of the local images that have one, by the keys of the images.
+
+    Args:
+        log: called with one sentence about georeferences that cannot be used.
+    """
+    found: dict[str, Georeference] = {}
+    for file in files:
+        path = file.source
+        try:
+            if not isinstance(path, Path) or not _may_have_place(path):
+                continue
+            place = read_georeference(path)
+            if place is not None and _is_rotated(path):
+                log(f"{path} has a georeference and an EXIF rotation; its label map has no place")
+            elif place is not None:
+                found[file.key] = place
+        except MissingPackageError as error:
+            log(f"the label map of {path} has no georeference: {error}")
+            break
+        except InputError as error:
+            log(f"{error}; its label map has no georeference")
+    return found
+
+
+def _may_have_place(path: Path) -> bool:
+    if has_side_file(path):
+        return True
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return False
+    with suppress(OSError, ValueError, struct.error), path.open("rb") as file:
+        return not PLACE_TAGS.isdisjoint(tiff_values(file))
+    return False  # reading the pixels says what is wrong
+
+
+def _is_rotated(path: Path) -> bool:
+    with suppress(ImageError), opened(path) as image:
+        return image.getexif().get(ORIENTATION, 1) != 1
+    return False
 
 
 def _subsampled(tags: Tags) -> bool:

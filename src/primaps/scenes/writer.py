@@ -25,6 +25,8 @@ from primaps.utils.progress import ProgressCallback
 
 TILE = 512
 """Side of the tiles of the written file, and number of rows that are copied at once."""
+NO_CLASS = 255
+"""Label of pixels without a class."""
 DIGEST, CLASS = "PRIMAPS_DIGEST", "CLASS_"
 """Metadata keys: digest of the source and options, and prefix of the class names by number."""
 
@@ -73,6 +75,32 @@ def write_labels(labels: Labels, out: Path, digest: str, progress: ProgressCallb
             temporary.write_text(_names_xml(labels.names), "utf-8")
     with atomic_path(out) as temporary:
         (_write_cog if use_gdal else _write_tiff)(labels, temporary, digest, progress)
+
+
+def write_geotiff(
+    path: Path,
+    values: Integer[np.ndarray, "h w"],
+    place: Georeference,
+    colors: UInt8[np.ndarray, "k 3"] | None,
+) -> None:
+    """Write the label map of an image with its georeference.
+
+    Args:
+        values: 8 or 16 bits.
+        colors: colors of the classes, whose nodata is 255; None for masks, whose nodata is 0.
+    """
+    rasterio = geo_module("rasterio")
+    height, width = values.shape
+    settings = {"driver": "GTiff", "height": height, "width": width, "count": 1}
+    settings |= {"dtype": values.dtype, "compress": "deflate"}
+    settings |= {"nodata": 0 if colors is None else NO_CLASS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path, "w", **settings, **place.profile()) as dataset:
+            if colors is not None:
+                table = {k: (*map(int, color), 255) for k, color in enumerate(colors)}
+                dataset.write_colormap(1, table | {NO_CLASS: (0, 0, 0, 0)})
+            dataset.write(values, 1)
 
 
 def check_side_file(out: Path, names: Sequence[str]) -> Path:
