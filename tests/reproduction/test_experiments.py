@@ -41,8 +41,8 @@ OPTIONS = [part for k, v in QUICK.items() for part in (f"--{k.replace('_', '-')}
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("PRIMAPS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("primaps.backbones.weights._in_hub_cache", lambda hub_id: False)
-    monkeypatch.setattr("primaps.backbones.weights._hub_reachable", lambda: False)
+    monkeypatch.setattr("primaps.backbones.weights.in_hub_cache", lambda hub_id: False)
+    monkeypatch.setattr("primaps.backbones.weights.hub_reachable", lambda: False)
 
 
 @pytest.fixture
@@ -427,7 +427,7 @@ def test_all_tables_are_planned_without_data_or_network(monkeypatch):
         raise AssertionError("a plan asks nobody")
 
     monkeypatch.setattr("urllib.request.urlopen", never)
-    monkeypatch.setattr("primaps.backbones.weights._hub_reachable", never)
+    monkeypatch.setattr("primaps.backbones.weights.hub_reachable", never)
     done = call("reproduce", "all", "--plan")
     assert done.exit_code == 0, done.output
     for name in PAPER:

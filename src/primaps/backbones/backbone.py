@@ -9,13 +9,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from primaps.backbones.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from primaps.config import DEFAULT_SIZE, Engine, Positions, Precision, Size
 from primaps.utils.errors import InputError
 from primaps.utils.memory import check_memory
 from primaps.utils.validation import validate, validated
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
@@ -24,7 +22,8 @@ class Backbone(nn.Module):
     Attributes:
         features: network or callable that maps normalized images (B, 3, H, W) to features
             (B, C, h, w).
-        patch_size: side of a patch in pixels; image sides must be multiples of it.
+        patch_size: side of a patch in pixels, or the stride of a feature map; image sides must be
+            multiples of it.
         name: name that was given to :func:`primaps.load_backbone`, or the name of the callable.
         source: description of where the weights come from.
         mean: mean of each channel, which is subtracted from images in [0, 1].
@@ -35,8 +34,8 @@ class Backbone(nn.Module):
         engine: library that computes the layers, ``torch`` or ``openvino`` (on a CPU only).
         weights: SHA-256 of the weights, independent of their names and order; None for a callable
             without weights.
-        digest: SHA-256 of everything that determines the features: the weights and the scaling of
-            position embeddings.
+        digest: SHA-256 of everything that determines the features: the weights, the normalization,
+            and the scaling of position embeddings.
     """
 
     mean: Tensor
@@ -53,6 +52,7 @@ class Backbone(nn.Module):
         precision: str = "float32",
         positions: Positions = "exact",
         engine: Engine = "torch",
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         self.precision: Precision = validate(precision, Precision, "precision")
@@ -60,14 +60,24 @@ class Backbone(nn.Module):
         self.name, self.patch_size, self.source = name, patch_size, source
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.positions, self._engine, self.weights = positions, engine, None
-        if isinstance(features, nn.Module):
+        self.positions, self._engine, self.weights = positions, engine, weights
+        if weights is None and isinstance(features, nn.Module):
             self.weights = weights_digest(features)
         self.digest = self.weights
-        if self.weights and positions != "exact":
-            text = f"{self.weights} positions {positions}"
-            self.digest = hashlib.sha256(text.encode()).hexdigest()
+        if self.weights:
+            self.digest = self._features_digest(self.weights)
         self.requires_grad_(False).eval()
+
+    def _features_digest(self, weights: str) -> str:
+        """Return :attr:`digest`: that of the weights, unless an option differs from its default."""
+        text = weights if self.positions == "exact" else f"{weights} positions {self.positions}"
+        for name, value, default in (
+            ("mean", self.mean, IMAGENET_MEAN),
+            ("std", self.std, IMAGENET_STD),
+        ):
+            if not torch.equal(value.flatten(), torch.tensor(default)):
+                text += f" {name} {value.flatten().tolist()}"
+        return weights if text == weights else hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def device(self) -> torch.device:
@@ -120,8 +130,14 @@ class Backbone(nn.Module):
         reduced = self.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
             features = self.features(((images - self.mean) / self.std).to(self._dtype))
-        if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != len(images):
-            raise InputError(f"backbone {self.name} must return (B, C, h, w) for a batch of images")
+        grid = (height // self.patch_size, width // self.patch_size)
+        shape = tuple(features.shape) if isinstance(features, Tensor) else ()
+        if len(shape) != 4 or shape[0] != len(images) or shape[2:] != grid or not shape[1]:
+            raise InputError(
+                f"backbone {self.name} must return (B, C, h, w) for a batch of images, here "
+                f"({len(images)}, C, {grid[0]}, {grid[1]}) at patch size {self.patch_size}; it "
+                f"returned {shape or type(features).__name__}"
+            )
         return features.float()
 
 

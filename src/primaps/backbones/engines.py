@@ -17,12 +17,14 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from primaps.utils.errors import MissingPackageError
 from primaps.utils.parallel import LANES
 
 ROWS = 256
@@ -38,28 +40,46 @@ def use_onednn(model: nn.Module) -> None:
 
     Parameters are not changed or moved. An attention other than ``sdpa`` is not replaced.
     """
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    if not (x86 and torch.backends.mkldnn.is_available()):
+    if not onednn_available():
         return
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
+    chosen = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if chosen == "sdpa" and _register_attention():
+        model.set_attn_implementation("onednn")  # type: ignore[operator]
+
+
+@lru_cache(maxsize=1)
+def onednn_available() -> bool:
+    """Return whether oneDNN computes matrix products on this processor."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return x86 and torch.backends.mkldnn.is_available()
+
+
+@lru_cache(maxsize=1)
+def _register_attention() -> bool:
+    """Register :func:`attention` in transformers, once per process; return whether it could be."""
     try:
         from transformers import AttentionInterface
-
-        if model.config._attn_implementation == "sdpa":  # type: ignore[union-attr]
-            AttentionInterface.register("onednn", _attention_interface)
-            model.set_attn_implementation("onednn")  # type: ignore[operator]
-    except (ImportError, AttributeError):  # transformers before 4.54 has no such interface
-        return
+    except ImportError:  # transformers before 4.54 has no such interface
+        return False
+    AttentionInterface.register("onednn", _attention_interface)
+    return True
 
 
 class Linear(nn.Linear):
     """``nn.Linear`` of a frozen network; oneDNN computes it in float32 on a CPU."""
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # A network that comes from another process names the attention in its configuration.
+        _register_attention()
+
     def forward(self, input: Float[Tensor, "... i"]) -> Float[Tensor, "... o"]:
         """Compute ``input @ weight.T + bias``."""
         plain = input.dtype == self.weight.dtype == torch.float32 and input.device.type == "cpu"
+        plain = plain and onednn_available()
         if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(input)  # in bfloat16, PyTorch also uses oneDNN
         return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
@@ -119,6 +139,7 @@ def _attention_interface(
     """Call :func:`attention` from transformers; unsupported cases use the attention of PyTorch."""
     causal = options.get("is_causal", getattr(module, "is_causal", False))
     plain = attention_mask is None and not dropout and not causal and query.shape == key.shape
+    plain = plain and onednn_available()
     if plain and query.device.type == "cpu" and not torch.is_grad_enabled():
         with torch.autocast("cpu", enabled=False):
             return attention(query, key, value, scaling or query.shape[-1] ** -0.5), None
@@ -169,6 +190,11 @@ def shared_core() -> Any:
 
 
 def _create_core() -> Any:
+    if not openvino_installed():  # the network comes from a process that has it
+        raise MissingPackageError(
+            "the backbone was loaded with engine openvino, which is not installed here: pip "
+            "install 'primaps[openvino]', or load it with engine torch"
+        )
     import openvino
 
     core = openvino.Core()

