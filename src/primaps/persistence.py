@@ -551,8 +551,9 @@ def fitted_backbone(
         )
     if fitted.sha256 not in (None, found.digest):
         raise ModelError(
-            f"{folder} was fitted on weights of {fitted.name} that differ from {found.source}; "
-            "pass the original weights as backbone"
+            f"{folder} was fitted on weights of {fitted.name}, or on a normalization, that differ "
+            f"from {found.source}; pass the original weights, with their preprocessor_config.json, "
+            "as backbone"
         )
     return found
 

@@ -91,8 +91,9 @@ def find_layout(
     """Find the layout of the output of a network by a probe on small images.
 
     The network gets square and oblong images of noise in batches. Its output must have the shape
-    of tokens or of a map at one stride. In a second run, an image alone must have the same output. If the pixels in a corner of an image change, the features of
-    this corner must change most. The number of special tokens follows from this.
+    of tokens or of a map at one stride. An image alone must have the same output in a second run.
+    If the pixels in a corner of an image change, the features of this corner must change most. The
+    number of special tokens follows from this.
 
     Args:
         network: maps normalized images (B, 3, H, W) to its output.
