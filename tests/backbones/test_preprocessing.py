@@ -67,7 +67,7 @@ def test_the_network_gets_what_the_image_processor_of_transformers_makes(change,
 def test_a_processor_inside_another_file(folder):
     write(folder, {"image_processor": SIGLIP, "processor_class": "SiglipProcessor"}, FILES[1])
     assert read_normalization(folder) == Normalization((0.5,) * 3, (0.5,) * 3)
-    write(folder, {"offset": True, "rescale_factor": 1 / 127.5, **{"do_normalize": False}})
+    write(folder, {"offset": True, "rescale_factor": 1 / 127.5, "do_normalize": False})
     assert read_normalization(folder) == Normalization((0.5,) * 3, (0.5,) * 3)
     write(folder, {**SIGLIP, "image_mean": 0.25, "image_std": [0.5]})
     assert read_normalization(folder) == Normalization((0.25,) * 3, (0.5,) * 3)
