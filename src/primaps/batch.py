@@ -6,15 +6,17 @@ folder of results is resumable: results of the same image and options are not co
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from jaxtyping import Integer, UInt8
 from PIL import Image
 from torch import Tensor
@@ -36,6 +38,7 @@ from primaps.data import (
 )
 from primaps.data.collection import local_files
 from primaps.data.stream import in_memory
+from primaps.exchange.classes import Classes
 from primaps.inference import ImageSize
 from primaps.model import PriMaPsEM
 from primaps.pictures.explain import steps_picture, threshold_picture
@@ -45,8 +48,10 @@ from primaps.results import OutputFolder
 from primaps.scenes.predict import predict_image, shown_classes
 from primaps.scenes.readers import georeferences
 from primaps.scenes.writer import write_geotiff
+from primaps.teach.annotations import Annotation
+from primaps.teach.find import Found
 from primaps.utils.bilinear import largest_channel
-from primaps.utils.files import save_image
+from primaps.utils.files import save_image, write_json
 from primaps.utils.parallel import lanes, overlapped
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.shards import read_shard
@@ -62,6 +67,10 @@ SUFFIXES = (".png", ".overlay.jpg")
 """File name suffixes of the label map and the overlay of an image."""
 GEOTIFF = ".tif"
 """Suffix of the label map of an image with a georeference."""
+FOUND_SUFFIXES = (*SUFFIXES, ".scores.tif")
+"""File name suffixes of what :func:`find_files` writes for an image."""
+FOUND_COLORS = np.array([[255, 230, 0], [0, 0, 0]], np.uint8)
+"""Color of what was found; the other one is not seen."""
 OVERLAY_SIDE = 1600
 """Longest side of overlays in pixels."""
 MAX_PENDING = 48
@@ -435,6 +444,77 @@ class _Loaded:
     scaled: Tensor
     shown: Image.Image
     size: ImageSize
+
+
+def find_files(
+    inputs: Inputs,
+    out: str | Path,
+    model: PriMaPsEM,
+    region: Annotation,
+    *,
+    threshold: Annotated[float, Interval(ge=0, le=1)] = 0.5,
+    cache: str | Path | None = "auto",
+    progress: ProgressCallback = silent,
+    log: LogCallback = logger.warning,
+) -> Found:
+    """Find everything that looks like a region of one image: ``primaps find``.
+
+    For each image, ``<relative path>.png`` has the value 0 where it was found and 255 elsewhere,
+    ``<relative path>.scores.tif`` the score of every pixel times 255, and
+    ``<relative path>.overlay.jpg`` shows what was found.
+
+    Args:
+        inputs: files, folders and globs, with the image of the region.
+        out: output folder.
+        model: fitted model, whose features are compared.
+        region: the region, with the name of its class.
+        threshold: minimum score of a pixel.
+        cache: folder to cache features in, as in :meth:`PriMaPsEM.fit`.
+        progress: progress callback.
+        log: called with one sentence about each image that is skipped.
+
+    Returns:
+        Scores of all images.
+
+    Raises:
+        NotFoundError: no image was found.
+        InputError: the region does not fit its image.
+        OutputError: ``out`` has other files under the same names.
+    """
+    out = Path(out).expanduser()
+    files = find_images(inputs, exclude=out, log=log)
+    names = {file.key: [f"{file.key}{suffix}" for suffix in FOUND_SUFFIXES] for file in files}
+    manifest = {
+        "primaps": VERSION,
+        "command": "find",
+        "names": [region.name],
+        "region": json.loads(region.to_json()) | {"time": ""},
+        "threshold": threshold,
+        "model": model.prediction_digest(),
+    }
+    all_names = [name for own in names.values() for name in own]
+    output = OutputFolder(out, manifest, local_files(files), all_names)
+    found = model.find(files, region, cache=cache, progress=progress, log=log)
+    written = [file for file in at_depth(files, model.depth_) if file.key in found.maps]
+    content = Classes((found.name,)).as_json()
+    for done, file in enumerate(written, start=1):
+        digest = pixel_digest(file)
+        if not output.finished(digest, names[file.key]):
+            scores = found.scores(file.key)
+            labels = np.where(scores >= threshold, 0, HIDDEN)
+            image = _shrink(file.load())
+            small = Image.fromarray(narrow(labels)).resize(image.size, Image.Resampling.NEAREST)
+            drawn = overlay(image, np.minimum(np.asarray(small), 1), FOUND_COLORS, ignore=1)
+            gray = Image.fromarray((255 * scores.clip(0, 1)).round().astype(np.uint8))
+            saves: list[Callable[[Path], Any]] = [
+                partial(save_image, Image.fromarray(narrow(labels))),
+                partial(save_image, drawn, quality=90),
+                partial(save_image, gray, compression="tiff_deflate"),
+            ]
+            output.write(digest, dict(zip(names[file.key], saves, strict=True)))
+        progress("label maps", done, len(written), {})
+    write_json(out / "classes.json", content)
+    return found
 
 
 def _write_maps(

@@ -146,6 +146,26 @@ class Segmenter:
         return upsample(logits, images.shape[-2:]).softmax(1)
 
     @torch.no_grad()
+    def class_probabilities(
+        self, features: Float[Tensor, "b c h w"]
+    ) -> Float[Tensor, "b classes h w"]:
+        """Return the probabilities of the shown classes of the legend, for each token.
+
+        Probabilities of merged classes are added. Those of hidden classes are left out.
+        """
+        found = self.logits(features).softmax(1)
+        if self.legend is None or self.tree is None:
+            return found
+        result = found.new_zeros(len(found), len(self.legend.shown) + 1, *found.shape[2:])
+        for k in range(self.classes):
+            for image, p, tokens in zip(result, found, features, strict=True):
+                labels = torch.full(p.shape[1:], k, device=p.device)
+                shown = final_map(self.tree, self.legend, labels, tokens)
+                shown = shown.clamp_max(len(self.legend.shown))  # HIDDEN
+                image.scatter_add_(0, shown[None], p[k][None])
+        return result[:, :-1]
+
+    @torch.no_grad()
     def relabel(
         self, labels: Integer[Tensor, "H W"], features: Float[Tensor, "c h w"]
     ) -> Integer[Tensor, "H W"]:

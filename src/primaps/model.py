@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -66,9 +66,15 @@ from primaps.persistence import (
 from primaps.projections.checkpoints import as_projection
 from primaps.projections.projection import Projection, code_network, encoder
 from primaps.proposals.image_size import image_masks
-from primaps.teach.annotations import Annotation, resolve_annotations
+from primaps.teach.annotations import (
+    Annotation,
+    annotation_point,
+    expand_label_maps,
+    resolve_annotations,
+)
 from primaps.teach.find import Found, find_region
 from primaps.teach.learner import check_annotations, learn, renamed
+from primaps.teach.questions import Asked, Question, next_questions
 from primaps.teach.taught import NamedPrototypes, Taught
 from primaps.utils.colors import palette
 from primaps.utils.distributed import processes
@@ -416,6 +422,49 @@ class PriMaPsEM:
         maps = self.feature_maps(images, cache=cache, progress=progress, log=log)
         check_annotations(listed, maps)
         return find_region(listed, maps, seed=self.config.seed, progress=progress)
+
+    @validated
+    def ask(
+        self,
+        images: ImageCollection,
+        questions: Annotated[int, Interval(ge=1)] = 50,
+        *,
+        asked: Iterable[Asked] = (),
+        cache: str | Path | None = "auto",
+        seed: Seed | None = None,
+        progress: ProgressCallback = silent,
+        log: LogCallback = logger.warning,
+    ) -> list[Question]:
+        """Return the regions whose classes a person should be asked for next.
+
+        Args:
+            images, cache, progress, log: as in :meth:`teach`.
+            questions: number of questions. Fewer are returned if all other regions are alike.
+            asked: image key, and x / width and y / height, of everything that was asked before.
+                What the model was taught with need not be listed.
+            seed: random seed; None is that of the fit.
+
+        Returns:
+            Questions, the most useful first. Their guesses are indices of :attr:`shown_classes`.
+            :func:`primaps.exchange.questions.write_questions` writes them to a folder.
+
+        Raises:
+            ModelError: the model is not fitted.
+        """
+        segmenter = self.segmenter
+        maps = self.feature_maps(images, cache=cache, progress=progress, log=log)
+        earlier: list[Asked] = []
+        known = [] if self.taught_ is None else self.taught_.read_annotations()
+        for one in expand_label_maps(known):
+            x, y = annotation_point(one)
+            earlier.append((one.image, x / one.size[1], y / one.size[0]))
+        return next_questions(
+            questions,
+            maps,
+            probabilities=segmenter.class_probabilities,
+            asked=[*earlier, *asked],
+            seed=self.config.seed if seed is None else seed,
+        )
 
     def feature_maps(
         self,

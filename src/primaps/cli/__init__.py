@@ -5,7 +5,7 @@ import atexit
 import gc
 import sys
 
-from primaps.cli import images, fit, classes, exchange, measure, labeled, paper
+from primaps.cli import images, fit, teach, classes, exchange, measure, labeled, paper
 from primaps.cli.app import app, run
 
 

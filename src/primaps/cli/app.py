@@ -29,8 +29,9 @@ from primaps.utils.files import user_path
 from primaps.utils.validation import range_text, validate_options
 
 ORDER = (
-    "demo", "studio", "propose", "fit", "predict", "classes", "name", "report", "audit", "export",
-    "import", "push", "evaluate", "oracle", "probe", "data", "project", "projection", "reproduce",
+    "demo", "studio", "propose", "fit", "predict", "ask", "teach", "find", "classes", "name",
+    "report", "audit", "export", "import", "push", "evaluate", "oracle", "probe", "data", "project",
+    "projection", "reproduce",
 )  # fmt: skip
 """Order of the commands in ``primaps --help``: that of a typical workflow."""
 
@@ -60,6 +61,7 @@ app = typer.Typer(
 
 # Panels of `primaps --help`.
 IMAGES = "Images without labels"
+TEACH = "Teach"
 CLASSES = "Classes"
 EXCHANGE = "Exchange with other tools"
 SCORES = "Evaluation with labels"

@@ -38,7 +38,7 @@ from primaps.results import (
 )
 from primaps.teach.annotations import (
     Annotation,
-    annotation_region,
+    annotation_point,
     check_class_name,
     mask_geometry,
 )
@@ -67,8 +67,13 @@ HEADER = ["number", "image", *(f"guess {i}" for i in range(1, GUESSES + 1)), "cl
 class Asked(Protocol):
     """A question that :func:`primaps.teach.questions.next_questions` returns."""
 
-    image: str
-    guesses: Sequence[tuple[int, float]]
+    @property
+    def image(self) -> str:
+        """Key of the image."""
+
+    @property
+    def guesses(self) -> Sequence[tuple[int, float]]:
+        """Class indices and probabilities, the most probable first."""
 
     def mask(self, height: int, width: int) -> Bool[np.ndarray, "h w"]:
         """Return the pixels that are asked about."""
@@ -107,15 +112,8 @@ class QuestionRecord:
     @property
     def asked(self) -> tuple[str, float, float]:
         """Image, and a point in the region as fractions of width and height."""
-        left, top, mask = annotation_region(self.annotation(UNKNOWN, ""))
-        rows, columns = mask.nonzero()
-        middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
-        height, width = self.size
-        return (
-            self.image,
-            float(left + columns[middle] + 0.5) / width,
-            float(top + rows[middle] + 0.5) / height,
-        )
+        x, y = annotation_point(self.annotation(UNKNOWN, ""))
+        return self.image, x / self.size[1], y / self.size[0]
 
 
 @dataclass(frozen=True)

@@ -397,6 +397,19 @@ def _decoded(
     return left, top, mask
 
 
+def annotation_point(annotation: Annotation) -> tuple[float, float]:
+    """Return a point (x, y) of an annotation: the center of its pixel that is nearest to its mean.
+
+    Examples:
+        >>> annotation_point(Annotation("a", None, "box", "rust", [1, 0, 3, 1], (4, 4)))
+        (2.5, 0.5)
+    """
+    left, top, region = annotation_region(annotation)
+    rows, columns = region.nonzero()
+    nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+    return float(left + columns[nearest] + 0.5), float(top + rows[nearest] + 0.5)
+
+
 def annotation_mask(annotation: Annotation, height: int, width: int) -> Bool[np.ndarray, "h w"]:
     """Return the pixels that an annotation covers, see :func:`annotation_region`.
 
