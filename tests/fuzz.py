@@ -1,7 +1,7 @@
 """Files that are damaged or made to harm, in the place of every file that is read.
 
 ``python tests/fuzz.py --seconds 60`` changes files at random until the time is over; ``--only``
-takes one kind of file, ``--seed`` begins elsewhere. Whatever a file says, reading it must succeed
+takes kinds of files, ``--seed`` begins elsewhere. Whatever a file says, reading it must succeed
 or end in one of our errors of one line, in a few seconds and little memory, and leave all files as
 they were. The first case that does not is kept under ``--keep`` and ends the run with status 1.
 """
@@ -266,10 +266,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--only", help="one kind of file")
+    parser.add_argument("--only", help="kinds of files, separated by commas")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-found"))
     options = parser.parse_args(arguments)
-    names = [options.only] if options.only else NAMES
+    names = options.only.split(",") if options.only else NAMES
     with tempfile.TemporaryDirectory() as temporary:
         made = {name: target(name, Path(temporary) / name) for name in names}
     generator, ends, done = random.Random(options.seed), time.monotonic() + options.seconds, 0

@@ -7,10 +7,12 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save
@@ -48,12 +50,16 @@ from primaps.persistence import (
 )
 from primaps.projections import Head, Projection, read_checkpoint
 from primaps.results import OutputFolder
-from primaps.utils.errors import InputError
+from primaps.scenes.readers import open_scene
+from primaps.scenes.source import Box
+from primaps.scenes.view import stretch_limits
+from primaps.utils.errors import PrimapsError
 from primaps.utils.files import sha256, write_json
 from tests.backbones.test_backbones import original_names
-from tests.exchange.samples import blocks, collection
+from tests.exchange.samples import blocks, collection, drawn_files
 from tests.fuzz import Target
 from tests.projections.originals import write_hp, write_stego
+from tests.scenes.conftest import geotiff
 from tests.trees import cocostuff_tree, labeled_tree, potsdam_tree
 
 Read = Callable[[Path], Any]
@@ -294,20 +300,55 @@ def _read_result(folder: Path) -> None:
 
 def _exchange(folder: Path, name: str) -> Target:
     folder.mkdir(parents=True, exist_ok=True)
-    data = collection(folder, {"a.png": blocks(0, 12, 14, 3, block=4)}, Classes(("x", "y", "z")))
-    export_labels(data.result, data.images, name, folder / "out")
+    form = name.removeprefix(DRAWN)
 
     def read(source: Path) -> None:
         out = source.parent / "out"
         try:
-            import_labels(source, name, out)
-        except InputError:
+            import_labels(source, form, out, log=lambda sentence: None)
+        except PrimapsError:
             assert not out.exists()
             raise
 
+    if name.startswith(DRAWN):
+        return Target(drawn_files()[form], read)
+    data = collection(folder, {"a.png": blocks(0, 12, 14, 3, block=4)}, Classes(("x", "y", "z")))
+    export_labels(data.result, data.images, name, folder / "out")
     paths = [p for p in sorted((folder / "out").rglob("*")) if p.is_file()]
     files = {p.relative_to(folder / "out").as_posix(): p.read_bytes() for p in paths}
     return Target(files, read)
+
+
+def _scenes(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    values = random.integers(0, 255, (3, 70, 90), np.uint8)
+    deep = values.astype(np.uint16) * 200
+    geotiff(folder / "a.tif", values, compress="deflate")
+    geotiff(folder / "deep.tif", deep, nodata=0)
+    geotiff(folder / "gray.tif", values[:1].astype(np.float32), tiled=False)
+    geotiff(folder / "plain.tif", values, crs=None, transform=None)
+    (folder / "plain.tfw").write_text("0.5\n0\n0\n-0.5\n400000\n5800000\n")
+    tifffile = pytest.importorskip("tifffile")
+    rows = values.transpose(1, 2, 0)
+    tifffile.imwrite(folder / "strips.tif", rows, photometric="rgb", compression="zlib")
+    tifffile.imwrite(folder / "planes.tif", deep, photometric="rgb", planarconfig="separate")
+    with tifffile.TiffWriter(folder / "pyramid.svs") as file:
+        options = {"photometric": "rgb", "tile": (16, 16), "compression": "zlib"}
+        file.write(rows, subifds=1, **options)
+        file.write(rows[::2, ::2], subfiletype=1, **options)
+
+
+def _read_scenes(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".tfw":
+            continue
+        with closing(open_scene(path)) as scene:
+            stretch_limits(scene)
+            for level, (height, width) in enumerate(scene.sizes):
+                high, wide = min(height, 32), min(width, 32)
+                for box in (Box(0, high, 0, wide), Box(height - high, height, width - wide, width)):
+                    values, valid = scene.read(level, box)
+                    assert values.shape[1:] == valid.shape == box.shape
 
 
 KINDS: dict[str, tuple[Read, Read]] = {
@@ -326,5 +367,9 @@ KINDS: dict[str, tuple[Read, Read]] = {
     "audit": (_audit, Audit.load),
     "store": (_store, _read_store),
     "result": (_result, _read_result),
+    "scenes": (_scenes, _read_scenes),
 }
+DRAWN = "drawn-"
+"""Files of other tools with every shape that a person can draw."""
 NAMES = [*KINDS, *(name for name, row in FORMATS.items() if row.read)]
+NAMES += [f"{DRAWN}{name}" for name in drawn_files()]

@@ -1,5 +1,7 @@
 """Folders as ``predict`` and ``propose`` write them, with their images."""
 
+import base64
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from primaps.exchange.classes import Classes
+from primaps.exchange.labelstudio import encode
 
 
 @dataclass
@@ -70,3 +73,67 @@ def blocks(seed: int, height: int, width: int, classes: int, block: int = 9) -> 
     labels[specks] = generator.integers(0, classes, specks.sum())
     labels[generator.random(labels.shape) < 0.01] = 255
     return labels
+
+
+def drawn_files() -> dict[str, dict[str, bytes]]:
+    """Return files with every shape that a person can draw, by the format and their names."""
+    corners = [[4.5, 3], [24, 3], [24, 18], [4, 18.5]]
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+        "categories": [{"id": 3, "name": "x"}, {"id": 7, "name": "y"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 3, "iscrowd": 0, "bbox": [1, 2, 3, 4],
+             "segmentation": [np.ravel(corners).tolist(), [1, 1, 9, 1, 9, 9]]},
+            {"id": 2, "image_id": 1, "category_id": 7, "iscrowd": 1,
+             "segmentation": {"size": [30, 40], "counts": [60, 300, 840]}},
+        ],
+    }  # fmt: skip
+    about = {"group_id": None, "flags": {}}
+    kinds = {"polygon": corners, "rectangle": corners[::2], "circle": corners[:2],
+             "line": corners[:2], "linestrip": corners, "point": corners[:1]}  # fmt: skip
+    shapes = [{"label": "x", "shape_type": k, "points": v, **about} for k, v in kinds.items()]
+    mask = {"label": "y", "shape_type": "mask", "points": [[3, 4], [7, 9]], "mask": _png(5, 6)}
+    labelme = {"version": "5.4.1", "shapes": [*shapes, mask], "imagePath": "..\\images\\a.png",
+               "imageData": None, "imageHeight": 30, "imageWidth": 40}  # fmt: skip
+    place = {"x": 10, "y": 20.5, "width": 30, "height": 40, "rotation": 30}
+    values = {
+        "rectangle": place, "polygon": {"points": corners},
+        "ellipse": {"x": 50, "y": 40, "radiusX": 20, "radiusY": 10, "rotation": 0},
+        "keypoint": place, "bitmask": {"imageDataURL": f"data:image/png;base64,{_png(40, 30)}"},
+        "brush": {"format": "rle", "rle": encode(np.eye(30, 40, dtype=bool))},
+    }  # fmt: skip
+    size = {"original_width": 40, "original_height": 30, "image_rotation": 0, "to_name": "image"}
+    regions = [
+        {"id": k, "type": f"{k}labels", "value": {**v, f"{k}labels": ["x"]}, **size}
+        for k, v in values.items()
+    ]
+    regions += [{"id": "a", "type": "ellipse", "value": values["ellipse"], **size}]
+    regions += [{"id": "a", "type": "labels", "value": {"labels": ["y"]}, **size}]
+    annotations = [{"result": regions, "was_cancelled": False, "ground_truth": False}] * 2
+    task = {"data": {"image": "/data/upload/1/abcdef12-a.png"}, "annotations": annotations}
+    points = ";".join(f"{x},{y}" for x, y in corners)
+    cvat = f"""<annotations><meta><task><labels><label><name>x</name></label></labels></task></meta>
+<image name="a.png" width="40" height="30"><polygon label="x" points="{points}" z_order="1"/>
+<box label="x" xtl="1.5" ytl="2" xbr="9" ybr="9" rotation="30"/><tag label="x"/>
+<ellipse label="x" cx="20" cy="15" rx="10" ry="6"/><polyline label="x" points="{points}"/>
+<points label="x" points="1,1"/><mask label="x" rle="3, 6" left="2" top="3" width="3" height="3"/>
+</image></annotations>"""
+    picture = base64.b64decode(_png(40, 30))
+    row = b"0 0.1 0.1 0.6 0.1 0.6 0.6\n1 0.5 0.5 0.9 0.5 0.9 0.9 0.5 0.9\n\n"
+    return {
+        "coco": {"a.json": json.dumps(coco).encode()},
+        "labelme": {"json/a.json": json.dumps(labelme).encode(), "labels.txt": b"x\ny\n\n"},
+        "labelstudio": {"tasks.json": json.dumps([task]).encode()},
+        "cvat": {"a.xml": cvat.encode()},
+        "yolo": {
+            "data.yml": b"train: ../train/images\nnc: 2\nnames:\n  0: x\n  1: y\n",
+            "train/images/a.png": picture, "train/labels/a.txt": row,
+            "valid/images/a.png": picture, "valid/labels/a.txt": row,
+        },
+    }  # fmt: skip
+
+
+def _png(width: int, height: int) -> str:
+    content = io.BytesIO()
+    Image.fromarray(np.eye(height, width, dtype=np.uint8) * 255).save(content, "PNG")
+    return base64.b64encode(content.getvalue()).decode("ascii")
