@@ -24,6 +24,7 @@ from primaps.backbones.load import load_backbone
 from primaps.classes.legend import Class, EditError, Legend, legend
 from primaps.classes.summary import ClassSummary, summarize_classes
 from primaps.classes.tree import TreeError
+from primaps.classes.verdict import Verdict, judge
 from primaps.config import (
     CacheContent,
     Classes,
@@ -314,7 +315,17 @@ class PriMaPsEM:
             self.class_summary_ = summarize_classes(
                 masks, prototypes.direction, prototypes.scale, seed=self.config.seed
             )
+        if self.verdict is not None and self.verdict.reasons:
+            logger.warning("the fit is %s", self.verdict)
         return self
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Verdict on the fit; None before it, for methods without masks, and for taught models."""
+        if self.prototypes_ is None or self.config.method != "em" or self.taught_ is not None:
+            return None
+        summary = self.class_summary_
+        return judge(() if summary is None else summary.stability, 2 * self.config.classes)
 
     @validated
     def cut(self, classes: int) -> PriMaPsEM:
@@ -701,6 +712,7 @@ class PriMaPsEM:
             self.class_summary_ if self.taught_ is None else self._fit_summary,
             self.edits_,
             self.taught_,
+            self.verdict,
         )
         write_model(folder, saved, projection_backbone=self.network is not backbone)
 

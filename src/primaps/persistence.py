@@ -48,6 +48,7 @@ from primaps.classes.legend import EditError, Legend, legend
 from primaps.classes.stability import ClassStability
 from primaps.classes.summary import ClassSummary
 from primaps.classes.tree import Tree, TreeError
+from primaps.classes.verdict import Verdict
 from primaps.config import Config, Depth, Positions
 from primaps.data import ImageFile
 from primaps.em.kmeans import Prototypes
@@ -200,6 +201,7 @@ class ModelRecord:
     training: TrainingRecord
     versions: dict[str, str]
     taught: TeachingRecord | None = None
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,7 @@ class SavedModel:
         class_summary: tree and statistics of the classes of the fit; None without masks.
         edits: edits of the classes; those of the taught classes if the model was taught.
         taught: what the model was taught; None if it was not.
+        verdict: verdict on the fit; None for methods without masks and for taught models.
     """
 
     config: Config
@@ -227,6 +230,7 @@ class SavedModel:
     class_summary: ClassSummary | None = None
     edits: list[dict[str, Any]] = field(default_factory=list)
     taught: Taught | None = None
+    verdict: Verdict | None = None
 
     @property
     def shown_summary(self) -> ClassSummary | None:
@@ -264,6 +268,7 @@ def write_model(folder: str | Path, model: SavedModel, projection_backbone: bool
         projection_record, model.training,
         {"primaps": VERSION, "torch": torch.__version__, "python": platform.python_version()},
         None if taught is None else TeachingRecord(dict(taught.counts), len(taught.images)),
+        model.verdict,
     )  # fmt: skip
     # The record comes first: weights of an earlier fit do not match it.
     write_json(path / CONFIG, asdict(record))

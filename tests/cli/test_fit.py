@@ -301,3 +301,27 @@ def test_two_fits_on_one_folder_take_turns(images, vit, tmp_path):
     assert [run.returncode for run in runs] == [0, 0], errors
     assert any("waiting for another run" in error for error in errors), errors
     assert {path.name for path in (tmp_path / "m").iterdir()} == set(FILES)
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_fit_ends_with_a_verdict(failed, images, vit, tmp_path, monkeypatch):
+    from primaps.classes.verdict import Verdict
+
+    verdict = (
+        Verdict("failed", ("99 % of the area fell into one class",)) if failed else Verdict("good")
+    )
+    monkeypatch.setattr("primaps.model.judge", lambda *_: verdict)
+    command = ["fit", images, *OWN, "--min-init-steps", 9, "--backbone", vit]
+    done = call(*command, "--out", tmp_path / "model")
+    text = " ".join(done.output.split())
+    assert done.exit_code == (3 if failed else 0), done.output
+    assert ("the fit is failed: 99 % of the area fell into one class" in text) == failed
+    assert ("the fit is good" in text) != failed
+    record = json.loads((tmp_path / "model/config.json").read_text())["verdict"]
+    assert record == {"level": verdict.level, "reasons": list(verdict.reasons)}
+    if failed:
+        again = call(*command, "--out", tmp_path / "model", "--allow-collapsed")
+        assert again.exit_code == 0, again.output
+    assert call("report", tmp_path / "model", images, "--out", tmp_path / "report").exit_code == 0
+    (page,) = (tmp_path / "report").glob("*.html")
+    assert f'<p class="verdict {verdict.level}">The fit is {verdict.level}' in page.read_text()

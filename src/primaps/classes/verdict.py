@@ -70,13 +70,13 @@ def judge(classes: Sequence[ClassStability], masks_needed: int = 0) -> Verdict:
     if not classes:
         reason = f"there are fewer than {masks_needed} masks, too few to judge the classes"
         return Verdict("doubtful", (reason,))
+    if len(classes) == 1:
+        return Verdict("good")
     shares = [one.share for one in classes]
     count = effective_classes(shares)
     largest = f"{100 * max(shares):.0f} % of the area fell into one class"
     if count < COLLAPSED:
-        return Verdict(
-            "failed", (f"{largest}: these features do not separate this collection",)
-        )
+        return Verdict("failed", (f"{largest}: these features do not separate this collection",))
     reasons = [largest] if count < DOMINATED else []
     if empty := sum(share == 0 for share in shares):
         reasons.append(f"{empty} of {len(shares)} classes are empty")

@@ -74,6 +74,13 @@ def fit(
         ),
     ] = None,
     replace: ReplaceOption = False,
+    allow_collapsed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-collapsed",
+            help="Exit with status 0 instead of 3 if nearly everything falls into one class.",
+        ),
+    ] = False,
     plan: Annotated[
         bool,
         typer.Option("--plan", help="Only print the expected time, memory and disk space."),
@@ -84,8 +91,9 @@ def fit(
 ) -> None:
     """Find K classes in images without labels and write the model.
 
-    The folder --out can be used with `predict`, `classes`, `evaluate` and `studio`. After an
-    interruption, the same command continues the fit.
+    The command ends with a verdict on the fit: good, doubtful or failed. The folder --out can be
+    used with `predict`, `classes`, `evaluate` and `studio`. After an interruption, the same command
+    continues the fit.
     """
     with running() as progress, _process(device) as own:
         from primaps.data.collection import sample_items
@@ -117,12 +125,10 @@ def fit(
         _train(
             model, files, None, out, cache, tensorboard, progress, evidence, cache_content, replace
         )
-        last = model.history_[-1] if model.history_ else {}
-        if empty := last.get("empty", []):
-            note(
-                f"{len(empty)} of {model.config.classes} classes are empty after the fit; consider "
-                "fewer classes"
-            )
+        if model.verdict is not None and model.verdict.level == "good":
+            note("the fit is good: its classes separate the collection")
+        if model.verdict is not None and model.verdict.level == "failed" and not allow_collapsed:
+            raise typer.Exit(3)
 
 
 @command(app, rich_help_panel=SCORES)

@@ -28,6 +28,9 @@ body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 68rem; background: 
   color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
 p { max-width: 44rem; margin: .4rem 0; } .soft, figcaption, th { color: var(--soft); }
+.verdict { border-left: .25rem solid var(--line); padding-left: .7rem; }
+.verdict.good { border-color: #2e8b57; } .verdict.doubtful { border-color: #d08700; }
+.verdict.failed { border-color: #c62828; }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1rem; margin: .8rem 0; }
 a { color: var(--accent); }
 .key { display: inline-block; width: .9em; height: .9em; border-radius: .2em;
@@ -120,12 +123,16 @@ def page(
         f"{images} images in this report. Backbone {escape(model.backbone.name)}, primaps "
         f"{VERSION}."
     )
+    verdict = model.verdict
+    judged = ""
+    if verdict is not None:
+        judged = f'<p class="verdict {verdict.level}">The fit is {escape(str(verdict))}.</p>'
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="generator" content="{GENERATOR}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Classes of a model</title><style>{STYLE}</style></head><body>"
-        f'<h1>Classes of a model</h1><p class="soft">{summary}</p><nav>{links}</nav>{body}'
+        f'<h1>Classes of a model</h1><p class="soft">{summary}</p>{judged}<nav>{links}</nav>{body}'
         "</body></html>\n"
     )
 
