@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 from jaxtyping import Bool, Integer
 from scipy import ndimage
 
@@ -143,7 +143,7 @@ def measure_objects(
     result: str | Path,
     *,
     only: Sequence[str] = (),
-    min_area: Annotated[int, Ge(0)] = 0,
+    min_area: Annotated[int, Interval(ge=0, le=10**9)] = 0,
     neck: Annotated[float, Interval(ge=0, lt=1)] = 0.75,
     classes: Classes | str | Path | None = None,
     resolution: str | None = None,

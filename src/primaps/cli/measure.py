@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 from rich.table import Table
 
 from primaps.cli.app import EXCHANGE, app, command, running
@@ -29,7 +29,9 @@ def measure(
     only: Annotated[
         list[str] | None, "Class whose objects are listed. May be repeated. [default: all]"
     ] = None,
-    min_area: Annotated[Annotated[int, Ge(0)], "Minimum number of pixels of an object."] = 0,
+    min_area: Annotated[
+        Annotated[int, Interval(ge=0, le=10**9)], "Minimum number of pixels of an object."
+    ] = 0,
     neck: Annotated[
         Annotated[float, Interval(ge=0, lt=1)],
         "Split touching objects where the width between them is below this fraction of the width "
