@@ -51,7 +51,7 @@ from primaps.scenes.writer import write_geotiff
 from primaps.teach.annotations import Annotation
 from primaps.teach.find import Found
 from primaps.utils.bilinear import largest_channel
-from primaps.utils.files import save_image, write_json
+from primaps.utils.files import fitting_name, save_image, write_json
 from primaps.utils.parallel import lanes, overlapped
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.shards import read_shard
@@ -64,7 +64,8 @@ Inputs = str | Path | Sequence[str | Path]
 DrawOverlay = Callable[[Image.Image, Integer[np.ndarray, "h w"]], Image.Image]
 """Draw a label map over its image."""
 SUFFIXES = (".png", ".overlay.jpg")
-"""File name suffixes of the label map and the overlay of an image."""
+"""File name suffixes of the label map and the overlay of an image. An overlay whose name would have
+more than 255 bytes gets a shorter one, see :func:`primaps.utils.files.fitting_name`."""
 GEOTIFF = ".tif"
 """Suffix of the label map of an image with a georeference."""
 FOUND_SUFFIXES = (*SUFFIXES, ".scores.tif")
@@ -330,7 +331,7 @@ def explain_files(
         out,
         propose_manifest(backbone, threshold, mask_crf, side),
         local_files(files),
-        [f"{file.key}.{kind}.jpg" for file in files for kind in EXPLANATIONS],
+        [fitting_name(file.key, f".{kind}.jpg") for file in files for kind in EXPLANATIONS],
     )
     files = read_shard(shard).of(files)
 
@@ -346,7 +347,7 @@ def explain_files(
             steps_picture(scaled, features, threshold),
             threshold_picture(scaled, features, pixels, crf),
         )
-        names = [f"{file.key}.{kind}.jpg" for kind in EXPLANATIONS]
+        names = [fitting_name(file.key, f".{kind}.jpg") for kind in EXPLANATIONS]
         saves = [partial(save_image, figure, quality=92) for figure in figures]
         output.write(digest, dict(zip(names, saves, strict=True)))
         written += [out / name for name in names]
@@ -532,7 +533,7 @@ def _write_maps(
     """Write the label map and the overlay of every image that has none with this manifest yet."""
     share = read_shard(shard)
     places = georeferences(files, log)
-    names = {file.key: _names(file.key, file.key in places) for file in files}
+    names = {file.key: result_names(file.key, file.key in places) for file in files}
     all_names = [name for pair in names.values() for name in pair]
     output = OutputFolder(out, manifest, local_files(files), all_names)
     files = share.of(files)
@@ -594,16 +595,20 @@ def _write_maps(
     )
 
 
+def result_names(key: str, placed: bool) -> list[str]:
+    """Return the names of the label map and the overlay of an image.
+
+    Args:
+        placed: whether the label map gets the georeference of the image.
+    """
+    return [f"{key}{GEOTIFF if placed else SUFFIXES[0]}", fitting_name(key, SUFFIXES[1])]
+
+
 def _shrink(image: Image.Image) -> Image.Image:
     scale = min(1.0, OVERLAY_SIDE / max(image.size))
     if scale == 1:
         return image
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-
-
-def _names(key: str, placed: bool) -> list[str]:
-    """Return the names of the label map and of the overlay of an image."""
-    return [f"{key}{GEOTIFF if placed else SUFFIXES[0]}", f"{key}{SUFFIXES[1]}"]
 
 
 def _write(
@@ -616,7 +621,7 @@ def _write(
     """Write a label map, which ``files`` does, after its overlay."""
     small = Image.fromarray(values).resize(one.shown.size, Image.Resampling.NEAREST)
     drawn = draw(one.shown, np.asarray(small))
-    overlay_name = f"{one.key}{SUFFIXES[1]}"
+    overlay_name = fitting_name(one.key, SUFFIXES[1])
     output.write(one.digest, {overlay_name: partial(save_image, drawn, quality=90), **files})
 
 

@@ -26,6 +26,7 @@ from primaps.classes.summary import ClassSummary, summarize_classes
 from primaps.classes.tree import TreeError
 from primaps.classes.verdict import Verdict, judge
 from primaps.config import (
+    MAX_CLASSES,
     CacheContent,
     Classes,
     Config,
@@ -339,7 +340,10 @@ class PriMaPsEM:
 
         Raises:
             TreeError: the model has no class tree, or the tree cannot be cut at this number.
+            InputError: the number is above 255, which label maps use for no class.
         """
+        if classes > MAX_CLASSES:
+            raise InputError(f"classes is {classes}; it must be at most {MAX_CLASSES}")
         if self.class_summary_ is None:
             raise TreeError("the model has no class tree: fit with method 'em' to get one")
         other = copy.copy(self)

@@ -30,11 +30,14 @@ import numpy as np
 
 from primaps.utils.errors import PrimapsError
 from primaps.utils.files import (
+    MAX_NAME,
     atomic_path,
+    fitting_name,
     locked,
     named,
     save_image,
     sha256,
+    share,
     temporary_folder,
     user_path,
     write_json,
@@ -185,7 +188,9 @@ def check_inputs(folders: Iterable[Path], inputs: Iterable[Path]) -> None:
     Raises:
         OutputError: An input does.
     """
-    parents = {path.resolve().parent: path for path in inputs}
+    parents = {}
+    for path in inputs:  # a link lies in one folder, and its target in another
+        parents[path.parent.resolve()] = parents[path.resolve().parent] = path
     for folder in dict.fromkeys(folders):
         if (image := parents.get(folder.resolve())) is not None:
             raise OutputError(f"{folder} contains the input {image}; choose another output folder")
@@ -235,6 +240,12 @@ class OutputFolder:
         self._check_command()
         self._read_journal()
         inputs = list(inputs)
+        for name in names:
+            if len(os.fsencode(name.rpartition("/")[2])) > MAX_NAME:
+                raise OutputError(
+                    f"the result {name} has a longer name than file systems allow ({MAX_NAME} "
+                    "bytes); rename the image"
+                )
         check_inputs(((folder / name).parent for name in names), inputs)
         self._check_links(inputs, names)
         for name in names:
@@ -321,7 +332,10 @@ class OutputFolder:
         """Refuse names under which an input itself can be reached, by links of any kind."""
         identities = {}
         for path in inputs:
-            status = path.stat()
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # removed meanwhile: reading it reports that
+                continue
             identities[status.st_dev, status.st_ino] = path
         for name in (*names, MANIFEST, JOURNAL, LOCK):
             target = self.folder / name
@@ -379,9 +393,7 @@ def output_folder(out: str | Path) -> Iterator[Path]:
     with temporary_folder(out.parent) as temporary:
         yield temporary
         _append(temporary / FOLDER_JOURNAL, {"files": _digests(temporary)})
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp creates private folders
+        share(temporary, 0o777)
         check_folder(out)  # check again: another program may have written to it
         if out.is_dir() and any(out.iterdir()):
             with temporary_folder(out.parent) as old:
@@ -512,7 +524,7 @@ def resumable_file(
     """
     text = json.dumps(dict(options), sort_keys=True) + sha256(source)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    folder = out.with_name(f".{out.name}.primaps")
+    folder = out.with_name(fitting_name(f".{out.name}", ".primaps"))
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if os.path.lexists(out):

@@ -280,3 +280,30 @@ def test_concurrent_processes_lose_no_edit(tree, tmp_path):
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"edits.json", "tree.pt"}  # and no lock
     assert read_legend(tmp_path, tree).names[:3] == ["a19", "b19", "c19"]
+
+
+def test_a_label_map_has_at_most_255_classes():
+    """The value 255 means no class."""
+    from primaps.classes.class_count import parse_range
+    from primaps.classes.tree import Tree
+    from primaps.config import Config
+    from primaps.model import PriMaPsEM
+
+    merges = torch.stack([torch.tensor([0, *range(256, 510)]), torch.arange(1, 256)], 1)
+    directions = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
+    tree = Tree(directions, torch.ones(256).long(), merges, torch.arange(255.0), classes=255)
+    assert legend(tree).table().max() == 254
+    assert len(legend(tree, classes=256).shown) == 256  # leaf maps of the studio
+    for edits in ([{"split": "0"}], [{"cut": 256}]):
+        with pytest.raises(EditError, match="gives 256 classes, but a label map has at most 255"):
+            legend(tree, edits)
+    hidden = legend(tree, [{"hide": "7"}, {"split": "0"}])
+    assert sorted(hidden.table().tolist()) == list(range(256))
+    with pytest.raises(EditError, match="gives 256 classes"):
+        legend(tree, [{"hide": "7"}, {"split": "0"}, {"show": "7"}])
+    assert Config(255).classes == 255
+    for refused in (lambda: Config(256), lambda: PriMaPsEM(256), lambda: PriMaPsEM.cut(None, 256)):
+        with pytest.raises(ValueError, match="classes is 256; it must be"):
+            refused()
+    with pytest.raises(ValueError, match="between 2 and 255, got 5-256"):
+        parse_range("5-256")

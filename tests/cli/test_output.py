@@ -248,3 +248,50 @@ def test_a_second_fit_keeps_names_and_edits(fitted, vit, painted_folder):
     assert call("classes", fitted, "rename", 1, "road").exit_code == 0
     assert call(*again, "--replace").exit_code == 0
     assert fitted.with_name(fitted.name + ".bak-2").is_dir()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes the streams")
+def test_closed_standard_streams_have_the_right_status(tmp_path):
+    """Closed messages are dropped; a closed result is an error, as a full disk is."""
+    for redirection, arguments, status, said in (
+        ("2>&-", "--version", 0, ""),
+        ("2>/dev/full", "--version", 0, ""),
+        ("<&-", "--version", 0, ""),
+        (">&-", "--version", 1, "error: standard output: Bad file descriptor\n"),
+        ("<&- >&- 2>&-", "--version", 1, ""),
+        (">&-", "predict absent a.png --out b", 1, "error: absent is not a model"),
+        ("2>&-", "predict absent a.png --out b", 1, ""),
+    ):
+        command = f"{sys.executable} -m primaps {arguments} {redirection}"
+        run = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path)
+        assert run.returncode == status, redirection
+        assert run.stderr.startswith(said)
+        assert "Traceback" not in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_messages_without_a_reader_do_not_stop_the_work(painted_folder, tmp_path):
+    """The reader of standard error is gone when the first message comes."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = (
+        "import sys; from primaps.cli import app, console, run; app.info.cls.list_commands = list; "
+        "app.command('work')(lambda: [console.note('said') for _ in range(9)] and None); "
+        f"sys.argv[1:] = ['work']; status = run(); open({str(tmp_path / 'done')!r}, 'w'); "
+        "sys.exit(status)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], stderr=writing, check=False)
+    os.close(writing)
+    assert run.returncode == 0
+    assert (tmp_path / "done").exists()
+
+
+def test_numba_without_compilation_is_refused():
+    code = "import primaps.utils.compiled"
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    expected = (
+        "NUMBA_DISABLE_JIT is set, but primaps needs the functions that numba compiles; unset it"
+    )
+    assert run.stderr.splitlines()[-1] == f"primaps.utils.errors.InputError: {expected}"

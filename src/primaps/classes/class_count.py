@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
+from primaps.config import MAX_CLASSES
 from primaps.utils.errors import InputError
 from primaps.utils.parallel import one_thread
 from primaps.utils.progress import ProgressCallback, silent
@@ -65,14 +66,16 @@ def candidates(low: int = RANGE[0], high: int = RANGE[1], points: int = POINTS) 
     """Return about geometrically spaced numbers of classes from ``low`` to ``high``.
 
     Raises:
-        InputError: The range is not within 2 to 256.
+        InputError: The range is not within 2 to 255.
 
     Examples:
         >>> candidates(2, 48)
         [2, 3, 4, 5, 6, 8, 11, 15, 20, 27, 36, 48]
     """
-    if not 2 <= low <= high <= 256:
-        raise InputError(f"a range of classes must be LOW-HIGH between 2 and 256, got {low}-{high}")
+    if not 2 <= low <= high <= MAX_CLASSES:
+        raise InputError(
+            f"a range of classes must be LOW-HIGH between 2 and {MAX_CLASSES}, got {low}-{high}"
+        )
     if high - low < points:
         return list(range(low, high + 1))
     found = {round(low * (high / low) ** (i / (points - 1))) for i in range(points)}

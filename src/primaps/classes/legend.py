@@ -273,6 +273,12 @@ def _after(tree: Tree, edits: Sequence[Any]) -> _State:
     for number, edit in enumerate(edits):
         try:
             state.apply(edit)
+            shown = sum(not state.hidden.issuperset(leaves) for leaves in state.groups)
+            if shown > HIDDEN:
+                raise EditError(
+                    f"the edit gives {shown} classes, but a label map has at most {HIDDEN}; merge "
+                    "or hide classes first"
+                )
         except EditError as error:
             raise EditError(f"edits[{number}]: {error}") from error
     return state

@@ -75,7 +75,7 @@ _USAGE: Any = (
 )
 """Exceptions that typer itself handles."""
 
-_OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO)
+_OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
 """Errors of standard output: an OSError of a file has a file name."""
 
 debugging = False
@@ -260,10 +260,59 @@ class _ConsoleHandler(logging.Handler):
         note(record.getMessage())
 
 
-def run() -> int:
-    """Run the command line and return the exit status."""
+class _Messages:
+    """Standard error, to which writing never fails: without a reader, messages are dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with _dropping_messages():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _dropping_messages():
+            self._stream.flush()
+
+
+@contextmanager
+def _dropping_messages() -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _open_standard_streams() -> None:
+    """Open the standard streams that the caller closed, and let messages be lost.
+
+    The next file that is opened would get the number of a closed stream, and what libraries print
+    would be written to it. Writing to standard output still fails: its reader misses the result.
+    """
+    for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            found = os.open(os.devnull, mode)
+            if found != number:
+                os.dup2(found, number)
+                os.close(found)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stderr = _Messages(sys.stderr)
+
+
+def run() -> int:
+    """Run the command line and return the exit status."""
+    _open_standard_streams()
     sys.unraisablehook = interrupt_again
     status: Any = 1
     try:

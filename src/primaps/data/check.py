@@ -17,7 +17,7 @@ import numpy as np
 from primaps.data.collection import LABELS
 from primaps.data.dataset import DataError, Finding, Layout, Sample
 from primaps.data.datasets import DATASETS, find_layout
-from primaps.data.images import ImageError, image_size, label_mode, load_label, read_mat
+from primaps.data.images import ImageError, Stored, image_size, label_mode, load_label, read_mat
 from primaps.utils.errors import InputError
 from primaps.utils.progress import ProgressCallback, silent
 
@@ -146,7 +146,7 @@ class _Mistakes:
 
 def _size(layout: Layout, sample: Sample) -> tuple[int, int] | _Mistake:
     """Return width and height of an image, after a comparison with its label map; by headers."""
-    if not sample.source.is_file():
+    if isinstance(sample.source, Path) and not sample.source.is_file():
         return _Mistake(ABSENT, str(sample.source))
     if sample.label is not None and not sample.label.is_file():
         hint = layout.label_hint(sample.label)
@@ -171,9 +171,9 @@ class _ColorError(Exception):
     """A label map contains colors instead of class indices."""
 
 
-def _header(path: Path, label: bool) -> tuple[int, int]:
+def _header(path: Path | Stored, label: bool) -> tuple[int, int]:
     """Return width and height after EXIF rotation; only MATLAB files are decoded."""
-    if not label:
+    if not label or isinstance(path, Stored):
         return image_size(path)
     if path.suffix.lower() == ".mat":
         shape = read_mat(path, "gt").shape

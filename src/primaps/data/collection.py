@@ -108,8 +108,8 @@ def find_images(
         raise InputError(f"an input is {invalid[0]!r}; give files, folders or globs")
     if not given:
         raise NotFoundError("no input was given; give files, folders or globs")
-    local, groups = _split_inputs(given)
     left_out = LeftOut()
+    local, groups = _split_inputs(given, left_out)
     files = _local_images(local, exclude, left_out) if local else []
     if groups:
         files = _join(files, groups)
@@ -128,9 +128,11 @@ class LeftOut:
         self._unread: list[Path] = []
         self._broken: list[Path] = []
         self._closed: list[Path] = []
+        self._companions: list[str] = []
 
     def __len__(self) -> int:
-        return len(self._unread) + len(self._broken) + len(self._closed)
+        files = [*self._unread, *self._broken, *self._closed]
+        return len(files) + len(self._companions)
 
     def add(self, path: Path) -> None:
         """Count a path that is not an image, if a user would expect it to be one."""
@@ -149,6 +151,10 @@ class LeftOut:
         """Count a folder that cannot be read."""
         self._closed.append(folder)
 
+    def add_companion(self, name: str) -> None:
+        """Count an image of an archive that belongs to another one."""
+        self._companions.append(name)
+
     def __str__(self) -> str:
         parts = []
         if self._unread:
@@ -160,7 +166,11 @@ class LeftOut:
             parts.append(f"{_count(self._broken, 'link')} without a target")
         if self._closed:
             parts.append(f"{_count(self._closed, 'folder')} that cannot be read")
-        first = min([*self._unread, *self._broken, *self._closed])
+        if self._companions:
+            images = _count(self._companions, "image")
+            parts.append(f"{images} that belong to another one, such as 0.seg.png to 0.jpg")
+        named = sorted(map(str, [*self._unread, *self._broken, *self._closed]))
+        first = [*named, *self._companions][0]
         hint = "; convert the images to JPEG, PNG or TIFF" if self._unread else ""
         return f"{' and '.join(parts)}; first {first}{hint}"
 
@@ -170,7 +180,7 @@ def _count(items: Sequence[Any], noun: str) -> str:
 
 
 def _split_inputs(
-    given: Sequence[str | Path],
+    given: Sequence[str | Path], left_out: LeftOut
 ) -> tuple[list[str | Path], dict[str, list[ImageFile]]]:
     """Return the inputs that are local files, and the images of each archive and URL."""
     local: list[str | Path] = []
@@ -178,7 +188,8 @@ def _split_inputs(
     for entry in given:
         text, path = str(entry), user_path(entry)
         if isinstance(entry, str) and is_url(entry):
-            groups[text] = [ImageFile(one, key) for key, one in images_at(entry, IMAGE_SUFFIXES)]
+            remote = images_at(entry, IMAGE_SUFFIXES, left_out.add_companion)
+            groups[text] = [ImageFile(one, key) for key, one in remote]
             continue
         lower = text.lower()
         if lower.endswith(COMPRESSED):
@@ -192,15 +203,15 @@ def _split_inputs(
         if not lower.endswith(ARCHIVES) or not archives:
             local.append(entry)
             continue
-        for archive in map(_own_name, archives):
-            images = local_archive(archive, IMAGE_SUFFIXES)
+        for archive in map(own_name, archives):
+            images = local_archive(archive, IMAGE_SUFFIXES, left_out.add_companion)
             groups[str(archive)] = [ImageFile(one, key) for key, one in images]
     return local, groups
 
 
-def _own_name(path: Path) -> Path:
-    """Return the absolute path of a file under its own name, which may be that of a link."""
-    return path.parent.resolve() / path.name
+def own_name(path: Path) -> Path:
+    """Return the absolute path of a file or folder under its own name, which may be a link's."""
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
 def _join(files: list[ImageFile], groups: dict[str, list[ImageFile]]) -> list[ImageFile]:
@@ -271,10 +282,10 @@ def _local_images(
     for entry in given:
         path, before = user_path(entry), len(left_out)
         if path.is_dir():
-            roots.append(path.resolve())
-            candidates = [one for one in _walk(path.resolve(), left_out) if _is_image(one)]
+            roots.append(own_name(path))
+            candidates = [one for one in _walk(roots[-1], left_out) if _is_image(one)]
         elif path.is_file():
-            own = _own_name(path)
+            own = own_name(path)
             roots.append(own.parent)
             found[own] = None
             continue
@@ -285,7 +296,7 @@ def _local_images(
             roots.append(root)
             if not candidates and len(left_out) == before:
                 raise NotFoundError(f"{entry} does not exist and matches no file")
-        skip = None if _is_inside(roots[-1], excluded_folder) else excluded_folder
+        skip = None if _is_inside(roots[-1].resolve(), excluded_folder) else excluded_folder
         kept = [one for one in candidates if not _is_inside(one.folder, skip)]
         excluded += len(candidates) - len(kept)
         found |= dict.fromkeys(one.path for one in kept)
@@ -305,6 +316,13 @@ def _local_images(
     whole = [name.as_posix() for name, _ in names]
     keys = unique_keys([name.with_suffix("").as_posix() for name, _ in names], whole)
     return [ImageFile(path, key) for (_, path), key in zip(names, keys, strict=True)]
+
+
+def find_files(folder: Path, exclude: Path) -> Iterator[Path]:
+    """Yield the image files below a folder as :func:`find_images` lists them, unsorted."""
+    for entry in _walk(folder, LeftOut()):
+        if _is_image(entry) and not _is_inside(entry.folder, exclude):
+            yield entry.path
 
 
 class _Entry(NamedTuple):
@@ -327,15 +345,19 @@ def _is_inside(folder: Path, other: Path | None) -> bool:
     return other is not None and (folder == other or other in folder.parents)
 
 
-def _walk(folder: Path, left_out: LeftOut) -> Iterator[_Entry]:
+def _walk(folder: Path, left_out: LeftOut, top: Path | None = None) -> Iterator[_Entry]:
     """Yield the files of a folder and of the folders below it, hidden ones excepted.
 
     Links to folders are followed, except to a folder that the link lies in.
 
     Args:
         folder: an absolute path.
+        top: folder above it that the search began in.
     """
-    waiting: list[tuple[Path, tuple[Path, ...]]] = [(folder, (folder.resolve(),))]
+    between = folder.relative_to(top).parts if top and folder.is_relative_to(top) else ()
+    inside = [folder, *folder.parents][: len(between) + 1]
+    above = tuple(path.resolve() for path in reversed(inside))
+    waiting = [(folder, above)] if len(set(above)) == len(above) else []
     while waiting:
         path, above = waiting.pop()
         try:
@@ -373,7 +395,7 @@ def _matches(pattern: Path, left_out: LeftOut) -> tuple[Path, list[_Entry]]:
         folders = glob.glob(str(Path(*parts[:first])))  # noqa: PTH207
         for folder in map(Path, sorted(folders)):
             base = root.resolve() / folder.relative_to(root)
-            for entry in _walk(base, left_out) if base.is_dir() else ():
+            for entry in _walk(base, left_out, root.resolve()) if base.is_dir() else ():
                 below = entry.path.relative_to(base).parts
                 ends = range(len(below) + 1)
                 if any(_match(below[:end], parts[first:]) for end in ends) and _is_image(entry):
@@ -382,9 +404,9 @@ def _matches(pattern: Path, left_out: LeftOut) -> tuple[Path, list[_Entry]]:
     root = root.resolve()
     for match in map(Path, sorted(glob.glob(str(pattern)))):  # noqa: PTH207
         relative = match.relative_to(Path(*parts[:wild]))
-        own = _own_name(match) if ".." in relative.parts else root / relative
+        own = own_name(match) if ".." in relative.parts else root / relative
         if own.is_dir():
-            found += [entry for entry in _walk(own, left_out) if _is_image(entry)]
+            found += [entry for entry in _walk(own, left_out, root) if _is_image(entry)]
         elif own.is_file() and own.suffix.lower() in IMAGE_SUFFIXES:
             found.append(_Entry(own, own.parent.resolve()))
         else:
@@ -433,13 +455,19 @@ def find_label(file: ImageFile, labels: str | Path) -> Path | None:
             return path
     if not file.key.isascii():
         for name in names:
-            if (composed := _composed(Path(labels), name)) is not None and composed.is_file():
+            composed = composed_path(Path(labels), name)
+            if composed is not None and composed.is_file():
                 return composed
     return None
 
 
-def _composed(folder: Path, name: str) -> Path | None:
-    """Return the path below a folder that differs from ``name`` only by the form of letters."""
+def composed_path(folder: Path, name: str) -> Path | None:
+    """Return the path of a file below a folder; None if it does not exist.
+
+    A name with accents is found however its letters are composed (NFC and NFD in Unicode).
+    """
+    if (folder / name).exists() or name.isascii():
+        return folder / name if (folder / name).exists() else None
     path = folder
     for part in PurePosixPath(name).parts:
         own = path / part

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from primaps.data.collection import ImageFile
-from primaps.data.images import ImageError, load_label
+from primaps.data.images import ImageError, Stored, load_label
 from primaps.utils.errors import InputError, PrimapsError
 from primaps.utils.inputs import read_bytes
 
@@ -25,7 +25,7 @@ class DataError(PrimapsError, ValueError):
 class Sample(ImageFile):
     """An image and its label map; None if the data set has no label map for the image."""
 
-    source: Path
+    source: Path | Stored
     label: Path | None = None
 
 

@@ -7,15 +7,24 @@ without them has one split, ``all``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from primaps.data import cityscapes, cocostuff, potsdam
 from primaps.data.collection import IMAGE_SUFFIXES, find_images, find_label, read_protocol
 from primaps.data.dataset import DataError, Dataset, Finding, Layout, Sample, need_folder
+from primaps.data.images import Stored
 from primaps.utils.errors import InputError
 from primaps.utils.validation import validated
 
+logger = logging.getLogger("primaps")
+SPLITS = (
+    "train", "training", "val", "valid", "validation", "dev", "eval", "evaluation", "test",
+    "testing", "holdout", "unlabeled",
+)  # fmt: skip
+"""Names of sub-folders that are splits, also with a number: ``train2017``, ``test-1``."""
 DATASETS = ("cityscapes", "cocostuff", "potsdam", "folder")
 
 
@@ -49,8 +58,10 @@ def load_dataset(name: str, root: str | Path, split: str = "val") -> Dataset:
         root: folder with ``leftImg8bit`` and ``gtFine`` (Cityscapes); ``images``, ``annotations``
             and ``curated`` (COCO-Stuff); ``imgs``, ``gt`` and the lists (Potsdam-3); or ``images``,
             ``labels`` and ``classes.json`` (folder).
-        split: ``train`` or ``val``; also ``unlabeled`` for Potsdam-3, and ``all`` for a folder. In
-            a folder without ``train`` and ``val``, each split has all images.
+        split: ``train`` or ``val``; also ``unlabeled`` for Potsdam-3. The splits of a folder are
+            its sub-folders such as ``train``, ``valid``, ``test`` or ``train2017``, or any other
+            sub-folder that is named here; ``all`` has all images. In a folder without such
+            sub-folders ``train`` and ``val`` have all images, too.
 
     Raises:
         InputError: the data set or split is unknown.
@@ -71,14 +82,14 @@ def load_dataset(name: str, root: str | Path, split: str = "val") -> Dataset:
     layout = find_layout(name, root)
     splits = list(layout.splits)
     if name == "folder":
-        split = "all" if splits == ["all"] else split
-        splits = list(dict.fromkeys([*splits, "all"]))
+        split = "all" if splits == ["all"] and split in ("train", "val") else split
+        splits = list(dict.fromkeys([*splits, *_subfolders(root), "all"]))
     if split not in splits:
         raise InputError(f"{root} has no split {split!r}; choose one of {', '.join(splits)}")
     samples = layout.list_samples(root, split)
     # Listing each folder is much faster than checking each of 50,000 files.
-    folders = {sample.source.parent for sample in samples}
-    on_disk = {path for folder in folders for path in folder.iterdir()}
+    folders = {sample.source.parent for sample in samples if isinstance(sample.source, Path)}
+    on_disk = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
     present = tuple(sample for sample in samples if sample.source in on_disk)
     absent = tuple(sample.key for sample in samples if sample.source not in on_disk)
     if not present:
@@ -150,10 +161,26 @@ def folder_layout(root: Path) -> Layout:
         DataError: ``images`` or ``labels`` does not exist.
         InputError: ``classes.json`` is not valid.
     """
-    images, labels = need_folder(root, "images", SOURCE), need_folder(root, "labels", SOURCE)
-    names, ignore = read_protocol(labels)
-    splits = [split for split in ("train", "val") if (images / split).is_dir()]
+    need_folder(root, "images", SOURCE)
+    names, ignore = read_protocol(need_folder(root, "labels", SOURCE))
+    order = {name: number for number, name in enumerate(SPLITS)}
+    splits = [name for name in _subfolders(root) if _split_name(name) in order]
+    splits.sort(key=lambda name: order[_split_name(name)])
     return _layout(names, ignore, dict.fromkeys(splits or ["all"]))
+
+
+def _subfolders(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "images").iterdir() if path.is_dir())
+
+
+def _split_name(name: str) -> str:
+    """Return the name of a folder without its number.
+
+    Examples:
+        >>> _split_name("Train2017"), _split_name("test-1")
+        ('train', 'test')
+    """
+    return re.sub(r"[-_]?\d+$", "", name).lower()
 
 
 def _layout(names: list[str] | None, ignore: int, splits: dict[str, None]) -> Layout:
@@ -176,11 +203,16 @@ def _folders(root: Path, split: str) -> tuple[Path, Path]:
     return need_folder(root, f"images{below}", SOURCE), need_folder(root, f"labels{below}", SOURCE)
 
 
-def _samples(images: str | Path | Sequence[str | Path], labels: Path) -> list[Sample]:
+def _samples(
+    images: str | Path | Sequence[str | Path],
+    labels: Path,
+    log: Callable[[str], None] = logger.warning,
+) -> list[Sample]:
     samples = []
-    for file in find_images(images):
+    for file in find_images(images, log=log):
         label = find_label(file, labels) or labels / f"{file.key}.png"
-        samples.append(Sample(Path(str(file.source)), file.key, label))
+        assert isinstance(file.source, Path | Stored)
+        samples.append(Sample(file.source, file.key, label))
     return samples
 
 
@@ -207,7 +239,7 @@ def _check_names(root: Path, split: str) -> Iterator[Finding]:
     elif ignore < len(names):
         text = f"the ignore index {ignore} is also class {names[ignore]!r}, which is not evaluated"
         yield Finding("warning", text)
-    used = {sample.label for sample in _samples(images, labels)}
+    used = {sample.label for sample in _samples(images, labels, lambda sentence: None)}
     spare = {p.resolve() for p in labels.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES} - {
         path.resolve() for path in used if path is not None
     }

@@ -24,9 +24,13 @@ TYPE, SIZE = 156, 124
 """Offsets of the type and the size of a member in its header."""
 ReadRange = Callable[[int, int], bytes]
 """Function that returns the bytes of an archive between two offsets."""
+CompanionCallback = Callable[[str], None]
+"""Called with the name of an image in an archive that belongs to another image."""
 
 
-def local_archive(path: Path, suffixes: frozenset[str]) -> Iterator[tuple[str, Stored]]:
+def local_archive(
+    path: Path, suffixes: frozenset[str], companion: CompanionCallback = lambda name: None
+) -> Iterator[tuple[str, Stored]]:
     """Yield the images of a local tar file, by their paths in it without suffix."""
 
     def read_range(start: int, stop: int) -> bytes:
@@ -36,7 +40,7 @@ def local_archive(path: Path, suffixes: frozenset[str]) -> Iterator[tuple[str, S
 
     try:
         with path.open("rb") as file:
-            yield from members(str(path), file, read_range, suffixes, path)
+            yield from members(str(path), file, read_range, suffixes, path, companion)
     except OSError as error:
         yield _damaged(str(path), 0, f"cannot be read ({error.strerror or error})", path)
 
@@ -47,16 +51,34 @@ def members(
     read_range: ReadRange,
     suffixes: frozenset[str],
     archive: Path | None = None,
+    companion: CompanionCallback = lambda name: None,
 ) -> Iterator[tuple[str, Stored]]:
     """Yield the images of a tar file, by their paths in it without suffix.
 
-    A damaged section is listed as an image; reading it raises an error with the offset.
+    A damaged section is listed as an image; reading it raises an error with the offset. In the
+    layout of WebDataset the name of a sample ends at the first dot: ``000.seg.png`` belongs to the
+    image ``000.jpg`` and is not an image of the collection.
 
     Args:
         name: name of the archive in messages.
         file: the archive, open for reading; only headers are read from it.
         read_range: function that reads the images later.
+        archive: path of a local archive.
+        companion: called with the name of each image that belongs to another one.
     """
+    found = list(_members(name, file, read_range, suffixes, archive))
+    alone = {key for key, _ in found if "." not in PurePosixPath(key).name}
+    for key, image in found:
+        sample = key[: len(key) - len(PurePosixPath(key).name.partition(".")[2]) - 1]
+        if key not in alone and sample in alone and not key.startswith(".damaged/"):
+            companion(image.name)
+        else:
+            yield key, image
+
+
+def _members(
+    name: str, file: Any, read_range: ReadRange, suffixes: frozenset[str], archive: Path | None
+) -> Iterator[tuple[str, Stored]]:
     size = file.seek(0, 2)
     file.seek(0)
     end, last = 0, None  # end of the last member and of the last image
@@ -127,7 +149,9 @@ def is_url(text: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) is not None
 
 
-def images_at(url: str, suffixes: frozenset[str]) -> Iterator[tuple[str, Stored]]:
+def images_at(
+    url: str, suffixes: frozenset[str], companion: CompanionCallback = lambda name: None
+) -> Iterator[tuple[str, Stored]]:
     """Yield the images of a file, folder (recursive), glob or tar file, by paths below the URL.
 
     Raises:
@@ -145,7 +169,7 @@ def images_at(url: str, suffixes: frozenset[str]) -> Iterator[tuple[str, Stored]
             read_range = partial(_range, system, one)
             try:
                 with system.open(one, "rb") as file:
-                    yield from members(name, file, read_range, suffixes)
+                    yield from members(name, file, read_range, suffixes, None, companion)
             except Exception as error:
                 raise NotFoundError(f"{name} cannot be read ({reason(error)})") from None
         else:

@@ -32,7 +32,7 @@ from primaps.model import PriMaPsEM
 from primaps.results import OutputError, write_marked_png
 from primaps.utils.bilinear import upsample
 from primaps.utils.errors import InputError
-from primaps.utils.files import write_json
+from primaps.utils.files import is_utf8, write_json
 from primaps.utils.inputs import read_json
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.seeding import generator
@@ -273,6 +273,9 @@ def prepare(
     """
     folder = Path(folder).expanduser()
     files = at_depth(find_images(images, exclude=folder, log=log), model.depth_)
+    if unlisted := [file for file in files if not is_utf8(str(file.source))]:
+        log(f"{len(unlisted)} names are not UTF-8, first {unlisted[0].source}; rename these images")
+        files = [file for file in files if is_utf8(str(file.source))]
     check_audit(folder, answers)
     each = max(1, POOL // len(files))
     names = [one.name for one in model.shown_classes]

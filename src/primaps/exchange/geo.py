@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from primaps.data.images import Stored
 from primaps.exchange.classes import Classes
 from primaps.exchange.labeled import LabeledImage
 from primaps.geometry.regions import NO_LABEL
@@ -18,6 +19,7 @@ from primaps.geometry.vectors import (
     read_georeference,
     write_polygons,
 )
+from primaps.utils.errors import InputError
 
 COLUMNS = {"class": np.int32, "name": object, "color": object}
 GEOTIFF = (".tif", ".tiff")
@@ -51,8 +53,12 @@ def write_gpkg(images: Iterable[LabeledImage], classes: Classes, out: Path, per:
 
 
 def _georeference(image: LabeledImage) -> Georeference | None:
-    if image.file is None or image.file.suffix.lower() not in GEOTIFF:
+    if image.file is None or Path(image.name).suffix.lower() not in GEOTIFF:
         return None
+    if isinstance(image.file, Stored):
+        raise InputError(
+            f"{image.file} may be a GeoTIFF, whose place cannot be read from an archive; unpack it"
+        )
     return read_georeference(image.file)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from primaps.data.images import Stored
 from primaps.exchange.classes import Classes
 from primaps.geometry.regions import NO_LABEL, Regions, class_regions, connected_regions
 from primaps.geometry.shapes import Bounds, Line, Points, Shape, paint
@@ -27,14 +28,15 @@ class LabeledImage:
         name: File name relative to the folder of images, with suffix and ``/`` as separator.
         key: Name without suffix, unique in a collection; the label map is ``<key>.png``.
         labels: Class 0..K-1 of every pixel; 255 means no label.
-        file: Path of the image; None if labels were read without it.
+        file: The image: a path, or in an archive or on a server; None if labels were read without
+            it.
         masks: Mask proposals 1..Z (0 means no mask), if the map has these instead of classes.
     """
 
     name: str
     key: str
     labels: UInt8[np.ndarray, "h w"]
-    file: Path | None = None
+    file: Path | Stored | None = None
     masks: Integer[np.ndarray, "h w"] | None = None
 
     @property
@@ -79,7 +81,10 @@ class LabeledImage:
         if self.file is None:
             raise InputError(f"{self.name} has no image file to copy; choose another format")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.file, target)
+        if isinstance(self.file, Stored):
+            target.write_bytes(self.file.read())
+        else:
+            shutil.copyfile(self.file, target)
         return target
 
 
@@ -89,7 +94,7 @@ def _unclassified(regions: Regions) -> Regions:
 
 
 def mask_proposals(
-    name: str, key: str, masks: Integer[np.ndarray, "h w"], file: Path | None = None
+    name: str, key: str, masks: Integer[np.ndarray, "h w"], file: Path | Stored | None = None
 ) -> LabeledImage:
     """Return an image with mask proposals; pixels of masks have the class 0."""
     labels = np.where(masks > 0, 0, NO_LABEL).astype(np.uint8)

@@ -21,6 +21,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from jaxtyping import Bool
 
+from primaps.data.images import Stored
 from primaps.exchange.classes import Classes, classes_of, parse_color
 from primaps.exchange.files import (
     InputFiles,
@@ -99,6 +100,11 @@ def _storage_path(image: LabeledImage) -> str:
     """
     if image.file is None:
         return image.name
+    if isinstance(image.file, Stored):
+        raise InputError(
+            f"{image.file} is in an archive or on a server, but Label Studio serves the image "
+            "files of a folder; unpack it"
+        )
     folder = image.file.parents[len(Path(image.name).parts) - 1]
     return f"{folder.name}/{image.name}"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,8 +15,15 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from primaps.data import LogCallback
-from primaps.data.collection import IMAGE_SUFFIXES, ImageFile, Level, find_images
-from primaps.data.images import opened, upright_size
+from primaps.data.collection import (
+    IMAGE_SUFFIXES,
+    ImageFile,
+    Level,
+    composed_path,
+    find_images,
+    unique_keys,
+)
+from primaps.data.images import Stored, image_size, opened
 from primaps.exchange.classes import Classes, classes_of, read_classes
 from primaps.exchange.files import check_text, open_files, safe_name
 from primaps.exchange.formats import find_format
@@ -118,7 +124,7 @@ def export_labels(
     if chosen is None:
         raise InputError(f"{result} has no class names; give a classes.json or the model")
     check_folder(out.absolute())
-    files = _images_with_maps(find_images(images, exclude=out), result, log)
+    files = _images_with_maps(find_images(images, exclude=out, log=log), result, log)
 
     def labeled() -> Generator[LabeledImage]:
         for number, file in enumerate(files, start=1):
@@ -151,8 +157,8 @@ def recorded_classes(result: Path) -> tuple[bool, Classes | None]:
 
 def _map_path(result: Path, file: ImageFile) -> Path:
     """Return the label map that predict or propose wrote: a GeoTIFF if the image has a place."""
-    paths = [result / f"{file.key}{end}" for end in MAP_SUFFIXES]
-    return next((path for path in paths if path.is_file()), paths[0])
+    paths = [composed_path(result, f"{file.key}{end}") for end in MAP_SUFFIXES]
+    return next((path for path in paths if path is not None), result / f"{file.key}.png")
 
 
 def _images_with_maps(files: list[ImageFile], result: Path, log: LogCallback) -> list[ImageFile]:
@@ -177,12 +183,13 @@ def _images_with_maps(files: list[ImageFile], result: Path, log: LogCallback) ->
 
 def _labeled_image(file: ImageFile, result: Path, classes: Classes | None) -> LabeledImage:
     """Return an image with its label map, or with its mask proposals if ``classes`` is None."""
-    source, path = Path(str(file.source)), _map_path(result, file)
-    name = str(Path(file.key).parent / source.name)
+    source, path = file.source, _map_path(result, file)
+    assert isinstance(source, Path | Stored)
+    member = str(source).rpartition(": ")[2]  # of an archive
+    name = str(PurePosixPath(file.key).parent / PurePosixPath(member).name)
     check_text(name, "the file name")
     labels = read_map(path)
-    with opened(source) as image:
-        width, height = upright_size(image)
+    width, height = image_size(source)
     if labels.shape != (height, width):
         raise InputError(
             f"{path} has {labels.shape[1]} x {labels.shape[0]} pixels, but its image {source} "
@@ -281,10 +288,7 @@ def image_keys(names: list[str]) -> list[str]:
         str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else str(path)
         for path in map(PurePosixPath, names)
     ]
-    count = Counter(key.casefold() for key in keys)
-    return [
-        key if count[key.casefold()] == 1 else name for key, name in zip(keys, names, strict=True)
-    ]
+    return unique_keys(keys, names)
 
 
 def _value_table(

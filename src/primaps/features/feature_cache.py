@@ -22,7 +22,7 @@ import os
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -77,15 +77,15 @@ class MappedRows(Sequence[np.ndarray]):
         self, path: Path, row: tuple[tuple[int, ...], np.dtype], places: Sequence[slice | int]
     ) -> None:
         self.path, self.places = path, places
-        shape, dtype = row
-        self._row_bytes = math.prod(shape) * dtype.itemsize
+        self._shape, self._dtype = row
+        self._row_bytes = math.prod(self._shape) * self._dtype.itemsize
         self._file = path.open("rb")  # the mapped file, also after another one has its name
-        rows = os.fstat(self._file.fileno()).st_size // self._row_bytes
-        self._rows = (
-            np.memmap(self._file, dtype, "r", shape=(rows, *shape)).view(np.ndarray)
-            if rows
-            else np.empty((0, *shape), dtype)
-        )
+        self._count = os.fstat(self._file.fileno()).st_size // self._row_bytes
+        self._rows: np.ndarray | None = None
+        if self._count:
+            mapped = (self._count, *self._shape)
+            with suppress(OSError):  # a file system without memory maps: rows are read
+                self._rows = np.memmap(self._file, self._dtype, "r", shape=mapped).view(np.ndarray)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -100,10 +100,17 @@ class MappedRows(Sequence[np.ndarray]):
             return [self[i] for i in range(*index.indices(len(self)))]
         place = self.places[index]
         stop = place.stop if isinstance(place, slice) else place + 1
-        size = min(os.fstat(self._file.fileno()).st_size, len(self._rows) * self._row_bytes)
+        size = min(os.fstat(self._file.fileno()).st_size, self._count * self._row_bytes)
         if size < stop * self._row_bytes:
             raise InputError(SHORTENED.format(self.path))
-        return self._rows[place]
+        return self._read(place) if self._rows is None else self._rows[place]
+
+    def _read(self, place: slice | int) -> np.ndarray:
+        where = place if isinstance(place, slice) else slice(place, place + 1)
+        first, count = where.start * self._row_bytes, where.stop - where.start
+        data = os.pread(self._file.fileno(), count * self._row_bytes, first)
+        rows = np.frombuffer(data, self._dtype).reshape(count, *self._shape)
+        return rows if isinstance(place, slice) else rows[0]
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):

@@ -131,7 +131,8 @@ def write_report(
     ends = items if len(items) <= 2 * ENDS else items[:ENDS] + items[-ENDS:]
     text = page(model, classes, examples, ends, len(items), scores)
     with output_file(path) as temporary:
-        temporary.write_text(text, "utf-8")
+        # Bytes of a file name that are not UTF-8 are shown as escapes.
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
     return path
 
 

@@ -25,7 +25,7 @@ from primaps.projections.stego import (
     train_stego,
 )
 from primaps.utils.errors import InputError
-from primaps.utils.files import atomic_path
+from primaps.utils.files import atomic_path, fitting_name
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.validation import validate, validated
 
@@ -148,7 +148,7 @@ def write_crops(
     found = []
     for file, image in read(files, lambda file: square(file.load(), size), log):
         for number, crop in enumerate(five_crops(image[None])):
-            path = folder / f"{file.key}.{number}.png"
+            path = folder / fitting_name(file.key, f".{number}.png")
             with atomic_path(path) as temporary:
                 Image.fromarray(crop.permute(1, 2, 0).numpy()).save(temporary)
             found.append(ImageFile(path, f"{file.key}.{number}"))

@@ -85,7 +85,7 @@ def fingerprint(data: Dataset) -> str:
     for sample in data.samples:
         label = sample.label
         size = label.stat().st_size if label is not None and label.is_file() else -1
-        lines.append(f"{sample.key} {sample.source.stat().st_size} {size}")
+        lines.append(f"{sample.key} {Path(str(sample.source)).stat().st_size} {size}")
     return hashlib.sha256(_lines(lines)).hexdigest()
 
 
@@ -241,7 +241,7 @@ def _check_clusters(model: PriMaPsEM, row: TableRow) -> None:
 
 
 def _lines(lines: Iterable[str]) -> bytes:
-    return "".join(f"{line}\n" for line in lines).encode()
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
 
 
 def _digest(content: Any) -> str:

@@ -29,7 +29,7 @@ from primaps.studio.analysis import (
 )
 from primaps.studio.network import IDLE, NOW, Network
 from primaps.studio.workspace import Workspace
-from primaps.utils.files import atomic_path
+from primaps.utils.files import atomic_path, fitting_name
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -327,7 +327,8 @@ class ImageCache:
         return source
 
     def _path(self, number: int, suffix: str) -> Path:
-        return self.workspace.out / "analysis" / f"{self.workspace.images[number].key}{suffix}"
+        name = fitting_name(self.workspace.images[number].key, suffix)
+        return self.workspace.out / "analysis" / name
 
 
 def _done(value: V) -> Future[V]:

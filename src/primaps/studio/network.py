@@ -123,7 +123,9 @@ class Network:
                 raise _no_tree(self.folder)
             model.edits_ = []
             self._backbone = model.backbone
-            self._model = model.cut(len(model.class_summary_.tree))
+            tree = model.class_summary_.tree
+            self._model = copy.copy(model)
+            self._model.legend_ = legend(tree, classes=len(tree))  # up to 256 leaves
         return self._model
 
     def digest(self) -> str:

@@ -15,12 +15,12 @@ from annotated_types import Ge
 
 from primaps import config
 from primaps.data import ImageError, ImageFile, find_images
-from primaps.data.collection import IMAGE_SUFFIXES
+from primaps.data.collection import find_files, own_name
 from primaps.data.depth import collection_depth
 from primaps.data.images import image_size
 from primaps.persistence import read_record
 from primaps.utils.errors import InputError, NotFoundError
-from primaps.utils.files import locked, write_json
+from primaps.utils.files import is_utf8, locked, write_json
 from primaps.utils.inputs import read_json
 
 NAME = "studio.json"
@@ -145,20 +145,10 @@ class Workspace:
     def folders(self) -> list[dict[str, Any]]:
         """List the folders with images, and the number of images in and below each."""
         counts: Counter[str] = Counter()
-        for folder, below, names in os.walk(self.folder):
-            below[:] = sorted(name for name in below if not name.startswith("."))
-            path = Path(folder)
-            if path == self.out or self.out in path.parents:
-                below.clear()
-                continue
-            images = sum(
-                Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-                for name in names
-            )
-            if images:
-                relative = path.relative_to(self.folder)
-                for one in (relative, *relative.parents):
-                    counts["" if one == Path() else one.as_posix()] += images
+        for path in find_files(self.folder, self.out):
+            relative = path.parent.relative_to(self.folder)
+            for one in (relative, *relative.parents):
+                counts["" if one == Path() else one.as_posix()] += 1
             if len(counts) > MAX_FOLDERS:
                 break
         return [{"path": path, "images": number} for path, number in sorted(counts.items())]
@@ -179,9 +169,15 @@ class Workspace:
         images: list[ListedImage] = []
         skipped: list[str] = []
         try:
-            files = find_images(root, exclude=self.out)
+            files = find_images(root, exclude=self.out, log=skipped.append)
         except NotFoundError:
             files = []  # the page shows an empty folder, which is not an error
+        if unlisted := [file for file in files if not is_utf8(str(file.source))]:
+            skipped.append(
+                f"{len(unlisted)} names are not UTF-8, first {unlisted[0].source}; rename these "
+                "images"
+            )
+            files = [file for file in files if is_utf8(str(file.source))]
         for file in files:
             assert isinstance(file.source, Path)
             width = height = 0
@@ -189,7 +185,7 @@ class Workspace:
                 width, height = image_size(file.source)
             except ImageError as error:
                 skipped.append(str(error))
-            relative = file.source.relative_to(root.resolve()).as_posix()
+            relative = file.source.relative_to(own_name(root)).as_posix()
             images.append(ListedImage(file.key, relative, width, height))
         self.depth = self._given_depth() or collection_depth(files)
         self.chosen, self.images, self.skipped = path, images, skipped

@@ -25,8 +25,13 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from primaps.utils.errors import InputError
 from primaps.utils.files import cache_dir
 
+if numba.config.DISABLE_JIT:  # the dense CRF would take hours, and intrinsics cannot run at all
+    raise InputError(
+        "NUMBA_DISABLE_JIT is set, but primaps needs the functions that numba compiles; unset it"
+    )
 T = TypeVar("T")
 KERNELS = ("crf", "proposals", "em", "utils")
 """Folders of the package with compiled functions."""

@@ -6,6 +6,7 @@ Whether a file may be written is decided in :mod:`primaps.results`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("primaps")
 _UMASK = Lock()
+MAX_NAME, MAX_SUFFIX = 255, 64
+"""Maximum bytes of a file name, and of the suffix that a temporary file takes over."""
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname()) or "host"
 
 
@@ -72,22 +75,64 @@ def atomic_path(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_abandoned(path.parent.resolve())
-    # Libraries choose the format by the suffix.
     prefix = f".writing-{_HOST}-{os.getpid()}-"
+    # Libraries choose the format by the suffix. That of a long name need not be one.
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= MAX_SUFFIX else ""
     with named(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
         os.close(handle)
         temporary = Path(name)
         try:
             yield temporary
-            with _UMASK:  # reading the umask requires setting it, for all threads
-                umask = os.umask(0)
-                os.umask(umask)
             if not private:  # mkstemp creates private files
-                temporary.chmod(0o666 & ~umask)
+                share(temporary, 0o666)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def share(path: Path, mode: int) -> None:
+    """Give a private temporary file or folder the permissions of other new files.
+
+    File systems without permissions refuse this, which changes nothing there.
+
+    Args:
+        mode: 0o666 for a file, 0o777 for a folder; the umask of the process is subtracted.
+    """
+    with _UMASK:  # reading the umask requires setting it, for all threads
+        umask = os.umask(0)
+        os.umask(umask)
+    with contextlib.suppress(OSError):
+        path.chmod(mode & ~umask)
+
+
+def fitting_name(stem: str, suffix: str) -> str:
+    """Return ``stem + suffix`` as a path whose last part is short enough for file systems.
+
+    Of a longer name, the end of the stem is replaced by its digest.
+
+    Examples:
+        >>> fitting_name("folder/a", ".overlay.jpg")
+        'folder/a.overlay.jpg'
+        >>> len(fitting_name("a" * 250, ".overlay.jpg"))
+        255
+    """
+    parent, slash, name = stem.rpartition("/")
+    if len(os.fsencode(name + suffix)) <= MAX_NAME:
+        return stem + suffix
+    end = f"~{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}{suffix}"
+    start = os.fsencode(name)[: MAX_NAME - len(os.fsencode(end))].decode("utf-8", "ignore")
+    return f"{parent}{slash}{start}{end}"
+
+
+def is_utf8(name: str) -> bool:
+    """Return whether a name of a file is text; others have bytes that are not UTF-8.
+
+    Examples:
+        >>> is_utf8("caf\u00e9.jpg"), is_utf8(os.fsdecode(b"caf\xe9.jpg"))
+        (True, False)
+    """
+    return not any("\udc80" <= letter <= "\udcff" for letter in name)
 
 
 def save_image(image: Image.Image, path: Path, **options: Any) -> None:
@@ -173,23 +218,40 @@ def locked(path: Path, lock_file: Path | None = None) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     lock_file = lock_file or cache_dir() / "locks" / f"{name}.lock"
     lock = FileLock(lock_file)
+    held = True
     try:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=1, poll_interval=0.01)
     except Timeout:
-        logger.info("waiting for another run that writes to %s", path)
-        lock.acquire(poll_interval=0.01)
+        held = _supports_locks(lock_file)  # some versions of filelock repeat every error
+        if held:
+            logger.info("waiting for another run that writes to %s", path)
+            lock.acquire(poll_interval=0.01)
     # A cache that cannot be written, or a file system without locks.
     except (OSError, NotImplementedError):
-        yield
-        return
+        held = False
     try:
         yield
     finally:
-        lock.release()
+        if held:
+            lock.release()
+
+
+def _supports_locks(path: Path) -> bool:
+    """Return whether the file system of a file supports locks, whoever holds this one."""
+    if os.name == "nt":
+        return True
+    import fcntl
+
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)
+    return True
 
 
 @cache
@@ -224,7 +286,20 @@ def write_json(path: str | Path, content: Any, *, private: bool = False) -> None
         private: only the owner can read and write the file.
     """
     with atomic_path(path, private=private) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_bytes(json_bytes(content, indent=2) + b"\n")
+
+
+def json_bytes(content: Any, **options: Any) -> bytes:
+    """Return JSON in UTF-8, with letters as they are.
+
+    Bytes of a file name that are not UTF-8, which Python represents as lone surrogates, become
+    escapes such as ``\\udcff``, with which the JSON remains valid.
+
+    Examples:
+        >>> json_bytes(["caf\u00e9", os.fsdecode(b"caf\xe9")])
+        b'["caf\xc3\xa9", "caf\\udce9"]'
+    """
+    return json.dumps(content, ensure_ascii=False, **options).encode("utf-8", "backslashreplace")
 
 
 def sha256(path: str | Path) -> str:

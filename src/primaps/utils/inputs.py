@@ -94,8 +94,8 @@ def parse_json(data: bytes | str, kind: type[T] | Any, where: str, hint: str = "
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
         content = json.loads(text, parse_float=_finite, parse_constant=_finite)
-        if "\\u" in text:  # a lone surrogate cannot be written again
-            json.dumps(content, ensure_ascii=False).encode()
+        if "\\u" in text:  # a lone surrogate cannot be written again, but for bytes of a file name
+            json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape")
     except (ValueError, RecursionError) as error:
         said = "nested too deeply" if isinstance(error, RecursionError) else reason(error)
         raise InputError(f"{where} is not JSON ({said}){hint}") from None

@@ -108,7 +108,7 @@ function ready(page) {
   const large = el("h2", { class: "large" });
   const name = el("p", { class: "muted ellipsis" });
   const time = el("p", { class: "muted" });
-  const number = el("input", { class: "input", id: "classes", type: "number", min: 2, max: 256, value: "12", "aria-label": "Number of classes" });
+  const number = el("input", { class: "input", id: "classes", type: "number", min: 2, max: 255, value: "12", "aria-label": "Number of classes" });
   const auto = el("input", { type: "radio", name: "how", id: "auto", checked: true });
   const own = el("input", { type: "radio", name: "how", id: "own", "aria-label": "This number of classes" });
   number.addEventListener("input", () => (own.checked = true));
