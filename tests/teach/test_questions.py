@@ -218,3 +218,12 @@ def test_choose_equals_the_greedy_solution_without_lazy_evaluation(known):
         allowed &= similar[best] < alike
         allowed[best] = False
     assert [row for row, _ in found] == expected
+
+
+def test_the_classes_of_a_model_are_asked_first():
+    maps, truth = collection(images=20, noise=0.2)
+    found = next_questions(5, maps, probabilities=linear(5))
+    assert {int(truth[q.image][q.token]) for q in found} == {0, 1, 2, 3, 4}
+    known = asked(found[:2], maps)
+    others = next_questions(3, maps, probabilities=linear(5), asked=known)
+    assert [q.guesses[0][0] for q in others] == [q.guesses[0][0] for q in found[2:]]

@@ -42,7 +42,7 @@ IMAGES = 2000
 """Maximum number of images whose tokens are sampled."""
 ASKED = 4096
 """Maximum number of earlier questions that are compared with; the latest count."""
-COVERAGE = 2.5
+COVERAGE = 1.5
 """Coverage questions per class before questions follow that depend on the classifier."""
 MIN_COVERAGE = 24
 """Minimum number of coverage questions before questions follow that depend on the classifier."""
@@ -174,8 +174,12 @@ def next_questions(
     weights: dict[Reason, Tensor] = {"coverage": torch.ones(len(sampled.features))}
     if classes is not None and probabilities is not None:
         weights |= answer_values(sampled.features, classes, known, probabilities)
+    first: list[int] = []
+    if classes is not None and probabilities is not None and len(classes):
+        seen = classify(known, probabilities).argmax(1).tolist()
+        first = class_medoids(sampled.features, classes.argmax(1), seen)
     reasons = _reasons(n, len(earlier), None if classes is None else classes.shape[1])
-    rows = choose(sampled.features, known, weights, reasons)
+    rows = choose(sampled.features, known, weights, reasons, first)
     keys = list(maps.keys)
     return [
         _question(maps, keys[int(sampled.images[row])], int(sampled.tokens[row]), reason,
@@ -233,8 +237,8 @@ def answer_values(
         >>> def steep(maps):
         ...     return (8 * maps).softmax(1)
         >>> found = answer_values(features, classify(features, steep), features[2:], steep)
-        >>> found["margin"].argmax().item(), found["rare"].argmax().item()
-        (1, 2)
+        >>> found["margin"].argmax().item()
+        1
         >>> found["disagreement"].gt(0).tolist()
         [True, True, False]
     """
@@ -244,7 +248,7 @@ def answer_values(
     # Rare classes: the probability of a class relative to its share of the collection.
     share = classes.mean(0).clamp_min(1e-6)
     rare = (classes * (share.min() / share)).sum(1) * (1 - best[:, 0].square()).clamp_min(0.05)
-    values: dict[Reason, Tensor] = {"margin": uncertain, "rare": rare}
+    values: dict[Reason, Tensor] = {"margin": uncertain.square(), "rare": rare}
     if len(known):
         nearest = (features @ known.T).argmax(1)
         other = classify(known, probabilities).argmax(1)[nearest]
@@ -252,11 +256,37 @@ def answer_values(
     return values
 
 
+def class_medoids(
+    features: Float[Tensor, "m c"], classes: Integer[Tensor, " m"], known: Iterable[int]
+) -> list[int]:
+    """Return the token nearest to the mean of each class, the most frequent class first.
+
+    Args:
+        features: features of length 1.
+        classes: class of each token.
+        known: classes that are left out, as one of their tokens was asked about.
+
+    Examples:
+        >>> features = F.normalize(torch.tensor([[1.0, 0], [1, 0.1], [1, 0.2], [0, 1]]), dim=1)
+        >>> class_medoids(features, torch.tensor([4, 4, 4, 2]), []), class_medoids(
+        ...     features, torch.tensor([4, 4, 4, 2]), [4])
+        ([1, 3], [3])
+    """
+    counts = classes.bincount()
+    counts[[k for k in set(known) if k < len(counts)]] = 0
+    found = []
+    for k in counts.argsort(descending=True, stable=True)[: int(counts.count_nonzero())].tolist():
+        rows = (classes == k).nonzero()[:, 0]
+        found.append(int(rows[(features[rows] @ features[rows].sum(0)).argmax()]))
+    return found
+
+
 def choose(
     features: Float[Tensor, "m c"],
     known: Float[Tensor, "a c"],
     weights: dict[Reason, Float[Tensor, " m"]],
     reasons: Sequence[Reason],
+    first: Sequence[int] = (),
 ) -> list[tuple[int, Reason]]:
     """Choose tokens one after the other by the greedy solution of the facility location problem.
 
@@ -271,6 +301,7 @@ def choose(
         known: features of the tokens that were asked about.
         weights: weight of each token by reason; ``coverage`` replaces reasons without a weight.
         reasons: reason of each choice.
+        first: rows that are chosen first, to cover the collection.
 
     Returns:
         Rows of the chosen tokens and their reasons; shorter if all other tokens are alike.
@@ -285,15 +316,19 @@ def choose(
     """
     step = max(1, -(-len(features) // CANDIDATES))
     rows = torch.arange(len(features))[::step]
-    similar = (features[rows] @ features.T).clamp_min_(0).pow_(SHARPNESS)
+    similar = _similarity(features[rows], features)
     alike = ALIKE**SHARPNESS
     covered = torch.zeros(len(features))
     if len(known):
-        covered = (features @ known.T).amax(1).clamp_min(0).pow(SHARPNESS)
+        covered = _similarity(features, known).amax(1)
+    chosen: list[tuple[int, Reason]] = []
+    for row in first[: len(reasons)]:
+        if covered[row] < alike:
+            chosen.append((row, "coverage"))
+            covered = torch.maximum(covered, _similarity(features, features[[row]])[:, 0])
     allowed = covered[rows] < alike
     heaps: dict[Reason, list[tuple[float, int, int]]] = {}
-    chosen: list[tuple[int, Reason]] = []
-    for wanted in reasons:
+    for wanted in reasons[len(chosen) :]:
         reason = wanted if bool(weights.get(wanted, torch.zeros(1)).any()) else "coverage"
         weight = weights[reason]
         if reason not in heaps:
@@ -318,6 +353,13 @@ def choose(
         allowed &= similar[i][rows] < alike
         allowed[i] = False
     return chosen
+
+
+def _similarity(
+    features: Float[Tensor, "m c"], others: Float[Tensor, "o c"]
+) -> Float[Tensor, "m o"]:
+    """Return the similarity of every two tokens, see :func:`choose`."""
+    return (features @ others.T).clamp_min_(0).pow_(SHARPNESS)
 
 
 def region(
