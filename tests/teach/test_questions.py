@@ -150,7 +150,7 @@ def test_after_coverage_uncertain_regions_are_asked():
     maps, _ = collection(images=20)
     between = F.normalize(directions(5)[0] + directions(5)[1], dim=0)
     maps.features["7.jpg"][:4] = between + 0.01
-    earlier = asked(next_questions(5, maps), maps) * 10
+    earlier = (asked(next_questions(5, maps), maps) * 5)[: questions.MIN_COVERAGE]
     (found,) = next_questions(1, maps, probabilities=linear(5), asked=earlier)
     assert (found.image, found.reason) == ("7.jpg", "margin")
     assert found.token < 4

@@ -46,14 +46,17 @@ COVERAGE = 1.5
 """Coverage questions per class before questions follow that depend on the classifier."""
 MIN_COVERAGE = 24
 """Minimum number of coverage questions before questions follow that depend on the classifier."""
-ORDER: tuple[Reason, ...] = ("margin", "rare", "margin", "coverage", "margin", "disagreement")
+ORDER: tuple[Reason, ...] = (
+    "margin", "rare", "margin", "coverage", "rare", "margin", "disagreement", "margin", "rare",
+    "coverage",
+)  # fmt: skip
 """Reasons of the questions that follow on coverage, in turn."""
 SHARPNESS = 3
 """Power of cosine similarities in the objective. With 1, tokens between two classes, which are
 somewhat similar to both, would be the best questions."""
 ALIKE = 0.95
 """Cosine similarity above which two tokens count as alike."""
-REGION_COSINE = 0.7
+REGION_COSINE = 0.85
 """Minimum cosine similarity of the tokens of a region with its representative token."""
 REGION_SHARE = 0.25
 """Maximum share of the image that a region covers."""
@@ -85,8 +88,9 @@ class Question:
         guesses: up to three classes with their probabilities, the most probable first; empty
             without a classifier.
         reason: why it is asked: ``coverage`` (nothing similar was asked), ``margin`` (the two best
-            classes are almost equally probable), ``rare`` (a rare class is probable), or
-            ``disagreement`` (the most similar token that was asked about has another class).
+            classes are almost equally probable), ``rare`` (the same, and few tokens belong to the
+            class), or ``disagreement`` (the most similar token that was asked about has another
+            class).
     """
 
     image: str
@@ -245,14 +249,15 @@ def answer_values(
     count = classes.shape[1]
     best = classes.topk(min(2, count), 1).values
     uncertain = 1 - (best[:, 0] - best[:, -1]) if count > 1 else torch.zeros(len(classes))
-    # Rare classes: the probability of a class relative to its share of the collection.
-    share = classes.mean(0).clamp_min(1e-6)
-    rare = (classes * (share.min() / share)).sum(1) * (1 - best[:, 0].square()).clamp_min(0.05)
+    # Rare classes: uncertain tokens of classes that few tokens are assigned to.
+    assigned = classes.argmax(1)
+    rarity = assigned.bincount(minlength=count).clamp_min(1).to(features).rsqrt()[assigned]
+    rare = uncertain * rarity / rarity.max() if len(rarity) else uncertain
     values: dict[Reason, Tensor] = {"margin": uncertain.square(), "rare": rare}
     if len(known):
         nearest = (features @ known.T).argmax(1)
         other = classify(known, probabilities).argmax(1)[nearest]
-        values["disagreement"] = (classes.argmax(1) != other).to(features) * uncertain.sqrt()
+        values["disagreement"] = (assigned != other).to(features) * uncertain
     return values
 
 
