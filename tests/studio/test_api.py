@@ -304,7 +304,7 @@ def test_an_export_of_all_images_equals_predict_and_export(served, tmp_path):
 def test_an_audit_can_be_continued_and_becomes_stale(served):
     served.seen()
     assert served.get("audit").json() == {
-        "question": None, "done": 0, "total": 0, "estimate": None, "stale": False,
+        "question": None, "done": 0, "total": 0, "estimate": None, "stale": False, "earlier": None,
     }  # fmt: skip
     assert served.post("audit/answer", right=True, done=0).status_code == 409
     assert served.post("audit/undo").status_code == 409
@@ -332,15 +332,33 @@ def test_an_audit_can_be_continued_and_becomes_stale(served):
     loaded = Audit.load(served.root / "audit")
     assert loaded.estimate().accuracy == page["estimate"]["accuracy"] == np.mean(answers)
     assert page["estimate"]["low"] < page["estimate"]["accuracy"] < page["estimate"]["high"]
-    # `primaps audit` can continue it: model and class names agree.
+    # `primaps audit` can continue it: model and classes agree.
     from primaps.evaluation.audit import audit_subject
 
     assert loaded.record.subject == audit_subject(model_of(served))
+    report = served.get("report.html").text
+    assert f"<b>{page['estimate']['accuracy']:.0%}</b> of all pixels have the correct" in report
     revision = served.get("classes").json()["revision"]
-    served.post("classes", revision=revision, edits=[{"rename": "0", "to": "sky"}])
+    edits = [{"rename": one, "to": f"name {one}"} for one in "012"]
+    revision = served.post("classes", revision=revision, edits=edits).json()["revision"]
+    assert served.get("audit").json() == page  # names change no pixel
+    question = served.post("audit/undo").json()["question"]
+    assert question["class"].startswith("name ")
+    served.post("audit/answer", right=answers[-1], done=11)
+    served.post("classes", revision=revision, edits=[{"merge": ["0", "1"]}])
     assert served.get("audit").json()["stale"]
-    assert served.post("audit", answers=5).json()["done"] == 0
+    assert "of all pixels have the correct" not in served.get("report.html").text
+    # The earlier answers are kept and can be restored.
+    again = served.post("audit", answers=5).json()
+    assert (again["done"], again["earlier"]) == (0, {"done": 12, "total": 12})
     assert Audit.load(served.root / "audit-1").progress == (12, 12)
+    assert served.post("audit", answers=6).json()["earlier"] == {"done": 12, "total": 12}
+    restored = served.post("audit/restore").json()
+    assert (restored["done"], restored["stale"], restored["earlier"]) == (12, True, None)
+    assert served.post("audit/restore").status_code == 409
+    assert sorted(path.name for path in served.root.glob("audit*")) == [
+        "audit", "audit-1", "audit-2",
+    ]  # fmt: skip
 
 
 def test_a_rejected_audit_keeps_the_earlier_one(served):

@@ -260,16 +260,18 @@ def audit(
                 log=warn,
             )  # fmt: skip
     with running(bars=False):
-        _ask(found)
+        _ask(found, [one.name for one in network.shown_classes])
 
 
-def _ask(found: Audit) -> None:
+def _ask(found: Audit, names: list[str]) -> None:
     """Ask the questions of an audit until all are answered or the user quits."""
     note(f"Each question is shown in {found.picture}. Use a viewer that reloads changed files.")
     while (question := found.next()) is not None:
         found.draw(question)
         done, total = found.progress
-        text = f"{done + 1}/{total}: is the pixel at the cross {question.name!r}? (y, n, ? = "
+        text = (
+            f"{done + 1}/{total}: is the pixel at the cross {names[question.value]!r}? (y, n, ? = "
+        )
         answer = typer.prompt(f"{text}cannot tell, q = quit)", prompt_suffix=" ").strip().lower()
         if answer == "q":
             break

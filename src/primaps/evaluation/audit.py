@@ -10,6 +10,7 @@ Questions and answers are stored in ``audit.json``, so an audit can be interrupt
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -102,7 +103,7 @@ class AuditRecord:
 
     Attributes:
         format: version of the file.
-        subject: model and class names that the answers refer to; see :func:`audit_subject`.
+        subject: model and classes that the answers refer to; see :func:`audit_subject`.
         order: strips in the order in which they are asked about.
         questions: pixels of each strip, including the spare ones.
         asked: number of questions that were asked, per strip.
@@ -350,7 +351,7 @@ def begin(
         folder: folder of the audit.
         pixels: sample of all pixels.
         names: class names, by the value of the pixels.
-        subject: model and class names that the answers refer to; see :func:`audit_subject`.
+        subject: model and classes that the answers refer to; see :func:`audit_subject`.
         answers: number of strips.
         seed: random seed.
         depth: bits of the values of images of more than 8 bits; None without such images.
@@ -383,8 +384,13 @@ def begin(
 
 
 def audit_subject(model: PriMaPsEM) -> list[str]:
-    """Return what answers refer to: the digest of the model and the names of its classes."""
-    return [model.prediction_digest(), *(model.legend_.names if model.legend_ else [])]
+    """Return what answers refer to: the digest of the model and the ids of the shown classes.
+
+    Names and colors are no part of it: they change no pixel.
+    """
+    unedited = copy.copy(model)
+    unedited.legend_ = None  # a model without edits and one with names predict the same classes
+    return [unedited.prediction_digest(), *(one.id for one in model.shown_classes)]
 
 
 def strips(

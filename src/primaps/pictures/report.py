@@ -28,6 +28,7 @@ from primaps.data import (
     read,
 )
 from primaps.data.collection import IgnoreIndex
+from primaps.evaluation.audit import Estimate
 from primaps.evaluation.protocol import Evaluation, evaluate
 from primaps.model import PriMaPsEM
 from primaps.pictures.overlays import overlay
@@ -77,6 +78,7 @@ def write_report(
     ignore_index: IgnoreIndex | None = None,
     max_images: Annotated[int, Ge(1)] = 200,
     analyze: Callable[[ImageFile], AnalyzedImage] | None = None,
+    accuracy: Estimate | None = None,
     progress: ProgressCallback = silent,
     log: LogCallback = logger.warning,
     **options: Any,
@@ -92,6 +94,7 @@ def write_report(
         max_images: maximum number of images, sampled with the seed of the model.
         analyze: function from an image file to its prediction, if predictions are cached; None
             predicts. It is called in threads. Images for which it raises ImageError are skipped.
+        accuracy: accuracy that an audit of these classes estimated.
         progress: progress callback.
         log: called with one sentence about each image that is skipped.
         **options: fields of :class:`primaps.config.InferenceOptions`.
@@ -129,7 +132,7 @@ def write_report(
         )  # fmt: skip
     items.sort(key=lambda item: item.margin)
     ends = items if len(items) <= 2 * ENDS else items[:ENDS] + items[-ENDS:]
-    text = page(model, classes, examples, ends, len(items), scores)
+    text = page(model, classes, examples, ends, len(items), scores, accuracy)
     with output_file(path) as temporary:
         # Bytes of a file name that are not UTF-8 are shown as escapes.
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))

@@ -13,6 +13,7 @@ from PIL import Image
 from primaps.classes.class_count import Evidence, choice_of
 from primaps.classes.legend import Class
 from primaps.classes.tree import Tree
+from primaps.evaluation.audit import Estimate
 from primaps.evaluation.protocol import Evaluation
 from primaps.model import PriMaPsEM
 from primaps.results import GENERATOR
@@ -93,6 +94,7 @@ def page(
     items: Sequence[ReportItem],
     images: int,
     scores: Evaluation | None,
+    accuracy: Estimate | None = None,
 ) -> str:
     """Return the HTML page.
 
@@ -103,9 +105,11 @@ def page(
         items: images to show, in ascending order of confidence.
         images: number of images that were analyzed.
         scores: result of :func:`primaps.evaluate`, or None without labels.
+        accuracy: estimate of an audit, or None without one.
     """
     found = model.class_summary_
-    parts = [("classes", "Classes", _classes(model, classes, examples))]
+    parts = [] if accuracy is None else [("accuracy", "Accuracy", _accuracy(accuracy))]
+    parts += [("classes", "Classes", _classes(model, classes, examples))]
     if found is not None:
         parts.append(("tree", "Class tree", _tree(found.tree, classes)))
         if found.curve:
@@ -298,6 +302,14 @@ def _images(items: Sequence[ReportItem], images: int) -> str:
             for item in items
         )
         + "</div>"
+    )
+
+
+def _accuracy(found: Estimate) -> str:
+    return (
+        f"<p><b>{found.accuracy:.0%}</b> of all pixels have the correct class, between "
+        f"{found.low:.0%} and {found.high:.0%} (95% confidence interval, from {found.answers} "
+        "answers of an audit).</p>"
     )
 
 

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from primaps.studio import messages
 from primaps.studio.analysis import live_masks, similar_regions
-from primaps.studio.audit import answer_question, describe_audit
+from primaps.studio.audit import answer_question, describe_audit, restore_audit
 from primaps.studio.edits import ClassEditor, ConflictError
 from primaps.studio.export import corrected_leaves, describe_formats
 from primaps.studio.gallery import class_crops, describe_classes
@@ -70,6 +70,7 @@ class Api:
             "audit": self.begin_audit,
             "audit/answer": self.answer,
             "audit/undo": self.undo_answer,
+            "audit/restore": self.restore_audit,
             "export": self.begin_export,
         }
         return [
@@ -286,6 +287,10 @@ class Api:
             audit.undo()
 
         await run_sync(undo, limiter=self._audit_limit)
+        return await self.audit(request)
+
+    async def restore_audit(self, request: Request) -> Response:
+        await run_sync(restore_audit, self.studio.workspace.out, limiter=self._audit_limit)
         return await self.audit(request)
 
     async def report(self, request: Request) -> Response:

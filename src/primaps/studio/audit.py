@@ -10,7 +10,15 @@ from PIL import Image
 
 from primaps.classes.legend import HIDDEN
 from primaps.data import ImageFile
-from primaps.evaluation.audit import POOL, Audit, Pixel, audit_subject, begin, sample_pixels
+from primaps.evaluation.audit import (
+    POOL,
+    Audit,
+    Estimate,
+    Pixel,
+    audit_subject,
+    begin,
+    sample_pixels,
+)
 from primaps.model import PriMaPsEM
 from primaps.pictures.report import AnalyzedImage, write_report
 from primaps.studio.edits import ClassEditor, ConflictError
@@ -70,10 +78,18 @@ def describe_audit(
     """Return the answer to ``GET audit``, as docs/studio.md describes it.
 
     Args:
-        subject: Model and class names that a new audit would be about.
+        subject: Model and classes that a new audit would be about.
     """
+    earlier = _earlier_audit(images.workspace.out)
+    answered = (
+        {"done": earlier[1].progress[0], "total": earlier[1].progress[1]} if earlier else None
+    )
     if audit is None:
-        return {"question": None, "done": 0, "total": 0, "estimate": None, "stale": False}
+        return {
+            "question": None, "done": 0, "total": 0, "estimate": None, "stale": False,
+            "earlier": answered,
+        }  # fmt: skip
+    stale = audit.record.subject != subject
     question, result = audit.next(), audit.estimate()
     done, total = audit.progress
     shown = None
@@ -83,19 +99,48 @@ def describe_audit(
         number = paths.get(question.path)
         if number is not None:
             listed = workspace.images[number]
-            colors = {one.name: hex_color(one.color) for one in editor.legend().classes}
+            # The name of today: a class may have been renamed since.
+            shown_classes = editor.legend().shown
+            one = None if stale else shown_classes[question.value]
             shown = {
                 "image": number,
                 "x": (question.x + 0.5) / max(1, listed.width),
                 "y": (question.y + 0.5) / max(1, listed.height),
-                "class": question.name,
-                "color": colors.get(question.name, "#808080"),
+                "class": one.name if one else question.name,
+                "color": hex_color(one.color) if one else "#808080",
             }
     interval = result and {"accuracy": result.accuracy, "low": result.low, "high": result.high}
-    stale = audit.record.subject != subject
     return {
         "question": shown, "done": done, "total": total, "estimate": interval, "stale": stale,
+        "earlier": answered,
     }  # fmt: skip
+
+
+def _earlier_audit(out: Path) -> tuple[Path, Audit] | None:
+    """Return the last audit with answers that another one replaced."""
+    last = unused_path(out, "audit")
+    for number in range(int(last.name.removeprefix("audit-")) - 1, 0, -1):
+        audit = Audit.load(folder := out / f"audit-{number}")
+        if audit is not None and sum(audit.record.asked):
+            return folder, audit
+    return None
+
+
+def restore_audit(out: Path) -> None:
+    """Open an earlier audit again, which changes places with the present one.
+
+    Raises:
+        ConflictError: There is no earlier audit with an answer.
+    """
+    earlier = _earlier_audit(out)
+    if earlier is None:
+        raise ConflictError("there is no earlier audit with answers")
+    aside = unused_path(out, "audit")
+    if (out / "audit").exists():
+        (out / "audit").rename(aside)
+    earlier[0].rename(out / "audit")
+    if aside.exists():
+        aside.rename(earlier[0])
 
 
 def answer_question(audit: Audit | None, subject: list[str], right: bool | None, done: int) -> None:
@@ -119,11 +164,14 @@ def answer_question(audit: Audit | None, subject: list[str], right: bool | None,
     audit.answer(question, right)
 
 
-def write_studio_report(images: ImageCache, model: PriMaPsEM, path: Path) -> Path:
+def write_studio_report(
+    images: ImageCache, model: PriMaPsEM, path: Path, accuracy: Estimate | None = None
+) -> Path:
     """Write the report from the images that were analyzed so far.
 
     Args:
         model: Model with the current edits.
+        accuracy: Accuracy that an audit of these classes estimated.
 
     Raises:
         ConflictError: No image was analyzed yet.
@@ -148,4 +196,6 @@ def write_studio_report(images: ImageCache, model: PriMaPsEM, path: Path) -> Pat
         labels, similarity = table[analysis.leaves], analysis.similarity[analysis.leaves]
         return AnalyzedImage(display_image(file), labels, similarity, 1 - analysis.uncertainty)
 
-    return write_report(model, list(numbers), path, max_images=REPORT_IMAGES, analyze=analyze)
+    return write_report(
+        model, list(numbers), path, max_images=REPORT_IMAGES, analyze=analyze, accuracy=accuracy
+    )

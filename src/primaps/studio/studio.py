@@ -277,7 +277,7 @@ class Studio:
         return self.network.edited_model(self.opened()[1].edits)
 
     def audit(self) -> tuple[Audit | None, list[str]]:
-        """Return the audit, and the model and class names that a new audit would be about."""
+        """Return the audit, and the model and classes that a new audit would be about."""
         return Audit.load(self.workspace.out / "audit"), audit_subject(self.model())
 
     def begin_audit(self, answers: int) -> None:
@@ -286,4 +286,8 @@ class Studio:
 
     def report(self) -> Path:
         """Write the report of the current classes and return its path."""
-        return write_studio_report(self.images, self.model(), self.workspace.out / "report.html")
+        audit, subject = self.audit()
+        current = audit is not None and audit.record.subject == subject
+        accuracy = audit.estimate() if audit is not None and current else None
+        path = self.workspace.out / "report.html"
+        return write_studio_report(self.images, self.model(), path, accuracy)

@@ -11,6 +11,17 @@ import { createInterval } from "./audit/interval.js";
 
 const CLOSE = 0.22; // half the side of the close-up, as a fraction of the shorter image side
 
+const unnamed = () => store.state.classes?.classes.filter((one) => !one.hidden && !one.named).length ?? 0;
+
+/** Creates a warning about classes without a name, whose questions are hard to answer; null if there are none. */
+function unnamedNote() {
+  const open = unnamed();
+  if (!open) return null;
+  const verb = open === 1 ? "class has" : "classes have";
+  return el("div", { class: "message" }, icon("warn"), el("div", {},
+    `${open} ${verb} no name: a question would be “Is the point in the ring class 3?”. `, el("a", { href: "#classes" }, "Name the classes first"), "."));
+}
+
 function mount(root) {
   const page = el("div", { class: "audit" });
   root.append(page);
@@ -44,10 +55,11 @@ function mount(root) {
       el("figure", { class: "whole" }, el("div", { class: "frame" }, whole, small), caption)),
     el("div", { class: "answers" }, answers.right, answers.wrong),
     el("div", { class: "row apart" }, answers.unsure, answers.undo));
-  const begin = button("Start over", () => start(), { title: "Sample new questions; the earlier answers are saved in a separate folder" });
+  const begin = button("Start over…", () => startOver(), { title: "Sample new questions; the answers are kept and can be restored", "aria-haspopup": "dialog" });
+  const restore = button("Restore", () => load(() => post("audit/restore")), { symbol: "undo" });
   const report = el("a", { class: "button", href: "/api/report.html", target: "_blank", rel: "noopener" }, icon("file"), "Open report");
   const result = el("aside", { class: "panel stack", "aria-label": "Estimate" },
-    interval.node, el("div", { class: "stack tight" }, left, bar), el("div", { class: "row wrap" }, report, begin));
+    interval.node, el("div", { class: "stack tight" }, left, bar), el("div", { class: "row wrap" }, report, begin, restore));
 
   async function load(request) {
     if (busy) return;
@@ -69,7 +81,25 @@ function mount(root) {
   const answer = (right) =>
     current?.question && !current.stale && load(() => post("audit/answer", { right, done: current.done }).catch(missed));
   const takeBack = () => current?.done && load(() => post("audit/undo"));
-  const start = (number = 80) => load(() => post("audit", { answers: number }));
+  const start = (number) => load(() => post("audit", { answers: number }));
+
+  /** Asks before new questions replace answers. */
+  function startOver() {
+    if (!current.done) return start(current.total);
+    const dialog = el("dialog", { "aria-label": "Start over", on: { close: () => dialog.remove() } });
+    dialog.append(
+      el("h2", {}, "Start over?"),
+      el("p", {}, `New questions replace ${current.done === 1 ? "your answer" : `your ${current.done} answers`}, which are kept and can be restored.`),
+      unnamedNote(),
+      el("div", { class: "row wrap" },
+        button(`Start over with ${count(current.total, "question")}`, () => {
+          dialog.close();
+          start(current.total);
+        }, { kind: "primary" }),
+        button("Cancel", () => dialog.close(), { autofocus: true })));
+    document.body.append(dialog);
+    dialog.showModal();
+  }
 
   function missed(error) {
     if (error.status !== 409) throw error;
@@ -81,7 +111,7 @@ function mount(root) {
   function intro() {
     const total = store.state.images.names.length;
     const { done, left } = analyzed(store.state.images); // an audit needs all images
-    const now = String(left);
+    const now = `${left} ${unnamed()}`;
     if (now === introduced && page.firstChild?.className === "empty-state") return;
     introduced = now;
     if (left) {
@@ -91,6 +121,7 @@ function mount(root) {
     }
     refill(page, emptyState("done", "Measure the accuracy",
       "You see one pixel after the other and decide whether its class is correct. Stratified sampling keeps the number of answers small.",
+      unnamedNote(),
       el("div", { class: "row" }, button("Answer 40", () => start(40)), button("Answer 80 questions", () => start(80), { kind: "primary", title: "About five minutes" })),
       el("p", { class: "small" }, "80 answers take about five minutes and estimate the accuracy within about 9 points, 40 answers within about 12. You can stop at any time and continue later."),
       el("a", { class: "button plain", href: "/api/report.html", target: "_blank", rel: "noopener" }, icon("file"), "Open report without an audit")));
@@ -103,7 +134,9 @@ function mount(root) {
     setText(left, `${current.done} of ${current.total} answered`);
     bar.set(current.done / current.total);
     answers.undo.disabled = !current.done;
-    if (current.stale) return over("The classes have changed", "The answers are about the earlier classes. Start over to estimate the accuracy of the current classes.", button("Start over", () => start(current.total), { kind: "primary" }));
+    restore.hidden = !current.earlier;
+    if (current.earlier) restore.lastChild.textContent = `Restore the earlier ${count(current.earlier.done, "answer")}`;
+    if (current.stale) return over("The classes have changed", "The answers are about the earlier classes. Start over to estimate the accuracy of the current classes; undo the change of the classes to continue.", button("Start over…", startOver, { kind: "primary", "aria-haspopup": "dialog" }));
     if (!current.question) {
       const words = current.estimate ? `${points(current.estimate.low)}% to ${points(current.estimate.high)}% of all pixels have the correct class (95% confidence interval).` : "";
       return over("Audit complete", `${words} Export the classes, or correct more images and start over.`, button("Undo last answer", takeBack, { kind: "plain", symbol: "undo" }));
@@ -155,7 +188,7 @@ function mount(root) {
   load(renew);
   const offs = [
     store.on("classes", () => current?.total && load(renew)),
-    store.on("images", () => current && !current.total && intro()),
+    store.on("images classes", () => current && !current.total && intro()),
   ];
   return () => offs.forEach((off) => off());
 }
