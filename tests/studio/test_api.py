@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -12,13 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
+import primaps
 from primaps.batch import predict_files
 from primaps.data import load_image
 from primaps.evaluation.audit import Audit
+from primaps.exchange.formats import FORMATS
 from primaps.exchange.transfer import export_labels, import_labels
 from primaps.model import PriMaPsEM
 from primaps.persistence import read_legend
 from primaps.proposals.principal_masks import propose
+from primaps.studio.analysis import cache_key, load_analysis
+from primaps.studio.export import next_steps
 from primaps.studio.images import DISPLAY_SIDE, display_image, encode_jpeg
 from tests.studio.conftest import httpx
 
@@ -299,6 +304,86 @@ def test_an_export_of_all_images_equals_predict_and_export(served, tmp_path):
     )  # fmt: skip
     ours = (workspace.out / "exports" / "cvat-1" / "annotations.xml").read_bytes()
     assert ours == (tmp_path / "cvat" / "annotations.xml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        ("voc", ["a-b", "background (class 1)", "# "]),
+        ("cvat-mask", ["a-b", "background (class 1)", "# "]),
+        ("labelme", ["a:b", "background", "__ignore__ (class 2)"]),
+        ("coco", ["a:b", "background", "__ignore__"]),
+    ],
+)
+def test_names_that_a_format_does_not_support_are_exported(served, form, names):
+    served.seen()
+    revision = served.get("classes").json()["revision"]
+    typed = ["a:b", "background", "__ignore__"]
+    edits = [{"rename": str(k), "to": name} for k, name in enumerate(typed)]
+    assert served.post("classes", revision=revision, edits=edits).status_code == 200
+    assert served.post("export", format=form).status_code == 200
+    while (job := served.get("export").json()["job"])["out"] is None:
+        assert not job["error"], job
+        time.sleep(0.02)
+    expected = [new if new != "# " else "__ignore__" for new in names]
+    changed = [new for new, old in zip(expected, typed, strict=True) if new != old]
+    assert len(job["notes"]) == len(changed)
+    for new, note in zip(changed, job["notes"], strict=True):
+        assert f"It is {new} there." in note
+
+
+def test_next_steps_are_sentences():
+    """A command stays as it is typed; only sentences begin with a capital letter."""
+    for form in FORMATS:
+        for step in next_steps(form, "/out", ["sky", "a; b"]):
+            first = step.split("`")[0].split(" ")[0]
+            assert first == "/out" or first.istitle() or first == "CVAT", step
+            assert first.lower() not in ("labelme", "yolo", "datasets.load_dataset('/out')")
+    assert [step for step in next_steps("cvat", "/out", ["sky", "a; b"]) if "a; b" in step]
+
+
+@pytest.mark.parametrize("classes", [1, 0, 257, 999, "", "many", 2.5, None])
+def test_a_wrong_number_of_classes_is_one_sentence(shared, classes):
+    answer = shared.post("fit", classes=classes)
+    assert answer.status_code == 400
+    sentence = answer.json()["error"]
+    assert "the number of classes must be" in sentence or "integer or a string" in sentence
+    assert "request.classes" not in sentence
+
+
+def test_unknown_later_stages_are_not_part_of_the_time_left():
+    """The time left does not jump when a stage begins that the plan does not know, or is slow."""
+    from primaps.studio.fitting import Fitting
+
+    fitting = Fitting(lambda: None)
+    fitting._automatic = True
+    fitting.planned = {"features": 100.0, "k-means": 50.0}
+    fitting._stage = ("features", 0.0, 0)
+    assert fitting._seconds_left("features", 10, 100, 10.0) == 90.0
+    assert fitting._left[0] == "features"
+    fitting._stage = ("k-means", 100.0, 0)
+    assert fitting._seconds_left("k-means", 50, 100, 110.0) == 10.0
+    assert fitting._left[0] == "fit"
+    assert fitting._seconds_left("k-means", 51, 100, 130.0) == 28.8  # slower: the speed counts
+    fitting._left = ("fit", 5.0, 130.0)
+    assert fitting._seconds_left("k-means", 52, 100, 131.0) == 6.0  # at most a second per second
+
+
+def test_analyses_are_read_by_several_threads(shared):
+    """np.load is not thread-safe on Python 3.11 before 3.11.8: no file of ours needs it."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    images = shared.studio.images
+    paths = sorted((shared.root / "analysis").rglob("*.safetensors"))
+    assert len(paths) == 10
+    keys = [cache_key(images.network.digest(), images.workspace.file(n).source) for n in range(10)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(load_analysis, paths * 20, keys * 20))
+    assert None not in found
+    source = Path(primaps.__file__).parent
+    assert not [
+        path for path in source.rglob("*.py") if re.search(r"np\.(load|savez)\(", path.read_text())
+    ]
 
 
 def test_an_audit_can_be_continued_and_becomes_stale(served):

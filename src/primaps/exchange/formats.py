@@ -26,7 +26,8 @@ class Format:
         reader: Module and function that read; None if the format cannot be imported. The function
             takes :class:`primaps.exchange.files.InputFiles` and returns
             :class:`primaps.exchange.labeled.Labels`.
-        next: Next step in the other tool; ``{out}`` is the folder, ``{names}`` the class names.
+        next: Next steps in the other tool, separated by semicolons; ``{out}`` is the folder,
+            ``{names}`` the class names, and commands are in backticks.
         per: Default region: ``class``, or connected ``region``; None if there is no choice.
         proposals: Whether it can hold mask proposals, which are regions without a class.
         lossless: What an import returns of the label maps.
@@ -110,7 +111,7 @@ FORMATS = {
         "images with a JSON file beside each; labels.txt",
         "labelme.write",
         "labelme.read",
-        "labelme {out} --labels {out}/labels.txt",
+        "run `labelme {out} --labels {out}/labels.txt`",
         per="class",
         lossless="without colors",
     ),
@@ -127,7 +128,7 @@ FORMATS = {
         "images, masks (index PNGs) and data.yaml for Ultralytics",
         "yolo.write_semantic",
         "yolo.read_semantic",
-        "yolo semantic train model=yolo26n-sem.pt data={out}/data.yaml",
+        "run `yolo semantic train model=yolo26n-sem.pt data={out}/data.yaml`",
         proposals=False,
         lossless="without colors",
     ),
@@ -136,7 +137,7 @@ FORMATS = {
         "images, labels (polygons) and data.yaml for Ultralytics",
         "yolo.write",
         "yolo.read",
-        "yolo segment train model=yolo26n-seg.pt data={out}/data.yaml",
+        "run `yolo segment train model=yolo26n-seg.pt data={out}/data.yaml`",
         lossless="without colors",
     ),
     "hf": Format(
@@ -144,7 +145,7 @@ FORMATS = {
         "images, labels (index PNGs) and metadata.jsonl for datasets",
         "hf.write",
         "hf.read",
-        "datasets.load_dataset('{out}') has the columns image and label",
+        "load it with `datasets.load_dataset('{out}')`, which has the columns image and label",
         proposals=False,
     ),
     "geojson": Format(

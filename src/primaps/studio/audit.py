@@ -121,7 +121,7 @@ def _earlier_audit(out: Path) -> tuple[Path, Audit] | None:
     last = unused_path(out, "audit")
     for number in range(int(last.name.removeprefix("audit-")) - 1, 0, -1):
         audit = Audit.load(folder := out / f"audit-{number}")
-        if audit is not None and sum(audit.record.asked):
+        if audit is not None and any(audit.record.asked):
             return folder, audit
     return None
 

@@ -13,7 +13,9 @@ from PIL import Image
 
 from primaps.exchange.classes import Classes
 from primaps.exchange.formats import FORMATS
+from primaps.exchange.labelme import SPECIAL
 from primaps.exchange.transfer import export_labels
+from primaps.exchange.voc import BACKGROUND
 from primaps.studio.corrections import UNCORRECTED
 from primaps.studio.edits import ClassEditor, ConflictError
 from primaps.studio.images import ImageCache
@@ -22,6 +24,10 @@ from primaps.studio.workspace import unused_path
 from primaps.utils.errors import InputError, PrimapsError
 from primaps.utils.files import temporary_folder
 
+WITH_LABELMAP = ("voc", "cvat-mask")
+"""Formats with a ``labelmap.txt``, which separates fields by colons and has comments."""
+RESERVED = {**dict.fromkeys(WITH_LABELMAP, (BACKGROUND,)), "labelme": SPECIAL}
+"""Class names with another meaning in a format."""
 INTERVAL = 0.25
 """Minimum number of seconds between two progress events."""
 
@@ -37,6 +43,43 @@ def describe_formats() -> list[dict[str, Any]]:
         }
         for name, row in FORMATS.items()
     ]
+
+
+def exported_names(form: str, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return names that a format supports, and a sentence about each one that was changed.
+
+    Examples:
+        >>> exported_names("voc", ["a:b", "background"])[0]
+        ['a-b', 'background (class 1)']
+        >>> exported_names("coco", ["a:b", "background"])
+        (['a:b', 'background'], [])
+    """
+    found: list[str] = []
+    notes = []
+    for number, name in enumerate(names):
+        new = name
+        if form in WITH_LABELMAP:
+            new = name.replace(":", "-").lstrip("# ") or f"class {number}"
+        if new in RESERVED.get(form, ()):
+            new = f"{new} (class {number})"
+        while new != name and (new in names or new in found):
+            new = f"{new} (class {number})"
+        if new != name:
+            notes.append(f"The format does not support the class name {name}. It is {new} there.")
+        found.append(new)
+    return found, notes
+
+
+def next_steps(form: str, out: str, names: Sequence[str]) -> list[str]:
+    """Return the next steps in the other tool, as sentences.
+
+    Examples:
+        >>> next_steps("labelme", "exports/labelme-1", ["sky"])
+        ['Run `labelme exports/labelme-1 --labels exports/labelme-1/labels.txt`']
+    """
+    steps = FORMATS[form].next.split("; ")
+    listed = ", ".join(names)
+    return [(step[0].upper() + step[1:]).format(out=out, names=listed) for step in steps]
 
 
 def corrected_leaves(
@@ -91,7 +134,7 @@ class Exporter:
                 raise ConflictError("another export is running; wait until it is complete")
             self.job = {
                 "format": form, "done": 0, "total": 2 * len(numbers), "seconds_left": None,
-                "out": None, "error": "", "next": "",
+                "out": None, "error": "", "next": [], "notes": [],
             }  # fmt: skip
         arguments = (self.job, editor, numbers, form, per)
         threading.Thread(target=self._run, args=arguments, daemon=True).start()
@@ -111,9 +154,14 @@ class Exporter:
                 self.on_progress(job)
 
         try:
-            result = self._export(editor, numbers, form, per, progress)
+            legend = editor.legend()
+            names, job["notes"] = exported_names(form, legend.names)
+            classes = Classes(tuple(names), legend.colors)
+            table = legend.table().numpy().astype(np.uint8)
+            result = self._export(editor, classes, table, numbers, form, per, progress)
             total = job["total"]
-            job.update(done=total, seconds_left=0.0, out=str(result.out), next=result.next)
+            steps = next_steps(form, str(result.out), names)
+            job.update(done=total, seconds_left=0.0, out=str(result.out), next=steps)
         except PrimapsError as error:
             job["error"] = str(error)
         except Exception as error:  # a full disk, for example
@@ -123,13 +171,14 @@ class Exporter:
     def _export(
         self,
         editor: ClassEditor,
+        classes: Classes,
+        table: Integer[np.ndarray, " l"],
         numbers: list[int],
         form: str,
         per: Any,
         progress: Callable[[int], None],
     ) -> Any:
-        workspace, legend = self.images.workspace, editor.legend()
-        table = legend.table().numpy().astype(np.uint8)
+        workspace = self.images.workspace
         exports = workspace.out / "exports"
         exports.mkdir(parents=True, exist_ok=True)
         with temporary_folder(exports) as maps:
@@ -146,7 +195,7 @@ class Exporter:
                 workspace.image_folder,
                 form,
                 unused_path(exports, form),
-                classes=Classes(tuple(legend.names), legend.colors),
+                classes=classes,
                 per=per,
                 progress=lambda stage, done, total, _: progress(len(numbers) + done),
                 log=lambda _: None,  # images without a label map are not part of the export

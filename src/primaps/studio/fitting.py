@@ -54,6 +54,9 @@ class Fitting:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._stage: tuple[str, float, int] = ("", 0.0, 0)
+        self._left: tuple[str, float, float] | None = None
+        """The last estimate: what it is about, its seconds, and when it was made."""
+        self._automatic = False
 
     def plan(self, task: dict[str, Any]) -> None:
         """Measure how long a fit takes; a fit stops the measurement."""
@@ -62,8 +65,10 @@ class Fitting:
     def fit(self, task: dict[str, Any], on_done: Callable[[], None]) -> None:
         """Start or resume a fit; ``on_done`` is called in another thread after it."""
         self.running, self.error, self.skipped = True, "", []
+        self._left, self._automatic = None, task["classes"] == "auto"
         self.progress = {
-            "stage": "starting", "done": 0, "total": 1, "seconds_left": None, "metrics": {},
+            "stage": "starting", "done": 0, "total": 1, "seconds_left": None, "left_of": "fit",
+            "metrics": {},
         }  # fmt: skip
         self._start({**task, "task": "fit"}, on_done)
         self.on_change()
@@ -143,12 +148,17 @@ class Fitting:
             "done": done,
             "total": total,
             "seconds_left": self._seconds_left(stage, done, total, now),
+            "left_of": "fit" if self._left is None or self._left[0] == "fit" else "stage",
             "metrics": metrics,
         }
         self.on_change()
 
     def _seconds_left(self, stage: str, done: int, total: int, now: float) -> float | None:
-        """Estimate the rest of this stage from its speed, later stages from the plan."""
+        """Estimate the rest of this stage from its speed, later stages from the plan.
+
+        The estimate is about the stage alone while the plan does not have all later stages. It
+        grows by at most a second per second: a slower stage does not make it jump.
+        """
         planned = self.planned or {}
         _, start, first = self._stage
         if done > first and now > start:
@@ -158,7 +168,15 @@ class Fitting:
         else:
             return None
         later = STAGES[STAGES.index(stage) + 1 :] if stage in STAGES else ()
-        return round(rest + sum(planned.get(one, 0.0) for one in later), 1)
+        whole = bool(planned or not later) and not (self._automatic and "classes" in later)
+        scope = "fit" if whole else stage
+        if whole:
+            rest += sum(planned.get(one, 0.0) for one in later)
+        if self._left is not None and self._left[0] == scope:
+            _, before, then = self._left
+            rest = min(rest, before + now - then)
+        self._left = (scope, rest, now)
+        return round(rest, 1)
 
 
 def main() -> None:

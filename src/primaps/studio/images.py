@@ -296,7 +296,7 @@ class ImageCache:
                 left = round((time.monotonic() - start) / (done - first) * (total - done), 1)
             self.progress = {
                 "stage": "analysis", "done": done, "total": total, "seconds_left": left,
-                "metrics": {},
+                "left_of": "stage", "metrics": {},
             }  # fmt: skip
 
         def step(number: int) -> None:

@@ -23,6 +23,7 @@ from primaps.studio.edits import ConflictError
 from primaps.studio.security import TooLargeError
 from primaps.utils.errors import InputError, NotFoundError
 from primaps.utils.inputs import parse_json
+from primaps.utils.validation import short
 
 T = TypeVar("T")
 Text = Annotated[str, Len(0, 4000)]
@@ -47,7 +48,16 @@ class FolderBody:
 class FitBody:
     """Body of ``POST fit``."""
 
-    classes: Annotated[int, Interval(ge=2, le=256)] | Literal["auto"]
+    classes: int | str
+
+    def __post_init__(self) -> None:
+        if self.classes == "auto":
+            return
+        if not isinstance(self.classes, int) or not 2 <= self.classes <= 256:
+            raise InputError(
+                "the number of classes must be an integer from 2 to 256, or auto, got "
+                f"{short(self.classes)}"
+            )
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 // saved classes are loaded again, and a notice says which edit was lost.
 
 import { get, post } from "./api.js";
-import { count as number } from "./format.js";
+import { count as number, isolated } from "./format.js";
 import * as loader from "./loader.js";
-import { notifyError, notifyLost, notify } from "./notices.js";
+import { notifyChoice, notifyError, notifyLost, notify } from "./notices.js";
 import { store } from "./store.js";
 import { classId, cutClasses } from "./tree.js";
 
@@ -161,14 +161,20 @@ const replaced = (id, patch) => (found) => ({
   classes: found.classes.map((one) => (one.id === id ? { ...one, ...patch } : one)),
 });
 
+/** Renames a class; null if another class has the name, which a notice offers to merge with. */
 export function rename(one, name) {
   const to = name.trim();
   if (!to || to === one.name) return Promise.resolve(null);
-  return change("classes", { edits: [{ rename: one.id, to }] }, `Renamed ${one.name} to ${to}.`, replaced(one.id, { name: to, named: true }));
+  const other = shown().find((found) => found.named && found.name === to && found.id !== one.id);
+  if (other) {
+    notifyChoice(`${isolated(to)} already exists.`, "Merge", () => merge(one, other));
+    return null;
+  }
+  return change("classes", { edits: [{ rename: one.id, to }] }, `Renamed ${isolated(one.name)} to ${isolated(to)}.`, replaced(one.id, { name: to, named: true }));
 }
 
 export function recolor(one, to) {
-  return change("classes", { edits: [{ color: one.id, to }] }, "", replaced(one.id, { color: to }), `Changed the color of ${one.name}.`);
+  return change("classes", { edits: [{ color: one.id, to }] }, "", replaced(one.id, { color: to }), `Changed the color of ${isolated(one.name)}.`);
 }
 
 /** Previews a color while the color picker is open. */
@@ -178,7 +184,7 @@ export function tint(one, to) {
 
 export function setHidden(one, hidden) {
   const edit = hidden ? { hide: one.id } : { show: one.id };
-  return change("classes", { edits: [edit] }, `${hidden ? "Hid" : "Showed"} ${one.name}.`, replaced(one.id, { hidden }));
+  return change("classes", { edits: [edit] }, `${hidden ? "Hid" : "Showed"} ${isolated(one.name)}.`, replaced(one.id, { hidden }));
 }
 
 export function merge(one, into) {
@@ -194,11 +200,11 @@ export function merge(one, into) {
   const edits = [{ merge: [into.id, one.id] }, { color: id, to: into.color }];
   const named = [into, one].find((either) => either.named);
   if (named) edits.push({ rename: id, to: named.name });
-  return change("classes", { edits }, `Merged ${one.name} into ${into.name}.`, join);
+  return change("classes", { edits }, `Merged ${isolated(one.name)} into ${isolated(into.name)}.`, join);
 }
 
 export function split(one) {
-  return change("classes", { edits: [{ split: one.id }] }, `Split ${one.name}.`);
+  return change("classes", { edits: [{ split: one.id }] }, `Split ${isolated(one.name)}.`);
 }
 
 export function commitCut(count) {
@@ -215,7 +221,7 @@ export function commitCut(count) {
 
 /** Assigns pixels of an image, given as runs `[start, length]` in row-major order of its map, to a class. */
 export function correct(image, { key, digest }, one, runs) {
-  return change(`images/${image}/correction`, { class: one.id, key, digest, runs }, `Corrected to ${one.name}.`);
+  return change(`images/${image}/correction`, { class: one.id, key, digest, runs }, `Corrected to ${isolated(one.name)}.`);
 }
 
 export function undo() {

@@ -111,7 +111,7 @@ export function refill(node, ...children) {
 export function fileLabel(name) {
   const at = Math.max(0, name.length - 11);
   const seen = [el("span", { class: "ellipsis", "aria-hidden": true }, name.slice(0, at)), el("span", { "aria-hidden": true }, name.slice(at))];
-  return el("span", { class: "file-label" }, el("span", { class: "visually-hidden" }, name), seen);
+  return el("span", { class: "file-label", dir: "auto" }, el("span", { class: "visually-hidden" }, name), seen);
 }
 
 /** Creates the content of an empty or failed view. */

@@ -26,3 +26,10 @@ export function sentence(text) {
 export function fileName(path) {
   return path.slice(path.lastIndexOf("/") + 1);
 }
+
+const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/;
+
+/** Isolates a name that is written from right to left, so that it does not reorder the sentence around it. */
+export function isolated(name) {
+  return RIGHT_TO_LEFT.test(name) ? `\u2068${name}\u2069` : name;
+}

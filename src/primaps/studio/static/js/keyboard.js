@@ -19,10 +19,12 @@ export function pageKeys(keys) {
     if (event.defaultPrevented || document.querySelector("dialog[open]")) return;
     const command = event.ctrlKey || event.metaKey;
     if (typing(event.target) && !command) return;
-    const name = `${command ? "mod+" : ""}${event.shiftKey && command ? "shift+" : ""}${event.key.length === 1 ? event.key.toLowerCase() : event.key}`;
+    if (command && event.altKey) return; // AltGr types characters
+    // With Alt, some keyboards give another character than that on the key.
+    const key = event.altKey ? event.code.replace(/^Key/, "") : event.key;
+    const name = `${command ? "mod+" : ""}${event.altKey ? "alt+" : ""}${event.shiftKey && command ? "shift+" : ""}${key.length === 1 ? key.toLowerCase() : key}`;
     // Inside a field, the browser handles undo.
     if (typing(event.target) && name.endsWith("+z")) return;
-    if (event.altKey) return;
     // A focused button or slider handles its own keys.
     if ([" ", "Enter"].includes(event.key) && event.target.closest("button, a, summary")) return;
     if (event.key.startsWith("Arrow") && event.target.matches('[type="range"]')) return;

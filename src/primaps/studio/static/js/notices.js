@@ -1,6 +1,6 @@
 // Notices: sentences that are shown for a few seconds and read by a screen reader.
 
-import { el, iconButton } from "./dom.js";
+import { button, el, iconButton } from "./dom.js";
 import { sentence } from "./format.js";
 
 const PLACE = () => document.getElementById("notices");
@@ -20,6 +20,16 @@ function show(text, bad, seconds) {
   for (const other of passing.slice(0, -1)) other.remove();
   place.append(notice);
   if (seconds) setTimeout(end, seconds * 1000);
+  return notice;
+}
+
+/** Shows a sentence with a button. */
+export function notifyChoice(text, label, act) {
+  const notice = show(text, true, 15);
+  notice.lastChild.before(button(label, () => {
+    notice.remove();
+    act();
+  }));
 }
 
 export function notify(text) {

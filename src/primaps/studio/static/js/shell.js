@@ -9,7 +9,7 @@ import { onTheme, toggleTheme } from "./theme.js";
 
 /** @param views `{ name: { title, open(state), guide(state) } }`, in the order of the steps. */
 export function createShell(views) {
-  const folder = el("span", { class: "folder ellipsis" });
+  const folder = el("span", { class: "folder ellipsis", dir: "auto" });
   const saved = el("span", { class: "saved", role: "status" });
   const tools = {
     undo: iconButton("undo", "Undo", undo, { key: "Ctrl+Z" }),

@@ -123,8 +123,11 @@ export function createGrid({ label, width, height, cell, key = String, choose = 
   node.addEventListener("focus", mark);
   node.addEventListener("blur", mark);
   node.addEventListener("scroll", render, { passive: true });
+  let hidden = true; // until the grid is in the page, the selected item cannot be scrolled to
   const watch = new ResizeObserver(() => {
     measure();
+    if (hidden && node.clientWidth) reveal(chosen);
+    hidden = !node.clientWidth;
     render();
   });
   watch.observe(node);

@@ -11,9 +11,10 @@ import { webgl } from "./webgl.js";
  * @param label accessible name of the canvas
  * @param overlay returns {opacity, outlines, minConfidence} for a frame
  * @param hover called with the point of the image under the pointer, as fractions, or null
+ * @param moved called after the visible section changed
  * @param tool returns the tool that handles dragging, {start(point), move(point), end()}, or null to pan
  */
-export function createStage({ label, overlay, hover = () => {}, tool = () => null, press = () => {} }) {
+export function createStage({ label, overlay, hover = () => {}, moved = () => {}, tool = () => null, press = () => {} }) {
   const canvas = el("canvas", { tabindex: "0", role: "img", "aria-label": label });
   const node = el("div", { class: "stage" }, canvas);
   let drawing = null;
@@ -72,23 +73,24 @@ export function createStage({ label, overlay, hover = () => {}, tool = () => nul
     Object.assign(canvas, { width, height });
     if (frame) cancelAnimationFrame(frame);
     draw();
+    moved();
   });
   watch.observe(canvas);
 
   const zoom = (factor, at = { x: canvas.width / 2, y: canvas.height / 2 }) => {
     if (!image) return;
-    camera = zoomAt(camera, image, paneAt(at.x), at, factor);
-    redraw();
+    look(zoomAt(camera, image, paneAt(at.x), at, factor));
   };
   const move = (dx, dy) => {
     if (!image) return;
-    camera = pan(camera, image, panes()[0].pane, dx, dy);
-    redraw();
+    look(pan(camera, image, panes()[0].pane, dx, dy));
   };
-  const whole = () => {
-    camera = WHOLE;
+  const whole = () => look(WHOLE);
+  function look(now) {
+    camera = now;
     redraw();
-  };
+    moved();
+  }
   const point = (at) => image && pointAt(camera, image, paneAt(at.x), at);
 
   follow(canvas, { ratio, zoom, move, point, tool, hover, press });
@@ -150,6 +152,7 @@ export function createStage({ label, overlay, hover = () => {}, tool = () => nul
       layers = found;
       swipe = at;
       redraw();
+      moved();
     },
     /** Returns the width of the image on the screen, in CSS pixels. */
     scale: () => (image ? place(camera, image, panes()[0].pane).width / ratio() : 1),

@@ -30,7 +30,7 @@ function mount(root) {
   const interval = createInterval();
 
   const swatch = el("span", { class: "swatch" });
-  const name = el("strong", { class: "ellipsis" });
+  const name = el("strong", { class: "ellipsis", dir: "auto" });
   // A screen reader reads one sentence, with the image: two questions may be about the same class.
   const spoken = el("span", { class: "visually-hidden", "aria-live": "polite" });
   const ask = el("h2", { id: "question" }, spoken,
@@ -166,6 +166,7 @@ function mount(root) {
     whole.parentElement.style.aspectRatio = `${width[image]} / ${height[image]}`;
     place(ring, (x - cx + across) / (2 * across), (y - cy + down) / (2 * down));
     place(small, x, y);
+    caption.dir = "auto";
     setText(caption, fileName(names[image]));
     caption.title = names[image];
     setText(spoken, `Is the point in the ring ${called}, in ${fileName(names[image])}?`);

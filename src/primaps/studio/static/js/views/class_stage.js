@@ -17,7 +17,7 @@ const MAX_DESCRIBED = 8; // maximum number of classes in the description of an i
 export function createClassStage({ label, arrive = () => {}, hover = () => {}, ...options }) {
   const tag = el("div", { class: "tag", hidden: true });
   const swatch = el("span", { class: "swatch" });
-  const text = el("span", { class: "ellipsis" });
+  const text = el("span", { class: "ellipsis", dir: "auto" });
   tag.append(swatch, text);
   let image = -1;
   let map = null;

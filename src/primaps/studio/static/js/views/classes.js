@@ -2,7 +2,7 @@
 
 import { commitCut, merge, setHidden, shareOf, shares, shown, split } from "../classes.js";
 import { el, setText } from "../dom.js";
-import { count } from "../format.js";
+import { count, isolated } from "../format.js";
 import { viewKeys } from "../keyboard.js";
 import { store } from "../store.js";
 import { createCard } from "./classes/card.js";
@@ -50,7 +50,7 @@ function mount(root) {
   function say() {
     const one = joining && find(joining);
     mode.hidden = !one;
-    if (one) setText(mode.lastChild, `Merge ${one.name} into another class: click it, or select it with the arrow keys and press Enter. Escape cancels.`);
+    if (one) setText(mode.lastChild, `Merge ${isolated(one.name)} into another class: click it, or select it with the arrow keys and press Enter. Escape cancels.`);
     for (const [id, card] of cards) card.mark(id === joining, Boolean(one));
   }
   mode.append(el("span", {}), el("span", {}));
@@ -120,7 +120,14 @@ function mount(root) {
     if (event.key === "Enter" || event.key === "F2") {
       event.preventDefault();
       if (!act.take(one)) cards.get(one.id).type();
+      return;
     }
+    // Typing on a card renames its class: no single key has another meaning here.
+    const types = event.key.length === 1 && event.key !== " " && !event.ctrlKey && !event.metaKey && !event.altKey;
+    if (!types) return;
+    event.stopPropagation();
+    if (joining === null) cards.get(one.id).type(); // the field receives the character
+    else event.preventDefault();
   });
   dragToMerge(gallery, { find, drop: act.drop });
 
@@ -135,14 +142,14 @@ function mount(root) {
   };
   viewKeys([
     { keys: [], shown: "← ↑ → ↓", does: "move between classes", act() {} },
-    { keys: [], shown: "Enter", does: "rename the class", act() {} },
-    { keys: ["h"], shown: "H", does: "hide or show the class", act: on(act.hide) },
-    { keys: ["s"], shown: "S", does: "split the class", act: on(act.split) },
-    { keys: ["m"], shown: "M", does: "merge the class into another one", act: on(act.join) },
-    { keys: ["c"], shown: "C", does: "change the color", act: on((one) => cards.get(one.id).color()) },
+    { keys: [], shown: "Enter", does: "rename the class, as typing on it does", act() {} },
+    { keys: ["alt+h"], shown: "Alt H", does: "hide or show the class", act: on(act.hide) },
+    { keys: ["alt+s"], shown: "Alt S", does: "split the class", act: on(act.split) },
+    { keys: ["alt+m"], shown: "Alt M", does: "merge the class into another one", act: on(act.join) },
+    { keys: ["alt+c"], shown: "Alt C", does: "change the color", act: on((one) => cards.get(one.id).color()) },
     { keys: ["-"], shown: "−", does: "one class fewer", act: () => more(-1) },
     { keys: ["+", "="], shown: "+", does: "one class more", act: () => more(1) },
-    { keys: ["t"], shown: "T", does: "show the next typical image", act: on((one) => cards.get(one.id).see()) },
+    { keys: ["alt+t"], shown: "Alt T", does: "show the next typical image", act: on((one) => cards.get(one.id).see()) },
     { keys: ["j"], shown: "J", does: "next image", act: () => preview.step(1) },
     { keys: ["k"], shown: "K", does: "previous image", act: () => preview.step(-1) },
     { keys: ["o"], shown: "O", does: "outlines on or off", act: () => store.set({ outlines: !store.state.outlines }) },

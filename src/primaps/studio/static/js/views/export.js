@@ -62,7 +62,7 @@ function mount(root) {
     regions.hidden = !row.regions;
     if (row.regions) {
       regions.replaceChildren(el("span", { class: "label" }, "One object per"),
-        choices("One object per", [["", "default"], ["region", "region"], ["class", "class"]], per ?? "", (now) => {
+        choices("One object per", [["", "format default"], ["region", "region"], ["class", "class"]], per ?? "", (now) => {
           per = now || null;
         }));
     }
@@ -115,9 +115,11 @@ function mount(root) {
     state.replaceChildren(
       el("div", { class: "ready" }, icon("done"), el("h2", {}, `Exported to ${title}`)),
       el("code", { class: "path", title: job.out }, job.out), el("div", {}, copy),
-      el("div", { class: "stack tight" }, el("h3", {}, "Next steps"), el("ol", { class: "stack tight" }, job.next.split(/;\s+/).map(step))));
+      el("div", { class: "stack tight" }, el("h3", {}, "Next steps"), el("ol", { class: "stack tight" }, job.next.map(step))),
+      ...job.notes.map((one) => message(one)));
   }
-  const step = (text, i) => el("li", { class: "step" }, el("span", { class: "number", "aria-hidden": true }, String(i + 1)), el("span", {}, text[0].toUpperCase() + text.slice(1)));
+  const step = (text, i) => el("li", { class: "step" }, el("span", { class: "number", "aria-hidden": true }, String(i + 1)), 
+    el("span", {}, text.split("`").map((part, i) => (i % 2 ? el("code", {}, part) : part))));
 
   const off = [onExport(show), store.on("classes", () => found && say())];
   get("export").then((answer) => {

@@ -99,7 +99,7 @@ function mount(root) {
       el("option", { value: "uncertainty" }, "most uncertain first"),
       el("option", { value: "name" }, "by name"),
       el("option", { value: "corrected" }, "corrected first"),
-      el("optgroup", { label: "largest share of" }, classes.map((one) => el("option", { value: one.id }, one.name))));
+      el("optgroup", { label: "largest share of" }, classes.map((one) => el("option", { value: one.id, dir: "auto" }, one.name))));
     if (![...select.options].some((option) => option.value === order)) order = "uncertainty";
     select.value = order;
   }

@@ -11,6 +11,7 @@ import { maskPalette } from "../palette.js";
 import { store } from "../store.js";
 import { filmstrip } from "./filmstrip.js";
 
+const HINT = "Point at a mask, or click to pin it.";
 const REST = 350; // ms without a change of the threshold before the CRF refines the masks
 
 let threshold = 0.4; // kept until the page is closed
@@ -23,6 +24,9 @@ function mount(root) {
   let map = null;
   let pointed = null;
   let pinned = null;
+  // Numbers of masks change with the threshold: a point identifies the pinned and the hovered mask.
+  let pin = null;
+  let under = null;
   let shown = 0; // number of the last request: late answers are dropped
   let resting = null;
 
@@ -30,16 +34,14 @@ function mount(root) {
     label: "Image with its masks",
     overlay: () => ({ opacity: store.state.opacity, outlines: true, minConfidence: 0 }),
     hover: (point, at) => {
+      under = point && { point, at };
       if (pinned === null) light(point && maskAt(point));
-      tag.hidden = !point || !maskAt(point);
-      if (tag.hidden) return;
-      setText(tag, `mask ${maskAt(point)}`);
-      tag.style.left = `${at.x / ratio() + 14}px`;
-      tag.style.top = `${at.y / ratio() + 14}px`;
+      label();
     },
     press: (point) => {
       const mask = point && maskAt(point);
       pinned = mask && mask !== pinned ? mask : null;
+      pin = pinned && point;
       light(pinned ?? mask);
     },
   });
@@ -75,14 +77,37 @@ function mount(root) {
     return map.values[Math.floor(y * map.height) * map.width + Math.floor(x * map.width)];
   }
 
+  /** Writes the number of the mask under the pointer beside it. */
+  function label() {
+    const mask = under && maskAt(under.point);
+    tag.hidden = !mask;
+    if (!mask) return;
+    setText(tag, `mask ${mask}`);
+    tag.style.left = `${under.at.x / ratio() + 14}px`;
+    tag.style.top = `${under.at.y / ratio() + 14}px`;
+  }
+
+  /** Finds the pinned or hovered mask in a new map, and its similar regions. */
+  function again() {
+    if (pinned) pinned = maskAt(pin) || null;
+    pointed = null;
+    light(pinned ?? (under && maskAt(under.point)));
+    if (!pointed) {
+      similarRequest += 1;
+      similarList.replaceChildren();
+      setText(hint, HINT);
+    }
+    label();
+  }
+
   function draw(found, refined) {
     stage.node.dataset.shown = `${store.state.image} ${threshold} ${refined}`;
     map = found;
     waiting.hidden = true;
     const present = new Set(found.values);
     present.delete(0);
-    if (pinned && !present.has(pinned)) pinned = null;
     stage.labels("masks", found);
+    again();
     paint();
     setText(counts, `${count(present.size, "mask")}${refined ? ", borders refined by the CRF" : ""}`);
   }
@@ -106,15 +131,15 @@ function mount(root) {
 
   // At most one request for live masks is open; the newest threshold follows.
   let busy = false;
-  let again = false;
+  let newer = false;
   async function follow() {
     clearTimeout(resting);
     resting = setTimeout(() => fetch(true), REST);
-    again = true;
+    newer = true;
     if (busy) return;
     busy = true;
-    while (again) {
-      again = false;
+    while (newer) {
+      newer = false;
       await fetch(false);
     }
     busy = false;
@@ -129,7 +154,7 @@ function mount(root) {
     paint();
     clearTimeout(asking);
     if (pointed) asking = setTimeout(() => similar(pointed), 120);
-    else if (!similarList.childElementCount) setText(hint, "Point at a mask, or click to pin it.");
+    else if (!similarList.childElementCount) setText(hint, HINT);
   }
 
   async function similar(mask) {
@@ -150,12 +175,12 @@ function mount(root) {
 
   async function open(image) {
     store.set({ image });
-    pointed = pinned = null;
+    pointed = pinned = pin = under = null;
     clearTimeout(asking);
     similarRequest += 1;
     tag.hidden = true;
     similarList.replaceChildren();
-    setText(hint, "Point at a mask, or click to pin it.");
+    setText(hint, HINT);
     const name = store.state.images.names[image];
     caption.replaceChildren(fileLabel(fileName(name)));
     caption.title = name;
@@ -184,8 +209,11 @@ function mount(root) {
     if (!present.length) return;
     const place = present.indexOf(pinned ?? 0);
     pinned = present[(place + step + present.length) % present.length];
+    const pixels = [...map.values.keys()].filter((pixel) => map.values[pixel] === pinned);
+    const middle = pixels[pixels.length >> 1];
+    pin = { x: ((middle % map.width) + 0.5) / map.width, y: (Math.floor(middle / map.width) + 0.5) / map.height };
     light(pinned);
-    const share = map.values.reduce((sum, value) => sum + (value === pinned), 0) / map.values.length;
+    const share = pixels.length / map.values.length;
     setText(hint, `Pinned mask ${pinned} of ${present.length}: ${percent(share)} of the image.`);
   };
   viewKeys([

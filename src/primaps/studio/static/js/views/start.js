@@ -74,7 +74,7 @@ function folderList(heading) {
     for (const { path, images } of found) {
       const name = path || "all folders";
       list.append(el("li", {}, el("button", { type: "button", class: "line", title: name, on: { click: () => act("folder", { path }) } },
-        icon("folder"), el("span", { class: "ellipsis" }, name), el("span", { class: "muted" }, count(images, "image")))));
+        icon("folder"), el("span", { class: "ellipsis", dir: "auto" }, name), el("span", { class: "muted" }, count(images, "image")))));
     }
   }, notifyError);
   return node;
@@ -98,7 +98,7 @@ function skippedList() {
       const found = server.skipped ?? [];
       node.hidden = !found.length;
       if (list.childElementCount === found.length) return;
-      setText(title, `${count(found.length, "image")} cannot be read and will be skipped`);
+      setText(title, `${count(found.length, "image")} cannot be read`);
       list.replaceChildren(...found.map((one) => el("li", { class: "ellipsis", title: one }, one)));
     },
   };
@@ -111,8 +111,22 @@ function ready(page) {
   const number = el("input", { class: "input", id: "classes", type: "number", min: 2, max: 255, value: "12", "aria-label": "Number of classes" });
   const auto = el("input", { type: "radio", name: "how", id: "auto", checked: true });
   const own = el("input", { type: "radio", name: "how", id: "own", "aria-label": "This number of classes" });
-  number.addEventListener("input", () => (own.checked = true));
-  const go = button("Find the classes", () => act("fit", { classes: auto.checked ? "auto" : Number(number.value) }), { kind: "primary big" });
+  const limits = el("p", { class: "small wrong", role: "alert" });
+  const valid = () => auto.checked || (number.value !== "" && number.checkValidity());
+  function check() {
+    setText(limits, valid() ? "" : "The number of classes must be an integer from 2 to 256.");
+    number.setAttribute("aria-invalid", !valid());
+  }
+  number.addEventListener("input", () => {
+    own.checked = true;
+    check();
+  });
+  for (const one of [auto, own]) one.addEventListener("change", check);
+  const go = button("Find the classes", () => {
+    check();
+    if (valid()) act("fit", { classes: auto.checked ? "auto" : Number(number.value) });
+    else number.focus();
+  }, { kind: "primary big" });
   const found = skippedList();
   const wall = createWall({ masks: false });
   page.append(
@@ -123,6 +137,7 @@ function ready(page) {
           el("legend", { class: "label" }, "How many classes?"),
           el("label", { class: "pick" }, auto, el("span", {}, "Automatic ", el("span", { class: "muted" }, "estimated from the images"))),
           el("label", { class: "pick" }, own, el("span", {}, "Number:"), number),
+          limits,
           el("p", { class: "muted small" }, "You can change the number later with a slider."),
         ),
         el("div", { class: "stack tight" }, go, time),
@@ -172,7 +187,7 @@ function fitting(page) {
       if (!progress) return;
       setText(stage, STAGES[progress.stage] ?? progress.stage);
       bar.set(progress.total ? progress.done / progress.total : 0);
-      const left = progress.seconds_left == null ? "" : `, about ${duration(progress.seconds_left)} left`;
+      const left = progress.seconds_left == null ? "" : `, about ${duration(progress.seconds_left)} left${progress.left_of === "stage" ? " in this step" : ""}`;
       const fit = server.estimate ? `The fit takes about ${duration(server.estimate.seconds)}.` : "";
       setText(counts, progress.total > 1 ? `${progress.done.toLocaleString("en")} of ${progress.total.toLocaleString("en")}${left}` : fit);
     },
@@ -203,10 +218,11 @@ function fitted(page) {
   const band = el("div", { class: "band", "aria-hidden": "true" });
   const list = el("ul", { class: "legend" });
   const analyzing = el("p", { class: "muted small" });
+  const found = skippedList();
   const wall = createWall({ masks: false });
   page.append(
     el("div", { class: "two" },
-      el("section", { class: "panel stack", "aria-label": "Result" }, el("div", {}, large, details), band, list, analyzing),
+      el("section", { class: "panel stack", "aria-label": "Result" }, el("div", {}, large, details), band, list, analyzing, found.node),
       el("section", { class: "stack", "aria-label": "Images" }, wall.node)),
   );
   return {
@@ -218,13 +234,14 @@ function fitted(page) {
       setText(details, server.model ? `Found with ${server.model.backbone}, without labels.` : "");
       const { progress } = server;
       setText(analyzing, progress && progress.done < progress.total ? `Analyzing all images in the background: ${progress.done} of ${progress.total}.` : "");
+      found.update({ server });
       if (images) wall.sample(images.names.length);
       if (!classes) return;
       const leaves = shares(images);
       const sized = visible.map((one) => [one, leaves ? shareOf(one, leaves) : one.share]).sort((a, b) => b[1] - a[1]);
       band.replaceChildren(...sized.map(([one, share]) => el("div", { style: { "flex-grow": share, background: one.color } })));
       list.replaceChildren(...sized.map(([one, share]) => el("li", { class: "row" },
-        el("span", { class: "swatch", style: { background: one.color } }), el("span", { class: "ellipsis", title: one.name }, one.name), el("span", { class: "muted" }, percent(share)))));
+        el("span", { class: "swatch", style: { background: one.color } }), el("span", { class: "ellipsis", dir: "auto", title: one.name }, one.name), el("span", { class: "muted" }, percent(share)))));
     },
     end: wall.end,
   };

@@ -60,13 +60,17 @@ export function createCard(first, act) {
   let few = null; // images at the time when few crops were loaded: other images load them again
   const cropBox = el("div", { class: "crops", title: "Drag onto another class to merge" });
   const swatch = el("input", {
-    type: "color", class: "color", title: "Color (C)", "aria-description": "Key C",
+    type: "color", class: "color", title: "Color (Alt+C)", "aria-description": "Key Alt+C",
     on: { input: () => tint(one, swatch.value), change: () => recolor(one, swatch.value) },
   });
   const name = el("input", {
-    class: "name", "aria-label": "Name", maxlength: 60, spellcheck: "false", autocomplete: "off",
+    class: "name", dir: "auto", "aria-label": "Name", maxlength: 60, spellcheck: "false", autocomplete: "off",
     on: {
-      change: () => rename(one, name.value),
+      change: () => {
+        const typed = name.value;
+        if (!typed.trim() || typed.trim() === one.name) name.value = one.name;
+        else if (!rename(one, typed)) name.value = one.name;
+      },
       keydown: (event) => {
         if (event.key === "Enter") {
           name.blur();
@@ -82,11 +86,11 @@ export function createCard(first, act) {
   const counts = el("p", { class: "counts small muted ellipsis" });
   const share = el("div", {});
   const shareText = el("span", { class: "small" });
-  const hide = iconButton("eye", "Hide", () => act.hide(one), { key: "H" });
+  const hide = iconButton("eye", "Hide", () => act.hide(one), { key: "Alt+H" });
   const shownIcon = hide.firstChild;
   const hiddenIcon = iconButton("hidden", "", () => {}).firstChild;
-  const split = iconButton("split", "Split in two", () => act.split(one), { key: "S" });
-  const merge = iconButton("merge", "Merge with another class", () => act.join(one), { key: "M" });
+  const split = iconButton("split", "Split in two", () => act.split(one), { key: "Alt+S" });
+  const merge = iconButton("merge", "Merge with another class", () => act.join(one), { key: "Alt+M" });
   const node = el("li", {
     class: "card", tabindex: "0", data: { id: one.id },
     on: {
@@ -162,7 +166,7 @@ export function createCard(first, act) {
       node.classList.toggle("is-hidden", one.hidden);
       const symbol = one.hidden ? hiddenIcon : shownIcon;
       if (hide.firstChild !== symbol) hide.replaceChildren(symbol);
-      hide.title = one.hidden ? "Show (H)" : "Hide (H)";
+      hide.title = one.hidden ? "Show (Alt+H)" : "Hide (Alt+H)";
       hide.setAttribute("aria-pressed", one.hidden);
       // The accessible name of a button includes the class.
       hide.setAttribute("aria-label", `Hide ${one.name}`);

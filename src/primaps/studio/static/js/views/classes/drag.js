@@ -19,7 +19,7 @@ export function dragToMerge(gallery, { find, drop }) {
 
     function lift(x, y) {
       const one = find(card.dataset.id);
-      ghost = el("div", { class: "ghost" }, el("span", { class: "swatch", style: { background: one.color } }), one.name);
+      ghost = el("div", { class: "ghost" }, el("span", { class: "swatch", style: { background: one.color } }), el("bdi", {}, one.name));
       document.body.append(ghost);
       card.classList.add("joining");
       follow(x, y);

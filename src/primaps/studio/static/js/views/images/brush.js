@@ -3,6 +3,7 @@
 
 import { correct, shown } from "../../classes.js";
 import { button, choices, el, setText, slider } from "../../dom.js";
+import { isolated } from "../../format.js";
 import { store } from "../../store.js";
 import { disc, region, runs } from "./regions.js";
 
@@ -43,7 +44,7 @@ export function createBrush({ view, masks, image }) {
 
   function describe() {
     const one = chosen();
-    const words = one && (snap ? `Click a region, or press Space, to assign it to ${one.name}.` : `Paint the pixels of ${one.name}.`);
+    const words = one && (snap ? `Click a region, or press Space, to assign it to ${isolated(one.name)}.` : `Paint the pixels of ${isolated(one.name)}.`);
     setText(says, on && one ? (base ? words : "The image is loading…") : "");
   }
 
@@ -53,7 +54,7 @@ export function createBrush({ view, masks, image }) {
     const { x, y } = pixelAt(at);
     const leaf = base.values[y * base.width + x];
     const one = shown().find(({ leaves }) => leaves.includes(leaf));
-    if (one) setText(says, `At the cursor: ${one.name}.${one.id === chosen().id ? "" : ` Space assigns it to ${chosen().name}.`}`);
+    if (one) setText(says, `At the cursor: ${isolated(one.name)}.${one.id === chosen().id ? "" : ` Space assigns it to ${isolated(chosen().name)}.`}`);
   }
 
   /** Shows the map with these pixels in the chosen class, without saving it. */
@@ -207,6 +208,8 @@ export function createBrush({ view, masks, image }) {
       point();
       describe();
     },
+    /** Places the ring again after a zoom. */
+    place: point,
     hover(place) {
       if (!on) return;
       if (place) at = place;

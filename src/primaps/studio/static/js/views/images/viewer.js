@@ -35,6 +35,7 @@ export function createViewer({ step, back }) {
     tool: () => brush.tool(),
     arrive: (map) => brush.arrive(map),
     hover: (point, at) => brush.hover(point, at),
+    moved: () => brush.place(),
   });
   const { stage } = view;
   const swipe = createSwipe((at) => stage.arrange(LAYERS.swipe, at));
@@ -51,8 +52,11 @@ export function createViewer({ step, back }) {
     stage.node,
     el("aside", { class: "side panel stack", "aria-label": "Classes and brush" }, brush.node, list, overlay.node));
 
+  const showsClasses = () => LAYERS[mode].includes("classes");
+
   function set(now) {
     mode = now;
+    if (brush.on && !showsClasses()) brush.toggle(); // it would paint what is not visible
     pick.mark(mode);
     view.call(WORDS[mode]);
     swipe.node.hidden = mode !== "swipe";
@@ -89,7 +93,10 @@ export function createViewer({ step, back }) {
       else line.removeAttribute("aria-pressed");
     }
   }
-  brush.changed = present;
+  brush.changed = () => {
+    if (brush.on && !showsClasses()) set("classes");
+    present();
+  };
 
   function fill(sized) {
     const focused = list.contains(document.activeElement) && document.activeElement.dataset.id;
@@ -104,7 +111,7 @@ export function createViewer({ step, back }) {
           },
         },
           el("span", { class: "swatch", style: { background: one.color } }),
-          el("span", { class: one.hidden ? "ellipsis muted" : "ellipsis" }, one.name),
+          el("span", { class: one.hidden ? "ellipsis muted" : "ellipsis", dir: "auto" }, one.name),
           one.hidden ? icon("hidden") : null,
           el("span", { class: "muted", "aria-hidden": !share }, share ? percent(share) : "–")))));
     if (focused) [...list.querySelectorAll("button")].find((one) => one.dataset.id === focused)?.focus();
