@@ -196,7 +196,7 @@ def fit_and_edit(page, served):
     saved(page)
     assert set(legend(served.root).names) == {*names, "sky"} - {old}
     card(page, "sky").focus()
-    for key in ("m", "ArrowRight", "Enter"):
+    for key in ("Alt+m", "ArrowRight", "Enter"):
         page.keyboard.press(key)
     merged = page.get_by_text(re.compile("^Merged sky into class [012][.]$"))
     text = merged.inner_text()
@@ -325,7 +325,7 @@ def test_cuts_names_merges_splits_and_undo(page, served, browser):
     crop.click()
     page.locator(f'.preview .caption[title="{image}"]').wait_for()
     page.locator(".card").first.focus()
-    page.keyboard.press("t")
+    page.keyboard.press("Alt+t")
     first = page.locator(".card .crops img").first.get_attribute("data-image")
     image = ask(page, "images")["names"][int(first)]
     page.locator(f'.preview .caption[title="{image}"]').wait_for()
@@ -333,7 +333,7 @@ def test_cuts_names_merges_splits_and_undo(page, served, browser):
     # Merging with the keyboard, and by drag and drop.
     first = page.locator(".card").first
     first.focus()
-    for key in ("m", "ArrowRight", "Enter"):
+    for key in ("Alt+m", "ArrowRight", "Enter"):
         page.keyboard.press(key)
     page.get_by_text(re.compile("^Merged .* into ")).first.wait_for()
     gallery(page, legend(out).names)
@@ -355,13 +355,13 @@ def test_cuts_names_merges_splits_and_undo(page, served, browser):
     # Splitting and hiding with the keyboard.
     split = page.locator(".card").first
     split.focus()
-    page.keyboard.press("s")
+    page.keyboard.press("Alt+s")
     page.get_by_text(re.compile("^Split ")).wait_for()
     gallery(page, [one.name for one in legend(out).classes])
     assert len(legend(out).classes) > 2
     changes += 1
     page.locator(".card").first.focus()
-    page.keyboard.press("h")
+    page.keyboard.press("Alt+h")
     saved(page)
     page.get_by_text(re.compile("1 hidden")).wait_for()
     assert sum(one.hidden for one in legend(out).classes) == 1
