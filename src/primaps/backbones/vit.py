@@ -253,7 +253,8 @@ def load_vit(folder_or_id: str, local: bool) -> tuple[nn.Module, int | None]:
                         f"config.json declares {declared:,} parameters, more than its files hold"
                     )
             model, loading = _from_pretrained(folder_or_id, config, local, {})
-            if whole and loading["missing_keys"]:
+            # transformers knows the names in most whole models, but not in all of them.
+            if whole and model.state_dict().keys() <= set(loading["missing_keys"]):
                 names = _tower_names(loading)
                 model, loading = _from_pretrained(folder_or_id, config, local, names)
         except Exception as error:  # transformers raises errors of many types
@@ -335,12 +336,12 @@ def _tower_names(loading: dict[str, Any]) -> dict[str, str]:
     Raises:
         ValueError: there is no such prefix.
     """
-    missing = sorted(loading["missing_keys"])
-    for surplus in sorted(loading["unexpected_keys"]):
-        if surplus.endswith(f".{missing[0]}"):
-            prefix = surplus.removesuffix(missing[0])
+    missing, surplus = sorted(loading["missing_keys"]), set(loading["unexpected_keys"])
+    for name in sorted(surplus):
+        prefix = name.removesuffix(missing[0])
+        if prefix != name and all(prefix + other in surplus for other in missing):
             return {f"^{re.escape(prefix)}": ""}
-    raise ValueError(f"it has no tensor {missing[0]} of a vision model")
+    raise ValueError(f"the vision model lacks {len(missing)} tensors, first {missing[0]}")
 
 
 def _check_tensors(

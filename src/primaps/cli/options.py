@@ -61,7 +61,7 @@ CrfOption = Annotated[
 EngineOption = Annotated[
     Engine, "Runtime of the backbone. openvino (an extra) is about 1.4 times as fast on a CPU."
 ]
-DeviceOption = Annotated[str, "Device: auto, cpu, cuda, cuda:1, ..."]
+DeviceOption = Annotated[str, "Device: auto, cpu, cuda, cuda:1, mps (not tested), ..."]
 CutOption = Annotated[
     Classes | None,
     typer.Option(
