@@ -64,8 +64,8 @@ class Config:
     ] = "orthogonal"
     backbone: Annotated[
         str,
-        "Backbone: dino-vits8, dino-vitb8, dinov2-vits14, dinov2-vitb14, a hub id, timm:NAME, a folder or "
-        "a .pth file.",
+        "Backbone: dino-vits8, dino-vitb8, dinov2-vits14, dinov2-vitb14, a hub id, timm:NAME, a "
+        "folder or a .pth file.",
     ] = "dinov2-vits14"
     size: Annotated[
         Size | None,
