@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from primaps.data import ImageError, find_images, load_dataset, load_image
     from primaps.engines import Predictor, Proposer
     from primaps.evaluation.protocol import Evaluation, evaluate
+    from primaps.exchange.annotations import load_annotations
     from primaps.exchange.transfer import export_labels, import_labels
     from primaps.measure import measure_classes, measure_objects
     from primaps.model import PriMaPsEM
@@ -55,6 +56,7 @@ _MODULES = {
     "Proposer": "engines",
     "Evaluation": "evaluation.protocol",
     "evaluate": "evaluation.protocol",
+    "load_annotations": "exchange.annotations",
     "export_labels": "exchange.transfer",
     "import_labels": "exchange.transfer",
     "measure_classes": "measure",
@@ -101,6 +103,7 @@ __all__ = [
     "find_images",
     "image_masks",
     "import_labels",
+    "load_annotations",
     "load_backbone",
     "load_dataset",
     "load_image",
