@@ -86,7 +86,7 @@ def test_a_folder_has_pictures_a_table_and_a_page(folder):
     assert [*rows[0].values()][2:] == ["sky (75 %)", "road (20 %)", "'=tree (5 %)", ""]
     page = (folder / "index.html").read_text("utf-8")
     assert page.count("<figure>") == 3
-    assert "sky 75 %, road 20 %, =tree 5 %" in page
+    assert "sky (75 %), road (20 %), =tree (5 %)" in page
     assert is_question_folder(folder)
     assert is_question_folder(folder / CSV)
     assert read_questions(folder).open == 3

@@ -528,7 +528,7 @@ out.</p>
 
 
 def _figure(one: QuestionRecord, answer: str | None) -> str:
-    guesses = ", ".join(f"{escape(name)} {100 * p:.0f} %" for name, p in one.guesses)
+    guesses = ", ".join(f"{escape(name)} ({100 * p:.0f} %)" for name, p in one.guesses)
     said = f"<div>answer: <b>{escape(answer)}</b></div>" if answer else ""
     name = _picture(one.number)
     return (
