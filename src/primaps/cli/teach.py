@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from annotated_types import Interval
@@ -101,8 +101,8 @@ def teach(
     out: OutOption,
     source_format: FromOption = None,
     level: Annotated[
-        Literal["auto", "tokens"],
-        "Level of the classifier: tokens, or auto, which chooses.",
+        Literal["auto", "tokens", "pixels"],
+        "Level of the classifier: tokens (fast) or pixels (follows outlines); auto chooses.",
     ] = "auto",
     cache: CacheOption = None,
     engine: EngineOption = "torch",
@@ -130,10 +130,14 @@ def teach(
                 path, files, source_format=source_format, names=names, log=warn
             )
         ]
+        options: dict[str, Any] = {"level": level, "cache": cache_folder(cache)}
         taught = fitted.teach(
-            files, listed, level=level, cache=cache_folder(cache), progress=progress,
+            files,
+            listed,
+            progress=progress,
             log=lambda text: say("note", "yellow", text),
-        )  # fmt: skip
+            **options,
+        )
         taught.save_pretrained(out)
     classes = ", ".join(one.name for one in taught.shown_classes)
     annotated = len({one.image for one in listed})
