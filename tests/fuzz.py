@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -83,6 +84,10 @@ def changed(data: bytes, change: Change, is_json: bool) -> bytes:
         kinds = [lambda: changed_json(data, change)] * 12 + kinds
     elif data[:4] == b"PK\3\4":
         kinds = [lambda: changed_member(data, change)] * 9 + kinds
+    elif data[:1] == b"<":
+        kinds = [lambda: changed_xml(data, change)] * 12 + kinds
+    elif data[:4] in (b"II*\0", b"II+\0"):
+        kinds = [lambda: changed_tag(data, change)] * 9 + kinds
     elif _header(data) is not None:
         kinds = [lambda: changed_header(data, change)] * 6 + kinds
     return kinds[change.kind % len(kinds)]()
@@ -138,6 +143,40 @@ def _places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
         items = content.items() if isinstance(content, dict) else list(enumerate(content))[:9]
         for key, value in items:
             yield from _places(value, (*path, key))
+
+
+def changed_xml(data: bytes, change: Change) -> bytes:
+    """XML with another attribute, tag or text of one element, or without one of these."""
+    try:
+        root = ElementTree.fromstring(data)
+    except ElementTree.ParseError:
+        return data[: len(data) // 2]
+    elements = list(root.iter())
+    element = elements[int(change.place * len(elements)) % len(elements)]
+    texts = [text for text in map(str, VALUES) if text.isprintable()]
+    text = [*texts, "1,1;2,2", "-5,3", "1, 2, 3", "1e9"][change.value % (len(texts) + 4)]
+    keys = sorted(element.attrib)
+    if keys and change.value % 5:
+        key = keys[change.file // 7 % len(keys)]
+        element.set(key, text)
+        if change.value % 7 == 6:
+            del element.attrib[key]
+    elif change.value % 2:
+        element.tag = elements[change.file // 7 % len(elements)].tag
+    else:
+        element.text = text
+    return ElementTree.tostring(root)
+
+
+def changed_tag(data: bytes, change: Change) -> bytes:
+    """A TIFF, or BigTIFF, with another number, type, count or value in its first list of tags."""
+    big = data[2:3] == b"+"
+    first, width, entry = (8, 8, 20) if big else (4, 2, 12)
+    start = int.from_bytes(data[first : first + (8 if big else 4)], "little")
+    count = int.from_bytes(data[start : start + width], "little")
+    tag = start + width + int(change.place * count) * entry
+    field = (0, 2, 4, 12 if big else 8)[change.file // 7 % 4]
+    return _number(data, tag + field, change.value, "<")
 
 
 def _header(data: bytes) -> bytes | None:

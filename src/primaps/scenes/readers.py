@@ -3,6 +3,7 @@ else by Pillow."""
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import struct
@@ -460,6 +461,10 @@ def tifffile_module() -> Any:
         raise MissingPackageError(
             "TIFF scenes and slides need tifffile: pip install 'primaps[slides]'"
         ) from None
+    # Without a handler its messages about damaged files are printed beside our sentence.
+    logger = logging.getLogger("tifffile")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
     return tifffile
 
 
