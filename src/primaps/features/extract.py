@@ -157,14 +157,7 @@ def extract(
         contents[file.key] = content
         progress("reading", len(contents), len(share), {})
     if labels is not None:
-        labeled = [bool((one != UNLABELED).any()) for one in label_maps.values()]
-        flags = [flag for part in gather(labeled) for flag in part]
-        if flags and not any(flags):
-            raise InputError(
-                f"the {len(flags)} label maps in {labels.root} have only ignored pixels in the "
-                "centered squares of the images; check their values and the ignore index "
-                f"{labels.ignore_index}"
-            )
+        _refuse_unlabeled(labels, label_maps)
     sample = restart_sample([one for part in gather(list(contents.values())) for one in part])
 
     # Features and masks that are not cached.
@@ -231,6 +224,18 @@ def restart_sample(contents: Sequence[str]) -> set[str]:
         ['1f', 'c0']
     """
     return set(nsmallest(RESTART_IMAGES, set(contents)))
+
+
+def _refuse_unlabeled(labels: Dataset, label_maps: dict[str, np.ndarray]) -> None:
+    """Refuse label maps of all processes that have no pixel with a class."""
+    labeled = [bool((one != UNLABELED).any()) for one in label_maps.values()]
+    flags = [flag for part in gather(labeled) for flag in part]
+    if flags and not any(flags):
+        raise InputError(
+            f"the {len(flags)} label maps in {labels.root} have only ignored pixels in the "
+            "centered squares of the images; check their values and the ignore index "
+            f"{labels.ignore_index}"
+        )
 
 
 def _label_digest(label: np.ndarray | None) -> str:
