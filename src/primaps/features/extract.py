@@ -156,8 +156,7 @@ def extract(
     for file, content in read(share, content_and_label, skip):
         contents[file.key] = content
         progress("reading", len(contents), len(share), {})
-    if labels is not None:
-        _refuse_unlabeled(labels, label_maps)
+    _refuse_unlabeled(labels, label_maps)
     sample = restart_sample([one for part in gather(list(contents.values())) for one in part])
 
     # Features and masks that are not cached.
@@ -226,8 +225,10 @@ def restart_sample(contents: Sequence[str]) -> set[str]:
     return set(nsmallest(RESTART_IMAGES, set(contents)))
 
 
-def _refuse_unlabeled(labels: Dataset, label_maps: dict[str, np.ndarray]) -> None:
+def _refuse_unlabeled(labels: Dataset | None, label_maps: dict[str, np.ndarray]) -> None:
     """Refuse label maps of all processes that have no pixel with a class."""
+    if labels is None:
+        return
     labeled = [bool((one != UNLABELED).any()) for one in label_maps.values()]
     flags = [flag for part in gather(labeled) for flag in part]
     if flags and not any(flags):
