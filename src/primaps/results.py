@@ -456,6 +456,16 @@ class RawFile:
             values = np.fromfile(file, self.dtype, count, offset=top * self.row_bytes)
         return values.reshape(-1, *self.shape[1:])
 
+    def rectangle(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        """Return a rectangle of the first two axes."""
+        step = self.row_bytes // self.shape[1]
+        values = np.empty((bottom - top, right - left, *self.shape[2:]), self.dtype)
+        with self.path.open("rb") as file:
+            for number, row in enumerate(values):
+                file.seek((top + number) * self.row_bytes + left * step)
+                file.readinto(row.data)  # type: ignore[arg-type]
+        return values
+
     def put(self, values: np.ndarray, top: int, left: int = 0) -> None:
         """Write a rectangle of the first two axes."""
         data = np.ascontiguousarray(values, self.dtype)

@@ -149,7 +149,7 @@ def tile_masks(
                 origin = (top, tiles.lefts[j] * patch)
                 for block, labels in scene_labels(view, probabilities, origin, inner):
                     numbers = _numbered(labels, following)
-                    numbers[~view.scene_valid(block, valid, top)] = 0
+                    numbers[~view.scene_valid(block, valid, (top, 0))] = 0
                     row["shown"] += np.unique(numbers).tolist()
                     raw.put(numbers, block.top, block.left)
                 if j - 1 in here:

@@ -132,6 +132,8 @@ def tile_row(
     bottom = top + tiles.side[0] * tiles.patch
     colors, valid = view.rows(top, min(bottom, view.height))
     padding = ((0, max(0, bottom - view.height)), (0, tiles.columns * tiles.patch - view.width))
+    if not np.any(padding):  # a copy of the row would take memory
+        return colors, valid
     return np.pad(colors, (*padding, (0, 0)), "symmetric"), np.pad(valid, padding)
 
 
@@ -199,25 +201,29 @@ def refine(
     rows, columns = (crf_spans(n, side, margin) for n in (tiles.rows, tiles.columns))
     done: int = work.get("refined", 0)
 
-    def load(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # Colors of two rows of tiles, one of which is read while the other one is in use. On disk,
+    # because a row of a wide scene takes much memory.
+    tallest = max(bottom - top for (top, bottom), _ in rows) * patch
+    held = work.file("colors.u8", (2 * tallest, view.width, 4), np.uint8)
+
+    def load(i: int) -> np.ndarray:
         (top, bottom), _ = rows[i]
-        colors, valid = view.rows(top * patch, min(bottom * patch, view.height))
-        # Tokens at the border may extend beyond the scene, where pixels are reflected.
-        padding = ((0, (bottom - top) * patch - len(colors)),
-                   (0, tiles.columns * patch - view.width))  # fmt: skip
-        return blended.rows(top, bottom), np.pad(colors, (*padding, (0, 0)), "symmetric"), valid
+        first = i % 2 * tallest - top * patch
+        for piece in view.pieces(top * patch, min(bottom * patch, view.height)):
+            colors, valid = view.piece(piece)
+            held.put(np.dstack([colors, valid]), first + piece.top, piece.left)
+        return blended.rows(top, bottom)
 
     def steps() -> Iterator[list[Callable[[], None]]]:
-        for i, (stored, colors, valid) in prefetched(load, range(done, len(rows))):
+        for i, stored in prefetched(load, range(done, len(rows))):
             tall, inner_rows = rows[i]
             for wide, inner_columns in columns:
                 inner = view_box(view, patch, inner_rows, inner_columns)
-                box = Box(*tall, *wide)
-                yield [
-                    partial(
-                        _label, segmenter, view, stored, colors, valid, box, inner, options, out
-                    )
-                ]
+                box, seen = Box(*tall, *wide), view_box(view, patch, tall, wide)
+                top = i % 2 * tallest
+                pixels = held.rectangle(top, top + seen.shape[0], seen.left, seen.right)
+                values = stored[:, :, box.left : box.right]
+                yield [partial(_label, segmenter, view, values, pixels, box, inner, options, out)]
 
     with lanes(segmenter.encoder.device, CRF_TOGETHER, writers=0) as threads:
         labeled = overlapped(steps(), lambda step: step[0](), threads)
@@ -238,8 +244,7 @@ def _label(
     segmenter: Segmenter,
     view: View,
     stored: Float[np.ndarray, "rows channels columns"],
-    colors: UInt8[np.ndarray, "H W 3"],
-    valid: Bool[np.ndarray, "h w"],
+    pixels: UInt8[np.ndarray, "h w 4"],
     box: Box,
     inner: Box,
     options: InferenceOptions,
@@ -248,30 +253,33 @@ def _label(
     """Label a CRF tile without its margin.
 
     Args:
-        stored: blended values of the rows of tokens of the tile.
-        colors, valid: the same rows of the view; colors cover the whole token grid.
+        stored: blended values of the tokens of the tile.
+        pixels: colors of the tile, and whether each pixel is valid; without those beyond the view.
         box: the tile in tokens.
         inner: the tile without its margin, in pixels of the view.
     """
     patch, classes = segmenter.encoder.patch_size, segmenter.classes
     top, left = box.top * patch, box.left * patch
-    if not valid[inner.top - top : inner.bottom - top, inner.left : inner.right].any():
+    valid = pixels[..., 3] > 0
+    rows = slice(inner.top - top, inner.bottom - top)
+    if not valid[rows, inner.left - left : inner.right - left].any():
         for block in view.scene_blocks(inner):
             out.put(np.full(block.shape, HIDDEN), block.top, block.left)
         return
     # Interpolation differs from that of the whole scene only at the border, within the margin.
-    values = torch.from_numpy(stored[:, :, box.left : box.right]).float().permute(1, 0, 2)
+    values = torch.from_numpy(stored).float().permute(1, 0, 2)
     logits = values[None, :classes].to(segmenter.encoder.device)
-    pixels = np.ascontiguousarray(colors[:, left : box.right * patch].transpose(2, 0, 1))
-    probabilities = segmenter.probabilities(
-        logits, torch.from_numpy(pixels)[None], options.crf, options.reject
-    )
+    # Tokens at the border may extend beyond the scene, where pixels are reflected.
+    padding = [(0, tokens * patch - n) for tokens, n in zip(box.shape, valid.shape, strict=True)]
+    colors = np.pad(pixels[..., :3].transpose(2, 0, 1), [(0, 0), *padding], "symmetric")
+    image = torch.from_numpy(np.ascontiguousarray(colors))[None]
+    probabilities = segmenter.probabilities(logits, image, options.crf, options.reject)
     finish = _finish(segmenter, values[classes:], (box.top, box.left), view.scale * patch)
     for block, labels in scene_labels(view, probabilities[0], (top, left), inner):
         rejected = labels == classes  # the channel after the classes
         shown = finish(labels.clamp_max(classes - 1), block).cpu().numpy().astype(np.uint8)
         shown[rejected.cpu().numpy()] = HIDDEN
-        shown[~view.scene_valid(block, valid, top)] = HIDDEN
+        shown[~view.scene_valid(block, valid, (top, left))] = HIDDEN
         out.put(shown, block.top, block.left)
 
 

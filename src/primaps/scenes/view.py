@@ -72,7 +72,7 @@ class View:
         """Return the colors and the valid pixels of rows of the view."""
         colors = np.empty((bottom - top, self.width, 3), np.uint8)
         valid = np.empty((bottom - top, self.width), bool)
-        for box in self._pieces(top, bottom):
+        for box in self.pieces(top, bottom):
             inside = slice(box.top - top, box.bottom - top), slice(box.left, box.right)
             colors[inside], valid[inside] = self.piece(box)
         return colors, valid
@@ -122,24 +122,28 @@ class View:
             yield Box(y, min(bottom, y + LABEL_BLOCK), x, min(right, x + LABEL_BLOCK))
 
     def scene_valid(
-        self, block: Box, valid: Bool[np.ndarray, "h w"], top: int
+        self, block: Box, valid: Bool[np.ndarray, "h w"], origin: tuple[int, int]
     ) -> Bool[np.ndarray, "bh bw"]:
         """Return the valid pixels of a block of the scene.
 
         Args:
-            valid: valid pixels of rows of the view from ``top``, which answer at scale 1 without
+            valid: valid pixels of the view around the block, which answer at scale 1 without
                 another read.
+            origin: row and column of the first of them.
         """
         if self.scene.all_valid:
             return np.ones(block.shape, bool)
         if self.scale == 1:
-            return valid[block.top - top : block.bottom - top, block.left : block.right]
+            top, left = origin
+            return valid[
+                block.top - top : block.bottom - top, block.left - left : block.right - left
+            ]
         return self.scene.read(0, block)[1]
 
     def _scene_end(self, end: int, view: int, scene: int) -> int:
         return scene if end >= view else min(scene, math.ceil(end * self.scale - 0.5))
 
-    def _pieces(self, top: int, bottom: int) -> Iterator[Box]:
+    def pieces(self, top: int, bottom: int) -> Iterator[Box]:
         """Yield rectangles that together are rows of the view, each small enough for one read."""
         pixels = READ_BYTES / self.scene.pixel_bytes / max(1.0, self.scale) ** 2
         if self.scene.by_rows:
