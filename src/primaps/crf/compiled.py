@@ -70,6 +70,11 @@ _IDLE: list[Buffers] = []
 """Buffers for the next images, as many as there were images at the same time."""
 
 
+def release_buffers() -> None:
+    """Free the buffers that are kept for the next images."""
+    _IDLE.clear()
+
+
 def solve(
     crf: CRFParameters,
     images: list[Tensor],

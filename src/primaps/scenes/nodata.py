@@ -44,9 +44,10 @@ def undeclared_nodata(scene: Scene) -> str | None:
     if count < MIN_BORDER * len(border) or not others.size or others.min() < value < others.max():
         return None
     stored = (value - scene.sample_offset) / scene.sample_factor
+    share = f"about {count / len(border):.0%} of the border"
     return (
-        f"{scene.path}: {count / len(border):.0%} of the border has the value {stored:.9g}, which "
-        f"is not declared as nodata; if these pixels have no data, pass --nodata {stored:.9g}"
+        f"{scene.path}: {share} has the value {stored:.9g}, which is not declared as nodata; if "
+        f"these pixels have no data, pass --nodata {stored:.9g}"
     )
 
 

@@ -231,6 +231,10 @@ def refine(
             if number % len(columns) == 0:
                 work.save(refined=number // len(columns))
             progress("labels", number, len(rows) * len(columns), {})
+    if options.crf:
+        from primaps.crf.compiled import release_buffers
+
+        release_buffers()  # polygons of a large scene need the memory
     return out
 
 
