@@ -424,7 +424,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.dry_run:
         arguments.every, arguments.seeds = max(arguments.every, 30), [0]
-        arguments.answers, arguments.methods = [10, 25], [*METHODS]
+        arguments.answers = [10, 25]
     rows: list[dict[str, Any]] = []
     for name in arguments.sets:
         for seed in arguments.seeds:
