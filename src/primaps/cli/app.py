@@ -30,8 +30,8 @@ from primaps.utils.validation import range_text, validate_options
 
 ORDER = (
     "demo", "studio", "propose", "fit", "predict", "ask", "teach", "find", "classes", "name",
-    "report", "audit", "export", "import", "push", "evaluate", "oracle", "probe", "data", "project",
-    "projection", "reproduce",
+    "report", "audit", "measure", "export", "import", "push", "evaluate", "oracle", "probe", "data",
+    "project", "projection", "reproduce",
 )  # fmt: skip
 """Order of the commands in ``primaps --help``: that of a typical workflow."""
 
