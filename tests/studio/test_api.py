@@ -585,9 +585,12 @@ def test_unreadable_images_are_skipped(folder):
         (folder / "images" / "a" / "2.png").unlink()
         assert served.get("images/2/thumbnail.jpg").status_code == 400
     (folder / "images" / "b" / "7.png").unlink()
+    (folder / "images" / "a" / "damaged.png").write_bytes(b"no image")
     with open_workspace(*given) as workspace, serving(workspace) as served:
         served.seen()
-        assert any("7.png no longer exists" in one for one in served.get("state").json()["skipped"])
+        skipped = served.get("state").json()["skipped"]
+        assert any("7.png no longer exists" in one for one in skipped)
+        assert len([one for one in skipped if "damaged.png" in one]) == 1
 
 
 def test_analyses_are_cached_until_the_image_changes(folder):

@@ -204,7 +204,11 @@ class Studio:
                 "patch_size": backbone.patch_size,
                 "leaves": len(editor.tree),
             }
-        skipped = [*workspace.skipped, *fitting.skipped, *self.images.unreadable.values()]
+        skipped = [*workspace.skipped, *fitting.skipped]
+        for number, sentence in list(self.images.unreadable.items()):
+            source = str(workspace.file(number).source)
+            if not any(one.startswith(source) for one in skipped):  # once per file
+                skipped.append(sentence)
         return {
             "folder": workspace.image_folder.name,
             "collection": workspace.collection,

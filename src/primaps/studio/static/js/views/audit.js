@@ -89,7 +89,7 @@ function mount(root) {
     const dialog = el("dialog", { "aria-label": "Start over", on: { close: () => dialog.remove() } });
     dialog.append(
       el("h2", {}, "Start over?"),
-      el("p", {}, `New questions replace ${current.done === 1 ? "your answer" : `your ${current.done} answers`}, which are kept and can be restored.`),
+      el("p", {}, `New questions replace ${count(current.done, "answer")}. Answers are kept and can be restored.`),
       unnamedNote(),
       el("div", { class: "row wrap" },
         button(`Start over with ${count(current.total, "question")}`, () => {
