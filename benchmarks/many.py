@@ -40,6 +40,7 @@ from torch import Tensor
 from primaps import DenseCRF, PriMaPsEM, find_images, load_backbone, load_image
 from primaps.backbones.backbone import Backbone, both_features, image_features, mean_of_both
 from primaps.batch import class_overlay, consecutive, predict_files, propose_files
+from primaps.config import InferenceOptions
 from primaps.data import fit_to_patches, read, to_tensor
 from primaps.pictures.overlays import overlay_masks
 from primaps.proposals.image_size import mask_probabilities
@@ -79,7 +80,7 @@ def predict_one(model: PriMaPsEM, image: Image.Image) -> Tensor:
     scaled = to_tensor(fit_to_patches(image, model.size, model.backbone.patch_size))[None]
     features = mean_of_both(both_features(model.backbone, scaled))
     segmenter = model.segmenter
-    probabilities = segmenter.probabilities(segmenter.logits(features), scaled, crf=True)
+    probabilities = segmenter.probabilities(segmenter.logits(features), scaled, InferenceOptions())
     return largest(probabilities[0], (image.height, image.width))
 
 

@@ -39,7 +39,7 @@ def main() -> None:
         images = to_tensor(scaled)[None]
         features = model.segmenter.encode(images, InferenceOptions(flip=True))
         logits = model.segmenter.logits(features)
-        before = model.segmenter.probabilities(logits, images, crf=False)
+        before = model.segmenter.probabilities(logits, images, InferenceOptions(crf=False))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         full = None

@@ -20,6 +20,7 @@ LossSize = Literal["image", "feature"]
 Precision = Literal["float32", "bfloat16"]
 PredictPrecision = Literal["auto", "float32", "bfloat16"]
 Engine = Literal["torch", "openvino"]
+Level = Literal["tokens", "pixels"]
 Resize = Literal["pillow", "tensor"]
 Positions = Literal["exact", "scaled"]
 CachedContent = Literal["features", "masks"]
@@ -189,6 +190,10 @@ class InferenceOptions:
         "Give pixels of which a taught model is unsure the value 255, none of its classes. The "
         "threshold is calibrated on the annotations.",
     ] = False
+    level: Annotated[
+        Level | None,
+        "Level of a taught model: tokens, which is faster, or pixels. [default: as taught]",
+    ] = None
 
     def __post_init__(self) -> None:
         validate_fields(self)

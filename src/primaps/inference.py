@@ -26,6 +26,8 @@ from primaps.crf import CLASS_CRF
 from primaps.data import fit_to_patches, to_tensor
 from primaps.em.kmeans import Prototypes
 from primaps.em.probe import LinearProbe
+from primaps.teach.pixels import PixelClassifier
+from primaps.teach.taught import Taught
 from primaps.teach.tokens import TokenClassifier
 from primaps.utils.bilinear import largest_channel, upsample
 from primaps.utils.errors import InputError
@@ -71,8 +73,8 @@ class Segmenter:
         cosine: whether features are L2-normalized before they are classified.
         tree: class tree; needed with ``legend``.
         legend: classes after edits or a cut; None outputs the K classes of the classifier.
-        reject: calibrated probability below which a pixel has no class with the option ``reject``;
-            None without a calibration.
+        taught: what the model was taught, with the pixel level and the rejection thresholds; None
+            for a model that was not taught.
     """
 
     encoder: Backbone
@@ -82,7 +84,7 @@ class Segmenter:
     cosine: bool = False
     tree: Tree | None = None
     legend: Legend | None = None
-    reject: float | None = None
+    taught: Taught | None = None
 
     def resolve(self, options: InferenceOptions, images: int = 1) -> InferenceOptions:
         """Fill in the default size and precision.
@@ -91,11 +93,18 @@ class Segmenter:
             images: number of images that are processed together, for the memory check.
 
         Raises:
-            InputError: the images do not fit into memory, or ``reject`` is set and the model has no
-                threshold for it.
+            InputError: the images do not fit into memory, or the model was not taught what
+                ``reject`` or ``level`` need.
         """
         encoder = self.encoder
-        if options.reject and self.reject is None:
+        if options.level is not None and (
+            self.taught is None or (options.level == "pixels" and self.taught.pixels is None)
+        ):
+            raise InputError(
+                f"level is {options.level!r}, but the model was not taught on this level; teach it "
+                "with this level, or leave level out"
+            )
+        if options.reject and self.reject_threshold(options) is None:
             raise InputError(
                 "reject needs a model that was taught with annotations in at least two images; "
                 "teach it, or leave reject out"
@@ -125,23 +134,39 @@ class Segmenter:
         """Classify features: cosine similarities to the prototypes (Eq. 9), or probe logits."""
         return self.classifier(F.normalize(features, dim=1) if self.cosine else features)
 
+    def pixel_level(self, options: InferenceOptions) -> PixelClassifier | None:
+        """Return the classifier of pixels, or None if predictions use tokens only."""
+        if self.taught is None or (options.level or self.taught.level) == "tokens":
+            return None
+        return self.taught.pixels
+
+    def reject_threshold(self, options: InferenceOptions) -> float | None:
+        """Return the calibrated probability below which a pixel has no class, or None."""
+        if self.taught is None:
+            return None
+        pixels = self.pixel_level(options)
+        return self.taught.reject if pixels is None else pixels.reject
+
     @torch.no_grad()
     def probabilities(
         self,
         logits: Float[Tensor, "b k h w"],
         images: UInt8[Tensor, "b 3 H W"],
-        crf: bool,
-        reject: bool = False,
+        options: InferenceOptions,
     ) -> Float[Tensor, "b channels H W"]:
         """Upsample logits to image size and apply the softmax, or with ``crf`` the dense CRF.
 
-        With ``reject``, an additional last channel is "none of these". Its unnormalized probability
-        is the threshold :attr:`reject`, so it wins where no class reaches the threshold.
+        On the pixel level, logits of pixels replace those of tokens. With ``reject``, an additional
+        last channel is "none of these". Its unnormalized probability is the threshold, so it wins
+        where no class reaches the threshold.
         """
-        if reject and self.reject is not None:
-            none = torch.full_like(logits[:, :1], math.log(max(self.reject, 1e-30)))
+        if (pixels := self.pixel_level(options)) is not None:
+            logits = pixels.logits(logits, images)
+        threshold = self.reject_threshold(options)
+        if options.reject and threshold is not None:
+            none = torch.full_like(logits[:, :1], math.log(max(threshold, 1e-30)))
             logits = torch.cat([logits.log_softmax(1), none], 1)
-        if crf:
+        if options.crf:
             return CLASS_CRF(images.to(logits.device), logits=logits)
         return upsample(logits, images.shape[-2:]).softmax(1)
 
@@ -195,7 +220,7 @@ class Segmenter:
         """
         features = self.encode(images, options) if features is None else features
         logits = self.logits(features)
-        probabilities = self.probabilities(logits, images, options.crf, options.reject)
+        probabilities = self.probabilities(logits, images, options)
         return [
             Segmentation(self.relabel(largest_channel(p, size), f), p, z, f)
             for p, z, f, size in zip(probabilities, logits, features, sizes, strict=True)

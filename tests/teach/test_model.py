@@ -195,7 +195,7 @@ def test_reject_gives_255_to_what_no_annotation_shows(fitted, images):
     plain = taught.predict(Image.fromarray(other), crf=False).numpy()
     assert (plain != HIDDEN).all()
     assert (found[:, :24] == plain[:, :24]).all()
-    threshold = replace(taught.segmenter, reject=0.999999)
+    threshold = replace(taught.segmenter, taught=replace(taught.taught_, reject=0.999999))
     sure = threshold.segment_batch  # the threshold decides, pixel by pixel
     batch = torch.from_numpy(other).permute(2, 0, 1)[None]
     one = sure(batch, [(64, 64)], InferenceOptions(crf=False, reject=True))[0]
@@ -221,7 +221,7 @@ def test_annotations_that_do_not_fit_are_refused(fitted, images):
         (replace(good[0], size=(80, 64)), "has 64x64 pixels, but was annotated at 64x80"),
         (
             replace(good[0], name="class 3"),
-            "the class name 'class 3' is not allowed as a name: it looks like an id",
+            "class name: 'class 3' is not allowed as a name: it looks like an id",
         ),
     ):
         with pytest.raises(InputError, match=message):

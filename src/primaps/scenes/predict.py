@@ -145,7 +145,7 @@ def split_options(
     model: PriMaPsEM, options: dict[str, Any]
 ) -> tuple[InferenceOptions, TilingOptions]:
     """Separate the options of inference from those of tiling; both have ``size``."""
-    names = {"crf", "flip", "precision", "reject"}
+    names = {"crf", "flip", "precision", "reject", "level"}
     inference = InferenceOptions(**{name: options[name] for name in names & options.keys()})
     tiling = TilingOptions(**{name: value for name, value in options.items() if name not in names})
     return replace(model.segmenter.resolve(inference), size=tiling.size), tiling

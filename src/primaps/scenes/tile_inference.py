@@ -196,7 +196,8 @@ def refine(
     """
     patch, classes = tiles.patch, segmenter.classes
     out = work.file("labels.u8", (view.scene.height, view.scene.width), np.uint8)
-    margin = math.ceil(CRF_MARGIN / patch) if options.crf else 1
+    reaches = options.crf or segmenter.pixel_level(options) is not None
+    margin = math.ceil(CRF_MARGIN / patch) if reaches else 1
     side = max(3 * margin, (crf_tile or min(CRF_TILE, math.isqrt(CRF_VALUES // classes))) // patch)
     rows, columns = (crf_spans(n, side, margin) for n in (tiles.rows, tiles.columns))
     done: int = work.get("refined", 0)
@@ -277,7 +278,7 @@ def _label(
     padding = [(0, tokens * patch - n) for tokens, n in zip(box.shape, valid.shape, strict=True)]
     colors = np.pad(pixels[..., :3].transpose(2, 0, 1), [(0, 0), *padding], "symmetric")
     image = torch.from_numpy(np.ascontiguousarray(colors))[None]
-    probabilities = segmenter.probabilities(logits, image, options.crf, options.reject)
+    probabilities = segmenter.probabilities(logits, image, options)
     finish = _finish(segmenter, values[classes:], (box.top, box.left), view.scale * patch)
     for block, labels in scene_labels(view, probabilities[0], (top, left), inner):
         rejected = labels == classes  # the channel after the classes

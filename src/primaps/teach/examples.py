@@ -1,7 +1,7 @@
 """From annotations and feature maps to the examples that are learned from.
 
-Regions count by the patch tokens that they cover: the weight of a token is the share of its pixels
-that is annotated. Points and scribbles count as the tokens under them. A point also counts as its
+Regions count by the patch tokens that they cover: a token counts by the share of its pixels that is
+annotated, and a region as one answer. Points and scribbles count as the tokens under them. A point also counts as its
 mask proposal if that is small and its tokens are similar.
 """
 
@@ -31,7 +31,10 @@ MIN_COVERAGE = 0.25
 """Minimum share of a patch token that a region covers; less counts only if the region has no other
 token."""
 BOX_WEIGHT = 0.25
-"""Weight of the tokens of a box, relative to those of a mask: part of a box is background."""
+"""Weight of a box, relative to that of a mask: part of a box is background."""
+LABEL_MAP_POWER = 0.5
+"""A class of a label map that covers n tokens has the total weight n ** LABEL_MAP_POWER. Any other
+region has the total weight 1, whatever its size: it is one answer, and its tokens are alike."""
 PROPOSAL_WEIGHT = 0.5
 """Weight of all tokens of the proposal of a point together, relative to the token under it."""
 PROPOSAL_SHARE = 0.1
@@ -48,7 +51,7 @@ class TokenExamples:
         features: feature of each example.
         classes: class of each example: the one that it has, or for ``negative`` examples the one
             that it does not have.
-        weights: weight of each example, in [0, 1].
+        weights: weight of each example.
         images: number of the image of each example.
         negative: whether the example does not have the class.
     """
@@ -112,8 +115,8 @@ def token_examples(
         >>> left = Annotation("a", None, "polygon", "sky", [[[0, 0], [8, 0], [8, 16], [0, 16]]],
         ...                   (16, 16))
         >>> found = token_examples([left], ["sky"], features)
-        >>> found.features.argmax(1).tolist(), found.weights.tolist()
-        ([0, 2], [1.0, 1.0])
+        >>> found.features.argmax(1).tolist(), round(float(found.weights.sum()), 3)
+        ([0, 2], 1.0)
     """
     grid = (features.shape[1], features.shape[2])
     index = {name: k for k, name in enumerate(names)}
@@ -129,10 +132,14 @@ def token_examples(
         classes.extend([k] * len(places))
         negative.extend([int(rejected)] * len(places))
 
-    for one in expand_label_maps(annotations):
+    listed = [(given, one) for given in annotations for one in expand_label_maps([given])]
+    for given, one in listed:
         if one.answer != "class" or (k := index.get(one.name or "")) is None:
             continue
         places, weight = region_tokens(one, grid)
+        power = LABEL_MAP_POWER if given.kind == "label_map" else 0.0
+        weight = weight * float(weight.sum()) ** (power - 1)
+        weight = BOX_WEIGHT * weight if one.kind == "box" else weight
         add(places, k, weight, one.negative)
         if one.kind == "point" and proposals and not one.negative:
             masks = propose(features[None])[0] if masks is None else masks
@@ -178,8 +185,7 @@ def region_tokens(
         return touched.nonzero()[:, 0], torch.ones(int(touched.sum()))
     if bool((covered >= MIN_COVERAGE).any()):
         touched = covered >= MIN_COVERAGE
-    weight = BOX_WEIGHT if annotation.kind == "box" else 1.0
-    return touched.nonzero()[:, 0], weight * covered[touched].clamp_max(1.0).float()
+    return touched.nonzero()[:, 0], covered[touched].clamp_max(1.0).float()
 
 
 def overlap(first: int, count: int, length: int, tokens: int) -> Float[np.ndarray, "t n"]:

@@ -121,8 +121,8 @@ def separate(
     classes = (torch.arange(len(features)) >= len(own)).long()
     weights = torch.cat([own.weights, others.weights, torch.ones(len(unlabeled))])
     none = torch.zeros(2, dtype=torch.bool)
-    # As strong as with the examples alone: weights are scaled to a mean of 1.
-    penalty = PENALTY * max(1.0, len(features) / (2 * float(own.weights.sum()) + 1e-9))
+    # As strong as with the examples alone, though all unlabeled tokens weigh as much.
+    penalty = PENALTY * max(1.0, float(weights.sum()) / (2 * float(own.weights.sum()) + 1e-9))
     blank = features.new_zeros(2, features.shape[1])
     weight, bias = learn_tokens(features, classes, weights, blank, none, penalty=penalty)
     return weight[0] - weight[1], bias[0] - bias[1]

@@ -23,6 +23,7 @@ from primaps.classes.stability import ClassStability
 from primaps.classes.summary import ClassSummary
 from primaps.classes.tree import flat_tree
 from primaps.teach.annotations import Annotation, read_annotations
+from primaps.teach.pixels import PixelClassifier
 from primaps.teach.tokens import TokenClassifier
 from primaps.utils.errors import InputError
 from primaps.utils.inputs import need_tensor, parse_json, parse_tensors
@@ -55,11 +56,13 @@ class Taught:
     Attributes:
         names: class names in the order of their values.
         colors: color of each class.
-        weight, bias: linear classifier of L2-normalized features.
-        temperature: divides the logits, so that probabilities are calibrated.
+        weight, bias: linear classifier of L2-normalized features, whose probabilities are
+            calibrated.
+        temperature: temperature that the weights were divided by.
         reject: probability below which a pixel has no class with the option ``reject``; None if it
             could not be calibrated, which needs annotations in two images.
         level: level that predictions use by default.
+        pixels: classifier of pixels; None if only tokens were learned.
         means: mean feature of each class, of length 1.
         tokens: number of sampled unlabeled tokens of each class.
         counts: number of annotations that show each class.
@@ -78,6 +81,7 @@ class Taught:
     temperature: float
     reject: float | None
     level: Level
+    pixels: PixelClassifier | None
     means: Float[Tensor, "k c"]
     tokens: Integer[Tensor, " k"]
     counts: Mapping[str, int]
@@ -90,7 +94,7 @@ class Taught:
     @property
     def classifier(self) -> TokenClassifier:
         """Classifier of tokens with calibrated logits."""
-        return TokenClassifier(self.weight / self.temperature, self.bias / self.temperature)
+        return TokenClassifier(self.weight, self.bias)
 
     @property
     def summary(self) -> ClassSummary:
@@ -178,6 +182,8 @@ def taught_bytes(taught: Taught, model: str) -> bytes:
         "weight": taught.weight, "bias": taught.bias, "means": taught.means,
         "tokens": taught.tokens,
     }  # fmt: skip
+    if taught.pixels is not None:
+        tensors |= taught.pixels.tensors()
     if taught.unsupervised.names:
         tensors["unsupervised"] = taught.unsupervised.directions
     packed = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -210,6 +216,9 @@ def parse_taught(
         raise InputError(f"{where}: images and digests, or names and colors, do not match")
     weight = need_tensor(tensors, "weight", (count, channels), where)
     channels = weight.shape[1]
+    pixels = PixelClassifier.from_tensors(tensors, count, where)
+    if pixels is None and record.level == "pixels":
+        raise InputError(f"{where}: the trees of the pixel level are missing")
     directions = torch.zeros(0, channels)
     if named:
         directions = need_tensor(tensors, "unsupervised", (named, channels), where)
@@ -221,6 +230,7 @@ def parse_taught(
         record.temperature,
         record.reject,
         record.level,
+        pixels,
         need_tensor(tensors, "means", (count, channels), where),
         need_tensor(tensors, "tokens", (count,), where, integers=True),
         dict(zip(record.names, record.annotations, strict=True)),

@@ -4,9 +4,10 @@ For a token with feature f, the logit of class k is ``<w_k, x> + b_k`` with ``x 
 minimize the weighted cross-entropy of the examples plus ``penalty / 2 * |w_k - a_k|^2``, where a_k
 is the scaled prototype of a class that was found without labels and named, and 0 for other
 classes. Such a prototype is also an example of its class. All classes have the same total weight,
-so the classifier assumes that all classes are equally frequent. Their true frequencies are then
-estimated on the unlabeled tokens by EM (Saerens et al. 2002) and added to the biases. Everything is
-computed in float64 and is deterministic.
+so the classifier assumes that all classes are equally frequent. Logits are divided by a temperature
+that is fitted to held-out examples. The true frequencies of the classes are then estimated on the
+unlabeled tokens by EM (Saerens et al. 2002), and their logarithms are added to the biases.
+Everything is computed in float64 and is deterministic.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 
 from primaps.utils.parallel import one_thread
 
-PENALTY = 0.05
-"""Weight of the penalty, relative to a total example weight of one per example."""
+PENALTY = 0.5
+"""Weight of the penalty, relative to an example of weight 1."""
 ANCHOR_SCALE = 6.0
 """Length of the weights that named prototypes pull to: the scale of the logits of a fit."""
 ANCHOR_WEIGHT = 1.0
@@ -31,19 +32,18 @@ ITERATIONS = 200
 """Maximum number of iterations of L-BFGS."""
 EM_ITERATIONS = 200
 """Maximum number of iterations of the EM of class frequencies."""
-EM_SMOOTHING = 0.02
+EM_SMOOTHING = 0.3
 """Share of the unlabeled tokens that is spread evenly over all classes, so that none vanishes."""
-TEMPERATURES = (0.5, 20.0)
-"""Smallest and largest temperature of :func:`fit_temperature`. A few held-out examples that are all
-correct say little about how sure a classifier may be."""
+TEMPERATURES = (0.01, 20.0)
+"""Smallest and largest temperature of :func:`fit_temperature`."""
 
 
 class TokenClassifier(nn.Module):
     """A linear classifier of L2-normalized features.
 
     Attributes:
-        direction: (K, C), weights divided by the temperature.
-        bias: (K,), biases divided by the temperature.
+        direction: (K, C).
+        bias: (K,).
     """
 
     def __init__(self, weight: Float[Tensor, "k c"], bias: Float[Tensor, " k"]) -> None:
@@ -63,7 +63,6 @@ def learn_tokens(
     weights: Float[Tensor, " n"],
     anchors: Float[Tensor, "k c"],
     anchored: Bool[Tensor, " k"],
-    prior_features: Float[Tensor, "m c"] | None = None,
     negatives: tuple[Float[Tensor, "r c"], Integer[Tensor, " r"], Float[Tensor, " r"]]
     | None = None,
     penalty: float = PENALTY,
@@ -76,8 +75,6 @@ def learn_tokens(
         weights: weight of each example, such as the share of the token that is annotated.
         anchors: prototype of each class; only the directions of ``anchored`` classes count.
         anchored: classes with a prototype that was found without labels and named.
-        prior_features: sample of the unlabeled features, to estimate how frequent classes are;
-            None assumes equally frequent classes.
         negatives: features, classes that they do not have, and weights.
         penalty: weight of the penalty.
 
@@ -102,17 +99,13 @@ def learn_tokens(
     rejected = None
     if negatives is not None and len(negatives[0]):
         rejected = (F.normalize(negatives[0].double(), dim=1), negatives[1], negatives[2].double())
-    weight, bias = _minimize(x, y, w, target, rejected, penalty)
-    if prior_features is not None and len(prior_features):
-        logits = F.normalize(prior_features.double(), dim=1) @ weight.T + bias
-        bias = bias + class_prior(logits).log()
-    return weight, bias
+    return _minimize(x, y, w, target, rejected, penalty)
 
 
 def balanced(
     classes: Integer[Tensor, " n"], weights: Float[Tensor, " n"], count: int
 ) -> Float[Tensor, " n"]:
-    """Scale weights so that every class that occurs has the same total; the mean weight is 1.
+    """Scale weights so that every class that occurs has the same total; the sum stays.
 
     Examples:
         >>> balanced(torch.tensor([0, 0, 1]), torch.ones(3).double(), 2).tolist()
@@ -120,7 +113,7 @@ def balanced(
     """
     total = torch.zeros(count, dtype=weights.dtype).index_add_(0, classes, weights)
     present = int((total > 0).sum())
-    return weights * (len(weights) / max(1, present)) / total.clamp_min(1e-12)[classes]
+    return weights * (weights.sum() / max(1, present)) / total.clamp_min(1e-12)[classes]
 
 
 def objective(
@@ -229,7 +222,9 @@ def fit_temperature(
 ) -> float:
     """Return the temperature that minimizes the cross-entropy of held-out examples.
 
-    Golden-section search over the logarithm of the temperature, in which the loss has one minimum.
+    A few examples that are all correct say little about how sure a classifier may be. Labels are
+    therefore smoothed: a share of 1 / (1 + sum of the weights) belongs to all classes. The
+    golden-section search is over the logarithm of the temperature.
 
     Args:
         logits: logits of a classifier that has not seen the examples.
@@ -241,10 +236,12 @@ def fit_temperature(
     """
     logits, weights = logits.double(), weights.double()
     rows = torch.arange(len(logits))
+    share = 1 / (1 + float(weights.sum()))
 
     def loss(log_t: float) -> float:
         log_p = (logits / np.exp(log_t)).log_softmax(1)
-        return float(-(weights * log_p[rows, classes]).sum())
+        smoothed = (1 - share) * log_p[rows, classes] + share * log_p.mean(1)
+        return float(-(weights * smoothed).sum())
 
     low, high = (float(np.log(t)) for t in TEMPERATURES)
     ratio = (5**0.5 - 1) / 2

@@ -33,7 +33,7 @@ if numba.config.DISABLE_JIT:  # the dense CRF would take hours, and intrinsics c
         "NUMBA_DISABLE_JIT is set, but primaps needs the functions that numba compiles; unset it"
     )
 T = TypeVar("T")
-KERNELS = ("crf", "proposals", "em", "utils")
+KERNELS = ("crf", "proposals", "em", "teach", "utils")
 """Folders of the package with compiled functions."""
 
 # e^x = 2^n e^r with r in [-ln 2 / 2, ln 2 / 2], and a polynomial for e^r.
