@@ -62,10 +62,17 @@ def evaluate(
     ] = True,
     resize: ResizeOption = "pillow",
     matching: Annotated[
-        Literal["hungarian", "majority", "none"],
-        "Matching of clusters and classes: hungarian (one to one), majority (for more "
-        "clusters than classes) or none (cluster k is class k).",
-    ] = "hungarian",
+        Literal["names", "hungarian", "majority", "none"] | None,
+        "Matching of clusters and classes: names (a cluster is the class of its name), hungarian "
+        "(one to one), majority (for more clusters than classes) or none (cluster k is class k). "
+        "[default: names for taught and named models, otherwise hungarian]",
+    ] = None,
+    include_annotated: Annotated[
+        bool,
+        typer.Option(
+            "--include-annotated", help="Also score the images that the model was taught with."
+        ),
+    ] = False,
     json_file: JsonOption = None,
     pictures: Annotated[
         Path | None, "Folder for figures: confusion matrix, IoU per class, examples."
@@ -104,7 +111,8 @@ def evaluate(
                 "IMAGES is missing; it may be omitted only for label maps with --labels"
             )
         found = run(
-            source, data, crop=crop, resize=resize, matching=matching, progress=progress, log=warn,
+            source, data, crop=crop, resize=resize, matching=matching,
+            include_annotated=include_annotated, progress=progress, log=warn,
             **inference,
         )  # fmt: skip
         _print_scores(found)
@@ -119,6 +127,10 @@ def evaluate(
 def _print_scores(found: Evaluation) -> None:
     options = {name: value for name, value in asdict(found.options).items() if value is not None}
     result(f"{found.images} images, {', '.join(f'{k} {v}' for k, v in options.items())}")
+    if found.annotated:
+        what = "scored" if found.options.include_annotated else "left out"
+        listed = ", ".join(found.annotated[:5]) + (", ..." if len(found.annotated) > 5 else "")
+        note(f"{len(found.annotated):,} images that the model was taught with are {what}: {listed}")
     table = Table("class", "IoU")
     for name, value in found.iou.items():
         table.add_row(cell(name), "-" if value is None else f"{100 * value:.1f}")

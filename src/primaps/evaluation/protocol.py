@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int, Integer, UInt8
 from PIL import Image
 from torch import Tensor
 
-from primaps.classes.legend import HIDDEN, hidden_last
+from primaps.classes.legend import HIDDEN, RESERVED, hidden_last
 from primaps.config import InferenceOptions, Resize
 from primaps.data import (
     Dataset,
@@ -25,6 +26,7 @@ from primaps.data import (
     as_dataset,
     at_depth,
     chunks,
+    content_digest,
     load_pair,
     pair_up,
     read,
@@ -36,13 +38,16 @@ from primaps.inference import ImageSize
 from primaps.model import PriMaPsEM
 from primaps.persistence import is_model
 from primaps.results import MANIFEST
+from primaps.teach.taught import Taught
 from primaps.utils.errors import InputError, NotFoundError
 from primaps.utils.inputs import read_json
 from primaps.utils.progress import ProgressCallback, silent
 from primaps.utils.validation import validate, validated
 
 logger = logging.getLogger("primaps")
-Matching = Literal["hungarian", "majority", "none"]
+Matching = Literal["names", "hungarian", "majority", "none"]
+NUMBERED = re.compile(r"(.+) \d+")
+"""A name that :func:`primaps.evaluation.naming.naming` made distinct: ``car 2``."""
 BATCH_SIZE = 4
 """Number of center crops that are predicted together."""
 MAP_SUFFIXES = (".png", ".tif", ".tiff")
@@ -53,7 +58,8 @@ Encode = Callable[[UInt8[Tensor, "b 3 H W"]], Float[Tensor, "b c h w"]]
 class EvaluationOptions:
     """Options of an evaluation, see :func:`evaluate`.
 
-    ``size``, ``flip``, ``crf``, ``precision``, ``resize`` and ``reject`` are None for label maps.
+    Options that do not apply are None: for label maps those of inference, and
+    ``include_annotated`` for models that were not taught.
     """
 
     size: int | None = None
@@ -63,6 +69,8 @@ class EvaluationOptions:
     precision: Literal["float32", "bfloat16"] | None = None
     resize: Resize | None = None
     reject: bool | None = None
+    level: str | None = None
+    include_annotated: bool | None = None
     matching: str
     ignore_index: int
     dataset: str
@@ -85,6 +93,8 @@ class Evaluation:
         images: number of images scored.
         skipped: one sentence per image that was skipped.
         options: options of the evaluation.
+        annotated: keys of the images that the model was taught with. They are not scored, unless
+            ``options.include_annotated`` is true.
     """
 
     accuracy: float
@@ -96,6 +106,7 @@ class Evaluation:
     images: int
     skipped: list[str]
     options: EvaluationOptions
+    annotated: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON types."""
@@ -143,7 +154,8 @@ def evaluate(
     ignore_index: IgnoreIndex | None = None,
     crop: bool = True,
     resize: str = "pillow",
-    matching: str = "hungarian",
+    matching: str | None = None,
+    include_annotated: bool = False,
     features: Encode | None = None,
     progress: ProgressCallback = silent,
     log: LogCallback = logger.warning,
@@ -172,9 +184,13 @@ def evaluate(
         crop: score center crops; False scores whole images.
         resize: ``pillow`` (antialiased, as in training), or ``tensor`` (as the authors' program
             does at evaluation); for center crops.
-        matching: ``hungarian`` (each class gets one cluster), ``majority`` (each cluster gets its
-            most frequent class; for more clusters than classes), or ``none`` (cluster k is class
-            k; the default for a linear probe).
+        matching: ``names`` (a cluster is the class of its name; upper and lower case are equal,
+            and ``car 2`` is also ``car``), ``hungarian`` (each class gets one cluster),
+            ``majority`` (each cluster gets its most frequent class; for more clusters than
+            classes), or ``none`` (cluster k is class k). None is ``names`` for a model, or its
+            label maps, with a named class, ``none`` for a linear probe, and ``hungarian``
+            otherwise.
+        include_annotated: also score the images that the model was taught with.
         features: function from images to features, in place of the encoder of the model, to
             reuse cached features.
         progress: progress callback.
@@ -187,9 +203,11 @@ def evaluate(
     Raises:
         ImageError: no image has a usable label.
         NotFoundError: no image was found, or a folder does not exist.
-        InputError: an option is out of range, or does not apply to label maps.
+        InputError: an option is out of range, or does not apply to label maps; no name of the model
+            is a class of the labels; or all images are annotated.
     """
-    validate(matching, Matching, "matching")
+    if matching is not None:
+        validate(matching, Matching, "matching")
     validate(resize, Resize, "resize")
     if resize == "tensor" and not crop:
         raise InputError("resize 'tensor' applies to center crops: leave out crop=False")
@@ -200,14 +218,21 @@ def evaluate(
         inference = InferenceOptions(**{"flip": True, **options})
         data = as_dataset(images, labels, ignore_index)
         inference = source.segmenter.resolve(inference, BATCH_SIZE if crop else 1)
-        clusters = source.classes
-        matching = "none" if source.config.method == "probe" else matching
+        clusters, names = source.classes, _given_names(source)
+        if source.config.method == "probe" and source.taught_ is None:
+            matching = "none"
         used = {**asdict(inference), "crop": crop, "resize": resize}
     else:
         if given := sorted(options):
             raise InputError(f"{given[0]} applies to models, but {model} is a folder of label maps")
         data = _labels_of_maps(source, images, labels, ignore_index)
-        clusters, used = _cluster_count(source), {"crop": False}
+        clusters, used, names = _cluster_count(source), {"crop": False}, _written_names(source)
+    matching = matching or ("names" if any(names) else "hungarian")
+    by_name = _match_names(names, clusters, data) if matching == "names" else None
+    annotated: list[str] = []
+    if isinstance(source, PriMaPsEM) and source.taught_ is not None:
+        data, annotated = _without_annotated(source.taught_, data, include_annotated)
+        used["include_annotated"] = include_annotated
     chosen = EvaluationOptions(
         matching=matching,
         ignore_index=data.ignore_index,
@@ -221,17 +246,92 @@ def evaluate(
         return predict_samples(source, data, data.samples, chosen, features=features, log=skip)
 
     counts = count_pixels(data, clusters, predict, "evaluation", progress, log)
-    return _score(data, clusters, counts, chosen)
+    return replace(_score(data, clusters, counts, chosen, by_name), annotated=annotated)
 
 
-def _score(data: Dataset, clusters: int, counts: Counts, options: EvaluationOptions) -> Evaluation:
-    """Match clusters to classes and compute the scores."""
+def _given_names(model: PriMaPsEM) -> list[str]:
+    """Return the names of the classes of a model; empty text for a class without a name."""
+    return [one.name if one.named else "" for one in model.shown_classes]
+
+
+def _written_names(folder: Path) -> list[str]:
+    """Return the names of label maps that primaps wrote; empty text for a class without a name."""
+    if not (folder / MANIFEST).is_file():
+        return []
+    names = read_json(folder / MANIFEST, dict[str, Any]).get("names")
+    if not isinstance(names, list):
+        return []
+    return ["" if RESERVED.fullmatch(str(name)) else str(name) for name in names]
+
+
+def _match_names(names: Sequence[str], clusters: int, data: Dataset) -> list[int | None]:
+    """Return the class with the name of each cluster, or None.
+
+    Raises:
+        InputError: no cluster has the name of a class.
+    """
+    labels = {name.casefold(): k for k, name in reversed(list(enumerate(data.classes)))}
+
+    def find(name: str) -> int | None:
+        exact = labels.get(name.casefold())
+        numbered = NUMBERED.fullmatch(name)
+        if exact is not None or numbered is None:
+            return exact
+        return labels.get(numbered[1].casefold())
+
+    found = [find(name) for name in names] + [None] * (clusters - len(names))
+    if all(k is None for k in found):
+        listed = ", ".join(map(repr, filter(None, names))) or "none"
+        raise InputError(
+            f"no class of the model has the name of a label: the model has {listed}, and the "
+            f"labels {', '.join(map(repr, data.classes[:12]))}; rename the classes, or choose "
+            "matching 'hungarian'"
+        )
+    return found
+
+
+def _without_annotated(taught: Taught, data: Dataset, include: bool) -> tuple[Dataset, list[str]]:
+    """Return the data set without the images that a model was taught with, and their keys.
+
+    Images are compared by content. With ``include``, all images stay.
+
+    Raises:
+        InputError: all images are annotated.
+    """
+    known = set(taught.images.values())
+    digests = read(data.samples, content_digest, lambda sentence: None)
+    annotated = [sample.key for sample, digest in digests if digest in known]
+    if include or not annotated:
+        return data, annotated
+    left = tuple(sample for sample in data.samples if sample.key not in set(annotated))
+    if not left:
+        raise InputError(
+            f"the model was taught with annotations in all {len(annotated)} images; give other "
+            "images, or include_annotated (--include-annotated)"
+        )
+    return replace(data, samples=left), annotated
+
+
+def _score(
+    data: Dataset,
+    clusters: int,
+    counts: Counts,
+    options: EvaluationOptions,
+    by_name: Sequence[int | None] | None = None,
+) -> Evaluation:
+    """Match clusters to classes and compute the scores.
+
+    Args:
+        by_name: class of each cluster with matching ``names``.
+    """
     confusion = counts.confusion
     if data.layout.unnamed:
         confusion = confusion[: _last_class(confusion) + 1]
     names = data.classes[: len(confusion)]
     assignment: list[int | None]
-    if options.matching == "none":
+    if by_name is not None:
+        assignment = [None if k is None or k >= len(confusion) else k for k in by_name]
+    elif options.matching == "none":
         assignment = [k if k < len(confusion) else None for k in range(clusters)]
     else:
         matched = match if options.matching == "hungarian" else majority

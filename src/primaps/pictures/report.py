@@ -127,7 +127,8 @@ def write_report(
     scores: Evaluation | None = None
     if labels is not None:
         scores = evaluate(
-            model, images, labels, ignore_index=ignore_index, matching="hungarian",
+            model, images, labels, ignore_index=ignore_index,
+            matching="hungarian" if model.taught_ is None else None,
             progress=progress, log=log, **options,
         )  # fmt: skip
     items.sort(key=lambda item: item.margin)

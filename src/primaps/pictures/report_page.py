@@ -87,6 +87,15 @@ class ReportItem:
     overlay: Image.Image
 
 
+HOW = {
+    "names": "by the names of the classes",
+    "hungarian": "after one-to-one (Hungarian) matching of classes to labels",
+    "majority": "after matching each class to its most frequent label",
+    "none": "without matching of classes to labels",
+}
+"""How an evaluation matched classes to labels."""
+
+
 def page(
     model: PriMaPsEM,
     classes: Sequence[Class],
@@ -316,7 +325,7 @@ def _accuracy(found: Estimate) -> str:
 def _scores(scores: Evaluation, classes: Sequence[Class]) -> str:
     text = (
         f"<p>Accuracy {scores.accuracy:.1%}, mean IoU {scores.mean_iou:.1%} on "
-        f"{scores.images} images, after one-to-one (Hungarian) matching of classes to labels.</p>"
+        f"{scores.images} images, {HOW[scores.options.matching]}.</p>"
     )
     counts = scores.confusion
     columns = [one.name for one in classes] + ["hidden"] * (len(counts[0]) - len(classes))

@@ -1,8 +1,8 @@
 """From annotations and feature maps to the examples that are learned from.
 
 Regions count by the patch tokens that they cover: a token counts by the share of its pixels that is
-annotated, and a region as one answer. Points and scribbles count as the tokens under them. A point also counts as its
-mask proposal if that is small and its tokens are similar.
+annotated, and a region as one answer. Points and scribbles count as the tokens under them. A point
+also counts as its mask proposal if that is small and its tokens are similar.
 """
 
 from __future__ import annotations
