@@ -42,7 +42,7 @@ WORDS = {
     "em": "section 3.2: prototypes",
     "projections": "STEGO, HP, yours",
     "classes": "tree, edits, stability",
-    "teach": "annotations, questions",
+    "teach": "annotations, learner",
     "exchange": "formats of other tools",
     "geometry": "regions, polygons",
     "model": "fit, predict, save, load",
