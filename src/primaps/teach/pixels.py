@@ -258,13 +258,13 @@ def pixel_examples(
 
 
 def learn_pixels(
-    examples: PixelExamples, prior: Float[Tensor, " k"], seed: int = 0
+    examples: PixelExamples, shift: Float[Tensor, " k"], seed: int = 0
 ) -> PixelClassifier:
     """Learn boosted trees from annotated pixels; all classes have the same total weight.
 
     Args:
         examples: annotated pixels of at least two classes.
-        prior: frequency of each class, whose logarithm is added to the logits.
+        shift: what is added to the logit of each class.
         seed: random seed of scikit-learn.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -278,11 +278,11 @@ def learn_pixels(
         class_weight="balanced", early_stopping=False, random_state=abs(seed) % 2**32,
     )  # fmt: skip
     boosting.fit(examples.features.numpy(), examples.classes.numpy())
-    return _as_arrays(boosting, present, prior)
+    return _as_arrays(boosting, present, shift)
 
 
 def _as_arrays(
-    boosting: object, present: Integer[Tensor, " p"], prior: Float[Tensor, " k"]
+    boosting: object, present: Integer[Tensor, " p"], shift: Float[Tensor, " k"]
 ) -> PixelClassifier:
     """Return the trees of scikit-learn as arrays with a tree per class and iteration.
 
@@ -291,7 +291,7 @@ def _as_arrays(
     """
     predictors = boosting._predictors  # type: ignore[attr-defined]
     start = np.ravel(boosting._baseline_prediction)  # type: ignore[attr-defined]
-    classes, binary = len(prior), len(present) == 2
+    classes, binary = len(shift), len(present) == 2
     width = max(len(tree.nodes) for trees in predictors for tree in trees)
     shape = (len(predictors), classes, width)
     feature, children = np.full(shape, -1, np.int16), np.zeros((*shape, 2), np.int16)
@@ -310,8 +310,7 @@ def _as_arrays(
             value[own, k, used] = np.where(inner, 0, nodes["value"])
     flat = (feature, threshold, children, value)
     arrays = [torch.from_numpy(each.reshape(-1, *each.shape[2:])) for each in flat]
-    bias = prior.clamp_min(1e-6).log().float()
-    return PixelClassifier(*arrays, torch.from_numpy(baseline), bias, absent)
+    return PixelClassifier(*arrays, torch.from_numpy(baseline), shift.float(), absent)
 
 
 def _float_below(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
