@@ -5,9 +5,9 @@ minimize the weighted cross-entropy of the examples plus ``penalty / 2 * |w_k - 
 is the scaled prototype of a class that was found without labels and named, and 0 for other
 classes. Such a prototype is also an example of its class. All classes have the same total weight,
 so the classifier assumes that all classes are equally frequent. Logits are divided by a temperature
-that is fitted to held-out examples. The true frequencies of the classes are then estimated on the
-unlabeled tokens by EM (Saerens et al. 2002), and their logarithms are added to the biases.
-Everything is computed in float64 and is deterministic.
+that is fitted to held-out examples. The true frequencies of the classes are estimated on the
+unlabeled tokens by EM (Saerens et al. 2002). Everything is computed in float64 and is
+deterministic.
 """
 
 from __future__ import annotations
