@@ -41,8 +41,8 @@ from primaps.utils.progress import ProgressCallback, silent
 
 LevelOption = Literal["auto", "tokens", "pixels"]
 PRIOR_POWER = 0.0
-"""Power of the estimated class frequencies that multiplies probabilities. With 0 all classes count as
-equally frequent: on five data sets this has the best mean IoU, because the CRF removes what is
+"""Power of the estimated class frequencies that multiplies probabilities. With 0 all classes count
+as equally frequent: on five data sets this has the best mean IoU, because the CRF removes what is
 found too often. Frequencies still weigh the held-out examples of the rejection threshold."""
 PRIOR_TOKENS = 20_000
 """Number of unlabeled tokens that class frequencies are estimated on."""
