@@ -23,7 +23,7 @@ def test_one_region_finds_its_class_in_every_image(fitted, images):  # noqa: F81
         inside = label[4::8, 4::8] == 1  # tokens
         assert found.maps[key][inside].min(initial=1) > found.maps[key][~inside].max(initial=0)
         expected = (label == 1).mean()
-        assert found.mask(key).mean() == pytest.approx(expected, abs=0.08)
+        assert found.mask(key).mean() == pytest.approx(expected, abs=0.12)
     again = fitted.find(images, [region])
     assert all(np.array_equal(found.maps[key], again.maps[key]) for key in found.maps)
 

@@ -242,6 +242,7 @@ def test_a_damaged_or_foreign_file_is_named(fitted, images, colors, tmp_path):
     with pytest.raises(ModelError, match=r"taught.safetensors is damaged or of another model"):
         PriMaPsEM.from_pretrained(tmp_path, backbone=colors, device="cpu")
     other = PriMaPsEM(4, backbone=colors, **OPTIONS).fit(images)
+    (tmp_path / "edits.json").unlink()
     other.save_pretrained(tmp_path)
     assert not path.exists()
     path.write_bytes(content)
