@@ -173,19 +173,27 @@ def has_side_file(path: Path) -> bool:
     """
     suffix = path.suffix[1:].lower()
     ends = ["wld", "tab", "rpb"] + ([f"{suffix[0]}{suffix[-1]}w", f"{suffix}w"] if suffix else [])
-    if any(path.with_suffix(f".{name}").is_file() for end in ends for name in (end, end.upper())):
+    if any(_is_file(path.with_suffix(f".{name}")) for end in ends for name in (end, end.upper())):
         return True
     others = (f"{path.name}.msk", f"{path.stem}_RPC.TXT", f"{path.stem}_rpc.txt")
-    if any(path.with_name(name).is_file() for name in others):
+    if any(_is_file(path.with_name(name)) for name in others):
         return True
     auxiliary = path.with_name(f"{path.name}.aux.xml")
-    if not auxiliary.is_file():
+    if not _is_file(auxiliary):
         return False
     try:
         content = read_bytes(auxiliary, MAX_SIDE_FILE)
     except OSError as error:
         raise InputError(f"{auxiliary} cannot be read ({error.strerror})") from None
     return any(mark in content for mark in PLACE_MARKS)
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a file exists; none has a name that is too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def side_georeference(path: Path) -> Georeference | None:
