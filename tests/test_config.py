@@ -14,7 +14,7 @@ from primaps.utils.errors import InputError
 from primaps.utils.validation import range_text
 
 WRONG = {
-    "classes": [1, 257, "many", 2.5, None, True],
+    "classes": [1, 256, "many", 2.5, None, True],
     "method": ["magic", 3, None],
     "recipe": ["papr", "", None],
     "backbone": [7, None],
@@ -35,6 +35,7 @@ WRONG = {
     "mask_crf": ["no", 1, "dense"],
     "views": [-1, 1_000_000, None, "stale", 1.5],
     "loss_size": ["huge", 3],
+    "depth": [0, 7, 33, 12.5, "auto"],
     "precision": ["int4", 16],
     "seed": ["x", 1.5, None],
 }

@@ -537,9 +537,7 @@ def _write_maps(
     all_names = [name for pair in names.values() for name in pair]
     output = OutputFolder(out, manifest, local_files(files), all_names)
     files = share.of(files)
-    written: set[str] = set()
-    kept: set[str] = set()
-    problems: list[str] = []
+    written, kept, problems = set[str](), set[str](), list[str]()
 
     def skip(sentence: str) -> None:
         problems.append(sentence)
