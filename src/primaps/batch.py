@@ -39,6 +39,7 @@ from primaps.data import (
 from primaps.data.collection import local_files
 from primaps.data.stream import in_memory
 from primaps.exchange.classes import Classes
+from primaps.geometry.vectors import Georeference
 from primaps.inference import ImageSize
 from primaps.model import PriMaPsEM
 from primaps.pictures.explain import steps_picture, threshold_picture
@@ -569,10 +570,8 @@ def _write_maps(
             with own.turn:
                 maps = labeler([one.scaled for one in batch], [one.size for one in batch])
             for one, labels in zip(batch, maps, strict=True):
-                values, place = narrow(labels.numpy()), places.get(one.key)
-                save: Callable[[Path], Any] = partial(save_image, Image.fromarray(values))
-                if place is not None:
-                    save = partial(write_geotiff, values=values, place=place, colors=colors)
+                values = narrow(labels.numpy())
+                save = _label_writer(values, places.get(one.key), colors)
                 _write(output, one, values, draw, {names[one.key][0]: save})
             return [one.key for one in batch]
 
@@ -607,6 +606,17 @@ def _shrink(image: Image.Image) -> Image.Image:
     if scale == 1:
         return image
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+
+
+def _label_writer(
+    values: Integer[np.ndarray, "h w"],
+    place: Georeference | None,
+    colors: UInt8[np.ndarray, "k 3"] | None,
+) -> Callable[[Path], Any]:
+    """Return the function that writes a label map: a GeoTIFF if the image has a georeference."""
+    if place is None:
+        return partial(save_image, Image.fromarray(values))
+    return partial(write_geotiff, values=values, place=place, colors=colors)
 
 
 def _write(

@@ -59,6 +59,18 @@ def test_fit_predict_and_propose_a_scene(vit, tmp_path, monkeypatch):
         ),
         (["propose", scene, "--out", tmp_path / "o.tif", "--explain"], "applies to images"),
         (
+            ["predict", model, f"{tmp_path}/*.png", "--out", tmp_path / "o.tif"],
+            "o.tif is the result of one scene, but",
+        ),
+        (
+            ["predict", model, scene, "--out", tmp_path / "o.tif", *look, "--nodata", "-9999"],
+            "--nodata -9999:",
+        ),
+        (
+            ["predict", model, scene, "--out", tmp_path / "o", "--no-alpha"],
+            "--alpha applies to scenes",
+        ),
+        (
             ["fit", scene, "--classes", 3, "--out", tmp_path / "m", "--scale", 2],
             "add --scene-tiles",
         ),
