@@ -211,6 +211,7 @@ def test_config_json_has_everything_to_repeat_it(fitted, tmp_path):
         "init_steps": 60,
         "steps": 20,
         "labels_read": False,
+        "depth": None,
     }
     assert content["versions"]["torch"] == torch.__version__
 

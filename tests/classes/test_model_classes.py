@@ -227,8 +227,10 @@ def test_the_audit_command_asks_stops_and_resumes(model, painted_folder, tmp_pat
     assert "3/6: is the pixel at the cross" in again.output
     assert "2/6" not in again.output
     assert "from 6 answers" in again.output
-    shares = call("classes", model, "rename", "0", "car")
-    assert shares.exit_code == 0, shares.output
+    assert call("classes", model, "rename", "0", "car").exit_code == 0
+    assert call(*command).exit_code == 0  # names change no pixel
+    merged = call("classes", model, "merge", "0", "1")
+    assert merged.exit_code == 0, merged.output
     other = call(*command)
     assert other.exit_code == 1
     assert "an audit of other classes" in other.output.replace("\n", " ")

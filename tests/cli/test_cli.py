@@ -40,7 +40,8 @@ def test_fit_predict_evaluate_and_propose(vit, painted_folder, tmp_path):
     accuracies = []
     whole = ["--no-crop", "--no-flip", "--precision", "auto"]
     for source in ([model, images, *whole], [tmp_path / "maps", images], [tmp_path / "maps"]):
-        done = call("evaluate", *source, "--labels", labels, "--json", scores)
+        named = ["--matching", "hungarian"]  # the label maps have the names a, b and c
+        done = call("evaluate", *source, "--labels", labels, "--json", scores, *named)
         assert done.exit_code == 0, done.output
         accuracies.append(json.loads(scores.read_text())["accuracy"])
     assert accuracies[0] == accuracies[1] == accuracies[2]

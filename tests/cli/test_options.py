@@ -10,12 +10,13 @@ from primaps.cli import app
 
 runner = CliRunner()
 NUMBERS = ("nan", "inf", "", "1e400", "9" * 30, "[red]7[/red]")
-MAY_BE_NEGATIVE = {"seed"}
+MAY_BE_NEGATIVE = {"seed", "point"}
 MAY_BE_ZERO = {
     "seed", "threshold", "views", "init_epochs", "min_steps", "min_init_steps", "momentum",
     "ignore_index", "min_agreement", "budget", "port", "tile_overlap",
+    "min_area", "neck", "point",
 }  # fmt: skip
-UNBOUNDED = {"max_images", "budget", "scale", "mpp", "tile_overlap"}
+UNBOUNDED = {"max_images", "budget", "scale", "mpp", "tile_overlap", "point"}
 """Options without a maximum."""
 TEXTS = ("", "[/x]", "a\x1b[31mb")
 
@@ -42,6 +43,12 @@ def is_number(option):
     return option.param_type_name == "option" and ("int" in kind or "float" in kind)
 
 
+def given(option, value):
+    if option.nargs == 1:
+        return [f"{spelled(option)}={value}"]
+    return [spelled(option), *[value] * option.nargs]
+
+
 def required(command, tmp_path, but):
     """Return values for required parameters; no path in them exists."""
     words = []
@@ -51,18 +58,17 @@ def required(command, tmp_path, but):
         value = "2" if is_number(parameter) else str(tmp_path / "nothing")
         if parameter.name == "classes":
             value = "3"
-        words += [f"{spelled(parameter)}={value}"] if parameter.param_type_name == "option" else []
-        words += [] if parameter.param_type_name == "option" else [value]
+        words += given(parameter, value) if parameter.param_type_name == "option" else [value]
     return words
 
 
 def call(name, command, tmp_path, option, value):
     """Return the output on one line, after checks that apply to every error."""
-    given = f"{spelled(option)}={value}"
-    done = runner.invoke(app, [*name.split(), *required(command, tmp_path, option), given])
+    words = [*name.split(), *required(command, tmp_path, option), *given(option, value)]
+    done = runner.invoke(app, words)
     text = " ".join(done.output.replace("│", " ").split())
-    assert done.exit_code in (1, 2), (given, text)
-    assert isinstance(done.exception, SystemExit), given
+    assert done.exit_code in (1, 2), (words, text)
+    assert isinstance(done.exception, SystemExit), words
     assert "Traceback" not in text
     assert "unexpected" not in text, text
     assert "\x1b[31m" not in done.output

@@ -171,6 +171,7 @@ def test_class_names_are_escaped_everywhere(fitted, painted_folder, tmp_path):
     (labels / "classes.json").write_text(json.dumps(names))
     scores, pictures, page = (tmp_path / name for name in ("a.json", "pictures", "report.html"))
     evaluate = ["evaluate", fitted, images, "--labels", labels, "--no-crf"]
+    evaluate += ["--matching", "hungarian"]
     report = ["report", fitted, images, "--out", tmp_path, "--no-crf", "--max-images", 2]
     for _ in range(2):  # ours are replaced
         done = call(*evaluate, "--pictures", pictures, "--json", scores)

@@ -86,6 +86,9 @@ def test_scores_of_two_small_images_computed_by_hand(model, tmp_path):
         "dataset": "folder",
         "split": "all",
         "root": str(root),
+        "include_annotated": None,
+        "level": None,
+        "reject": False,
     }
 
 
@@ -223,7 +226,7 @@ def test_more_clusters_than_classes_by_majority(model, tmp_path):
     assert result.assignment == ["y", "x", "y"]
     assert result.accuracy == 1
     assert result.iou == {"x": 1, "y": 1}
-    with pytest.raises(ValueError, match="matching is 'best'; it must be 'hungarian'"):
+    with pytest.raises(ValueError, match="matching is 'best'; it must be 'names', 'hungarian'"):
         evaluate(model, data, matching="best")
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import weakref
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_an_image_is_released_after_it_is_written(name, tmp_path):
 def test_the_next_step_names_files_that_exist(street, name):
     done = export_labels(street.result, street.images, name, street.root / "out")
     assert str(street.root / "out") in done.next
-    for word in done.next.replace("'", " ").replace(")", " ").replace(",", " ").split():
+    for word in re.sub("['`),]", " ", done.next).split():
         word = word.removeprefix("data=").rstrip(";:")
         if word.startswith(str(street.root)):
             assert (street.root / word).exists(), word

@@ -15,7 +15,7 @@ from PIL import Image
 
 import primaps
 from primaps.batch import predict_files
-from primaps.data import load_image
+from primaps.data import ImageFile, load_image
 from primaps.evaluation.audit import Audit
 from primaps.exchange.formats import FORMATS
 from primaps.exchange.transfer import export_labels, import_labels
@@ -82,7 +82,7 @@ def test_proposals_equal_the_library(shared):
     from primaps.proposals.image_size import image_masks
 
     model = model_of(shared)
-    image = display_image(shared.studio.workspace.file(2).source)
+    image = display_image(shared.studio.workspace.file(2))
     scaled = to_tensor(fit_to_patches(image, model.size, 8))[None]
     features = image_features(model.backbone, scaled)
     counts = set()
@@ -129,7 +129,7 @@ def test_images_are_upright_and_scaled_down(served):
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(source.with_suffix(".jpg"), exif=exif)
-    found = display_image(source.with_suffix(".jpg"))
+    found = display_image(ImageFile(source.with_suffix(".jpg"), "a"))
     assert found.size == (DISPLAY_SIDE // 2, DISPLAY_SIDE)
     assert Image.open(served_file(encode_jpeg(found))).size == (DISPLAY_SIDE // 2, DISPLAY_SIDE)
     crop = served.get("crops/0.jpg", box="0.25,0.5,0.75,1").content

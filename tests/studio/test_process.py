@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -158,6 +159,12 @@ def test_saved_changes_survive_a_kill(folder, vit, own_cache):
     assert "sky" in shown.output
 
 
+def in_event_loop(coroutine):
+    """Run a coroutine in a thread: the browser of other tests has an event loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
 def test_a_folder_keeps_its_token_and_port(folder, monkeypatch, tmp_path):
     """An open page works again after a restart."""
     from primaps.studio import serve
@@ -172,7 +179,7 @@ def test_a_folder_keeps_its_token_and_port(folder, monkeypatch, tmp_path):
         return handle.url
 
     def run(out, **more):
-        return asyncio.run(restarted(folder / out, **more))
+        return in_event_loop(restarted(folder / out, **more))
 
     first = run("out")
     assert first == run("out")
@@ -218,7 +225,7 @@ def test_a_notebook_gets_a_handle(folder):
         with open_workspace(*given, {}, folder / "model"):
             pass  # the folder is unlocked
 
-    asyncio.run(cell())
+    in_event_loop(cell())
 
 
 @pytest.mark.slow

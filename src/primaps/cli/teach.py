@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,7 +49,7 @@ def ask(
     out: OutOption,
     questions: Annotated[
         Annotated[int, Interval(ge=1, le=10_000)],
-        typer.Option("-n", "--questions", help="Number of open questions in the folder."),
+        typer.Option("--questions", "-n", help="Number of open questions in the folder."),
     ] = 50,
     cache: CacheOption = None,
     engine: EngineOption = "torch",
@@ -176,6 +177,8 @@ def find(
     Label maps have the value 0 where it was found and 255 elsewhere.
     """
     with running() as progress:
+        if not all(map(math.isfinite, point)):
+            raise InputError(f"--point is {point[0]} {point[1]}; it must be two finite numbers")
         from primaps.batch import find_files
         from primaps.data import find_images
         from primaps.exchange.annotations import region_at
