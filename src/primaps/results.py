@@ -463,7 +463,7 @@ class RawFile:
         with self.path.open("rb") as file:
             for number, row in enumerate(values):
                 file.seek((top + number) * self.row_bytes + left * step)
-                file.readinto(row.data)  # type: ignore[arg-type]
+                file.readinto(row.data)
         return values
 
     def put(self, values: np.ndarray, top: int, left: int = 0) -> None:

@@ -383,7 +383,7 @@ def flat_tree(means: Float[Tensor, "k c"], counts: Integer[Tensor, " k"]) -> Tre
     Examples:
         >>> flat_tree(F.normalize(torch.tensor([[1.0, 0], [0, 1.0], [0.9, 0.1]]), dim=1),
         ...           torch.tensor([5, 4, 3])).merges.tolist()
-        [[0, 2], [1, 3]]
+        [[0, 2], [3, 1]]
     """
     weights = counts.clamp_min(1).double()
     totals = means.double() * weights[:, None]

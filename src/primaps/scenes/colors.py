@@ -245,9 +245,9 @@ def lab_to_rgb(
     """Convert L* of 0 to 100, and a* and b* of -128 to 127, to 8-bit sRGB.
 
     Examples:
-        >>> light, chroma = np.array([[0.0, 53.4, 100.0]]), np.zeros((2, 1, 3))
+        >>> light, chroma = np.array([[0.0, 53.585, 100.0]]), np.zeros((2, 1, 3))
         >>> lab_to_rgb(light, chroma)[:, 0].T.tolist()
-        [[0, 0, 0], [127, 127, 127], [255, 255, 255]]
+        [[0, 0, 0], [128, 128, 128], [255, 255, 255]]
     """
     y = (light + 16) / 116
     cubes = np.stack([y + chroma[0] / 500, y, y - chroma[1] / 200]).astype(np.float32)

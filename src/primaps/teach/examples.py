@@ -168,7 +168,7 @@ def region_tokens(
         grid: height and width of the token grid.
 
     Examples:
-        >>> half = Annotation("a", None, "mask", "sky", {"size": [2, 4], "counts": "04"}, (2, 4))
+        >>> half = Annotation("a", None, "mask", "sky", {"size": [2, 4], "counts": "044"}, (2, 4))
         >>> region_tokens(half, (1, 4))
         (tensor([0, 1]), tensor([1., 1.]))
     """

@@ -42,8 +42,10 @@ from primaps.utils.progress import ProgressCallback, silent
 LevelOption = Literal["auto", "tokens", "pixels"]
 PRIOR_POWER = 0.0
 """Power of the estimated class frequencies that multiplies probabilities. With 0 all classes count
-as equally frequent: on five data sets this has the best mean IoU, because the CRF removes what is
-found too often. Frequencies still weigh the held-out examples of the rejection threshold."""
+as equally frequent. On three data sets, at the token level and without the CRF, the frequencies
+lowered the mean IoU at every number of answers (docs/notes/teach.md). An earlier trial with a weak
+penalty had found the opposite; at the pixel level this was not measured. Frequencies still weigh
+the held-out examples of the rejection threshold."""
 PRIOR_TOKENS = 20_000
 """Number of unlabeled tokens that class frequencies are estimated on."""
 FOLDS = 5
@@ -93,26 +95,27 @@ def learn(
     check_count(names)
     by_image = group_by_image(listed)
     parts = []
-    for number, (key, own) in enumerate(by_image.items(), 1):
-        parts.append(token_examples(own, names, maps[key]))
+    for number, (key, answers) in enumerate(by_image.items(), 1):
+        parts.append(token_examples(answers, names, maps[key]))
         progress("examples", number, len(by_image), {})
     examples = TokenExamples.join(parts) if parts else _no_examples(unsupervised.directions)
     unlabeled = maps.sample(PRIOR_TOKENS, seed)
     weight, bias = fit_tokens(examples, unsupervised, len(names))
     blind = blind_classifiers(examples, unsupervised, len(names))
-    own = examples.positives
-    held_out = held_out_logits(own, blind)
-    temperature, reliable = calibrate(own, held_out, weight, bias)
+    positives = examples.positives
+    held_out = held_out_logits(positives, blind)
+    temperature, reliable = calibrate(positives, held_out, weight, bias)
     weight, bias = weight / temperature, bias / temperature
     prior = class_prior(token_logits(unlabeled, weight, bias))
     shift = PRIOR_POWER * prior.log()
-    reject, scores = None, {}
+    reject: float | None = None
+    scores: dict[str, float] = {}
     if held_out is not None and reliable.any():
         logits = held_out[reliable] / temperature + shift
-        reject, scores = assess(own[reliable], logits, prior)
+        reject, scores = assess(positives[reliable], logits, prior)
     found = describe(
         names, unsupervised, listed, {key: digests[key] for key in by_image}, weight,
-        bias + shift, temperature, reject, scores, unlabeled, own,
+        bias + shift, temperature, reject, scores, unlabeled, positives,
     )  # fmt: skip
     if level == "tokens" or scaled_image is None or (level == "auto" and not has_regions(by_image)):
         return found

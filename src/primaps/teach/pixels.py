@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Integer, UInt8
+from jaxtyping import Bool, Float, Integer, Shaped, UInt8
 from torch import Tensor
 
 from primaps.utils.bilinear import upsample
@@ -308,9 +308,15 @@ def _as_arrays(
             threshold[own, k, used] = _float_below(nodes["num_threshold"])
             children[own, k, used, 0], children[own, k, used, 1] = nodes["left"], nodes["right"]
             value[own, k, used] = np.where(inner, 0, nodes["value"])
-    flat = (feature, threshold, children, value)
-    arrays = [torch.from_numpy(each.reshape(-1, *each.shape[2:])) for each in flat]
-    return PixelClassifier(*arrays, torch.from_numpy(baseline), shift.float(), absent)
+    return PixelClassifier(
+        _tree_axis(feature), _tree_axis(threshold), _tree_axis(children), _tree_axis(value),
+        torch.from_numpy(baseline), shift.float(), absent,
+    )  # fmt: skip
+
+
+def _tree_axis(values: Shaped[np.ndarray, "i k *m"]) -> Shaped[Tensor, "t *m"]:
+    """Join the axes of iterations and classes; tree t is of class t mod K."""
+    return torch.from_numpy(values.reshape(-1, *values.shape[2:]))
 
 
 def _float_below(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

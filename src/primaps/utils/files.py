@@ -126,7 +126,7 @@ def fitting_name(stem: str, suffix: str) -> str:
 
 
 def is_utf8(name: str) -> bool:
-    """Return whether a name of a file is text; others have bytes that are not UTF-8.
+    r"""Return whether a name of a file is text; others have bytes that are not UTF-8.
 
     Examples:
         >>> is_utf8("caf\u00e9.jpg"), is_utf8(os.fsdecode(b"caf\xe9.jpg"))
@@ -290,10 +290,10 @@ def write_json(path: str | Path, content: Any, *, private: bool = False) -> None
 
 
 def json_bytes(content: Any, **options: Any) -> bytes:
-    """Return JSON in UTF-8, with letters as they are.
+    r"""Return JSON in UTF-8, with letters as they are.
 
     Bytes of a file name that are not UTF-8, which Python represents as lone surrogates, become
-    escapes such as ``\\udcff``, with which the JSON remains valid.
+    escapes such as ``\udcff``, with which the JSON remains valid.
 
     Examples:
         >>> json_bytes(["caf\u00e9", os.fsdecode(b"caf\xe9")])
