@@ -314,7 +314,7 @@ def _as_arrays(
     )  # fmt: skip
 
 
-def _tree_axis(values: Shaped[np.ndarray, "i k *m"]) -> Shaped[Tensor, t *m]:
+def _tree_axis(values: Shaped[np.ndarray, "i k *m"]) -> Shaped[Tensor, t * m]:
     """Join the axes of iterations and classes; tree t is of class t mod K."""
     return torch.from_numpy(values.reshape(-1, *values.shape[2:]))
 
