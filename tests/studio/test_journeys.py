@@ -27,7 +27,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 AS_IF_A_CARD_DREW = "WebGL2RenderingContext.prototype.getExtension = () => null"
 """Makes the page use WebGL, which it avoids without a graphics card."""
 CLASSES = 6
-PATIENCE = 240_000
+PATIENCE = 100_000
 """Timeout in milliseconds, for a machine under load."""
 
 
