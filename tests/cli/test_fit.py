@@ -292,8 +292,8 @@ def test_a_model_does_not_overwrite_files_of_other_programs(images, vit, tmp_pat
 @pytest.mark.slow
 def test_two_fits_on_one_folder_take_turns(images, vit, tmp_path):
     command = [sys.executable, "-m", "primaps", "fit", str(images), "--backbone", vit, *QUICK,
-               "--out", str(tmp_path / "m"), "--min-steps", "20",
-               "--min-init-steps", "20"]  # fmt: skip
+               "--out", str(tmp_path / "m"), "--min-steps", "800",  # longer than a start under load
+               "--min-init-steps", "400"]  # fmt: skip
     runs = [
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
