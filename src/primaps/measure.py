@@ -202,7 +202,7 @@ def find_objects(
     """Return the connected regions of a label map, split at necks.
 
     Args:
-        labels: Class of every pixel, or 255 where there is none.
+        labels: Class of every pixel; 255 is no class.
         min_area: Minimum number of pixels of an object.
         neck: See :func:`split_touching`; 0 does not split.
     """

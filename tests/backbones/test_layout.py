@@ -17,7 +17,7 @@ from primaps.backbones.weights import WeightsError
 from primaps.utils.errors import InputError
 
 transformers = pytest.importorskip("transformers")
-CASES = Path("/work/shared/cases/backbones")
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "backbones"
 VIT = {
     "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
 }  # fmt: skip

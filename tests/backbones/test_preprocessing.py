@@ -16,13 +16,13 @@ from primaps.backbones.preprocessing import FILES, Normalization, read_normaliza
 from primaps.backbones.weights import WeightsError
 from primaps.persistence import ModelError
 from primaps.utils.errors import InputError
+from tests.backbones.test_layout import CASES
 from tests.test_model import QUICK
 
 SIGLIP = {
     "do_normalize": True, "do_rescale": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
     "rescale_factor": 1 / 255,
 }  # fmt: skip
-CASES = Path("/work/shared/cases/backbones")
 
 
 def write(folder: Path, content: dict, name: str = FILES[0]) -> Path:
